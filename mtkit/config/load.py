@@ -1,0 +1,238 @@
+"""Settings read: defaults, then a YAML file, then `section.key=value` from the command line.
+
+All faults are reported together, a line each, and say where, what was found and what is wanted.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mtkit.config.settings import Config
+from mtkit.config.show import Schema, setting_names, setting_schema, takes_text, wanted
+from mtkit.config.yaml_text import Keys, read_yaml, write_yaml
+from mtkit.errors import ConfigError
+
+# Where each setting was said, "recipe.yaml:12" or "training.max_steps=100"; what was said last stands last.
+Places = dict[Keys, str]
+
+LONGEST_SHOWN = 60  # characters of a wrong value, or of an override, that a message shows
+
+
+@dataclass(frozen=True)
+class _Fault:
+    place: str  # empty where nothing that was said is at fault
+    keys: Keys  # the setting; empty where the problem names it
+    problem: str
+
+    def __str__(self) -> str:
+        name = _dotted(self.keys)
+        said = self.place.startswith(f"{name}=")  # on the command line, whose text names the setting
+        return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
+
+    A value is read as YAML and takes the place of the file's, whole sections, lists and tables too.
+    """
+    text = _read_text(path) if path else ""
+    return _config(text, str(path) if path else "", overrides)
+
+
+def config_from_text(text: str, name: str) -> Config:
+    """The settings of a YAML text; name stands in messages."""
+    return _config(text, name, ())
+
+
+def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
+    document = read_yaml(text, name)
+    data = {} if document.data is None else document.data
+    places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{places[()]}: found {_shown(data)}, wants keys and values")
+
+    refused: list[str] = []
+    for override in overrides:
+        try:
+            data, places = _put(data, places, override)
+        except ConfigError as error:
+            refused.append(str(error))
+
+    faults = list(_faults_of_text(data, (), places))
+    if not faults:
+        try:
+            config = _validated(data)
+        except ValidationError as error:
+            faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
+    if faults or refused:
+        raise ConfigError("\n".join([*_lines(faults, places), *refused]))
+    return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; wants a YAML file of settings") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: found a folder, wants a YAML file of settings") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: found byte 0x{error.object[error.start]:02x}, wants UTF-8") from None
+
+
+def _put(data: dict[str, Any], places: Places, override: str) -> tuple[dict[str, Any], Places]:
+    """The data and places with one `key=value` of the command line put over them."""
+    name, equals, text = override.partition("=")
+    place = _short(override)
+    if not equals or not name:
+        raise ConfigError(f"{place}: wants key=value, such as training.max_steps=1000")
+    keys = tuple(name.split("."))
+    if unknown := next((keys[:end] for end in range(1, len(keys) + 1) if setting_schema(keys[:end]) is None), None):
+        raise ConfigError(f"{place}: {_unknown_key(unknown)}")
+    value = read_yaml(text, place).data
+    kept = {at: said for at, said in places.items() if at[: len(keys)] != keys}
+    return _with(data, keys, value), {**kept, keys: place}
+
+
+def _with(data: Any, keys: tuple[str, ...], value: Any) -> Any:
+    """The data with the value at keys; what is no section stays, and is told as the fault that it is."""
+    if not keys:
+        return value
+    data = {} if data is None else data
+    return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value)} if isinstance(data, dict) else data
+
+
+def _validated(data: dict[str, Any]) -> Config:
+    # Strict about types, but in JSON mode, where text is a Path and a list a tuple.
+    return Config.model_validate_json(json.dumps(_without_nulls(data)), strict=True)
+
+
+def _without_nulls(data: Any, keys: Keys = ()) -> Any:
+    """A section, list or table whose lines are all commented out is empty, not null."""
+    if data is None and (schema := setting_schema(keys)):
+        return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
+    if isinstance(data, dict):
+        return {key: _without_nulls(value, (*keys, key)) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_nulls(item, (*keys, i)) for i, item in enumerate(data)]
+    return data
+
+
+def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
+    """What YAML can say but no setting can hold: dates and bytes by their tags, characters that no file name has."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            if isinstance(key, str):
+                yield from _faults_of_text(key, (*keys, key), places)
+            yield from _faults_of_text(value, (*keys, key), places)
+    elif isinstance(data, str):
+        if strange := re.search("[\0\ud800-\udfff]", data):
+            yield _Fault(_place(keys, places), keys, f"found character U+{ord(strange[0]):04X}, which no text may have")
+    elif not isinstance(data, bool | int | float | None):
+        yield _Fault(
+            _place(keys, places), keys, f"found {_shown(data)}, wants plain text, a number, true, false or null"
+        )
+
+
+def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
+    """What pydantic found wrong, in mtkit's words."""
+    keys: Keys = problem["loc"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return _Fault(_place(keys, places), (), _unknown_key(keys))
+        case "value_error":  # settings that do not fit each other
+            message = str(problem["ctx"]["error"])
+            return _Fault(_place_of_named(message, keys, places), keys, message)
+        case "json_invalid":  # text is checked already, so only the parser's limit of depth is left
+            return _Fault(_place(keys, places), (), "lists or sections are nested too deeply")
+        case "missing" if not isinstance(keys[-1], int):
+            return _Fault(_place(keys, places), keys, f"missing; wants {wanted(_schema(keys))}")
+        case "missing":  # the list is too short
+            keys = keys[:-1]
+    return _Fault(_place(keys, places), keys, _wrong_value(_value(data, keys), _schema(keys)))
+
+
+def _wrong_value(value: Any, schema: Schema) -> str:
+    if isinstance(value, bool | int | float) and takes_text(schema):
+        word = {False: "no", True: "yes"}[value] if isinstance(value, bool) else write_yaml(value)
+        return f'found {_shown(value)}; quote it, "{word}", if text is meant'
+    return f"found {_shown(value)}, wants {wanted(schema)}"
+
+
+def _unknown_key(keys: Keys) -> str:
+    """The message for keys, whose last is the one that is unknown."""
+    section, key = keys[:-1], str(keys[-1])
+    message = f"unknown key '{_dotted(keys)}'"
+    here = _schema(section).get("properties")
+    if here is None:
+        return f"{message}; '{_dotted(section)}' takes {wanted(_schema(section))}"
+    around, dot, inner = key.rpartition(".")
+    if dot and setting_schema((*section, *key.split("."))):
+        return f"{message}; write '{inner}' on a line of its own below '{around}:'"
+    meant = " or ".join(_nearest_names(key, list(here)))
+    return f"{message}; did you mean {meant}?" if meant else message
+
+
+def _nearest_names(key: str, here: list[str]) -> list[str]:
+    """The same key in other sections, else the nearest here, else the nearest anywhere, if any is near."""
+    names = setting_names()
+    same = [name for name in names if name[-1] == key]
+    if not same and (near := get_close_matches(key, here, n=1)):
+        return [f"'{near[0]}'"]
+    if not same and (near := get_close_matches(key, [name[-1] for name in names], n=1, cutoff=0.8)):
+        same = [name for name in names if name[-1] == near[0]]
+    return [f"'{_dotted(name)}'" + (" at the top level" if len(name) == 1 else "") for name in same]
+
+
+def _lines(faults: list[_Fault], places: Places) -> list[str]:
+    """Faults as text, in the order in which the settings were said."""
+    order = {place: i for i, place in enumerate(places.values())}
+    return [str(fault) for fault in sorted(faults, key=lambda fault: order.get(fault.place, -1))]
+
+
+def _place(keys: Keys, places: Places) -> str:
+    """Where the setting at keys was said, or the section around it."""
+    return next((places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places), "")
+
+
+def _place_of_named(message: str, section: Keys, places: Places) -> str:
+    """Where the last said of the settings that a message names was said."""
+    named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
+    return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
+
+
+def _schema(keys: Keys) -> Schema:
+    schema = setting_schema(keys)
+    assert schema is not None
+    return schema
+
+
+def _value(data: Any, keys: Keys) -> Any:
+    for key in keys:
+        data = data[key]
+    return data
+
+
+def _dotted(keys: Keys) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    return _short(write_yaml(value))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"

@@ -1,0 +1,173 @@
+"""Settings shown: what each takes in words, a config as commented YAML, and the JSON schema that editors complete from.
+
+All of it is derived from the fields of `settings`.
+"""
+
+import textwrap
+from functools import cache
+from typing import Any
+
+from mtkit.config.settings import Config
+from mtkit.config.yaml_text import Keys, write_yaml
+
+Schema = dict[str, Any]
+
+WIDTH = 110  # of comments
+
+LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+
+
+def config_text(config: Config) -> str:
+    """YAML that loads back to the same config, each key under a comment with its meaning, choices and limits."""
+    schema = setting_schema(())
+    assert schema is not None
+    lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema)]
+    return "\n".join(lines) + "\n"
+
+
+def config_schema() -> dict[str, object]:
+    """The JSON schema of a YAML file of settings."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_root()}
+
+
+def setting_schema(keys: Keys) -> Schema | None:
+    """The JSON schema of the setting or section at keys; None where none can be."""
+    schema: Schema | None = _root()
+    for key in keys:
+        schema = _child(schema, key) if schema else None
+    return schema
+
+
+def setting_names() -> list[tuple[str, ...]]:
+    """The keys of every section and of every setting in it; not what stands in lists and tables."""
+    return list(_names((), _root()))
+
+
+def wanted(schema: Schema) -> str:
+    """What a setting takes, in words: "a whole number, at least 1"."""
+    if "anyOf" in schema:
+        return ", or ".join(map(wanted, _choices(schema)))
+    if "const" in schema:
+        return f"only {schema['const']}"
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    limits = [f"{words} {schema[limit]:g}" for limit, words in LIMITS.items() if limit in schema]
+    return ", ".join([_kind(schema), *limits])
+
+
+def takes_text(schema: Schema) -> bool:
+    """Whether a text of the user's own words, or a path, is among what a setting takes."""
+    return any(choice.get("type") == "string" and not {"enum", "const"} & choice.keys() for choice in _choices(schema))
+
+
+@cache
+def _root() -> Schema:
+    return Config.model_json_schema()
+
+
+def _resolved(schema: Schema) -> Schema:
+    """The schema that a reference stands for; a section is described by its class, not by the field that holds it."""
+    if "$ref" not in schema:
+        return schema
+    definition: Schema = _root()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return {**schema, **definition}
+
+
+def _choices(schema: Schema) -> list[Schema]:
+    return [_resolved(choice) for choice in schema.get("anyOf", [schema])]
+
+
+def _child(schema: Schema, key: str | int) -> Schema | None:
+    for choice in _choices(schema):
+        if isinstance(key, int):
+            items = choice.get("prefixItems", [])
+            child = items[key] if key < len(items) else choice.get("items")
+        else:
+            child = choice.get("properties", {}).get(key, choice.get("additionalProperties"))
+        if isinstance(child, dict):
+            return _resolved(child)
+    return None
+
+
+def _names(section: tuple[str, ...], schema: Schema) -> list[tuple[str, ...]]:
+    names: list[tuple[str, ...]] = []
+    for key, child in schema.get("properties", {}).items():
+        names += [(*section, key), *_names((*section, key), _resolved(child))]
+    return names
+
+
+def _kind(schema: Schema) -> str:
+    match schema["type"]:
+        case "string":
+            return _kind_of_text(schema)
+        case "array":
+            return f"a list of {_count_of_items(schema)}items, each {_each_item(schema)}"
+        case "object":
+            if isinstance(schema.get("additionalProperties"), dict):
+                return f"names, each with {wanted(_resolved(schema['additionalProperties']))}"
+            required = schema.get("required", [])
+            return "{" + ", ".join(f"{key}: …" for key in required) + "}" if required else "keys and values"
+        case kind:
+            names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+            return names[kind]
+
+
+def _kind_of_text(schema: Schema) -> str:
+    if schema.get("format") == "path":
+        return "a path"
+    if "pattern" in schema:
+        return f"text that matches {schema['pattern']}"
+    return "text, not empty" if schema.get("minLength") else "text"
+
+
+def _count_of_items(schema: Schema) -> str:
+    least, most = schema.get("minItems"), schema.get("maxItems")
+    if not least:
+        return ""
+    return f"{least} " if least == most else f"{least} or more "
+
+
+def _each_item(schema: Schema) -> str:
+    items = schema.get("prefixItems", [schema.get("items", {})])
+    return " or ".join(dict.fromkeys(wanted(_resolved(item)) for item in items))
+
+
+def _section_lines(data: dict[str, Any], schema: Schema, indent: str = "") -> list[str]:
+    lines: list[str] = []
+    for key, value in data.items():
+        child = _child(schema, key)
+        assert child is not None
+        if "properties" in child:
+            inner = _section_lines(value, child, indent + "  ")
+            lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]
+        else:
+            lines += [*_comment(_meaning(value, child), indent), *_value_lines(key, value, indent)]
+    return lines
+
+
+def _meaning(value: object, schema: Schema) -> str:
+    takes = wanted(schema)
+    sentences = [schema["description"], f"{takes[0].upper()}{takes[1:]}."]
+    if value != schema["default"]:
+        sentences.append(f"Default: {write_yaml(schema['default'])}.")
+    return " ".join(sentences)
+
+
+def _value_lines(key: str, value: Any, indent: str) -> list[str]:
+    if value and isinstance(value, dict):
+        # Written as the item of a list, a name has the quotes that it needs as a key too.
+        inner = [f"{indent}  {write_yaml([name])[1:-1]}: {write_yaml(item)}" for name, item in value.items()]
+        return [f"{indent}{key}:", *inner]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [f"{indent}{key}:", *(f"{indent}  - {write_yaml(item)}" for item in value)]
+    return [f"{indent}{key}: {write_yaml(value)}"]
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    width = WIDTH - len(indent)
+    return [f"{indent}# {line}" for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)]

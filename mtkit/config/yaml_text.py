@@ -1,0 +1,107 @@
+"""YAML as mtkit reads and writes it: the home of PyYAML.
+
+Numbers follow YAML 1.2 (`1e-4` is one), a key given twice is an error, and every value knows its line. Only plain data
+is built: a tag that would make an object is an error.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mtkit.errors import ConfigError
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data, and the line on which each key of it stands."""
+
+    data: Any
+    lines: dict[Keys, int]
+
+
+def _use_yaml_1_2_scalars(base: type) -> None:
+    """Numbers as YAML 1.2 has them, and no dates, so that text which looks like a date stays text."""
+    kept = {
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith((":float", ":timestamp", ":int"))]
+        for first, rules in base.yaml_implicit_resolvers.items()  # type: ignore[attr-defined]
+    }
+    base.yaml_implicit_resolvers = kept  # type: ignore[attr-defined]
+    integer = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$|^0o[0-7]+$|^0x[0-9a-fA-F]+$")
+    number = re.compile(
+        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+    )
+    base.add_implicit_resolver("tag:yaml.org,2002:int", integer, list("-+0123456789"))  # type: ignore[attr-defined]
+    base.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))  # type: ignore[attr-defined]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads what the rules above say."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all text that the loader would take for something else."""
+
+
+_use_yaml_1_2_scalars(_Loader)
+_use_yaml_1_2_scalars(_Dumper)
+
+
+def _text_on_one_line(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if len(text.splitlines()) > 1 or text != text.rstrip("\n\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text_on_one_line)
+
+
+def read_yaml(text: str, name: str) -> Document:
+    """The data of a YAML text; name stands in messages."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines: dict[Keys, int] = {}
+        data = None if node is None else _build(loader, node, (), lines, name)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
+    return Document(data, lines)
+
+
+def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -> Any:
+    lines.setdefault(keys, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        return dict(_build_pairs(loader, node, keys, lines, name))
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(loader, item, (*keys, i), lines, name) for i, item in enumerate(node.value)]
+    return loader.construct_object(node)
+
+
+def _build_pairs(
+    loader: _Loader, node: yaml.MappingNode, keys: Keys, lines: dict[Keys, int], name: str
+) -> Iterator[tuple[str, Any]]:
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{name}:{line}: a key must be a plain word")
+        key = key_node.value
+        if key in seen:
+            raise ConfigError(f"{name}:{line}: key '{key}' is given twice; first on line {seen[key]}")
+        seen[key] = line
+        lines[(*keys, key)] = line
+        yield key, _build(loader, value_node, (*keys, key), lines, name)
+
+
+def write_yaml(value: Any) -> str:
+    """One line of YAML that reads back as the same value."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

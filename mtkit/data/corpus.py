@@ -1,0 +1,381 @@
+"""Sentence pairs as ids on disk, memory-mapped.
+
+Each side has a file of tokens, one sentence after the other without end marks, and a file of num_pairs + 1 offsets into
+it. A manifest tells what is there and what it was made from, with checksums; it is written last. A corpus is written
+beside its place and renamed into it, so that a kill at any moment leaves the old one or the new one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate, chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtkit.errors import DataError
+
+FORMAT = 1
+PIECE_BYTES = 64 * 1024 * 1024  # what one checksum is of
+MANIFEST = "manifest.json"
+OFFSET = np.dtype("<i8")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the corpus, as it was written."""
+
+    size: int
+    sha256: tuple[str, ...]  # of each 64 MiB
+
+
+@dataclass(frozen=True)
+class SideManifest:
+    """What one side holds."""
+
+    vocab_size: int
+    dtype: str
+    num_tokens: int
+    longest: int  # tokens of the longest sentence
+    tokens: StoredFile
+    offsets: StoredFile
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A text file that went in."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus holds and what it was made from."""
+
+    num_pairs: int
+    source: SideManifest
+    target: SideManifest
+    tokenizer_hash: str
+    drops: dict[str, int]  # pairs left out, by reason
+    raw_files: tuple[RawFile, ...]  # source, target, source, target, …
+    settings: dict[str, float | None]  # what decided which pairs were left out
+
+
+class CorpusWriter:
+    """Writes a corpus, pair by pair, in little memory; without a commit, nothing changes.
+
+    with CorpusWriter(directory, …) as writer:
+        writer.add(source_tokens, target_tokens)
+        writer.commit(…)
+    """
+
+    def __init__(self, directory: Path, source_vocab_size: int, target_vocab_size: int, tokenizer_hash: str) -> None:
+        """Makes an empty place beside the directory; what is in the directory stays until the commit."""
+        self._directory = directory
+        self._tokenizer_hash = tokenizer_hash
+        self._writing = new_directory(directory)
+        self._source = _SideWriter(self._writing, "source", source_vocab_size)
+        self._target = _SideWriter(self._writing, "target", target_vocab_size)
+        self.num_pairs = 0
+
+    def add(self, source: Sequence[Sequence[int]], target: Sequence[Sequence[int]]) -> None:
+        """Append pairs, without end marks."""
+        assert len(source) == len(target)
+        self._source.add(source)
+        self._target.add(target)
+        self.num_pairs += len(source)
+
+    def commit(
+        self, drops: Mapping[str, int], raw_files: Sequence[RawFile], settings: Mapping[str, float | None]
+    ) -> Manifest:
+        """Put the corpus in its place."""
+        manifest = Manifest(
+            num_pairs=self.num_pairs,
+            source=self._source.finish(),
+            target=self._target.finish(),
+            tokenizer_hash=self._tokenizer_hash,
+            drops=dict(drops),
+            raw_files=tuple(raw_files),
+            settings=dict(settings),
+        )
+        _write_manifest(self._writing / MANIFEST, manifest)
+        put_in_place(self._directory)
+        return manifest
+
+    def __enter__(self) -> "CorpusWriter":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes what was not committed."""
+        self._source.close()
+        self._target.close()
+        shutil.rmtree(self._writing, ignore_errors=True)
+
+
+class Corpus:
+    """A corpus on disk; nothing is read until it is asked for."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        """Corpus.open is the way in; it checks."""
+        self.directory = directory
+        self.manifest = manifest
+        self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype))
+        self.target_tokens = _map(directory / "target.tokens", np.dtype(manifest.target.dtype))
+        self.source_offsets = _map(directory / "source.offsets", OFFSET)
+        self.target_offsets = _map(directory / "target.offsets", OFFSET)
+        for name, offsets, tokens in (
+            ("source.offsets", self.source_offsets, self.source_tokens),
+            ("target.offsets", self.target_offsets, self.target_tokens),
+        ):
+            if len(offsets) != manifest.num_pairs + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+                raise DataError(
+                    f"{directory / name}: ends at token {offsets[-1] if len(offsets) else 0:,} of {len(tokens):,}; "
+                    "binarize the corpora again"
+                )
+
+    @staticmethod
+    def open(directory: Path) -> "Corpus":
+        """The corpus in a directory; manifest and sizes are checked, at a cost that does not grow with the corpus."""
+        settle(directory)
+        manifest = _read_manifest(directory / MANIFEST)
+        for path, stored in _files(directory, manifest):
+            if not path.is_file():
+                raise DataError(f"{path}: missing; binarize the corpora again")
+            found = path.stat().st_size
+            if found != stored.size:
+                raise DataError(
+                    f"{path}: has {found:,} bytes but {stored.size:,} were written; binarize the corpora again"
+                )
+        return Corpus(directory, manifest)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return self.manifest.num_pairs
+
+    def source(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
+        """(S,) ids of a source, no end mark."""
+        return self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]]
+
+    def target(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
+        """(T,) ids of a target, no end mark."""
+        return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
+
+    @cached_property
+    def source_lengths(self) -> NDArray[np.int32]:
+        """(num_pairs,) tokens of each source, no end mark."""
+        return _lengths(self.source_offsets)
+
+    @cached_property
+    def target_lengths(self) -> NDArray[np.int32]:
+        """(num_pairs,) tokens of each target, no end mark."""
+        return _lengths(self.target_offsets)
+
+    def require_tokenizer(self, tokenizer_hash: str) -> None:
+        """Refuse ids that another tokenizer made."""
+        if self.manifest.tokenizer_hash != tokenizer_hash:
+            raise DataError(
+                f"{self.directory}: was encoded by another tokenizer ({self.manifest.tokenizer_hash[:12]}, "
+                f"not {tokenizer_hash[:12]}); binarize the corpora again"
+            )
+
+    def verify(self) -> None:
+        """Read everything, and compare it with the checksums."""
+        for path, stored in _files(self.directory, self.manifest):
+            with path.open("rb") as stream:
+                for number, sha256 in enumerate(stored.sha256, start=1):
+                    if hashlib.sha256(stream.read(PIECE_BYTES)).hexdigest() != sha256:
+                        place = f"piece {number} of {len(stored.sha256)} ({PIECE_BYTES >> 20} MiB each)"
+                        raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
+
+
+class _SideWriter:
+    """Tokens and offsets of one side."""
+
+    def __init__(self, directory: Path, side: str, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self._tokens = _FileWriter(directory / f"{side}.tokens")
+        self._offsets = _FileWriter(directory / f"{side}.offsets")
+        self._offsets.write(np.zeros(1, OFFSET).tobytes())
+        self._num_tokens = 0
+        self._longest = 0
+
+    def add(self, rows: Sequence[Sequence[int]]) -> None:
+        lengths = [len(row) for row in rows]
+        self._tokens.write(np.fromiter(chain.from_iterable(rows), self._dtype, sum(lengths)).tobytes())
+        ends = np.fromiter(accumulate(lengths), OFFSET, len(lengths)) + self._num_tokens
+        self._offsets.write(ends.astype(OFFSET).tobytes())
+        self._num_tokens += sum(lengths)
+        self._longest = max(self._longest, *lengths, 0)
+
+    def finish(self) -> SideManifest:
+        return SideManifest(
+            vocab_size=self._vocab_size,
+            dtype=self._dtype.str,
+            num_tokens=self._num_tokens,
+            longest=self._longest,
+            tokens=self._tokens.finish(),
+            offsets=self._offsets.finish(),
+        )
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+
+class _FileWriter:
+    """A file, and the checksums of its pieces as they go by."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._size = 0
+        self._sha256: list[str] = []
+        self._piece = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self._stream.write(content)
+        while content:
+            left = PIECE_BYTES - self._size % PIECE_BYTES
+            head, content = content[:left], content[left:]
+            self._piece.update(head)
+            self._size += len(head)
+            if len(head) == left:
+                self._end_piece()
+
+    def _end_piece(self) -> None:
+        self._sha256.append(self._piece.hexdigest())
+        self._piece = hashlib.sha256()
+
+    def finish(self) -> StoredFile:
+        """The file, closed."""
+        if self._size % PIECE_BYTES:
+            self._end_piece()
+        self.close()
+        return StoredFile(self._size, tuple(self._sha256))
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A file as a read-only array; an empty file cannot be mapped."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    lengths = np.empty(len(offsets) - 1, np.int32)
+    np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
+    return lengths
+
+
+def _files(directory: Path, manifest: Manifest) -> list[tuple[Path, StoredFile]]:
+    return [
+        (directory / "source.tokens", manifest.source.tokens),
+        (directory / "source.offsets", manifest.source.offsets),
+        (directory / "target.tokens", manifest.target.tokens),
+        (directory / "target.offsets", manifest.target.offsets),
+    ]
+
+
+def _checksum(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    body = asdict(manifest)
+    content = {"format": FORMAT, **body, "sha256": _checksum(body)}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
+    try:
+        content = json.loads(path.read_bytes())
+        found, expected = content.pop("format"), content.pop("sha256")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(f"{path}: damaged; binarize the corpora again") from None
+    if found != FORMAT:
+        raise DataError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
+    if _checksum(content) != expected:
+        raise DataError(f"{path}: damaged; binarize the corpora again")
+    content["source"], content["target"] = _side(content["source"]), _side(content["target"])
+    content["raw_files"] = tuple(RawFile(**raw) for raw in content["raw_files"])
+    return Manifest(**content)
+
+
+def _side(content: dict[str, Any]) -> SideManifest:
+    for name in ("tokens", "offsets"):
+        content[name] = StoredFile(content[name]["size"], tuple(content[name]["sha256"]))
+    return SideManifest(**content)
+
+
+@contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, which takes the place of the given one unless something goes wrong."""
+    new = new_directory(directory)
+    try:
+        yield new
+        put_in_place(directory)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def new_directory(directory: Path) -> Path:
+    """An empty directory beside the given one, to be filled and put in its place; leftovers of a kill are removed."""
+    settle(directory)
+    _old(directory).parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (_partial(directory), _old(directory)):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    _partial(directory).mkdir()
+    return _partial(directory)
+
+
+def put_in_place(directory: Path) -> None:
+    """Put what new_directory began in the place of the directory, once it is safely on disk."""
+    partial, old = _partial(directory), _old(directory)
+    for path in [*partial.iterdir(), partial]:
+        _flush(path)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    _flush(directory.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def settle(directory: Path) -> None:
+    """Put the old directory back, if a kill came between the two renames of put_in_place."""
+    if not directory.exists() and _old(directory).exists():
+        _old(directory).rename(directory)
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".old")
+
+
+def _flush(path: Path) -> None:
+    """Make sure that what was written, or renamed in a directory, is on disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # elsewhere a directory cannot be opened
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,106 @@
+"""Which pairs make a batch, in which order.
+
+A plan is a pure function of the lengths, the budget, the seed and the epoch, and the place in it is the number of pairs
+consumed: so a run resumes by skipping, and nothing else has to be remembered.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1024  # neighbouring pairs that stay in one window, so that a huge corpus is read in runs, not pair by pair
+WINDOW = 2048  # blocks that are shuffled, sorted and cut together: about two million pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batch b holds the pairs order[ends[b - 1]:ends[b]]."""
+
+    order: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def batch(self, index: int) -> NDArray[np.int64]:
+        """The pairs of one batch."""
+        return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+
+def plan_batches(
+    source_lengths: NDArray[np.integer],
+    target_lengths: NDArray[np.integer],
+    batch_tokens: int,
+    chance: np.random.Generator,
+) -> Plan:
+    """Cut all pairs into batches of like lengths, shuffled.
+
+    A batch holds at most batch_tokens: pairs x longest side, in the tokens that the lengths count. No length may
+    be more than that. Pairs of equal lengths stand in random order, and the first cut falls at a random place, so that batches
+    differ from epoch to epoch.
+    """
+    longest = np.maximum(source_lengths, target_lengths)
+    assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
+    shuffled = chance.permutation(len(longest))
+    by_length = shuffled[np.lexsort((source_lengths[shuffled], longest[shuffled]))]
+    ends = _cuts(longest[by_length], batch_tokens, chance)
+
+    starts = np.concatenate([[0], ends[:-1]])
+    turn = chance.permutation(len(ends))
+    order = np.concatenate([by_length[starts[b] : ends[b]] for b in turn])
+    return Plan(order, np.cumsum(ends[turn] - starts[turn]))
+
+
+def _cuts(ascending: NDArray[np.integer], batch_tokens: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """Ends of batches over lengths in ascending order."""
+    ends: list[int] = []
+    start, num_pairs = 0, len(ascending)
+    while start < num_pairs:
+        count = min(batch_tokens // int(ascending[start]), num_pairs - start)
+        while count * int(ascending[start + count - 1]) > batch_tokens:
+            count = batch_tokens // int(ascending[start + count - 1])
+        if not ends:
+            count = int(chance.integers(1, count + 1))
+        start += count
+        ends.append(start)
+    return np.array(ends, dtype=np.int64)
+
+
+def _windows(num_pairs: int, chance: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """All pairs, once each, in windows of random blocks."""
+    blocks = chance.permutation(-(-num_pairs // BLOCK))
+    for first in range(0, len(blocks), WINDOW):
+        starts = blocks[first : first + WINDOW, None] * BLOCK
+        pairs = (starts + np.arange(BLOCK)).ravel()
+        yield pairs[pairs < num_pairs]
+
+
+def batches_from(
+    consumed: int,
+    source_lengths: NDArray[np.integer],
+    target_lengths: NDArray[np.integer],
+    batch_tokens: int,
+    seed: int,
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The endless stream of batches after so many pairs: the epoch, from 0, and the pairs of the batch.
+
+    consumed must be where a batch ended, else ValueError: the run was made with other data or settings.
+    """
+    num_pairs = len(source_lengths)
+    epoch, skip = divmod(consumed, num_pairs)
+    while True:
+        for number, pairs in enumerate(_windows(num_pairs, np.random.default_rng([seed, epoch]))):
+            if skip >= len(pairs):
+                skip -= len(pairs)
+                continue
+            chance = np.random.default_rng([seed, epoch, number])
+            plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, chance)
+            first = int(np.searchsorted(plan.ends, skip, side="right"))
+            if skip and plan.ends[first - 1] != skip:
+                raise ValueError(f"no batch ends after {consumed} pairs")
+            skip = 0
+            for index in range(first, len(plan)):
+                yield epoch, pairs[plan.batch(index)]
+        epoch += 1

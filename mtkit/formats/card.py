@@ -1,0 +1,55 @@
+"""The model card: what a stranger should know of a bundle, as its README.md."""
+
+from collections.abc import Sequence
+
+from mtkit.formats.bundle import Bundle
+
+
+def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
+    """The card; scores are rows of test set, metric, figure, signature."""
+    config, about = bundle.config, bundle.description
+    training = about["training"]
+    data = training["data"]
+    model = ", ".join(f"{key} {value}" for key, value in config.model.model_dump(mode="json").items())
+    drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
+    files = "\n".join(f"- {entry['name']}: {entry['fingerprint']}" for entry in data["files"])
+    rows = "\n".join(f"| {name} | {metric} | {score:.2f} | {signature} |" for name, metric, score, signature in scores)
+    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
+
+A translation model of {about["num_parameters"]:,} parameters, trained with mtkit {about["mtkit"]}.
+
+## Scores
+
+Raw text in, raw text out; beam {config.decoding.beam_size}, length penalty {config.decoding.length_penalty:g} \
+({config.decoding.length_penalty_form}).
+
+| test set | metric | score | signature |
+|---|---|---:|---|
+{rows}
+
+## Data
+
+{data["num_pairs"]:,} sentence pairs, {data["source_tokens"]:,} source and {data["target_tokens"]:,} target tokens. \
+Left out: {drops}.
+
+{files}
+
+## Model and training
+
+{model}.
+
+{training["steps"]:,} updates in {training["minutes"]} minutes; the weights are \
+{_weights(training["averaged_steps"])}. All settings are in config.yaml.
+
+## Use
+
+    mtkit translate MODEL < text.{config.languages.source} > text.{config.languages.target}
+
+where MODEL is this directory; or in Python, `mtkit.load(MODEL).translate(lines)`.
+"""
+
+
+def _weights(steps: Sequence[int]) -> str:
+    if len(steps) == 1:
+        return f"those after update {steps[0]:,}"
+    return f"the average of those after updates {', '.join(f'{step:,}' for step in steps)}"

@@ -1,0 +1,108 @@
+"""Multi-head attention (Vaswani et al. 2017, section 3.2) through PyTorch's fused kernels, and its cache.
+
+R rows, Q queries and N keys of a row, H heads, K width of a head, D model width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(R, L, D) to (R, H, L, K)."""
+    rows, length, width = x.shape
+    return x.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """(R, H, Q, K) mixed values as (R, Q, D); mask is (R, 1, 1 or Q, N), True where a query may look."""
+    few = query.shape[2] <= 8 and not (causal and query.shape[2] > 1)
+    if few and query.device.type == "cpu" and not torch.is_grad_enabled():
+        # The fused kernel of the CPU is made for long rows of queries; for the few of a search step the plain
+        # products are several times faster.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (R, H, Q, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        mixed = scores.softmax(-1) @ value
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+    joined: Tensor = mixed.transpose(1, 2).flatten(2)
+    return joined
+
+
+class Cache:
+    """Keys and values of all tokens so far. They are appended in place and never moved, whatever a beam does."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None  # (R, H, capacity, K)
+        self.values: Tensor | None = None
+        self.length = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, these (R, H, Q, K) last; each is (R, H, N, K)."""
+        end = self.length + key.shape[2]
+        if self.keys is None or self.values is None:
+            self.keys, self.values = key, value  # no copy: under teacher forcing this is all there ever is
+        else:
+            if end > self.keys.shape[2]:
+                self.keys = _grow(self.keys, self.length, 2 * end)
+                self.values = _grow(self.values, self.length, 2 * end)
+            self.keys[:, :, self.length : end] = key
+            self.values[:, :, self.length : end] = value
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, sentences: Tensor) -> None:
+        """Only these rows, in that order."""
+        if self.keys is not None and self.values is not None:
+            self.keys = self.keys.index_select(0, sentences)
+            self.values = self.values.index_select(0, sentences)
+
+
+def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
+    new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+    new[:, :, :length] = old[:, :, :length]
+    return new
+
+
+class SelfAttention(nn.Module):
+    """Tokens look at each other."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False, cache: Cache | None = None) -> Tensor:
+        """(R, Q, D) to the same; with a cache, all earlier tokens are looked at too."""
+        query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        mixed: Tensor = self.output(attend(query, key, value, mask, causal, self.dropout if self.training else 0.0))
+        return mixed
+
+
+class CrossAttention(nn.Module):
+    """Target tokens look at the source, whose keys and values are projected once."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, S, D) to keys and values (R, H, S, K)."""
+        key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
+        return key, value
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(R, Q, D) to the same."""
+        query = split_heads(self.query(x), self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        mixed: Tensor = self.output(attend(query, key, value, mask, False, dropout))
+        return mixed

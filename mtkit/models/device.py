@@ -1,0 +1,47 @@
+"""Where a model runs, and in which precision that place is fast."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from mtkit.errors import MtkitError
+
+AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is the first of cuda, mps and cpu that is there."""
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
+    if not AVAILABLE[name]():
+        present = ", ".join(device for device, there in AVAILABLE.items() if there())
+        raise MtkitError(
+            f"device {name}: none found on this machine; there is {present}, and auto takes the best there is"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device, d_model: int) -> str:
+    """fp32 or bf16; auto is bf16 where its matrix products are faster and the model is wide enough to consist of them."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if has_instructions and d_model >= 256 else "fp32"
+    return "fp32"
+
+
+def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Matrix products in bf16, everything else and the weights in fp32; or nothing."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])

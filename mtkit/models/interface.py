@@ -1,0 +1,144 @@
+"""What training, search and translation know of a model: encode, decode, output.
+
+R rows, S source length, T target length, D model width, V vocabulary size, W hypotheses of a sentence.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtkit.batch import Rows
+
+
+class State(Protocol):
+    """All that a model needs to go on, for R sentences with W hypotheses each.
+
+    A state is used up by the step that takes it: caches are written in place.
+    """
+
+    positions: Tensor  # (R,) int64: tokens decoded so far, the start mark among them
+
+    def branch(self, parents: Tensor) -> Self:
+        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64, and W' may differ from W."""
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Only these sentences, in that order; (R',) int64."""
+
+
+class Embedding(nn.Module):
+    """A row for every token of a vocabulary; shared between places by sharing the module."""
+
+    def __init__(self, vocab_size: int, d_model: int, scaled: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.scale = d_model**0.5 if scaled else 1.0
+
+    def initialize(self) -> None:
+        """Normal with variance 1/d_model, so that scaled embeddings and tied logits both begin near unit variance."""
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(R, L) ids to (R, L, D)."""
+        return F.embedding(ids, self.weight) * self.scale
+
+
+class Output(nn.Module):
+    """From features to logits, by the rows of an embedding."""
+
+    def __init__(self, table: Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D)."""
+        return self.table.weight
+
+    def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
+        """(…, D) features to (…, V) logits, or to those of the given columns alone."""
+        return F.linear(features, self.weight if columns is None else self.weight[columns])
+
+
+class Encoder(Protocol):
+    """Reads the source."""
+
+    def __call__(self, source: Rows) -> Tensor:
+        """(R, S, D)."""
+
+
+class Decoder(Protocol):
+    """Says the target, token by token or all at once."""
+
+    output: Output
+
+    def start(self, memory: Tensor, source: Rows) -> State:
+        """The state before the first token; memory is (R, S, D)."""
+
+    def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
+        """(R, T, D) features of the next tokens, and the state after them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The longest rows a model can take, in tokens; None is no limit."""
+
+    source: int | None = None
+    target: int | None = None
+
+
+class TranslationModel(nn.Module):
+    """An encoder and a decoder, chosen apart."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.limits = limits
+
+    def encode(self, source: Rows) -> State:
+        """The state from which decoding starts, one hypothesis a sentence."""
+        state: State = self.decoder.start(self.encoder(source), source)  # type: ignore[operator]
+        return state
+
+    def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
+        """(R, T, D) features that predict what follows each target token, and the state after the last.
+
+        Teacher forcing gives all tokens at once, a search one for each hypothesis: the same lines compute both.
+        """
+        result: tuple[Tensor, State] = self.decoder(target, state)
+        return result
+
+    @property
+    def output(self) -> Output:
+        """The last layer, from features to logits."""
+        layer: Output = self.decoder.output  # type: ignore[assignment]
+        return layer
+
+    def forward(self, source: Rows, target: Rows) -> Tensor:
+        """(R, T, D) features of a batch under teacher forcing."""
+        return self.decode(target, self.encode(source))[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.output.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights, those that are shared counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def next_rows(ids: Tensor, state: State) -> Rows:
+    """(R, W) ids, one for each hypothesis of a state, as target rows: every hypothesis is a segment of its own."""
+    num_hypotheses = ids.shape[1]
+    segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)
+    return Rows(ids, segments, state.positions[:, None].expand_as(ids), packed=num_hypotheses > 1)

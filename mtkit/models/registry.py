@@ -1,0 +1,46 @@
+"""The architectures on offer, and how one is built from its settings."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtkit.config.settings import TransformerConfig
+from mtkit.errors import CheckpointError
+from mtkit.models.interface import TranslationModel
+from mtkit.models.transformer import build_transformer, initialize_transformer
+
+Build = Callable[[TransformerConfig, int, int], TranslationModel]
+ARCHITECTURES: dict[str, tuple[Build, Callable[[TranslationModel], None]]] = {
+    "transformer": (build_transformer, initialize_transformer),
+}
+
+
+def empty_model(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
+    """A model without weights (they take no memory); load_state_dict(…, assign=True) gives it some."""
+    build, _ = ARCHITECTURES[config.architecture]
+    with torch.device("meta"):
+        return build(config, source_vocab_size, target_vocab_size)
+
+
+def new_model(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int, seed: int) -> TranslationModel:
+    """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
+    build, initialize = ARCHITECTURES[config.architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config, source_vocab_size, target_vocab_size)
+        initialize(model)
+    return model
+
+
+def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
+    """Give an empty model these weights, without a copy; where stands in the message if they are not its own."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if wanted != found:
+        name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+        raise CheckpointError(
+            f"{where}: weight {name} is {found.get(name, 'missing')}, the settings want {wanted.get(name, 'none')}; "
+            "the weights belong to another model"
+        )
+    model.load_state_dict(weights, strict=False, assign=True)

@@ -1,0 +1,260 @@
+"""The Transformer of "Attention is all you need" (Vaswani et al. 2017), with its norm before or after each sublayer.
+
+R rows, S source length, T target length, N tokens in a cache, W hypotheses of a sentence, H heads, K width of a head,
+D model width.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtkit.batch import Rows
+from mtkit.config.settings import TransformerConfig
+from mtkit.models.attention import Cache, CrossAttention, SelfAttention
+from mtkit.models.interface import Embedding, Limits, Output, TranslationModel
+from mtkit.models.positions import LearnedPositions, SinusoidalPositions
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+NORM_EPS = 1e-5  # what Marian's, M2M100's and CTranslate2's layers use
+
+
+class Sublayer(nn.Module):
+    """x + dropout(f(norm(x))), or norm(x + dropout(f(x))) where the norm comes after (Xiong et al. 2020)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.norm_first = config.norm_placement == "pre"
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """(R, L, D) to the same."""
+        y = function(self.norm(x) if self.norm_first else x)
+        x = x + F.dropout(y, self.dropout, self.training)
+        return x if self.norm_first else self.norm(x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a nonlinearity between (Vaswani et al. 2017, equation 2)."""
+
+    def __init__(self, config: TransformerConfig, d_ff: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.d_model, d_ff)
+        self.output = nn.Linear(d_ff, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, L, D) to the same."""
+        y: Tensor = self.output(F.dropout(self.activation(self.inner(x)), self.dropout, self.training))
+        return y
+
+
+class EmbeddedRows(nn.Module):
+    """What the first layer reads: tokens and their places."""
+
+    def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.positions = (
+            SinusoidalPositions(config.d_model)
+            if config.positions == "sinusoidal"
+            else LearnedPositions(config.d_model, config.max_positions)
+        )
+        self.dropout = config.dropout
+
+    def forward(self, rows: Rows, longest: int) -> Tensor:
+        """(R, L, D); no position reaches longest."""
+        x = self.embedding(rows.ids)
+        return F.dropout(x + self.positions(rows.positions, longest).to(x.dtype), self.dropout, self.training)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward layer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.feed_forward = FeedForward(config, config.d_ff)
+        self.around_attention = Sublayer(config)
+        self.around_feed_forward = Sublayer(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(R, S, D) to the same."""
+        x = self.around_attention(x, lambda y: self.attention(y, mask))
+        y: Tensor = self.around_feed_forward(x, self.feed_forward)
+        return y
+
+
+class TransformerEncoder(nn.Module):
+    """Embeds the source and lets its tokens look at each other, layer by layer."""
+
+    def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
+        super().__init__()
+        self.embedded = EmbeddedRows(config, embedding)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        # With the norm before each sublayer the sum that leaves the last one has not been normalised yet.
+        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm_placement == "pre" else nn.Identity()
+
+    def forward(self, source: Rows) -> Tensor:
+        """(R, S, D)."""
+        x = self.embedded(source, longest=source.ids.shape[1])
+        mask = _source_mask(source.segments, source)
+        for layer in self.layers:
+            x = layer(x, mask)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+def _source_mask(query_segments: Tensor, source: Rows) -> Tensor:
+    """(R, 1, 1 or L, S): which source tokens each of L tokens may look at.
+
+    Padding may look anywhere, since what it sees is never used, and a row without a single key would give NaN.
+    """
+    if not source.packed:
+        return source.mask[:, None, None, :]
+    query, key = query_segments[:, None, :, None], source.segments[:, None, None, :]
+    return (query == key) | (query == 0)
+
+
+class TransformerState:
+    """The source's keys and values, once for each sentence, and an append-only cache of the target's.
+
+    A beam's history is the ancestor mask: which cached tokens are a hypothesis' own. Branching permutes that mask and
+    moves nothing else.
+    """
+
+    def __init__(self, memory: list[tuple[Tensor, Tensor]], source: Rows) -> None:
+        self.memory = memory  # for each layer, keys and values of the source, (R, H, S, K)
+        self.source = source
+        self.caches = [Cache() for _ in memory]
+        self.num_hypotheses = 1
+        self.ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
+        self.positions = torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device)
+        self.longest = 0  # bound on positions, kept beside them so that nobody waits for the device
+
+    def branch(self, parents: Tensor) -> Self:
+        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
+        self.num_hypotheses = parents.shape[1]
+        if self.ancestors is not None:
+            self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.ancestors.shape[2]))
+        return self
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Only these sentences, in that order."""
+        self.memory = [(k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.memory]
+        source = self.source
+        self.source = Rows(
+            source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed
+        )
+        self.positions = self.positions[sentences]
+        if self.ancestors is not None:
+            self.ancestors = self.ancestors[sentences]
+        for cache in self.caches:
+            cache.keep(sentences)
+        return self
+
+    def advance(self, target: Rows) -> Tensor | None:
+        """Take in these tokens; (R, 1, T, N) bool, which cached or new tokens each may look at; None is causal.
+
+        One rule serves teacher forcing, packed rows and every step of a search: a token sees those of its own segment
+        (sentence, or hypothesis) that do not stand after it, and its hypothesis' ancestors.
+        """
+        query, key = target.segments[:, :, None], target.segments[:, None, :]
+        num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
+        assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
+        own = key == torch.arange(1, num_hypotheses + 1, device=key.device)[None, :, None]  # (R, W, T)
+
+        mask = None
+        if self.ancestors is not None or target.packed:
+            mask = (query == key) & (target.positions[:, None, :] <= target.positions[:, :, None])  # (R, T, T)
+            if self.ancestors is not None:
+                mask = torch.cat([self.ancestors.expand(-1, num_tokens, -1), mask], dim=2)
+            mask = mask[:, None]
+
+        self.ancestors = own if self.ancestors is None else torch.cat([self.ancestors, own], dim=2)
+        self.positions = self.positions + target.mask.sum(1) // num_hypotheses
+        self.longest += num_tokens // num_hypotheses
+        return mask
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the source, and a feed-forward layer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        num_heads = config.decoder_num_heads or config.num_heads
+        self.attention = SelfAttention(config.d_model, num_heads, config.attention_dropout)
+        self.source_attention = CrossAttention(config.d_model, num_heads, config.attention_dropout)
+        self.feed_forward = FeedForward(config, config.decoder_d_ff or config.d_ff)
+        self.around_attention = Sublayer(config)
+        self.around_source_attention = Sublayer(config)
+        self.around_feed_forward = Sublayer(config)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cache: Cache, memory: tuple[Tensor, Tensor], source_mask: Tensor
+    ) -> Tensor:
+        """(R, T, D) to the same."""
+        x = self.around_attention(x, lambda y: self.attention(y, mask, causal=mask is None, cache=cache))
+        x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask))
+        y: Tensor = self.around_feed_forward(x, self.feed_forward)
+        return y
+
+
+class TransformerDecoder(nn.Module):
+    """Embeds the target and lets each token look at those before it and at the source, layer by layer."""
+
+    def __init__(self, config: TransformerConfig, embedding: Embedding, output: Output) -> None:
+        super().__init__()
+        self.embedded = EmbeddedRows(config, embedding)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm_placement == "pre" else nn.Identity()
+        self.output = output
+
+    def start(self, memory: Tensor, source: Rows) -> TransformerState:
+        """The state before the first token; memory is (R, S, D)."""
+        return TransformerState([layer.source_attention.project(memory) for layer in self.layers], source)  # type: ignore[union-attr, operator]
+
+    def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        """(R, T, D) features of the next tokens, and the state after them."""
+        mask = state.advance(target)
+        source_mask = _source_mask(target.segments, state.source)
+        x = self.embedded(target, longest=state.longest)
+        for layer, cache, memory in zip(self.layers, state.caches, state.memory, strict=True):
+            x = layer(x, mask, cache, memory, source_mask)
+        return self.norm(x), state
+
+
+def build_transformer(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
+    """The model, its weights not yet set."""
+
+    def table(vocab_size: int) -> Embedding:
+        return Embedding(vocab_size, config.d_model, config.scale_embeddings)
+
+    target = table(target_vocab_size)
+    source = target if config.tie_embeddings == "all" else table(source_vocab_size)
+    output = Output(target if config.tie_embeddings != "none" else table(target_vocab_size))
+    longest = config.max_positions if config.positions == "learned" else None
+    encoder = TransformerEncoder(config, source)
+    decoder = TransformerDecoder(config, target, output)
+    return TranslationModel(encoder, decoder, Limits(longest, longest))
+
+
+def initialize_transformer(model: TranslationModel) -> None:
+    """Uniform after Glorot & Bengio (2010), biases zero, as the Transformer's first implementation has it.
+
+    Queries, keys and values are drawn as the one matrix they are stored in, which makes them smaller by sqrt(2), as in
+    fairseq.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Embedding | LearnedPositions):
+            module.initialize()
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()

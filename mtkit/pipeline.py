@@ -1,0 +1,166 @@
+"""Every stage that is missing or out of date, by content and not by clock."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.settings import Config
+from mtkit.config.show import config_text
+from mtkit.errors import DataError
+from mtkit.evaluate import ScoredSet, evaluate, test_sets
+from mtkit.files import only_writer, write_file
+from mtkit.formats.bundle import open_bundle, read_scores, save_scores
+from mtkit.formats.card import card_text
+from mtkit.prepare import (
+    binarize,
+    binarized_is_current,
+    make_tokenizer,
+    read_validation,
+    tokenizer_is_current,
+)
+from mtkit.text.lines import fingerprint
+from mtkit.train import is_trained, train
+from mtkit.translator import load
+
+
+def run_tokenizer(config: Config) -> None:
+    """`mtkit train-tokenizer`: train it, unless it is up to date."""
+    with only_writer(config.run_path):
+        if tokenizer_is_current(config):
+            _say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
+        else:
+            _renew_tokenizer(config)
+
+
+def run_binarize(config: Config) -> None:
+    """`mtkit binarize`: encode the corpora anew, the tokenizer first if it is out of date."""
+    with only_writer(config.run_path):
+        if not tokenizer_is_current(config):
+            _renew_tokenizer(config)
+        if binarized_is_current(config):
+            _say(f"data: {config.run_path / 'data'} is up to date")
+        else:
+            _refuse_if_trained(config)
+            binarize(config)
+
+
+def run_train(config: Config, fresh: bool = False) -> None:
+    """`mtkit train`: what is missing above, then training, which goes on where it stopped."""
+    with only_writer(config.run_path):
+        _train(config, fresh)
+
+
+def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
+    """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
+    with only_writer(config.run_path):
+        _train(config, fresh)
+        return _evaluate(config) if config.data.test else []
+
+
+def _train(config: Config, fresh: bool) -> None:
+    if fresh:
+        _forget(config)
+    _prepare(config)
+    write_file(config.run_path / "config.yaml", config_text(config).encode())
+    if is_trained(config):
+        _say(f"training: {config.run_path / 'model'} is up to date")
+    else:
+        train(config, read_validation(config))
+
+
+def _forget(config: Config) -> None:
+    """All that training left; the tokenizer and the data stay if they are up to date."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(config.run_path / name, ignore_errors=True)
+    for name in ("log.jsonl", "trained.json", "evaluated.json"):
+        (config.run_path / name).unlink(missing_ok=True)
+
+
+def _prepare(config: Config) -> None:
+    if _raw_text_is_gone(config):
+        _say("the training text is not where the settings say; going on with what was binarized from it")
+        return
+    if not tokenizer_is_current(config):
+        _renew_tokenizer(config)
+    if not binarized_is_current(config):
+        _refuse_if_trained(config)
+        binarize(config)
+
+
+def _renew_tokenizer(config: Config) -> None:
+    _refuse_if_trained(config)
+    shutil.rmtree(config.run_path / "data", ignore_errors=True)  # another tokenizer's ids mean nothing
+    make_tokenizer(config)
+
+
+def _raw_text_is_gone(config: Config) -> bool:
+    """A run that was carried elsewhere has all it needs in its directory."""
+    raw = [config.data_path(path) for corpus in config.data.train for path in (corpus.source, corpus.target)]
+    return _is_begun(config) and bool(raw) and not any(path.exists() for path in raw)
+
+
+def _is_begun(config: Config) -> bool:
+    return any((config.run_path / "checkpoints").glob("step-*"))
+
+
+def _refuse_if_trained(config: Config) -> None:
+    if _is_begun(config):
+        raise DataError(
+            f"{config.run_path}: cannot go on: the training or validation text, or the settings that it is prepared by "
+            "(tokenizer, data), changed since training began. Change them back, give the run another name, or start "
+            "anew with --fresh"
+        )
+
+
+def _evaluate(config: Config) -> list[ScoredSet]:
+    """The scores of the test sets, from the bundle if nothing changed since they were measured."""
+    bundle = open_bundle(config.run_path)
+    inputs = _evaluation_inputs(config, bundle.path)
+    record = config.run_path / "evaluated.json"
+    stored = read_scores(bundle)
+    if stored and record.exists() and record.read_text(encoding="utf-8") == inputs:
+        _say(f"scores: {bundle.path / 'scores.json'} is up to date")
+        return [ScoredSet(**score) for score in stored]
+    decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
+    translator = load(bundle.path, [f"device={config.device}", *decoding])
+    scores = []
+    for name, test_set in test_sets(config).items():
+        scores += evaluate(translator, name, test_set, save_to=config.run_path / "translations" / f"{name}.txt")
+    save_scores(bundle, [score.as_json() for score in scores], card_text(bundle, _rows(scores)))
+    write_file(record, inputs.encode())
+    return scores
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
+    return [(score.test_set, score.metric, score.score, score.signature) for score in scores]
+
+
+def _evaluation_inputs(config: Config, bundle: Path) -> str:
+    """All that the scores depend on."""
+    with (bundle / "weights.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    sets = {
+        name: [fingerprint(test_set.source), *map(fingerprint, test_set.target)]
+        for name, test_set in test_sets(config).items()
+    }
+    return json.dumps(
+        {
+            "weights": weights,
+            "decoding": config.decoding.model_dump(mode="json"),
+            "language": config.languages.target,
+            "test": sets,
+        },
+        sort_keys=True,
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,8 @@
+"""The ids that every vocabulary begins with. They are the project's own: every tokenizer is trained to have them."""
+
+PAD = 0  # fills a row; zero, so that a fresh array of zeros is padding
+UNKNOWN = 1  # never produced while byte fallback is on
+BEGIN = 2  # the decoder starts from it
+END = 3  # ends every source and every target
+
+NUM_SPECIAL = 4

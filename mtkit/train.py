@@ -1,0 +1,546 @@
+"""Training: from binarized data to a bundle, going on from where an earlier run stopped.
+
+runs/NAME/checkpoints/step-…/   log.jsonl   run.json   model/
+"""
+
+import hashlib
+import json
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mtkit import __version__
+from mtkit.batch import Batch
+from mtkit.config.settings import Config, TrainingConfig
+from mtkit.data.batches import gather, padded_batch, ragged
+from mtkit.data.corpus import Corpus
+from mtkit.data.plan import batches_from, plan_batches
+from mtkit.errors import CheckpointError, StoppedError, MtkitError
+from mtkit.files import write_file
+from mtkit.formats.bundle import save_bundle
+from mtkit.models.device import mixed_precision, pick_device, pick_precision
+from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import new_model
+from mtkit.scores import validation_score
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.checkpoint import (
+    Progress,
+    TrainState,
+    average_weights,
+    averaged_steps,
+    checkpoint_steps,
+    delete_old,
+    load_checkpoint,
+    read_progress,
+    read_weights,
+    save_checkpoint,
+)
+from mtkit.training.log import Log, Update, Window
+from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.optimizer import make_optimizer
+from mtkit.training.schedule import learning_rate
+from mtkit.translator import Translator
+
+NUM_SAMPLES = 3  # translations shown at each validation
+
+
+def say(text: str) -> None:
+    """A line for the user, on stderr, that does not break a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
+    """Train until a limit of the settings is reached, and leave the bundle in the run directory.
+
+    validation holds the sources and the references. Goes on from the last checkpoint there is. Raises StoppedError after
+    Ctrl-C or SIGTERM, the state saved.
+    """
+    run = config.run_path
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    corpus = Corpus.open(run / "data" / "train")
+    corpus.require_tokenizer(tokenizer.hash)
+    corpus.verify()
+    trainer = Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *validation))
+    with stopping_by_signal() as stop:
+        trainer.run(stop)
+
+
+def is_trained(config: Config) -> bool:
+    """Whether training with these settings has come to its end, and its bundle is there."""
+    done = config.run_path / "trained.json"
+    if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
+        return False
+    try:
+        found = json.loads(done.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return bool(found == _completion(config))
+
+
+def _completion(config: Config) -> dict[str, Any]:
+    """What training depends on: if none of it changed, training again would give the same."""
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
+        "data": data_digest(Corpus.open(config.run_path / "data" / "train")),
+    }
+
+
+@dataclass
+class Stop:
+    """Set by a signal; looked at between batches."""
+
+    signal: int = 0
+
+    def check(self) -> None:
+        """Raise if a signal came."""
+        if self.signal:
+            raise StoppedError
+
+
+@contextmanager
+def stopping_by_signal() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM end the run after the update at hand; a second Ctrl-C ends it at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+        say("stopping: saving the state (again to stop at once) …")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Validation:
+    """The validation data: batches for the loss, and lines to translate and score."""
+
+    def __init__(self, config: Config, sources: list[str], references: list[str], batches: list[Batch]) -> None:
+        self.config = config
+        self.sources = sources
+        self.references = references
+        self.batches = batches
+
+    @staticmethod
+    def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
+        """Encode the pairs; the loss is over those that are not blank or too long, as in training."""
+        encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
+        most = config.data.max_length
+        pairs = [(s, t) for s, t in encoded if 0 < len(s) <= most and 0 < len(t) <= most]
+        batches: list[Batch] = []
+        if pairs:
+            lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
+            tokens = max(config.training.batch_tokens, most + 1)
+            plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
+            for b in range(len(plan)):
+                chosen = [pairs[i] for i in plan.batch(b)]
+                batches.append(padded_batch(ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+        most_lines = config.training.validation_sentences
+        # Greedy, and not much longer than the source: a young model may go on and on.
+        decoding = config.decoding.model_copy(update={"beam_size": 1, "max_length_ratio": 1.5, "max_length_extra": 10})
+        greedy = config.model_copy(update={"decoding": decoding})
+        return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
+
+    def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
+        """Loss in nats a token, BLEU and chrF of greedy translations, and those translations."""
+        model.eval()
+        try:
+            losses = [self._loss(model, batch, stop) for batch in self.batches]
+            count = sum(batch.target_tokens for batch in self.batches)
+            translations = []
+            for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
+                stop.check()
+                translations.append(line.text)
+        finally:
+            model.train()
+        language = self.config.languages.target
+        measured = {"loss": sum(losses) / max(count, 1)}
+        for metric in ("bleu", "chrf"):
+            measured[metric] = validation_score(translations, self.references, metric, language)
+        return measured, translations
+
+    @torch.no_grad()
+    def _loss(self, model: TranslationModel, batch: Batch, stop: Stop) -> float:
+        stop.check()
+        batch = batch.to(model.device)
+        features = model(batch.source, batch.target)
+        return float(label_smoothed_cross_entropy(features, model.output, batch.labels, 0.0)[1])
+
+
+def micro_batches(corpus: Corpus, config: TrainingConfig, consumed: int) -> Iterator[tuple[int, Batch]]:
+    """The stream of batches after so many pairs, each with its epoch."""
+    sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
+    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
+        source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
+        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs))
+
+
+class Trainer:
+    """The training loop and all that it needs at hand."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, corpus: Corpus, validation: Validation) -> None:
+        self.config = config
+        self.settings = config.training
+        self.run_path = config.run_path
+        self.checkpoints = config.run_path / "checkpoints"
+        self.tokenizer = tokenizer
+        self.corpus = corpus
+        self.validation = validation
+        self.device = pick_device(config.device)
+
+        sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
+        self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
+        optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
+        precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
+        self.state = TrainState(self.model, optimizer, Progress(precision=precision))
+        self._resume()
+        self.log = Log(self.run_path / "log.jsonl", self.state.progress.log_bytes)
+
+    # Going on.
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the parts of one run, else it would be another run."""
+        free = {"max_steps", "max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
+        return {
+            "data": data_digest(self.corpus),
+            "tokenizer": self.tokenizer.hash,
+            "model": self.config.model.model_dump(mode="json"),
+            "training": {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
+        }
+
+    def _resume(self) -> None:
+        steps = checkpoint_steps(self.checkpoints, resumable=True)
+        if not steps:
+            return
+        _, identity, _ = read_progress(self.checkpoints, steps[-1])
+        if changes := list(_differences(identity, self._identity())):
+            raise CheckpointError(
+                f"{self.run_path}: cannot go on from step {steps[-1]:,}, since these changed: {'; '.join(changes)}. "
+                "Change them back, give the run another name, or start anew with --fresh"
+            )
+        load_checkpoint(self.checkpoints, steps[-1], self.state)
+        say(f"going on from step {steps[-1]:,} in {self.run_path}")
+
+    def _scheduled(self) -> list[int]:
+        """Steps whose checkpoints were made on time; one made because the run was stopped is not averaged."""
+        return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
+
+    def _saves_at(self, step: int) -> bool:
+        return step % self.settings.save_every == 0 or step % self.settings.validate_every == 0
+
+    def _save(self) -> None:
+        self.state.progress.log_bytes = self.log.length
+        save_checkpoint(self.checkpoints, self.state, self._identity())
+        settings = self.settings
+        best = self.state.progress.best_step
+        delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
+
+    # The loop.
+
+    def run(self, stop: Stop) -> None:
+        """Train to the end, validate, average, and write the bundle."""
+        progress = self.state.progress
+        (self.run_path / "trained.json").unlink(missing_ok=True)
+        self._write_start()
+        try:
+            reason = self._loop(stop)
+            say(f"training ends at step {progress.step:,}: {reason}")
+            self._finish(stop)
+        except StoppedError:
+            if not self._is_saved(progress.step):
+                self._save()
+            raise StoppedError(
+                f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}; the state is saved in "
+                f"{self.checkpoints}, and the same command goes on from there"
+            ) from None
+        finally:
+            self.log.close()
+
+    def _loop(self, stop: Stop) -> str:
+        progress, settings = self.state.progress, self.settings
+        stream = micro_batches(self.corpus, settings, progress.pairs)
+        window = Window()
+        self.model.train()
+        begun = time.monotonic() - progress.seconds
+        with tqdm(
+            total=settings.max_steps,
+            initial=progress.step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            smoothing=0.05,
+        ) as bar:
+            while True:
+                # A checkpoint follows each validation, so that no kill repeats or loses one.
+                step = progress.step
+                if step % settings.validate_every == 0 and progress.validated_step < step:
+                    self._validate(stop)
+                    window = Window()
+                progress.seconds = time.monotonic() - begun
+                if step and self._saves_at(step) and not self._is_saved(step):
+                    self._save()
+                if reason := self._reason_to_end():
+                    return reason
+                stop.check()
+
+                epoch, update = self._update(stream)
+                window.add(update)
+                if progress.skipped_in_row >= settings.max_skipped:
+                    raise MtkitError(self._divergence())
+                bar.update()
+                progress.seconds = time.monotonic() - begun
+                if progress.step % settings.log_every == 0:
+                    record = window.record()
+                    self.log.write("train", step=progress.step, epoch=epoch, **record)
+                    bar.set_postfix_str(
+                        f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
+                    )
+                    window = Window()
+
+    def _is_saved(self, step: int) -> bool:
+        return step in checkpoint_steps(self.checkpoints, resumable=True)
+
+    def _reason_to_end(self) -> str:
+        progress, settings = self.state.progress, self.settings
+        if progress.step >= settings.max_steps:
+            return f"training.max_steps {settings.max_steps:,} is reached"
+        if settings.max_minutes is not None and progress.seconds >= 60 * settings.max_minutes:
+            return f"training.max_minutes {settings.max_minutes:g} is reached"
+        if settings.patience is not None and progress.bad_validations >= settings.patience:
+            return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience)"
+        return ""
+
+    def _update(self, stream: Iterator[tuple[int, Batch]]) -> tuple[int, Update]:
+        """One step of the optimizer, over accumulated batches; the loss is divided once, by all their tokens."""
+        progress, settings = self.state.progress, self.settings
+        taken = list(islice(stream, settings.accumulate))
+        batches = [batch for _, batch in taken]
+        progress.step += 1
+        progress.pairs += sum(batch.num_pairs for batch in batches)
+        rate = learning_rate(progress.step, settings, self.config.model.d_model)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+
+        tokens = sum(batch.target_tokens for batch in batches)
+        loss = torch.zeros((), device=self.device)
+        likelihood = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            # No random state is kept: chance is a function of where training is.
+            torch.manual_seed(chance_seed(settings.seed, progress.step, number))
+            with mixed_precision(self.device, progress.precision):
+                features = self.model(batch.source, batch.target)
+                batch_loss, batch_nll = label_smoothed_cross_entropy(
+                    features, self.model.output, batch.labels, settings.label_smoothing
+                )
+            (batch_loss / tokens).backward()  # type: ignore[no-untyped-call]
+            loss += batch_loss.detach()
+            likelihood += batch_nll
+
+        limit = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        update = Update(float(loss), float(likelihood), tokens, norm, rate, _padding(batches))
+        if math.isfinite(update.loss) and math.isfinite(norm):
+            self.state.optimizer.step()
+            progress.skipped_in_row = 0
+        else:
+            self._skip(update)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return taken[-1][0], update
+
+    def _skip(self, update: Update) -> None:
+        progress = self.state.progress
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        what = "gradient" if math.isfinite(update.loss) else "loss"
+        say(f"step {progress.step:,}: the {what} is not finite; the update is skipped ({progress.skipped} so far)")
+        self.log.write("skipped", step=progress.step, what=what)
+
+    def _divergence(self) -> str:
+        progress = self.state.progress
+        steps = checkpoint_steps(self.checkpoints, resumable=True)
+        last = f"the last good checkpoint is that of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+        return (
+            f"{self.run_path}: {progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not "
+            f"finite; {last}. Lower training.learning_rate, set training.clip_norm, or train in fp32"
+        )
+
+    # Validation, choice, average.
+
+    def _validate(self, stop: Stop) -> None:
+        progress = self.state.progress
+        begun = time.monotonic()
+        measured, translations = self.validation.measure(self.model, self.tokenizer, stop)
+        score = selection_score(measured, self.settings)
+        better = score > progress.best_score
+        if better:
+            progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
+        else:
+            progress.bad_validations += 1
+        progress.validated_step = progress.step
+        seconds = time.monotonic() - begun
+        self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
+        say(f"step {progress.step:,}: {_measures(measured)}{' (best)' if better else ''}")
+        self._show_samples(translations)
+
+    def _show_samples(self, translations: list[str]) -> None:
+        """Other lines each time, the same ones for the same step."""
+        first = self.state.progress.step // self.settings.validate_every * NUM_SAMPLES
+        for i in range(first, first + min(NUM_SAMPLES, len(translations))):
+            i %= len(translations)
+            sample = {
+                "source": self.validation.sources[i],
+                "hypothesis": translations[i],
+                "reference": self.validation.references[i],
+            }
+            self.log.write("sample", step=self.state.progress.step, **sample)
+            for name, text in sample.items():
+                say(f"    {name:>10}: {text}")
+
+    def _finish(self, stop: Stop) -> None:
+        """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
+        progress, settings = self.state.progress, self.settings
+        if progress.validated_step < progress.step:
+            self._validate(stop)
+        if not self._is_saved(progress.step):
+            self._save()
+        best = progress.best_step
+        weights, steps = read_weights(self.checkpoints, best), [best]
+        chosen = averaged_steps(sorted({*self._scheduled(), best}), best, settings.average_checkpoints)
+        if len(chosen) > 1:
+            average = average_weights(self.checkpoints, chosen)
+            self._put(average)
+            measured, _ = self.validation.measure(self.model, self.tokenizer, stop)
+            better = selection_score(measured, settings) > progress.best_score
+            self.log.write("average", steps=chosen, **measured, better=better)
+            say(
+                f"average of {len(chosen)} checkpoints: {_measures(measured)}{' (taken)' if better else ' (not taken)'}"
+            )
+            if better:
+                weights, steps = average, chosen
+        self._write_bundle(weights, steps)
+        write_json(self.run_path / "trained.json", _completion(self.config))
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+
+    def _write_bundle(self, weights: dict[str, Tensor], steps: list[int]) -> None:
+        about = {
+            "mtkit": __version__,
+            "source_vocab_size": self.tokenizer.source_vocab_size,
+            "target_vocab_size": self.tokenizer.target_vocab_size,
+            "num_parameters": self.model.num_parameters,
+            "training": {
+                "steps": self.state.progress.step,
+                "minutes": round(self.state.progress.seconds / 60, 1),
+                "pairs_seen": self.state.progress.pairs,
+                "averaged_steps": steps,
+                "data": data_facts(self.corpus),
+            },
+        }
+        path = self.run_path / "model"
+        # The data stays where it is: a bundle names no folder of the machine that it was trained on.
+        config = self.config.model_copy(update={"run_dir": None})
+        save_bundle(path, weights, config, self.tokenizer.save, about)
+        say(f"model: {path}")
+
+    def _write_start(self) -> None:
+        progress = self.state.progress
+        facts = {
+            "mtkit": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": platform.platform(),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else str(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": progress.precision,
+            "parameters": self.model.num_parameters,
+            "command": sys.argv,
+            "data": data_facts(self.corpus),
+        }
+        write_json(self.run_path / "run.json", facts)
+        self.log.write("start", step=progress.step, **facts)
+        say(
+            f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
+            f"{facts['threads']} threads; {len(self.corpus):,} pairs"
+        )
+
+
+def data_digest(corpus: Corpus) -> str:
+    """One checksum over all ids of the training data."""
+    sides = (corpus.manifest.source, corpus.manifest.target)
+    checksums = [stored.sha256 for side in sides for stored in (side.tokens, side.offsets)]
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+
+
+def data_facts(corpus: Corpus) -> dict[str, Any]:
+    """What a reader of the model's card wants to know of the training data; files by name, not by place."""
+    manifest = corpus.manifest
+    return {
+        "num_pairs": manifest.num_pairs,
+        "source_tokens": manifest.source.num_tokens,
+        "target_tokens": manifest.target.num_tokens,
+        "dropped": manifest.drops,
+        "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
+    }
+
+
+def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
+    """What the best checkpoint is best at; higher is better."""
+    value = measured[settings.select_by]
+    if not math.isfinite(value):
+        return float("-inf")
+    return -value if settings.select_by == "loss" else value
+
+
+def chance_seed(seed: int, step: int, micro_batch: int) -> int:
+    """The seed of one forward pass: a function of where training is, so that no random state has to be saved."""
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def write_json(path: Path, value: object) -> None:
+    """One JSON file, replaced whole."""
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _padding(batches: list[Batch]) -> float:
+    return sum(batch.padding for batch in batches) / len(batches)
+
+
+def _measures(measured: dict[str, float]) -> str:
+    return f"loss {measured['loss']:.4f}, BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after and prefix:
+            yield f"{prefix}{key} was {before}, is {after}"
+        elif before != after:
+            yield f"the {key}"

@@ -1,0 +1,180 @@
+"""Checkpoints: weights, the optimizer's memory, and how far training is; each whole or not there.
+
+checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  progress.json
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtkit.errors import CheckpointError
+from mtkit.files import replaced_directory, settle
+from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
+
+FORMAT = 1
+
+WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far training is, and every choice that an `auto` setting made."""
+
+    step: int = 0  # updates done
+    pairs: int = 0  # pairs consumed: the place in the plan
+    seconds: float = 0.0  # of training, over all the processes that took part
+    precision: str = ""
+    validated_step: int = 0  # the last step that was validated
+    best_step: int = 0  # 0: none yet
+    best_score: float = float("-inf")  # higher is better
+    bad_validations: int = 0  # since the best one
+    skipped: int = 0  # updates that were not finite
+    skipped_in_row: int = 0
+    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
+
+
+@dataclass
+class TrainState:
+    """The one thing that changes while training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+
+def step_directory(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
+    """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
+    if not checkpoints.is_dir():
+        return []
+    for leftover in checkpoints.glob(".step-*"):
+        settle(leftover.with_name(leftover.name[1:].rsplit(".", 1)[0]))
+    found = (
+        d for d in checkpoints.glob("step-*") if (d / PROGRESS).exists() and (not resumable or (d / OPTIMIZER).exists())
+    )
+    return sorted(int(directory.name.removeprefix("step-")) for directory in found)
+
+
+def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
+    """Write the checkpoint of this step; identity is what a run must share with it to go on from it."""
+    path = step_directory(checkpoints, state.progress.step)
+    weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    memory = optimizer_tensors(state.optimizer, list(weights))
+    try:
+        with replaced_directory(path) as new:
+            save_file(weights, new / WEIGHTS)
+            save_file(memory, new / OPTIMIZER)
+            files = {name: _checksum(new / name) for name in (WEIGHTS, OPTIMIZER)}
+            content = {"format": FORMAT, "progress": asdict(state.progress), "identity": identity, "files": files}
+            text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+            (new / PROGRESS).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error}; the checkpoints before it are untouched: make room and start again"
+        ) from None
+
+
+def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
+    """How far a checkpoint is, the identity of its run, and the checksums of its files."""
+    path = step_directory(checkpoints, step) / PROGRESS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.pop("sha256")
+        intact = found == _digest(content)
+    except (OSError, ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
+    return Progress(**content["progress"]), content["identity"], content["files"]
+
+
+def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
+    """Put model, optimizer and progress where they were."""
+    progress, _, _ = read_progress(checkpoints, step)
+    weights = read_weights(checkpoints, step)
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            parameter.copy_(weights[name])
+    memory = _read_tensors(checkpoints, step, OPTIMIZER)
+    restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
+    state.progress = progress
+
+
+def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
+    """The weights of one checkpoint."""
+    return _read_tensors(checkpoints, step, WEIGHTS)
+
+
+def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, summed in double precision (Junczys-Dowmunt et al. 2016)."""
+    steps = list(steps)
+    total: dict[str, Tensor] = {}
+    for step in steps:
+        for name, tensor in read_weights(checkpoints, step).items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {name: (tensor / len(steps)).float() for name, tensor in total.items()}
+
+
+def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
+    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped."""
+    return [step for step in scheduled if step <= best_step][-count:]
+
+
+def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
+    """Drop weights that no average can need, and the optimizer's memory of all but the newest checkpoints.
+
+    Call it when the newest is safe. What the best one averages stays, and so does what a future best one will.
+    """
+    steps = checkpoint_steps(checkpoints)
+    newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
+    needed = newest | set(averaged_steps(scheduled, best_step, average)) | set(scheduled[-average:])
+    for step in steps:
+        directory = step_directory(checkpoints, step)
+        if step not in needed:
+            (directory / PROGRESS).unlink()  # first, so that a kill leaves nothing that looks like a checkpoint
+            shutil.rmtree(directory)
+        elif step not in newest:
+            (directory / OPTIMIZER).unlink(missing_ok=True)
+
+
+def _read_tensors(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
+    path = step_directory(checkpoints, step) / name
+    _, _, checksums = read_progress(checkpoints, step)
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing; {_remedy(checkpoints, step)}")
+    if _checksum(path) != checksums[name]:
+        raise CheckpointError(
+            f"{path}: damaged, its checksum is not the one it was saved with; {_remedy(checkpoints, step)}"
+        )
+    return load_file(path)
+
+
+def _remedy(checkpoints: Path, step: int) -> str:
+    others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other < step]
+    if others:
+        return f"delete {step_directory(checkpoints, step)} to go on from step {others[-1]}"
+    return "start anew with --fresh"
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

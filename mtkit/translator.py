@@ -1,0 +1,208 @@
+"""A model and lines in, translations out.
+
+R sentences, W beam size, V vocabulary size.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtkit.config.load import load_config
+from mtkit.config.settings import Config
+from mtkit.data.batches import ragged, source_rows
+from mtkit.formats.bundle import open_bundle
+from mtkit.models.device import DTYPES, pick_device
+from mtkit.models.interface import State, TranslationModel, next_rows
+from mtkit.models.registry import empty_model, fill_model
+from mtkit.search.beam import beam_search
+from mtkit.search.greedy import greedy_search
+from mtkit.search.length_penalty import LENGTH_PENALTIES
+from mtkit.search.step import Hypothesis
+from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
+from mtkit.text.splitting import join_parts, split_line
+from mtkit.text.tokenizer import Tokenizer
+
+WINDOW_LINES = 4000
+WINDOW_CHARACTERS = 1_000_000
+
+BREAKS = re.compile(r"[\n\r\0]")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A text and its score: the log-probability divided by the length penalty, higher is better."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class TranslatedLine:
+    """The translations of one line, best first; a blank line has one blank translation."""
+
+    translations: list[Translation]
+    num_parts: int  # more than one: the line was too long for the model and was split
+
+    @property
+    def text(self) -> str:
+        """The best one."""
+        return self.translations[0].text
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the model sees: a line, or a part of a long one."""
+
+    line: int
+    tokens: list[int]
+    separator: str  # stands between this part's translation and the next
+
+
+class Translator:
+    """Translates lines with one model; made by load()."""
+
+    def __init__(self, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def translate(self, lines: Iterable[str]) -> list[str]:
+        """The best translation of each line, in order; a blank line gives a blank one."""
+        return [line.text for line in self.translate_lines(lines)]
+
+    def translate_lines(
+        self, lines: Iterable[str], num_best: int = 1, at_once: bool = False
+    ) -> Iterator[TranslatedLine]:
+        """Up to num_best translations of each line, in order, in constant memory for any number of lines.
+
+        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes.
+        """
+        for window in _windows(lines, at_once):
+            yield from self._translate_window(window, num_best)
+
+    def _translate_window(self, lines: Sequence[str], num_best: int) -> list[TranslatedLine]:
+        parts = list(self._parts(lines))
+        order = sorted(range(len(parts)), key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
+        found: list[list[Hypothesis]] = [[] for _ in parts]
+        for chosen in self._batches(order, parts):
+            for p, hypotheses in zip(chosen, self.search([parts[p].tokens for p in chosen], num_best), strict=True):
+                found[p] = hypotheses
+        return self._joined(len(lines), parts, found)
+
+    def _parts(self, lines: Sequence[str]) -> Iterator[_Part]:
+        most = self.max_source_length
+        for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
+            if len(tokens) <= most:
+                if tokens:
+                    yield _Part(number, tokens, "")
+                continue
+            for part in split_line(lines[number], self._fits):
+                yield _Part(number, self.tokenizer.encode_source([part.text])[0][:most], part.separator)
+
+    @property
+    def max_source_length(self) -> int:
+        """Most tokens of a sentence: what the model was trained on, and can take with the end mark."""
+        limit = self.model.limits.source
+        most = self.config.data.max_length
+        return most if limit is None else min(most, limit - 1)
+
+    def _fits(self, text: str) -> bool:
+        return len(self.tokenizer.encode_source([text])[0]) <= self.max_source_length
+
+    def _batches(self, order: list[int], parts: list[_Part]) -> Iterator[list[int]]:
+        """Neighbours in order, at most batch_tokens: sentences x longest source x beam."""
+        decoding = self.config.decoding
+        batch: list[int] = []
+        most = 0
+        for p in order:
+            if not batch:
+                most = max(1, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * decoding.beam_size))
+            batch.append(p)
+            if len(batch) == most:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def search(self, sentences: Sequence[Sequence[int]], num_best: int = 1) -> list[list[Hypothesis]]:
+        """The best hypotheses of one batch of source tokens, none of them empty."""
+        decoding, device = self.config.decoding, self.model.device
+        sources = ragged(sentences)
+        start = torch.full((len(sentences),), BEGIN, device=device)
+        max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
+        max_lengths = max_lengths.long().to(device)
+        if self.model.limits.target is not None:
+            max_lengths = max_lengths.clamp(max=self.model.limits.target - 1)
+        state = self.model.encode(source_rows(sources).to(device))
+        if decoding.beam_size == 1 and num_best == 1:
+            return [[hypothesis] for hypothesis in greedy_search(self._step, state, start, max_lengths, END)]
+        penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
+        return beam_search(self._step, state, start, max_lengths, END, decoding.beam_size, penalty, num_best)
+
+    def _step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """(R, W) ids to (R, W, V) log-probabilities; what is no text is impossible."""
+        features, state = self.model.decode(next_rows(ids, state), state)
+        logits = self.model.output(features)
+        log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        for forbidden in (PAD, UNKNOWN, BEGIN):
+            log_probs[:, :, forbidden] = float("-inf")
+        return log_probs, state
+
+    def _joined(self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]]) -> list[TranslatedLine]:
+        texts = iter(self.tokenizer.decode_target([h.tokens for hypotheses in found for h in hypotheses]))
+        lines: list[list[list[Translation]]] = [[] for _ in range(num_lines)]
+        for part, hypotheses in zip(parts, found, strict=True):
+            lines[part.line].append([Translation(BREAKS.sub(" ", next(texts)), h.score) for h in hypotheses])
+        separators: list[list[str]] = [[] for _ in range(num_lines)]
+        for part in parts:
+            separators[part.line].append(part.separator)
+        return [_line(*both) for both in zip(lines, separators, strict=True)]
+
+
+def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
+    """The n-th best of a split line joins the n-th best of its parts, the last one where there are fewer."""
+    if not parts:
+        return TranslatedLine([Translation("", 0.0)], 1)
+    if len(parts) == 1:
+        return TranslatedLine(parts[0], 1)
+    joined = []
+    for n in range(max(map(len, parts))):
+        chosen = [part[min(n, len(part) - 1)] for part in parts]
+        text = join_parts([c.text for c in chosen], separators)
+        joined.append(Translation(text, sum(c.score for c in chosen) / len(chosen)))
+    return TranslatedLine(joined, len(parts))
+
+
+def _windows(lines: Iterable[str], at_once: bool) -> Iterator[list[str]]:
+    window: list[str] = []
+    size = 0
+    for line in lines:
+        window.append(line)
+        size += len(line)
+        if at_once or len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
+    """The translator of a run directory or a model bundle.
+
+    overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
+    used as they lie in the file where the device is the CPU and the precision fp32.
+    """
+    bundle = open_bundle(Path(path))
+    config = load_config(bundle.path / "config.yaml", overrides)
+    device = pick_device(config.device)
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    model = empty_model(config.model, bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
+    fill_model(model, bundle.weights(), str(bundle.path))
+    model.requires_grad_(False)
+    return Translator(model.to(device, DTYPES[precision]).eval(), tokenizer, config)

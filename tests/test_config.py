@@ -1,0 +1,498 @@
+"""Settings: what is read, what is refused and how that is said, and that what is printed reads back (law 9)."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from mtkit.config.load import config_from_text, load_config
+from mtkit.config.settings import (
+    Config,
+    CorpusConfig,
+    DataConfig,
+    LanguagesConfig,
+    Section,
+    TestSetConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
+from mtkit.config.show import config_schema, config_text, setting_names, setting_schema, wanted
+from mtkit.errors import ConfigError
+
+TestSetConfig.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name says
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def faults(text: str, *overrides: str, folder: Path) -> list[str]:
+    """The lines of the error that a file of that text and those overrides give; the file is called x.yaml."""
+    path = folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    return [line.removeprefix(f"{folder}/") for line in str(error.value).split("\n")]
+
+
+# Reading
+
+
+def test_no_file_and_an_empty_file_give_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "comments.yaml").write_text("# nothing\n---\n# at all\n")
+    assert load_config(None) == Config()
+    assert load_config(tmp_path / "empty.yaml") == Config()
+    assert load_config(tmp_path / "comments.yaml") == Config()
+
+
+def test_a_file_overrides_defaults_and_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("name: a\ntraining: {max_steps: 10, seed: 7}\n")
+    config = load_config(path, ["training.max_steps=20", "training.max_steps=30", "device=cpu"])
+    assert (config.name, config.device) == ("a", "cpu")
+    assert (config.training.max_steps, config.training.seed, config.training.batch_tokens) == (30, 7, 4096)
+
+
+def test_an_override_is_read_as_yaml() -> None:
+    config = load_config(
+        None,
+        [
+            "training.adam_betas=[0.8, 0.9]",
+            "training.learning_rate=1e-4",
+            "tokenizer.shared=true",
+            "data.max_length_ratio=null",
+            "data.train=[{source: a.fr, target: a.en}]",
+            "name=a=b",
+            "data.root=",
+        ],
+    )
+    assert config.training.adam_betas == (0.8, 0.9)
+    assert config.training.learning_rate == 1e-4
+    assert config.data.max_length_ratio is None
+    assert config.data.train == (CorpusConfig(source=Path("a.fr"), target=Path("a.en")),)
+    assert (config.name, config.data.root) == ("a=b", None)
+
+
+def test_an_override_reaches_into_tables_and_replaces_whole_sections(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("data: {test: {a: {source: x, target: y}}}\ntraining: {seed: 5}\n")
+    config = load_config(path, ["data.test.a.source=z", "training={max_steps: 3}"])
+    assert config.data.test == {"a": TestSetConfig(source=Path("z"), target=(Path("y"),))}
+    assert config.training == TrainingConfig(max_steps=3)
+
+
+def test_an_override_fills_a_section_that_is_empty_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("training:\n")
+    assert load_config(path, ["training.seed=5"]).training.seed == 5
+
+
+def test_a_section_list_or_table_whose_lines_are_all_commented_out_is_empty() -> None:
+    text = "training:\n  # seed: 5\nmodel:\ndata:\n  train:\n  # - {source: a, target: b}\n  test:\n"
+    assert config_from_text(text, "x.yaml") == Config()
+
+
+def test_one_reference_and_several_are_both_read() -> None:
+    config = config_from_text("data: {test: {a: {source: x, target: y}, b: {source: x, target: [y, z]}}}", "x.yaml")
+    assert [config.data.test[name].target for name in "ab"] == [(Path("y"),), (Path("y"), Path("z"))]
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "0.0001", "1.0e-4", "+.0001"])
+def test_numbers_are_read_as_yaml_1_2_has_them(number: str) -> None:
+    assert config_from_text(f"training: {{learning_rate: {number}}}", "x.yaml").training.learning_rate == 1e-4
+
+
+def test_a_whole_number_is_a_number_too() -> None:
+    assert config_from_text("training: {weight_decay: 1}", "x.yaml").training.weight_decay == 1.0
+
+
+def test_text_that_yaml_1_1_takes_for_something_else_stays_text() -> None:
+    config = config_from_text("name: 2026-01-01\nlanguages: {source: 'no', target: 1:20}", "x.yaml")
+    assert (config.name, config.languages.source, config.languages.target) == ("2026-01-01", "no", "1:20")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfname: a\n")
+    assert load_config(tmp_path / "x.yaml").name == "a"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads_and_prints_what_loads_back(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert config_from_text(config_text(config), "printed") == config
+
+
+# Refusing values
+
+LINES_OF_VALUES = [
+    ("training: {max_steps: true}", "training.max_steps: found true, wants a whole number, at least 1"),
+    ("training: {max_steps: 0}", "training.max_steps: found 0, wants a whole number, at least 1"),
+    ("training: {max_steps: 8e3}", "training.max_steps: found 8000.0, wants a whole number, at least 1"),
+    ("training: {max_steps: '5'}", "training.max_steps: found '5', wants a whole number, at least 1"),
+    ("training: {max_steps: }", "training.max_steps: found null, wants a whole number, at least 1"),
+    ("training: {adam_eps: .inf}", "training.adam_eps: found .inf, wants a number, more than 0"),
+    ("training: {adam_eps: 1e999}", "training.adam_eps: found .inf, wants a number, more than 0"),
+    ("training: {weight_decay: .nan}", "training.weight_decay: found .nan, wants a number, at least 0"),
+    ("training: {clip_norm: 0}", "training.clip_norm: found 0, wants a number, more than 0, or null"),
+    ("training: {label_smoothing: 1}", "training.label_smoothing: found 1, wants a number, at least 0, less than 1"),
+    (
+        "tokenizer: {character_coverage: 2}",
+        "tokenizer.character_coverage: found 2, wants a number, more than 0.9, at most 1",
+    ),
+    ("training: {schedule: off}", "training.schedule: found false, wants one of noam, inverse_sqrt, constant"),
+    ("training: {schedule: cosine}", "training.schedule: found cosine, wants one of noam, inverse_sqrt, constant"),
+    ("tokenizer: {type: word}", "tokenizer.type: found word, wants only bpe"),
+    ("tokenizer: {shared: 'yes'}", "tokenizer.shared: found 'yes', wants true or false"),
+    ("tokenizer: {shared: 1}", "tokenizer.shared: found 1, wants true or false"),
+    ("training: {adam_betas: 1}", "training.adam_betas: found 1, wants a list of 2 items, each a number"),
+    ("training: {adam_betas: [0.9]}", "training.adam_betas: found [0.9], wants a list of 2 items, each a number"),
+    (
+        "training: {adam_betas: [0.9, 0.9, 0.9]}",
+        "training.adam_betas: found [0.9, 0.9, 0.9], wants a list of 2 items, each a number",
+    ),
+    ("training: {adam_betas: [0.9, a]}", "training.adam_betas[1]: found a, wants a number"),
+    ("languages: {source: ''}", "languages.source: found '', wants text, not empty"),
+    ("languages: {source: [a]}", "languages.source: found [a], wants text, not empty"),
+    ("name: a/b", r"name: found a/b, wants text that matches ^[^/\\]*[^/\\.\s][^/\\]*$"),
+    ("run_dir: {a: b}", "run_dir: found {a: b}, wants a path, or null"),
+    ("training: 5", "training: found 5, wants keys and values"),
+    ("training: [5]", "training: found [5], wants keys and values"),
+    (
+        "data: {train: {source: a, target: b}}",
+        "data.train: found {source: a, target: b}, wants a list of items, each {source: …, target: …}",
+    ),
+    ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …}"),
+    ("data: {valid: [{source: a}]}", "data.valid[0].target: missing; wants a path"),
+    ("data: {test: [a]}", "data.test: found [a], wants names, each with {source: …, target: …}"),
+    ("data: {test: {a: {target: b}}}", "data.test.a.source: missing; wants a path"),
+    (
+        "data: {test: {a: {source: b, target: {c: d}}}}",
+        "data.test.a.target: found {c: d}, wants a path, or a list of 1 or more items, each a path",
+    ),
+    (
+        "data: {test: {a: {source: b, target: []}}}",
+        "data.test.a.target: found [], wants a path, or a list of 1 or more items, each a path",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), LINES_OF_VALUES, ids=[text for text, _ in LINES_OF_VALUES])
+def test_a_wrong_value_is_told_with_what_is_wanted(text: str, line: str, tmp_path: Path) -> None:
+    assert faults(text, folder=tmp_path) == [f"x.yaml:1: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("languages: {source: no}", 'languages.source: found false; quote it, "no", if text is meant'),
+        ("languages: {source: off}", 'languages.source: found false; quote it, "no", if text is meant'),
+        ("languages: {source: yes}", 'languages.source: found true; quote it, "yes", if text is meant'),
+        ("name: 2026", 'name: found 2026; quote it, "2026", if text is meant'),
+        ("data: {root: no}", 'data.root: found false; quote it, "no", if text is meant'),
+        (
+            "data: {train: [{source: no, target: a}]}",
+            'data.train[0].source: found false; quote it, "no", if text is meant',
+        ),
+        (
+            "data: {test: {a: {source: b, target: no}}}",
+            'data.test.a.target: found false; quote it, "no", if text is meant',
+        ),
+        (
+            "data: {test: {a: {source: b, target: [c, no]}}}",
+            'data.test.a.target[1]: found false; quote it, "no", if text is meant',
+        ),
+    ],
+)
+def test_norwegian_and_years_are_to_be_quoted(text: str, line: str, tmp_path: Path) -> None:
+    assert faults(text, folder=tmp_path) == [f"x.yaml:1: {line}"]
+
+
+def test_a_long_wrong_value_is_cut_and_stays_on_one_line(tmp_path: Path) -> None:
+    (line,) = faults('training: {seed: "' + "a b\\n" * 100 + '"}', folder=tmp_path)
+    assert line.startswith("x.yaml:1: training.seed: found ")
+    assert line.endswith("…, wants a whole number, at least 0")
+    assert len(line) < 150
+
+
+# Refusing keys
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("training: {learnign_rate: 1}", "unknown key 'training.learnign_rate'; did you mean 'learning_rate'?"),
+        ("trainig: {seed: 1}", "unknown key 'trainig'; did you mean 'training'?"),
+        ("beam_size: 3", "unknown key 'beam_size'; did you mean 'decoding.beam_size'?"),
+        ("beam_sise: 3", "unknown key 'beam_sise'; did you mean 'decoding.beam_size'?"),
+        ("training: {dropout: 0.1}", "unknown key 'training.dropout'; did you mean 'model.dropout'?"),
+        (
+            "batch_tokens: 3",
+            "unknown key 'batch_tokens'; did you mean 'training.batch_tokens' or 'decoding.batch_tokens'?",
+        ),
+        ("training: {device: cpu}", "unknown key 'training.device'; did you mean 'device' at the top level?"),
+        (
+            "training.max_steps: 3",
+            "unknown key 'training.max_steps'; write 'max_steps' on a line of its own below 'training:'",
+        ),
+        ("data: {test: {a: {source: x, target: y, tokens: z}}}", "unknown key 'data.test.a.tokens'"),
+        ("data: {train: [{srouce: x}]}", "unknown key 'data.train[0].srouce'; did you mean 'source'?"),
+        ("zzz: 3", "unknown key 'zzz'"),
+        ("true: 3", "unknown key 'true'"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest_right_name_if_any_is_near(
+    text: str, line: str, tmp_path: Path
+) -> None:
+    assert f"x.yaml:1: {line}" in faults(text, folder=tmp_path)
+
+
+def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
+    text = "training:\n  seed: 1\n  max_steps: 2\n  seed: 3\n"
+    assert faults(text, folder=tmp_path) == ["x.yaml:4: key 'seed' is given twice; first on line 2"]
+
+
+# Refusing settings that do not fit each other
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "training:\n  seed: 1\n  schedule: constant\n",
+            "x.yaml:3: training: schedule constant wants a learning_rate; only noam knows its own",
+        ),
+        (
+            "training:\n  warmup_steps: 0\n",
+            "x.yaml:2: training: noam without a learning_rate wants warmup_steps of 1 or more",
+        ),
+        (
+            "training:\n  seed: 1\n  adam_betas: [0.9, 1.0]\n",
+            "x.yaml:3: training: adam_betas [0.9, 1.0] must each be at least 0 and less than 1",
+        ),
+        ("model:\n  d_model: 30\n", "x.yaml:2: model: d_model 30 is not a multiple of num_heads 8"),
+        ("model:\n  decoder_num_heads: 3\n", "x.yaml:2: model: d_model 512 is not a multiple of decoder_num_heads 3"),
+        ("model:\n  d_model: 15\n  num_heads: 5\n", "x.yaml:2: model: d_model 15 is odd; it must be even"),
+        (
+            "name: a\ntokenizer:\n  shared: false\n",
+            "x.yaml:3: model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without",
+        ),
+        (
+            "model:\n  positions: learned\n  max_positions: 256\n",
+            "x.yaml:3: model.max_positions 256 must be more than data.max_length 256",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_where_one_of_them_was_said(text: str, line: str, tmp_path: Path) -> None:
+    assert faults(text, folder=tmp_path) == [line]
+
+
+def test_of_settings_that_do_not_fit_the_last_said_is_told(tmp_path: Path) -> None:
+    text = "model:\n  d_model: 64\n  num_heads: 4\n"
+    line = "model.num_heads=3: model: d_model 64 is not a multiple of num_heads 3"
+    assert faults(text, "model.num_heads=3", folder=tmp_path) == [line]
+
+
+# Refusing files and overrides
+
+
+def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_path: Path) -> None:
+    text = "decoding:\n  beam_size: 0\ntraining:\n  seed: -1\n  sed: 1\nmodel:\n  d_model: 30\nname: no\n"
+    assert faults(text, "device=tpu", "training.seed=x", "data.max_len=3", folder=tmp_path) == [
+        "x.yaml:2: decoding.beam_size: found 0, wants a whole number, at least 1",
+        "x.yaml:5: unknown key 'training.sed'; did you mean 'seed'?",
+        "x.yaml:7: model: d_model 30 is not a multiple of num_heads 8",
+        'x.yaml:8: name: found false; quote it, "no", if text is meant',
+        "device=tpu: found tpu, wants one of auto, cpu, cuda, mps",
+        "training.seed=x: found x, wants a whole number, at least 0",
+        "data.max_len=3: unknown key 'data.max_len'; did you mean 'max_length'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("foo", "foo: wants key=value, such as training.max_steps=1000"),
+        ("=3", "=3: wants key=value, such as training.max_steps=1000"),
+        ("zzz=3", "zzz=3: unknown key 'zzz'"),
+        ("training.max_steps=true", "training.max_steps=true: found true, wants a whole number, at least 1"),
+        (
+            "training={max_steps: true}",
+            "training={max_steps: true}: training.max_steps: found true, wants a whole number, at least 1",
+        ),
+        ("trainig.seed=3", "trainig.seed=3: unknown key 'trainig'; did you mean 'training'?"),
+        ("languages.source=no", 'languages.source=no: found false; quote it, "no", if text is meant'),
+        ("seed=3", "seed=3: unknown key 'seed'; did you mean 'training.seed'?"),
+        ("run_dir.x=1", None),
+        (
+            "data.train.0.source=x",
+            "data.train.0.source=x: unknown key 'data.train.0'; "
+            "'data.train' takes a list of items, each {source: …, target: …}",
+        ),
+        (
+            "training.seed=[1",
+            "training.seed=[1:1: not valid YAML: expected ',' or ']', but got '<stream end>'",
+        ),
+    ],
+)
+def test_a_wrong_override_is_told_by_its_own_text(override: str, line: str | None) -> None:
+    line = line or f"{override}: unknown key 'run_dir.x'; 'run_dir' takes a path, or null"
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value) == line
+
+
+def test_a_long_override_is_cut_and_stays_on_one_line() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["training.seed='" + "a\n" * 100 + "'"])
+    start, _, end = str(error.value).partition("…: found ")
+    assert start == "training.seed='" + "a " * 22
+    assert end.endswith("…, wants a whole number, at least 0")
+
+
+def test_an_override_does_not_hide_that_a_section_of_the_file_is_none(tmp_path: Path) -> None:
+    line = "x.yaml:1: training: found 5, wants keys and values"
+    assert faults("training: 5", "training.seed=1", folder=tmp_path) == [line]
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"# a comment\nname: caf\xe9\n")
+    (tmp_path / "file").write_text("")
+    wanted_lines = {
+        "missing.yaml": "{}: no such file; wants a YAML file of settings",
+        ".": "{}: found a folder, wants a YAML file of settings",
+        "file/x.yaml": "{}: cannot be read: Not a directory",
+        "latin.yaml": "{}:2: found byte 0xe9, wants UTF-8",
+    }
+    for name, line in wanted_lines.items():
+        with pytest.raises(ConfigError) as error:
+            load_config(tmp_path / name)
+        assert str(error.value) == line.format(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[1, 2]", "x.yaml:1: found [1, 2], wants keys and values"),
+        ("# comment\nname", "x.yaml:2: found name, wants keys and values"),
+        ("name: [a\n", "x.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n---\nb: 2\n", "x.yaml:2: not valid YAML: but found another document"),
+        ("name: !!python/name:os.system a", None),
+        ("[a]: 1", "x.yaml:1: a key must be a plain word"),
+        ("name: a\0", "x.yaml: not valid YAML: unacceptable character #x0000: special characters are not allowed"),
+        ('name: "\\0"', "x.yaml:1: name: found character U+0000, which no text may have"),
+        ('name: a\nrun_dir: "\\ud800"', "x.yaml:2: run_dir: found character U+D800, which no text may have"),
+        (
+            "run_dir: !!timestamp 2026-01-01",
+            "x.yaml:1: run_dir: found !!timestamp '2026-01-01', wants plain text, a number, true, false or null",
+        ),
+        ("name: " + "[" * 250 + "]" * 250, "x.yaml:1: lists or sections are nested too deeply"),
+    ],
+)
+def test_what_is_no_yaml_of_settings_is_told(text: str, line: str | None, tmp_path: Path) -> None:
+    found = faults(text, folder=tmp_path)
+    if line is None:
+        assert found[0].startswith("x.yaml:1: not valid YAML: could not determine a constructor for the tag ")
+    else:
+        assert found == [line]
+
+
+# Printing
+
+
+def odd_config() -> Config:
+    """A config with something odd in every place that has room for it."""
+    return Config(
+        name="no: #1",
+        run_dir=Path("/tmp/ünï 'x' \"y\""),
+        languages=LanguagesConfig(source="no", target="1e5"),
+        data=DataConfig(
+            root=Path("~"),
+            train=(
+                CorpusConfig(source=Path("a, b.fr"), target=Path("[c].en")),
+                CorpusConfig(source=Path("{d}"), target=Path("- e")),
+            ),
+            valid=(CorpusConfig(source=Path("#f"), target=Path("g: h")),),
+            test={
+                "2016": TestSetConfig(source=Path("null"), target=(Path("true"), Path("1.5"), Path("a\nb\x85c"))),
+                "x: {y}, [z]": TestSetConfig(source=Path("*a"), target=(Path("&b"),)),
+                "a\nb": TestSetConfig(source=Path("a\t"), target=(Path("c"),)),
+                "": TestSetConfig(source=Path("?"), target=(Path("a" * 300),)),
+            },
+            max_length_ratio=None,
+        ),
+        training=TrainingConfig(adam_eps=1e-9, learning_rate=5e-324, max_minutes=1e22, clip_norm=0.1, patience=3),
+    )
+
+
+@pytest.mark.parametrize("config", [Config(), odd_config()], ids=["defaults", "odd"])
+def test_the_printed_config_loads_back_to_the_same_config(config: Config) -> None:
+    assert config_from_text(config_text(config), "printed") == config
+
+
+def test_every_key_is_printed_below_its_meaning_choices_and_limits() -> None:
+    lines = config_text(Config()).splitlines()
+    for names in setting_names():
+        schema = setting_schema(names)
+        assert schema is not None
+        at = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{names[-1]}:"))
+        comment = lines[at - 1].strip()
+        assert comment.startswith("# ")
+        del lines[: at + 1]
+    text = config_text(Config())
+    assert "  # How the learning rate moves. One of noam, inverse_sqrt, constant.\n  schedule: noam\n" in text
+    assert "  # Updates after which training ends. A whole number, at least 1.\n  max_steps: 100000\n" in text
+    assert "# How the model is trained, and how its checkpoints are kept and chosen.\ntraining:\n" in text
+
+
+def test_a_setting_that_differs_is_printed_with_its_default() -> None:
+    text = config_text(load_config(None, ["training.max_steps=5"]))
+    assert (
+        "  # Updates after which training ends. A whole number, at least 1. Default: 100000.\n  max_steps: 5\n" in text
+    )
+
+
+def test_the_printed_comments_fit_a_screen() -> None:
+    comments = [line for line in config_text(Config()).splitlines() if "#" in line]
+    assert max(map(len, comments)) <= 110
+
+
+# The schema
+
+
+def test_the_json_schema_knows_every_setting_and_refuses_others() -> None:
+    schema: Any = json.loads(json.dumps(config_schema()))
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+    for definition in schema["$defs"].values():
+        assert definition["additionalProperties"] is False
+
+
+def test_the_json_schema_takes_one_reference_as_well_as_a_list() -> None:
+    schema = setting_schema(("data", "test", "a", "target"))
+    assert schema is not None
+    assert {choice["type"] for choice in schema["anyOf"]} == {"string", "array"}
+
+
+def test_what_is_wanted_can_be_said_of_every_setting() -> None:
+    for names in setting_names():
+        schema = setting_schema(names)
+        assert schema is not None
+        assert wanted(schema)
+
+
+def test_every_setting_has_a_meaning_and_a_section_has_a_docstring() -> None:
+    sections: list[type[Section]] = [Config]
+    for section in sections:
+        assert section.__doc__
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+            inner = [field.annotation, *get_args(field.annotation)]
+            sections += [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    assert {TrainingConfig, TransformerConfig, TestSetConfig, CorpusConfig} <= set(sections)
+
+
+def test_settings_are_never_edited() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().training.seed = 5  # type: ignore[misc]

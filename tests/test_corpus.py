@@ -1,0 +1,207 @@
+"""What is written is what is read, and nothing that changed since goes unnoticed."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from mtkit.data import corpus as corpus_module
+from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, new_directory, put_in_place
+from mtkit.errors import DataError
+
+SOURCE = [[4, 5, 6], [7], [], [65535, 8]]
+TARGET = [[9], [10, 11], [12, 13, 14, 70000], [15]]
+
+
+def write(directory, source=SOURCE, target=TARGET, source_vocab_size=65536, tokenizer_hash="abc") -> Manifest:
+    with CorpusWriter(directory, source_vocab_size, 70001, tokenizer_hash) as writer:
+        for start in range(0, len(source), 3):
+            writer.add(source[start : start + 3], target[start : start + 3])
+        return writer.commit({"too long": 2}, [RawFile("a", "sha256:1"), RawFile("b", "sha256:2")], {"max_length": 9})
+
+
+def names(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    manifest = write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    assert corpus.manifest == manifest
+    assert len(corpus) == manifest.num_pairs == 4
+    assert [corpus.source(pair).tolist() for pair in range(4)] == SOURCE
+    assert [corpus.target(pair).tolist() for pair in range(4)] == TARGET
+    assert corpus.source_lengths.tolist() == [3, 1, 0, 2]
+    assert corpus.target_lengths.tolist() == [1, 2, 4, 1]
+    assert (manifest.source.num_tokens, manifest.source.longest) == (6, 3)
+    assert (manifest.target.num_tokens, manifest.target.longest) == (8, 4)
+    corpus.verify()
+    corpus.require_tokenizer("abc")
+    assert names(tmp_path) == ["train"]
+
+
+def test_ids_take_two_bytes_where_they_fit_and_cannot_be_changed(tmp_path):
+    write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    assert corpus.source_tokens.dtype == np.dtype("<u2")
+    assert corpus.target_tokens.dtype == np.dtype("<u4")
+    assert corpus.source_offsets.dtype == np.dtype("<i8")
+    assert not corpus.source_tokens.flags.writeable
+    assert (tmp_path / "train" / "source.tokens").read_bytes() == np.array([4, 5, 6, 7, 65535, 8], "<u2").tobytes()
+
+
+def test_no_pairs_are_a_corpus_too(tmp_path):
+    write(tmp_path / "train", [], [])
+    corpus = Corpus.open(tmp_path / "train")
+    assert (len(corpus), len(corpus.source_lengths), corpus.manifest.source.longest) == (0, 0, 0)
+    corpus.verify()
+
+
+def test_a_corpus_of_many_pieces_is_checked_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
+    manifest = write(tmp_path / "train")
+    assert [len(stored.sha256) for stored in (manifest.target.tokens, manifest.target.offsets)] == [4, 5]
+    Corpus.open(tmp_path / "train").verify()
+
+
+@pytest.mark.parametrize("name", ["source.tokens", "source.offsets", "target.tokens", "target.offsets"])
+def test_any_changed_byte_is_noticed(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
+    write(tmp_path / "train")
+    path = tmp_path / "train" / name
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError) as raised:
+            Corpus.open(tmp_path / "train").verify()
+        assert name in str(raised.value)
+        assert "again" in str(raised.value)
+    middle = 9
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(DataError, match=r"damaged in piece 2 of \d \(0 MiB each\); binarize the corpora again"):
+        Corpus.open(tmp_path / "train").verify()
+
+
+@pytest.mark.parametrize("name", ["source.tokens", "source.offsets", "target.tokens", "target.offsets"])
+def test_a_cut_or_missing_file_is_told_with_its_sizes(tmp_path, name):
+    write(tmp_path / "train")
+    path = tmp_path / "train" / name
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(DataError) as raised:
+        Corpus.open(tmp_path / "train")
+    assert str(raised.value) == f"{path}: has {size - 1} bytes but {size} were written; binarize the corpora again"
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name}: missing; binarize the corpora again"):
+        Corpus.open(tmp_path / "train")
+
+
+def test_offsets_that_do_not_end_with_the_tokens_are_told(tmp_path):
+    write(tmp_path / "train")
+    path = tmp_path / "train" / "target.offsets"
+    offsets = np.fromfile(path, "<i8")
+    offsets[-1] = 1_000_000
+    offsets.tofile(path)
+    with pytest.raises(DataError, match=r"target\.offsets: ends at token 1,000,000 of 8; binarize"):
+        Corpus.open(tmp_path / "train")
+
+
+def test_any_changed_character_of_the_manifest_is_noticed(tmp_path):
+    write(tmp_path / "train")
+    path = tmp_path / "train" / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"manifest\.json: (damaged; binarize|format)"):
+            Corpus.open(tmp_path / "train")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"format": 1}'])
+def test_a_damaged_manifest_is_told(tmp_path, content):
+    write(tmp_path / "train")
+    (tmp_path / "train" / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged; binarize the corpora again"):
+        Corpus.open(tmp_path / "train")
+
+
+def test_a_later_format_is_told(tmp_path):
+    write(tmp_path / "train")
+    path = tmp_path / "train" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(DataError, match="format 2 is unknown; this version of mtkit reads format 1"):
+        Corpus.open(tmp_path / "train")
+
+
+def test_a_missing_corpus_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no binarized corpus here \(manifest\.json is missing\)"):
+        Corpus.open(tmp_path / "nowhere")
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path):
+    write(tmp_path / "train", tokenizer_hash="a" * 64)
+    with pytest.raises(DataError, match=r"was encoded by another tokenizer \(a{12}, not b{12}\); binarize"):
+        Corpus.open(tmp_path / "train").require_tokenizer("b" * 64)
+
+
+def test_without_a_commit_nothing_changes(tmp_path):
+    manifest = write(tmp_path / "train")
+    with CorpusWriter(tmp_path / "train", 10, 10, "abc") as writer:
+        writer.add([[4]], [[4]])
+    assert names(tmp_path) == ["train"]
+    assert Corpus.open(tmp_path / "train").manifest == manifest
+
+
+def test_a_new_corpus_takes_the_place_of_the_old(tmp_path):
+    write(tmp_path / "train")
+    (tmp_path / "train" / "more").write_text("left from before")
+    write(tmp_path / "train", [[4]], [[5]])
+    assert len(Corpus.open(tmp_path / "train")) == 1
+    assert names(tmp_path) == ["train"]
+    assert "more" not in names(tmp_path / "train")
+
+
+def test_a_kill_while_putting_in_place_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    """Every rename, flush and removal is in turn the last thing that happens."""
+
+    class Killed(BaseException):
+        pass
+
+    def run(last: int) -> bool:
+        calls = 0
+
+        def counted(real):
+            def call(*arguments, **keywords):
+                nonlocal calls
+                calls += 1
+                if calls > last:
+                    raise Killed
+                return real(*arguments, **keywords)
+
+            return call
+
+        place = tmp_path / str(last) / "train"
+        place.mkdir(parents=True)
+        (place / "old").write_text("old")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", counted(os.fsync))
+            patch.setattr("pathlib.Path.rename", counted(type(place).rename))
+            patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+            try:
+                (new_directory(place) / "new").write_text("new")
+                put_in_place(place)
+                killed = False
+            except Killed:
+                killed = True
+        corpus_module.settle(place)
+        assert names(place) in (["old"], ["new"])
+        (new_directory(place) / "next").write_text("next")
+        put_in_place(place)
+        assert (names(place), names(place.parent)) == (["next"], ["train"])
+        return killed
+
+    last = 0
+    while run(last):
+        last += 1
+    assert last == 6  # two files flushed, two renames, the parent flushed, the old one removed

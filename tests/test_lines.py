@@ -1,0 +1,134 @@
+"""Lines are read exactly, and what cannot be read is told in one line."""
+
+import gzip
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from mtkit.errors import DataError
+from mtkit.text.lines import decode_lines, fingerprint, read_lines, read_pairs
+
+
+def lines_of(path: Path, raw: bytes) -> list[str]:
+    path.write_bytes(raw)
+    return list(read_lines(path))
+
+
+@pytest.mark.parametrize(
+    ("raw", "lines"),
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"\n\n", ["", ""]),
+        (b"a", ["a"]),
+        (b"a\nb", ["a", "b"]),
+        (b"a\nb\n", ["a", "b"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\r\r\nb\rc\n", ["a\r", "b\rc"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "\ufeffb"]),
+        (b"\xef\xbb\xbf", []),
+        (b"\xef\xbb\xbf\n", [""]),
+        ("a\u2028b\u0085c\fd\x00e\x1cf\vg\n".encode(), ["a\u2028b\u0085c\fd\x00e\x1cf\vg"]),
+    ],
+)
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, lines):
+    assert lines_of(tmp_path / "text", raw) == lines
+    assert lines_of(tmp_path / "text.gz", gzip.compress(raw)) == lines
+    assert list(decode_lines(io.BytesIO(raw))) == [(line, False) for line in lines]
+
+
+def test_a_file_is_streamed(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"first\n" + b"\xff\n")
+    assert next(read_lines(path)) == "first"
+
+
+def test_bytes_that_are_not_utf_8_are_told_with_line_and_column(tmp_path):
+    path = tmp_path / "latin1"
+    with pytest.raises(DataError) as raised:
+        lines_of(path, "fine\n\u00fcber caf".encode() + b"\xe9!\n")
+    assert str(raised.value) == f"{path}:2: not valid UTF-8 (byte 0xe9 at column 9); convert the file to UTF-8"
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"missing\.txt: no such file"):
+        list(read_lines(tmp_path / "missing.txt"))
+    with pytest.raises(DataError, match=r"missing\.txt: no such file"):
+        fingerprint(tmp_path / "missing.txt")
+
+
+def test_a_directory_is_told(tmp_path):
+    with pytest.raises(DataError, match="is a directory; a text file is wanted"):
+        list(read_lines(tmp_path))
+
+
+def test_a_path_through_a_file_is_told(tmp_path):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(DataError, match="cannot be read: Not a directory"):
+        list(read_lines(tmp_path / "file" / "text"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "plain"])
+def test_a_damaged_gz_is_told(tmp_path, damage):
+    packed = gzip.compress(os.urandom(1000).hex().encode() + b"\n")
+    middle = len(packed) // 2
+    flipped = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
+    raw = {"cut": packed[:middle], "changed": flipped, "plain": b"just text\n"}[damage]
+    with pytest.raises(DataError, match=r"text\.gz: damaged or not gzip \(.+\); compress it again or rename it"):
+        lines_of(tmp_path / "text.gz", raw)
+
+
+def test_damaged_lines_of_a_stream_are_replaced_and_marked():
+    stream = io.BytesIO(b"good\nb\xe9d\n\xf0\x9f\ngood")
+    assert list(decode_lines(stream)) == [("good", False), ("b\ufffdd", True), ("\ufffd", True), ("good", False)]
+
+
+def test_a_line_of_a_pipe_comes_before_the_next_is_written():
+    read_end, write_end = os.pipe()
+    seen = threading.Event()
+    seen_in_time = []
+
+    def write() -> None:
+        os.write(write_end, b"one\n")
+        seen_in_time.append(seen.wait(timeout=60))
+        os.write(write_end, b"two")
+        os.close(write_end)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(read_end, "rb") as stream:
+        lines = decode_lines(stream)
+        assert next(lines) == ("one", False)
+        seen.set()
+        assert list(lines) == [("two", False)]
+    writer.join()
+    assert seen_in_time == [True]
+
+
+def test_pairs_are_line_n_with_line_n(tmp_path):
+    (tmp_path / "a").write_bytes(b"1\n\n3\n")
+    (tmp_path / "b").write_bytes(b"one\ntwo\nthree")
+    assert list(read_pairs(tmp_path / "a", tmp_path / "b")) == [("1", "one"), ("", "two"), ("3", "three")]
+
+
+@pytest.mark.parametrize(("num_source", "num_target"), [(1200, 1199), (1199, 1200), (0, 3), (3, 0), (1500, 2)])
+def test_unequal_line_counts_are_told_with_both_numbers(tmp_path, num_source, num_target):
+    source, target = tmp_path / "a.fr", tmp_path / "b.en"
+    source.write_text("x\n" * num_source)
+    target.write_text("y\n" * num_target)
+    with pytest.raises(DataError) as raised:
+        list(read_pairs(source, target))
+    assert str(raised.value) == (
+        f"{source} has {num_source:,} lines but {target} has {num_target:,}; line n must translate line n"
+    )
+
+
+def test_a_fingerprint_is_of_the_bytes(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"")
+    assert fingerprint(path) == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    path.write_bytes(b"a\r\n")
+    assert fingerprint(path) != "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,172 @@
+"""Laws of every model: token by token is teacher forcing; padding and packing change nothing."""
+
+import itertools
+
+import pytest
+import torch
+
+from mtkit.batch import Rows
+from mtkit.config.settings import TransformerConfig
+from mtkit.models.interface import TranslationModel, next_rows
+from mtkit.models.registry import empty_model, new_model
+
+VOCAB = 23
+
+TINY = {"d_model": 16, "num_heads": 4, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+
+CHOICES = [
+    TransformerConfig(**TINY, norm_placement=norm, positions=positions, tie_embeddings=tie, activation=activation)
+    for norm, positions, tie, activation in [
+        *itertools.product(["pre", "post"], ["sinusoidal", "learned"], ["all"], ["relu"]),
+        ("pre", "sinusoidal", "none", "gelu"),
+        ("post", "sinusoidal", "decoder", "silu"),
+    ]
+] + [TransformerConfig(**{**TINY, "decoder_layers": 1}, decoder_num_heads=2, decoder_d_ff=8, scale_embeddings=False)]
+
+
+@pytest.fixture(params=CHOICES, ids=lambda c: f"{c.norm_placement}-{c.positions}-{c.tie_embeddings}-{c.activation}")
+def model(request: pytest.FixtureRequest) -> TranslationModel:
+    return new_model(request.param, VOCAB, VOCAB, seed=1).eval()
+
+
+def sentences(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, VOCAB, (length,), generator=generator) for length in lengths]
+
+
+def padded(rows: list[torch.Tensor], extra: int = 0) -> Rows:
+    """One sentence a row, with so many more columns of padding than needed."""
+    length = max(map(len, rows)) + extra
+    ids, segments, positions = (torch.zeros(len(rows), length, dtype=torch.int64) for _ in range(3))
+    for r, row in enumerate(rows):
+        ids[r, : len(row)], segments[r, : len(row)], positions[r, : len(row)] = row, 1, torch.arange(len(row))
+    return Rows(ids, segments, positions)
+
+
+def packed(rows: list[torch.Tensor], length: int) -> Rows:
+    """All sentences one after the other in one row."""
+    ids, segments, positions = (torch.zeros(1, length, dtype=torch.int64) for _ in range(3))
+    start = 0
+    for s, row in enumerate(rows):
+        here = slice(start, start + len(row))
+        ids[0, here], segments[0, here], positions[0, here] = row, s + 1, torch.arange(len(row))
+        start += len(row)
+    return Rows(ids, segments, positions, packed=True)
+
+
+def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
+    source, target = padded(sentences(5, 9, 2)), padded(sentences(7, 7, 7, seed=1))
+    with torch.no_grad():
+        expected = model.output(model(source, target))
+        state = model.encode(source)
+        for t in range(7):
+            features, state = model.decode(next_rows(target.ids[:, t : t + 1], state), state)
+            torch.testing.assert_close(model.output(features)[:, 0], expected[:, t], atol=1e-5, rtol=0)
+
+
+def test_a_state_goes_on_after_several_tokens_at_once(model):
+    source, target = padded(sentences(5, 9)), padded(sentences(9, 9, seed=1))
+    with torch.no_grad():
+        expected = model.output(model(source, target))
+        state = model.encode(source)
+        for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
+            rows = Rows(target.ids[:, part], target.segments[:, part], target.positions[:, part])
+            features, state = model.decode(rows, state)
+            torch.testing.assert_close(model.output(features), expected[:, part], atol=1e-5, rtol=0)
+
+
+def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would(model):
+    generator = torch.Generator().manual_seed(3)
+    source = padded(sentences(5, 9, 2, 4))
+    histories = [[[int(x)] for x in torch.randint(4, VOCAB, (1,), generator=generator)] for _ in range(4)]
+    with torch.no_grad():
+        state = model.encode(source)
+        ids = torch.tensor(histories)[:, :, 0]
+        alive = torch.arange(4)
+        for t in range(6):
+            features, state = model.decode(next_rows(ids, state), state)
+            for r, sentence in enumerate(alive.tolist()):
+                for w, history in enumerate(histories[r]):
+                    one = Rows(*(x[sentence : sentence + 1] for x in (source.ids, source.segments, source.positions)))
+                    alone = model(one, padded([torch.tensor(history)]))[0, -1]
+                    torch.testing.assert_close(features[r, w], alone, atol=1e-5, rtol=0)
+            if t == 2:
+                kept = torch.tensor([2, 0, 3])
+                state, histories, alive = state.keep(kept), [histories[i] for i in kept], alive[kept]
+            width = [3, 3, 2, 4, 4, 1][t]
+            parents = torch.randint(0, len(histories[0]), (len(histories), width), generator=generator)
+            state = state.branch(parents)
+            ids = torch.randint(4, VOCAB, parents.shape, generator=generator)
+            histories = [
+                [[*histories[r][p], int(i)] for p, i in zip(parents[r], ids[r], strict=True)] for r in range(len(ids))
+            ]
+
+
+def test_padding_changes_nothing(model):
+    sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    with torch.no_grad():
+        together = model.output(model(padded(sources, extra=4), padded(targets, extra=3)))
+        for r in range(3):
+            alone = model.output(model(padded([sources[r]]), padded([targets[r]])))
+            torch.testing.assert_close(together[r, : len(targets[r])], alone[0], atol=1e-5, rtol=0)
+
+
+def test_packing_changes_nothing(model):
+    sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    with torch.no_grad():
+        together = model.output(model(packed(sources, 20), packed(targets, 17)))[0]
+        alone = [model.output(model(padded([s]), padded([t])))[0] for s, t in zip(sources, targets, strict=True)]
+    torch.testing.assert_close(together[: 7 + 3 + 6], torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_padding_and_packing_change_no_gradient(model):
+    sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+
+    def gradient(features: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        model.output(features).logsumexp(-1).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    alone = sum(gradient(model(padded([s]), padded([t]))) for s, t in zip(sources, targets, strict=True))
+    rows = padded(targets, extra=3)
+    together = gradient(model(padded(sources, extra=4), rows)[rows.mask])
+    row = packed(targets, 17)
+    in_one_row = gradient(model(packed(sources, 20), row)[row.mask])
+    for other in (together, in_one_row):
+        assert (other - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_a_model_without_weights_takes_those_of_another():
+    for config in CHOICES:
+        model = new_model(config, VOCAB, VOCAB, seed=1).eval()
+        copy = empty_model(config, VOCAB, VOCAB)
+        copy.load_state_dict(dict(model.named_parameters()), strict=False, assign=True)
+        copy.eval()
+        source, target = padded(sentences(5, 9)), padded(sentences(7, 3))
+        assert torch.equal(model(source, target), copy(source, target))
+        assert {n for n, _ in copy.named_parameters()} == {n for n, _ in model.named_parameters()}
+
+
+def test_fresh_weights_depend_on_the_seed_alone():
+    state = torch.random.get_rng_state()
+    first, second, other = (new_model(CHOICES[0], VOCAB, VOCAB, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.output.weight, other.output.weight)
+
+
+@pytest.mark.parametrize(("tie", "expected"), [("none", 3), ("decoder", 2), ("all", 1)])
+def test_tied_embeddings_are_one_matrix(tie, expected):
+    model = new_model(TransformerConfig(**TINY, tie_embeddings=tie), VOCAB, VOCAB, seed=1)
+    assert sum(p.shape == (VOCAB, 16) for p in model.parameters()) == expected
+
+
+def test_the_sizes_are_those_of_the_paper():
+    base = empty_model(TransformerConfig(), 37000, 37000)
+    assert (
+        base.num_parameters
+        == 37000 * 512
+        + 6 * (4 * 512 * 513 + 2 * 512 * 2048 + 2560 + 2048)
+        + 6 * (8 * 512 * 513 + 2 * 512 * 2048 + 2560 + 3072)
+        + 2048
+    )

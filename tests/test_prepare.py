@@ -1,0 +1,391 @@
+"""Two text files become a tokenizer, a corpus and the validation text; what is out of date is known by its content."""
+
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mtkit import prepare
+from mtkit.config import settings
+from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
+from mtkit.data.corpus import Corpus
+from mtkit.errors import CheckpointError, ConfigError, DataError
+from mtkit.prepare import (
+    binarize,
+    binarized_is_current,
+    make_tokenizer,
+    read_validation,
+    tokenizer_is_current,
+)
+from mtkit.text.tokenizer import Tokenizer
+
+WORDS = {"fr": "le la maison arbre rouge petit garçon où est va", "en": "the a house tree red small boy where is goes"}
+
+
+def sentences(language: str, count: int, seed: int) -> list[str]:
+    chance = random.Random(seed)
+    return [" ".join(chance.choices(WORDS[language].split(), k=chance.randint(3, 8))) for _ in range(count)]
+
+
+def write_lines(path, lines) -> None:
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    for seed, (name, count) in enumerate([("train", 300), ("more", 20), ("valid", 10), ("extra", 5), ("test", 7)]):
+        for language in ("fr", "en"):
+            write_lines(
+                tmp_path / f"{name}.{language}", [f"{line} {seed}" for line in sentences(language, count, seed)]
+            )
+    return Config(
+        run_dir=tmp_path / "run",
+        data=DataConfig(
+            root=tmp_path,
+            train=(corpus("train"), corpus("more")),
+            valid=(corpus("valid"), corpus("extra")),
+            max_length=40,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=320),
+    )
+
+
+def corpus(name: str) -> CorpusConfig:
+    return CorpusConfig.model_validate({"source": f"{name}.fr", "target": f"{name}.en"}, strict=False)
+
+
+def changed(config: Config, section: str, **values) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def with_test(config: Config, *references: str) -> Config:
+    test_set = settings.TestSetConfig.model_validate({"source": "test.fr", "target": list(references)}, strict=False)
+    return changed(config, "data", test={"small": test_set})
+
+
+def lines(config: Config, name: str) -> list[str]:
+    return (config.data.root / name).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def prepared(config: Config) -> Corpus:
+    make_tokenizer(config)
+    binarize(config)
+    return Corpus.open(config.run_path / "data" / "train")
+
+
+def files_under(directory) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_the_corpus_decodes_to_the_text(config):
+    stored = prepared(config)
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    stored.require_tokenizer(tokenizer.hash)
+    stored.verify()
+    sources, targets = (
+        lines(config, "train.fr") + lines(config, "more.fr"),
+        lines(config, "train.en") + lines(config, "more.en"),
+    )
+    assert len(stored) == 320
+    assert tokenizer.decode_source([stored.source(pair) for pair in range(320)]) == sources
+    assert tokenizer.decode_target([stored.target(pair) for pair in range(320)]) == targets
+    assert stored.manifest.source.vocab_size == tokenizer.source_vocab_size
+
+
+def test_chunks_change_nothing(config, monkeypatch):
+    prepared(config)
+    whole = files_under(config.run_path)
+    monkeypatch.setattr(prepare, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(prepare, "CHUNK_CHARACTERS", 100)
+    prepared(config)
+    assert files_under(config.run_path) == whole
+
+
+def test_the_run_directory_holds_nothing_else(config):
+    prepared(config)
+    assert sorted(files_under(config.run_path)) == [
+        "data/train/manifest.json",
+        "data/train/source.offsets",
+        "data/train/source.tokens",
+        "data/train/target.offsets",
+        "data/train/target.tokens",
+        "data/valid/manifest.json",
+        "data/valid/source.txt",
+        "data/valid/target.txt",
+        "tokenizer/provenance.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer.model",
+    ]
+
+
+def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys):
+    fr, en = lines(config, "train.fr"), lines(config, "train.en")
+    fr[0], fr[1], en[2], en[3], fr[4], en[4] = "", " \u3000", "\t", "long " * 50, "a", "the house is red " * 4
+    write_lines(config.data.root / "train.fr", fr)
+    write_lines(config.data.root / "train.en", en)
+    stored = prepared(config)
+    assert stored.manifest.drops == {"blank source": 2, "blank target": 1, "too long": 1, "length ratio": 1}
+    assert len(stored) == 315
+    assert stored.manifest.settings == {"max_length": 40, "max_length_ratio": 9.0}
+    source, target = stored.manifest.source, stored.manifest.target
+    assert capsys.readouterr().err.splitlines() == [
+        "shared vocabulary: 320 pieces of 320 asked for, trained on 637 of 640 lines",
+        f"kept 315 pairs: {source.num_tokens:,} source and {target.num_tokens:,} target tokens; "
+        f"the longest have {source.longest} and {target.longest}",
+        "dropped 5 of 320 pairs: 2 blank source, 1 blank target, 1 too long, 1 length ratio",
+    ]
+
+
+def test_a_side_may_have_max_length_tokens_and_no_more(config):
+    longest = int(prepared(config).source_lengths.max())
+    stored = prepared(changed(config, "data", max_length=longest, max_length_ratio=None))
+    assert (len(stored), stored.manifest.drops) == (320, {})
+    stored = prepared(changed(config, "data", max_length=longest - 1, max_length_ratio=None))
+    assert stored.manifest.source.longest < longest
+    assert stored.manifest.drops["too long"] == 320 - len(stored) > 0
+
+
+def test_the_validation_text_is_kept_as_it_is(config):
+    hostile = ["\ufeffa", "", " b ", "c\u2028d\x00\u0085", "e\r", "f\rg"]
+    (config.data.root / "extra.fr").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(hostile).encode())
+    write_lines(config.data.root / "extra.en", map(str, range(6)))
+    prepared(config)
+    sources, references = read_validation(config)
+    assert sources == lines(config, "valid.fr") + hostile
+    assert references == [*lines(config, "valid.en"), "0", "1", "2", "3", "4", "5"]
+    kept = config.run_path / "data" / "valid" / "source.txt"
+    assert kept.read_bytes() == "".join(line + "\n" for line in sources).encode()
+
+
+def test_without_validation_corpora_there_are_no_lines(config):
+    config = changed(config, "data", valid=())
+    prepared(config)
+    assert read_validation(config) == ([], [])
+    assert binarized_is_current(config)
+
+
+def test_held_out_sentences_in_the_training_data_are_told(config, capsys):
+    train_fr, train_en = lines(config, "train.fr"), lines(config, "train.en")
+    write_lines(config.data.root / "extra.fr", [train_fr[0], train_fr[1], "not there", "", train_fr[0]])
+    write_lines(config.data.root / "extra.en", [train_en[0], "something else", train_en[1], "", "x"])
+    write_lines(config.data.root / "test.fr", [train_fr[2], "not there", train_fr[3]])
+    write_lines(config.data.root / "test.en", ["x", "y", "z"])
+    write_lines(config.data.root / "test2.en", [train_en[2], "y", "z"])
+    config = with_test(config, "test.en", "test2.en")
+    prepared(config)
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "warning: 3 of 15 sources of data.valid stand in the training data, 1 of them with the same translation",
+        "warning: 2 of 3 sources of data.test.small stand in the training data, 1 of them with the same translation",
+    ]
+
+
+def test_what_was_made_is_current_and_making_it_again_changes_nothing(config):
+    assert not tokenizer_is_current(config)
+    assert not binarized_is_current(config)
+    make_tokenizer(config)
+    assert tokenizer_is_current(config)
+    assert not binarized_is_current(config)
+    binarize(config)
+    assert binarized_is_current(config)
+    before = files_under(config.run_path)
+    prepared(config)
+    assert files_under(config.run_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "tokenizer_current", "binarized_current"),
+    [
+        (lambda config: changed(config, "training", seed=9), True, True),
+        (lambda config: changed(config, "data", max_length=39), True, False),
+        (lambda config: changed(config, "data", max_length_ratio=None), True, False),
+        (lambda config: changed(config, "data", valid=config.data.valid[:1]), True, False),
+        (lambda config: changed(config, "data", train=config.data.train[::-1]), False, False),
+        (lambda config: changed(config, "data", train=(*config.data.train, corpus("missing"))), False, False),
+        (lambda config: changed(config, "tokenizer", vocab_size=310), False, True),
+        (lambda config: changed(config, "tokenizer", sample_lines=100), False, True),
+    ],
+)
+def test_settings_that_matter_make_a_stage_out_of_date(config, change, tokenizer_current, binarized_current):
+    prepared(config)
+    config = change(config)
+    assert (tokenizer_is_current(config), binarized_is_current(config)) == (tokenizer_current, binarized_current)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer_current"), [("train.fr", False), ("more.en", False), ("valid.fr", True), ("extra.en", True)]
+)
+def test_changed_text_makes_a_stage_out_of_date_and_moved_text_does_not(config, tmp_path, name, tokenizer_current):
+    prepared(config)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in [*tmp_path.glob("*.fr"), *tmp_path.glob("*.en")]:
+        path.rename(moved / path.name)
+    config = changed(config, "data", root=moved)
+    assert tokenizer_is_current(config)
+    assert binarized_is_current(config)
+    content = (moved / name).read_bytes()
+    (moved / name).write_bytes(content.replace(b"e", b"o", 1))
+    assert (tokenizer_is_current(config), binarized_is_current(config)) == (tokenizer_current, False)
+
+
+def test_another_tokenizer_makes_the_corpus_out_of_date(config):
+    prepared(config)
+    make_tokenizer(changed(config, "tokenizer", vocab_size=310))
+    assert not binarized_is_current(config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/train/manifest.json",
+        "data/train/source.tokens",
+        "data/valid/manifest.json",
+        "data/valid/source.txt",
+        "tokenizer/provenance.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer.model",
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_what_is_damaged_is_out_of_date(config, name, damage):
+    prepared(config)
+    path = config.run_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-5] if damage == "cut" else b"[1]")
+    assert not (tokenizer_is_current(config) and binarized_is_current(config))
+
+
+def test_without_training_corpora_both_stages_say_so(config):
+    config = changed(config, "data", train=())
+    for stage in (make_tokenizer, binarize):
+        with pytest.raises(ConfigError) as raised:
+            stage(config)
+        assert str(raised.value) == "data.train is empty; list at least one {source: FILE, target: FILE}"
+
+
+def test_without_a_tokenizer_binarizing_says_so(config):
+    with pytest.raises(CheckpointError, match="no tokenizer here"):
+        binarize(config)
+
+
+@pytest.mark.parametrize("name", ["train", "more"])
+def test_unequal_training_files_stop_both_stages_and_change_nothing(config, name):
+    prepared(config)
+    before = files_under(config.run_path)
+    write_lines(config.data.root / f"{name}.en", lines(config, f"{name}.en")[:-1])
+    for stage in (make_tokenizer, binarize):
+        with pytest.raises(DataError, match="line n must translate line n"):
+            stage(config)
+    assert files_under(config.run_path) == before
+
+
+@pytest.mark.parametrize("name", ["valid.en", "test.en", "test2.en"])
+def test_unequal_held_out_files_stop_binarizing_and_change_nothing(config, name):
+    write_lines(config.data.root / "test2.en", lines(config, "test.en"))
+    config = with_test(config, "test.en", "test2.en")
+    prepared(config)
+    before = files_under(config.run_path)
+    write_lines(config.data.root / name, [*lines(config, name), "one more"])
+    with pytest.raises(DataError, match=f"{name} has .* line n must translate line n"):
+        binarize(config)
+    assert files_under(config.run_path) == before
+
+
+def test_a_corpus_of_nothing_is_told(config):
+    prepared(config)
+    for name in ("train.fr", "train.en", "more.fr", "more.en"):
+        write_lines(config.data.root / name, [])
+    with pytest.raises(DataError, match=r"train\.fr, .*more\.en: the training corpora hold no pairs"):
+        binarize(config)
+    with pytest.raises(DataError, match="the training text is empty or blank"):
+        make_tokenizer(config)
+
+
+def test_a_corpus_of_which_nothing_stays_is_told(config):
+    prepared(config)
+    before = files_under(config.run_path)
+    with pytest.raises(DataError) as raised:
+        binarize(changed(config, "data", max_length=1))
+    assert str(raised.value) == (
+        "every one of 320 training pairs is left out: 320 too long; see data.max_length and data.max_length_ratio"
+    )
+    assert files_under(config.run_path) == before
+
+
+def test_validation_corpora_of_nothing_are_told(config):
+    for name in ("valid.fr", "valid.en", "extra.fr", "extra.en"):
+        write_lines(config.data.root / name, [])
+    make_tokenizer(config)
+    with pytest.raises(DataError, match=r"the validation corpora hold no pairs; list others in data.valid, or none"):
+        binarize(config)
+
+
+def test_validation_text_that_changed_is_told(config):
+    prepared(config)
+    path = config.run_path / "data" / "valid" / "target.txt"
+    path.write_bytes(path.read_bytes().replace(b"e", b"o", 1))
+    with pytest.raises(DataError, match=r"target\.txt: has changed since it was written; binarize the corpora again"):
+        read_validation(config)
+    path.unlink()
+    with pytest.raises(DataError, match=r"target\.txt: missing; binarize the corpora again"):
+        read_validation(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"manifest\.json: damaged; make it again"),
+        ("[]", r"manifest\.json: damaged; make it again"),
+        ("{}", r"format None is unknown; this version of mtkit reads format 1"),
+        ('{"format": 1}', r"source\.txt: has changed"),
+        (None, r"manifest\.json: missing; make it again"),
+    ],
+)
+def test_a_validation_manifest_that_is_wrong_is_told(config, content, message):
+    prepared(config)
+    path = config.run_path / "data" / "valid" / "manifest.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_validation(config)
+
+
+def test_a_run_directory_that_cannot_be_made_is_told(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"file/run/?.*: cannot be written: Not a directory"):
+        make_tokenizer(config.model_copy(update={"run_dir": tmp_path / "file" / "run"}))
+
+
+def test_a_vocabulary_that_is_too_small_leaves_no_trace(config):
+    with pytest.raises(ConfigError, match="too small"):
+        make_tokenizer(changed(config, "tokenizer", vocab_size=264))
+    assert files_under(config.run_path) == {}
+    assert not (config.run_path / "tokenizer.partial").exists()
+
+
+def test_what_a_kill_left_half_done_is_put_right(config):
+    prepared(config)
+    for place in ("tokenizer", "data/train", "data/valid"):
+        path = config.run_path / place
+        path.rename(path.with_name(path.name + ".old"))
+        shutil.copytree(path.with_name(path.name + ".old"), path.with_name(path.name + ".partial"))
+    assert tokenizer_is_current(config)
+    assert binarized_is_current(config)
+    prepared(config)
+    assert sorted(path.name for path in config.run_path.rglob("*") if path.is_dir()) == [
+        "data",
+        "tokenizer",
+        "train",
+        "valid",
+    ]
+
+
+def test_preparing_needs_no_torch():
+    code = "import sys, mtkit.prepare; sys.exit('torch' in sys.modules or 'sacrebleu' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

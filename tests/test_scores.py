@@ -1,0 +1,172 @@
+"""Scores are those of the sacrebleu command, to the last digit that it prints."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mtkit.config.settings import TrainingConfig
+from mtkit.errors import DataError, MtkitError
+from mtkit.scores import METRICS, Score, corpus_scores, looks_tokenized, validation_score
+
+GERMAN = [
+    "Der Hund läuft über die Straße.",
+    "Am 3. Mai kostete es 12,50 Euro, sagte Frau Müller.",
+    'Sie rief: "Komm schnell nach Hause!"',
+    "  Ein kleiner Junge spielt im Garten mit einem roten Ball.  ",
+    "",
+    "Zwei Männer sitzen auf einer Bank und lesen die Zeitung.",
+]
+GERMAN_REFERENCE = [
+    "Der Hund rennt über die Straße.",
+    "Am 3. Mai kostete das 12,50 Euro, sagte Frau Müller.",
+    'Sie rief: „Komm schnell nach Hause!"',
+    "Ein kleiner Junge spielt mit einem roten Ball im Garten.",
+    "Nichts.",
+    "Zwei männer sitzen auf der Bank und lesen Zeitung.",
+]
+SECOND_REFERENCE = ["Ein Hund läuft über die Straße.", "", "Komm!", "", "", "Zwei Männer lesen auf einer Bank."]
+CHINESE = ["今天天气很好,我们去公园吧。", "他昨天买了 3 本 Python 书。", "我喜欢喝茶。"]
+CHINESE_REFERENCE = ["今天天气真好，我们去公园吧。", "昨天他买了3本Python书。", "我爱喝茶。"]
+
+
+def command(
+    folder: Path, hypotheses: list[str], references: list[list[str]], pair: str, *options: str
+) -> list[tuple[str, float, str]]:
+    """What the sacrebleu command says of these lines: names, scores and signatures."""
+    paths = []
+    for name, lines in (("hypothesis", hypotheses), *((f"reference{n}", lines) for n, lines in enumerate(references))):
+        paths.append(folder / name)
+        paths[-1].write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
+    arguments = [
+        *map(str, paths[1:]),
+        "-i",
+        str(paths[0]),
+        "-l",
+        pair,
+        "-m",
+        "bleu",
+        "chrf",
+        "ter",
+        "-w",
+        "8",
+        *options,
+    ]
+    printed = subprocess.run([sys.executable, "-m", "sacrebleu", *arguments], capture_output=True, check=True).stdout
+    return [(score["name"], score["score"], score["signature"]) for score in json.loads(printed)]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize(
+    ("pair", "hypotheses", "references"),
+    [
+        ("en-de", GERMAN, [GERMAN_REFERENCE]),
+        ("en-de", GERMAN, [GERMAN_REFERENCE, SECOND_REFERENCE]),
+        ("en-zh", CHINESE, [CHINESE_REFERENCE]),
+        ("en-zh", CHINESE, [CHINESE_REFERENCE, ["今天天气不错。", "", "我爱茶。"]]),
+    ],
+)
+def test_scores_and_signatures_are_those_of_the_sacrebleu_command(tmp_path, pair, hypotheses, references, lowercase):
+    options = ("-lc", "--chrf-lowercase") if lowercase else ()
+    wanted = command(tmp_path, hypotheses, references, pair, *options)
+    scores = corpus_scores(hypotheses, references, pair.split("-")[1], lowercase=lowercase)
+    assert [(score.metric, round(score.score, 8), score.signature) for score in scores] == wanted
+    assert f"nrefs:{len(references)}|case:{'lc' if lowercase else 'mixed'}" in scores[0].signature
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_TW", "zho_Hans", "cmn", "ZH"])
+def test_chinese_is_known_by_all_its_codes(language):
+    assert "tok:zh" in corpus_scores(CHINESE, [CHINESE_REFERENCE], language, ("bleu",))[0].signature
+
+
+def test_scores_come_in_the_order_asked_for():
+    scores = corpus_scores(GERMAN, [GERMAN_REFERENCE], "de", ("ter", "bleu"))
+    assert [score.metric for score in scores] == ["TER", "BLEU"]
+    assert all(isinstance(score, Score) for score in scores)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MeCab") is not None, reason="the Japanese tokenizer is installed")
+@pytest.mark.parametrize("language", ["ja", "jpn_Jpan"])
+def test_a_tokenizer_that_is_missing_is_named(language):
+    with pytest.raises(MtkitError) as caught:
+        corpus_scores(["こんにちは。"], [["今日は。"]], language)
+    assert str(caught.value) == (
+        f"BLEU of '{language}' needs a tokenizer that is not installed; install it with: "
+        "pip install 'sacrebleu[ja]', or choose another metric"
+    )
+    assert corpus_scores(["こんにちは。"], [["今日は。"]], language, ("chrf",))[0].metric == "chrF2"
+
+
+def test_a_reference_of_another_length_is_refused():
+    with pytest.raises(DataError) as caught:
+        corpus_scores(["a"] * 999, [["a"] * 999, ["a"] * 1000], "en", names=("one.en", "two.en"))
+    assert str(caught.value) == (
+        "hypothesis has 999 lines but the reference two.en has 1,000 lines; line n must translate line n"
+    )
+    with pytest.raises(DataError, match=r"has 1 line but the reference 1 has 0 lines;"):
+        corpus_scores(["a"], [[]], "en")
+
+
+def test_an_empty_test_set_is_refused():
+    with pytest.raises(DataError, match="there is nothing to score: the hypothesis has no lines"):
+        corpus_scores([], [[]], "en")
+
+
+def test_every_metric_that_selects_checkpoints_is_on_offer():
+    choices = set(get_args(TrainingConfig.model_fields["select_by"].annotation)) - {"loss"}
+    assert choices <= set(METRICS)
+    for metric in choices:
+        (score,) = corpus_scores(GERMAN, [GERMAN_REFERENCE], "de", (metric,))
+        assert validation_score(GERMAN, GERMAN_REFERENCE, metric, "de") == score.score
+
+
+def test_blank_translations_score_nothing_and_do_not_fail():
+    scores = corpus_scores(["", ""], [["Ja.", "Nein."]], "de")
+    assert [round(score.score) for score in scores] == [0, 0, 100]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("Hello , world", "tokenised"),
+        ("The end .", "tokenised"),
+        ("It is n't so", "tokenised"),
+        ("It &apos;s here", "tokenised"),
+        ("&quot; Yes", "tokenised"),
+        ("▁The ▁en d", "cut into subwords"),
+        ("the lo@@ west", "cut into subwords"),
+        ("the lo@@", "cut into subwords"),
+    ],
+)
+def test_text_that_is_not_plain_is_noticed(line, kind):
+    warning = looks_tokenized([line, "", "Plain text."] * 10)
+    assert warning == (
+        f'10 of 20 lines look {kind}, such as "{line}"; scores are of plain text, so turn it into that first'
+    )
+    assert looks_tokenized([line] + ["Plain text."] * 9) is None  # one line is no habit
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "« Pourquoi ? » dit-il ; rien : non !",
+        "Wait ...",
+        "It costs .5 or 1,000, doesn't it?",
+        "Tom & Jerry; R&D",
+        "今天天气很好。",
+        "a_b ▂ a@b.org @ @",
+        "",
+    ],
+)
+def test_plain_text_is_not_called_tokenized(line):
+    assert looks_tokenized([line] * 10) is None
+    assert looks_tokenized([]) is None
+
+
+def test_scoring_writes_nothing(capfd):
+    corpus_scores(["It is tokenised ."] * 200, [["It is not."] * 200], "en")
+    assert capfd.readouterr() == ("", "")
