@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mtkit.batch import Rows
 from mtkit.config.settings import TransformerConfig
 from mtkit.models.attention import Cache, CrossAttention, SelfAttention
+from mtkit.models.dropout import dropout
 from mtkit.models.interface import Embedding, Limits, Output, TranslationModel
 from mtkit.models.positions import LearnedPositions, SinusoidalPositions
 
@@ -34,7 +35,7 @@ class Sublayer(nn.Module):
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """(R, L, D) to the same."""
         y = function(self.norm(x) if self.norm_first else x)
-        x = x + F.dropout(y, self.dropout, self.training)
+        x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else self.norm(x)
 
 
@@ -50,7 +51,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, L, D) to the same."""
-        y: Tensor = self.output(F.dropout(self.activation(self.inner(x)), self.dropout, self.training))
+        y: Tensor = self.output(dropout(self.activation(self.inner(x)), self.dropout, self.training))
         return y
 
 
@@ -70,7 +71,7 @@ class EmbeddedRows(nn.Module):
     def forward(self, rows: Rows, longest: int) -> Tensor:
         """(R, L, D); no position reaches longest."""
         x = self.embedding(rows.ids)
-        return F.dropout(x + self.positions(rows.positions, longest).to(x.dtype), self.dropout, self.training)
+        return dropout(x + self.positions(rows.positions, longest).to(x.dtype), self.dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
