@@ -24,8 +24,8 @@ else:
 def sync(path: Path) -> None:
     """Have the disk hold what was written to a file, or the names in a directory."""
     if path.is_dir() and sys.platform == "win32":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+        return  # a directory cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -34,22 +34,31 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """A fresh directory that takes the place of path when the block ends without an error.
-
-    The old one goes only when the new one is safe; a kill leaves the old or the new, and settle() puts it in place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settle(path)
-    new, old = _beside(path, "new"), _beside(path, "old")
-    new.mkdir()
+    """A fresh directory to fill, which takes the place of path when the block ends without an error."""
+    new = new_directory(path)
     try:
         yield new
-        for file in new.rglob("*"):
-            sync(file)
-        sync(new)
-    except BaseException:
+        put_in_place(path)
+    finally:
         shutil.rmtree(new, ignore_errors=True)
-        raise
+
+
+def new_directory(path: Path) -> Path:
+    """An empty directory beside path, to be filled and put in its place; what a kill left of earlier ones goes."""
+    settle(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (_beside(path, "new"), _beside(path, "old")):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    _beside(path, "new").mkdir()
+    return _beside(path, "new")
+
+
+def put_in_place(path: Path) -> None:
+    """Put what new_directory began in the place of path, once the disk holds it; only then the old one goes."""
+    new, old = _beside(path, "new"), _beside(path, "old")
+    for part in [*new.rglob("*"), new]:
+        sync(part)
     if path.exists():
         path.rename(old)
     new.rename(path)
@@ -59,13 +68,15 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 
 def settle(path: Path) -> None:
-    """Mend what a kill in replaced_directory left: the directory is in place if it ever was, with nothing beside it."""
-    new, old = _beside(path, "new"), _beside(path, "old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    """Put the old directory back if a kill came between the two renames; for the one who may write there."""
+    if not path.exists() and _beside(path, "old").exists():
+        _beside(path, "old").rename(path)
+
+
+def standing(path: Path) -> Path:
+    """Where a reader finds the directory, though it is just being replaced or a kill came between the two renames."""
+    old = _beside(path, "old")
+    return old if old.exists() and not path.exists() else path
 
 
 def _beside(path: Path, kind: str) -> Path:

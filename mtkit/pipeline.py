@@ -10,7 +10,7 @@ from typing import Any
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.errors import DataError
+from mtkit.errors import ConfigError, DataError
 from mtkit.evaluate import ScoredSet, evaluate, test_sets
 from mtkit.files import only_writer, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
@@ -37,15 +37,14 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: encode the corpora anew, the tokenizer first if it is out of date."""
+    """`mtkit binarize`: encode the corpora, whatever is there, the tokenizer first if it is out of date.
+
+    The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
+    """
     with only_writer(config.run_path):
         if not tokenizer_is_current(config):
             _renew_tokenizer(config)
-        if binarized_is_current(config):
-            _say(f"data: {config.run_path / 'data'} is up to date")
-        else:
-            _refuse_if_trained(config)
-            binarize(config)
+        binarize(config)
 
 
 def run_train(config: Config, fresh: bool = False) -> None:
@@ -62,6 +61,10 @@ def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
 
 
 def _train(config: Config, fresh: bool) -> None:
+    if not config.data.valid:
+        raise ConfigError(
+            "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
+        )
     if fresh:
         _forget(config)
     _prepare(config)

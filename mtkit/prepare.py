@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from mtkit.config.settings import Config, CorpusConfig
-from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, replaced, settle
-from mtkit.errors import ConfigError, DataError, MtkitError
+from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
+from mtkit.errors import ConfigError, DataError
+from mtkit.files import replaced_directory, settle
 from mtkit.text.cleaning import REASONS, drop_reason
 from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
@@ -42,7 +43,7 @@ def make_tokenizer(config: Config) -> None:
         provenance = _tokenizer_provenance(config)
         for _ in _progress(_pairs(corpora), "reading"):
             pass  # bad data stops at the door
-        with replaced(_tokenizer_directory(config)) as directory:
+        with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(source, target, config.tokenizer, directory)
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
@@ -50,14 +51,13 @@ def make_tokenizer(config: Config) -> None:
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether the run's tokenizer is whole and was trained on these texts with these settings."""
+    """Whether the run's tokenizer was trained on these texts with these settings; a damaged one is an error."""
     directory = _tokenizer_directory(config)
     settle(directory)
-    try:
-        Tokenizer.load(directory)
-        return _read_json(directory / "provenance.json") == _tokenizer_provenance(config)
-    except MtkitError:
+    if not directory.exists():
         return False
+    Tokenizer.load(directory)
+    return _read_json(directory / "provenance.json") == _tokenizer_provenance(config)
 
 
 def binarize(config: Config) -> None:
@@ -83,7 +83,7 @@ def binarize(config: Config) -> None:
                     f"every one of {num_pairs:,} training pairs is left out: {_describe_drops(drops)}; "
                     "see data.max_length and data.max_length_ratio"
                 )
-            with replaced(_validation_directory(config)) as directory:
+            with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
                 manifest = writer.commit(drops, raw_files, _length_settings(config))
     _report_corpus(manifest)
@@ -92,22 +92,24 @@ def binarize(config: Config) -> None:
 
 
 def binarized_is_current(config: Config) -> bool:
-    """Whether the run's corpora were made from these texts with these settings and the run's tokenizer."""
-    settle(_tokenizer_directory(config))
-    settle(_validation_directory(config))
-    try:
-        manifest = Corpus.open(_train_directory(config)).manifest
-        tokenizer = Tokenizer.load(_tokenizer_directory(config))
-        read_validation(config)
-        kept = _read_json(_validation_directory(config) / "manifest.json")
-        return (
-            manifest.tokenizer_hash == tokenizer.hash
-            and manifest.settings == _length_settings(config)
-            and _fingerprints(manifest.raw_files) == _fingerprints(_raw_files(_corpora(config, config.data.train)))
-            and kept.get("fingerprints") == _fingerprints(_raw_files(_corpora(config, config.data.valid)))
-        )
-    except MtkitError:
+    """Whether the run's corpora were made from these texts with these settings.
+
+    Damaged ones, and ones that another tokenizer made, are an error: nobody should train on them, and nobody should
+    find them mended in silence.
+    """
+    for directory in (_tokenizer_directory(config), _train_directory(config), _validation_directory(config)):
+        settle(directory)
+    if not _train_directory(config).exists() or not _validation_directory(config).exists():
         return False
+    corpus = Corpus.open(_train_directory(config))
+    corpus.require_tokenizer(Tokenizer.load(_tokenizer_directory(config)).hash)
+    read_validation(config)
+    kept = _read_json(_validation_directory(config) / "manifest.json")
+    return (
+        corpus.manifest.settings == _length_settings(config)
+        and _fingerprints(corpus.manifest.raw_files) == _fingerprints(_raw_files(_training_corpora(config)))
+        and kept.get("fingerprints") == _fingerprints(_raw_files(_corpora(config, config.data.valid)))
+    )
 
 
 def read_validation(config: Config) -> tuple[list[str], list[str]]:

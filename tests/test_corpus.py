@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mtkit.data import corpus as corpus_module
-from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, new_directory, put_in_place
+from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.errors import DataError
+from mtkit.files import new_directory, put_in_place, settle
 
 SOURCE = [[4, 5, 6], [7], [], [65535, 8]]
 TARGET = [[9], [10, 11], [12, 13, 14, 70000], [15]]
@@ -194,7 +195,7 @@ def test_a_kill_while_putting_in_place_leaves_the_old_or_the_new(tmp_path, monke
                 killed = False
             except Killed:
                 killed = True
-        corpus_module.settle(place)
+        settle(place)
         assert names(place) in (["old"], ["new"])
         (new_directory(place) / "next").write_text("next")
         put_in_place(place)

@@ -11,7 +11,7 @@ from mtkit import prepare
 from mtkit.config import settings
 from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus
-from mtkit.errors import CheckpointError, ConfigError, DataError
+from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.prepare import (
     binarize,
     binarized_is_current,
@@ -202,7 +202,6 @@ def test_what_was_made_is_current_and_making_it_again_changes_nothing(config):
         (lambda config: changed(config, "data", max_length_ratio=None), True, False),
         (lambda config: changed(config, "data", valid=config.data.valid[:1]), True, False),
         (lambda config: changed(config, "data", train=config.data.train[::-1]), False, False),
-        (lambda config: changed(config, "data", train=(*config.data.train, corpus("missing"))), False, False),
         (lambda config: changed(config, "tokenizer", vocab_size=310), False, True),
         (lambda config: changed(config, "tokenizer", sample_lines=100), False, True),
     ],
@@ -211,6 +210,13 @@ def test_settings_that_matter_make_a_stage_out_of_date(config, change, tokenizer
     prepared(config)
     config = change(config)
     assert (tokenizer_is_current(config), binarized_is_current(config)) == (tokenizer_current, binarized_current)
+
+
+def test_a_training_text_that_is_gone_is_named(config):
+    prepared(config)
+    config = changed(config, "data", train=(*config.data.train, corpus("missing")))
+    with pytest.raises(DataError, match=r"missing\.fr: no such file"):
+        tokenizer_is_current(config)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +236,11 @@ def test_changed_text_makes_a_stage_out_of_date_and_moved_text_does_not(config, 
     assert (tokenizer_is_current(config), binarized_is_current(config)) == (tokenizer_current, False)
 
 
-def test_another_tokenizer_makes_the_corpus_out_of_date(config):
+def test_a_corpus_that_another_tokenizer_encoded_is_refused(config):
     prepared(config)
     make_tokenizer(changed(config, "tokenizer", vocab_size=310))
-    assert not binarized_is_current(config)
+    with pytest.raises(DataError, match="was encoded by another tokenizer"):
+        binarized_is_current(config)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +256,16 @@ def test_another_tokenizer_makes_the_corpus_out_of_date(config):
     ],
 )
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])
-def test_what_is_damaged_is_out_of_date(config, name, damage):
+def test_what_is_damaged_is_an_error(config, name, damage):
     prepared(config)
     path = config.run_path / name
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-5] if damage == "cut" else b"[1]")
-    assert not (tokenizer_is_current(config) and binarized_is_current(config))
+    is_current = tokenizer_is_current if name.startswith("tokenizer") else binarized_is_current
+    with pytest.raises(MtkitError, match=path.name):
+        is_current(config)
 
 
 def test_without_training_corpora_both_stages_say_so(config):
@@ -366,15 +375,15 @@ def test_a_vocabulary_that_is_too_small_leaves_no_trace(config):
     with pytest.raises(ConfigError, match="too small"):
         make_tokenizer(changed(config, "tokenizer", vocab_size=264))
     assert files_under(config.run_path) == {}
-    assert not (config.run_path / "tokenizer.partial").exists()
+    assert not (config.run_path / ".tokenizer.new").exists()
 
 
 def test_what_a_kill_left_half_done_is_put_right(config):
     prepared(config)
     for place in ("tokenizer", "data/train", "data/valid"):
         path = config.run_path / place
-        path.rename(path.with_name(path.name + ".old"))
-        shutil.copytree(path.with_name(path.name + ".old"), path.with_name(path.name + ".partial"))
+        path.rename(path.with_name(f".{path.name}.old"))
+        shutil.copytree(path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.new"))
     assert tokenizer_is_current(config)
     assert binarized_is_current(config)
     prepared(config)

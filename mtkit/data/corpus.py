@@ -7,10 +7,8 @@ beside its place and renamed into it, so that a kill at any moment leaves the ol
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, chain
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtkit.errors import DataError
+from mtkit.files import new_directory, put_in_place, settle
 
 FORMAT = 1
 PIECE_BYTES = 64 * 1024 * 1024  # what one checksum is of
@@ -319,63 +318,3 @@ def _side(content: dict[str, Any]) -> SideManifest:
     for name in ("tokens", "offsets"):
         content[name] = StoredFile(content[name]["size"], tuple(content[name]["sha256"]))
     return SideManifest(**content)
-
-
-@contextmanager
-def replaced(directory: Path) -> Iterator[Path]:
-    """A new directory to fill, which takes the place of the given one unless something goes wrong."""
-    new = new_directory(directory)
-    try:
-        yield new
-        put_in_place(directory)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def new_directory(directory: Path) -> Path:
-    """An empty directory beside the given one, to be filled and put in its place; leftovers of a kill are removed."""
-    settle(directory)
-    _old(directory).parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (_partial(directory), _old(directory)):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    _partial(directory).mkdir()
-    return _partial(directory)
-
-
-def put_in_place(directory: Path) -> None:
-    """Put what new_directory began in the place of the directory, once it is safely on disk."""
-    partial, old = _partial(directory), _old(directory)
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    if directory.exists():
-        directory.rename(old)
-    partial.rename(directory)
-    _flush(directory.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def settle(directory: Path) -> None:
-    """Put the old directory back, if a kill came between the two renames of put_in_place."""
-    if not directory.exists() and _old(directory).exists():
-        _old(directory).rename(directory)
-
-
-def _partial(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".partial")
-
-
-def _old(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".old")
-
-
-def _flush(path: Path) -> None:
-    """Make sure that what was written, or renamed in a directory, is on disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # elsewhere a directory cannot be opened
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,7 @@ from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import CheckpointError
-from mtkit.files import replaced_directory, settle, write_file
+from mtkit.files import replaced_directory, standing, write_file
 
 FORMAT = 1
 
@@ -64,8 +64,7 @@ class Bundle:
 
 def find_bundle(path: Path) -> Path:
     """The bundle that a path names: a bundle itself, or the one of a run directory."""
-    for candidate in (path, path / "model"):
-        settle(candidate)
+    for candidate in map(standing, (path, path / "model")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
     if not path.exists():

@@ -1,0 +1,178 @@
+"""Target tokens per second of a training step, against a plain PyTorch loop over the same batches.
+
+    MTKIT_DATA=FOLDER .venv/bin/python scripts/benchmark_training.py [--precision fp32] [--rounds 5]
+
+The model is a small Transformer (3 + 3 layers, width 256, 4 heads, feed-forward 1024, 8,000 pieces), the data Multi30k
+English to German from FOLDER/multi30k, or the demo corpus without MTKIT_DATA. The rival is torch.nn.Transformer with
+torch's cross-entropy and Adam. The two take turns in one process; what counts is the ratio of each round, and their
+median. Leave the machine otherwise idle.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtkit.batch import Batch
+from mtkit.config.load import load_config
+from mtkit.config.settings import Config
+from mtkit.data.corpus import Corpus
+from mtkit.models.device import mixed_precision, pick_device
+from mtkit.models.positions import sinusoids
+from mtkit.models.registry import new_model
+from mtkit.prepare import binarize, make_tokenizer
+from mtkit.symbols import PAD
+from mtkit.train import micro_batches
+from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.optimizer import make_optimizer
+
+Step = Callable[[Batch], None]
+
+# Keeps glibc from giving the memory of each large tensor back to the kernel and taking it anew: the plain loop, which
+# makes all logits at once, gains by it.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+def settings(folder: Path) -> Config:
+    """The small Transformer, on Multi30k where it is at hand."""
+    root = os.environ.get("MTKIT_DATA")
+    sides = ("multi30k/train.en", "multi30k/train.de") if root else ("data/demo/train.fr", "data/demo/train.en")
+    return load_config(
+        None,
+        [
+            f"data.root={root or Path(__file__).parent.parent}",
+            f"data.train=[{{source: {sides[0]}, target: {sides[1]}}}]",
+            f"run_dir={folder}",
+            "tokenizer.vocab_size=8000",
+            "model={d_model: 256, num_heads: 4, d_ff: 1024, encoder_layers: 3, decoder_layers: 3}",
+            "training={batch_tokens: 4096, learning_rate: 0.001}",
+        ],
+    )
+
+
+def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
+    """One update as `mtkit train` makes it."""
+    model = new_model(config.model, vocab_size, vocab_size, seed=1).to(device).train()
+    optimizer = make_optimizer(model.parameters(), config.training, device)
+
+    def step(batch: Batch) -> None:
+        with mixed_precision(device, precision):
+            features = model(batch.source, batch.target)
+            loss, _ = label_smoothed_cross_entropy(features, model.output, batch.labels, 0.1)
+        (loss / batch.target_tokens).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class PlainTransformer(nn.Module):
+    """torch.nn.Transformer with one embedding for both sides and the output."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, 256, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=256**-0.5)
+        self.layers = nn.Transformer(256, 4, 3, 3, 1024, 0.1, batch_first=True, norm_first=True)
+        self.register_buffer("positions", sinusoids(512, 256))
+        self.positions: Tensor
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(R, L) to (R, L, D)."""
+        return F.dropout(self.embedding(ids) * 16 + self.positions[: ids.shape[1]], 0.1)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Logits, (R, T, V)."""
+        padding = source == PAD
+        causal = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
+        features = self.layers(
+            self.embed(source),
+            self.embed(target),
+            tgt_mask=causal,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+            tgt_is_causal=True,
+        )
+        return F.linear(features, self.embedding.weight)
+
+
+def plain_step(vocab_size: int, precision: str, device: torch.device) -> Step:
+    """One update of a plain loop."""
+    model = PlainTransformer(vocab_size).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001, betas=(0.9, 0.98), eps=1e-9)
+
+    def step(batch: Batch) -> None:
+        with mixed_precision(device, precision):
+            logits = model(batch.source.ids, batch.target.ids)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=PAD, label_smoothing=0.1)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.device) -> float:
+    """Target tokens per second, end marks counted, over so many updates."""
+    chosen = list(islice(batches, updates))
+    begun = time.perf_counter()
+    for batch in chosen:
+        step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return sum(batch.target_tokens for batch in chosen) / (time.perf_counter() - begun)
+
+
+def compare(config: Config, vocab_size: int, corpus: Corpus, precision: str, rounds: int, updates: int) -> None:
+    """Print the rates of each round and the median of their ratios."""
+    device = pick_device(config.device)
+    batches = [batch.to(device) for _, batch in islice(micro_batches(corpus, config.training, 0), 60)]
+    rivals = {
+        "mtkit": (mtkit_step(config, vocab_size, precision, device), cycle(batches)),
+        "plain": (plain_step(vocab_size, precision, device), cycle(batches)),
+    }
+    ratios = []
+    for number in range(rounds + 1):
+        rates = {name: rate(step, stream, updates, device) for name, (step, stream) in rivals.items()}
+        if number:  # the first round warms up
+            ratios.append(rates["mtkit"] / rates["plain"])
+            print(f"{precision}: mtkit {rates['mtkit']:8,.0f}  plain {rates['plain']:8,.0f}  ratio {ratios[-1]:.2f}")
+    print(f"{precision}: median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def main() -> None:
+    """Read the arguments, prepare the data, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], action="append", help="default: both")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=8, help="of each rival in a round")
+    arguments = parser.parse_args()
+    if not KEEP_MEMORY.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(Path(folder))
+        make_tokenizer(config)
+        binarize(config)
+        corpus = Corpus.open(Path(folder) / "data" / "train")
+        print(f"torch {torch.__version__}, {pick_device(config.device)}, {torch.get_num_threads()} threads")
+        for precision in arguments.precision or ["fp32", "bf16"]:
+            compare(config, corpus.manifest.source.vocab_size, corpus, precision, arguments.rounds, arguments.updates)
+
+
+if __name__ == "__main__":
+    main()

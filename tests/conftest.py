@@ -1,0 +1,136 @@
+"""A language that a small model learns in seconds: numbers as digits, and as words that stand for them one by one."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from mtkit.config.settings import Config
+from mtkit.pipeline import run_all
+
+NAMES = "zero one two three four five six seven eight nine".split()
+
+
+def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Words and the digits they name, such as ("four nine one", "4 9 1"), all different; the same for the same seed."""
+    chance = random.Random(seed)
+    pairs: dict[str, str] = {}
+    while len(pairs) < count:
+        digits = [chance.randrange(10) for _ in range(chance.randint(2, 6))]
+        pairs[" ".join(NAMES[digit] for digit in digits)] = " ".join(map(str, digits))
+    return list(pairs.items())
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """One line each, ended by a newline alone on every system."""
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def write_toy_corpus(root: Path, num_pairs: int = 1500) -> Path:
+    """train, valid and test, each .src and .tgt and no line twice, in a folder, which comes back."""
+    root.mkdir(parents=True, exist_ok=True)
+    pairs = iter(toy_pairs(num_pairs + 48))
+    for name, count in (("train", num_pairs), ("valid", 24), ("test", 24)):
+        chosen = list(islice(pairs, count))
+        write_lines(root / f"{name}.src", [source for source, _ in chosen])
+        write_lines(root / f"{name}.tgt", [target for _, target in chosen])
+    return root
+
+
+@dataclass(frozen=True)
+class CorpusFiles:
+    """Where the toy corpus lies."""
+
+    root: Path
+
+    def pair(self, name: str) -> dict[str, str]:
+        """train, valid or test, as the settings want it."""
+        return {"source": f"{name}.src", "target": f"{name}.tgt"}
+
+    def lines(self, name: str) -> tuple[list[str], list[str]]:
+        """Sources and targets of train, valid or test."""
+        source, target = ((self.root / f"{name}.{side}").read_text("utf-8").splitlines() for side in ("src", "tgt"))
+        return source, target
+
+
+def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
+    """Settings of a run that learns the toy language, as a YAML file would hold them."""
+    return {
+        "name": "toy",
+        "run_dir": str(run_dir),
+        "device": "cpu",
+        "languages": {"source": "en", "target": "digits"},
+        "data": {
+            "root": str(corpus.root),
+            "train": [corpus.pair("train")],
+            "valid": [corpus.pair("valid")],
+            "test": {"toy": corpus.pair("test")},
+            "max_length": 24,
+        },
+        "tokenizer": {"vocab_size": 400},
+        "model": {
+            "d_model": 32,
+            "num_heads": 4,
+            "d_ff": 128,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "dropout": 0.0,
+        },
+        "training": {
+            "batch_tokens": 512,
+            "max_steps": 600,
+            "learning_rate": 0.01,
+            "warmup_steps": 50,
+            "validate_every": 200,
+            "save_every": 200,
+            "validation_sentences": 24,
+            "log_every": 20,
+            "label_smoothing": 0.0,
+            "average_checkpoints": 2,
+        },
+        "decoding": {"beam_size": 2},
+    }
+
+
+def config_with(settings: dict[str, object], **sections: dict[str, object]) -> Config:
+    """The settings with some of a section replaced: config_with(settings, training={"max_steps": 3})."""
+    changed = dict(settings)
+    for name, values in sections.items():
+        before = changed.get(name, {})
+        assert isinstance(before, dict)
+        changed[name] = {**before, **values}
+    return Config.model_validate_json(json.dumps(changed))
+
+
+@pytest.fixture(scope="session")
+def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
+    """train, valid and test of the toy language on disk; not to be changed."""
+    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture
+def make_config(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Config]:
+    """make_config(training={…}, model={…}): the tiny settings with these over them, results in tmp_path/run."""
+
+    def make(run_dir: Path | None = None, **sections: dict[str, object]) -> Config:
+        return config_with(toy_settings(corpus_files, run_dir or tmp_path / "run"), **sections)
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_config: Callable[..., Config]) -> Config:
+    """A Transformer of width 32 over the toy corpus, results in tmp_path/run."""
+    return make_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that has learnt the toy language; not to be changed: copy it first."""
+    run_dir = tmp_path_factory.mktemp("tiny") / "run"
+    run_all(config_with(toy_settings(corpus_files, run_dir)))
+    return run_dir
