@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mtkit.batch import Rows
 from mtkit.config.settings import TransformerConfig
+from mtkit.models.attention import _attend_in_parts
 from mtkit.models.interface import TranslationModel, next_rows
 from mtkit.models.registry import empty_model, new_model
 
@@ -170,3 +172,22 @@ def test_the_sizes_are_those_of_the_paper():
         + 6 * (8 * 512 * 513 + 2 * 512 * 2048 + 2560 + 3072)
         + 2048
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 5, 12])
+def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 2, num_queries, 8)
+    query, key, value = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    mask = None if causal else torch.arange(num_queries) < torch.tensor([1, 3, 9])[:, None, None, None]
+
+    def run(function):
+        mixed = function(query, key, value, mask, causal)
+        return [mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))]
+
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    fused = run(lambda q, k, v, m, c: F.scaled_dot_product_attention(q, k, v, m, is_causal=c))
+    for one, other in zip(run(_attend_in_parts), fused, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)

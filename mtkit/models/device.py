@@ -28,6 +28,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What numbers of that precision are to PyTorch, where the device has them."""
+    if precision == "fp64" and device.type == "mps":
+        raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
+    return DTYPES[precision]
+
+
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
     """fp32 or bf16; auto is bf16 where its matrix products are faster and the model is wide enough to consist of them."""
     if name != "auto":
