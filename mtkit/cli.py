@@ -2,12 +2,17 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtkit.errors import StoppedError, MtkitError
+from mtkit.errors import DataError, MtkitError, StoppedError
+
+EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
 
 app = typer.Typer(
     name="mtkit",
@@ -15,7 +20,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Train neural machine translation models and translate with them.",
 )
 
 # What a wrong call raises; typer carries its parent inside and exports it under no name.
@@ -23,10 +27,17 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 SettingsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over those of the file.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start training anew; what was trained is deleted.")]
+# Numbers and choices are read as text: mtkit checks them itself, so that every message is in its own words.
+BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
+LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
+BatchTokensOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Most sentences x longest source x beam of a batch.")
+]
+DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
 
 def _version(shown: bool) -> None:
@@ -37,7 +48,7 @@ def _version(shown: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=f"{EXAMPLE}run configs/demo.yaml")
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
@@ -46,51 +57,49 @@ def options(
     """Train neural machine translation models and translate with them.
 
     CONFIG is a YAML file, MODEL a run directory or a model bundle.
-
-    Example: mtkit run configs/demo.yaml
     """
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")
 def config(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; without it, the defaults.")
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; without it, the defaults.")
     ] = None,
     settings: SettingsArgument = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of settings files instead.")] = False,
 ) -> None:
-    """Print all settings with their meanings, as YAML that can be used again.
+    """Print all settings with their meanings.
 
-    Example: mtkit config configs/demo.yaml training.max_steps=100
+    What is printed is YAML that can be used again.
     """
     import json
 
     from mtkit.config.load import load_config
     from mtkit.config.show import config_schema, config_text
 
+    settings = settings or []
+    if config is not None and "=" in str(config) and not config.exists():
+        config, settings = None, [str(config), *settings]  # the file was left out, not the settings
     if schema:
         print(json.dumps(config_schema(), indent=2))
     else:
-        print(config_text(load_config(config, settings or [])), end="")
+        print(config_text(load_config(config, settings)), end="")
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")
 def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None) -> None:
-    """Train the tokenizer on the training corpora.
-
-    Example: mtkit train-tokenizer configs/demo.yaml
-    """
+    """Train the tokenizer on the training corpora."""
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_tokenizer
 
     run_tokenizer(load_config(config, settings or []))
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")
 def binarize(config: ConfigArgument, settings: SettingsArgument = None) -> None:
-    """Encode the corpora to memory-mapped ids, and report what was dropped.
+    """Encode the corpora to memory-mapped ids.
 
-    Example: mtkit binarize configs/demo.yaml
+    What is left out is counted and reported. The tokenizer is trained first if it is missing.
     """
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_binarize
@@ -98,11 +107,11 @@ def binarize(config: ConfigArgument, settings: SettingsArgument = None) -> None:
     run_binarize(load_config(config, settings or []))
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}train configs/demo.yaml training.max_minutes=2")
 def train(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshOption = False) -> None:
-    """Train, going on where the run stopped; first do what is missing.
+    """Train, going on where the run stopped.
 
-    Example: mtkit train configs/demo.yaml training.max_minutes=2
+    What is missing of tokenizer and data is made first. Ctrl-C saves the state and stops.
     """
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_train
@@ -110,11 +119,11 @@ def train(config: ConfigArgument, settings: SettingsArgument = None, fresh: Fres
     run_train(load_config(config, settings or []), fresh)
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}run configs/demo.yaml")
 def run(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshOption = False) -> None:
-    """Do every stage that is missing or out of date, then evaluate.
+    """Do all that is out of date, then evaluate.
 
-    Example: mtkit run configs/demo.yaml
+    The stages are train-tokenizer, binarize, train and evaluate; the scores are printed.
     """
     from mtkit.config.load import load_config
     from mtkit.evaluate import table
@@ -125,24 +134,34 @@ def run(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshO
         print(table(scores), end="")
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")
 def translate(
     model: ModelArgument,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Text file, or .gz; else standard input.")
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Text file, or .gz; else standard input.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write here, at the end; until then to FILE.part. Else to standard output.",
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else standard output.")] = None,
-    beam_size: Annotated[str | None, typer.Option(help="Hypotheses kept at each step; 1 is greedy.")] = None,
-    length_penalty: Annotated[str | None, typer.Option(help="Exponent of the length penalty.")] = None,
-    n_best: Annotated[str, typer.Option(help="Translations of each line, as number, score and text.")] = "1",
-    batch_tokens: Annotated[str | None, typer.Option(help="Most sentences x longest source x beam of a batch.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
-    scores: Annotated[bool, typer.Option("--scores", help="Write the score before each translation.")] = False,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    n_best: Annotated[
+        str, typer.Option(metavar="N", help="Translations of each line, as number, score and text with tabs between.")
+    ] = "1",
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")] = "fp32",
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
+    ] = False,
 ) -> None:
     """Translate standard input or a file, line by line.
 
-    Example: mtkit translate runs/demo < data/demo/test.fr
+    N lines in, N lines out, in order; a blank line gives a blank one.
     """
     from mtkit.translator import load
 
@@ -158,78 +177,83 @@ def translate(
 
 
 def _translate(translator: Any, source: Any, output: Path | None, num_best: int, scores: bool) -> None:
-    from mtkit.translate import translate
+    from mtkit.translate import translate, writing
 
     at_once = source.isatty()
     if output is None:
         translate(translator, source, sys.stdout.buffer, num_best, scores, at_once)
         return
-    try:
-        with output.open("wb") as out:
-            translate(translator, source, out, num_best, scores, at_once)
-    except OSError as error:
-        raise MtkitError(f"{output}: cannot be written: {error.strerror}") from None
+    with writing(output) as out:
+        translate(translator, source, out, num_best, scores, at_once)
 
 
-@app.command()
+@app.command(epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en")
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Run directory or model bundle.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Text to translate, in the place of the test sets.")] = None,
-    reference: Annotated[list[Path] | None, typer.Option(help="Its reference; several may be given.")] = None,
-    hypothesis: Annotated[Path | None, typer.Option(help="Translations to score, or -; in the place of MODEL.")] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to translate, in the place of the test sets.")
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Its reference; several may be given.")
+    ] = None,
+    hypothesis: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Translations to score, or -; in the place of MODEL.")
+    ] = None,
     target_language: Annotated[
-        str, typer.Option(help="Language of the hypothesis, which picks BLEU's tokenizer.")
-    ] = "",
+        str | None, typer.Option(metavar="CODE", help="Language of --hypothesis, which picks BLEU's tokenizer.")
+    ] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
-    beam_size: Annotated[str | None, typer.Option(help="Hypotheses kept at each step; 1 is greedy.")] = None,
-    length_penalty: Annotated[str | None, typer.Option(help="Exponent of the length penalty.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    device: DeviceOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of {test_set, metric, score, signature}.")
+    ] = False,
 ) -> None:
-    """Score a model on its test sets or on these files: BLEU, chrF and TER with their signatures.
+    """Score a model or a text: BLEU, chrF and TER.
 
-    Example: mtkit evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en
+    A model is scored on its test sets or on --source, a text by --hypothesis. Each score has its signature.
     """
     import json as json_text
 
     from mtkit.evaluate import table
 
     overrides = _decoding(beam_size, length_penalty, None, device)
-    scores = _scores(model, source, reference or [], hypothesis, target_language, lowercase, overrides)
+    if (model is None) == (hypothesis is None):
+        raise UsageError("give either MODEL or --hypothesis")
+    if model is not None:
+        if (source is None) != (not reference):
+            raise UsageError("--source and --reference go together")
+        if target_language is not None:
+            raise UsageError("--target-language goes with --hypothesis; a model knows its own")
+        scores = _scores_of_model(model, overrides, source, reference or [], lowercase)
+    else:
+        assert hypothesis is not None
+        if not reference or source is not None:
+            raise UsageError("--hypothesis goes with --reference, and not with --source")
+        if overrides:
+            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty or --device")
+        scores = _scores_of_file(hypothesis, reference, target_language or "", lowercase)
     if json:
         print(json_text.dumps([score.as_json() for score in scores], indent=1, ensure_ascii=False))
     else:
         print(table(scores), end="")
 
 
-def _scores(
-    model: Path | None,
-    source: Path | None,
-    references: list[Path],
-    hypothesis: Path | None,
-    target_language: str,
-    lowercase: bool,
-    overrides: list[str],
+def _scores_of_model(
+    model: Path, overrides: list[str], source: Path | None, references: list[Path], lowercase: bool
 ) -> list[Any]:
-    if (model is None) == (hypothesis is None):
-        raise UsageError("give either MODEL or --hypothesis")
-    if hypothesis is not None:
-        if not references or source is not None:
-            raise UsageError("--hypothesis goes with --reference, and not with --source")
-        return _scores_of_file(hypothesis, references, target_language, lowercase)
-    if (source is None) != (not references):
-        raise UsageError("--source and --reference go together")
-
     from mtkit.config.settings import TestSetConfig
-    from mtkit.evaluate import evaluate, test_sets
+    from mtkit.evaluate import evaluate, read_test_set, test_sets
     from mtkit.translator import load
 
-    assert model is not None
     translator = load(model, overrides)
     if source is not None:
         sets = {source.name: TestSetConfig(source=source, target=tuple(references))}
     else:
         sets = test_sets(translator.config)
+    for test_set in sets.values():
+        read_test_set(test_set)  # what is wrong with the last one is told before the first is translated
     return [score for name, test_set in sets.items() for score in evaluate(translator, name, test_set, lowercase)]
 
 
@@ -237,10 +261,16 @@ def _scores_of_file(hypothesis: Path, references: list[Path], target_language: s
     from mtkit.evaluate import evaluate_file
     from mtkit.text.lines import decode_lines, read_lines
 
-    if str(hypothesis) == "-":
-        lines = [line for line, _ in decode_lines(sys.stdin.buffer)]
-        return evaluate_file("standard input", lines, references, target_language, lowercase)
-    return evaluate_file(hypothesis.name, list(read_lines(hypothesis)), references, target_language, lowercase)
+    if str(hypothesis) != "-":
+        lines = list(read_lines(hypothesis))
+        return evaluate_file(hypothesis.name, lines, references, target_language, lowercase)
+    lines = []
+    with _source(None) as stream:
+        for number, (line, damaged) in enumerate(decode_lines(stream), start=1):
+            if damaged:
+                raise DataError(f"standard input:{number}: not valid UTF-8; convert it to UTF-8")
+            lines.append(line)
+    return evaluate_file("standard input", lines, references, target_language, lowercase)
 
 
 def _decoding(
@@ -268,20 +298,33 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _source(file: Path | None) -> Any:
-    from mtkit.text.lines import open_binary
+@contextmanager
+def _source(file: Path | None) -> Iterator[Any]:
+    """A file, or standard input, which stays open."""
+    if file is not None:
+        from mtkit.translate import reading
 
-    return sys.stdin.buffer if file is None else open_binary(file)
+        with reading(file) as stream:
+            yield stream
+    elif sys.stdin is None:
+        raise DataError("standard input is closed; give it some text, or a FILE")
+    else:
+        yield sys.stdin.buffer
 
 
 def main() -> NoReturn:
     """Run the command line; every error the user can mend is told in mtkit's words."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # UTF-8 whatever the locale; names of files that are not UTF-8 go out as they came in.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments, prog_name="mtkit", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except StoppedError as error:
         _tell(str(error))
         return 130
@@ -290,14 +333,16 @@ def _run(arguments: list[str]) -> int:
         return 1
     except UsageError as error:
         if not arguments:
-            print(error.format_message())  # the help
+            print(error.format_message(), file=sys.stderr)  # the help
         else:
             _tell(f"{error.format_message()} (mtkit --help shows how)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has gone; so that Python does not complain at exit either.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _tell(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
+        # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return result if isinstance(result, int) else 0

@@ -45,15 +45,24 @@ def evaluate(
     translator: Translator, name: str, test_set: TestSetConfig, lowercase: bool = False, save_to: Path | None = None
 ) -> list[ScoredSet]:
     """Translate a test set and score it; the translations are kept where save_to says."""
-    sources = list(read_lines(test_set.source))
-    references = _read_references(test_set.target)
-    _check_counts(str(test_set.source), len(sources), test_set.target, references)
+    sources, references = read_test_set(test_set)
     bar = tqdm(sources, unit=" lines", desc=name, leave=False, disable=not sys.stderr.isatty())
-    hypotheses = translator.translate(bar)
+    lines = list(translator.translate_lines(bar))
+    if num_split := sum(line.num_parts > 1 for line in lines):
+        _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
+    hypotheses = [line.text for line in lines]
     if save_to is not None:
         save_to.parent.mkdir(parents=True, exist_ok=True)
         save_to.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
     return score_lines(name, hypotheses, references, translator.config.languages.target, lowercase)
+
+
+def read_test_set(test_set: TestSetConfig) -> tuple[list[str], list[list[str]]]:
+    """The source and the references; DataError if a file cannot be read or their numbers of lines differ."""
+    sources = list(read_lines(test_set.source))
+    references = _read_references(test_set.target)
+    _check_counts(str(test_set.source), len(sources), test_set.target, references)
+    return sources, references
 
 
 def evaluate_file(
@@ -71,7 +80,7 @@ def score_lines(
     """BLEU, chrF and TER with their signatures; text that looks tokenised is warned of."""
     for what, lines in (("translation", hypotheses), *(("reference", reference) for reference in references)):
         if warning := looks_tokenized(lines):
-            print(f"mtkit: warning: {name}, {what}: {warning}", file=sys.stderr)
+            _warn(f"{name}, {what}: {warning}")
     scores = corpus_scores(hypotheses, references, target_language, lowercase=lowercase)
     return [ScoredSet(name, score.metric, score.score, score.signature) for score in scores]
 
@@ -84,6 +93,10 @@ def table(scores: Sequence[ScoredSet]) -> str:
         f"{score.test_set:{name_width}}  {score.metric:{metric_width}}  {score.score:6.2f}  {score.signature}\n"
         for score in scores
     )
+
+
+def _warn(text: str) -> None:
+    print(f"mtkit: warning: {text}", file=sys.stderr)
 
 
 def _read_references(paths: Sequence[Path]) -> list[list[str]]:

@@ -22,6 +22,7 @@ from mtkit.prepare import (
     read_validation,
     tokenizer_is_current,
 )
+from mtkit.scores import check_language
 from mtkit.text.lines import fingerprint
 from mtkit.train import is_trained, train
 from mtkit.translator import load
@@ -57,7 +58,7 @@ def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
     with only_writer(config.run_path):
         _train(config, fresh)
-        return _evaluate(config) if config.data.test else []
+        return _evaluate(config)
 
 
 def _train(config: Config, fresh: bool) -> None:
@@ -65,11 +66,12 @@ def _train(config: Config, fresh: bool) -> None:
         raise ConfigError(
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
         )
+    check_language(config.languages.target)
     if fresh:
         _forget(config)
     _prepare(config)
-    write_file(config.run_path / "config.yaml", config_text(config).encode())
     if is_trained(config):
+        write_file(config.run_path / "config.yaml", config_text(config).encode())
         _say(f"training: {config.run_path / 'model'} is up to date")
     else:
         train(config, read_validation(config))
@@ -122,6 +124,9 @@ def _refuse_if_trained(config: Config) -> None:
 def _evaluate(config: Config) -> list[ScoredSet]:
     """The scores of the test sets, from the bundle if nothing changed since they were measured."""
     bundle = open_bundle(config.run_path)
+    if not config.data.test:
+        save_scores(bundle, [], card_text(bundle, []))
+        return []
     inputs = _evaluation_inputs(config, bundle.path)
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)

@@ -37,6 +37,11 @@ def _bleu(target_language: str, lowercase: bool) -> Metric:
         ) from error
 
 
+def check_language(target_language: str) -> None:
+    """An MtkitError if BLEU of that language needs a tokenizer that is not installed: training asks before it begins."""
+    _bleu(target_language, lowercase=False)
+
+
 def _chrf(_: str, lowercase: bool) -> Metric:
     return CHRF(lowercase=lowercase)
 

@@ -6,15 +6,16 @@ runs/NAME/checkpoints/step-…/   log.jsonl   run.json   model/
 import hashlib
 import json
 import math
+import os
 import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,10 +28,11 @@ from tqdm import tqdm
 from mtkit import __version__
 from mtkit.batch import Batch
 from mtkit.config.settings import Config, TrainingConfig
+from mtkit.config.show import config_text
 from mtkit.data.batches import gather, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.data.plan import batches_from, plan_batches
-from mtkit.errors import CheckpointError, StoppedError, MtkitError
+from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
@@ -44,6 +46,7 @@ from mtkit.training.checkpoint import (
     average_weights,
     averaged_steps,
     checkpoint_steps,
+    clear_leftovers,
     delete_old,
     load_checkpoint,
     read_progress,
@@ -67,8 +70,8 @@ def say(text: str) -> None:
 def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
     """Train until a limit of the settings is reached, and leave the bundle in the run directory.
 
-    validation holds the sources and the references. Goes on from the last checkpoint there is. Raises StoppedError after
-    Ctrl-C or SIGTERM, the state saved.
+    validation holds the sources and the references. Goes on from the last checkpoint there is. Raises StoppedError
+    after Ctrl-C or SIGTERM, the state saved.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -122,7 +125,9 @@ def stopping_by_signal() -> Iterator[Stop]:
         if stop.signal:
             raise KeyboardInterrupt
         stop.signal = number
-        say("stopping: saving the state (again to stop at once) …")
+        # Not by print, which a signal must not enter a second time while it writes a line.
+        with suppress(OSError):
+            os.write(2, "\nstopping: saving the state (again to stop at once) …\n".encode())
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
@@ -216,6 +221,7 @@ class Trainer:
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         self.state = TrainState(self.model, optimizer, Progress(precision=precision))
+        self.is_saved = False  # whether the newest checkpoint holds all of the state
         self._resume()
         self.log = Log(self.run_path / "log.jsonl", self.state.progress.log_bytes)
 
@@ -232,7 +238,8 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        steps = checkpoint_steps(self.checkpoints, resumable=True)
+        clear_leftovers(self.checkpoints)
+        steps = checkpoint_steps(self.checkpoints)
         if not steps:
             return
         _, identity, _ = read_progress(self.checkpoints, steps[-1])
@@ -242,7 +249,12 @@ class Trainer:
                 "Change them back, give the run another name, or start anew with --fresh"
             )
         load_checkpoint(self.checkpoints, steps[-1], self.state)
+        self.is_saved = True
         say(f"going on from step {steps[-1]:,} in {self.run_path}")
+        progress = self.state.progress
+        if progress.best_step and progress.best_step not in steps:
+            say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
+            progress.best_step, progress.best_score = 0, float("-inf")
 
     def _scheduled(self) -> list[int]:
         """Steps whose checkpoints were made on time; one made because the run was stopped is not averaged."""
@@ -254,6 +266,7 @@ class Trainer:
     def _save(self) -> None:
         self.state.progress.log_bytes = self.log.length
         save_checkpoint(self.checkpoints, self.state, self._identity())
+        self.is_saved = True
         settings = self.settings
         best = self.state.progress.best_step
         delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
@@ -264,13 +277,13 @@ class Trainer:
         """Train to the end, validate, average, and write the bundle."""
         progress = self.state.progress
         (self.run_path / "trained.json").unlink(missing_ok=True)
-        self._write_start()
         try:
+            self._write_start()
             reason = self._loop(stop)
             say(f"training ends at step {progress.step:,}: {reason}")
             self._finish(stop)
         except StoppedError:
-            if not self._is_saved(progress.step):
+            if not self.is_saved:
                 self._save()
             raise StoppedError(
                 f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}; the state is saved in "
@@ -281,8 +294,7 @@ class Trainer:
 
     def _loop(self, stop: Stop) -> str:
         progress, settings = self.state.progress, self.settings
-        stream = micro_batches(self.corpus, settings, progress.pairs)
-        window = Window()
+        stream = self._stream()
         self.model.train()
         begun = time.monotonic() - progress.seconds
         with tqdm(
@@ -297,30 +309,38 @@ class Trainer:
                 step = progress.step
                 if step % settings.validate_every == 0 and progress.validated_step < step:
                     self._validate(stop)
-                    window = Window()
-                progress.seconds = time.monotonic() - begun
-                if step and self._saves_at(step) and not self._is_saved(step):
+                    progress.seconds = time.monotonic() - begun
+                    progress.window = Window(since=progress.seconds)
+                if step and self._saves_at(step) and not self.is_saved:
                     self._save()
                 if reason := self._reason_to_end():
                     return reason
                 stop.check()
 
-                epoch, update = self._update(stream)
-                window.add(update)
+                epoch = self._update(stream)
                 if progress.skipped_in_row >= settings.max_skipped:
                     raise MtkitError(self._divergence())
                 bar.update()
                 progress.seconds = time.monotonic() - begun
-                if progress.step % settings.log_every == 0:
-                    record = window.record()
+                if progress.step % settings.log_every == 0 and progress.window.updates:
+                    record = progress.window.record(progress.seconds)
                     self.log.write("train", step=progress.step, epoch=epoch, **record)
                     bar.set_postfix_str(
                         f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
                     )
-                    window = Window()
+                    progress.window = Window(since=progress.seconds)
 
-    def _is_saved(self, step: int) -> bool:
-        return step in checkpoint_steps(self.checkpoints, resumable=True)
+    def _stream(self) -> Iterator[tuple[int, Batch]]:
+        """The batches from here on."""
+        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs)
+        try:
+            first = next(stream)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.run_path}: cannot go on from step {self.state.progress.step:,}: {error}, so another version of "
+                "mtkit ordered its data; go on with that one, or start anew with --fresh"
+            ) from None
+        return chain([first], stream)
 
     def _reason_to_end(self) -> str:
         progress, settings = self.state.progress, self.settings
@@ -332,11 +352,15 @@ class Trainer:
             return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience)"
         return ""
 
-    def _update(self, stream: Iterator[tuple[int, Batch]]) -> tuple[int, Update]:
-        """One step of the optimizer, over accumulated batches; the loss is divided once, by all their tokens."""
+    def _update(self, stream: Iterator[tuple[int, Batch]]) -> int:
+        """One step of the optimizer, over accumulated batches, whose epoch comes back.
+
+        The loss is divided once, by all their tokens.
+        """
         progress, settings = self.state.progress, self.settings
         taken = list(islice(stream, settings.accumulate))
         batches = [batch for _, batch in taken]
+        self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
         rate = learning_rate(progress.step, settings, self.config.model.d_model)
@@ -362,13 +386,14 @@ class Trainer:
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         update = Update(float(loss), float(likelihood), tokens, norm, rate, _padding(batches))
-        if math.isfinite(update.loss) and math.isfinite(norm):
+        if update.is_finite:
             self.state.optimizer.step()
             progress.skipped_in_row = 0
+            progress.window.add(update)
         else:
             self._skip(update)
         self.state.optimizer.zero_grad(set_to_none=True)
-        return taken[-1][0], update
+        return taken[-1][0]
 
     def _skip(self, update: Update) -> None:
         progress = self.state.progress
@@ -383,8 +408,9 @@ class Trainer:
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         last = f"the last good checkpoint is that of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
         return (
-            f"{self.run_path}: {progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not "
-            f"finite; {last}. Lower training.learning_rate, set training.clip_norm, or train in fp32"
+            f"{self.run_path}: {progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were "
+            f"not finite; {last}. Start anew with --fresh and a lower training.learning_rate, with training.clip_norm, "
+            "or with training.precision fp32"
         )
 
     # Validation, choice, average.
@@ -400,6 +426,7 @@ class Trainer:
         else:
             progress.bad_validations += 1
         progress.validated_step = progress.step
+        self.is_saved = False
         seconds = time.monotonic() - begun
         self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
         say(f"step {progress.step:,}: {_measures(measured)}{' (best)' if better else ''}")
@@ -422,13 +449,13 @@ class Trainer:
     def _finish(self, stop: Stop) -> None:
         """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
         progress, settings = self.state.progress, self.settings
-        if progress.validated_step < progress.step:
+        if progress.validated_step < progress.step or not progress.best_step:
             self._validate(stop)
-        if not self._is_saved(progress.step):
+        if not self.is_saved:
             self._save()
-        best = progress.best_step
+        best = progress.best_step or progress.step  # the last one if no figure was a number
         weights, steps = read_weights(self.checkpoints, best), [best]
-        chosen = averaged_steps(sorted({*self._scheduled(), best}), best, settings.average_checkpoints)
+        chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
         if len(chosen) > 1:
             average = average_weights(self.checkpoints, chosen)
             self._put(average)
@@ -482,6 +509,7 @@ class Trainer:
             "command": sys.argv,
             "data": data_facts(self.corpus),
         }
+        write_file(self.run_path / "config.yaml", config_text(self.config).encode())
         write_json(self.run_path / "run.json", facts)
         self.log.write("start", step=progress.step, **facts)
         say(
@@ -524,7 +552,10 @@ def chance_seed(seed: int, step: int, micro_batch: int) -> int:
 
 def write_json(path: Path, value: object) -> None:
     """One JSON file, replaced whole."""
-    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    try:
+        write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
 
 
 def _padding(batches: list[Batch]) -> float:

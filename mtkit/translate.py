@@ -1,12 +1,18 @@
 """Translating a stream of lines: N lines in, N lines out, whatever is in them."""
 
+import gzip
+import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
 
 from tqdm import tqdm
 
-from mtkit.text.lines import decode_lines
+from mtkit.errors import DataError, MtkitError
+from mtkit.text.lines import decode_lines, open_binary
 from mtkit.translator import TranslatedLine, Translator
 
 NUM_NAMED = 10  # damaged or split lines that are named; the rest are counted
@@ -26,7 +32,7 @@ def translate(
     Undecodable bytes are replaced and lines too long for the model are translated in parts, with a warning.
     """
     warnings = Warnings()
-    lines = _counted(decode_lines(source), warnings)
+    lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
     shown = tqdm(lines, unit=" lines", disable=at_once or not sys.stderr.isatty(), smoothing=0)
     for number, line in enumerate(translator.translate_lines(shown, num_best, at_once), start=1):
         if line.num_parts > 1:
@@ -38,11 +44,59 @@ def translate(
     warnings.close()
 
 
-def _counted(lines: Iterable[tuple[str, bool]], warnings: "Warnings") -> Iterator[str]:
-    for number, (line, damaged) in enumerate(lines, start=1):
-        if damaged:
-            warnings.add("is not valid UTF-8; what could not be read was replaced", number)
-        yield line
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A text file, or a packed one, to be translated."""
+    try:
+        stream = open_binary(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with stream:
+        yield stream
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of path when the block ends without an error; packed where the name ends in .gz.
+
+    Until then all that was written stands in PATH.part, which stays if the block is left by an error. A path that is
+    a device or a pipe is written to as it is.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as stream:
+                yield stream
+            return
+        if path.is_dir():
+            raise MtkitError(f"{path}: is a directory; a file to write is wanted")
+        whole = path.resolve()  # what a link points at is replaced, not the link
+        part = whole.with_name(f"{whole.name}.part")
+        with _open_to_write(part, packed=whole.suffix == ".gz") as stream:
+            if whole.exists():
+                shutil.copymode(whole, part)
+            yield stream
+        part.replace(whole)
+    except OSError as error:
+        raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _open_to_write(path: Path, packed: bool) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "wb")) if packed else path.open("wb")
+
+
+def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: "Warnings") -> Iterator[str]:
+    """The lines; where bytes were replaced, a warning tells so, and a file that cannot be read on is an error."""
+    try:
+        for number, (line, damaged) in enumerate(lines, start=1):
+            if damaged:
+                warnings.add("is not valid UTF-8; what could not be read was replaced", number)
+            yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{name}: damaged or not gzip ({error}); compress it again or rename it") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
 def _written(line: TranslatedLine, number: int, num_best: int, with_scores: bool) -> str:

@@ -5,7 +5,7 @@ R sentences, W beam size, V vocabulary size.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.data.batches import ragged, source_rows
 from mtkit.formats.bundle import open_bundle
-from mtkit.models.device import DTYPES, pick_device
+from mtkit.models.device import pick_device, pick_dtype
 from mtkit.models.interface import State, TranslationModel, next_rows
 from mtkit.models.registry import empty_model, fill_model
 from mtkit.search.beam import beam_search
@@ -31,6 +31,7 @@ WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
 
 BREAKS = re.compile(r"[\n\r\0]")
+SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certain
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class _Part:
     """What the model sees: a line, or a part of a long one."""
 
     line: int
-    tokens: list[int]
+    tokens: list[int]  # none where nothing is left after normalisation: there is nothing to translate
     separator: str  # stands between this part's translation and the next
 
 
@@ -73,6 +74,8 @@ class Translator:
 
     def translate(self, lines: Iterable[str]) -> list[str]:
         """The best translation of each line, in order; a blank line gives a blank one."""
+        if isinstance(lines, str):
+            raise TypeError("translate() takes a list of lines; give it [line] for a single one")
         return [line.text for line in self.translate_lines(lines)]
 
     def translate_lines(
@@ -87,22 +90,29 @@ class Translator:
 
     def _translate_window(self, lines: Sequence[str], num_best: int) -> list[TranslatedLine]:
         parts = list(self._parts(lines))
-        order = sorted(range(len(parts)), key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
-        found: list[list[Hypothesis]] = [[] for _ in parts]
+        order = [p for p, part in enumerate(parts) if part.tokens]
+        order.sort(key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
+        found = [[SILENCE]] * len(parts)
         for chosen in self._batches(order, parts):
             for p, hypotheses in zip(chosen, self.search([parts[p].tokens for p in chosen], num_best), strict=True):
                 found[p] = hypotheses
         return self._joined(len(lines), parts, found)
 
     def _parts(self, lines: Sequence[str]) -> Iterator[_Part]:
-        most = self.max_source_length
         for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
-            if len(tokens) <= most:
-                if tokens:
-                    yield _Part(number, tokens, "")
-                continue
-            for part in split_line(lines[number], self._fits):
-                yield _Part(number, self.tokenizer.encode_source([part.text])[0][:most], part.separator)
+            if len(tokens) <= self.max_source_length:
+                yield _Part(number, tokens, "")
+            else:
+                yield from self._parts_of_long_line(number, lines[number])
+
+    def _parts_of_long_line(self, number: int, line: str) -> Iterator[_Part]:
+        """Whole sentences where they fit; where a single character has too many tokens, they are parted, too."""
+        most = self.max_source_length
+        for part in split_line(line, self._fits):
+            tokens = self.tokenizer.encode_source([part.text])[0]
+            for begin in range(0, max(len(tokens), 1), most):
+                is_last = begin + most >= len(tokens)
+                yield _Part(number, tokens[begin : begin + most], part.separator if is_last else "")
 
     @property
     def max_source_length(self) -> int:
@@ -140,9 +150,14 @@ class Translator:
         if self.model.limits.target is not None:
             max_lengths = max_lengths.clamp(max=self.model.limits.target - 1)
         state = self.model.encode(source_rows(sources).to(device))
-        if decoding.beam_size == 1 and num_best == 1:
-            return [[hypothesis] for hypothesis in greedy_search(self._step, state, start, max_lengths, END)]
         penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
+        if decoding.beam_size == 1 and num_best == 1:
+            hypotheses = greedy_search(self._step, state, start, max_lengths, END)
+            lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
+            return [
+                [replace(hypothesis, score=hypothesis.log_prob / divisor)]
+                for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
+            ]
         return beam_search(self._step, state, start, max_lengths, END, decoding.beam_size, penalty, num_best)
 
     def _step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
@@ -167,8 +182,8 @@ class Translator:
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
     """The n-th best of a split line joins the n-th best of its parts, the last one where there are fewer."""
-    if not parts:
-        return TranslatedLine([Translation("", 0.0)], 1)
+    if not parts:  # so much white space that it was split, and nothing was left
+        return TranslatedLine([Translation("", SILENCE.score)], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
     joined = []
@@ -199,10 +214,12 @@ def load(path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32
     used as they lie in the file where the device is the CPU and the precision fp32.
     """
     bundle = open_bundle(Path(path))
-    config = load_config(bundle.path / "config.yaml", overrides)
+    config = load_config(bundle.config_path, overrides)
     device = pick_device(config.device)
+    dtype = pick_dtype(precision, device)
     tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    bundle.require_own_tokenizer()
     model = empty_model(config.model, bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     fill_model(model, bundle.weights(), str(bundle.path))
     model.requires_grad_(False)
-    return Translator(model.to(device, DTYPES[precision]).eval(), tokenizer, config)
+    return Translator(model.to(device, dtype).eval(), tokenizer, config)

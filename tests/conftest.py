@@ -12,7 +12,7 @@ import pytest
 from mtkit.config.settings import Config
 from mtkit.pipeline import run_all
 
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
 
 
 def config_with(settings: dict[str, object], **sections: dict[str, object]) -> Config:
-    """The settings with some of a section replaced: config_with(settings, training={"max_steps": 3})."""
+    """The settings with these over them, such as training={"max_steps": 3}."""
     changed = dict(settings)
     for name, values in sections.items():
         before = changed.get(name, {})
@@ -114,7 +114,7 @@ def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
 
 @pytest.fixture
 def make_config(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Config]:
-    """make_config(training={…}, model={…}): the tiny settings with these over them, results in tmp_path/run."""
+    """Makes the tiny settings with others over them, such as training={"max_steps": 3}; results in tmp_path/run."""
 
     def make(run_dir: Path | None = None, **sections: dict[str, object]) -> Config:
         return config_with(toy_settings(corpus_files, run_dir or tmp_path / "run"), **sections)

@@ -3,6 +3,7 @@
 model/weights.safetensors  tokenizer/  config.yaml  bundle.json  scores.json  README.md
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ WEIGHTS, CONFIG, DESCRIPTION, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
+SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
+
+# What a description must tell for the model to be loaded; the rest is for its readers.
+NEEDED = {"weights_bytes": int, "tokenizer_sha256": str, "source_vocab_size": int, "target_vocab_size": int}
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -37,12 +43,24 @@ class Bundle:
 
     path: Path
     config: Config
-    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, size of the weights
+    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, size of the weights, tokenizer's checksum
+
+    @property
+    def config_path(self) -> Path:
+        """The settings it was trained with."""
+        return self.path / CONFIG
 
     @property
     def tokenizer_path(self) -> Path:
         """The directory of the tokenizer."""
         return self.path / TOKENIZER
+
+    def require_own_tokenizer(self) -> None:
+        """Another tokenizer's ids mean other words, and nobody would notice but by the translations."""
+        if _checksum(self.tokenizer_path) != self.description["tokenizer_sha256"]:
+            raise CheckpointError(
+                f"{self.tokenizer_path}: not the tokenizer that this model was trained with; copy the model again"
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The weights as they lie in the file: mapped into memory, not copied."""
@@ -54,7 +72,7 @@ class Bundle:
         if size != self.description["weights_bytes"]:
             raise CheckpointError(
                 f"{path}: {size:,} bytes where {self.description['weights_bytes']:,} were written; "
-                "the file is cut off or changed, copy it again"
+                "the file is cut off or another model's, copy it again"
             )
         try:
             return load_file(path)
@@ -67,8 +85,9 @@ def find_bundle(path: Path) -> Path:
     for candidate in map(standing, (path, path / "model")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such directory; MODEL is a run directory or a model bundle")
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "no such directory"
+        raise CheckpointError(f"{path}: {found}; MODEL is a run directory or a model bundle")
     if (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
     raise CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}")
@@ -80,9 +99,11 @@ def open_bundle(path: Path) -> Bundle:
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         found = description["format"]
-        description["weights_bytes"], description["source_vocab_size"], description["target_vocab_size"]
+        whole = found != FORMAT or all(isinstance(description[key], kind) for key, kind in NEEDED.items())
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path / DESCRIPTION}: damaged; copy the model again") from None
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path / DESCRIPTION}: damaged; copy the model again")
     if found != FORMAT:
         raise CheckpointError(
             f"{path}: a bundle of format {found}; this version of mtkit reads format {FORMAT}: install a newer one"
@@ -106,8 +127,14 @@ def save_bundle(
         with replaced_directory(path) as new:
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
-            (new / CONFIG).write_text(config_text(config), encoding="utf-8")
-            description = {"format": FORMAT, "weights_bytes": (new / WEIGHTS).stat().st_size, **about}
+            # A model may be carried to where there is another device.
+            (new / CONFIG).write_text(config_text(config.model_copy(update={"device": "auto"})), encoding="utf-8")
+            description = {
+                "format": FORMAT,
+                "weights_bytes": (new / WEIGHTS).stat().st_size,
+                "tokenizer_sha256": _checksum(new / TOKENIZER),
+                **about,
+            }
             (new / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
@@ -120,12 +147,19 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in the bundle; none if it was not evaluated."""
-    path = bundle.path / SCORES
-    if not path.exists():
-        return []
+    """The scores in the bundle; none if it was not evaluated, or if they are damaged: they can be measured again."""
     try:
-        scores: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        scores = json.loads((bundle.path / SCORES).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return []
-    return scores
+    whole = isinstance(scores, list) and all(isinstance(score, dict) and score.keys() == SCORE for score in scores)
+    return scores if whole else []
+
+
+def _checksum(directory: Path) -> str:
+    """One over the names and the bytes of all files in a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

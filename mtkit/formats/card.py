@@ -13,7 +13,9 @@ def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> 
     model = ", ".join(f"{key} {value}" for key, value in config.model.model_dump(mode="json").items())
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
     files = "\n".join(f"- {entry['name']}: {entry['fingerprint']}" for entry in data["files"])
-    rows = "\n".join(f"| {name} | {metric} | {score:.2f} | {signature} |" for name, metric, score, signature in scores)
+    rows = "\n".join(
+        f"| {_cell(name)} | {metric} | {score:.2f} | {_cell(signature)} |" for name, metric, score, signature in scores
+    )
     return f"""# {config.name}: {config.languages.source} to {config.languages.target}
 
 A translation model of {about["num_parameters"]:,} parameters, trained with mtkit {about["mtkit"]}.
@@ -47,6 +49,11 @@ Left out: {drops}.
 
 where MODEL is this directory; or in Python, `mtkit.load(MODEL).translate(lines)`.
 """
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _weights(steps: Sequence[int]) -> str:

@@ -43,7 +43,7 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
         has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_instructions and d_model >= 256 else "fp32"
+        return "bf16" if has_instructions and d_model >= 128 else "fp32"
     return "fp32"
 
 

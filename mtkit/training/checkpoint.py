@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mtkit.errors import CheckpointError
 from mtkit.files import replaced_directory, settle
+from mtkit.training.log import Window
 from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
 
 FORMAT = 1
@@ -40,6 +41,7 @@ class Progress:
     skipped: int = 0  # updates that were not finite
     skipped_in_row: int = 0
     log_bytes: int = 0  # length of log.jsonl, which is cut back to it
+    window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
 
 @dataclass
@@ -56,12 +58,19 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+def clear_leftovers(checkpoints: Path) -> None:
+    """Mend what a kill left, so that all that is there is whole; for the one who may write there."""
+    for leftover in list(checkpoints.glob(".step-*")):
+        settle(leftover.with_name(leftover.stem[1:]))
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    for directory in list(checkpoints.glob("step-*")):
+        if not (directory / PROGRESS).exists():  # written last and deleted first
+            shutil.rmtree(directory)
+
+
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
     """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
-    if not checkpoints.is_dir():
-        return []
-    for leftover in checkpoints.glob(".step-*"):
-        settle(leftover.with_name(leftover.name[1:].rsplit(".", 1)[0]))
     found = (
         d for d in checkpoints.glob("step-*") if (d / PROGRESS).exists() and (not resumable or (d / OPTIMIZER).exists())
     )
@@ -94,13 +103,15 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.pop("sha256")
         intact = found == _digest(content)
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
         raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
-    return Progress(**content["progress"]), content["identity"], content["files"]
+    values = content["progress"]
+    progress = Progress(**{**values, "window": Window(**values["window"])})
+    return progress, content["identity"], content["files"]
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
@@ -131,8 +142,11 @@ def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped."""
-    return [step for step in scheduled if step <= best_step][-count:]
+    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped.
+
+    The best one is among them in any case: it may be where an earlier, lower limit ended the run.
+    """
+    return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
@@ -165,10 +179,13 @@ def _read_tensors(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
 
 
 def _remedy(checkpoints: Path, step: int) -> str:
-    others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other < step]
-    if others:
-        return f"delete {step_directory(checkpoints, step)} to go on from step {others[-1]}"
-    return "start anew with --fresh"
+    """What to do about a damaged checkpoint."""
+    others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other != step]
+    if not others:
+        return "start anew with --fresh"
+    if others[-1] < step:
+        return f"delete {step_directory(checkpoints, step)} to go on from step {others[-1]:,}"
+    return f"delete {step_directory(checkpoints, step)} to go on without it"
 
 
 def _checksum(path: Path) -> str:

@@ -1,9 +1,11 @@
 """log.jsonl, and what a line of it sums up."""
 
 import json
-import time
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from mtkit.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -17,29 +19,44 @@ class Update:
     rate: float
     padding: float  # share of places without a token
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it may be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
+
+@dataclass
 class Window:
-    """The updates since the last line of the log."""
+    """Sums over the updates since the last line of the log; in the checkpoint, so that no kill changes a line."""
 
-    def __init__(self) -> None:
-        self.updates: list[Update] = []
-        self.begun = time.monotonic()
+    updates: int = 0
+    loss: float = 0.0
+    likelihood: float = 0.0
+    tokens: int = 0
+    norm: float = 0.0
+    padding: float = 0.0
+    rate: float = 0.0  # of the last one
+    since: float = 0.0  # seconds of training when it began
 
     def add(self, update: Update) -> None:
         """One more."""
-        self.updates.append(update)
+        self.updates += 1
+        self.loss += update.loss
+        self.likelihood += update.likelihood
+        self.tokens += update.tokens
+        self.norm += update.norm
+        self.padding += update.padding
+        self.rate = update.rate
 
-    def record(self) -> dict[str, float]:
-        """Means of what was added; losses are in nats a target token."""
-        tokens = sum(update.tokens for update in self.updates)
-        count = len(self.updates)
+    def record(self, seconds: float) -> dict[str, float]:
+        """Means of what was added, which is not nothing, after so many seconds of training; losses in nats a token."""
         return {
-            "loss": round(sum(update.loss for update in self.updates) / tokens, 5),
-            "nll": round(sum(update.likelihood for update in self.updates) / tokens, 5),
-            "lr": self.updates[-1].rate,
-            "gradient_norm": round(sum(update.norm for update in self.updates) / count, 5),
-            "tokens_per_second": round(tokens / (time.monotonic() - self.begun), 1),
-            "padding": round(sum(update.padding for update in self.updates) / count, 4),
+            "loss": round(self.loss / self.tokens, 5),
+            "nll": round(self.likelihood / self.tokens, 5),
+            "lr": self.rate,
+            "gradient_norm": round(self.norm / self.updates, 5),
+            "tokens_per_second": round(self.tokens / max(seconds - self.since, 1e-9), 1),
+            "padding": round(self.padding / self.updates, 4),
         }
 
 
@@ -48,21 +65,30 @@ class Log:
 
     def __init__(self, path: Path, length: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(min(length, self._file.tell()))
-        self._file.seek(0, 2)
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self.length = min(length, self._file.tell())  # in bytes
+        self._file.truncate(self.length)
 
     def write(self, event: str, **values: object) -> None:
-        """Add one event."""
-        line = json.dumps({"event": event, **values}, ensure_ascii=False)
-        self._file.write(line.encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-
-    @property
-    def length(self) -> int:
-        """In bytes."""
-        return self._file.tell()
+        """Add one event; a figure that is not finite, which JSON cannot say, is null."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        line = json.dumps({"event": event, **finite}, ensure_ascii=False, allow_nan=False)
+        data = line.encode("utf-8", "replace") + b"\n"
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be written: {error.strerror}; {REMEDY}") from None
+        if written != len(data):
+            raise CheckpointError(f"{self._path}: cannot be written: the disk is full; {REMEDY}")
+        self.length += len(data)
 
     def close(self) -> None:
         """No more events."""
         self._file.close()
+
+
+REMEDY = "the checkpoints are untouched: make room and start again"

@@ -26,52 +26,54 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward pass, chunk by chunk, since only then are the logits at hand.
 
     With z = W h and q = softmax(z), the loss of a token is lse(z) - (1 - s) z_y - s mean(z). Its gradient by h is
-    W'q - (1 - s) W_y - s mean(W), so that the V-wide part of the work is one log-softmax.
+    W'(q - (1 - s) e_y) - s mean(W), so that the V-wide part of the work is one log-softmax. Sums are in fp32, or in
+    fp64 where the features are.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, smoothing: float, wants_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         dtype = features.dtype
+        exact = torch.promote_types(dtype, torch.float32)
         table = weight.to(dtype)
-        mean_row = weight.float().mean(0)  # (D,)
-        wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        by_features = torch.empty_like(features, dtype=torch.float32) if wants_gradient else None
-        by_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_gradient else None
-        likelihood = features.new_zeros((), dtype=torch.float32)
-        mean_log_prob = features.new_zeros((), dtype=torch.float32)
+        mean_row = weight.to(exact).mean(0)  # (D,)
+        by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
+        by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
+        likelihood = features.new_zeros((), dtype=exact)
+        sum_lse = features.new_zeros((), dtype=exact)
 
         chunk = max(1, CHUNK_ELEMENTS // len(weight)) if features.device.type == "cpu" else 1 << 13
         for start in range(0, len(features), chunk):
             h, y = features[start : start + chunk], labels[start : start + chunk, None]
             logits = F.linear(h, table)  # (C, V)
-            log_probs = F.log_softmax(logits, -1, dtype=torch.float32)
+            log_probs = F.log_softmax(logits, -1, dtype=exact)
             y_log_probs = log_probs.gather(1, y)
-            lse = logits.gather(1, y).float() - y_log_probs
             likelihood += y_log_probs.sum()
-            mean_log_prob += (h.float() @ mean_row).sum() - lse.sum()
+            sum_lse += (logits.gather(1, y).to(exact) - y_log_probs).sum()
             if by_features is None or by_weight is None:
                 continue
-            probs = log_probs.exp_().to(dtype)
-            by_features[start : start + chunk] = probs @ table
-            if dtype == torch.float32:
-                by_weight.addmm_(probs.T, h)
+            by_logits = log_probs.exp_().scatter_(1, y, y_log_probs.exp() - (1 - smoothing)).to(dtype)
+            by_features[start : start + chunk] = by_logits @ table
+            if dtype == exact:
+                by_weight.addmm_(by_logits.T, h)
             else:
-                by_weight += probs.T @ h
+                by_weight += by_logits.T @ h
 
+        sum_h = features.to(exact).sum(0)  # (D,)
+        mean_log_prob = (sum_h * mean_row).sum() - sum_lse  # not by @, which autocast would round
         if by_features is not None and by_weight is not None:
-            h = features.float()
-            by_features -= (1 - smoothing) * weight.float()[labels] + smoothing * mean_row
-            by_weight.index_add_(0, labels, h, alpha=smoothing - 1)
-            by_weight -= smoothing / len(weight) * h.sum(0)
+            by_features -= smoothing * mean_row
+            by_weight -= smoothing / len(weight) * sum_h
             ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype))
         negative_log_likelihood = -likelihood
         ctx.mark_non_differentiable(negative_log_likelihood)
         return (1 - smoothing) * negative_log_likelihood - smoothing * mean_log_prob, negative_log_likelihood
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         by_features, by_weight = ctx.saved_tensors
-        return by_features * by_loss, by_weight * by_loss, None, None
+        return by_features * by_loss, by_weight * by_loss, None, None, None
 
 
 def label_smoothed_cross_entropy(
@@ -88,6 +90,6 @@ def label_smoothed_cross_entropy(
     if torch.is_autocast_enabled(device):
         features = features.to(torch.get_autocast_dtype(device))
     sums: tuple[Tensor, Tensor] = _SmoothedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        features[real], output.weight, labels[real], smoothing
+        features[real], output.weight, labels[real], smoothing, torch.is_grad_enabled()
     )
     return sums

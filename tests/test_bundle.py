@@ -1,0 +1,221 @@
+"""A model directory is whole, its own and of a known format, or it is refused in one line that says what to do."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mtkit
+from mtkit.errors import CheckpointError, ConfigError, MtkitError
+from mtkit.formats.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores
+from mtkit.formats.card import card_text
+
+
+@pytest.fixture
+def bundle(tiny_run: Path, tmp_path: Path) -> Path:
+    """A model that may be spoilt."""
+    return Path(shutil.copytree(tiny_run / "model", tmp_path / "model"))
+
+
+def refusal(path: Path) -> str:
+    """The one line that loading ends with."""
+    with pytest.raises(MtkitError) as error:
+        mtkit.load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_run_directory_and_its_bundle_are_the_same_model(tiny_run: Path) -> None:
+    assert find_bundle(tiny_run) == find_bundle(tiny_run / "model") == tiny_run / "model"
+
+
+def test_a_bundle_needs_nothing_but_itself(bundle: Path, tiny_run: Path) -> None:
+    lines = ["one two three", "nine"]
+    moved = bundle.rename(bundle.parent / "elsewhere")
+    assert mtkit.load(moved).translate(lines) == mtkit.load(tiny_run).translate(lines)
+
+
+def test_a_bundle_names_no_device_and_no_folder_of_results(bundle: Path) -> None:
+    config = open_bundle(bundle).config
+    assert config.device == "auto"
+    assert config.run_dir is None
+
+
+def test_what_is_no_model_is_told_from_what_is_none_yet(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such directory; " + (
+        "MODEL is a run directory or a model bundle"
+    )
+    (tmp_path / "file").write_text("")
+    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'}: is a file; MODEL is a run directory or a model bundle"
+    assert refusal(tmp_path) == f"{tmp_path}: not a model: it holds no bundle.json and no model/bundle.json"
+    (tmp_path / "checkpoints").mkdir()
+    assert refusal(tmp_path) == f"{tmp_path}: training has not found a first model yet; go on with mtkit train"
+
+
+def test_a_bundle_is_found_while_it_is_being_replaced(bundle: Path, tiny_run: Path) -> None:
+    bundle.rename(bundle.with_name(".model.old"))
+    if not find_bundle_or_none(bundle.parent):
+        pytest.fail("the old bundle stands beside its place and is not found")
+    assert mtkit.load(bundle.parent).translate(["one"]) == mtkit.load(tiny_run).translate(["one"])
+
+
+def find_bundle_or_none(path: Path) -> Path | None:
+    try:
+        return find_bundle(path)
+    except CheckpointError:
+        return None
+
+
+PARTS = {
+    "weights.safetensors": "missing; the model is not whole, copy it again",
+    "config.yaml": "damaged or missing; copy the model again",
+    "tokenizer/tokenizer.json": "no tokenizer here (tokenizer.json is missing); train or copy one",
+    "tokenizer/tokenizer.model": "missing; copy it again or train the tokenizer again",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_missing_part_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    where = bundle / "tokenizer" if name.endswith("tokenizer.json") else bundle / name
+    assert refusal(bundle) == f"{where}: {PARTS[name]}"
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer.model"])
+@pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"\xff\x00{}"])
+def test_a_damaged_part_is_named(bundle: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    (bundle / name).write_bytes(change((bundle / name).read_bytes()))
+    assert refusal(bundle).startswith(f"{bundle / name}: damaged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda description: [],
+        lambda description: {},
+        lambda description: {**description, "weights_bytes": "many"},
+        lambda description: {**description, "source_vocab_size": None},
+        lambda description: {key: value for key, value in description.items() if key != "tokenizer_sha256"},
+    ],
+)
+def test_a_description_that_is_not_one_is_damaged(bundle: Path, change: Callable[[dict], object]) -> None:
+    path = bundle / "bundle.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    assert refusal(bundle) == f"{path}: damaged; copy the model again"
+
+
+def test_settings_that_are_no_yaml_or_know_another_key_are_told_with_their_line(bundle: Path) -> None:
+    path = bundle / "config.yaml"
+    text = path.read_text()
+    path.write_bytes(b"\xff" + text.encode())
+    assert refusal(bundle) == f"{path}: damaged or missing; copy the model again"
+    path.write_text("new_thing: 1\n" + text)
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: unknown key 'new_thing'"):
+        mtkit.load(bundle)
+
+
+def test_a_newer_format_is_refused(bundle: Path) -> None:
+    path = bundle / "bundle.json"
+    path.write_text(json.dumps({"format": FORMAT + 1, "all": "else is new"}))
+    assert refusal(bundle) == (
+        f"{bundle}: a bundle of format {FORMAT + 1}; this version of mtkit reads format {FORMAT}: install a newer one"
+    )
+
+
+def test_weights_that_are_cut_off_are_refused(bundle: Path) -> None:
+    path = bundle / "weights.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-4])
+    told = f"{path}: {len(data) - 4:,} bytes where {len(data):,} were written; the file is cut off or another model's"
+    assert refusal(bundle) == f"{told}, copy it again"
+
+
+def test_weights_of_a_damaged_head_are_refused(bundle: Path) -> None:
+    path = bundle / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[:16] = b"\xff" * 16
+    path.write_bytes(data)
+    assert refusal(bundle).startswith(f"{path}: damaged: ")
+
+
+def change_weights(bundle: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Another model's weights, though the description knows their size."""
+    weights = {name: tensor.clone() for name, tensor in load_file(bundle / "weights.safetensors").items()}
+    change(weights)
+    save_file(weights, bundle / "weights.safetensors")
+    description = json.loads((bundle / "bundle.json").read_text())
+    description["weights_bytes"] = (bundle / "weights.safetensors").stat().st_size
+    (bundle / "bundle.json").write_text(json.dumps(description))
+
+
+def test_weights_of_another_model_are_refused(bundle: Path) -> None:
+    name = "encoder.layers.0.feed_forward.inner.bias"
+    width = len(load_file(bundle / "weights.safetensors")[name])
+    change_weights(bundle, lambda weights: weights.update({name: torch.zeros(7)}))
+    assert refusal(bundle) == (
+        f"{bundle}: weight {name} is (7,), the settings want ({width},); the weights belong to another model"
+    )
+    change_weights(bundle, lambda weights: weights.pop(name))
+    assert f"weight {name} is missing" in refusal(bundle)
+    change_weights(bundle, lambda weights: weights.update({name: torch.zeros(width), "more": torch.zeros(1)}))
+    assert "weight more is (1,), the settings want none" in refusal(bundle)
+
+
+def test_another_tokenizer_is_refused_though_it_is_whole(
+    bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
+) -> None:
+    from mtkit.config.settings import TokenizerConfig
+    from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+
+    sources, targets = corpus_files.lines("valid")
+    own = Tokenizer.load(tiny_run / "tokenizer")
+    train_tokenizer(lambda: sources, lambda: targets, TokenizerConfig(vocab_size=320), tmp_path / "other")
+    assert Tokenizer.load(tmp_path / "other").hash != own.hash
+    shutil.rmtree(bundle / "tokenizer")
+    shutil.copytree(tmp_path / "other", bundle / "tokenizer")
+    assert refusal(bundle) == (
+        f"{bundle / 'tokenizer'}: not the tokenizer that this model was trained with; copy the model again"
+    )
+
+
+class Bomb:
+    """What pickle would run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_nothing_that_is_loaded_can_run_code(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = bundle / "weights.safetensors"
+    bomb = pickle.dumps(Bomb())
+    path.write_bytes(bomb.ljust(path.stat().st_size, b"\0"))
+    refusal(bundle)
+    config = bundle / "config.yaml"
+    config.write_text("name: !!python/object/apply:pathlib.Path.touch [exploded]\n")
+    refusal(bundle)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_scores_and_card_are_kept_in_the_bundle(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    rows = [("toy", "BLEU", 12.345, "nrefs:1|case:mixed")]
+    scores = [{"test_set": "toy", "metric": "BLEU", "score": 12.345, "signature": "nrefs:1|case:mixed"}]
+    save_scores(opened, scores, card_text(opened, rows))
+    assert read_scores(opened) == scores
+    card = (bundle / "README.md").read_text()
+    assert "\n| toy | BLEU | 12.35 | nrefs:1\\|case:mixed |\n" in card
+
+
+def test_scores_that_cannot_be_read_are_none(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    for text in ("[", "{}", "null", '["a"]', '[{"score": 1}]'):
+        (bundle / "scores.json").write_text(text)
+        assert read_scores(opened) == []
+    (bundle / "scores.json").unlink()
+    assert read_scores(opened) == []

@@ -1,0 +1,338 @@
+"""The command line: data on stdout, the rest on stderr, one line for a mistake, and examples that work."""
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import CorpusFiles, config_with, toy_settings
+
+import mtkit
+from mtkit.cli import app, main
+from mtkit.config.show import config_text
+
+PROGRAM = [sys.executable, "-m", "mtkit"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left."""
+
+    code: int
+    out: str
+    error: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
+    """`mtkit ARGUMENTS < stdin`, in this process."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["mtkit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, error = capfdbinary.readouterr()
+        return Result(int(end.value.code or 0), out.decode(), error.decode())
+
+    return run
+
+
+def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    """A command line in bash, where `mtkit` is this one."""
+    program = f"mtkit() {{ '{sys.executable}' -m mtkit \"$@\"; }}"
+    return subprocess.run(
+        ["bash", "-c", f"{program}; {command}"], capture_output=True, env={**os.environ, **environment}, check=False
+    )
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Call, command: str | None) -> None:
+    result = call(*([command] if command else []), "--help")
+    assert (result.code, result.error) == (0, "")
+    lines = result.out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score"}
+    assert lines[2].split()[0] in verbs
+    assert lines[-2] == "  Example:"
+    assert lines[-1].startswith(f"    mtkit {command or 'run'} ")
+
+
+def test_help_names_every_command_with_a_whole_sentence(call: Call) -> None:
+    out = call("--help").out
+    assert {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands} == set(
+        COMMANDS
+    )
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +\w.*\w\.$", out, re.MULTILINE)
+    assert "..." not in out.replace("[ARGS]...", "")
+
+
+def test_without_a_command_the_help_is_shown_as_an_error(call: Call) -> None:
+    result = call()
+    assert (result.code, result.out) == (2, "")
+    assert result.error == call("--help").out
+
+
+@pytest.fixture(scope="session")
+def workplace(tiny_run: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where all that the examples name is there, and small."""
+    root = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(tiny_run, root / "runs" / "demo")
+    for name in ("valid", "test"):
+        (root / "data" / "demo").mkdir(parents=True, exist_ok=True)
+        for side, language in (("src", "fr"), ("tgt", "en")):
+            shutil.copy(corpus_files.root / f"{name}.{side}", root / "data" / "demo" / f"{name}.{language}")
+    settings = toy_settings(corpus_files, root / "runs" / "new")
+    (root / "configs").mkdir()
+    tiny = config_with(settings, training={"max_steps": 4, "validate_every": 2, "save_every": 2})
+    (root / "configs" / "demo.yaml").write_text(config_text(tiny))
+    return root
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_each_command_works(
+    call: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    example = call(command, "--help").out.splitlines()[-1].split()
+    result = call(*example[1:])
+    assert result.code == 0, result.error
+    made = {"train-tokenizer": "runs/new/tokenizer", "binarize": "runs/new/data", "train": "runs/new/model"}
+    if command in made:
+        assert Path(made[command]).is_dir()
+        assert result.out == ""
+    elif command == "translate":
+        assert Path("test.en").read_text().count("\n") == Path("data/demo/test.fr").read_text().count("\n")
+    else:
+        assert result.out
+    assert "mtkit: error" not in result.error
+
+
+# What comes out.
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    assert call("--version") == Result(0, f"mtkit {mtkit.__version__}\n", "")
+    assert subprocess.run([*PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout == (
+        f"mtkit {mtkit.__version__}\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["translate", "--help"], ["config"], ["config", "--schema"]])
+def test_help_and_settings_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from mtkit.cli import main; sys.argv[0] = 'mtkit'\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'numpy', 'sacrebleu', 'sentencepiece'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout
+    assert result.stderr == "[]\n"
+
+
+def test_translations_are_all_that_goes_to_stdout(call: Call, tiny_run: Path) -> None:
+    source = b"one two\n\nthree \xff\n"
+    result = call("translate", tiny_run, stdin=source)
+    assert (result.code, result.out.count("\n")) == (0, 3)
+    assert result.out.split("\n")[1] == ""
+    assert result.error == "mtkit: warning: line 3 is not valid UTF-8; what could not be read was replaced\n"
+    assert call("translate", tiny_run) == Result(0, "", "")
+
+
+def test_a_file_standard_input_and_a_packed_file_give_the_same(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    source = b"one two\nthree\n"
+    (tmp_path / "source").write_bytes(source)
+    (tmp_path / "source.gz").write_bytes(gzip.compress(source))
+    results = [
+        call("translate", tiny_run, stdin=source),
+        call("translate", tiny_run, tmp_path / "source"),
+        call("translate", tiny_run, tmp_path / "source.gz"),
+    ]
+    assert results[0].out.count("\n") == 2
+    assert results == [results[0]] * 3
+    assert call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "out") == Result(0, "", "")
+    assert (tmp_path / "out").read_text() == results[0].out
+    call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "source")
+    assert (tmp_path / "source").read_text() == results[0].out
+
+
+def test_options_of_the_search_are_heard(call: Call, tiny_run: Path) -> None:
+    source = b"one two three four\n"
+    text = call("translate", tiny_run, stdin=source).out
+    number, score = call("translate", tiny_run, "--scores", "--beam-size", 1, stdin=source).out.split("\t")[0], 0.0
+    assert re.fullmatch(r"-\d+\.\d{4}", number)
+    greedy, penalised = (
+        float(
+            call("translate", tiny_run, "--scores", "--beam-size", 1, "--length-penalty", p, stdin=source).out.split()[
+                0
+            ]
+        )
+        for p in (0, 1)
+    )
+    assert greedy < penalised < score
+    best = call("translate", tiny_run, "--n-best", 2, stdin=source).out.splitlines()
+    assert [line.split("\t")[0] for line in best] == ["1", "1"]
+    assert best[0].split("\t")[2] == text.rstrip("\n")
+    for option in (("--batch-tokens", 1), ("--precision", "fp64"), ("--device", "cpu")):
+        assert call("translate", tiny_run, *option, stdin=source) == Result(0, text, "")
+
+
+def test_translate_and_evaluate_go_together_in_a_pipe(call: Call, tiny_run: Path, corpus_files: CorpusFiles) -> None:
+    source, reference = corpus_files.root / "test.src", corpus_files.root / "test.tgt"
+    piped = shell(
+        f"set -o pipefail; mtkit translate '{tiny_run}' < '{source}' | "
+        f"mtkit evaluate --hypothesis - --reference '{reference}' --json"
+    )
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    direct = call("evaluate", tiny_run, "--source", source, "--reference", reference, "--json")
+    figures = [[score["score"] for score in json.loads(out)] for out in (piped.stdout, direct.out)]
+    assert figures[0] == figures[1]
+
+
+def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> None:
+    result = call("config", "training.max_steps=7", "name=é")
+    assert (result.code, result.error) == (0, "")
+    (tmp_path / "again.yaml").write_text(result.out, encoding="utf-8")
+    assert call("config", tmp_path / "again.yaml") == result
+    assert "max_steps: 7" in result.out
+    assert json.loads(call("config", "--schema").out)["properties"]["training"]
+
+
+# Mistakes in the call.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["translate"], "Missing argument 'MODEL'."),
+        (["train"], "Missing argument 'CONFIG'."),
+        (["transalte"], "No such command 'transalte'."),
+        (["translate", "model", "--beam"], "No such option: --beam"),
+        (["translate", "model", "--beam-size"], "Option '--beam-size' requires an argument."),
+        (["translate", "model", "file", "more"], "unexpected extra argument"),
+        (["evaluate"], "give either MODEL or --hypothesis"),
+        (["evaluate", "model", "--hypothesis", "text"], "give either MODEL or --hypothesis"),
+        (["evaluate", "--hypothesis", "text"], "--hypothesis goes with --reference, and not with --source"),
+        (["evaluate", "model", "--source", "text"], "--source and --reference go together"),
+        (["evaluate", "model", "--reference", "text"], "--source and --reference go together"),
+        (["evaluate", "model", "--target-language", "en"], "--target-language goes with --hypothesis"),
+        (
+            ["evaluate", "--hypothesis", "a", "--reference", "b", "--beam-size", "2"],
+            "--hypothesis is translated already",
+        ),
+    ],
+)
+def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments: list[str], told: str) -> None:
+    result = call(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.error.startswith("mtkit: error: ")
+    assert told in result.error
+    assert result.error.endswith(" (mtkit --help shows how)\n")
+    assert result.error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--beam-size", "0", "decoding.beam_size=0: found 0, wants a whole number, at least 1"),
+        ("--beam-size", "many", "decoding.beam_size=many: found many, wants a whole number, at least 1"),
+        ("--length-penalty", "x", "decoding.length_penalty=x: found x, wants a number"),
+        ("--batch-tokens", "-1", "decoding.batch_tokens=-1: found -1, wants a whole number, at least 1"),
+        ("--device", "gpu", "device=gpu: found gpu, wants one of auto, cpu, cuda, mps"),
+        ("--precision", "fp8", "--precision: found fp8, wants one of fp32, bf16, fp64"),
+        ("--n-best", "0", "--n-best: found 0, wants a whole number, at least 1"),
+        ("--n-best", "²", "--n-best: found ², wants a whole number, at least 1"),
+        ("--n-best", "9", "--n-best: found 9, wants at most the beam size, 2"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_and_ends_with_1(
+    call: Call, tiny_run: Path, option: str, value: str, told: str
+) -> None:
+    assert call("translate", tiny_run, f"{option}={value}") == Result(1, "", f"mtkit: error: {told}\n")
+
+
+def test_several_faults_of_a_file_are_a_line_each(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("training: {max_stesp: 3}\ndecoding: {beam_size: 0}\n")
+    result = call("config", path)
+    assert (result.code, result.out) == (1, "")
+    assert result.error.splitlines() == [
+        f"mtkit: error: {path}:1: unknown key 'training.max_stesp'; did you mean 'max_steps'?",
+        f"mtkit: error: {path}:2: decoding.beam_size: found 0, wants a whole number, at least 1",
+    ]
+
+
+# Where it runs.
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_run: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("one two three\n" * 20_000)
+    for command in ("mtkit config", "mtkit --help", f"mtkit translate '{tiny_run}' --beam-size 1 < '{lines}'"):
+        result = shell(f"{command} | head -n 1")
+        assert (result.returncode, result.stdout.count(b"\n"), result.stderr) == (0, 1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_told_in_one_line(tiny_run: Path) -> None:
+    for command in ("mtkit config", f"echo one | mtkit translate '{tiny_run}'"):
+        result = shell(f"{command} > /dev/full")
+        assert result.returncode == 1
+        assert result.stderr == b"mtkit: error: No space left on device\n"
+
+
+def test_a_closed_standard_input_is_told(tiny_run: Path) -> None:
+    result = shell(f"mtkit translate '{tiny_run}' <&-")
+    assert result.returncode == 1
+    assert result.stderr == b"mtkit: error: standard input is closed; give it some text, or a FILE\n"
+
+
+def test_text_is_utf8_in_the_plainest_locale(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    named = tmp_path / "dé"
+    named.write_text("one é\n", encoding="utf-8")
+    assert "name: é" in shell("mtkit config name=é", LC_ALL="C").stdout.decode("utf-8")
+    scored = shell(f"mtkit evaluate '{tiny_run}' --source '{named}' --reference '{named}' --json", LC_ALL="C")
+    assert (scored.returncode, scored.stderr) == (0, b"")
+    assert json.loads(scored.stdout.decode("utf-8"))[0]["test_set"] == "dé"
+
+
+def test_what_is_printed_is_utf8_where_python_would_have_ascii(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: é\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = shell(f"mtkit config '{tmp_path / 'config.yaml'}'", **ascii_only)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode("utf-8") == call("config", tmp_path / "config.yaml").out
+    odd = os.fsdecode(b"\xff")
+    assert call("config", f"{tmp_path}/{odd}").error.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_translation_with_130_and_without_a_traceback(tiny_run: Path) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "translate", tiny_run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin
+    # More than a window of lines and than a pipe holds: when all are taken, the model is loaded and at work.
+    process.stdin.write(b"one two three\n" * 10_000)
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error == b""

@@ -1,0 +1,172 @@
+"""The loss is PyTorch's label-smoothed cross-entropy, in value and gradients, without all logits at once."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtkit.config.settings import TransformerConfig
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.models.interface import Embedding, Output
+from mtkit.models.registry import new_model
+from mtkit.symbols import PAD
+from mtkit.training import loss
+from mtkit.training.loss import label_smoothed_cross_entropy
+
+# N real tokens, R rows, T length, D model width, V vocabulary size.
+R, T, D, V = 5, 7, 16, 41
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+def output_layer(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Output:
+    torch.manual_seed(1)
+    table = Embedding(V, D, scaled=True).to(device, dtype)
+    table.initialize()
+    return Output(table)
+
+
+def example(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """(R, T, D) features that want a gradient, and (R, T) labels, some of them padding."""
+    torch.manual_seed(2)
+    features = torch.randn(R, T, D, dtype=dtype).to(device).requires_grad_()
+    labels = torch.randint(4, V, (R, T))
+    labels[1, 3:] = labels[4, 1:] = PAD
+    return features, labels.to(device)
+
+
+def plain(features: Tensor, output: Output, labels: Tensor, smoothing: float) -> Tensor:
+    """The same by PyTorch's own function, on all logits."""
+    logits = output(features)
+    return F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=PAD, reduction="sum", label_smoothing=smoothing
+    )
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """As a share of the norm of what is wanted."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+def gradients(value: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, of)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_loss_and_gradients_are_those_of_cross_entropy(dtype, tolerance, smoothing, device):
+    output = output_layer(dtype, device)
+    features, labels = example(dtype, device)
+    wanted = plain(features, output, labels, smoothing)
+    found, _ = label_smoothed_cross_entropy(features, output, labels, smoothing)
+    assert found.dtype == dtype
+    assert distance(found, wanted) < tolerance
+    pairs = zip(gradients(found, features, output.weight), gradients(wanted, features, output.weight), strict=True)
+    for by_found, by_wanted in pairs:
+        assert by_found.dtype == dtype
+        assert distance(by_found, by_wanted) < tolerance
+
+
+def test_the_gradient_follows_whatever_is_done_with_the_loss():
+    output = output_layer()
+    features, labels = example()
+    found = label_smoothed_cross_entropy(features, output, labels, 0.1)[0] / 17 * 3
+    wanted = plain(features, output, labels, 0.1) / 17 * 3
+    assert distance(gradients(found, features)[0], gradients(wanted, features)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("rows_of_a_chunk", [1, 2, 3, 1000])
+def test_the_loss_does_not_depend_on_how_it_is_cut_into_chunks(monkeypatch, rows_of_a_chunk):
+    output = output_layer(torch.float64)
+    features, labels = example(torch.float64)
+    wanted = plain(features, output, labels, 0.1)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", rows_of_a_chunk * V)
+    found, _ = label_smoothed_cross_entropy(features, output, labels, 0.1)
+    assert distance(found, wanted) < 1e-13
+    for by_found, by_wanted in zip(
+        gradients(found, features, output.weight), gradients(wanted, features, output.weight), strict=True
+    ):
+        assert distance(by_found, by_wanted) < 1e-13
+
+
+def test_the_second_sum_is_the_likelihood_without_smoothing():
+    output = output_layer()
+    features, labels = example()
+    _, likelihood = label_smoothed_cross_entropy(features, output, labels, 0.3)
+    assert distance(likelihood, plain(features, output, labels, 0.0)) < 1e-6
+    assert not likelihood.requires_grad
+
+
+def test_padding_counts_for_nothing():
+    output = output_layer()
+    features, labels = example()
+    with torch.no_grad():
+        changed = torch.where((labels == PAD)[:, :, None], 1e6, features)
+    changed.requires_grad_()
+    wider = torch.cat([changed, torch.full((R, 3, D), float("nan"))], 1)
+    wider_labels = F.pad(labels, (0, 3), value=PAD)
+
+    wanted = label_smoothed_cross_entropy(features, output, labels, 0.1)
+    found = label_smoothed_cross_entropy(wider, output, wider_labels, 0.1)
+    assert [value.item() for value in found] == [value.item() for value in wanted]
+    by_features, by_weight = gradients(found[0], changed, output.weight)
+    assert not by_features[labels == PAD].any()
+    assert torch.equal(by_weight, gradients(wanted[0], output.weight)[0])
+
+
+def test_a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient():
+    output = output_layer()
+    features, labels = example()
+    found = label_smoothed_cross_entropy(features, output, torch.full_like(labels, PAD), 0.1)
+    assert [value.item() for value in found] == [0, 0]
+    assert not any(gradient.any() for gradient in gradients(found[0], features, output.weight))
+
+
+def test_without_gradients_the_loss_is_the_same_and_nothing_is_kept_for_them():
+    output = output_layer()
+    features, labels = example()
+    wanted = label_smoothed_cross_entropy(features, output, labels, 0.1)
+    with torch.no_grad():
+        found = label_smoothed_cross_entropy(features, output, labels, 0.1)
+        assert not found[0].requires_grad
+        with torch.profiler.profile() as watched:
+            label_smoothed_cross_entropy(features, output, labels, 0.1)
+    assert [value.item() for value in found] == [value.item() for value in wanted]
+    assert "aten::exp_" not in {event.key for event in watched.key_averages()}, (
+        "the gradients were computed all the same"
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_under_autocast_loss_and_gradients_are_close_to_those_in_full_precision(device):
+    output = output_layer(device=device)
+    features, labels = example(device=device)
+    wanted = plain(features, output, labels, 0.1)
+    with torch.autocast(device, torch.bfloat16):
+        found, likelihood = label_smoothed_cross_entropy(features, output, labels, 0.1)
+    assert found.dtype == likelihood.dtype == torch.float32
+    assert distance(found, wanted) < 2e-3
+    for by_found, by_wanted in zip(
+        gradients(found, features, output.weight), gradients(wanted, features, output.weight), strict=True
+    ):
+        assert by_found.dtype == torch.float32
+        assert distance(by_found, by_wanted) < 1e-2
+
+
+def test_weights_that_are_embedding_and_output_at_once_get_both_gradients():
+    config = TransformerConfig(
+        d_model=D, num_heads=2, d_ff=8, encoder_layers=1, decoder_layers=1, dropout=0.0, tie_embeddings="all"
+    )
+    model = new_model(config, V, V, seed=1).double()
+    batch = padded_batch(ragged([[5, 6, 7], [8]]), ragged([[9, 10], [11, 12, 13, 14]]))
+    wanted = plain(model(batch.source, batch.target), model.output, batch.labels, 0.1)
+    found, _ = label_smoothed_cross_entropy(model(batch.source, batch.target), model.output, batch.labels, 0.1)
+    by_wanted, by_found = (gradients(value, model.output.weight)[0] for value in (wanted, found))
+    assert distance(by_found, by_wanted) < 1e-12
+    unread = sorted(set(range(V)) - set(batch.source.ids.flatten().tolist()) - set(batch.target.ids.flatten().tolist()))
+    assert by_found[unread].any(), "the output's gradient reaches every row, the embedding's those that were read"

@@ -1,0 +1,170 @@
+"""A run does what is missing or out of date, by content, and refuses what would mix two runs into one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mtkit.config.load import load_config
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
+from mtkit.files import only_writer
+from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
+
+SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
+
+
+@pytest.fixture
+def config(make_config, corpus_files, tmp_path) -> Config:
+    """A run of four updates over its own copy of the corpus."""
+    shutil.copytree(corpus_files.root, tmp_path / "data")
+    return make_config(training=SHORT, data={"root": str(tmp_path / "data")})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def with_settings(config: Config, *overrides: str) -> Config:
+    return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])
+
+
+def test_a_second_run_changes_nothing_and_gives_the_same_scores(config, capsys):
+    first = run_all(config)
+    before = contents(config.run_path)
+    capsys.readouterr()
+    assert run_all(config) == first
+    assert contents(config.run_path) == before
+    said = capsys.readouterr().err
+    assert "training:" in said
+    assert "up to date" in said
+    assert "step 2" not in said
+
+
+def test_the_run_directory_holds_what_a_user_carries(config):
+    scores = run_all(config)
+    run = config.run_path
+    assert load_config(run / "config.yaml", []) == config
+    names = {"config.yaml", "run.json", "log.jsonl", "tokenizer", "data", "checkpoints", "model", "translations"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert len((run / "translations" / "toy.txt").read_text("utf-8").splitlines()) == 24
+    card = (run / "model" / "README.md").read_text("utf-8")
+    assert [score["metric"] for score in json.loads((run / "model" / "scores.json").read_text())] == [
+        "BLEU",
+        "chrF2",
+        "TER",
+    ]
+    for score in scores:
+        assert f"| toy | {score.metric} | {score.score:.2f} | {score.signature} |" in card
+    facts = json.loads((run / "run.json").read_text())
+    assert {"mtkit", "torch", "python", "device", "threads", "command", "precision", "data"} <= facts.keys()
+    assert all(entry["fingerprint"].startswith("sha256:") for entry in facts["data"]["files"])
+
+
+def test_a_run_without_test_sets_leaves_a_bundle_with_a_card(config):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"test": {}})})
+    assert run_all(config) == []
+    assert (config.run_path / "model" / "README.md").exists()
+
+
+def test_new_decoding_settings_evaluate_again_but_train_nothing(config):
+    run_all(config)
+    trained = contents(config.run_path / "checkpoints")
+    weights = (config.run_path / "model" / "weights.safetensors").read_bytes()
+    greedy = with_settings(config, "decoding.beam_size=1")
+    run_all(greedy)
+    assert contents(config.run_path / "checkpoints") == trained
+    assert (config.run_path / "model" / "weights.safetensors").read_bytes() == weights
+    assert '"beam_size": 1' in (config.run_path / "evaluated.json").read_text()
+
+
+def test_a_changed_test_set_is_scored_again(config):
+    before = run_all(config)
+    reference = config.data.root / "test.tgt"
+    reference.write_bytes(b"".join(b"9\n" for _ in range(24)))
+    assert [score.score for score in run_all(config)] != [score.score for score in before]
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(config, capsys):
+    run_train(config)
+    capsys.readouterr()
+    run_train(with_settings(config, "training.max_steps=6"))
+    assert "going on from step 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.src", "valid.tgt"])
+def test_changed_text_is_refused_once_training_began(config, name):
+    run_train(config)
+    before = contents(config.run_path)
+    path = config.data.root / name
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1).replace(b"one", b"two", 1))
+    with pytest.raises(DataError, match=r"changed since training began.*--fresh"):
+        run_train(config)
+    assert contents(config.run_path) == before
+
+
+def test_changed_text_before_training_is_prepared_again(config):
+    run_binarize(config)
+    before = contents(config.run_path / "data")
+    path = config.data.root / "train.src"
+    path.write_bytes(path.read_bytes().replace(b"one", b"two", 1))
+    run_train(config)
+    assert contents(config.run_path / "data") != before
+
+
+def test_changed_settings_that_break_the_continuation_are_named_and_change_nothing(config):
+    run_train(config)
+    before = contents(config.run_path)
+    with pytest.raises(CheckpointError, match=r"training\.label_smoothing was 0\.0, is 0\.1"):
+        run_train(with_settings(config, "training.label_smoothing=0.1"))
+    assert contents(config.run_path) == before
+
+
+def test_fresh_starts_anew(config):
+    run_train(config)
+    changed = with_settings(config, "training.seed=7")
+    run_train(changed, fresh=True)
+    assert load_config(config.run_path / "config.yaml", []).training.seed == 7
+    with pytest.raises(CheckpointError, match="seed"):
+        run_train(config)
+
+
+def test_training_goes_on_where_the_text_was_not_carried_along(config, capsys):
+    run_train(config)
+    for path in config.data.root.glob("train.*"):
+        path.unlink()
+    run_train(with_settings(config, "training.max_steps=6"))
+    assert "going on with what was binarized" in capsys.readouterr().err
+
+
+def test_without_validation_text_training_says_so(config):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"valid": ()})})
+    with pytest.raises(ConfigError, match=r"data\.valid is empty"):
+        run_train(config)
+
+
+def test_a_language_whose_bleu_cannot_be_measured_is_told_before_training(config, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "MeCab", None)
+    languages = config.languages.model_copy(update={"target": "ja"})
+    with pytest.raises(MtkitError, match=r"sacrebleu\[ja\]"):
+        run_train(config.model_copy(update={"languages": languages}))
+    assert not (config.run_path / "checkpoints").exists()
+
+
+def test_one_run_has_one_writer(config):
+    with only_writer(config.run_path), pytest.raises(CheckpointError, match="in use by process"):
+        run_tokenizer(config)
+    run_tokenizer(config)
+
+
+def test_binarizing_mends_damaged_data_and_training_goes_on(config):
+    run_train(config)
+    before = contents(config.run_path / "data")
+    path = config.run_path / "data" / "train" / "source.tokens"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"source\.tokens.*binarize"):
+        run_train(with_settings(config, "training.max_steps=6"))
+    run_binarize(config)
+    assert contents(config.run_path / "data") == before
+    run_train(with_settings(config, "training.max_steps=6"))

@@ -1,0 +1,720 @@
+"""Training goes on to the bit from any kill, and ends with the best model that validation saw."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtkit.config.settings import Config
+from mtkit.config.show import config_text
+from mtkit.data.batches import gather, padded_batch
+from mtkit.data.corpus import Corpus
+from mtkit.errors import CheckpointError, MtkitError, StoppedError
+from mtkit.formats.bundle import open_bundle
+from mtkit.models.interface import TranslationModel
+from mtkit.pipeline import run_binarize
+from mtkit.prepare import read_validation
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.train import (
+    NUM_SAMPLES,
+    Stop,
+    Trainer,
+    Validation,
+    chance_seed,
+    is_trained,
+    micro_batches,
+    selection_score,
+    stopping_by_signal,
+    train,
+)
+from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, step_directory
+from mtkit.training.log import Log
+from mtkit.translator import load
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+    ),
+]
+
+# Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
+# of the stretch between two checkpoints.
+MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
+TRAINING = {
+    "batch_tokens": 96,
+    "accumulate": 2,
+    "max_steps": 24,
+    "warmup_steps": 8,
+    "validate_every": 8,
+    "validation_sentences": 5,
+    "save_every": 4,
+    "log_every": 5,
+    "label_smoothing": 0.1,
+    "average_checkpoints": 3,
+}
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a tokenizer and a hundred binarized pairs, and nothing trained."""
+    from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
+
+    root = tmp_path_factory.mktemp("prepared")
+    config = config_with(
+        toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run"), tokenizer={"vocab_size": 330}
+    )
+    run_binarize(config)
+    return root / "run"
+
+
+@pytest.fixture
+def make(make_config: Make, prepared: Path, tmp_path: Path) -> Make:
+    """make(**training) gives the settings of a run of its own, named run unless said otherwise, that can be trained."""
+
+    def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:
+        if not (tmp_path / name).exists():
+            shutil.copytree(prepared, tmp_path / name)
+        config = make_config(tmp_path / name, model={**MODEL, **(model or {})}, training={**TRAINING, **training})
+        return config.model_copy(update={"device": device})
+
+    return made
+
+
+def trained(config: Config) -> Path:
+    """Train to the end; the run directory."""
+    train(config, read_validation(config))
+    return config.run_path
+
+
+def trainer_of(config: Config) -> Trainer:
+    """A trainer that stands where the last checkpoint is."""
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    corpus = Corpus.open(config.run_path / "data" / "train")
+    return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
+
+
+def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The log's events, or those of some kinds, without what clocks say."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    clocks = ("seconds", "tokens_per_second")
+    return [
+        {key: value for key, value in line.items() if key not in clocks}
+        for line in lines
+        if (line["event"] in kinds if kinds else line["event"] != "start")
+    ]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves but what clocks say: two runs are the same if this is equal."""
+    found: dict[str, Any] = {
+        str(path.relative_to(run)): path.read_bytes()
+        for folder in ("checkpoints", "model")
+        for path in (run / folder).rglob("*.safetensors")
+    }
+    for step in checkpoint_steps(run / "checkpoints"):
+        progress, identity, _ = read_progress(run / "checkpoints", step)
+        progress.seconds = progress.log_bytes = progress.window.since = 0
+        found[f"progress {step}"] = (progress, identity)
+    found["folders"] = sorted(path.name for path in (run / "checkpoints").iterdir())
+    found["log"] = events(run)
+    return found
+
+
+class Killed(BaseException):
+    """What stands in for the end of the process: nothing of mtkit handles it."""
+
+
+def kill_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, is_time: Callable[[Any], bool]) -> None:
+    """Let a function of mtkit be the last that is called."""
+    function = getattr(owner, name)
+
+    def killing(*arguments: Any, **options: Any) -> Any:
+        if is_time(arguments[0]):
+            raise Killed
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, killing)
+
+
+# Law: a run that was killed and resumed equals one that was not.
+
+
+@pytest.fixture
+def uninterrupted(make: Make) -> dict[str, Any]:
+    return outcome(trained(make("uninterrupted")))
+
+
+def test_a_run_killed_again_and_again_equals_one_that_was_not(make, uninterrupted, monkeypatch):
+    config = make()
+    places = []
+    for step in (3, 4, 6, 9, 10, 13, 15, 18, 22, 23):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_before(patch, Trainer, "_update", lambda trainer, step=step: trainer.state.progress.step == step)
+            trained(config)
+        places += [
+            read_progress(config.run_path / "checkpoints", s)[0].pairs % 120
+            for s in checkpoint_steps(config.run_path / "checkpoints")
+        ]
+    assert any(places), "some checkpoints are in the middle of an epoch"
+    assert outcome(trained(config)) == uninterrupted
+    assert len(events(config.run_path, "start")) > 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "is_time"),
+    [
+        (Validation, "measure", lambda _: True),
+        (Trainer, "_show_samples", lambda trainer: trainer.state.progress.step == 16),
+        (Trainer, "_save", lambda trainer: trainer.state.progress.step == 16),
+        (Trainer, "_finish", lambda _: True),
+        (Trainer, "_put", lambda _: True),
+        (Trainer, "_write_bundle", lambda _: True),
+    ],
+    ids=["validation", "samples", "saving", "end", "average", "bundle"],
+)
+def test_a_run_killed_in_the_middle_of_something_else_equals_one_that_was_not(
+    make, uninterrupted, monkeypatch, owner, name, is_time
+):
+    config = make()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_before(patch, owner, name, is_time)
+        trained(config)
+    assert outcome(trained(config)) == uninterrupted
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from mtkit.config.load import load_config
+from mtkit.prepare import read_validation
+from mtkit.train import Trainer, train
+update = Trainer._update
+def killing(self, stream):
+    if self.state.progress.step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, stream)
+Trainer._update = killing
+config = load_config(Path(sys.argv[1]))
+train(config, read_validation(config))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no SIGKILL")
+def test_a_process_that_was_killed_and_started_again_equals_one_that_was_not(make, uninterrupted, tmp_path):
+    config = make()
+    (tmp_path / "config.yaml").write_text(config_text(config), "utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILL, str(tmp_path / "config.yaml"), "11"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 8
+    assert outcome(trained(config)) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [5, 8, 23])
+def test_a_run_that_was_interrupted_saves_its_state_and_goes_on_as_if_it_had_not_been(
+    make, uninterrupted, monkeypatch, number, step, capfd
+):
+    config = make()
+    update = Trainer._update
+
+    def interrupting(trainer: Trainer, stream: Iterator[Any]) -> int:
+        if trainer.state.progress.step == step:
+            signal.raise_signal(number)
+        return update(trainer, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupting)
+        with pytest.raises(StoppedError) as caught:
+            trained(config)
+    assert f"stopped at step {step + 1} by {number.name}; the state is saved" in str(caught.value)
+    assert "stopping: saving the state" in capfd.readouterr().err
+    assert checkpoint_steps(config.run_path / "checkpoints", resumable=True)[-1] == step + 1
+    assert not (config.run_path / "model").exists()
+
+    found = outcome(trained(config))
+    if step == 23:  # here the interruption met the last step, where a checkpoint is due anyway
+        assert found == uninterrupted
+    assert found["model/weights.safetensors"] == uninterrupted["model/weights.safetensors"]
+    assert found["log"] == uninterrupted["log"]
+    assert found == uninterrupted
+
+
+def test_a_checkpoint_made_off_schedule_is_not_averaged(make, monkeypatch):
+    config = make(max_steps=12, average_checkpoints=9, select_by="loss", keep_checkpoints=9)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(
+            Trainer,
+            "_reason_to_end",
+            lambda t: signal.raise_signal(signal.SIGINT) if t.state.progress.step == 7 else "",
+        )
+        trained(config)
+    run = trained(config)
+    assert 7 in checkpoint_steps(run / "checkpoints")
+    (average,) = events(run, "average")
+    assert average["steps"] == [4, 8, 12]
+
+
+def test_an_interrupted_validation_is_done_again(make, uninterrupted, monkeypatch):
+    config = make()
+    measure = Validation.measure
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return measure(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="at step 8"):
+        patch.setattr(Validation, "measure", interrupted)
+        trained(config)
+    assert outcome(trained(config)) == uninterrupted
+
+
+def test_the_random_state_of_the_process_changes_nothing(make):
+    torch.manual_seed(1)
+    first = outcome(trained(make("first")))
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert outcome(trained(make("second"))) == first
+
+
+def test_another_seed_gives_another_run(make):
+    weights = [read_weights(trained(make(f"seed{seed}", seed=seed, max_steps=2)) / "checkpoints", 2) for seed in (1, 2)]
+    assert not any(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] if weights[0][name].any())
+
+
+def test_chance_differs_with_seed_step_and_micro_batch():
+    places = [(seed, step, batch) for seed in range(3) for step in range(20) for batch in range(3)]
+    assert len({chance_seed(*place) for place in places}) == len(places)
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(make, monkeypatch):
+    config = make()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_before(patch, Trainer, "_update", lambda trainer: trainer.state.progress.step == 11)
+        trained(config)
+    assert [event["step"] for event in events(config.run_path, "train")] == [5, 10]
+    trainer = trainer_of(config)
+    trainer.log.close()
+    assert trainer.state.progress.step == 8
+    assert [event["step"] for event in events(config.run_path, "train")] == [5]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_in_bf16_resumes_to_the_bit_on_every_device(make, monkeypatch, device):
+    options = {"device": device, "precision": "bf16", "max_steps": 12}
+    wanted = outcome(trained(make("uninterrupted", **options)))
+    config = make(**options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_before(patch, Trainer, "_update", lambda trainer: trainer.state.progress.step == 10)
+        trained(config)
+    assert outcome(trained(config)) == wanted
+
+
+# Law: accumulated small batches are one large one.
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, device):
+    config = make(device=device, model={"dropout": 0.0}, batch_tokens=40, accumulate=1000)
+    corpus = Corpus.open(config.run_path / "data" / "train")
+    small = [batch for epoch, batch in takewhile(lambda item: item[0] == 0, micro_batches(corpus, config.training, 0))]
+    sides = ((corpus.source_tokens, corpus.source_offsets), (corpus.target_tokens, corpus.target_offsets))
+    large = [padded_batch(*(gather(*side, np.arange(len(corpus))) for side in sides))]
+    found: list[dict[str, Tensor]] = []
+    for batches in (large, small):
+        trainer = trainer_of(config)
+        trainer.log.close()
+        gradients = {}
+        trainer.state.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, gradients=gradients: gradients.update(
+                {name: p.grad.double() for name, p in trainer.model.named_parameters()}
+            )
+        )
+        trainer._update((0, batch) for batch in batches)
+        assert trainer.state.progress.pairs == len(corpus)
+        found.append(gradients)
+    assert len(small) > 10
+
+    distance, norm = (
+        sum(gradient.square().sum() for gradient in each).sqrt()
+        for each in ([found[0][name] - found[1][name] for name in found[0]], found[0].values())
+    )
+    assert norm > 0.1
+    assert distance < 1e-5 * norm
+
+
+# What must not change, and what may.
+
+
+@pytest.fixture
+def stopped(make: Make) -> Config:
+    """Settings of a run that has come to step 8 of 8."""
+    config = make(max_steps=8)
+    trained(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 7}, "training.seed was 1, is 7"),
+        ({"batch_tokens": 100}, "training.batch_tokens was 96, is 100"),
+        (
+            {"accumulate": 1, "select_by": "loss"},
+            "training.accumulate was 2, is 1; training.select_by was bleu, is loss",
+        ),
+        ({"model": {"dropout": 0.1}}, "model.dropout was 0.3, is 0.1"),
+    ],
+)
+def test_changed_settings_are_named_and_refused(make, stopped, changes, told):
+    before = outcome(stopped.run_path)
+    with pytest.raises(CheckpointError) as caught:
+        trained(make(**{"max_steps": 16, **changes}))
+    assert told in str(caught.value)
+    assert "cannot go on from step 8" in str(caught.value)
+    assert "--fresh" in str(caught.value)
+    assert outcome(stopped.run_path) == before
+
+
+def test_limits_and_what_is_logged_and_kept_may_change(make, stopped):
+    config = make(max_steps=16, max_minutes=60.0, patience=50, log_every=3, keep_checkpoints=3, max_skipped=4)
+    assert not is_trained(config)
+    run = trained(config)
+    assert checkpoint_steps(run / "checkpoints")[-1] == 16
+    assert is_trained(config)
+
+
+def test_other_data_is_refused(make, stopped, corpus_files, make_config):
+    other = make_config(stopped.run_path.parent / "other", model=MODEL, training=TRAINING)
+    run_binarize(other)
+    shutil.copytree(stopped.run_path / "checkpoints", other.run_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="these changed: the data; the tokenizer"):
+        trained(other)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_changed_byte_of_the_newest_checkpoint_is_noticed_and_what_the_message_says_helps(make, stopped, name):
+    wanted = outcome(trained(make("uninterrupted")))
+    newest = step_directory(stopped.run_path / "checkpoints", 8)
+    data = bytearray((newest / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{name}: damaged.*; delete {newest} to go on from step 4"):
+        trained(make())
+    shutil.rmtree(newest)
+    assert outcome(trained(make())) == wanted
+
+
+def test_an_optimizer_file_that_is_gone_from_the_newest_checkpoint_is_noticed(make, stopped):
+    newest = step_directory(stopped.run_path / "checkpoints", 8)
+    (newest / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"missing; delete {newest} to go on from step 4"):
+        trained(make())
+
+
+def test_where_the_best_checkpoint_is_gone_the_search_for_the_best_starts_again(make, stopped, capsys):
+    run = stopped.run_path
+    trained(make(max_steps=20, select_by="bleu"))
+    progress, _, _ = read_progress(run / "checkpoints", 20)
+    config = make(max_steps=24)
+    shutil.rmtree(step_directory(run / "checkpoints", progress.best_step))
+    capsys.readouterr()
+    trained(config)
+    assert "is gone: the search for the best one starts again" in capsys.readouterr().err
+    assert read_progress(run / "checkpoints", 24)[0].best_step in (20, 24)
+    assert is_trained(config)
+
+
+def test_a_place_where_no_batch_ends_is_told_and_not_passed_over(make, stopped):
+    trainer = trainer_of(stopped)
+    done = trainer.state.progress.pairs
+    batch = next(micro_batches(trainer.corpus, trainer.settings, done))[1]
+    trainer.state.progress.pairs += batch.num_pairs - 1  # as if an earlier version had cut other batches
+    trainer._save()
+    trainer.log.close()
+    with pytest.raises(CheckpointError, match=r"from step 8: no batch ends after .* pairs, so another version"):
+        trained(make(max_steps=12))
+
+
+def test_what_a_kill_left_is_cleared_when_the_run_goes_on(make, stopped):
+    folder = stopped.run_path / "checkpoints"
+    shutil.copytree(folder / "step-00000008", folder / "step-00000006")
+    (folder / "step-00000006" / "progress.json").unlink()
+    shutil.copytree(folder / "step-00000008", folder / ".step-00000007.new")
+    trained(make(max_steps=12))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000008", "step-00000012"]
+
+
+# Numbers that are not finite.
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted_and_poisons_nothing(make, monkeypatch, capsys):
+    config = make(max_steps=12, log_every=1)
+    update = Trainer._update
+
+    def disturbed(trainer: Trainer, stream: Iterator[Any]) -> int:
+        """Weights that overflow in step 6, and a gradient that does in step 9."""
+        weight = trainer.model.output.weight
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        memory = json.dumps(str(trainer.state.optimizer.state_dict()["state"]))
+        step, skipped = trainer.state.progress.step + 1, trainer.state.progress.skipped
+        hook = weight.register_hook(lambda gradient: gradient * math.inf) if step == 9 else None
+        if step == 6:
+            with torch.no_grad():
+                weight[5, 0] = math.inf
+        epoch = update(trainer, stream)
+        if hook is not None:
+            hook.remove()
+        if step == 6:
+            with torch.no_grad():
+                weight[5, 0] = before[
+                    "decoder.output.table.weight"
+                    if "decoder.output.table.weight" in before
+                    else _name(trainer.model, weight)
+                ][5, 0]
+        if step in (6, 9):
+            assert trainer.state.progress.skipped == skipped + 1
+            assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+            assert json.dumps(str(trainer.state.optimizer.state_dict()["state"])) == memory
+        return epoch
+
+    monkeypatch.setattr(Trainer, "_update", disturbed)
+    run = trained(config)
+    progress, _, _ = read_progress(run / "checkpoints", 12)
+    assert (progress.skipped, progress.skipped_in_row) == (2, 0)
+    assert events(run, "skipped") == [
+        {"event": "skipped", "step": 6, "what": "loss"},
+        {"event": "skipped", "step": 9, "what": "gradient"},
+    ]
+    told = capsys.readouterr().err
+    assert "step 6: the loss is not finite; the update is skipped (1 so far)" in told
+    assert "step 9: the gradient is not finite; the update is skipped (2 so far)" in told
+    assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 7, 8, 10, 11, 12]
+    assert all(tensor.isfinite().all() for tensor in read_weights(run / "checkpoints", 12).values())
+
+
+def _name(model: torch.nn.Module, weight: Tensor) -> str:
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def test_many_updates_in_a_row_that_are_not_finite_end_training_with_a_checkpoint_in_place(make):
+    config = make(
+        schedule="constant", warmup_steps=5, learning_rate=1e30, max_skipped=4, save_every=1, validate_every=50
+    )
+    with pytest.raises(MtkitError) as caught:
+        trained(config)
+    message = str(caught.value)
+    assert "4 updates in a row" in message
+    assert "training.learning_rate" in message
+    assert "\n" not in message
+    last = checkpoint_steps(config.run_path / "checkpoints")[-1]
+    assert f"the last good checkpoint is that of step {last}" in message
+    trainer = trainer_of(config)
+    trainer.log.close()
+    assert trainer.state.progress.step == last
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    for event in events(config.run_path):
+        json.dumps(event, allow_nan=False)
+
+
+# The end of training, and what is chosen.
+
+
+def test_training_ends_after_max_steps(make):
+    run = trained(make(max_steps=5))
+    assert checkpoint_steps(run / "checkpoints") == [4, 5]
+    assert [event["step"] for event in events(run, "validation")] == [5]
+    assert open_bundle(run).description["training"]["steps"] == 5
+
+
+def test_training_ends_after_max_minutes(make, capsys):
+    run = trained(make(max_minutes=1e-4))
+    assert "training.max_minutes 0.0001 is reached" in capsys.readouterr().err
+    assert (run / "model" / "bundle.json").exists()
+    assert checkpoint_steps(run / "checkpoints")[-1] < 24
+
+
+def test_training_ends_when_validations_stop_getting_better(make, capsys):
+    # With a rate this small nothing is learnt, so the first validation stays the best.
+    run = trained(make(learning_rate=1e-12, validate_every=2, patience=3))
+    assert "no better bleu in 3 validations (training.patience)" in capsys.readouterr().err
+    assert [event["best"] for event in events(run, "validation")] == [True, False, False, False]
+    assert checkpoint_steps(run / "checkpoints")[-1] == 8
+
+
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "loss"])
+def test_the_best_checkpoint_is_the_first_with_the_best_figure(make, metric):
+    config = make(select_by=metric, validate_every=2, learning_rate=0.03)
+    run = trained(config)
+    validations = events(run, "validation")
+    best = max(validations, key=lambda event: (selection_score(event, config.training), -event["step"]))
+    last = checkpoint_steps(run / "checkpoints")[-1]
+    progress, _, _ = read_progress(run / "checkpoints", last)
+    assert progress.best_step == best["step"]
+    assert [event["step"] for event in validations if event["best"]][-1] == best["step"]
+    scores = [selection_score(event, config.training) for event in validations if event["best"]]
+    assert all(one < other for one, other in pairwise(scores))
+    assert best["step"] in checkpoint_steps(run / "checkpoints")
+
+
+def measured(config: Config, model: TranslationModel) -> dict[str, float]:
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    validation = Validation.prepare(config, tokenizer, *read_validation(config))
+    return validation.measure(model, tokenizer, Stop())[0]
+
+
+@pytest.mark.parametrize(("learning_rate", "taken"), [(0.003, False), (0.03, True)])
+def test_the_average_is_taken_if_it_validates_better_and_the_bundle_is_what_was_measured(make, learning_rate, taken):
+    config = make(select_by="loss", schedule="constant", warmup_steps=0, learning_rate=learning_rate, max_steps=48)
+    run = trained(config)
+    (average,) = events(run, "average")
+    best = min(event["loss"] for event in events(run, "validation"))
+    assert average["better"] == (average["loss"] < best) == taken
+    steps = open_bundle(run).description["training"]["averaged_steps"]
+    assert steps == (average["steps"] if taken else average["steps"][-1:])
+    found = measured(config, load(run, ["device=cpu"]).model)
+    wanted = average if taken else next(e for e in events(run, "validation") if e["loss"] == best)
+    assert {key: wanted[key] for key in found} == found
+
+
+def test_what_training_logs_is_what_it_did(make, corpus_files):
+    config = make(log_every=4)
+    run = trained(config)
+    (start,) = events(run, "start")
+    assert start["precision"] == "fp32"
+    assert start["data"]["num_pairs"] == 120
+    lines = events(run, "train")
+    assert [line["step"] for line in lines] == list(range(4, 25, 4))
+    assert all(0 < line["nll"] <= line["loss"] * 1.2 and 0 <= line["padding"] < 1 for line in lines)
+    assert lines[-1]["nll"] < lines[0]["nll"]
+    assert lines[-1]["epoch"] > 0
+    samples = events(run, "sample")
+    assert len(samples) == NUM_SAMPLES * 3
+    sources, references = read_validation(config)
+    assert all((sample["source"], sample["reference"]) in zip(sources, references, strict=True) for sample in samples)
+
+
+def test_the_run_directory_holds_what_users_rely_on(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {"config.yaml", "tokenizer", "data", "checkpoints", "model", "log.jsonl"} <= names
+
+
+def test_a_small_model_learns_to_read_numbers(tiny_run, corpus_files):
+    sources, targets = corpus_files.lines("test")
+    found = load(tiny_run, ["device=cpu"]).translate(sources)
+    assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
+
+
+# Signals.
+
+
+def test_signals_are_as_they_were_when_training_ends(make):
+    def mine(*_: object) -> None:
+        """Another program's handler."""
+
+    before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(ZeroDivisionError), stopping_by_signal():
+            assert signal.getsignal(signal.SIGINT) is not mine
+            raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_run_at_once(second):
+    with stopping_by_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(StoppedError):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+
+
+def test_a_run_that_was_ended_at_once_goes_on_as_if_it_had_not_been(make, uninterrupted, monkeypatch):
+    config = make()
+    update = Trainer._update
+
+    def interrupting(trainer: Trainer, stream: Iterator[Any]) -> int:
+        if trainer.state.progress.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return update(trainer, stream)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_update", interrupting)
+        trained(config)
+    assert outcome(trained(config)) == uninterrupted
+
+
+# A disk that is full.
+
+
+def test_a_log_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
+    log = Log(tmp_path / "log.jsonl", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"log\.jsonl: cannot be written: .*make room") as caught:
+            for step in range(10):
+                log.write("train", step=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.close()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that little fits on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode
+    ):
+        pytest.skip("a small disk can only be made by one who may mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line_and_what_is_there_goes_on_when_there_is_room(make, small_disk, prepared):
+    wanted = outcome(trained(make("uninterrupted")))
+    shutil.copytree(prepared, small_disk / "run")
+    config = make().model_copy(update={"run_dir": small_disk / "run"})
+    places = set()
+    for free in range(100, 900, 50):
+        (small_disk / "filler").write_bytes(bytes((900 - free) << 10))
+        try:
+            trained(config)
+            break
+        except CheckpointError as error:
+            assert "cannot be written" in str(error)
+            assert "\n" not in str(error)
+            places.add(str(error).split(":")[0])
+        (small_disk / "filler").unlink()
+        if steps := checkpoint_steps(config.run_path / "checkpoints"):
+            trainer = trainer_of(config)
+            trainer.log.close()
+            assert trainer.state.progress.step == steps[-1]
+    assert places
+    assert outcome(config.run_path) == wanted
