@@ -163,11 +163,11 @@ def translate(
 
     N lines in, N lines out, in order; a blank line gives a blank one.
     """
-    from mtkit.translator import load
-
     overrides = _decoding(beam_size, length_penalty, batch_tokens, device)
     num_best = _count("--n-best", n_best)
     with _source(file) as source:
+        from mtkit.translator import load
+
         translator = load(model, overrides, _choice("--precision", precision, ("fp32", "bf16", "fp64")))
         if num_best > translator.config.decoding.beam_size:
             raise MtkitError(
@@ -181,6 +181,8 @@ def _translate(translator: Any, source: Any, output: Path | None, num_best: int,
 
     at_once = source.isatty()
     if output is None:
+        if sys.stdout is None:
+            raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
         translate(translator, source, sys.stdout.buffer, num_best, scores, at_once)
         return
     with writing(output) as out:
@@ -343,7 +345,8 @@ def _run(arguments: list[str]) -> int:
         if not isinstance(error, BrokenPipeError):
             _tell(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
         # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return result if isinstance(result, int) else 0
 

@@ -38,7 +38,7 @@ def _bleu(target_language: str, lowercase: bool) -> Metric:
 
 
 def check_language(target_language: str) -> None:
-    """An MtkitError if BLEU of that language needs a tokenizer that is not installed: training asks before it begins."""
+    """An MtkitError if BLEU of that language needs a tokenizer that is not installed (asked before training)."""
     _bleu(target_language, lowercase=False)
 
 

@@ -3,21 +3,15 @@
 runs/NAME/checkpoints/step-…/   log.jsonl   run.json   model/
 """
 
-import hashlib
 import json
 import math
-import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,16 +23,13 @@ from mtkit import __version__
 from mtkit.batch import Batch
 from mtkit.config.settings import Config, TrainingConfig
 from mtkit.config.show import config_text
-from mtkit.data.batches import gather, padded_batch, ragged
+from mtkit.data.batches import micro_batches
 from mtkit.data.corpus import Corpus
-from mtkit.data.plan import batches_from, plan_batches
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
-from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model
-from mtkit.scores import validation_score
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import (
     Progress,
@@ -57,7 +48,8 @@ from mtkit.training.log import Log, Update, Window
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.schedule import learning_rate
-from mtkit.translator import Translator
+from mtkit.training.stop import Stop, stopping_by_signal
+from mtkit.validation import Validation
 
 NUM_SAMPLES = 3  # translations shown at each validation
 
@@ -100,107 +92,8 @@ def _completion(config: Config) -> dict[str, Any]:
     return {
         "model": config.model.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json"),
-        "data": data_digest(Corpus.open(config.run_path / "data" / "train")),
+        "data": Corpus.open(config.run_path / "data" / "train").digest,
     }
-
-
-@dataclass
-class Stop:
-    """Set by a signal; looked at between batches."""
-
-    signal: int = 0
-
-    def check(self) -> None:
-        """Raise if a signal came."""
-        if self.signal:
-            raise StoppedError
-
-
-@contextmanager
-def stopping_by_signal() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM end the run after the update at hand; a second Ctrl-C ends it at once."""
-    stop = Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
-        # Not by print, which a signal must not enter a second time while it writes a line.
-        with suppress(OSError):
-            os.write(2, "\nstopping: saving the state (again to stop at once) …\n".encode())
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Validation:
-    """The validation data: batches for the loss, and lines to translate and score."""
-
-    def __init__(self, config: Config, sources: list[str], references: list[str], batches: list[Batch]) -> None:
-        self.config = config
-        self.sources = sources
-        self.references = references
-        self.batches = batches
-
-    @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the pairs; the loss is over those that are not blank or too long, as in training."""
-        encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
-        most = config.data.max_length
-        pairs = [(s, t) for s, t in encoded if 0 < len(s) <= most and 0 < len(t) <= most]
-        batches: list[Batch] = []
-        if pairs:
-            lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
-            tokens = max(config.training.batch_tokens, most + 1)
-            plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
-            for b in range(len(plan)):
-                chosen = [pairs[i] for i in plan.batch(b)]
-                batches.append(padded_batch(ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
-        most_lines = config.training.validation_sentences
-        # Greedy, and not much longer than the source: a young model may go on and on.
-        decoding = config.decoding.model_copy(update={"beam_size": 1, "max_length_ratio": 1.5, "max_length_extra": 10})
-        greedy = config.model_copy(update={"decoding": decoding})
-        return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
-
-    def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
-        """Loss in nats a token, BLEU and chrF of greedy translations, and those translations."""
-        model.eval()
-        try:
-            losses = [self._loss(model, batch, stop) for batch in self.batches]
-            count = sum(batch.target_tokens for batch in self.batches)
-            translations = []
-            for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
-                stop.check()
-                translations.append(line.text)
-        finally:
-            model.train()
-        language = self.config.languages.target
-        measured = {"loss": sum(losses) / max(count, 1)}
-        for metric in ("bleu", "chrf"):
-            measured[metric] = validation_score(translations, self.references, metric, language)
-        return measured, translations
-
-    @torch.no_grad()
-    def _loss(self, model: TranslationModel, batch: Batch, stop: Stop) -> float:
-        stop.check()
-        batch = batch.to(model.device)
-        features = model(batch.source, batch.target)
-        return float(label_smoothed_cross_entropy(features, model.output, batch.labels, 0.0)[1])
-
-
-def micro_batches(corpus: Corpus, config: TrainingConfig, consumed: int) -> Iterator[tuple[int, Batch]]:
-    """The stream of batches after so many pairs, each with its epoch."""
-    sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
-        source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
-        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs))
 
 
 class Trainer:
@@ -231,7 +124,7 @@ class Trainer:
         """What must not change between the parts of one run, else it would be another run."""
         free = {"max_steps", "max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
         return {
-            "data": data_digest(self.corpus),
+            "data": self.corpus.digest,
             "tokenizer": self.tokenizer.hash,
             "model": self.config.model.model_dump(mode="json"),
             "training": {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
@@ -486,7 +379,7 @@ class Trainer:
                 "minutes": round(self.state.progress.seconds / 60, 1),
                 "pairs_seen": self.state.progress.pairs,
                 "averaged_steps": steps,
-                "data": data_facts(self.corpus),
+                "data": self.corpus.facts(),
             },
         }
         path = self.run_path / "model"
@@ -507,7 +400,7 @@ class Trainer:
             "precision": progress.precision,
             "parameters": self.model.num_parameters,
             "command": sys.argv,
-            "data": data_facts(self.corpus),
+            "data": self.corpus.facts(),
         }
         write_file(self.run_path / "config.yaml", config_text(self.config).encode())
         write_json(self.run_path / "run.json", facts)
@@ -516,25 +409,6 @@ class Trainer:
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
             f"{facts['threads']} threads; {len(self.corpus):,} pairs"
         )
-
-
-def data_digest(corpus: Corpus) -> str:
-    """One checksum over all ids of the training data."""
-    sides = (corpus.manifest.source, corpus.manifest.target)
-    checksums = [stored.sha256 for side in sides for stored in (side.tokens, side.offsets)]
-    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
-
-
-def data_facts(corpus: Corpus) -> dict[str, Any]:
-    """What a reader of the model's card wants to know of the training data; files by name, not by place."""
-    manifest = corpus.manifest
-    return {
-        "num_pairs": manifest.num_pairs,
-        "source_tokens": manifest.source.num_tokens,
-        "target_tokens": manifest.target.num_tokens,
-        "dropped": manifest.drops,
-        "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
-    }
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:

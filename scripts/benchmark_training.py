@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from mtkit.batch import Batch
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
+from mtkit.data.batches import micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.models.device import mixed_precision, pick_device
 from mtkit.models.positions import sinusoids
 from mtkit.models.registry import new_model
 from mtkit.prepare import binarize, make_tokenizer
 from mtkit.symbols import PAD
-from mtkit.train import micro_batches
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizer import make_optimizer
 

@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,7 +226,15 @@ def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
         made.append("write_text")
         path.write_bytes(text.encode())
 
+    scandir = os.scandir
+
+    def worst_first(path: Any) -> Any:
+        """A system may list, and so delete, files in any order; here what makes a checkpoint one comes last."""
+        with scandir(path) as entries:
+            return nullcontext(sorted(entries, key=lambda entry: entry.name == PROGRESS))
+
     with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", worst_first)
         for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
             patch.setattr(os, name, stopping(name, getattr(os, name)))
         patch.setattr(checkpoint, "save_file", stopping("save_file", checkpoint.save_file))

@@ -52,11 +52,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 
 
 def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """A command line in bash, where `mtkit` is this one."""
+    """A command line in bash, where `mtkit` is this one, whose output is buffered as it is for most people."""
     program = f"mtkit() {{ '{sys.executable}' -m mtkit \"$@\"; }}"
-    return subprocess.run(
-        ["bash", "-c", f"{program}; {command}"], capture_output=True, env={**os.environ, **environment}, check=False
-    )
+    variables = {**os.environ, "PYTHONUNBUFFERED": "", **environment}
+    return subprocess.run(["bash", "-c", f"{program}; {command}"], capture_output=True, env=variables, check=False)
 
 
 # Help.
@@ -289,20 +288,28 @@ def test_a_reader_that_goes_away_is_no_error(tiny_run: Path, tmp_path: Path) -> 
     for command in ("mtkit config", "mtkit --help", f"mtkit translate '{tiny_run}' --beam-size 1 < '{lines}'"):
         result = shell(f"{command} | head -n 1")
         assert (result.returncode, result.stdout.count(b"\n"), result.stderr) == (0, 1, b"")
+    # So little that it is only written at the end, when the reader has long gone.
+    assert shell("mtkit --version | true").stderr == b""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_output_that_cannot_be_written_is_told_in_one_line(tiny_run: Path) -> None:
-    for command in ("mtkit config", f"echo one | mtkit translate '{tiny_run}'"):
+    for command in ("mtkit config", "mtkit --version", f"echo one | mtkit translate '{tiny_run}'"):
         result = shell(f"{command} > /dev/full")
         assert result.returncode == 1
         assert result.stderr == b"mtkit: error: No space left on device\n"
 
 
-def test_a_closed_standard_input_is_told(tiny_run: Path) -> None:
-    result = shell(f"mtkit translate '{tiny_run}' <&-")
-    assert result.returncode == 1
-    assert result.stderr == b"mtkit: error: standard input is closed; give it some text, or a FILE\n"
+@pytest.mark.parametrize(
+    ("closed", "told"),
+    [
+        ("<&-", b"standard input is closed; give it some text, or a FILE"),
+        (">&- < /dev/null", b"standard output is closed; send it somewhere, or write a file with -o"),
+    ],
+)
+def test_a_closed_stream_is_told_in_one_line(tiny_run: Path, closed: str, told: bytes) -> None:
+    result = shell(f"mtkit translate '{tiny_run}' {closed}")
+    assert (result.returncode, result.stderr) == (1, b"mtkit: error: " + told + b"\n")
 
 
 def test_text_is_utf8_in_the_plainest_locale(call: Call, tiny_run: Path, tmp_path: Path) -> None:

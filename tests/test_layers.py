@@ -16,6 +16,7 @@ FLOORS = [
     {"cli"},
     {"pipeline"},
     {"prepare", "train", "translate", "evaluate", "export"},
+    {"validation"},
     {"translator", "scores"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},

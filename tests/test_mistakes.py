@@ -69,7 +69,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
         assert (end.value.code, out) == (1, b"")
         *before, last = error.decode().splitlines()
         # Reports of stages that went well may come before, but nothing after, and no second complaint.
-        assert not [line for line in before if "Traceback" in line or line.startswith("mtkit: error")]
+        assert not [line for line in before if "Traceback" in line or line.startswith("mtkit: ")]
         assert last.startswith("mtkit: error: ")
         return [last.removeprefix("mtkit: error: ")]
 
@@ -182,7 +182,9 @@ def test_references_of_another_length(place: Place, told: Told, tiny_run: Path) 
 
 def test_a_test_set_that_is_not_there_is_told_before_the_first_is_translated(trained: Place, told: Told) -> None:
     corpus = CorpusFiles(trained.root)
-    sets = {"long": corpus.pair("train"), "missing": corpus.pair("none")}
+    for side in ("src", "tgt"):  # once translated, it would be warned of
+        (trained.root / f"long.{side}").write_text("one " * 100 + "\n")
+    sets = {"long": corpus.pair("long"), "missing": corpus.pair("none")}
     settings = config_with(toy_settings(corpus, trained.run), data={"test": sets})
     (trained.run / "model" / "config.yaml").write_text(config_text(settings))
     assert told("evaluate", trained.run, "--device", "cpu") == [f"{trained.root / 'none.src'}: no such file"]
@@ -214,7 +216,7 @@ def test_the_tokenizer_of_another_run(trained: Place, told: Told) -> None:
     shutil.rmtree(trained.run / "model" / "tokenizer")
     shutil.copytree(other, trained.run / "model" / "tokenizer")
     assert told("translate", trained.run) == [
-        f"{trained.run / 'model' / 'tokenizer'}: not the tokenizer that this model was trained with; copy the model again"
+        f"{trained.run}/model/tokenizer: not the tokenizer that this model was trained with; copy the model again"
     ]
     for path in other.iterdir():
         shutil.copy(path, trained.run / "tokenizer" / path.name)

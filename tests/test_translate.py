@@ -188,9 +188,14 @@ def test_a_file_is_whole_when_it_appears_and_the_old_one_stays_until_then(tmp_pa
 def test_an_error_leaves_the_old_file_and_what_was_done_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), writing(path) as out:
-        out.write(b"some")
-        raise KeyboardInterrupt
+
+    def be_interrupted() -> None:
+        with writing(path) as out:
+            out.write(b"some")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted()
     assert path.read_bytes() == b"old"
     assert (tmp_path / "out.part").read_bytes() == b"some"
 

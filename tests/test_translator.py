@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,23 @@ from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.translator import Translator
 
-WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "red", "old", "small", "house", "tree", "and", "or", "but", "never", "often"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sees",
+    "hears",
+    "likes",
+    "red",
+    "old",
+    "small",
+    "house",
+    "tree",
+    "and",
+    "or",
+]
 BYTE = {byte: NUM_SPECIAL + byte for byte in range(256)}  # ids of the pieces <0x00> to <0xFF>
 
 
@@ -254,12 +271,12 @@ def test_a_line_too_long_for_the_model_is_translated_in_parts_and_nothing_is_cut
 
 
 def test_the_translations_of_parts_are_joined_and_scored_by_their_mean(tokenizer: Tokenizer) -> None:
-    config = settings(max_length=8, beam_size=1)
-    translator = random_translator(tokenizer, config)
-    line = "the cat sees. the dog hears. the bird likes."
     parts = ["the cat sees.", "the dog hears.", "the bird likes."]
-    assert all(len(tokens) <= 8 for tokens in tokenizer.encode_source(parts))
-    assert all(len(tokens) > 8 for tokens in tokenizer.encode_source([" ".join(parts[:2]), " ".join(parts[1:])]))
+    line = " ".join(parts)
+    max_length = max(map(len, tokenizer.encode_source(parts)))
+    pairs = [f"{one} {two}" for one, two in pairwise(parts)]
+    assert all(len(tokens) > max_length for tokens in tokenizer.encode_source(pairs))
+    translator = random_translator(tokenizer, settings(max_length=max_length, beam_size=1))
     separate = [line.translations[0] for line in translator.translate_lines(parts)]
     [whole] = translator.translate_lines([line])
     assert whole.num_parts == 3
@@ -294,12 +311,12 @@ def test_translations_come_before_the_input_ends_and_in_its_order(
     assert found == [translator.translate([line])[0] for line in lines]
 
 
-def test_long_lines_make_small_windows(tokenizer: Tokenizer) -> None:
+def test_long_lines_make_small_windows(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_module, "WINDOW_CHARACTERS", 10_000)
     translator = stubborn_translator(tokenizer, settings(beam_size=1), {END: 5.0})
     taken = [0]
-    lines = ["x" * 1000] * 2500
-    next(iter(translator.translate_lines(counted(lines, taken))))
-    assert taken[0] <= translator_module.WINDOW_CHARACTERS // 1000
+    next(iter(translator.translate_lines(counted(["x" * 1000] * 50, taken))))
+    assert taken[0] == 10
 
 
 def test_at_once_answers_each_line_before_it_takes_the_next(tokenizer: Tokenizer) -> None:

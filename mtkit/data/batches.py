@@ -3,7 +3,7 @@
 R rows, L length of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from mtkit.batch import Batch, Rows
+from mtkit.config.settings import TrainingConfig
+from mtkit.data.corpus import Corpus
+from mtkit.data.plan import batches_from
 from mtkit.symbols import BEGIN, END
 
 
@@ -75,3 +78,11 @@ def padded_batch(source: Ragged, target: Ragged) -> Batch:
         source_tokens=int(source.lengths.sum()) + len(labels),
         target_tokens=int(target.lengths.sum()) + len(labels),
     )
+
+
+def micro_batches(corpus: Corpus, config: TrainingConfig, consumed: int) -> Iterator[tuple[int, Batch]]:
+    """The stream of batches after so many pairs, each with its epoch."""
+    sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
+    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
+        source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
+        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs))

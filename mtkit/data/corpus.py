@@ -180,6 +180,23 @@ class Corpus:
         """(num_pairs,) tokens of each target, no end mark."""
         return _lengths(self.target_offsets)
 
+    @property
+    def digest(self) -> str:
+        """One checksum over all ids, wherever they came from."""
+        sides = (self.manifest.source, self.manifest.target)
+        return _checksum([stored.sha256 for side in sides for stored in (side.tokens, side.offsets)])
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the model's card wants to know; text files by their names, not their places."""
+        manifest = self.manifest
+        return {
+            "num_pairs": manifest.num_pairs,
+            "source_tokens": manifest.source.num_tokens,
+            "target_tokens": manifest.target.num_tokens,
+            "dropped": manifest.drops,
+            "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
+        }
+
     def require_tokenizer(self, tokenizer_hash: str) -> None:
         """Refuse ids that another tokenizer made."""
         if self.manifest.tokenizer_hash != tokenizer_hash:

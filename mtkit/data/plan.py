@@ -37,9 +37,9 @@ def plan_batches(
 ) -> Plan:
     """Cut all pairs into batches of like lengths, shuffled.
 
-    A batch holds at most batch_tokens: pairs x longest side, in the tokens that the lengths count. No length may
-    be more than that. Pairs of equal lengths stand in random order, and the first cut falls at a random place, so that batches
-    differ from epoch to epoch.
+    A batch holds at most batch_tokens: pairs x longest side, in the tokens that the lengths count. No length may be
+    more than that. Pairs of equal lengths stand in random order, and the first cut falls at a random place, so that
+    batches differ from epoch to epoch.
     """
     longest = np.maximum(source_lengths, target_lengths)
     assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"

@@ -36,7 +36,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """fp32 or bf16; auto is bf16 where its matrix products are faster and the model is wide enough to consist of them."""
+    """fp32 or bf16; auto is bf16 where its matrix products are faster and the model is wide enough to gain by it."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014), several times faster on a CPU than PyTorch's, which draws a float for each value."""
+"""Dropout (Srivastava et al. 2014), on a CPU several times faster than PyTorch's, which draws a float a value."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ LEVELS = 1 << 16  # the rate is rounded to so many
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """x with a share of its values zero and the others scaled up, so that their mean stays."""
+    """X with a share of its values zero and the others scaled up, so that their mean stays."""
     if not training or rate == 0.0:
         return x
     if x.device.type != "cpu":

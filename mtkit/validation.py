@@ -1,0 +1,70 @@
+"""How good a model is while it trains: its loss, and the scores of real translations."""
+
+import numpy as np
+import torch
+
+from mtkit.batch import Batch
+from mtkit.config.settings import Config
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.plan import plan_batches
+from mtkit.models.interface import TranslationModel
+from mtkit.scores import validation_score
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.stop import Stop
+from mtkit.translator import Translator
+
+
+class Validation:
+    """The validation data: batches for the loss, and lines to translate and score."""
+
+    def __init__(self, config: Config, sources: list[str], references: list[str], batches: list[Batch]) -> None:
+        self.config = config
+        self.sources = sources
+        self.references = references
+        self.batches = batches
+
+    @staticmethod
+    def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
+        """Encode the pairs; the loss is over those that are not blank or too long, as in training."""
+        encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
+        most = config.data.max_length
+        pairs = [(s, t) for s, t in encoded if 0 < len(s) <= most and 0 < len(t) <= most]
+        batches: list[Batch] = []
+        if pairs:
+            lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
+            tokens = max(config.training.batch_tokens, most + 1)
+            plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
+            for b in range(len(plan)):
+                chosen = [pairs[i] for i in plan.batch(b)]
+                batches.append(padded_batch(ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+        most_lines = config.training.validation_sentences
+        # Greedy, and not much longer than the source: a young model may go on and on.
+        decoding = config.decoding.model_copy(update={"beam_size": 1, "max_length_ratio": 1.5, "max_length_extra": 10})
+        greedy = config.model_copy(update={"decoding": decoding})
+        return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
+
+    def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
+        """Loss in nats a token, BLEU and chrF of greedy translations, and those translations."""
+        model.eval()
+        try:
+            losses = [self._loss(model, batch, stop) for batch in self.batches]
+            count = sum(batch.target_tokens for batch in self.batches)
+            translations = []
+            for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
+                stop.check()
+                translations.append(line.text)
+        finally:
+            model.train()
+        language = self.config.languages.target
+        measured = {"loss": sum(losses) / max(count, 1)}
+        for metric in ("bleu", "chrf"):
+            measured[metric] = validation_score(translations, self.references, metric, language)
+        return measured, translations
+
+    @torch.no_grad()
+    def _loss(self, model: TranslationModel, batch: Batch, stop: Stop) -> float:
+        stop.check()
+        batch = batch.to(model.device)
+        features = model(batch.source, batch.target)
+        return float(label_smoothed_cross_entropy(features, model.output, batch.labels, 0.0)[1])
