@@ -15,6 +15,7 @@ from mtkit.evaluate import ScoredSet, evaluate, test_sets
 from mtkit.files import only_writer, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
+from mtkit.models.device import pick_device
 from mtkit.prepare import (
     binarize,
     binarized_is_current,
@@ -67,6 +68,7 @@ def _train(config: Config, fresh: bool) -> None:
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
         )
     check_language(config.languages.target)
+    pick_device(config.device)  # if there is none of that name, better told before the data is prepared
     if fresh:
         _forget(config)
     _prepare(config)

@@ -191,3 +191,8 @@ def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
     fused = run(lambda q, k, v, m, c: F.scaled_dot_product_attention(q, k, v, m, is_causal=c))
     for one, other in zip(run(_attend_in_parts), fused, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
+
+
+def test_a_seed_may_be_of_any_size():
+    first, second = (new_model(CHOICES[0], VOCAB, VOCAB, seed) for seed in (1 << 80, (1 << 80) + 1))
+    assert not torch.equal(first.output.weight, second.output.weight)

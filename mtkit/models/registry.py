@@ -27,7 +27,7 @@ def new_model(config: TransformerConfig, source_vocab_size: int, target_vocab_si
     """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % (1 << 63))  # torch takes no more; other chance takes seeds of any size
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
     return model
