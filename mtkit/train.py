@@ -222,6 +222,14 @@ class Trainer:
                         f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
                     )
                     progress.window = Window(since=progress.seconds)
+                    bar.total = self._expected_steps()
+
+    def _expected_steps(self) -> int:
+        """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
+        progress, settings = self.state.progress, self.settings
+        if settings.max_minutes is None:
+            return settings.max_steps
+        return min(settings.max_steps, round(progress.step * 60 * settings.max_minutes / progress.seconds))
 
     def _stream(self) -> Iterator[tuple[int, Batch]]:
         """The batches from here on."""

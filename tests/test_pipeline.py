@@ -169,3 +169,8 @@ def test_binarizing_mends_damaged_data_and_training_goes_on(config):
     run_binarize(config)
     assert contents(config.run_path / "data") == before
     run_train(with_settings(config, "training.max_steps=6"))
+
+
+def test_a_small_model_learns_its_language_nearly_perfectly(tiny_run):
+    scores = {score["metric"]: score["score"] for score in json.loads((tiny_run / "model" / "scores.json").read_text())}
+    assert scores["BLEU"] > 90

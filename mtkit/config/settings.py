@@ -165,7 +165,7 @@ class DecodingConfig(Section):
     )
     max_length_ratio: float = Field(2.0, gt=0, description="Most target tokens for each source token …")
     max_length_extra: int = Field(20, ge=0, description="… and so many more.")
-    batch_tokens: int = Field(8192, ge=1, description="Most sentences x longest source x beam of a batch.")
+    batch_tokens: int = Field(16384, ge=1, description="Most sentences x longest source x beam of a batch.")
 
 
 class Config(Section):

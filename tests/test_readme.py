@@ -1,0 +1,58 @@
+"""What the README tells a stranger to type works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtkit.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+# A second of training is enough to see that the commands work.
+QUICK = [
+    "model={d_model: 16, num_heads: 2, d_ff: 16, encoder_layers: 1, decoder_layers: 1}",
+    "tokenizer.vocab_size=330",
+    "training={max_steps: 4, validate_every: 4, save_every: 4, validation_sentences: 2, learning_rate: 0.001}",
+]
+
+
+def mtkit(*arguments: str, cwd: Path, text: str = "") -> str:
+    """What a command prints; it must end well."""
+    command = [sys.executable, "-m", "mtkit", *arguments]
+    result = subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_first_training_on_ones_own_files_works(corpus_files, tmp_path):
+    for name in ("train", "valid", "test"):
+        for side, language in (("src", "fr"), ("tgt", "en")):
+            text = (corpus_files.root / f"{name}.{side}").read_bytes()
+            (tmp_path / f"{name}.{language}").write_bytes(text)
+    settings = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert settings
+    (tmp_path / "my.yaml").write_text(settings[1], "utf-8")
+    for command in ("mtkit run my.yaml", "mtkit translate runs/my < new.fr > new.en"):
+        assert f"    {command}" in README
+    assert "BLEU" in mtkit("run", "my.yaml", *QUICK, cwd=tmp_path)
+    assert mtkit("translate", "runs/my", cwd=tmp_path, text="one two\n\nthree\n").count("\n") == 3
+    python = 'import mtkit; print(len(mtkit.load("runs/my").translate(["Bonjour !"])))'
+    assert python.split("print(len(")[1][:-2] in README
+    result = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "1\n"
+    assert mtkit("config", "my.yaml", cwd=tmp_path).startswith("#")
+
+
+def test_every_command_stands_in_the_table():
+    named = set(re.findall(r"^\| `mtkit ([a-z-]+)", README, re.MULTILINE))
+    commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback}
+    assert named == commands
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"scripts/[a-z_.]+|mtkit/[a-z_]+(?:\.py)?", README))))
+def test_what_the_readme_names_is_there(path):
+    assert (ROOT / path).exists()
