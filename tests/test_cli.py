@@ -333,7 +333,12 @@ def test_what_is_printed_is_utf8_where_python_would_have_ascii(call: Call, tmp_p
 
 def test_ctrl_c_ends_a_translation_with_130_and_without_a_traceback(tiny_run: Path) -> None:
     process = subprocess.Popen(
-        [*PROGRAM, "translate", tiny_run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, "translate", tiny_run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin
     # More than a window of lines and than a pipe holds: when all are taken, the model is loaded and at work.
