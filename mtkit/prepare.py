@@ -41,13 +41,19 @@ def make_tokenizer(config: Config) -> None:
     target = partial(_side, [corpus.target for corpus in corpora])
     with _writing(config):
         provenance = _tokenizer_provenance(config)
-        for _ in _progress(_pairs(corpora), "reading"):
-            pass  # bad data stops at the door
+        # Bad data stops at the door.
+        if not sum(1 for _ in _progress(_pairs(corpora), "reading")):
+            raise _no_pairs(corpora)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(source, target, config.tokenizer, directory)
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
+
+
+def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
+    paths = ", ".join(f"{corpus.source}, {corpus.target}" for corpus in corpora)
+    return DataError(f"{paths}: the training corpora hold no pairs")
 
 
 def tokenizer_is_current(config: Config) -> bool:
@@ -77,7 +83,7 @@ def binarize(config: Config) -> None:
             drops = _encode(_progress(_pairs(corpora), "encoding"), config, tokenizer, writer, search)
             num_pairs = writer.num_pairs + drops.total()
             if not num_pairs:
-                raise DataError(f"{', '.join(raw.path for raw in raw_files)}: the training corpora hold no pairs")
+                raise _no_pairs(corpora)
             if not writer.num_pairs:
                 raise DataError(
                     f"every one of {num_pairs:,} training pairs is left out: {_describe_drops(drops)}; "
