@@ -66,6 +66,21 @@ def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
             torch.testing.assert_close(model.output(features)[:, 0], expected[:, t], atol=1e-5, rtol=0)
 
 
+def test_a_watched_state_tells_how_each_token_looked_at_the_source(model):
+    source, target = padded(sentences(5, 9)), padded(sentences(3, 3, seed=1))
+    with torch.no_grad():
+        expected, unwatched = model.decode(target, model.encode(source))
+        features, state = model.decode(target, model.encode(source, watch=True))
+    assert not unwatched.attention
+    assert torch.equal(features, expected)
+    for weights in state.attention:
+        assert weights.shape[0] == 2
+        assert weights.shape[2:] == (3, 9)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
+        assert not weights[0, :, :, 5:].any(), "padding is looked at"
+    assert len(state.attention) == len(model.decoder.layers)
+
+
 def test_a_state_goes_on_after_several_tokens_at_once(model):
     source, target = padded(sentences(5, 9)), padded(sentences(9, 9, seed=1))
     with torch.no_grad():

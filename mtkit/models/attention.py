@@ -35,13 +35,19 @@ def _is_faster_in_parts(query: Tensor) -> bool:
 
 def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """(R, H, Q, K): the same as the fused kernel, product by product."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (R, H, Q, N)
+    mixed: Tensor = attention_weights(query, key, mask, causal).to(value.dtype) @ value
+    return mixed
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """(R, H, Q, N): how much each query looks at each key."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    mixed: Tensor = scores.softmax(-1).to(value.dtype) @ value
-    return mixed
+    weights: Tensor = scores.softmax(-1)
+    return weights
 
 
 class Cache:
@@ -114,9 +120,13 @@ class CrossAttention(nn.Module):
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
         return key, value
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, Q, D) to the same."""
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None
+    ) -> Tensor:
+        """(R, Q, D) to the same; the weights, (R, H, Q, S), are added to what is watched."""
         query = split_heads(self.query(x), self.num_heads)
+        if watched is not None:
+            watched.append(attention_weights(query, key, mask, causal=False))
         dropout = self.dropout if self.training else 0.0
         mixed: Tensor = self.output(attend(query, key, value, mask, False, dropout))
         return mixed

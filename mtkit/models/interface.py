@@ -21,6 +21,10 @@ class State(Protocol):
 
     positions: Tensor  # (R,) int64: tokens decoded so far, the start mark among them
 
+    # How the Q tokens that were decoded last looked at the source: for each layer (R, H, Q, S), rows that sum to 1.
+    # Empty unless the source was encoded with watch, and where a model has no attention.
+    attention: list[Tensor]
+
     def branch(self, parents: Tensor) -> Self:
         """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64, and W' may differ from W."""
 
@@ -74,8 +78,8 @@ class Decoder(Protocol):
 
     output: Output
 
-    def start(self, memory: Tensor, source: Rows) -> State:
-        """The state before the first token; memory is (R, S, D)."""
+    def start(self, memory: Tensor, source: Rows, watch: bool = False) -> State:
+        """The state before the first token; memory is (R, S, D). With watch it will tell its attention."""
 
     def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
         """(R, T, D) features of the next tokens, and the state after them."""
@@ -98,9 +102,9 @@ class TranslationModel(nn.Module):
         self.decoder = decoder
         self.limits = limits
 
-    def encode(self, source: Rows) -> State:
-        """The state from which decoding starts, one hypothesis a sentence."""
-        state: State = self.decoder.start(self.encoder(source), source)  # type: ignore[operator]
+    def encode(self, source: Rows, watch: bool = False) -> State:
+        """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""
+        state: State = self.decoder.start(self.encoder(source), source, watch)  # type: ignore[operator]
         return state
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:

@@ -129,8 +129,10 @@ class TransformerState:
     moves nothing else.
     """
 
-    def __init__(self, memory: list[tuple[Tensor, Tensor]], source: Rows) -> None:
+    def __init__(self, memory: list[tuple[Tensor, Tensor]], source: Rows, watch: bool = False) -> None:
         self.memory = memory  # for each layer, keys and values of the source, (R, H, S, K)
+        self.watch = watch
+        self.attention: list[Tensor] = []
         self.source = source
         self.caches = [Cache() for _ in memory]
         self.num_hypotheses = 1
@@ -197,11 +199,17 @@ class DecoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, cache: Cache, memory: tuple[Tensor, Tensor], source_mask: Tensor
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        cache: Cache,
+        memory: tuple[Tensor, Tensor],
+        source_mask: Tensor,
+        watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """(R, T, D) to the same."""
+        """(R, T, D) to the same; the weights of the attention to the source are added to what is watched."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, causal=mask is None, cache=cache))
-        x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask))
+        x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
 
@@ -216,17 +224,19 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm_placement == "pre" else nn.Identity()
         self.output = output
 
-    def start(self, memory: Tensor, source: Rows) -> TransformerState:
-        """The state before the first token; memory is (R, S, D)."""
-        return TransformerState([layer.source_attention.project(memory) for layer in self.layers], source)  # type: ignore[union-attr, operator]
+    def start(self, memory: Tensor, source: Rows, watch: bool = False) -> TransformerState:
+        """The state before the first token; memory is (R, S, D). With watch it will tell its attention."""
+        return TransformerState([layer.source_attention.project(memory) for layer in self.layers], source, watch)  # type: ignore[union-attr, operator]
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """(R, T, D) features of the next tokens, and the state after them."""
         mask = state.advance(target)
         source_mask = _source_mask(target.segments, state.source)
         x = self.embedded(target, longest=state.longest)
+        state.attention = []
+        watched = state.attention if state.watch else None
         for layer, cache, memory in zip(self.layers, state.caches, state.memory, strict=True):
-            x = layer(x, mask, cache, memory, source_mask)
+            x = layer(x, mask, cache, memory, source_mask, watched)
         return self.norm(x), state
 
 
