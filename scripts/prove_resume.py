@@ -1,11 +1,12 @@
 """Kills a training run at random moments until it ends by itself, and compares it with one that was left alone.
 
-    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--folder FOLDER]
+    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--folder FOLDER] [KEY=VALUE]...
 
 A small Transformer is trained on the demo corpus by `mtkit train`. SIGKILL, which no program can notice, comes a random
 moment after a random step; every fourth time it waits for a checkpoint that is just being written. The same command
 then goes on. At the end all weights and the optimizer's memory must equal those of an uninterrupted run, bit for bit:
-prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core.
+prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core. KEY=VALUE is a setting
+over those below, such as training.ema_decay=0.99.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
@@ -69,16 +71,17 @@ def main() -> None:
         (folder / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
         corpus = corpus_folder(folder)
         killed, whole = folder / "killed", folder / "whole"
+        train = partial(command, folder, corpus, arguments.settings)
 
         begun = time.monotonic()
         for number, kill in enumerate(kills(arguments.kills, chance), 1):
-            print(f"kill {number:2}: {run_until(kill, command(folder, corpus, killed), killed)}", flush=True)
-        if subprocess.run(command(folder, corpus, killed), stderr=subprocess.DEVNULL).returncode:
+            print(f"kill {number:2}: {run_until(kill, train(killed), killed)}", flush=True)
+        if subprocess.run(train(killed), stderr=subprocess.DEVNULL).returncode:
             sys.exit("the killed run did not end by itself")
         print(f"the killed run ended by itself after {time.monotonic() - begun:.0f} s", flush=True)
 
         begun = time.monotonic()
-        if subprocess.run(command(folder, corpus, whole), stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(train(whole), stderr=subprocess.DEVNULL).returncode:
             sys.exit("the uninterrupted run failed")
         print(f"the uninterrupted run took {time.monotonic() - begun:.0f} s")
         sys.exit(compare(killed, whole))
@@ -90,6 +93,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the moments")
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; else they are deleted")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     return parser.parse_args()
 
 
@@ -102,14 +106,15 @@ def kills(count: int, chance: random.Random) -> Iterator[Kill]:
         yield Kill(step, chance.uniform(0, 0.02 if while_saving else 0.3), while_saving)
 
 
-def command(folder: Path, corpus: Path, run: Path) -> list[str]:
+def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[str]:
     """What a user types."""
-    settings = [
+    arguments = [
         str(folder / "settings.yaml"),
+        *settings,
         f"data.root={json.dumps(str(corpus))}",
         f"run_dir={json.dumps(str(run))}",
     ]
-    return [sys.executable, "-m", "mtkit", "train", *settings]
+    return [sys.executable, "-m", "mtkit", "train", *arguments]
 
 
 def run_until(kill: Kill, arguments: list[str], run: Path) -> str:
