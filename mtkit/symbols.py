@@ -2,7 +2,9 @@
 
 PAD = 0  # fills a row; zero, so that a fresh array of zeros is padding
 UNKNOWN = 1  # never produced while byte fallback is on
-BEGIN = 2  # the decoder starts from it
+BEGIN = 2  # the decoder starts from it, unless its model has another start token
 END = 3  # ends every source and every target
 
 NUM_SPECIAL = 4
+
+START_TOKENS = {"begin": BEGIN, "pad": PAD, "end": END}  # what a decoder may read first, by the names of the settings

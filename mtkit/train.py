@@ -233,7 +233,7 @@ class Trainer:
 
     def _stream(self) -> Iterator[tuple[int, Batch]]:
         """The batches from here on."""
-        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs)
+        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs, self.model.start)
         try:
             first = next(stream)
         except ValueError as error:

@@ -144,7 +144,7 @@ class Translator:
         """The best hypotheses of one batch of source tokens, none of them empty."""
         decoding, device = self.config.decoding, self.model.device
         sources = ragged(sentences)
-        start = torch.full((len(sentences),), BEGIN, device=device)
+        start = torch.full((len(sentences),), self.model.start, device=device)
         max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
         max_lengths = max_lengths.long().to(device)
         if self.model.limits.target is not None:

@@ -5,7 +5,7 @@ import torch
 
 from mtkit.batch import Batch
 from mtkit.config.settings import Config
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
 from mtkit.models.interface import TranslationModel
 from mtkit.scores import validation_score
@@ -16,9 +16,11 @@ from mtkit.translator import Translator
 
 
 class Validation:
-    """The validation data: batches for the loss, and lines to translate and score."""
+    """The validation data: pairs in batches for the loss, and lines to translate and score."""
 
-    def __init__(self, config: Config, sources: list[str], references: list[str], batches: list[Batch]) -> None:
+    def __init__(
+        self, config: Config, sources: list[str], references: list[str], batches: list[tuple[Ragged, Ragged]]
+    ) -> None:
         self.config = config
         self.sources = sources
         self.references = references
@@ -30,14 +32,14 @@ class Validation:
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
         most = config.data.max_length
         pairs = [(s, t) for s, t in encoded if 0 < len(s) <= most and 0 < len(t) <= most]
-        batches: list[Batch] = []
+        batches: list[tuple[Ragged, Ragged]] = []
         if pairs:
             lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
             tokens = max(config.training.batch_tokens, most + 1)
             plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
             for b in range(len(plan)):
                 chosen = [pairs[i] for i in plan.batch(b)]
-                batches.append(padded_batch(ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+                batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
         # Greedy, and not much longer than the source: a young model may go on and on.
         decoding = config.decoding.model_copy(update={"beam_size": 1, "max_length_ratio": 1.5, "max_length_extra": 10})
@@ -48,8 +50,9 @@ class Validation:
         """Loss in nats a token, BLEU and chrF of greedy translations, and those translations."""
         model.eval()
         try:
-            losses = [self._loss(model, batch, stop) for batch in self.batches]
-            count = sum(batch.target_tokens for batch in self.batches)
+            batches = [padded_batch(source, target, model.start) for source, target in self.batches]
+            losses = [self._loss(model, batch, stop) for batch in batches]
+            count = sum(batch.target_tokens for batch in batches)
             translations = []
             for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
                 stop.check()

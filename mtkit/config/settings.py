@@ -88,17 +88,37 @@ class TransformerConfig(Section):
     decoder_num_heads: int | None = Field(None, ge=1, description="Heads in the decoder; null: num_heads.")
     decoder_d_ff: int | None = Field(None, ge=1, description="Feed-forward width in the decoder; null: d_ff.")
     norm_placement: Literal["pre", "post"] = Field("pre", description="Normalise before or after each sublayer.")
-    activation: Literal["relu", "gelu", "silu"] = Field("relu", description="Nonlinearity of the feed-forward layers.")
-    positions: Literal["sinusoidal", "learned"] = Field("sinusoidal", description="How places in a sentence are told.")
+    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which only scales.")
+    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
+        "relu", description="Nonlinearity of the feed-forward layers; glu: gated by a second d_ff units."
+    )
+    attention_bias: bool = Field(True, description="Biases of the four projections of an attention.")
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
+        "sinusoidal", description="How places in a sentence are told."
+    )
     max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions can tell.")
+    sinusoid_layout: Literal["halves", "interleaved"] = Field(
+        "halves", description="Sines before cosines, or each sine before its cosine."
+    )
+    sinusoid_exponent: Literal["paper", "tensor2tensor"] = Field(
+        "paper", description="Wavelengths 10000^(2i/d_model), or ^(i/(d_model/2 - 1))."
+    )
+    sinusoid_first: int = Field(0, ge=0, description="Place that the first token of a sentence has; M2M100 has 2.")
     scale_embeddings: bool = Field(True, description="Multiply embeddings by sqrt(d_model).")
+    embedding_norm: bool = Field(False, description="Normalise what the first layer reads, as mBART does.")
     tie_embeddings: Literal["none", "decoder", "all"] = Field(
         "all",
         description="Which share one matrix: target and output (decoder), or the source too (all).",
     )
+    output_bias: bool = Field(False, description="A learned bias for each token of the output.")
+    start_token: Literal["begin", "pad", "end"] = Field(
+        "begin",
+        description="What the decoder reads first; Marian has pad, M2M100 end.",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings and of each sublayer's output.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
     activation_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the feed-forward layers.")
+    layer_dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch.")
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> "TransformerConfig":
@@ -106,8 +126,23 @@ class TransformerConfig(Section):
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
+            if heads and self.positions == "rotary" and self.d_model // heads % 2:
+                raise ValueError(
+                    f"positions rotary wants heads of even width; d_model {self.d_model} over {name} {heads} is "
+                    f"{self.d_model // heads}"
+                )
         if self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even")
+        return self
+
+    @model_validator(mode="after")
+    def sinusoids_are_there(self) -> "TransformerConfig":
+        """What shapes the sinusoids says nothing of other positions."""
+        if self.positions != "sinusoidal":
+            for name in ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} {value} wants positions sinusoidal, found {self.positions}")
         return self
 
 

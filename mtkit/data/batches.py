@@ -65,10 +65,10 @@ def source_rows(source: Ragged) -> Rows:
     return _rows(ids, source.lengths + 1)
 
 
-def padded_batch(source: Ragged, target: Ragged) -> Batch:
-    """One pair a row."""
+def padded_batch(source: Ragged, target: Ragged, start: int = BEGIN) -> Batch:
+    """One pair a row; start is the token that the model's decoder reads first."""
     labels, _ = _pad(target)
-    read = np.concatenate([np.full((len(labels), 1), BEGIN), labels[:, :-1]], axis=1)
+    read = np.concatenate([np.full((len(labels), 1), start), labels[:, :-1]], axis=1)
     labels[np.arange(len(labels)), target.lengths] = END
     return Batch(
         source_rows(source),
@@ -80,9 +80,11 @@ def padded_batch(source: Ragged, target: Ragged) -> Batch:
     )
 
 
-def micro_batches(corpus: Corpus, config: TrainingConfig, consumed: int) -> Iterator[tuple[int, Batch]]:
-    """The stream of batches after so many pairs, each with its epoch."""
+def micro_batches(
+    corpus: Corpus, config: TrainingConfig, consumed: int, start: int = BEGIN
+) -> Iterator[tuple[int, Batch]]:
+    """The stream of batches after so many pairs, each with its epoch; start is what the decoder reads first."""
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
         source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
-        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs))
+        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs), start)

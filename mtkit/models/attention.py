@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtkit.models.positions import Rotation
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(R, L, D) to (R, H, L, K)."""
@@ -88,16 +90,28 @@ def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Tokens look at each other."""
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(d_model, 3 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias)
+        self.output = nn.Linear(d_model, d_model, bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False, cache: Cache | None = None) -> Tensor:
-        """(R, Q, D) to the same; with a cache, all earlier tokens are looked at too."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        causal: bool = False,
+        cache: Cache | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """(R, Q, D) to the same; with a cache, all earlier tokens are looked at too.
+
+        With a rotation queries and keys are turned by it; what the cache holds has been turned already.
+        """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed: Tensor = self.output(attend(query, key, value, mask, causal, self.dropout if self.training else 0.0))
@@ -107,13 +121,13 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Target tokens look at the source, whose keys and values are projected once."""
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.query = nn.Linear(d_model, d_model, bias)
+        self.key_value = nn.Linear(d_model, 2 * d_model, bias)
+        self.output = nn.Linear(d_model, d_model, bias)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(R, S, D) to keys and values (R, H, S, K)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.batch import Rows
+from mtkit.symbols import BEGIN
 
 
 class State(Protocol):
@@ -50,11 +51,17 @@ class Embedding(nn.Module):
 
 
 class Output(nn.Module):
-    """From features to logits, by the rows of an embedding."""
+    """From features to logits, by the rows of an embedding, and a bias where it has one."""
 
-    def __init__(self, table: Embedding) -> None:
+    def __init__(self, table: Embedding, has_bias: bool = False) -> None:
         super().__init__()
         self.table = table
+        self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
+
+    def initialize(self) -> None:
+        """No token is likelier at the start."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @property
     def weight(self) -> Tensor:
@@ -63,7 +70,9 @@ class Output(nn.Module):
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
         """(…, D) features to (…, V) logits, or to those of the given columns alone."""
-        return F.linear(features, self.weight if columns is None else self.weight[columns])
+        if columns is None:
+            return F.linear(features, self.weight, self.bias)
+        return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 
 class Encoder(Protocol):
@@ -94,13 +103,14 @@ class Limits:
 
 
 class TranslationModel(nn.Module):
-    """An encoder and a decoder, chosen apart."""
+    """An encoder and a decoder, chosen apart; start is the token that the decoder reads first."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits, start: int = BEGIN) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.limits = limits
+        self.start = start
 
     def encode(self, source: Rows, watch: bool = False) -> State:
         """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""

@@ -9,18 +9,36 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtkit.batch import Rows
 from mtkit.config.settings import TransformerConfig
 from mtkit.models.attention import Cache, CrossAttention, SelfAttention
 from mtkit.models.dropout import dropout
+from mtkit.models.feed_forward import FeedForward
 from mtkit.models.interface import Embedding, Limits, Output, TranslationModel
-from mtkit.models.positions import LearnedPositions, SinusoidalPositions
+from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
+from mtkit.models.positions import ADDED, LearnedPositions, RotaryPositions, Rotation
+from mtkit.symbols import START_TOKENS
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+# LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
+NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 NORM_EPS = 1e-5  # what Marian's, M2M100's and CTranslate2's layers use
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """A norm over the width of the model."""
+    return NORMS[config.norm](config.d_model, eps=NORM_EPS)
+
+
+def final_norm(config: TransformerConfig) -> nn.Module:
+    """After the last layer: with the norm before each sublayer the sum that leaves it has not been normalised yet."""
+    return make_norm(config) if config.norm_placement == "pre" else nn.Identity()
+
+
+def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositions | None:
+    """What turns queries and keys of so many heads, where positions are told so."""
+    return RotaryPositions(config.d_model // num_heads) if config.positions == "rotary" else None
 
 
 class Sublayer(nn.Module):
@@ -28,7 +46,7 @@ class Sublayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.norm = make_norm(config)
         self.norm_first = config.norm_placement == "pre"
         self.dropout = config.dropout
 
@@ -39,39 +57,23 @@ class Sublayer(nn.Module):
         return x if self.norm_first else self.norm(x)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with a nonlinearity between (Vaswani et al. 2017, equation 2)."""
-
-    def __init__(self, config: TransformerConfig, d_ff: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(config.d_model, d_ff)
-        self.output = nn.Linear(d_ff, config.d_model)
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = config.activation_dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(R, L, D) to the same."""
-        y: Tensor = self.output(dropout(self.activation(self.inner(x)), self.dropout, self.training))
-        return y
-
-
 class EmbeddedRows(nn.Module):
-    """What the first layer reads: tokens and their places."""
+    """What the first layer reads: tokens and their places, and on wish a norm of both, as mBART has it."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        self.positions = (
-            SinusoidalPositions(config.d_model)
-            if config.positions == "sinusoidal"
-            else LearnedPositions(config.d_model, config.max_positions)
-        )
+        added = ADDED[config.positions]
+        self.positions = None if added is None else added(config)
+        self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = config.dropout
 
     def forward(self, rows: Rows, longest: int) -> Tensor:
         """(R, L, D); no position reaches longest."""
         x = self.embedding(rows.ids)
-        return dropout(x + self.positions(rows.positions, longest).to(x.dtype), self.dropout, self.training)
+        if self.positions is not None:
+            x = x + self.positions(rows.positions, longest).to(x.dtype)
+        return dropout(self.norm(x), self.dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
@@ -79,14 +81,16 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = SelfAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.attention = SelfAttention(
+            config.d_model, config.num_heads, config.attention_dropout, config.attention_bias
+        )
         self.feed_forward = FeedForward(config, config.d_ff)
         self.around_attention = Sublayer(config)
         self.around_feed_forward = Sublayer(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
         """(R, S, D) to the same."""
-        x = self.around_attention(x, lambda y: self.attention(y, mask))
+        x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
 
@@ -97,18 +101,31 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         self.embedded = EmbeddedRows(config, embedding)
+        self.rotary = rotary_positions(config, config.num_heads)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        # With the norm before each sublayer the sum that leaves the last one has not been normalised yet.
-        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm_placement == "pre" else nn.Identity()
+        self.layer_dropout = config.layer_dropout
+        self.norm = final_norm(config)
 
     def forward(self, source: Rows) -> Tensor:
         """(R, S, D)."""
-        x = self.embedded(source, longest=source.ids.shape[1])
+        longest = source.ids.shape[1]
+        x = self.embedded(source, longest)
         mask = _source_mask(source.segments, source)
-        for layer in self.layers:
-            x = layer(x, mask)
+        rotation = None if self.rotary is None else self.rotary(source.positions, longest)
+        layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
+        x = with_zero_gradients(x, unused)
+        for layer in layers:
+            x = layer(x, mask, rotation)
         normed: Tensor = self.norm(x)
         return normed
+
+
+def _drawn(layers: nn.ModuleList, rate: float, training: bool) -> tuple[list[nn.Module], list[Tensor]]:
+    """The layers that take part in a pass, and the weights of those that do not."""
+    drawn = draw_layers(len(layers), rate, training)
+    taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
+    left = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
+    return taken, [weight for layer in left for weight in layer.parameters()]
 
 
 def _source_mask(query_segments: Tensor, source: Rows) -> Tensor:
@@ -129,7 +146,16 @@ class TransformerState:
     moves nothing else.
     """
 
-    def __init__(self, memory: list[tuple[Tensor, Tensor]], source: Rows, watch: bool = False) -> None:
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        unused: list[Tensor],
+        memory: list[tuple[Tensor, Tensor]],
+        source: Rows,
+        watch: bool = False,
+    ) -> None:
+        self.layers = layers  # those of the decoder that take part: all of them but in training with layer dropout
+        self.unused = unused  # what would have no gradient because of those that do not
         self.memory = memory  # for each layer, keys and values of the source, (R, H, S, K)
         self.watch = watch
         self.attention: list[Tensor] = []
@@ -191,8 +217,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         num_heads = config.decoder_num_heads or config.num_heads
-        self.attention = SelfAttention(config.d_model, num_heads, config.attention_dropout)
-        self.source_attention = CrossAttention(config.d_model, num_heads, config.attention_dropout)
+        sizes = (config.d_model, num_heads, config.attention_dropout, config.attention_bias)
+        self.attention = SelfAttention(*sizes)
+        self.source_attention = CrossAttention(*sizes)
         self.feed_forward = FeedForward(config, config.decoder_d_ff or config.d_ff)
         self.around_attention = Sublayer(config)
         self.around_source_attention = Sublayer(config)
@@ -203,12 +230,13 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         mask: Tensor | None,
         cache: Cache,
+        rotation: Rotation | None,
         memory: tuple[Tensor, Tensor],
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
     ) -> Tensor:
         """(R, T, D) to the same; the weights of the attention to the source are added to what is watched."""
-        x = self.around_attention(x, lambda y: self.attention(y, mask, causal=mask is None, cache=cache))
+        x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
@@ -220,23 +248,30 @@ class TransformerDecoder(nn.Module):
     def __init__(self, config: TransformerConfig, embedding: Embedding, output: Output) -> None:
         super().__init__()
         self.embedded = EmbeddedRows(config, embedding)
+        self.rotary = rotary_positions(config, config.decoder_num_heads or config.num_heads)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm_placement == "pre" else nn.Identity()
+        self.layer_dropout = config.layer_dropout
+        self.norm = final_norm(config)
         self.output = output
 
     def start(self, memory: Tensor, source: Rows, watch: bool = False) -> TransformerState:
         """The state before the first token; memory is (R, S, D). With watch it will tell its attention."""
-        return TransformerState([layer.source_attention.project(memory) for layer in self.layers], source, watch)  # type: ignore[union-attr, operator]
+        layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
+        if unused:
+            unused.append(memory)  # if no layer at all is left, nothing else reads it
+        projected = [layer.source_attention.project(memory) for layer in layers]  # type: ignore[union-attr, operator]
+        return TransformerState(layers, unused, projected, source, watch)
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """(R, T, D) features of the next tokens, and the state after them."""
         mask = state.advance(target)
         source_mask = _source_mask(target.segments, state.source)
-        x = self.embedded(target, longest=state.longest)
+        rotation = None if self.rotary is None else self.rotary(target.positions, state.longest)
+        x = with_zero_gradients(self.embedded(target, state.longest), state.unused)
         state.attention = []
         watched = state.attention if state.watch else None
-        for layer, cache, memory in zip(self.layers, state.caches, state.memory, strict=True):
-            x = layer(x, mask, cache, memory, source_mask, watched)
+        for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
+            x = layer(x, mask, cache, rotation, memory, source_mask, watched)
         return self.norm(x), state
 
 
@@ -248,24 +283,25 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
 
     target = table(target_vocab_size)
     source = target if config.tie_embeddings == "all" else table(source_vocab_size)
-    output = Output(target if config.tie_embeddings != "none" else table(target_vocab_size))
+    output = Output(target if config.tie_embeddings != "none" else table(target_vocab_size), config.output_bias)
     longest = config.max_positions if config.positions == "learned" else None
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
-    return TranslationModel(encoder, decoder, Limits(longest, longest))
+    return TranslationModel(encoder, decoder, Limits(longest, longest), START_TOKENS[config.start_token])
 
 
 def initialize_transformer(model: TranslationModel) -> None:
     """Uniform after Glorot & Bengio (2010), biases zero, as the Transformer's first implementation has it.
 
     Queries, keys and values are drawn as the one matrix they are stored in, which makes them smaller by sqrt(2), as in
-    fairseq.
+    fairseq; so are a gate and what it lets through.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, Embedding | LearnedPositions):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Embedding | LearnedPositions | Output):
             module.initialize()
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
