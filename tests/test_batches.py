@@ -8,7 +8,7 @@ from mtkit.batch import Batch, Rows
 from mtkit.config.settings import TransformerConfig
 from mtkit.data.batches import gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
-from mtkit.symbols import BEGIN, END, PAD
+from mtkit.symbols import BEGIN, END, PAD, START_TOKENS
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 SOURCES = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]
@@ -47,6 +47,14 @@ def test_each_label_is_what_the_decoder_reads_next():
         assert said[real][-1] == END
         assert torch.equal(said[real][:-1], read[real][1:])
     assert torch.equal(batch.labels != PAD, batch.target.mask)
+
+
+@pytest.mark.parametrize("start", sorted(START_TOKENS.values()))
+def test_a_decoder_reads_its_models_start_token_first_and_nothing_else_is_changed(start):
+    wanted, found = (padded_batch(ragged(SOURCES), ragged(TARGETS), *given) for given in ((), (start,)))
+    check_rows(found.target, [[start, *target] for target in TARGETS])
+    assert torch.equal(found.labels, wanted.labels)
+    check_rows(found.source, [[*source, END] for source in SOURCES])
 
 
 def test_source_rows_are_the_source_side_of_a_batch():

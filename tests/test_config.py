@@ -274,6 +274,26 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
         ("model:\n  decoder_num_heads: 3\n", "x.yaml:2: model: d_model 512 is not a multiple of decoder_num_heads 3"),
         ("model:\n  d_model: 15\n  num_heads: 5\n", "x.yaml:2: model: d_model 15 is odd; it must be even"),
         (
+            "model:\n  d_model: 30\n  num_heads: 10\n  positions: rotary\n",
+            "x.yaml:4: model: positions rotary wants heads of even width; d_model 30 over num_heads 10 is 3",
+        ),
+        (
+            "model:\n  d_model: 36\n  num_heads: 6\n  positions: rotary\n  decoder_num_heads: 12\n",
+            "x.yaml:5: model: positions rotary wants heads of even width; d_model 36 over decoder_num_heads 12 is 3",
+        ),
+        (
+            "model:\n  sinusoid_layout: interleaved\n  positions: rotary\n",
+            "x.yaml:3: model: sinusoid_layout interleaved wants positions sinusoidal, found rotary",
+        ),
+        (
+            "model:\n  positions: none\n  sinusoid_exponent: tensor2tensor\n",
+            "x.yaml:3: model: sinusoid_exponent tensor2tensor wants positions sinusoidal, found none",
+        ),
+        (
+            "model:\n  positions: learned\n  sinusoid_first: 2\n",
+            "x.yaml:3: model: sinusoid_first 2 wants positions sinusoidal, found learned",
+        ),
+        (
             "name: a\ntokenizer:\n  shared: false\n",
             "x.yaml:3: model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without",
         ),

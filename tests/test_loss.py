@@ -38,6 +38,13 @@ def example(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Te
     return features, labels.to(device)
 
 
+def biased_output_layer(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Output:
+    output = Output(output_layer().table, has_bias=True)
+    assert output.bias is not None
+    torch.nn.init.normal_(output.bias)
+    return output.to(device, dtype)
+
+
 def plain(features: Tensor, output: Output, labels: Tensor, smoothing: float) -> Tensor:
     """The same by PyTorch's own function, on all logits."""
     logits = output(features)
@@ -70,6 +77,71 @@ def test_loss_and_gradients_are_those_of_cross_entropy(dtype, tolerance, smoothi
     for by_found, by_wanted in pairs:
         assert by_found.dtype == dtype
         assert distance(by_found, by_wanted) < tolerance
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("rows_of_a_chunk", [3, 1000])
+def test_with_a_bias_loss_and_gradients_are_those_of_cross_entropy(
+    monkeypatch, rows_of_a_chunk, dtype, tolerance, smoothing, device
+):
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", rows_of_a_chunk * V)
+    output = biased_output_layer(dtype, device)
+    features, labels = example(dtype, device)
+    wanted, likelihood = (plain(features, output, labels, s) for s in (smoothing, 0.0))
+    found = label_smoothed_cross_entropy(features, output, labels, smoothing)
+    assert distance(found[0], wanted) < tolerance
+    assert distance(found[1], likelihood) < tolerance
+    inputs = (features, output.weight, output.bias)
+    for by_found, by_wanted in zip(gradients(found[0], *inputs), gradients(wanted, *inputs), strict=True):
+        assert by_found.dtype == dtype
+        assert distance(by_found, by_wanted) < tolerance
+
+
+def test_the_gradients_of_the_loss_with_a_bias_are_its_slopes():
+    output = biased_output_layer(torch.float64)
+    features, labels = example(torch.float64)
+
+    def summed(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        table = Embedding(V, D, scaled=True)
+        layer = Output(table)
+        del table.weight, layer.bias
+        table.weight, layer.bias = weight, bias
+        return label_smoothed_cross_entropy(features, layer, labels, 0.1)[0]
+
+    few = features[:2, :4].detach().requires_grad_()
+    labels = labels[:2, :4]
+    assert torch.autograd.gradcheck(summed, (few, output.weight, output.bias))
+
+
+def test_without_a_bias_one_of_zeros_would_change_nothing():
+    output = output_layer()
+    other = Output(output.table, has_bias=True)
+    other.initialize()
+    features, labels = example()
+    found, wanted = (label_smoothed_cross_entropy(features, layer, labels, 0.1) for layer in (output, other))
+    assert [value.item() for value in found] == [value.item() for value in wanted]
+    assert torch.equal(gradients(found[0], features)[0], gradients(wanted[0], features)[0])
+
+
+def test_some_columns_of_the_logits_are_those_of_all():
+    columns = torch.tensor([7, 0, 40, 7])
+    features = example(torch.float64)[0]
+    for output in (output_layer(torch.float64), biased_output_layer(torch.float64)):
+        torch.testing.assert_close(output(features, columns), output(features)[..., columns])
+
+
+def test_under_autocast_a_bias_is_close_to_one_in_full_precision():
+    output = biased_output_layer()
+    features, labels = example()
+    wanted = plain(features, output, labels, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = label_smoothed_cross_entropy(features, output, labels, 0.1)
+    assert distance(found, wanted) < 2e-3
+    (by_found,), (by_wanted,) = gradients(found, output.bias), gradients(wanted, output.bias)
+    assert by_found.dtype == torch.float32
+    assert distance(by_found, by_wanted) < 1e-2
 
 
 def test_the_gradient_follows_whatever_is_done_with_the_loss():

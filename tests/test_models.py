@@ -25,10 +25,44 @@ CHOICES = [
     ]
 ] + [TransformerConfig(**{**TINY, "decoder_layers": 1}, decoder_num_heads=2, decoder_d_ff=8, scale_embeddings=False)]
 
+# Each other choice alone, and some that are made together: as Llama, Marian, M2M100 and mBART have them.
+CHOICES += [
+    TransformerConfig(**{**TINY, **others})
+    for others in [
+        {"norm": "rms"},
+        {"activation": "reglu"},
+        {"activation": "geglu"},
+        {"activation": "swiglu"},
+        {"attention_bias": False},
+        {"positions": "rotary"},
+        {"positions": "rotary", "decoder_num_heads": 2, "norm_placement": "post"},
+        {"positions": "none"},
+        {"sinusoid_layout": "interleaved"},
+        {"embedding_norm": True},
+        {"output_bias": True, "tie_embeddings": "none"},
+        {"layer_dropout": 0.5},
+        {"norm": "rms", "activation": "swiglu", "positions": "rotary", "attention_bias": False},
+        {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "pad"},
+        {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
+        {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
+    ]
+]
 
-@pytest.fixture(params=CHOICES, ids=lambda c: f"{c.norm_placement}-{c.positions}-{c.tie_embeddings}-{c.activation}")
+
+def differences(config: TransformerConfig) -> str:
+    """What a model has that is not a default."""
+    return "-".join(str(value) for value in config.model_dump(exclude=set(TINY), exclude_defaults=True).values())
+
+
+@pytest.fixture(params=CHOICES, ids=differences)
 def model(request: pytest.FixtureRequest) -> TranslationModel:
-    return new_model(request.param, VOCAB, VOCAB, seed=1).eval()
+    model = new_model(request.param, VOCAB, VOCAB, seed=1).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # norms and biases are not all alike, as they are before training
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    return model
 
 
 def sentences(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
@@ -176,6 +210,15 @@ def test_fresh_weights_depend_on_the_seed_alone():
 def test_tied_embeddings_are_one_matrix(tie, expected):
     model = new_model(TransformerConfig(**TINY, tie_embeddings=tie), VOCAB, VOCAB, seed=1)
     assert sum(p.shape == (VOCAB, 16) for p in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions"), [({}, 65), ({"d_model": 1024, "d_ff": 4096, "num_heads": 16}, 213)], ids=["base", "big"]
+)
+def test_base_and_big_are_as_large_as_published(sizes, millions):
+    """Vaswani et al. 2017, table 3; the vocabulary is that of section 5.1."""
+    model = empty_model(TransformerConfig(**sizes), 37000, 37000)
+    assert model.num_parameters == pytest.approx(millions * 1e6, rel=0.03)
 
 
 def test_the_sizes_are_those_of_the_paper():

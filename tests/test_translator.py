@@ -22,7 +22,7 @@ from mtkit.models.registry import new_model
 from mtkit.search.beam import beam_search
 from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.search.step import Hypothesis
-from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
+from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.translator import Translator
 
@@ -160,14 +160,17 @@ def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer) -> None:
 @BEAMS
 @pytest.mark.parametrize("form", ["power", "gnmt"])
 @pytest.mark.parametrize("exponent", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("start", START_TOKENS)
 def test_a_score_is_the_teacher_forced_log_probability_over_the_length_penalty(
-    tokenizer: Tokenizer, beam_size: int, form: str, exponent: float
+    tokenizer: Tokenizer, beam_size: int, form: str, exponent: float, start: str
 ) -> None:
-    config = settings(beam_size=beam_size, length_penalty=exponent, length_penalty_form=form)
+    model = {"start_token": start, "output_bias": True, "positions": "rotary"}
+    config = settings(model, beam_size=beam_size, length_penalty=exponent, length_penalty_form=form)
     translator = random_translator(tokenizer, config, "fp64")
     sources = tokenizer.encode_source(sentences(12))
     found = [best for (best, *_) in translator.search(sources)]
-    batch = padded_batch(ragged(sources), ragged([hypothesis.tokens for hypothesis in found]))
+    targets = ragged([hypothesis.tokens for hypothesis in found])
+    batch = padded_batch(ragged(sources), targets, translator.model.start)
     with torch.no_grad():
         log_probs = translator.model.output(translator.model(batch.source, batch.target)).log_softmax(-1)
     sums = log_probs.gather(2, batch.labels[:, :, None])[:, :, 0].masked_fill(~batch.target.mask, 0.0).sum(1)

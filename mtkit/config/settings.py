@@ -90,7 +90,7 @@ class TransformerConfig(Section):
     norm_placement: Literal["pre", "post"] = Field("pre", description="Normalise before or after each sublayer.")
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which only scales.")
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
-        "relu", description="Nonlinearity of the feed-forward layers; glu: gated by a second d_ff units."
+        "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
     attention_bias: bool = Field(True, description="Biases of the four projections of an attention.")
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(

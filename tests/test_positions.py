@@ -1,0 +1,113 @@
+"""Sinusoids are the papers' formulas, and rotary positions tell distances alone."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from mtkit.config.settings import TransformerConfig
+from mtkit.models.attention import SelfAttention
+from mtkit.models.positions import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SinusoidalPositions
+
+# P places, D model width, H heads, K width of a head.
+
+
+@pytest.mark.parametrize(
+    ("setting", "table"), [("positions", ADDED), ("sinusoid_layout", LAYOUTS), ("sinusoid_exponent", EXPONENTS)]
+)
+def test_every_choice_on_offer_exists(setting, table):
+    assert set(get_args(TransformerConfig.model_fields[setting].annotation)) == set(table)
+
+
+def wave(place: int, pair: int, d_model: int, exponent: str) -> tuple[float, float]:
+    """Sine and cosine of one place in one pair of columns."""
+    power = {"paper": 2 * pair / d_model, "tensor2tensor": pair / (d_model / 2 - 1)}[exponent]
+    return math.sin(place / 10000**power), math.cos(place / 10000**power)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("exponent", ["paper", "tensor2tensor"])
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_sinusoids_are_their_formulas_however_long_the_sentence(layout, exponent, first):
+    config = TransformerConfig(
+        d_model=12, num_heads=2, sinusoid_layout=layout, sinusoid_exponent=exponent, sinusoid_first=first
+    )
+    positions = SinusoidalPositions(config)
+    places = torch.tensor([[0, 1, 2, 3, 17, 255]])
+    for shown in (places, torch.cat([places, torch.tensor([[256, 299]])], 1)):
+        found = positions(shown, int(shown.max()) + 1)[0]
+        assert found.shape == (shown.shape[1], 12)
+        for row, place in zip(found.tolist(), shown[0].tolist(), strict=True):
+            waves = [wave(first + place, pair, 12, exponent) for pair in range(6)]
+            if layout == "interleaved":
+                wanted = [value for both in waves for value in both]
+            else:
+                wanted = [sine for sine, _ in waves] + [cosine for _, cosine in waves]
+            assert row == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_last_wave_of_tensor2tensor_divides_by_ten_thousand_and_a_width_of_two_has_one_wave():
+    config = TransformerConfig(d_model=8, num_heads=2, sinusoid_exponent="tensor2tensor")
+    assert SinusoidalPositions(config)(torch.tensor([[5]]), 6)[0, 0, 3].item() == pytest.approx(5e-4)
+    config = TransformerConfig(d_model=2, num_heads=1, sinusoid_exponent="tensor2tensor")
+    found = SinusoidalPositions(config)(torch.tensor([[5]]), 6)[0, 0]
+    assert found.tolist() == pytest.approx([math.sin(5), math.cos(5)])
+
+
+def test_a_rotation_turns_pairs_of_columns_by_place_over_wavelength():
+    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = torch.tensor([[0, 1, 5, 300], [7, 2, 0, 299]])
+    found = RotaryPositions(6)(places, 301)(x)
+    for pair in range(3):
+        angle = (places.double() / 10000 ** (2 * pair / 6))[:, None]
+        before = torch.complex(x[..., pair], x[..., pair + 3])
+        after = torch.complex(found[..., pair], found[..., pair + 3])
+        torch.testing.assert_close(after, before * torch.polar(torch.ones_like(angle), angle), atol=1e-6, rtol=0)
+
+
+def test_rotated_scores_depend_on_distance_alone():
+    query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rotary = RotaryPositions(8)
+
+    def score(at: int, of: int) -> float:
+        turned = [rotary(torch.tensor([[place]]), 401)(x) for place, x in ((at, query), (of, key))]
+        return (turned[0] * turned[1]).sum().item()
+
+    for distance in (0, 1, 7, 100):
+        for place in (1, 50, 300):
+            assert score(place + distance, place) == pytest.approx(score(distance, 0), abs=1e-5)
+    assert abs(score(7, 0) - score(0, 7)) > 0.01, "before and after are not the same"
+    assert abs(score(7, 0) - score(8, 0)) > 0.01
+
+
+def test_self_attention_with_rotary_positions_sees_no_shift_of_a_whole_sentence():
+    torch.manual_seed(0)
+    attention = SelfAttention(16, 2, dropout=0.0).double()
+    x = torch.randn(1, 9, 16, dtype=torch.float64)
+    rotary, places = RotaryPositions(8), torch.arange(9)[None]
+    here, there, backwards = (
+        attention(x, None, causal=True, rotation=rotary(moved, 500)) for moved in (places, places + 400, 8 - places)
+    )
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+    assert (here - backwards).abs().max() > 0.01
+
+
+def test_angles_of_far_places_are_as_exact_in_bf16_as_in_full_precision():
+    rotary = RotaryPositions(8)
+    places = torch.tensor([[1000]])
+    wanted = rotary(places, 1001)
+    found = torch.nn.ModuleList([rotary]).bfloat16()[0](places, 1001)
+    assert torch.equal(found.sines, wanted.sines)
+    x = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
+    assert found(x).dtype == torch.bfloat16
+    torch.testing.assert_close(found(x).float(), wanted(x.float()), atol=0.01, rtol=0)
+
+
+def test_a_table_that_grew_in_a_search_serves_training():
+    rotary = RotaryPositions(8)
+    with torch.inference_mode():
+        rotary(torch.tensor([[600]]), 601)
+    x = torch.randn(1, 1, 1, 8, requires_grad=True)
+    rotary(torch.tensor([[600]]), 601)(x).sum().backward()
+    assert x.grad is not None
