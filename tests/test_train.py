@@ -10,24 +10,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.data.batches import gather, padded_batch
+from mtkit.data.batches import gather, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.formats.bundle import open_bundle
 from mtkit.models.interface import TranslationModel
 from mtkit.pipeline import run_binarize
 from mtkit.prepare import read_validation
+from mtkit.symbols import START_TOKENS
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.train import (
     NUM_SAMPLES,
@@ -321,6 +323,62 @@ def test_a_run_in_bf16_resumes_to_the_bit_on_every_device(make, device):
     with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
         trained(config)
     assert outcome(trained(config)) == wanted
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_run_that_leaves_layers_out_resumes_to_the_bit_and_every_weight_has_seen_every_update(make, optimizer):
+    model = {"encoder_layers": 2, "decoder_layers": 1, "layer_dropout": 0.6}
+    options = {"model": model, "max_steps": 12, "accumulate": 1, "optimizer": optimizer, "weight_decay": 0.01}
+    wanted = outcome(trained(make("uninterrupted", **options)))
+    config = make(**options)
+    for step in (1, 6, 10):
+        with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
+            trained(config)
+    assert outcome(trained(config)) == wanted
+    memory = load_file(step_directory(config.run_path / "checkpoints", 12) / "optimizer.safetensors")
+    counts = [count.item() for name, count in memory.items() if name.startswith("step/")]
+    assert len(counts) == len(read_weights(config.run_path / "checkpoints", 12))
+    assert set(counts) == {12}
+
+
+# A model starts from its own token wherever it reads a target.
+
+
+@pytest.mark.parametrize("name", START_TOKENS)
+def test_training_and_validation_start_from_the_models_token(make, name):
+    config = make(model={"start_token": name, "dropout": 0.0})
+    trainer = trainer_of(config)
+    trainer.log.close()
+    start = START_TOKENS[name]
+    for _, batch in islice(trainer._stream(), 9):
+        assert (batch.target.ids[:, 0] == start).all()
+    sources, references = read_validation(config)
+    tokenizer = trainer.tokenizer
+    batch = padded_batch(ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), start)
+    model = trainer.model.eval()
+    with torch.no_grad():
+        log_probs = model.output(model(batch.source, batch.target)).log_softmax(-1)
+    nll = -log_probs.gather(2, batch.labels[:, :, None])[:, :, 0][batch.target.mask].mean().item()
+    assert measured(config, model)["loss"] == pytest.approx(nll, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"start_token": "pad", "output_bias": True, "activation": "swiglu", "norm": "rms", "positions": "rotary"},
+        {"start_token": "end", "sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "attention_bias": False},
+    ],
+    ids=["pad", "end"],
+)
+def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_config, corpus_files, model):
+    config = make_config(model=model)
+    run_binarize(config)
+    trained(config)
+    sources, targets = corpus_files.lines("test")
+    translator = load(config.run_path, ["device=cpu"])
+    assert translator.model.start == START_TOKENS[model["start_token"]]
+    found = translator.translate(sources)
+    assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
 
 
 # Law: accumulated small batches are one large one.
