@@ -7,16 +7,17 @@ import torch
 from torch.nn import functional as F
 
 from mtkit.batch import Rows
-from mtkit.config.settings import TransformerConfig
-from mtkit.models.attention import _attend_in_parts
+from mtkit.config.settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.models.attention import CrossAttention, _attend_in_parts
 from mtkit.models.interface import TranslationModel, next_rows
 from mtkit.models.registry import empty_model, new_model
+from mtkit.training.loss import label_smoothed_cross_entropy
 
 VOCAB = 23
 
 TINY = {"d_model": 16, "num_heads": 4, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
 
-CHOICES = [
+TRANSFORMERS = [
     TransformerConfig(**TINY, norm_placement=norm, positions=positions, tie_embeddings=tie, activation=activation)
     for norm, positions, tie, activation in [
         *itertools.product(["pre", "post"], ["sinusoidal", "learned"], ["all"], ["relu"]),
@@ -26,7 +27,7 @@ CHOICES = [
 ] + [TransformerConfig(**{**TINY, "decoder_layers": 1}, decoder_num_heads=2, decoder_d_ff=8, scale_embeddings=False)]
 
 # Each other choice alone, and some that are made together: as Llama, Marian, M2M100 and mBART have them.
-CHOICES += [
+TRANSFORMERS += [
     TransformerConfig(**{**TINY, **others})
     for others in [
         {"norm": "rms"},
@@ -48,13 +49,60 @@ CHOICES += [
     ]
 ]
 
+SMALL = {"d_model": 16, "dropout": 0.0}
+BOTH_WAYS = [True, False]
+RECURRENT = [
+    *(
+        RecurrentConfig(**SMALL, cell=cell, attention=attention, input_feeding=feeding, bidirectional=both)
+        for cell, (attention, feeding), both in itertools.product(
+            ["lstm", "gru", "tanh"], [("none", False), ("general", False), ("general", True)], BOTH_WAYS
+        )
+    ),
+    *(
+        RecurrentConfig(**SMALL, attention=attention, input_feeding=feeding, context="every_step", reverse_source=True)
+        for attention, feeding in [("none", False), *itertools.product(["additive", "dot"], BOTH_WAYS)]
+    ),
+    RecurrentConfig(**SMALL, output_bias=True, start_token="pad"),
+    *(
+        RecurrentConfig(**SMALL, encoder_layers=up, decoder_layers=down, cell=cell, context=context, tie_embeddings=tie)
+        for up, down, cell, context, tie in [
+            (1, 3, "lstm", "initial", "none"),
+            (3, 1, "gru", "every_step", "decoder"),
+            (1, 1, "tanh", "every_step", "none"),
+        ]
+    ),
+]
 
-def differences(config: TransformerConfig) -> str:
-    """What a model has that is not a default."""
-    return "-".join(str(value) for value in config.model_dump(exclude=set(TINY), exclude_defaults=True).values())
+TRANSFORMER, LSTM = TransformerConfig(**TINY), RecurrentConfig(**SMALL)
+MIXED = [
+    MixedConfig(encoder=TRANSFORMER, decoder=LSTM),
+    MixedConfig(encoder=LSTM, decoder=TRANSFORMER),
+    *(
+        MixedConfig(encoder=encoder, decoder=decoder, tie_embeddings=tie)
+        for encoder, decoder, tie in [
+            (TransformerConfig(**{**TINY, "d_model": 24}), RecurrentConfig(**SMALL, context="every_step"), "none"),
+            (TRANSFORMER, RecurrentConfig(d_model=10, dropout=0.0, cell="gru", attention="none"), "decoder"),
+            (TRANSFORMER, RecurrentConfig(d_model=15, dropout=0.0, bidirectional=False, input_feeding=True), "decoder"),
+            (RecurrentConfig(d_model=12, dropout=0.0, reverse_source=True), TRANSFORMER, "none"),
+            (RecurrentConfig(d_model=12, dropout=0.0, decoder_layers=1), LSTM, "decoder"),
+            (RecurrentConfig(**SMALL, cell="gru"), RecurrentConfig(**SMALL, cell="lstm", attention="none"), "all"),
+            (TransformerConfig(**{**TINY, "d_model": 24}), TRANSFORMER, "decoder"),
+        ]
+    ),
+]
+CHOICES: list[AnyModelConfig] = [*TRANSFORMERS, *RECURRENT, *MIXED]
 
 
-@pytest.fixture(params=CHOICES, ids=differences)
+def name_of(config: AnyModelConfig) -> str:
+    """What of a choice differs from the settings' defaults and from the smallness they all have."""
+    if isinstance(config, MixedConfig):
+        return f"{name_of(config.encoder)}>{name_of(config.decoder)}-{config.tie_embeddings}"
+    common = {*TINY, *SMALL} - {"encoder_layers", "decoder_layers"}
+    changed = {name: value for name, value in config.model_dump(exclude_defaults=True).items() if name not in common}
+    return "-".join([config.architecture, *(f"{name}={value}" for name, value in changed.items())])
+
+
+@pytest.fixture(params=CHOICES, ids=name_of)
 def model(request: pytest.FixtureRequest) -> TranslationModel:
     model = new_model(request.param, VOCAB, VOCAB, seed=1).eval()
     generator = torch.Generator().manual_seed(5)
@@ -63,6 +111,11 @@ def model(request: pytest.FixtureRequest) -> TranslationModel:
             if weight.dim() == 1:
                 weight += 0.3 * torch.randn(weight.shape, generator=generator)
     return model
+
+
+@pytest.fixture(params=[config for config in CHOICES if config.can_pack], ids=name_of)
+def packable(request: pytest.FixtureRequest) -> TranslationModel:
+    return new_model(request.param, VOCAB, VOCAB, seed=1).eval()
 
 
 def sentences(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
@@ -112,7 +165,8 @@ def test_a_watched_state_tells_how_each_token_looked_at_the_source(model):
         assert weights.shape[2:] == (3, 9)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
         assert not weights[0, :, :, 5:].any(), "padding is looked at"
-    assert len(state.attention) == len(model.decoder.layers)
+    num_looking = sum(isinstance(module, CrossAttention) for module in model.decoder.modules())
+    assert len(state.attention) == num_looking + (getattr(model.decoder, "score", None) is not None)
 
 
 def test_a_state_goes_on_after_several_tokens_at_once(model):
@@ -162,29 +216,50 @@ def test_padding_changes_nothing(model):
             torch.testing.assert_close(together[r, : len(targets[r])], alone[0], atol=1e-5, rtol=0)
 
 
-def test_packing_changes_nothing(model):
+def test_packing_changes_nothing(packable):
     sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
     with torch.no_grad():
-        together = model.output(model(packed(sources, 20), packed(targets, 17)))[0]
-        alone = [model.output(model(padded([s]), padded([t])))[0] for s, t in zip(sources, targets, strict=True)]
+        together = packable.output(packable(packed(sources, 20), packed(targets, 17)))[0]
+        alone = [packable.output(packable(padded([s]), padded([t])))[0] for s, t in zip(sources, targets, strict=True)]
     torch.testing.assert_close(together[: 7 + 3 + 6], torch.cat(alone), atol=1e-5, rtol=0)
 
 
-def test_padding_and_packing_change_no_gradient(model):
+def gradient(model: TranslationModel, source: Rows, target: Rows) -> torch.Tensor:
+    """Of a function of all features of real tokens, for all weights."""
+    model.zero_grad()
+    model.output(model(source, target)[target.mask]).logsumexp(-1).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_padding_changes_no_gradient(model):
     sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    alone = sum(gradient(model, padded([s]), padded([t])) for s, t in zip(sources, targets, strict=True))
+    together = gradient(model, padded(sources, extra=4), padded(targets, extra=3))
+    assert (together - alone).norm() <= 1e-5 * alone.norm()
 
-    def gradient(features: torch.Tensor) -> torch.Tensor:
-        model.zero_grad()
-        model.output(features).logsumexp(-1).sum().backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    alone = sum(gradient(model(padded([s]), padded([t]))) for s, t in zip(sources, targets, strict=True))
-    rows = padded(targets, extra=3)
-    together = gradient(model(padded(sources, extra=4), rows)[rows.mask])
-    row = packed(targets, 17)
-    in_one_row = gradient(model(packed(sources, 20), row)[row.mask])
-    for other in (together, in_one_row):
-        assert (other - alone).norm() <= 1e-5 * alone.norm()
+def test_packing_changes_no_gradient(packable):
+    sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    alone = sum(gradient(packable, padded([s]), padded([t])) for s, t in zip(sources, targets, strict=True))
+    together = gradient(packable, packed(sources, 20), packed(targets, 17))
+    assert (together - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_what_cannot_be_packed_refuses_packed_rows():
+    sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    for config in CHOICES:
+        if not config.can_pack:
+            with pytest.raises(AssertionError, match="one sentence a row"):
+                new_model(config, VOCAB, VOCAB, seed=1)(packed(sources, 20), packed(targets, 17))
+
+
+def test_gradients_flow_to_every_weight(model):
+    model.zero_grad()
+    source, target = padded(sentences(5, 9, 2)), padded(sentences(7, 3, 6, seed=1))
+    label_smoothed_cross_entropy(model(source, target), model.output, target.ids, 0.1)[0].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 1e-7, name
 
 
 def test_a_model_without_weights_takes_those_of_another():

@@ -35,15 +35,15 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """fp32 or bf16; auto is bf16 where its matrix products are faster and the model is wide enough to gain by it."""
+def pick_precision(name: str, device: torch.device, gains_on_cpu: bool) -> str:
+    """fp32 or bf16; auto is bf16 where its matrix products are faster and, on a CPU, the model gains by it."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
         has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_instructions and d_model >= 128 else "fp32"
+        return "bf16" if has_instructions and gains_on_cpu else "fp32"
     return "fp32"
 
 

@@ -75,11 +75,21 @@ class Output(nn.Module):
         return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder leaves to a decoder."""
+
+    states: Tensor  # (R, S, D), one for each token
+    finals: list[Tensor]  # of each layer what is left after the last token, (R, any width); empty where nothing is
+
+
 class Encoder(Protocol):
     """Reads the source."""
 
-    def __call__(self, source: Rows) -> Tensor:
-        """(R, S, D)."""
+    final_widths: list[int]  # of the memory's finals
+
+    def __call__(self, source: Rows) -> Memory:
+        """What a decoder begins with."""
 
 
 class Decoder(Protocol):
@@ -87,8 +97,8 @@ class Decoder(Protocol):
 
     output: Output
 
-    def start(self, memory: Tensor, source: Rows, watch: bool = False) -> State:
-        """The state before the first token; memory is (R, S, D). With watch it will tell its attention."""
+    def start(self, memory: Memory, source: Rows, watch: bool = False) -> State:
+        """The state before the first token. With watch it will tell its attention."""
 
     def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
         """(R, T, D) features of the next tokens, and the state after them."""

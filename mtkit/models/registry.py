@@ -1,29 +1,34 @@
 """The architectures on offer, and how one is built from its settings."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.settings import AnyModelConfig
 from mtkit.errors import CheckpointError
 from mtkit.models.interface import TranslationModel
+from mtkit.models.mixed import build_mixed, initialize_mixed
+from mtkit.models.recurrent import build_recurrent, initialize_recurrent
 from mtkit.models.transformer import build_transformer, initialize_transformer
 
-Build = Callable[[TransformerConfig, int, int], TranslationModel]
-ARCHITECTURES: dict[str, tuple[Build, Callable[[TranslationModel], None]]] = {
+Build = Callable[[Any, int, int], TranslationModel]  # from the settings of its architecture
+ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
     "transformer": (build_transformer, initialize_transformer),
+    "rnn": (build_recurrent, initialize_recurrent),
+    "mixed": (build_mixed, initialize_mixed),
 }
 
 
-def empty_model(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
+def empty_model(config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
     """A model without weights (they take no memory); load_state_dict(…, assign=True) gives it some."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
         return build(config, source_vocab_size, target_vocab_size)
 
 
-def new_model(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int, seed: int) -> TranslationModel:
+def new_model(config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, seed: int) -> TranslationModel:
     """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):

@@ -15,7 +15,7 @@ from mtkit.config.settings import TransformerConfig
 from mtkit.models.attention import Cache, CrossAttention, SelfAttention
 from mtkit.models.dropout import dropout
 from mtkit.models.feed_forward import FeedForward
-from mtkit.models.interface import Embedding, Limits, Output, TranslationModel
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
 from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
 from mtkit.models.positions import ADDED, LearnedPositions, RotaryPositions, Rotation
 from mtkit.symbols import START_TOKENS
@@ -105,9 +105,10 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_dropout = config.layer_dropout
         self.norm = final_norm(config)
+        self.final_widths: list[int] = []
 
-    def forward(self, source: Rows) -> Tensor:
-        """(R, S, D)."""
+    def forward(self, source: Rows) -> Memory:
+        """States (R, S, D)."""
         longest = source.ids.shape[1]
         x = self.embedded(source, longest)
         mask = _source_mask(source.segments, source)
@@ -116,8 +117,7 @@ class TransformerEncoder(nn.Module):
         x = with_zero_gradients(x, unused)
         for layer in layers:
             x = layer(x, mask, rotation)
-        normed: Tensor = self.norm(x)
-        return normed
+        return Memory(self.norm(x), finals=[])
 
 
 def _drawn(layers: nn.ModuleList, rate: float, training: bool) -> tuple[list[nn.Module], list[Tensor]]:
@@ -254,12 +254,12 @@ class TransformerDecoder(nn.Module):
         self.norm = final_norm(config)
         self.output = output
 
-    def start(self, memory: Tensor, source: Rows, watch: bool = False) -> TransformerState:
-        """The state before the first token; memory is (R, S, D). With watch it will tell its attention."""
+    def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
+        """The state before the first token. With watch it will tell its attention."""
         layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
         if unused:
-            unused.append(memory)  # if no layer at all is left, nothing else reads it
-        projected = [layer.source_attention.project(memory) for layer in layers]  # type: ignore[union-attr, operator]
+            unused.append(memory.states)  # if no layer at all is left, nothing else reads it
+        projected = [layer.source_attention.project(memory.states) for layer in layers]  # type: ignore[union-attr, operator]
         return TransformerState(layers, unused, projected, source, watch)
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
@@ -290,7 +290,7 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     return TranslationModel(encoder, decoder, Limits(longest, longest), START_TOKENS[config.start_token])
 
 
-def initialize_transformer(model: TranslationModel) -> None:
+def initialize_transformer(model: nn.Module) -> None:
     """Uniform after Glorot & Bengio (2010), biases zero, as the Transformer's first implementation has it.
 
     Queries, keys and values are drawn as the one matrix they are stored in, which makes them smaller by sqrt(2), as in
