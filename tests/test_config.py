@@ -12,6 +12,8 @@ from mtkit.config.settings import (
     CorpusConfig,
     DataConfig,
     LanguagesConfig,
+    MixedConfig,
+    RecurrentConfig,
     Section,
     TestSetConfig,
     TrainingConfig,
@@ -508,9 +510,173 @@ def test_every_setting_has_a_meaning_and_a_section_has_a_docstring() -> None:
         assert section.__doc__
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
-            inner = [field.annotation, *get_args(field.annotation)]
+            parts = [field.annotation, *get_args(field.annotation)]
+            inner = [kind for part in parts for kind in (part, *get_args(part))]  # kinds of a section have a tag each
             sections += [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
-    assert {TrainingConfig, TransformerConfig, TestSetConfig, CorpusConfig} <= set(sections)
+    assert {TrainingConfig, TransformerConfig, RecurrentConfig, MixedConfig, TestSetConfig, CorpusConfig} <= set(
+        sections
+    )
+
+
+# Sections of several kinds
+
+
+def test_the_architecture_says_of_which_kind_a_section_is_and_the_first_is_meant_without() -> None:
+    assert type(config_from_text("model: {d_model: 64}", "x.yaml").model) is TransformerConfig
+    assert config_from_text("model: {architecture: rnn, cell: gru}", "x.yaml").model == RecurrentConfig(cell="gru")
+    mixed = config_from_text("model: {architecture: mixed, encoder: {num_heads: 4}, decoder:}", "x.yaml").model
+    assert mixed == MixedConfig(encoder=TransformerConfig(num_heads=4), decoder=RecurrentConfig())
+    reverse = "model: {architecture: mixed, encoder: {architecture: rnn}, decoder: {architecture: transformer}}"
+    assert config_from_text(reverse, "x.yaml").model == MixedConfig(
+        encoder=RecurrentConfig(), decoder=TransformerConfig()
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model"),
+    [
+        (["model.architecture=rnn", "model.cell=gru"], RecurrentConfig(cell="gru")),
+        (["model.cell=gru", "model.architecture=rnn"], RecurrentConfig(cell="gru")),
+        (["model={architecture: rnn, attention: none}"], RecurrentConfig(attention="none")),
+        (
+            ["model.encoder.num_heads=2", "model.decoder.cell=tanh", "model.architecture=mixed"],
+            MixedConfig(encoder=TransformerConfig(num_heads=2), decoder=RecurrentConfig(cell="tanh")),
+        ),
+    ],
+)
+def test_an_override_reaches_into_a_section_of_any_kind(overrides: list[str], model: Section) -> None:
+    assert load_config(None, overrides).model == model
+
+
+RNN, MIXED = "model.architecture=rnn", "model.architecture=mixed"
+KINDS = "transformer, rnn, mixed"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("model: {architecture: cnn}", f"model.architecture: found cnn, wants one of {KINDS}"),
+        ("model: {architecture: }", f"model.architecture: found null, wants one of {KINDS}"),
+        ("model: {architecture: [rnn]}", f"model.architecture: found [rnn], wants one of {KINDS}"),
+        ("model: 5", "model: found 5, wants keys and values"),
+        (
+            "model: {architecture: mixed, decoder: {architecture: mixed}}",
+            "model.decoder.architecture: found mixed, wants one of rnn, transformer",
+        ),
+        ("model: {architecture: mixed, encoder: [5]}", "model.encoder: found [5], wants keys and values"),
+        ("model: {architecture: rnn, cell: rnn}", "model.cell: found rnn, wants one of lstm, gru, tanh"),
+        (
+            "model: {architecture: mixed, decoder: {dropout: 1}}",
+            "model.decoder.dropout: found 1, wants a number, at least 0, less than 1",
+        ),
+        ("model: {architecture: rnn, cel: gru}", "unknown key 'model.cel'; did you mean 'cell'?"),
+        ("model: {architecture: rnn, num_head: 4}", "unknown key 'model.num_head'"),
+        (
+            "model: {architecture: rnn, num_heads: 4}",
+            "unknown key 'model.num_heads'; only architecture transformer has it",
+        ),
+        ("model: {cell: gru}", "unknown key 'model.cell'; only architecture rnn has it"),
+        ("model: {encoder: {}}", "unknown key 'model.encoder'; only architecture mixed has it"),
+        (
+            "model: {architecture: mixed, d_model: 64}",
+            "unknown key 'model.d_model'; did you mean 'model.encoder.d_model' or 'model.decoder.d_model'?",
+        ),
+        (
+            "model: {architecture: mixed, decoder: {num_heads: 4}}",
+            "unknown key 'model.decoder.num_heads'; only architecture transformer has it",
+        ),
+        (
+            "model: {architecture: mixed, decoder: {d_modle: 4}}",
+            "unknown key 'model.decoder.d_modle'; did you mean 'd_model'?",
+        ),
+        (
+            "model: {encoder.d_model: 4}",
+            "unknown key 'model.encoder.d_model'; write 'd_model' on a line of its own below 'encoder:'",
+        ),
+        (
+            "model: {architecture: rnn, input_feeding: true, attention: none}",
+            "model: input_feeding true wants an attention: additive, dot or general",
+        ),
+        (
+            "model: {architecture: rnn, d_model: 15}",
+            "model: d_model 15 is odd; it must be even where bidirectional is true",
+        ),
+        (
+            "model: {architecture: mixed, encoder: {d_model: 64}}",
+            "model: tie_embeddings all wants encoder.d_model and decoder.d_model alike, found 64 and 512",
+        ),
+        (
+            "model: {architecture: mixed, encoder: {scale_embeddings: false}}",
+            "model: tie_embeddings all wants encoder.scale_embeddings and decoder.scale_embeddings alike, "
+            "found false and true",
+        ),
+        (
+            "model: {architecture: mixed, encoder: {positions: learned, max_positions: 256}}",
+            "model.encoder.max_positions 256 must be more than data.max_length 256",
+        ),
+    ],
+)
+def test_faults_in_a_section_of_several_kinds_are_told_as_elsewhere(text: str, line: str, tmp_path: Path) -> None:
+    assert faults(text, folder=tmp_path) == [f"x.yaml:1: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model.cel=gru", RNN], "model.cel=gru: unknown key 'model.cel'; did you mean 'cell'?"),
+        (["model.cell=gru"], "model.cell=gru: unknown key 'model.cell'; only architecture rnn has it"),
+        (["model.architecture=cnn"], f"model.architecture=cnn: found cnn, wants one of {KINDS}"),
+        (
+            [MIXED, "model.num_head=3"],
+            "model.num_head=3: unknown key 'model.num_head'; did you mean 'model.encoder.num_heads'?",
+        ),
+        ([MIXED, "model.decoder.cell=x"], "model.decoder.cell=x: found x, wants one of lstm, gru, tanh"),
+    ],
+)
+def test_faulty_overrides_of_a_section_of_several_kinds_are_told(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, overrides)
+    assert str(error.value) == line
+
+
+def test_settings_of_another_architecture_in_the_file_are_told_where_they_stand(tmp_path: Path) -> None:
+    text = "model:\n  d_model: 64\n  num_heads: 4\n  encoder_layers: 1\n  d_ff: 9\n"
+    assert faults(text, RNN, folder=tmp_path) == [
+        "x.yaml:3: unknown key 'model.num_heads'; only architecture transformer has it",
+        "x.yaml:5: unknown key 'model.d_ff'; only architecture transformer has it",
+    ]
+
+
+KINDS_OF_MODEL = [
+    RecurrentConfig(cell="gru", attention="none", context="every_step"),
+    MixedConfig(decoder=RecurrentConfig(bidirectional=False)),
+    MixedConfig(encoder=RecurrentConfig(), decoder=TransformerConfig(num_heads=4), tie_embeddings="none"),
+    MixedConfig(encoder=RecurrentConfig(cell="tanh"), decoder=RecurrentConfig()),
+]
+
+
+@pytest.mark.parametrize("model", KINDS_OF_MODEL)
+def test_every_kind_of_model_is_printed_whole_and_loads_back(model: Section) -> None:
+    config = Config(model=model)
+    text = config_text(config)
+    assert config_from_text(text, "printed") == config
+    assert text.count(f"# Kind of model. One of {KINDS}. Default: transformer.\n  architecture: ") == 1
+    for names in setting_names(config.model_dump(mode="json")):
+        schema = setting_schema(names, config.model_dump(mode="json"))
+        assert schema is not None
+        assert wanted(schema)
+
+
+def test_the_json_schema_lets_the_architecture_be_left_out() -> None:
+    # With oneOf a section that fits several kinds would fit none.
+    text = json.dumps(config_schema())
+    assert '"oneOf"' not in text
+    model: Any = config_schema()["properties"]["model"]  # type: ignore[index]
+    assert [kind["$ref"].split("/")[-1] for kind in model["anyOf"]] == [
+        "TransformerConfig",
+        "RecurrentConfig",
+        "MixedConfig",
+    ]
 
 
 def test_settings_are_never_edited() -> None:

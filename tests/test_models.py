@@ -1,16 +1,20 @@
 """Laws of every model: token by token is teacher forcing; padding and packing change nothing."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mtkit.batch import Rows
-from mtkit.config.settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.settings import AnyModelConfig, MixedConfig, RecurrentConfig, Section, TransformerConfig
 from mtkit.models.attention import CrossAttention, _attend_in_parts
-from mtkit.models.interface import TranslationModel, next_rows
-from mtkit.models.registry import empty_model, new_model
+from mtkit.models.interface import Memory, TranslationModel, next_rows
+from mtkit.models.recurrent import CELLS, RecurrentLayer
+from mtkit.models.registry import ARCHITECTURES, empty_model, new_model
+from mtkit.models.source_attention import SCORES
+from mtkit.models.transformer import ACTIVATIONS
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 VOCAB = 23
@@ -141,6 +145,17 @@ def packed(rows: list[torch.Tensor], length: int) -> Rows:
         ids[0, here], segments[0, here], positions[0, here] = row, s + 1, torch.arange(len(row))
         start += len(row)
     return Rows(ids, segments, positions, packed=True)
+
+
+def test_every_architecture_and_every_choice_on_offer_exists():
+    def offered(section: type[Section], setting: str) -> set[str]:
+        return set(get_args(section.model_fields[setting].annotation))
+
+    kinds = get_args(AnyModelConfig)
+    assert set().union(*(offered(kind, "architecture") for kind in kinds)) == set(ARCHITECTURES)
+    assert offered(RecurrentConfig, "cell") == set(CELLS)
+    assert offered(RecurrentConfig, "attention") == {"none", *SCORES}
+    assert offered(TransformerConfig, "activation") == set(ACTIVATIONS)
 
 
 def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
@@ -305,6 +320,145 @@ def test_the_sizes_are_those_of_the_paper():
         + 6 * (8 * 512 * 513 + 2 * 512 * 2048 + 2560 + 3072)
         + 2048
     )
+
+
+def test_the_sizes_of_a_recurrent_model_are_those_of_its_parts():
+    width, two = 512, 2
+    lstm = 4 * (2 * width * width + 2 * width)
+    one_way = 4 * (width // 2 * (width + width // 2) + 2 * width // 2)
+    bridge = 2 * width * 2 * width + 2 * width
+    model = empty_model(RecurrentConfig(), 8000, 8000)
+    attention, join = width * width, 2 * width * width + width
+    assert model.num_parameters == 8000 * width + two * (two * one_way + lstm + bridge) + attention + join
+
+
+def plain_lstm(layer: torch.nn.LSTM, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+    """Hochreiter & Schmidhuber (1997), with forget gates, token by token; of each token (h, c)."""
+    found = []
+    for token in x:
+        gates = layer.weight_ih_l0 @ token + layer.bias_ih_l0 + layer.weight_hh_l0 @ h + layer.bias_hh_l0
+        enter, forget, new, leave = gates.chunk(4)
+        c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
+        h = leave.sigmoid() * c.tanh()
+        found.append(torch.cat([h, c]))
+    return found
+
+
+def test_a_model_without_attention_is_the_formulas_of_sutskever_et_al():
+    config = RecurrentConfig(**SMALL, attention="none", bidirectional=False, reverse_source=True)
+    model = new_model(config, VOCAB, VOCAB, seed=1)
+    source, target = sentences(6, 4)
+    table = model.output.weight * 4
+    with torch.no_grad():
+        found = model(padded([source], extra=2), padded([target]))[0]
+        x, finals = table[source.flip(0)], []
+        for layer in model.encoder.layers:
+            states = plain_lstm(layer.cells, x, torch.zeros(16), torch.zeros(16))
+            finals.append(states[-1])
+            x = torch.stack(states)[:, :16]
+        x = table[target]
+        for layer, bridge, final in zip(model.decoder.layers, model.decoder.begin.layers, finals, strict=True):
+            h, c = (bridge.weight @ final + bridge.bias).chunk(2)
+            x = torch.stack(plain_lstm(layer.cells, x, h.tanh(), c))[:, :16]
+    torch.testing.assert_close(found, x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("score", ["dot", "general", "additive"])
+@pytest.mark.parametrize("feeding", BOTH_WAYS)
+def test_a_model_with_attention_is_the_formulas_of_its_papers(score, feeding):
+    config = RecurrentConfig(
+        **SMALL, cell="tanh", attention=score, input_feeding=feeding, encoder_layers=1, decoder_layers=1
+    )
+    model = new_model(config, VOCAB, VOCAB, seed=1)
+    source, target = padded(sentences(6, 4)), sentences(5)[0]
+    with torch.no_grad():
+        found = model(source, padded([target, target]))[1]
+        memory = model.encoder(source)
+        decoder, states = model.decoder, memory.states[1, :4]
+        h = (decoder.begin.layers[0](memory.finals[0][1])).tanh()
+        cells, fed = decoder.layers[0].cells, torch.zeros(16)
+        for step, token in enumerate(model.output.weight[target] * 4):
+            x = torch.cat([token, fed]) if feeding else token
+            h = (cells.weight_ih_l0 @ x + cells.bias_ih_l0 + cells.weight_hh_l0 @ h + cells.bias_hh_l0).tanh()
+            scores = {
+                "dot": lambda s, h: s @ h,
+                "general": lambda s, h: s @ decoder.score.key.weight.T @ h,
+                "additive": lambda s, h: (
+                    (decoder.score.key(s) + decoder.score.query(h)).tanh() @ decoder.score.score.weight[0]
+                ),
+            }[score](states, h)
+            fed = decoder.join(torch.cat([h, scores.softmax(0) @ states])).tanh()
+            torch.testing.assert_close(found[step], fed, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
+def test_fresh_cells_are_orthogonal_and_begin_by_remembering(cell):
+    model = new_model(RecurrentConfig(**SMALL, cell=cell), VOCAB, VOCAB, seed=1)
+    for layer in (module for module in model.modules() if isinstance(module, RecurrentLayer)):
+        width = layer.cells.hidden_size
+        for name, parameter in layer.cells.named_parameters():
+            gates = parameter.detach().split(width)
+            if name.startswith("weight_hh"):
+                for gate in gates:
+                    torch.testing.assert_close(gate @ gate.T, torch.eye(width), atol=1e-5, rtol=0)
+            elif name.startswith("bias"):
+                ones = [1] if cell == "lstm" and name.startswith("bias_ih") else []
+                assert [float(gate.mean()) for gate in gates] == [float(i in ones) for i in range(len(gates))]
+
+
+@pytest.mark.parametrize("up", [1, 2, 3])
+def test_the_last_state_of_each_encoder_layer_reaches_the_decoder_layer_of_its_height(up):
+    config = RecurrentConfig(**SMALL, encoder_layers=up, attention="none")
+    model = new_model(config, VOCAB, VOCAB, seed=1)
+    memory = model.encoder(padded(sentences(5)))
+    finals = [final.detach().requires_grad_() for final in memory.finals]
+    state = model.decoder.start(Memory(memory.states, finals), padded(sentences(5)))
+    for height, layer in enumerate(state.layers):
+        reached = torch.autograd.grad(layer.sum(), finals, allow_unused=True)
+        assert [gradient is not None for gradient in reached] == [
+            number == (height if up == 2 else up - 1) for number in range(up)
+        ]
+
+
+def test_nothing_follows_the_padding_of_a_recurrent_model():
+    model = new_model(LSTM, VOCAB, VOCAB, seed=1)
+    source, target = padded(sentences(5, 9)), padded(sentences(7, 3))
+    _, state = model.decode(target, model.encode(source))
+    with pytest.raises(AssertionError, match="nothing follows padding"):
+        model.decode(next_rows(target.ids[:, :1], state), state)
+
+
+@pytest.mark.parametrize("config", [*RECURRENT, *MIXED], ids=name_of)
+def test_features_under_autocast_are_close_to_those_in_full_precision(config):
+    model = new_model(config, VOCAB, VOCAB, seed=1)
+    source, target = padded(sentences(5, 9, 2)), padded(sentences(7, 3, 6, seed=1))
+    expected = model(source, target)[target.mask]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(source, target)[target.mask]
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
+    found.float().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("config", [RECURRENT[0], LSTM, MIXED[0], MIXED[1]], ids=name_of)
+def test_dropout_is_drawn_where_it_is_asked_for_and_only_in_training(config):
+    halves = {half: {"dropout": 0.5} for half in ("encoder", "decoder")}
+    changed = (
+        {half: getattr(config, half).model_copy(update=update) for half, update in halves.items()}
+        if isinstance(config, MixedConfig)
+        else {"dropout": 0.5}
+    )
+    model = new_model(config.model_copy(update=changed), VOCAB, VOCAB, seed=1)
+    source, target = padded(sentences(5, 9)), padded(sentences(7, 7))
+
+    def features(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model(source, target)
+
+    assert torch.equal(features(1), features(1))
+    assert not torch.equal(features(1), features(2))
+    model.eval()
+    assert torch.equal(features(1), features(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,7 +15,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mtkit.config.settings import Config
-from mtkit.config.show import Schema, setting_names, setting_schema, takes_text, wanted
+from mtkit.config.show import (
+    Schema,
+    is_setting,
+    kinds_with,
+    setting_names,
+    setting_schema,
+    takes_text,
+    wanted,
+    without_kinds,
+)
 from mtkit.config.yaml_text import Keys, read_yaml, write_yaml
 from mtkit.errors import ConfigError
 
@@ -59,11 +68,20 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
         raise ConfigError(f"{places[()]}: found {_shown(data)}, wants keys and values")
 
     refused: list[str] = []
+    unknown: list[tuple[str, Keys]] = []
     for override in overrides:
         try:
-            data, places = _put(data, places, override)
+            place, keys, value = _read_override(override)
         except ConfigError as error:
             refused.append(str(error))
+            continue
+        if wrong := next((keys[:end] for end in range(1, len(keys) + 1) if not is_setting(keys[:end])), None):
+            unknown.append((place, wrong))
+            continue
+        data = _with(data, keys, value)
+        places = {at: said for at, said in places.items() if at[: len(keys)] != keys} | {keys: place}
+    # Told last, when it is known which kind of model the others ask for.
+    refused += [f"{place}: {_unknown_key(keys, data)}" for place, keys in unknown]
 
     faults = list(_faults_of_text(data, (), places))
     if not faults:
@@ -92,18 +110,13 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}:{line}: found byte 0x{error.object[error.start]:02x}, wants UTF-8") from None
 
 
-def _put(data: dict[str, Any], places: Places, override: str) -> tuple[dict[str, Any], Places]:
-    """The data and places with one `key=value` of the command line put over them."""
+def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
+    """What a message calls one `key=value` of the command line, its keys and its value."""
     name, equals, text = override.partition("=")
     place = _short(override)
     if not equals or not name:
         raise ConfigError(f"{place}: wants key=value, such as training.max_steps=1000")
-    keys = tuple(name.split("."))
-    if unknown := next((keys[:end] for end in range(1, len(keys) + 1) if setting_schema(keys[:end]) is None), None):
-        raise ConfigError(f"{place}: {_unknown_key(unknown)}")
-    value = read_yaml(text, place).data
-    kept = {at: said for at, said in places.items() if at[: len(keys)] != keys}
-    return _with(data, keys, value), {**kept, keys: place}
+    return place, tuple(name.split(".")), read_yaml(text, place).data
 
 
 def _with(data: Any, keys: tuple[str, ...], value: Any) -> Any:
@@ -116,17 +129,17 @@ def _with(data: Any, keys: tuple[str, ...], value: Any) -> Any:
 
 def _validated(data: dict[str, Any]) -> Config:
     # Strict about types, but in JSON mode, where text is a Path and a list a tuple.
-    return Config.model_validate_json(json.dumps(_without_nulls(data)), strict=True)
+    return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True)
 
 
-def _without_nulls(data: Any, keys: Keys = ()) -> Any:
-    """A section, list or table whose lines are all commented out is empty, not null."""
-    if data is None and (schema := setting_schema(keys)):
+def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
+    """A section, list or table whose lines are all commented out is empty, not null; data is the settings' at keys."""
+    if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
     if isinstance(data, dict):
-        return {key: _without_nulls(value, (*keys, key)) for key, value in data.items()}
+        return {key: _without_nulls(value, (*keys, key), settings) for key, value in data.items()}
     if isinstance(data, list):
-        return [_without_nulls(item, (*keys, i)) for i, item in enumerate(data)]
+        return [_without_nulls(item, (*keys, i), settings) for i, item in enumerate(data)]
     return data
 
 
@@ -148,20 +161,22 @@ def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
 
 def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
     """What pydantic found wrong, in mtkit's words."""
-    keys: Keys = problem["loc"]
+    keys = without_kinds(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return _Fault(_place(keys, places), (), _unknown_key(keys))
+            return _Fault(_place(keys, places), (), _unknown_key(keys, data))
         case "value_error":  # settings that do not fit each other
             message = str(problem["ctx"]["error"])
             return _Fault(_place_of_named(message, keys, places), keys, message)
         case "json_invalid":  # text is checked already, so only the parser's limit of depth is left
             return _Fault(_place(keys, places), (), "lists or sections are nested too deeply")
+        case "union_tag_invalid":
+            keys = (*keys, "architecture")
         case "missing" if not isinstance(keys[-1], int):
-            return _Fault(_place(keys, places), keys, f"missing; wants {wanted(_schema(keys))}")
+            return _Fault(_place(keys, places), keys, f"missing; wants {wanted(_schema(keys, data))}")
         case "missing":  # the list is too short
             keys = keys[:-1]
-    return _Fault(_place(keys, places), keys, _wrong_value(_value(data, keys), _schema(keys)))
+    return _Fault(_place(keys, places), keys, _wrong_value(_value(data, keys), _schema(keys, data)))
 
 
 def _wrong_value(value: Any, schema: Schema) -> str:
@@ -171,23 +186,26 @@ def _wrong_value(value: Any, schema: Schema) -> str:
     return f"found {_shown(value)}, wants {wanted(schema)}"
 
 
-def _unknown_key(keys: Keys) -> str:
+def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     """The message for keys, whose last is the one that is unknown."""
     section, key = keys[:-1], str(keys[-1])
     message = f"unknown key '{_dotted(keys)}'"
-    here = _schema(section).get("properties")
+    here = _schema(section, data).get("properties")
     if here is None:
-        return f"{message}; '{_dotted(section)}' takes {wanted(_schema(section))}"
+        return f"{message}; '{_dotted(section)}' takes {wanted(_schema(section, data))}"
     around, dot, inner = key.rpartition(".")
-    if dot and setting_schema((*section, *key.split("."))):
+    if dot and is_setting((*section, *key.split("."))):
         return f"{message}; write '{inner}' on a line of its own below '{around}:'"
-    meant = " or ".join(_nearest_names(key, list(here)))
+    names = setting_names(data)
+    below = any(name[-1] == key and name[: len(section)] == section for name in names)
+    if not below and (kinds := kinds_with(keys)):
+        return f"{message}; only architecture {' and '.join(kinds)} has it"
+    meant = " or ".join(_nearest_names(key, list(here), names))
     return f"{message}; did you mean {meant}?" if meant else message
 
 
-def _nearest_names(key: str, here: list[str]) -> list[str]:
+def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
     """The same key in other sections, else the nearest here, else the nearest anywhere, if any is near."""
-    names = setting_names()
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
         return [f"'{near[0]}'"]
@@ -213,8 +231,8 @@ def _place_of_named(message: str, section: Keys, places: Places) -> str:
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
 
 
-def _schema(keys: Keys) -> Schema:
-    schema = setting_schema(keys)
+def _schema(keys: Keys, data: dict[str, Any]) -> Schema:
+    schema = setting_schema(keys, data)
     assert schema is not None
     return schema
 

@@ -240,7 +240,7 @@ DecoderConfig = Annotated[
 
 
 class MixedConfig(Section):
-    """The encoder of one architecture and the decoder of another (Chen et al. 2018)."""
+    """The encoder of one model and the decoder of another (Chen et al. 2018); the rest of both sections is not used."""
 
     architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")
     encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")

@@ -3,6 +3,7 @@
 All of it is derived from the fields of `settings`.
 """
 
+import json
 import textwrap
 from functools import cache
 from typing import Any
@@ -32,20 +33,60 @@ def config_text(config: Config) -> str:
 
 def config_schema() -> dict[str, object]:
     """The JSON schema of a YAML file of settings."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_root()}
+    # A section that leaves its architecture out would be of several kinds at once, which oneOf forbids.
+    text = json.dumps(_root()).replace('"oneOf":', '"anyOf":')
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(text)}
 
 
-def setting_schema(keys: Keys) -> Schema | None:
-    """The JSON schema of the setting or section at keys; None where none can be."""
+def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
+    """The JSON schema of the setting or section at keys; None where none can be.
+
+    Where a section is of one of several kinds, the architecture in the data says which.
+    """
     schema: Schema | None = _root()
     for key in keys:
         schema = _child(schema, key) if schema else None
+        data = _item(data, key)
+        schema = _chosen(schema, data) if schema else None
     return schema
 
 
-def setting_names() -> list[tuple[str, ...]]:
-    """The keys of every section and of every setting in it; not what stands in lists and tables."""
-    return list(_names((), _root()))
+def is_setting(keys: Keys) -> bool:
+    """Whether there is such a setting or section, in whichever kind of the sections around it."""
+    schema: Schema | None = _root()
+    for key in keys:
+        schema = _child(schema, key) if schema else None
+    return schema is not None
+
+
+def kinds_with(keys: Keys) -> list[str]:
+    """The architectures of a section that is of one of several kinds whose settings have that key, the last of keys."""
+    schema: Schema | None = _root()
+    for key in keys[:-1]:
+        schema = _child(schema, key) if schema else None
+    return [name for name, kind in _kinds(schema or {}).items() if keys[-1] in kind["properties"]]
+
+
+def without_kinds(places: Keys) -> Keys:
+    """Keys as a file has them, of what pydantic says, which names the kind of a section after the section."""
+    keys: Keys = ()
+    schema: Schema | None = _root()
+    for key in places:
+        kinds = _kinds(schema or {})
+        if key in kinds:
+            schema = kinds[str(key)]
+        else:
+            keys = (*keys, key)
+            schema = _child(schema, key) if schema else None
+    return keys
+
+
+def setting_names(data: Any = None) -> list[tuple[str, ...]]:
+    """The keys of every section and of every setting in it; not what stands in lists and tables.
+
+    Where a section is of one of several kinds, the architecture in the data says which.
+    """
+    return list(_names((), _root(), data))
 
 
 def wanted(schema: Schema) -> str:
@@ -74,12 +115,40 @@ def _resolved(schema: Schema) -> Schema:
     """The schema that a reference stands for; a section is described by its class, not by the field that holds it."""
     if "$ref" not in schema:
         return schema
+    beside = {key: value for key, value in schema.items() if key != "$ref"}
     definition: Schema = _root()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-    return {**schema, **definition}
+    return {**beside, **definition}
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    return [_resolved(choice) for choice in schema.get("anyOf", [schema])]
+    choices: list[Schema] = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    return [_resolved(choice) for choice in choices]
+
+
+def _kinds(schema: Schema) -> dict[str, Schema]:
+    """What a section may be, by architecture; nothing where there is no choice."""
+    kinds = map(_resolved, schema.get("oneOf", []))
+    return {kind["properties"]["architecture"]["const"]: kind for kind in kinds}
+
+
+def _chosen(schema: Schema, data: Any) -> Schema:
+    """The kind of section that the data is, the first where it does not say; its architecture tells the others too."""
+    kinds = _kinds(schema)
+    if not kinds:
+        return schema
+    names = list(kinds)
+    found = data.get("architecture") if isinstance(data, dict) else None
+    kind = kinds[found if found in names else names[0]]
+    architecture = {**kind["properties"]["architecture"], "enum": names, "default": names[0]}
+    del architecture["const"]
+    return {**kind, "properties": {**kind["properties"], "architecture": architecture}}
+
+
+def _item(data: Any, key: str | int) -> Any:
+    """What the data has at key; None where it has nothing."""
+    if isinstance(data, dict):
+        return data.get(key)
+    return data[key] if isinstance(data, list) and isinstance(key, int) and key < len(data) else None
 
 
 def _child(schema: Schema, key: str | int) -> Schema | None:
@@ -94,10 +163,11 @@ def _child(schema: Schema, key: str | int) -> Schema | None:
     return None
 
 
-def _names(section: tuple[str, ...], schema: Schema) -> list[tuple[str, ...]]:
+def _names(section: tuple[str, ...], schema: Schema, data: Any) -> list[tuple[str, ...]]:
     names: list[tuple[str, ...]] = []
     for key, child in schema.get("properties", {}).items():
-        names += [(*section, key), *_names((*section, key), _resolved(child))]
+        inner = _item(data, key)
+        names += [(*section, key), *_names((*section, key), _chosen(_resolved(child), inner), inner)]
     return names
 
 
@@ -142,6 +212,7 @@ def _section_lines(data: dict[str, Any], schema: Schema, indent: str = "") -> li
     for key, value in data.items():
         child = _child(schema, key)
         assert child is not None
+        child = _chosen(child, value)
         if "properties" in child:
             inner = _section_lines(value, child, indent + "  ")
             lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]

@@ -1,6 +1,7 @@
 """The model card: what a stranger should know of a bundle, as its README.md."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mtkit.formats.bundle import Bundle
 
@@ -10,7 +11,7 @@ def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> 
     config, about = bundle.config, bundle.description
     training = about["training"]
     data = training["data"]
-    model = ", ".join(f"{key} {value}" for key, value in config.model.model_dump(mode="json").items())
+    model = ", ".join(f"{key} {value}" for key, value in _settings(config.model.model_dump(mode="json")))
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
     files = "\n".join(f"- {entry['name']}: {entry['fingerprint']}" for entry in data["files"])
     rows = "\n".join(
@@ -49,6 +50,15 @@ Left out: {drops}.
 
 where MODEL is this directory; or in Python, `mtkit.load(MODEL).translate(lines)`.
 """
+
+
+def _settings(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those of a section inside as encoder.d_model."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{around}{key}.")
+        else:
+            yield f"{around}{key}", value
 
 
 def _cell(text: str) -> str:
