@@ -20,6 +20,7 @@ class Rows:
     segments: Tensor  # (R, L) int64: 1, 2, … number the sentences of a row; 0 is padding
     positions: Tensor  # (R, L) int64: the place in the sentence, from 0; 0 where padded
     packed: bool = False  # whether any row holds more than one sentence
+    cut: Tensor | None = None  # (R, L) bool: tokens whose embedding is zero; None is none
 
     @property
     def mask(self) -> Tensor:
@@ -33,6 +34,7 @@ class Rows:
             ids=self.ids.to(device, non_blocking=True),
             segments=self.segments.to(device, non_blocking=True),
             positions=self.positions.to(device, non_blocking=True),
+            cut=None if self.cut is None else self.cut.to(device, non_blocking=True),
         )
 
 

@@ -30,6 +30,7 @@ from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model
+from mtkit.objective import OBJECTIVES
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import (
     Progress,
@@ -45,7 +46,6 @@ from mtkit.training.checkpoint import (
     save_checkpoint,
 )
 from mtkit.training.log import Log, Update, Window
-from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.schedule import learning_rate
 from mtkit.training.stop import Stop, stopping_by_signal
@@ -269,24 +269,20 @@ class Trainer:
             group["lr"] = rate
 
         tokens = sum(batch.target_tokens for batch in batches)
-        loss = torch.zeros((), device=self.device)
-        likelihood = torch.zeros((), device=self.device)
+        sums = []
         for number, batch in enumerate(batches):
             batch = batch.to(self.device)
             # No random state is kept: chance is a function of where training is.
             torch.manual_seed(chance_seed(settings.seed, progress.step, number))
             with mixed_precision(self.device, progress.precision):
-                features = self.model(batch.source, batch.target)
-                batch_loss, batch_nll = label_smoothed_cross_entropy(
-                    features, self.model.output, batch.labels, settings.label_smoothing
-                )
-            (batch_loss / tokens).backward()  # type: ignore[no-untyped-call]
-            loss += batch_loss.detach()
-            likelihood += batch_nll
+                loss = OBJECTIVES[settings.consistency](self.model, batch, settings)
+            (loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            sums.append(loss.sums)
 
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        update = Update(float(loss), float(likelihood), tokens, norm, rate, _padding(batches))
+        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
+        update = Update(smoothed, likelihood, tokens, norm, rate, _padding(batches), *consistency)
         if update.is_finite:
             self.state.optimizer.step()
             progress.skipped_in_row = 0

@@ -142,6 +142,10 @@ LINES_OF_VALUES = [
         "tokenizer: {character_coverage: 2}",
         "tokenizer.character_coverage: found 2, wants a number, more than 0.9, at most 1",
     ),
+    (
+        "training: {consistency: both}",
+        "training.consistency: found both, wants one of none, rdrop, simcut",
+    ),
     ("training: {schedule: off}", "training.schedule: found false, wants one of noam, inverse_sqrt, constant"),
     ("training: {schedule: cosine}", "training.schedule: found cosine, wants one of noam, inverse_sqrt, constant"),
     ("tokenizer: {type: word}", "tokenizer.type: found word, wants only bpe"),
@@ -303,10 +307,23 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
             "model:\n  positions: learned\n  max_positions: 256\n",
             "x.yaml:3: model.max_positions 256 must be more than data.max_length 256",
         ),
+        (
+            "training:\n  consistency_weight: 3\n",
+            "x.yaml:2: training: consistency_weight 3 wants consistency rdrop or simcut, not none",
+        ),
+        (
+            "model:\n  dropout: 0.0\ntraining:\n  consistency: rdrop\n",
+            "x.yaml:4: training.consistency rdrop wants model.dropout above 0; two equal passes always agree",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told_where_one_of_them_was_said(text: str, line: str, tmp_path: Path) -> None:
     assert faults(text, folder=tmp_path) == [line]
+
+
+def test_any_kind_of_dropout_will_do_for_rdrop() -> None:
+    text = "model: {dropout: 0.0, attention_dropout: 0.1}\ntraining: {consistency: rdrop}"
+    assert config_from_text(text, "x.yaml").training.consistency == "rdrop"
 
 
 def test_of_settings_that_do_not_fit_the_last_said_is_told(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from mtkit.batch import Rows
 from mtkit.config.settings import AnyModelConfig, MixedConfig, RecurrentConfig, Section, TransformerConfig
 from mtkit.models.attention import CrossAttention, _attend_in_parts
+from mtkit.models.feed_forward import ACTIVATIONS, GATES
 from mtkit.models.interface import Memory, TranslationModel, next_rows
 from mtkit.models.recurrent import CELLS, RecurrentLayer
 from mtkit.models.registry import ARCHITECTURES, empty_model, new_model
 from mtkit.models.source_attention import SCORES
-from mtkit.models.transformer import ACTIVATIONS
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 VOCAB = 23
@@ -155,7 +155,7 @@ def test_every_architecture_and_every_choice_on_offer_exists():
     assert set().union(*(offered(kind, "architecture") for kind in kinds)) == set(ARCHITECTURES)
     assert offered(RecurrentConfig, "cell") == set(CELLS)
     assert offered(RecurrentConfig, "attention") == {"none", *SCORES}
-    assert offered(TransformerConfig, "activation") == set(ACTIVATIONS)
+    assert offered(TransformerConfig, "activation") == {*ACTIVATIONS, *GATES}
 
 
 def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):

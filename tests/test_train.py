@@ -27,6 +27,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.formats.bundle import open_bundle
 from mtkit.models.interface import TranslationModel
+from mtkit.objective import OBJECTIVES
 from mtkit.pipeline import run_binarize
 from mtkit.prepare import read_validation
 from mtkit.symbols import START_TOKENS
@@ -381,6 +382,18 @@ def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_con
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
 
 
+@pytest.mark.parametrize("consistency", ["rdrop", "simcut"])
+def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, consistency):
+    options = {"consistency": consistency, "max_steps": 12}
+    wanted = outcome(trained(make("uninterrupted", **options)))
+    config = make(**options)
+    for step in (3, 6, 10):
+        with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
+            trained(config)
+    assert outcome(trained(config)) == wanted
+    assert all(line["consistency"] > 0 for line in events(config.run_path, "train"))
+
+
 # Law: accumulated small batches are one large one.
 
 
@@ -412,6 +425,38 @@ def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, de
     )
     assert norm > 0.1
     assert distance < 1e-5 * norm
+
+
+@pytest.mark.parametrize("consistency", ["none", "rdrop", "simcut"])
+def test_the_gradient_of_an_update_is_the_sum_of_its_batches_divided_by_all_their_tokens(make, consistency):
+    config = make(batch_tokens=40, accumulate=3, consistency=consistency)
+    trainer = trainer_of(config)
+    trainer.log.close()
+    stream = micro_batches(trainer.corpus, config.training, 0)
+    batches = [batch for _, batch in islice(stream, 3)]
+    assert len({batch.target_tokens for batch in batches}) > 1
+    parameters = dict(trainer.model.named_parameters())
+    total = torch.zeros(())
+    sums = []
+    trainer.model.train()
+    for number, batch in enumerate(batches):
+        torch.manual_seed(chance_seed(config.training.seed, 1, number))
+        loss = OBJECTIVES[consistency](trainer.model, batch, config.training)
+        total = total + loss.total
+        sums.append(loss.sums)
+    tokens = sum(batch.target_tokens for batch in batches)
+    wanted = torch.autograd.grad(total / tokens, list(parameters.values()))
+    found = {}
+    trainer.state.optimizer.register_step_pre_hook(
+        lambda *_: found.update({name: parameter.grad.clone() for name, parameter in parameters.items()})
+    )
+    trainer._update((0, batch) for batch in batches)
+    for name, gradient in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+    record = trainer.state.progress.window.record(1.0)
+    names = ["loss", "nll", "consistency"][: len(sums[0])]
+    assert [record[name] for name in names] == [round(value / tokens, 5) for value in sum(sums).tolist()]
+    assert ("consistency" in record) == (consistency != "none")
 
 
 # What must not change, and what may.

@@ -1,6 +1,6 @@
 """Every setting: name, type, default, limits and meaning, one line each. Nothing else repeats them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -308,6 +308,15 @@ class TrainingConfig(Section):
         None, gt=0, description="The peak, whatever the schedule; null: noam with the paper's factor of 1."
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability spread evenly over the vocabulary.")
+    consistency: Literal["none", "rdrop", "simcut"] = Field(
+        "none",
+        description="A second pass, under other dropout or with tokens cut, must agree; it takes as long "
+        "again, and as much memory again as batch_tokens bounds.",
+    )
+    consistency_weight: float | None = Field(
+        None, gt=0, description="The papers' alpha; null: theirs, 5 for rdrop and 3 for simcut."
+    )
+    cutoff: float = Field(0.05, gt=0, lt=1, description="Share of the embeddings that simcut sets to zero.")
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of an update's gradient; null: any.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is fast at it.")
     validate_every: int = Field(1000, ge=1, description="Updates between validations.")
@@ -332,6 +341,10 @@ class TrainingConfig(Section):
             raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
+        if self.consistency_weight is not None and self.consistency == "none":
+            raise ValueError(
+                f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
+            )
         return self
 
 
@@ -346,6 +359,15 @@ class DecodingConfig(Section):
     max_length_ratio: float = Field(2.0, gt=0, description="Most target tokens for each source token …")
     max_length_extra: int = Field(20, ge=0, description="… and so many more.")
     batch_tokens: int = Field(16384, ge=1, description="Most sentences x longest source x beam of a batch.")
+
+
+def _dropouts(model: Section) -> Iterator[float]:
+    """Every rate of dropout of a model, those of its halves too."""
+    for name, value in model:
+        if isinstance(value, Section):
+            yield from _dropouts(value)
+        elif name.endswith("dropout"):
+            yield value
 
 
 class Config(Section):
@@ -374,6 +396,8 @@ class Config(Section):
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
                 raise ValueError(f"model.{name} {limit} must be more than data.max_length {self.data.max_length}")
+        if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
+            raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
         return self
 
     @property

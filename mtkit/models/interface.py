@@ -45,9 +45,10 @@ class Embedding(nn.Module):
         """Normal with variance 1/d_model, so that scaled embeddings and tied logits both begin near unit variance."""
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(R, L) ids to (R, L, D)."""
-        return F.embedding(ids, self.weight) * self.scale
+    def forward(self, rows: Rows) -> Tensor:
+        """(R, L, D); zero where a token is cut."""
+        x = F.embedding(rows.ids, self.weight) * self.scale
+        return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
 
 class Output(nn.Module):

@@ -88,11 +88,11 @@ class RecurrentEncoder(nn.Module):
     def forward(self, source: Rows) -> Memory:
         """States (R, S, D) in the order of the source, and of each layer the last, (R, G * D)."""
         assert not source.packed, "a recurrent encoder reads one sentence a row"
-        ids, lengths = source.ids, source.mask.sum(1)
+        x, lengths = self.embedding(source), source.mask.sum(1)
         last_first = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
         if self.reverse_source:
-            ids = ids.gather(1, last_first)
-        x, finals = self.embedding(ids), []
+            x = x.gather(1, last_first[:, :, None].expand_as(x))
+        finals = []
         lengths = lengths.cpu()
         for layer in self.layers:
             x, final = layer.read(dropout(x, self.dropout, self.training), lengths)  # type: ignore[operator]
@@ -226,7 +226,7 @@ class RecurrentDecoder(nn.Module):
         state.advance(target)
         state.attention = []
         rows = len(target.ids)
-        x = dropout(self.embedding(target.ids), self.dropout, self.training)  # (R, T, D)
+        x = dropout(self.embedding(target), self.dropout, self.training)  # (R, T, D)
         if state.context is not None:
             x = torch.cat([x, state.context.to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
         if state.num_hypotheses > 1:

@@ -70,7 +70,7 @@ class EmbeddedRows(nn.Module):
 
     def forward(self, rows: Rows, longest: int) -> Tensor:
         """(R, L, D); no position reaches longest."""
-        x = self.embedding(rows.ids)
+        x = self.embedding(rows)
         if self.positions is not None:
             x = x + self.positions(rows.positions, longest).to(x.dtype)
         return dropout(self.norm(x), self.dropout, self.training)

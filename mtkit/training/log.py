@@ -18,6 +18,7 @@ class Update:
     norm: float  # of the gradient, before clipping
     rate: float
     padding: float  # share of places without a token
+    consistency: float | None = None  # divergence of two passes, a sum as above
 
     @property
     def is_finite(self) -> bool:
@@ -37,6 +38,7 @@ class Window:
     padding: float = 0.0
     rate: float = 0.0  # of the last one
     since: float = 0.0  # seconds of training when it began
+    consistency: float | None = None
 
     def add(self, update: Update) -> None:
         """One more."""
@@ -47,12 +49,16 @@ class Window:
         self.norm += update.norm
         self.padding += update.padding
         self.rate = update.rate
+        if update.consistency is not None:
+            self.consistency = (self.consistency or 0.0) + update.consistency
 
     def record(self, seconds: float) -> dict[str, float]:
         """Means of what was added, which is not nothing, after so many seconds of training; losses in nats a token."""
+        agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
             "loss": round(self.loss / self.tokens, 5),
             "nll": round(self.likelihood / self.tokens, 5),
+            **agreement,
             "lr": self.rate,
             "gradient_norm": round(self.norm / self.updates, 5),
             "tokens_per_second": round(self.tokens / max(seconds - self.since, 1e-9), 1),

@@ -1,8 +1,9 @@
-"""Label-smoothed cross-entropy whose (tokens x vocabulary) logits never exist all at once.
+"""Label-smoothed cross-entropy, of one pass or two, whose (tokens x vocabulary) logits never exist all at once.
 
 N tokens, C tokens of a chunk, D model width, V vocabulary size.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -95,6 +96,109 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         return by_features * by_loss, by_weight * by_loss, by_bias, None, None, None
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How the terms of a loss over two passes, p and q, add up."""
+
+    likelihood: tuple[float, float]  # of the smoothed losses of p and of q
+    divergence: tuple[float, float]  # of KL(p || q) and of KL(q || p), whose sum is the consistency
+    weight: float  # of the consistency beside the loss
+
+
+class _ConsistentCrossEntropy(torch.autograd.Function):
+    """The same of two passes at once, and how far they differ.
+
+    Where p = softmax(z), the gradient of KL(p || q) by z is p (log(p / q) - KL(p || q)), and that of KL(q || p) is
+    p - q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        smoothing: float,
+        shares: Shares,
+        gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dtype = features.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+        mean_row = weight.to(exact).mean(0)  # (D,)
+        by_features = torch.empty_like(features, dtype=exact) if gradient else None
+        by_weight = torch.zeros_like(weight, dtype=exact) if gradient else None
+        by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and gradient else None
+        likelihood, sum_lse, divergence = features.new_zeros(3, 2, dtype=exact)  # each for both passes
+
+        chunk = max(1, CHUNK_ELEMENTS // (2 * len(weight))) if features.device.type == "cpu" else 1 << 12
+        for start in range(0, len(labels), chunk):
+            h = features[:, start : start + chunk]  # (2, C, D)
+            y = labels[start : start + chunk, None].expand(2, -1, 1)  # (2, C, 1)
+            logits = F.linear(h.flatten(0, 1), table, added).view(2, -1, len(weight))  # (2, C, V)
+            log_probs = F.log_softmax(logits, -1, dtype=exact)
+            y_log_probs = log_probs.gather(2, y)
+            likelihood += y_log_probs.sum((1, 2))
+            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
+            log_ratio = log_probs[0] - log_probs[1]
+            probs = log_probs.exp_()
+            divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])  # (2, C)
+            divergence += divergences.sum(1)
+            if by_features is None or by_weight is None:
+                continue
+            by_logits = _by_logits(probs, log_ratio, divergences, shares)
+            for i in range(2):
+                by_logits[i].scatter_add_(
+                    1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * shares.likelihood[i])
+                )
+            if by_bias is not None:
+                by_bias += by_logits.sum((0, 1))
+            by_logits = by_logits.to(dtype).flatten(0, 1)
+            by_features[:, start : start + chunk] = (by_logits @ table).view(h.shape)
+            if dtype == exact:
+                by_weight.addmm_(by_logits.T, h.flatten(0, 1))
+            else:
+                by_weight += by_logits.T @ h.flatten(0, 1)
+
+        first, second = shares.likelihood
+        sums_h = features.to(exact).sum(1)  # (2, D)
+        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse
+        if bias is not None:
+            mean_log_probs += len(labels) * bias.to(exact).mean()
+        if by_features is not None and by_weight is not None:
+            by_features[0] -= smoothing * first * mean_row
+            by_features[1] -= smoothing * second * mean_row
+            by_weight -= smoothing / len(weight) * (first * sums_h[0] + second * sums_h[1])
+            if bias is not None and by_bias is not None:
+                by_bias = (by_bias - smoothing / len(weight) * (first + second) * len(labels)).to(bias.dtype)
+            ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
+        losses = (smoothing - 1) * likelihood - smoothing * mean_log_probs
+        loss = first * losses[0] + second * losses[1]
+        negative_log_likelihood = -(first * likelihood[0] + second * likelihood[1])
+        consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
+        ctx.mark_non_differentiable(loss, negative_log_likelihood, consistency)
+        return loss + shares.weight * consistency, loss, negative_log_likelihood, consistency
+
+    @staticmethod
+    def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        by_features, by_weight, by_bias = ctx.saved_tensors
+        by_bias = None if by_bias is None else by_bias * by_total
+        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
+
+
+def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
+    """(2, C, V) gradients of all but the terms of the labels; log_ratio, which is log(p / q), changes its sign."""
+    by_logits = torch.empty_like(probs)
+    for this, other in ((0, 1), (1, 0)):
+        # Of KL(this || other) and of KL(other || this).
+        ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
+        part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
+        part.mul_(ours).add_(shares.likelihood[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
+        log_ratio.neg_()
+    return by_logits
+
+
 def label_smoothed_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
@@ -105,10 +209,38 @@ def label_smoothed_cross_entropy(
     sum has a gradient; no gradient of a gradient.
     """
     real = labels != PAD
-    device = features.device.type
-    if torch.is_autocast_enabled(device):
-        features = features.to(torch.get_autocast_dtype(device))
     sums: tuple[Tensor, Tensor] = _SmoothedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        features[real], output.weight, output.bias, labels[real], smoothing, torch.is_grad_enabled()
+        _autocast(features)[real],
+        output.weight,
+        output.bias,
+        labels[real],
+        smoothing,
+        torch.is_grad_enabled(),
     )
     return sums
+
+
+def consistent_cross_entropy(
+    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over real tokens of loss + weight x consistency, of the loss, the likelihood's negative and the consistency.
+
+    features is (2, R, T, D), those of the passes p and q, and labels (R, T). Loss and likelihood are as above, those of
+    both passes in their shares. Only the first sum has a gradient, and it flows into both passes.
+    """
+    real = labels != PAD
+    sums: tuple[Tensor, Tensor, Tensor, Tensor] = _ConsistentCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        _autocast(features)[:, real],
+        output.weight,
+        output.bias,
+        labels[real],
+        smoothing,
+        shares,
+        torch.is_grad_enabled(),
+    )
+    return sums
+
+
+def _autocast(features: Tensor) -> Tensor:
+    device = features.device.type
+    return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
