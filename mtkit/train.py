@@ -417,10 +417,8 @@ class Trainer:
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
     """What the best checkpoint is best at; higher is better."""
-    value = measured[settings.select_by]
-    if not math.isfinite(value):
-        return float("-inf")
-    return -value if settings.select_by == "loss" else value
+    value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
+    return value if math.isfinite(value) else float("-inf")
 
 
 def chance_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -441,7 +439,10 @@ def _padding(batches: list[Batch]) -> float:
 
 
 def _measures(measured: dict[str, float]) -> str:
-    return f"loss {measured['loss']:.4f}, BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
+    return (
+        f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
+        f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
+    )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

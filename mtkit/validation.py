@@ -1,7 +1,8 @@
-"""How good a model is while it trains: its loss, and the scores of real translations."""
+"""How good a model is while it trains: its loss and likelihood, and the scores of real translations."""
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtkit.batch import Batch
 from mtkit.config.settings import Config
@@ -47,11 +48,15 @@ class Validation:
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 
     def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
-        """Loss in nats a token, BLEU and chrF of greedy translations, and those translations."""
+        """How good the model is, by name, and its greedy translations.
+
+        loss and nll are in nats a token, with and without label smoothing, as in training; perplexity is that of the
+        latter; BLEU and chrF are those of the translations.
+        """
         model.eval()
         try:
             batches = [padded_batch(source, target, model.start) for source, target in self.batches]
-            losses = [self._loss(model, batch, stop) for batch in batches]
+            sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
             count = sum(batch.target_tokens for batch in batches)
             translations = []
             for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
@@ -60,14 +65,18 @@ class Validation:
         finally:
             model.train()
         language = self.config.languages.target
-        measured = {"loss": sum(losses) / max(count, 1)}
+        loss, nll = sums / max(count, 1)
+        measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
         for metric in ("bleu", "chrf"):
             measured[metric] = validation_score(translations, self.references, metric, language)
         return measured, translations
 
     @torch.no_grad()
-    def _loss(self, model: TranslationModel, batch: Batch, stop: Stop) -> float:
+    def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
+        """(2,) fp64: the loss and the negative log-likelihood."""
         stop.check()
         batch = batch.to(model.device)
         features = model(batch.source, batch.target)
-        return float(label_smoothed_cross_entropy(features, model.output, batch.labels, 0.0)[1])
+        smoothing = self.config.training.label_smoothing
+        sums = label_smoothed_cross_entropy(features, model.output, batch.labels, smoothing)
+        return torch.stack(sums).cpu().double()

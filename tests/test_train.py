@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
@@ -695,13 +696,41 @@ def test_the_average_is_taken_if_it_validates_better_and_the_bundle_is_what_was_
     )
     run = trained(config)
     (average,) = events(run, "average")
-    best = min(event["loss"] for event in events(run, "validation"))
-    assert average["better"] == (average["loss"] < best) == taken
+    best = min(event["nll"] for event in events(run, "validation"))
+    assert average["better"] == (average["nll"] < best) == taken
     steps = open_bundle(run).description["training"]["averaged_steps"]
     assert steps == (average["steps"] if taken else average["steps"][-1:])
     found = measured(config, load(run, ["device=cpu"]).model)
-    wanted = average if taken else next(e for e in events(run, "validation") if e["loss"] == best)
+    wanted = average if taken else next(e for e in events(run, "validation") if e["nll"] == best)
     assert {key: wanted[key] for key in found} == found
+
+
+def test_validation_tells_the_loss_of_training_and_the_likelihood_apart(make):
+    config = make(max_steps=3, label_smoothing=0.3)
+    trainer = trainer_of(config)
+    trainer.log.close()
+    found, _ = trainer.validation.measure(trainer.model, trainer.tokenizer, Stop())
+    model, sums, tokens = trainer.model.eval(), np.zeros(2), 0
+    with torch.no_grad():
+        for batch in trainer.validation.batches:
+            logits, labels = model.output(model(batch.source, batch.target)), batch.labels
+            sums += [
+                float(
+                    cross_entropy(
+                        logits.flatten(0, 1), labels.flatten(), ignore_index=0, reduction="sum", label_smoothing=s
+                    )
+                )
+                for s in (0.3, 0.0)
+            ]
+            tokens += batch.target_tokens
+    assert [found["loss"], found["nll"]] == pytest.approx(list(sums / tokens), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(found["nll"]), rel=1e-12)
+    assert found["loss"] != pytest.approx(found["nll"], rel=1e-3)
+    settings = config.training.model_copy(update={"select_by": "loss"})
+    assert selection_score(found, settings) == -found["nll"]
+    run = trained(config)
+    (line,) = events(run, "validation")
+    assert {"loss", "nll", "perplexity", "bleu", "chrf"} <= line.keys()
 
 
 def test_what_training_logs_is_what_it_did(make, corpus_files):

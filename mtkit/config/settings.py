@@ -323,7 +323,9 @@ class TrainingConfig(Section):
     validation_sentences: int = Field(1000, ge=1, description="Most sentences that a validation translates.")
     save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")
-    select_by: Literal["bleu", "chrf", "loss"] = Field("bleu", description="What the best checkpoint is best at.")
+    select_by: Literal["bleu", "chrf", "loss"] = Field(
+        "bleu", description="What the best checkpoint is best at; loss is the likelihood's, without label smoothing."
+    )
     patience: int | None = Field(
         None, ge=1, description="Validations without a better one that end training; null: any."
     )
