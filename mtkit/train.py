@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model
 from mtkit.objective import OBJECTIVES
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.average import MovingAverage
 from mtkit.training.checkpoint import (
     Progress,
     TrainState,
@@ -41,8 +43,8 @@ from mtkit.training.checkpoint import (
     clear_leftovers,
     delete_old,
     load_checkpoint,
+    measured_weights,
     read_progress,
-    read_weights,
     save_checkpoint,
 )
 from mtkit.training.log import Log, Update, Window
@@ -113,7 +115,9 @@ class Trainer:
         self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.gains_by_bf16)
-        self.state = TrainState(self.model, optimizer, Progress(precision=precision))
+        decay = config.training.ema_decay
+        average = MovingAverage(self.model, decay) if decay else None
+        self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
         self._resume()
         self.log = Log(self.run_path / "log.jsonl", self.state.progress.log_bytes)
@@ -285,6 +289,8 @@ class Trainer:
         update = Update(smoothed, likelihood, tokens, norm, rate, _padding(batches), *consistency)
         if update.is_finite:
             self.state.optimizer.step()
+            if self.state.average is not None:
+                self.state.average.update(progress.step)
             progress.skipped_in_row = 0
             progress.window.add(update)
         else:
@@ -315,7 +321,8 @@ class Trainer:
     def _validate(self, stop: Stop) -> None:
         progress = self.state.progress
         begun = time.monotonic()
-        measured, translations = self.validation.measure(self.model, self.tokenizer, stop)
+        with self.state.average.in_use() if self.state.average else nullcontext():
+            measured, translations = self.validation.measure(self.model, self.tokenizer, stop)
         score = selection_score(measured, self.settings)
         better = score > progress.best_score
         if better:
@@ -351,7 +358,7 @@ class Trainer:
         if not self.is_saved:
             self._save()
         best = progress.best_step or progress.step  # the last one if no figure was a number
-        weights, steps = read_weights(self.checkpoints, best), [best]
+        weights, steps = measured_weights(self.checkpoints, best), [best]
         chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
         if len(chosen) > 1:
             average = average_weights(self.checkpoints, chosen)

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,24 @@ def test_scores_and_card_are_kept_in_the_bundle(bundle: Path) -> None:
     assert read_scores(opened) == scores
     card = (bundle / "README.md").read_text()
     assert "\n| toy | BLEU | 12.35 | nrefs:1\\|case:mixed |\n" in card
+
+
+@pytest.mark.parametrize(
+    ("ema_decay", "steps", "told"),
+    [
+        (None, [1200], "the weights are those after update 1,200."),
+        (None, [800, 1200], "the weights are the average of those after updates 800, 1,200."),
+        (0.999, [1200], "the weights are the moving average (decay 0.999) after update 1,200."),
+    ],
+)
+def test_the_card_says_which_weights_these_are(
+    bundle: Path, ema_decay: float | None, steps: list[int], told: str
+) -> None:
+    opened = open_bundle(bundle)
+    training = opened.config.training.model_copy(update={"ema_decay": ema_decay})
+    description = {**opened.description, "training": {**opened.description["training"], "averaged_steps": steps}}
+    config = opened.config.model_copy(update={"training": training})
+    assert told in " ".join(card_text(replace(opened, config=config, description=description), []).split())
 
 
 def test_scores_that_cannot_be_read_are_none(bundle: Path) -> None:

@@ -15,7 +15,9 @@ from torch import nn
 from mtkit.config.settings import TrainingConfig
 from mtkit.errors import CheckpointError
 from mtkit.training import checkpoint
+from mtkit.training.average import MovingAverage
 from mtkit.training.checkpoint import (
+    AVERAGE,
     OPTIMIZER,
     PROGRESS,
     WEIGHTS,
@@ -27,6 +29,7 @@ from mtkit.training.checkpoint import (
     clear_leftovers,
     delete_old,
     load_checkpoint,
+    measured_weights,
     read_progress,
     read_weights,
     save_checkpoint,
@@ -89,20 +92,61 @@ def test_the_files_of_a_checkpoint_have_the_names_that_users_rely_on(tmp_path):
     assert found == {f"checkpoints/step-00000020/{name}" for name in wanted}
 
 
+def averaging_state_at(step: int) -> TrainState:
+    """The same with a moving average, that of twice the weights."""
+    state = state_at(step)
+    state.average = MovingAverage(state.model, 0.9)
+    state.average.restore({name: 2 * parameter.detach() for name, parameter in state.model.named_parameters()})
+    return state
+
+
+def test_a_checkpoint_brings_back_the_moving_average_beside_the_weights(tmp_path):
+    saved = averaging_state_at(3)
+    save_checkpoint(tmp_path, saved, IDENTITY)
+    found = averaging_state_at(0)
+    load_checkpoint(tmp_path, 3, found)
+    assert same(found, saved)
+    assert same(found, state_at(3))
+    for name, parameter in found.model.named_parameters():
+        assert torch.equal(found.average.weights[name], 2 * parameter)
+
+
+def test_what_is_measured_and_averaged_is_the_moving_average_where_there_is_one(tmp_path):
+    for step, make in ((1, state_at), (2, averaging_state_at), (3, averaging_state_at)):
+        save_checkpoint(tmp_path, make(step), IDENTITY)
+    for name in ("weight", "bias"):
+        assert torch.equal(measured_weights(tmp_path, 1)[name], read_weights(tmp_path, 1)[name])
+        assert torch.equal(measured_weights(tmp_path, 2)[name], 2 * read_weights(tmp_path, 2)[name])
+        wanted = torch.stack([read_weights(tmp_path, step)[name].double() for step in (2, 3)]).sum(0).float()
+        assert torch.equal(average_weights(tmp_path, [2, 3])[name], wanted)
+
+
+def test_a_checkpoint_from_before_consistency_was_logged_can_be_read(tmp_path):
+    saved = state_at(2)
+    save_checkpoint(tmp_path, saved, IDENTITY)
+    path = step_directory(tmp_path, 2) / PROGRESS
+    content = json.loads(path.read_text("utf-8"))
+    del content["sha256"], content["progress"]["window"]["consistency"]
+    path.write_text(json.dumps({**content, "sha256": checkpoint._digest(content)}), "utf-8")
+    found = state_at(0)
+    load_checkpoint(tmp_path, 2, found)
+    assert same(found, saved)
+
+
 # Damage.
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, PROGRESS])
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, AVERAGE, PROGRESS])
 @pytest.mark.parametrize("where", ["start", "middle", "end"])
 def test_a_changed_byte_is_noticed_and_the_message_says_what_to_do(tmp_path, name, where):
     for step in (1, 2):
-        save_checkpoint(tmp_path, state_at(step), IDENTITY)
+        save_checkpoint(tmp_path, averaging_state_at(step), IDENTITY)
     path = step_directory(tmp_path, 2) / name
     data = bytearray(path.read_bytes())
     data[{"start": 0, "middle": len(data) // 2, "end": -1}[where]] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path, 2, state_at(0))
+        load_checkpoint(tmp_path, 2, averaging_state_at(0))
     message = str(caught.value)
     assert message.startswith(f"{path}: damaged")
     assert message.endswith(f"delete {step_directory(tmp_path, 2)} to go on from step 1")

@@ -361,7 +361,7 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     with torch.no_grad():
         log_probs = model.output(model(batch.source, batch.target)).log_softmax(-1)
     nll = -log_probs.gather(2, batch.labels[:, :, None])[:, :, 0][batch.target.mask].mean().item()
-    assert measured(config, model)["loss"] == pytest.approx(nll, rel=1e-5)
+    assert measured(config, model)["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -383,9 +383,11 @@ def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_con
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
 
 
-@pytest.mark.parametrize("consistency", ["rdrop", "simcut"])
-def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, consistency):
-    options = {"consistency": consistency, "max_steps": 12}
+@pytest.mark.parametrize(
+    "options", [{"consistency": "rdrop"}, {"consistency": "simcut", "ema_decay": 0.9}], ids=["rdrop", "simcut and ema"]
+)
+def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, options):
+    options = {**options, "max_steps": 12}
     wanted = outcome(trained(make("uninterrupted", **options)))
     config = make(**options)
     for step in (3, 6, 10):
@@ -703,6 +705,46 @@ def test_the_average_is_taken_if_it_validates_better_and_the_bundle_is_what_was_
     found = measured(config, load(run, ["device=cpu"]).model)
     wanted = average if taken else next(e for e in events(run, "validation") if e["nll"] == best)
     assert {key: wanted[key] for key in found} == found
+
+
+def test_a_moving_average_changes_no_weights_but_is_what_is_measured_averaged_and_kept(make):
+    options = {"save_every": 8, "select_by": "loss", "learning_rate": 0.03, "average_checkpoints": 1}
+    alone, config = trained(make("alone", **options)), make(**options, ema_decay=0.9)
+    run = trained(config)
+    validations = events(run, "validation")
+    others = {event["step"]: event["nll"] for event in events(alone, "validation")}
+    for step in checkpoint_steps(run / "checkpoints"):
+        weights, without = (read_weights(each / "checkpoints", step) for each in (run, alone))
+        assert all(torch.equal(weights[name], without[name]) for name in weights)
+        assert next(event["nll"] for event in validations if event["step"] == step) != others[step]
+    (best,) = open_bundle(run).description["training"]["averaged_steps"]
+    average = load_file(step_directory(run / "checkpoints", best) / "average.safetensors")
+    kept = open_bundle(run).weights()
+    assert all(torch.equal(kept[name], average[name]) for name in average)
+    assert [event["step"] for event in validations if event["best"]][-1] == best
+    found = measured(config, load(run, ["device=cpu"]).model)
+    assert found == {key: next(event[key] for event in validations if event["step"] == best) for key in found}
+
+
+def test_a_skipped_update_is_not_averaged(make, monkeypatch):
+    config = make(max_steps=8, log_every=1, ema_decay=0.9, save_every=1, keep_checkpoints=9, average_checkpoints=9)
+    update = Trainer._update
+
+    def disturbed(trainer: Trainer, stream: Iterator[Any]) -> int:
+        """A gradient that overflows in step 6."""
+        weight = trainer.model.output.weight
+        hook = weight.register_hook(lambda gradient: gradient * math.inf) if trainer.state.progress.step == 5 else None
+        epoch = update(trainer, stream)
+        if hook is not None:
+            hook.remove()
+        return epoch
+
+    monkeypatch.setattr(Trainer, "_update", disturbed)
+    run = trained(config)
+    averages = [load_file(step_directory(run / "checkpoints", step) / "average.safetensors") for step in range(1, 9)]
+    changed = [any(not torch.equal(one[name], other[name]) for name in one) for one, other in pairwise(averages)]
+    assert changed == [True, True, True, True, False, True, True]
+    assert all(tensor.isfinite().all() for average in averages for tensor in average.values())
 
 
 def test_validation_tells_the_loss_of_training_and_the_likelihood_apart(make):

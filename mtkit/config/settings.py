@@ -317,6 +317,13 @@ class TrainingConfig(Section):
         None, gt=0, description="The papers' alpha; null: theirs, 5 for rdrop and 3 for simcut."
     )
     cutoff: float = Field(0.05, gt=0, lt=1, description="Share of the embeddings that simcut sets to zero.")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights, which then is what validation measures, "
+        "average_checkpoints averages and the bundle holds; null: none.",
+    )
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of an update's gradient; null: any.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is fast at it.")
     validate_every: int = Field(1000, ge=1, description="Updates between validations.")

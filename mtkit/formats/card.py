@@ -42,7 +42,7 @@ Left out: {drops}.
 {model}.
 
 {training["steps"]:,} updates in {training["minutes"]} minutes; the weights are \
-{_weights(training["averaged_steps"])}. All settings are in config.yaml.
+{_weights(training["averaged_steps"], config.training.ema_decay)}. All settings are in config.yaml.
 
 ## Use
 
@@ -66,7 +66,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _weights(steps: Sequence[int]) -> str:
+def _weights(steps: Sequence[int], ema_decay: float | None) -> str:
+    what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
     if len(steps) == 1:
-        return f"those after update {steps[0]:,}"
-    return f"the average of those after updates {', '.join(f'{step:,}' for step in steps)}"
+        return f"{what} after update {steps[0]:,}"
+    return f"the average of {what} after updates {', '.join(f'{step:,}' for step in steps)}"

@@ -1,6 +1,6 @@
 """Checkpoints: weights, the optimizer's memory, and how far training is; each whole or not there.
 
-checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  progress.json
+checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  [average.safetensors]  progress.json
 """
 
 import hashlib
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from mtkit.errors import CheckpointError
 from mtkit.files import replaced_directory, settle
+from mtkit.training.average import MovingAverage
 from mtkit.training.log import Window
 from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
 
 FORMAT = 1
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
 
 
 @dataclass
@@ -51,6 +53,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
+    average: MovingAverage | None = None
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
@@ -81,12 +84,14 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
     """Write the checkpoint of this step; identity is what a run must share with it to go on from it."""
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
-    memory = optimizer_tensors(state.optimizer, list(weights))
+    tensors = {WEIGHTS: weights, OPTIMIZER: optimizer_tensors(state.optimizer, list(weights))}
+    if state.average is not None:
+        tensors[AVERAGE] = state.average.weights
     try:
         with replaced_directory(path) as new:
-            save_file(weights, new / WEIGHTS)
-            save_file(memory, new / OPTIMIZER)
-            files = {name: _checksum(new / name) for name in (WEIGHTS, OPTIMIZER)}
+            for name in tensors:
+                save_file(tensors[name], new / name)
+            files = {name: _checksum(new / name) for name in tensors}
             content = {"format": FORMAT, "progress": asdict(state.progress), "identity": identity, "files": files}
             text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
             (new / PROGRESS).write_text(text, encoding="utf-8")
@@ -115,12 +120,14 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Put model, optimizer and progress where they were."""
+    """Put model, average, optimizer and progress where they were."""
     progress, _, _ = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
             parameter.copy_(weights[name])
+    if state.average is not None:
+        state.average.restore(_read_tensors(checkpoints, step, AVERAGE))
     memory = _read_tensors(checkpoints, step, OPTIMIZER)
     restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
     state.progress = progress
@@ -131,12 +138,21 @@ def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
     return _read_tensors(checkpoints, step, WEIGHTS)
 
 
+def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
+    """What validation measured of one checkpoint: the moving average of its weights, or where none is kept, these."""
+    _, _, checksums = read_progress(checkpoints, step)
+    return _read_tensors(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
+
+
 def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of the weights of several checkpoints, summed in double precision (Junczys-Dowmunt et al. 2016)."""
+    """The mean of what validation measured of several checkpoints (Junczys-Dowmunt et al. 2016).
+
+    It is summed in double precision.
+    """
     steps = list(steps)
     total: dict[str, Tensor] = {}
     for step in steps:
-        for name, tensor in read_weights(checkpoints, step).items():
+        for name, tensor in measured_weights(checkpoints, step).items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
     return {name: (tensor / len(steps)).float() for name, tensor in total.items()}
 
