@@ -118,8 +118,8 @@ def _refuse_if_trained(config: Config) -> None:
     if _is_begun(config):
         raise DataError(
             f"{config.run_path}: cannot go on: the training or validation text, or the settings that it is prepared by "
-            "(tokenizer, data), changed since training began. Change them back, give the run another name, or start "
-            "anew with --fresh"
+            "(tokenizer, data, whether segmentations are sampled), changed since training began. Change them back, "
+            "give the run another name, or start anew with --fresh"
         )
 
 

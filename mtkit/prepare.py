@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,11 @@ def binarize(config: Config) -> None:
         raw_files = _raw_files(corpora)
         search = _Search(_read_held_out(config))
         with CorpusWriter(
-            _train_directory(config), tokenizer.source_vocab_size, tokenizer.target_vocab_size, tokenizer.hash
+            _train_directory(config),
+            tokenizer.source_vocab_size,
+            tokenizer.target_vocab_size,
+            tokenizer.hash,
+            keeps_text=config.training.samples_subwords,
         ) as writer:
             drops = _encode(_progress(_pairs(corpora), "encoding"), config, tokenizer, writer, search)
             num_pairs = writer.num_pairs + drops.total()
@@ -91,7 +95,7 @@ def binarize(config: Config) -> None:
                 )
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
-                manifest = writer.commit(drops, raw_files, _length_settings(config))
+                manifest = writer.commit(drops, raw_files, _corpus_settings(config))
     _report_corpus(manifest)
     for warning in search.warnings():
         _report(warning)
@@ -112,7 +116,7 @@ def binarized_is_current(config: Config) -> bool:
     read_validation(config)
     kept = _read_json(_validation_directory(config) / "manifest.json")
     return (
-        corpus.manifest.settings == _length_settings(config)
+        corpus.manifest.settings == _corpus_settings(config)
         and _fingerprints(corpus.manifest.raw_files) == _fingerprints(_raw_files(_training_corpora(config)))
         and kept.get("fingerprints") == _fingerprints(_raw_files(_corpora(config, config.data.valid)))
     )
@@ -138,6 +142,7 @@ def _encode(
     drops: Counter[str] = Counter()
     max_length, max_length_ratio = config.data.max_length, config.data.max_length_ratio
     num_threads = _num_threads()
+    keeps_text = config.training.samples_subwords
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], num_threads)
         targets = tokenizer.encode_target([target for _, target in chunk], num_threads)
@@ -150,8 +155,20 @@ def _encode(
             else:
                 kept.append(place)
                 search.see(source, target)
-        writer.add([sources[place] for place in kept], [targets[place] for place in kept])
+        writer.add(
+            [sources[place] for place in kept],
+            [targets[place] for place in kept],
+            *(_normalized([chunk[place] for place in kept], tokenizer) if keeps_text else ()),
+        )
     return drops
+
+
+def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """Sources and targets as the tokenizer sees them."""
+    return (
+        [tokenizer.normalize_source(source) for source, _ in pairs],
+        [tokenizer.normalize_target(target) for _, target in pairs],
+    )
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
@@ -318,8 +335,10 @@ def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     }
 
 
-def _length_settings(config: Config) -> dict[str, float | None]:
-    return {"max_length": config.data.max_length, "max_length_ratio": config.data.max_length_ratio}
+def _corpus_settings(config: Config) -> dict[str, float | None]:
+    """What decides which pairs are left out, and whether the text of the others is kept."""
+    lengths = {"max_length": config.data.max_length, "max_length_ratio": config.data.max_length_ratio}
+    return {**lengths, "text": True} if config.training.samples_subwords else lengths
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from mtkit import __version__
 from mtkit.batch import Batch
 from mtkit.config.settings import Config, TrainingConfig
 from mtkit.config.show import config_text
-from mtkit.data.batches import micro_batches
+from mtkit.data.ahead import made_ahead
+from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import write_file
@@ -54,6 +56,7 @@ from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.validation import Validation
 
 NUM_SAMPLES = 3  # translations shown at each validation
+NUM_AHEAD = 8  # batches that are made before they are needed
 
 
 def say(text: str) -> None:
@@ -176,7 +179,8 @@ class Trainer:
         (self.run_path / "trained.json").unlink(missing_ok=True)
         try:
             self._write_start()
-            reason = self._loop(stop)
+            with self._stream() as stream:
+                reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
             self._finish(stop)
         except StoppedError:
@@ -189,9 +193,8 @@ class Trainer:
         finally:
             self.log.close()
 
-    def _loop(self, stop: Stop) -> str:
+    def _loop(self, stream: Iterator[tuple[int, tuple[Batch, ...]]], stop: Stop) -> str:
         progress, settings = self.state.progress, self.settings
-        stream = self._stream()
         self.model.train()
         begun = time.monotonic() - progress.seconds
         with tqdm(
@@ -235,9 +238,11 @@ class Trainer:
             return settings.max_steps
         return min(settings.max_steps, round(progress.step * 60 * settings.max_minutes / progress.seconds))
 
-    def _stream(self) -> Iterator[tuple[int, Batch]]:
-        """The batches from here on."""
-        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs, self.model.start)
+    @contextmanager
+    def _stream(self) -> Iterator[Iterator[tuple[int, tuple[Batch, ...]]]]:
+        """The batches from here on, made in a thread that ends with the block."""
+        sampling = sampling_of(self.config, self.tokenizer, self.corpus)
+        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs, sampling, self.model.start)
         try:
             first = next(stream)
         except ValueError as error:
@@ -245,7 +250,8 @@ class Trainer:
                 f"{self.run_path}: cannot go on from step {self.state.progress.step:,}: {error}, so another version of "
                 "mtkit ordered its data; go on with that one, or start anew with --fresh"
             ) from None
-        return chain([first], stream)
+        with made_ahead(stream, NUM_AHEAD) as rest:
+            yield chain([first], rest)
 
     def _reason_to_end(self) -> str:
         progress, settings = self.state.progress, self.settings
@@ -257,14 +263,14 @@ class Trainer:
             return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience)"
         return ""
 
-    def _update(self, stream: Iterator[tuple[int, Batch]]) -> int:
-        """One step of the optimizer, over accumulated batches, whose epoch comes back.
+    def _update(self, stream: Iterator[tuple[int, tuple[Batch, ...]]]) -> int:
+        """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
 
         The loss is divided once, by all their tokens.
         """
         progress, settings = self.state.progress, self.settings
         taken = list(islice(stream, settings.accumulate))
-        batches = [batch for _, batch in taken]
+        batches = [batch for _, parts in taken for batch in parts]
         self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
@@ -426,6 +432,20 @@ def selection_score(measured: dict[str, float], settings: TrainingConfig) -> flo
     """What the best checkpoint is best at; higher is better."""
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
+
+
+def sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> Sampling | None:
+    """How training samples segmentations of the corpus's text, if it does."""
+    settings = config.training
+    if not settings.samples_subwords:
+        return None
+    corpus.require_text()
+    alpha = settings.bpe_dropout if settings.unigram_alpha is None else settings.unigram_alpha
+    source, target = (
+        partial(sample, alpha=alpha, nbest=settings.unigram_nbest)
+        for sample in (tokenizer.sample_source, tokenizer.sample_target)
+    )
+    return Sampling(source, target, config.data.max_length)
 
 
 def chance_seed(seed: int, step: int, micro_batch: int) -> int:

@@ -140,7 +140,7 @@ def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.devic
 def compare(config: Config, vocab_size: int, corpus: Corpus, precision: str, rounds: int, updates: int) -> None:
     """Print the rates of each round and the median of their ratios."""
     device = pick_device(config.device)
-    batches = [batch.to(device) for _, batch in islice(micro_batches(corpus, config.training, 0), 60)]
+    batches = [batch.to(device) for _, (batch,) in islice(micro_batches(corpus, config.training, 0), 60)]
     rivals = {
         "mtkit": (mtkit_step(config, vocab_size, precision, device), cycle(batches)),
         "plain": (plain_step(vocab_size, precision, device), cycle(batches)),

@@ -148,7 +148,7 @@ LINES_OF_VALUES = [
     ),
     ("training: {schedule: off}", "training.schedule: found false, wants one of noam, inverse_sqrt, constant"),
     ("training: {schedule: cosine}", "training.schedule: found cosine, wants one of noam, inverse_sqrt, constant"),
-    ("tokenizer: {type: word}", "tokenizer.type: found word, wants only bpe"),
+    ("tokenizer: {type: word}", "tokenizer.type: found word, wants one of bpe, unigram"),
     ("tokenizer: {shared: 'yes'}", "tokenizer.shared: found 'yes', wants true or false"),
     ("tokenizer: {shared: 1}", "tokenizer.shared: found 1, wants true or false"),
     ("training: {adam_betas: 1}", "training.adam_betas: found 1, wants a list of 2 items, each a number"),

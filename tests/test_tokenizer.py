@@ -325,6 +325,6 @@ def plain_model(**settings) -> bytes:
 
 def test_a_model_with_other_special_ids_is_told(tmp_path):
     foreign = plain_model(vocab_size=60)
-    Tokenizer(foreign, foreign, True, "identity", "identity").save(tmp_path)
+    Tokenizer(foreign, foreign, "bpe", True, "identity", "identity").save(tmp_path)
     with pytest.raises(CheckpointError, match=r"ids are \[-1, 0, 1, 2\]; mtkit wants \[0, 1, 2, 3\]"):
         Tokenizer.load(tmp_path)

@@ -352,8 +352,9 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     trainer = trainer_of(config)
     trainer.log.close()
     start = START_TOKENS[name]
-    for _, batch in islice(trainer._stream(), 9):
-        assert (batch.target.ids[:, 0] == start).all()
+    with trainer._stream() as stream:
+        for _, (batch,) in islice(stream, 9):
+            assert (batch.target.ids[:, 0] == start).all()
     sources, references = read_validation(config)
     tokenizer = trainer.tokenizer
     batch = padded_batch(ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), start)
@@ -404,7 +405,8 @@ def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, options):
 def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, device):
     config = make(device=device, model={"dropout": 0.0}, batch_tokens=40, accumulate=1000)
     corpus = Corpus.open(config.run_path / "data" / "train")
-    small = [batch for epoch, batch in takewhile(lambda item: item[0] == 0, micro_batches(corpus, config.training, 0))]
+    stream = takewhile(lambda item: item[0] == 0, micro_batches(corpus, config.training, 0))
+    small = [batch for _, (batch,) in stream]
     sides = ((corpus.source_tokens, corpus.source_offsets), (corpus.target_tokens, corpus.target_offsets))
     large = [padded_batch(*(gather(*side, np.arange(len(corpus))) for side in sides))]
     found: list[dict[str, Tensor]] = []
@@ -417,7 +419,7 @@ def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, de
                 {name: p.grad.double() for name, p in trainer.model.named_parameters()}
             )
         )
-        trainer._update((0, batch) for batch in batches)
+        trainer._update((0, (batch,)) for batch in batches)
         assert trainer.state.progress.pairs == len(corpus)
         found.append(gradients)
     assert len(small) > 10
@@ -546,7 +548,7 @@ def test_where_the_best_checkpoint_is_gone_the_search_for_the_best_starts_again(
 
 def test_a_place_where_no_batch_ends_is_told_and_not_passed_over(make, stopped):
     trainer = trainer_of(stopped)
-    for _, batch in micro_batches(trainer.corpus, trainer.settings, trainer.state.progress.pairs):
+    for _, (batch,) in micro_batches(trainer.corpus, trainer.settings, trainer.state.progress.pairs):
         if batch.num_pairs > 1:
             break
         trainer.state.progress.pairs += 1

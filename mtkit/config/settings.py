@@ -59,7 +59,9 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """The vocabulary, and how text becomes pieces of it."""
 
-    type: Literal["bpe"] = Field("bpe", description="Kind of subword model (Sennrich et al. 2016).")
+    type: Literal["bpe", "unigram"] = Field(
+        "bpe", description="Kind of model: byte pairs (Sennrich et al. 2016), a unigram model (Kudo 2018)."
+    )
     vocab_size: int = Field(8000, ge=264, description="Most pieces a vocabulary may have; small data may give fewer.")
     shared: bool = Field(True, description="One vocabulary for both sides, or one each.")
     source_normalization: Literal["identity", "nfkc", "nmt_nfkc"] = Field(
@@ -307,6 +309,15 @@ class TrainingConfig(Section):
     learning_rate: float | None = Field(
         None, gt=0, description="The peak, whatever the schedule; null: noam with the paper's factor of 1."
     )
+    bpe_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a merge of byte pairs is left out (Provilkov et al. 2020)."
+    )
+    unigram_alpha: float | None = Field(
+        None,
+        ge=0,
+        description="How sharply a unigram model samples segmentations (Kudo 2018); null: the best ones alone.",
+    )
+    unigram_nbest: int = Field(-1, ge=-1, le=512, description="How many best ones it samples from; -1: all there are.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability spread evenly over the vocabulary.")
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         "none",
@@ -354,7 +365,16 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
             )
+        if self.unigram_nbest in (0, 1):
+            raise ValueError(f"unigram_nbest {self.unigram_nbest} leaves nothing to sample; it wants 2 or more, or -1")
+        if self.unigram_nbest != -1 and self.unigram_alpha is None:
+            raise ValueError(f"unigram_nbest {self.unigram_nbest} wants a unigram_alpha, without which none is sampled")
         return self
+
+    @property
+    def samples_subwords(self) -> bool:
+        """Whether each epoch sees other segmentations of the text."""
+        return self.bpe_dropout > 0 or self.unigram_alpha is not None
 
 
 class DecodingConfig(Section):
@@ -397,6 +417,13 @@ class Config(Section):
         """Settings of different sections that only make sense together."""
         if self.model.tie_embeddings == "all" and not self.tokenizer.shared:
             raise ValueError("model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without")
+        type_ = self.tokenizer.type
+        if self.training.bpe_dropout and type_ != "bpe":
+            raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
+        if self.training.unigram_alpha is not None and type_ != "unigram":
+            raise ValueError(
+                f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
+            )
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "

@@ -240,5 +240,5 @@ def _value_lines(key: str, value: Any, indent: str) -> list[str]:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    width = WIDTH - len(indent)
+    width = WIDTH - len(f"{indent}# ")
     return [f"{indent}# {line}" for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)]

@@ -5,6 +5,7 @@ R rows, L length of a row.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -80,11 +81,64 @@ def padded_batch(source: Ragged, target: Ragged, start: int = BEGIN) -> Batch:
     )
 
 
+class Sample(Protocol):
+    """Texts of one side, to the ids of one segmentation of each; the same seed gives the same."""
+
+    def __call__(self, texts: Sequence[str], *, seed: int) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the text of a corpus becomes ids anew in each epoch."""
+
+    source: Sample
+    target: Sample
+    max_length: int  # tokens of a side; a pair that comes out longer has the ids that the corpus holds
+
+
 def micro_batches(
-    corpus: Corpus, config: TrainingConfig, consumed: int, start: int = BEGIN
-) -> Iterator[tuple[int, Batch]]:
-    """The stream of batches after so many pairs, each with its epoch; start is what the decoder reads first."""
+    corpus: Corpus, config: TrainingConfig, consumed: int, sampling: Sampling | None = None, start: int = BEGIN
+) -> Iterator[tuple[int, tuple[Batch, ...]]]:
+    """The endless stream of batches after so many pairs, each with its epoch.
+
+    The plan goes by the ids that the corpus holds. A batch whose sampled ids are more than batch_tokens comes in
+    several parts, which belong to the same update. Chance is a function of the seed and of the place in the stream.
+    start is what the decoder reads first.
+    """
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
-        source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
-        yield epoch, padded_batch(source, gather(corpus.target_tokens, corpus.target_offsets, pairs), start)
+        if sampling:
+            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, start)
+        else:
+            source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
+            target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
+            yield epoch, (padded_batch(source, target, start),)
+        consumed += len(pairs)
+
+
+def _sampled_batches(
+    corpus: Corpus, config: TrainingConfig, sampling: Sampling, pairs: NDArray[np.int64], consumed: int, start: int
+) -> tuple[Batch, ...]:
+    """The batch that begins after so many pairs, in one part or more."""
+    # Below 2^31, since 2^32 - 1 asks SentencePiece for any.
+    seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
+    sources = sampling.source(corpus.source_text(pairs), seed=int(seeds[0]))
+    targets = sampling.target(corpus.target_text(pairs), seed=int(seeds[1]))
+    for row, pair in enumerate(pairs.tolist()):
+        if max(len(sources[row]), len(targets[row])) > sampling.max_length:
+            sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
+    longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
+    return tuple(
+        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), start)
+        for part in _parts(longest, config.batch_tokens)
+    )
+
+
+def _parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows that fit into batch_tokens, the longest ones first; all in their order if they fit together."""
+    assert longest.max() <= batch_tokens, "max_length is less than batch_tokens"
+    by_length = np.argsort(-longest, kind="stable")
+    while len(by_length):
+        count = batch_tokens // int(longest[by_length[0]])
+        yield sorted(by_length[:count].tolist())
+        by_length = by_length[count:]

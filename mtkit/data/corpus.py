@@ -37,6 +37,14 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class StoredText:
+    """The text of one side: UTF-8, one sentence after the other, and where each begins, in bytes."""
+
+    text: StoredFile
+    offsets: StoredFile
+
+
+@dataclass(frozen=True)
 class SideManifest:
     """What one side holds."""
 
@@ -46,6 +54,7 @@ class SideManifest:
     longest: int  # tokens of the longest sentence
     tokens: StoredFile
     offsets: StoredFile
+    text: StoredText | None = None  # where training samples segmentations
 
 
 @dataclass(frozen=True)
@@ -77,20 +86,33 @@ class CorpusWriter:
         writer.commit(…)
     """
 
-    def __init__(self, directory: Path, source_vocab_size: int, target_vocab_size: int, tokenizer_hash: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        source_vocab_size: int,
+        target_vocab_size: int,
+        tokenizer_hash: str,
+        keeps_text: bool = False,
+    ) -> None:
         """Makes an empty place beside the directory; what is in the directory stays until the commit."""
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
         self._writing = new_directory(directory)
-        self._source = _SideWriter(self._writing, "source", source_vocab_size)
-        self._target = _SideWriter(self._writing, "target", target_vocab_size)
+        self._source = _SideWriter(self._writing, "source", source_vocab_size, keeps_text)
+        self._target = _SideWriter(self._writing, "target", target_vocab_size, keeps_text)
         self.num_pairs = 0
 
-    def add(self, source: Sequence[Sequence[int]], target: Sequence[Sequence[int]]) -> None:
-        """Append pairs, without end marks."""
+    def add(
+        self,
+        source: Sequence[Sequence[int]],
+        target: Sequence[Sequence[int]],
+        source_text: Sequence[str] = (),
+        target_text: Sequence[str] = (),
+    ) -> None:
+        """Append pairs, without end marks; with the normalised text of each where it is kept."""
         assert len(source) == len(target)
-        self._source.add(source)
-        self._target.add(target)
+        self._source.add(source, source_text)
+        self._target.add(target, target_text)
         self.num_pairs += len(source)
 
     def commit(
@@ -142,6 +164,8 @@ class Corpus:
                     f"{directory / name}: ends at token {offsets[-1] if len(offsets) else 0:,} of {len(tokens):,}; "
                     "binarize the corpora again"
                 )
+        self._source_text = _Text.open(directory, "source", manifest.source.text)
+        self._target_text = _Text.open(directory, "target", manifest.target.text)
 
     @staticmethod
     def open(directory: Path) -> "Corpus":
@@ -170,6 +194,21 @@ class Corpus:
         """(T,) ids of a target, no end mark."""
         return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
 
+    def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
+        """The normalised sources of these pairs; only where has_text."""
+        assert self._source_text
+        return self._source_text.lines(pairs)
+
+    def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
+        """The normalised targets of these pairs; only where has_text."""
+        assert self._target_text
+        return self._target_text.lines(pairs)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the text of each pair is stored beside its ids."""
+        return self._source_text is not None and self._target_text is not None
+
     @cached_property
     def source_lengths(self) -> NDArray[np.int32]:
         """(num_pairs,) tokens of each source, no end mark."""
@@ -182,9 +221,8 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """One checksum over all ids, wherever they came from."""
-        sides = (self.manifest.source, self.manifest.target)
-        return _checksum([stored.sha256 for side in sides for stored in (side.tokens, side.offsets)])
+        """One checksum over all ids, and the text that is stored with them, wherever they came from."""
+        return _checksum([stored.sha256 for _, stored in _files(self.directory, self.manifest)])
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the model's card wants to know; text files by their names, not their places."""
@@ -205,6 +243,14 @@ class Corpus:
                 f"not {tokenizer_hash[:12]}); binarize the corpora again"
             )
 
+    def require_text(self) -> None:
+        """Refuse a corpus of ids alone."""
+        if not self.has_text:
+            raise DataError(
+                f"{self.directory}: holds no text, which training.bpe_dropout and training.unigram_alpha sample from; "
+                "binarize the corpora again"
+            )
+
     def verify(self) -> None:
         """Read everything, and compare it with the checksums."""
         for path, stored in _files(self.directory, self.manifest):
@@ -215,19 +261,43 @@ class Corpus:
                         raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
 
 
-class _SideWriter:
-    """Tokens and offsets of one side."""
+@dataclass(frozen=True)
+class _Text:
+    """Stored lines of one side."""
 
-    def __init__(self, directory: Path, side: str, vocab_size: int) -> None:
+    text: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def open(directory: Path, side: str, stored: StoredText | None) -> "_Text | None":
+        if stored is None:
+            return None
+        return _Text(
+            _map(directory / f"{side}.text", np.dtype(np.uint8)), _map(directory / f"{side}.text_offsets", OFFSET)
+        )
+
+    def lines(self, pairs: NDArray[np.int64]) -> list[str]:
+        starts, ends = self.offsets[pairs].tolist(), self.offsets[pairs + 1].tolist()
+        return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
+
+
+class _SideWriter:
+    """Tokens and offsets of one side, and its text where it is kept."""
+
+    def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self._tokens = _FileWriter(directory / f"{side}.tokens")
         self._offsets = _FileWriter(directory / f"{side}.offsets")
         self._offsets.write(np.zeros(1, OFFSET).tobytes())
+        self._text = _TextWriter(directory, side) if keeps_text else None
         self._num_tokens = 0
         self._longest = 0
 
-    def add(self, rows: Sequence[Sequence[int]]) -> None:
+    def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
+        if self._text:
+            assert len(lines) == len(rows)
+            self._text.add(lines)
         lengths = [len(row) for row in rows]
         self._tokens.write(np.fromiter(chain.from_iterable(rows), self._dtype, sum(lengths)).tobytes())
         ends = np.fromiter(accumulate(lengths), OFFSET, len(lengths)) + self._num_tokens
@@ -243,10 +313,37 @@ class _SideWriter:
             longest=self._longest,
             tokens=self._tokens.finish(),
             offsets=self._offsets.finish(),
+            text=self._text.finish() if self._text else None,
         )
 
     def close(self) -> None:
         self._tokens.close()
+        self._offsets.close()
+        if self._text:
+            self._text.close()
+
+
+class _TextWriter:
+    """Text and offsets of one side."""
+
+    def __init__(self, directory: Path, side: str) -> None:
+        self._text = _FileWriter(directory / f"{side}.text")
+        self._offsets = _FileWriter(directory / f"{side}.text_offsets")
+        self._offsets.write(np.zeros(1, OFFSET).tobytes())
+        self._size = 0
+
+    def add(self, lines: Sequence[str]) -> None:
+        encoded = [line.encode("utf-8") for line in lines]
+        ends = np.fromiter(accumulate(map(len, encoded)), OFFSET, len(encoded)) + self._size
+        self._text.write(b"".join(encoded))
+        self._offsets.write(ends.astype(OFFSET).tobytes())
+        self._size += sum(map(len, encoded))
+
+    def finish(self) -> StoredText:
+        return StoredText(self._text.finish(), self._offsets.finish())
+
+    def close(self) -> None:
+        self._text.close()
         self._offsets.close()
 
 
@@ -296,12 +393,13 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def _files(directory: Path, manifest: Manifest) -> list[tuple[Path, StoredFile]]:
-    return [
-        (directory / "source.tokens", manifest.source.tokens),
-        (directory / "source.offsets", manifest.source.offsets),
-        (directory / "target.tokens", manifest.target.tokens),
-        (directory / "target.offsets", manifest.target.offsets),
-    ]
+    files = []
+    for name, side in (("source", manifest.source), ("target", manifest.target)):
+        files += [(directory / f"{name}.tokens", side.tokens), (directory / f"{name}.offsets", side.offsets)]
+        if side.text:
+            files.append((directory / f"{name}.text", side.text.text))
+            files.append((directory / f"{name}.text_offsets", side.text.offsets))
+    return files
 
 
 def _checksum(body: object) -> str:
@@ -333,5 +431,11 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _side(content: dict[str, Any]) -> SideManifest:
     for name in ("tokens", "offsets"):
-        content[name] = StoredFile(content[name]["size"], tuple(content[name]["sha256"]))
+        content[name] = _stored(content[name])
+    if text := content.get("text"):
+        content["text"] = StoredText(_stored(text["text"]), _stored(text["offsets"]))
     return SideManifest(**content)
+
+
+def _stored(content: dict[str, Any]) -> StoredFile:
+    return StoredFile(content["size"], tuple(content["sha256"]))

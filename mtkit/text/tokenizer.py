@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,9 @@ MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
 # The mark that SentencePiece writes spaces as, and characters that mean something else to its training.
 SPACE_MARK = "\u2581"
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
+
+# SentencePiece has one seed for the whole process: nobody else sets it while one samples.
+SEED_LOCK = threading.Lock()
 
 Lines = Callable[[], Iterable[str]]  # gives a fresh iterator at each call
 Side = Literal["shared", "source", "target"]
@@ -64,6 +68,7 @@ def train_tokenizer(source: Lines, target: Lines, settings: TokenizerConfig, dir
         models, reports = (source_model, target_model), [source_report, target_report]
     Tokenizer(
         *models,
+        type_=settings.type,
         shared=settings.shared,
         source_normalization=settings.source_normalization,
         target_normalization=settings.target_normalization,
@@ -82,6 +87,7 @@ class Tokenizer:
         self,
         source_model: bytes,
         target_model: bytes,
+        type_: str,
         shared: bool,
         source_normalization: str,
         target_normalization: str,
@@ -93,7 +99,7 @@ class Tokenizer:
         models = dict(zip(_model_names(shared), (source_model, target_model), strict=False))
         self._models = models
         self._description = _Description(
-            type="bpe",
+            type=type_,
             shared=shared,
             source_normalization=source_normalization,
             target_normalization=target_normalization,
@@ -111,6 +117,7 @@ class Tokenizer:
         return Tokenizer(
             models[0],
             models[-1],
+            type_=description.type,
             shared=description.shared,
             source_normalization=description.source_normalization,
             target_normalization=description.target_normalization,
@@ -131,6 +138,19 @@ class Tokenizer:
     def encode_target(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """The ids of each line; a line that normalises to nothing has none."""
         return self._target.encode(lines, num_threads)
+
+    def sample_source(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
+        """The ids of texts that normalize_source gave, each in one of its segmentations, drawn by chance.
+
+        For bpe, alpha is the probability that a merge is left out (Provilkov et al. 2020), and nbest means nothing.
+        For unigram, segmentations are drawn by their probability to the power of alpha, from the nbest best ones, or
+        from all where it is -1 (Kudo 2018, section 3.2). The same arguments give the same ids.
+        """
+        return self._source.sample(texts, alpha, nbest, seed)
+
+    def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
+        """The same for texts that normalize_target gave."""
+        return self._target.sample(texts, alpha, nbest, seed)
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of ids, special ones left out; bytes that are no UTF-8 become U+FFFD."""
@@ -176,6 +196,17 @@ class _Model:
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
         texts = [self.normalizer(line) for line in lines]
         ids: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
+        return ids
+
+    def sample(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
+        if not len(texts):
+            return []
+        with SEED_LOCK:
+            # Each call has threads of its own, whose generators begin at the seed. One alone takes the texts in order.
+            sentencepiece.set_random_generator_seed(seed)
+            ids: list[list[int]] = self._processor.encode(
+                list(texts), out_type=int, enable_sampling=True, alpha=alpha, nbest_size=nbest, num_threads=1
+            )
         return ids
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:

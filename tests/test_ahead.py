@@ -1,0 +1,77 @@
+"""What is made ahead is what was asked for, in order, and no thread outlives its block."""
+
+import threading
+from collections.abc import Iterator
+from itertools import count, islice
+
+import pytest
+
+from mtkit.data.ahead import made_ahead
+
+
+def threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+@pytest.mark.parametrize("most", [1, 3, 50])
+def test_the_items_come_in_order_and_end_where_they_end(most):
+    before = threads()
+    with made_ahead(iter(range(20)), most) as items:
+        assert list(items) == list(range(20))
+        assert list(items) == []
+    assert threads() == before
+
+
+def test_no_more_is_made_than_may_wait():
+    asked = []
+
+    def numbers() -> Iterator[int]:
+        for number in count():
+            asked.append(number)
+            yield number
+
+    with made_ahead(numbers(), 4) as items:
+        assert list(islice(items, 3)) == [0, 1, 2]
+    assert asked == list(range(len(asked)))
+    assert len(asked) <= 3 + 4
+
+
+def test_work_goes_on_in_one_other_thread():
+    with made_ahead((threading.current_thread() for _ in range(9)), 4) as items:
+        found = set(items)
+    assert len(found) == 1
+    assert threading.current_thread() not in found
+
+
+def test_an_error_comes_where_the_item_would_have_come():
+    def numbers() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("no third")
+
+    before = threads()
+    with made_ahead(numbers(), 5) as items:
+        assert [next(items), next(items)] == [1, 2]
+        with pytest.raises(ValueError, match="no third"):
+            next(items)
+    assert threads() == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_thread_ends_when_an_error_ends_the_block(error):
+    def fail() -> None:
+        with made_ahead(count(), 4) as items:
+            next(items)
+            raise error
+
+    before = threads()
+    with pytest.raises(error):
+        fail()
+    assert threads() == before
+
+
+def test_a_block_that_takes_nothing_ends_too():
+    before = threads()
+    with made_ahead(count(), 4):
+        pass
+    assert threads() == before
