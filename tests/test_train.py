@@ -438,7 +438,7 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_batches_divided_by_all_thei
     trainer = trainer_of(config)
     trainer.log.close()
     stream = micro_batches(trainer.corpus, config.training, 0)
-    batches = [batch for _, batch in islice(stream, 3)]
+    batches = [batch for _, (batch,) in islice(stream, 3)]
     assert len({batch.target_tokens for batch in batches}) > 1
     parameters = dict(trainer.model.named_parameters())
     total = torch.zeros(())
@@ -455,7 +455,7 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_batches_divided_by_all_thei
     trainer.state.optimizer.register_step_pre_hook(
         lambda *_: found.update({name: parameter.grad.clone() for name, parameter in parameters.items()})
     )
-    trainer._update((0, batch) for batch in batches)
+    trainer._update((0, (batch,)) for batch in batches)
     for name, gradient in zip(parameters, wanted, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
     record = trainer.state.progress.window.record(1.0)
