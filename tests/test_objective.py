@@ -123,6 +123,16 @@ def test_under_autocast_sums_and_gradients_are_close_to_those_in_full_precision(
         assert distance(by_found, by_wanted) < 2e-2
 
 
+def test_under_autocast_features_are_taken_in_its_precision():
+    output, shares = output_layer(), SHARES["rdrop"]
+    features, labels = example(torch.float32)
+    wanted = consistent_cross_entropy(features.bfloat16(), output, labels, 0.1, shares)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = consistent_cross_entropy(features, output, labels, 0.1, shares)
+    assert [value.item() for value in found] == [value.item() for value in wanted]
+    assert torch.equal(*(gradients(value[0], output.weight)[0] for value in (found, wanted)))
+
+
 def test_two_equal_passes_agree_and_have_the_loss_and_gradient_of_one():
     output = output_layer(torch.float64)
     features, labels = example()

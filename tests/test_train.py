@@ -46,7 +46,7 @@ from mtkit.train import (
     train,
 )
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, step_directory
-from mtkit.training.log import Log
+from mtkit.training.log import Log, Update, Window
 from mtkit.translator import load
 
 DEVICES = [
@@ -747,6 +747,15 @@ def test_a_skipped_update_is_not_averaged(make, monkeypatch):
     changed = [any(not torch.equal(one[name], other[name]) for name in one) for one, other in pairwise(averages)]
     assert changed == [True, True, True, True, False, True, True]
     assert all(tensor.isfinite().all() for average in averages for tensor in average.values())
+
+
+@pytest.mark.parametrize("agreements", [[1.0, 3.0], [None, None]])
+def test_a_line_of_the_log_is_the_mean_over_all_tokens_of_its_updates(agreements):
+    window = Window()
+    for tokens, consistency in zip((2, 6), agreements, strict=True):
+        window.add(Update(4.0 * tokens, 2.0 * tokens, tokens, 1.0, 0.1, 0.5, consistency))
+    record = window.record(1.0)
+    assert (record["loss"], record["nll"], record.get("consistency")) == (4.0, 2.0, 0.5 if agreements[0] else None)
 
 
 def test_validation_tells_the_loss_of_training_and_the_likelihood_apart(make):
