@@ -19,13 +19,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkit.config.settings import Config, CorpusConfig
+from mtkit.config.settings import Config, CorpusConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
 from mtkit.text.cleaning import REASONS, drop_reason
 from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
+from mtkit.text.unknown import UnknownShares, describe_unknown
 
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 CHUNK_PAIRS = 10_000
@@ -63,7 +64,10 @@ def tokenizer_is_current(config: Config) -> bool:
     if not directory.exists():
         return False
     Tokenizer.load(directory)
-    return _read_json(directory / "provenance.json") == _tokenizer_provenance(config)
+    found = _read_json(directory / "provenance.json")
+    # A setting that an earlier version of mtkit did not have was what is now its default.
+    found["settings"] = {**TokenizerConfig().model_dump(mode="json"), **found.get("settings", {})}
+    return found == _tokenizer_provenance(config)
 
 
 def binarize(config: Config) -> None:
@@ -84,7 +88,8 @@ def binarize(config: Config) -> None:
             tokenizer.hash,
             keeps_text=config.training.samples_subwords,
         ) as writer:
-            drops = _encode(_progress(_pairs(corpora), "encoding"), config, tokenizer, writer, search)
+            unknown = UnknownShares()
+            drops = _encode(_progress(_pairs(corpora), "encoding"), config, tokenizer, writer, search, unknown)
             num_pairs = writer.num_pairs + drops.total()
             if not num_pairs:
                 raise _no_pairs(corpora)
@@ -95,7 +100,8 @@ def binarize(config: Config) -> None:
                 )
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
-                manifest = writer.commit(drops, raw_files, _corpus_settings(config))
+                _see_validation(config, tokenizer, unknown)
+                manifest = writer.commit(drops, raw_files, _corpus_settings(config), unknown.shares())
     _report_corpus(manifest)
     for warning in search.warnings():
         _report(warning)
@@ -136,7 +142,12 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
 
 
 def _encode(
-    pairs: Iterable[Pair], config: Config, tokenizer: Tokenizer, writer: CorpusWriter, search: "_Search"
+    pairs: Iterable[Pair],
+    config: Config,
+    tokenizer: Tokenizer,
+    writer: CorpusWriter,
+    search: "_Search",
+    unknown: UnknownShares,
 ) -> Counter[str]:
     """Write the pairs that stay, and count the others by reason."""
     drops: Counter[str] = Counter()
@@ -155,12 +166,31 @@ def _encode(
             else:
                 kept.append(place)
                 search.see(source, target)
+        kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
+        _see(unknown, "training", tokenizer, kept_sources, kept_targets)
         writer.add(
-            [sources[place] for place in kept],
-            [targets[place] for place in kept],
+            kept_sources,
+            kept_targets,
             *(_normalized([chunk[place] for place in kept], tokenizer) if keeps_text else ()),
         )
     return drops
+
+
+def _see(
+    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
+) -> None:
+    """Count the sides that can hold something unknown."""
+    if tokenizer.source_shows_unknown:
+        unknown.see(f"{name} source", sources)
+    if tokenizer.target_shows_unknown:
+        unknown.see(f"{name} target", targets)
+
+
+def _see_validation(config: Config, tokenizer: Tokenizer, unknown: UnknownShares) -> None:
+    for chunk in _chunks(_pairs(_corpora(config, config.data.valid))):
+        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
+        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
+        _see(unknown, "validation", tokenizer, sources, targets)
 
 
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
@@ -383,7 +413,8 @@ def _report(line: str) -> None:
 
 def _describe_vocabulary(vocabulary: Vocabulary) -> str:
     return (
-        f"{vocabulary.side} vocabulary: {vocabulary.pieces_made:,} pieces of {vocabulary.pieces_asked:,} asked for, "
+        f"{vocabulary.side} {vocabulary.type} vocabulary: {vocabulary.pieces_made:,} pieces of "
+        f"{vocabulary.pieces_asked:,} asked for, "
         f"trained on {vocabulary.lines_seen:,} of {vocabulary.lines_offered:,} lines"
     )
 
@@ -402,3 +433,5 @@ def _report_corpus(manifest: Manifest) -> None:
     if num_drops:
         total = manifest.num_pairs + num_drops
         _report(f"dropped {num_drops:,} of {total:,} pairs: {_describe_drops(manifest.drops)}")
+    if manifest.unknown:
+        _report(f"unknown tokens: {describe_unknown(manifest.unknown)}")

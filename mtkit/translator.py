@@ -165,7 +165,7 @@ class Translator:
         features, state = self.model.decode(next_rows(ids, state), state)
         logits = self.model.output(features)
         log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-        for forbidden in (PAD, UNKNOWN, BEGIN):
+        for forbidden in (PAD, BEGIN) if self.tokenizer.target_shows_unknown else (PAD, UNKNOWN, BEGIN):
             log_probs[:, :, forbidden] = float("-inf")
         return log_probs, state
 

@@ -140,7 +140,7 @@ LINES_OF_VALUES = [
     ("training: {label_smoothing: 1}", "training.label_smoothing: found 1, wants a number, at least 0, less than 1"),
     (
         "tokenizer: {character_coverage: 2}",
-        "tokenizer.character_coverage: found 2, wants a number, more than 0.9, at most 1",
+        "tokenizer.character_coverage: found 2, wants a number, at least 0.98, at most 1",
     ),
     (
         "training: {consistency: both}",
@@ -148,7 +148,7 @@ LINES_OF_VALUES = [
     ),
     ("training: {schedule: off}", "training.schedule: found false, wants one of noam, inverse_sqrt, constant"),
     ("training: {schedule: cosine}", "training.schedule: found cosine, wants one of noam, inverse_sqrt, constant"),
-    ("tokenizer: {type: word}", "tokenizer.type: found word, wants one of bpe, unigram"),
+    ("tokenizer: {type: words}", "tokenizer.type: found words, wants one of bpe, unigram, char, word"),
     ("tokenizer: {shared: 'yes'}", "tokenizer.shared: found 'yes', wants true or false"),
     ("tokenizer: {shared: 1}", "tokenizer.shared: found 1, wants true or false"),
     ("training: {adam_betas: 1}", "training.adam_betas: found 1, wants a list of 2 items, each a number"),

@@ -131,7 +131,7 @@ def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys):
     assert stored.manifest.settings == {"max_length": 40, "max_length_ratio": 9.0}
     source, target = stored.manifest.source, stored.manifest.target
     assert capsys.readouterr().err.splitlines() == [
-        "shared vocabulary: 320 pieces of 320 asked for, trained on 637 of 640 lines",
+        "shared bpe vocabulary: 320 pieces of 320 asked for, trained on 637 of 640 lines",
         f"kept 315 pairs: {source.num_tokens:,} source and {target.num_tokens:,} target tokens; "
         f"the longest have {source.longest} and {target.longest}",
         "dropped 5 of 320 pairs: 2 blank source, 1 blank target, 1 too long, 1 length ratio",

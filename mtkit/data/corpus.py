@@ -9,11 +9,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Manifest:
     drops: dict[str, int]  # pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
     settings: dict[str, float | None]  # what decided which pairs were left out
+    unknown: dict[str, float] = field(default_factory=dict)  # share of the tokens, by text; none where nothing can be
 
 
 class CorpusWriter:
@@ -116,7 +117,11 @@ class CorpusWriter:
         self.num_pairs += len(source)
 
     def commit(
-        self, drops: Mapping[str, int], raw_files: Sequence[RawFile], settings: Mapping[str, float | None]
+        self,
+        drops: Mapping[str, int],
+        raw_files: Sequence[RawFile],
+        settings: Mapping[str, float | None],
+        unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
         """Put the corpus in its place."""
         manifest = Manifest(
@@ -127,6 +132,7 @@ class CorpusWriter:
             drops=dict(drops),
             raw_files=tuple(raw_files),
             settings=dict(settings),
+            unknown=dict(unknown),
         )
         _write_manifest(self._writing / MANIFEST, manifest)
         put_in_place(self._directory)
@@ -232,6 +238,7 @@ class Corpus:
             "source_tokens": manifest.source.num_tokens,
             "target_tokens": manifest.target.num_tokens,
             "dropped": manifest.drops,
+            "unknown": manifest.unknown,
             "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
         }
 

@@ -33,7 +33,7 @@ Raw text in, raw text out; beam {config.decoding.beam_size}, length penalty {con
 ## Data
 
 {data["num_pairs"]:,} sentence pairs, {data["source_tokens"]:,} source and {data["target_tokens"]:,} target tokens. \
-Left out: {drops}.
+Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 {files}
 
@@ -59,6 +59,12 @@ def _settings(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, 
             yield from _settings(value, f"{around}{key}.")
         else:
             yield f"{around}{key}", value
+
+
+def _unknown(shares: dict[str, float]) -> str:
+    """A sentence, where there may be unknown tokens."""
+    described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
+    return f" Unknown tokens: {described}." if shares else ""
 
 
 def _cell(text: str) -> str:

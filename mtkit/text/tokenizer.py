@@ -1,7 +1,7 @@
 """Text to ids and back: the home of sentencepiece.
 
 Each side's text is normalised by its own rule before any model sees it, so one model can serve two sides. The models
-leave text as it is ("identity") and spell in bytes what has no piece, so no text is unknown to them.
+leave text as it is ("identity"). Most spell in bytes what has no piece, so no text is unknown to them.
 """
 
 import hashlib
@@ -34,6 +34,8 @@ MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
 SPACE_MARK = "\u2581"
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
+UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
+
 # SentencePiece has one seed for the whole process: nobody else sets it while one samples.
 SEED_LOCK = threading.Lock()
 
@@ -46,6 +48,7 @@ class Vocabulary:
     """What came out of training a model."""
 
     side: Side
+    type: str
     pieces_asked: int
     pieces_made: int
     lines_seen: int
@@ -80,7 +83,8 @@ class Tokenizer:
     """Encodes and decodes both sides.
 
     No special token is added or shown. Decoding what was encoded gives the normalised text: the side's rule is
-    applied, spaces are stripped and made single, and the mark that SentencePiece writes spaces as is a space.
+    applied, spaces are stripped and made single, and the mark that SentencePiece writes spaces as is a space. Where a
+    model has no bytes to spell with, <unk> stands for each word, or each run of characters, that has no piece.
     """
 
     def __init__(
@@ -93,8 +97,9 @@ class Tokenizer:
         target_normalization: str,
     ) -> None:
         """From the bytes of SentencePiece models; both are the same one where it is shared."""
-        self._source = _Model(source_model, _Normalizer(source_normalization))
-        self._target = _Model(target_model, _Normalizer(target_normalization))
+        kind = _Words if type_ == "word" else _Model
+        self._source = kind(source_model, _Normalizer(source_normalization))
+        self._target = kind(target_model, _Normalizer(target_normalization))
         # Where one model is shared, there is one name, and both models are the same.
         models = dict(zip(_model_names(shared), (source_model, target_model), strict=False))
         self._models = models
@@ -107,6 +112,9 @@ class Tokenizer:
         )
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
+        # Whether UNKNOWN stands for text of that side.
+        self.source_shows_unknown = self._source.shows_unknown
+        self.target_shows_unknown = self._target.shows_unknown
         self.hash = self._description.hash  # of all that decides an encoding
 
     @staticmethod
@@ -153,11 +161,14 @@ class Tokenizer:
         return self._target.sample(texts, alpha, nbest, seed)
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids, special ones left out; bytes that are no UTF-8 become U+FFFD."""
+        """The text of each row of ids; bytes that are no UTF-8 become U+FFFD.
+
+        Special ids are left out, but for UNKNOWN where the side shows it.
+        """
         return self._source.decode(tokens)
 
     def decode_target(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids, special ones left out; bytes that are no UTF-8 become U+FFFD."""
+        """The same for the target."""
         return self._target.decode(tokens)
 
     def normalize_source(self, line: str) -> str:
@@ -192,6 +203,7 @@ class _Model:
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.normalizer = normalizer
         self.vocab_size: int = self._processor.vocab_size()
+        self.shows_unknown = not any(map(self._processor.is_byte, range(self.vocab_size)))
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
         texts = [self.normalizer(line) for line in lines]
@@ -212,8 +224,28 @@ class _Model:
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         if not len(tokens):
             return []
-        texts: list[str] = self._processor.decode([[int(id_) for id_ in row if id_ >= NUM_SPECIAL] for row in tokens])
+        texts: list[str] = self._processor.decode([list(map(int, filter(self._is_text, row))) for row in tokens])
         return texts
+
+    def _is_text(self, id_: int) -> bool:
+        return id_ >= NUM_SPECIAL or (id_ == UNKNOWN and self.shows_unknown)
+
+
+class _Words(_Model):
+    """A model whose pieces are words. SentencePiece itself makes one unknown word of several in a row."""
+
+    def __init__(self, model: bytes, normalizer: _Normalizer) -> None:
+        super().__init__(model, normalizer)
+        self._words = [self._processor.id_to_piece(id_).removeprefix(SPACE_MARK) for id_ in range(self.vocab_size)]
+        self._words[UNKNOWN] = UNKNOWN_TEXT
+        self._ids = {word: id_ for id_, word in enumerate(self._words) if id_ >= NUM_SPECIAL}
+
+    def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
+        texts = map(self.normalizer, lines)
+        return [[self._ids.get(word, UNKNOWN) for word in text.split(" ") if word] for text in texts]
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        return [" ".join(self._words[id_] for id_ in row if self._is_text(id_)) for row in tokens]
 
 
 @dataclass(frozen=True)
@@ -285,6 +317,11 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
     if not words:
         raise DataError(f"the training {_text(side)} is empty or blank; a tokenizer needs some to be trained on")
     model = io.BytesIO()
+    coverage = (
+        1.0 if settings.type == "word" else settings.character_coverage
+    )  # else it would blot letters of words out
+    # Left at its default where nothing is unknown, so that models of an earlier mtkit have the same bytes.
+    surface: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     try:
         sentencepiece.SentencePieceTrainer.train(
             # No Python runs inside, so nothing can go wrong there that SentencePiece would hide.
@@ -294,8 +331,8 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
             model_type=settings.type,
             vocab_size=settings.vocab_size,
             hard_vocab_limit=False,
-            character_coverage=settings.character_coverage,
-            byte_fallback=True,
+            character_coverage=coverage,
+            byte_fallback=settings.spells_bytes,
             normalization_rule_name="identity",
             pad_id=PAD,
             unk_id=UNKNOWN,
@@ -304,6 +341,7 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
             max_sentence_length=MAX_SENTENCE_BYTES,
             num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
             minloglevel=2,
+            **surface,
         )
     except RuntimeError as error:
         too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
@@ -313,8 +351,14 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
             f"tokenizer.vocab_size {settings.vocab_size} is too small for the characters of the training "
             f"{_text(side)}; set it to {too_small[1]} or more, or lower tokenizer.character_coverage"
         ) from None
-    pieces_made = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
-    return model.getvalue(), Vocabulary(side, settings.vocab_size, pieces_made, lines_seen, num_lines)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
+        raise ConfigError(
+            f"tokenizer.vocab_size {settings.vocab_size} leaves no piece for the space in the training {_text(side)}; "
+            "set it higher"
+        )
+    pieces_made = processor.vocab_size()
+    return model.getvalue(), Vocabulary(side, settings.type, settings.vocab_size, pieces_made, lines_seen, num_lines)
 
 
 def _text(side: Side) -> str:
