@@ -51,7 +51,7 @@ from mtkit.training.checkpoint import (
 )
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
-from mtkit.training.schedule import learning_rate
+from mtkit.training.schedule import ENDING, learning_rate, lowers_rate
 from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.validation import Validation
 
@@ -129,7 +129,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of one run, else it would be another run."""
-        free = {"max_steps", "max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
+        free = {"max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
+        free |= set() if self.settings.schedule in ENDING else {"max_steps"}
         return {
             "data": self.corpus.digest,
             "tokenizer": self.tokenizer.hash,
@@ -137,13 +138,21 @@ class Trainer:
             "training": {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
         }
 
+    def _with_defaults(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """An identity in which settings that were not there yet when it was saved have their defaults."""
+        defaults = {"model": type(self.config.model)(), "training": TrainingConfig()}
+        filled = {name: {**section.model_dump(mode="json"), **identity[name]} for name, section in defaults.items()}
+        kept = self._identity()["training"].keys() | identity["training"].keys()
+        filled["training"] = {key: value for key, value in filled["training"].items() if key in kept}
+        return {**identity, **filled}
+
     def _resume(self) -> None:
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
             return
-        _, identity, _ = read_progress(self.checkpoints, steps[-1])
-        if changes := list(_differences(identity, self._identity())):
+        _, found, _ = read_progress(self.checkpoints, steps[-1])
+        if changes := list(_differences(self._with_defaults(found), self._identity())):
             raise CheckpointError(
                 f"{self.run_path}: cannot go on from step {steps[-1]:,}, since these changed: {'; '.join(changes)}. "
                 "Change them back, give the run another name, or start anew with --fresh"
@@ -226,10 +235,15 @@ class Trainer:
                     record = progress.window.record(progress.seconds)
                     self.log.write("train", step=progress.step, epoch=epoch, **record)
                     bar.set_postfix_str(
+                        f"epoch {self._epochs():.1f}, "
                         f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
                     )
                     progress.window = Window(since=progress.seconds)
                     bar.total = self._expected_steps()
+
+    def _epochs(self) -> float:
+        """Passes over the corpus so far."""
+        return self.state.progress.pairs / len(self.corpus)
 
     def _expected_steps(self) -> int:
         """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
@@ -260,7 +274,8 @@ class Trainer:
         if settings.max_minutes is not None and progress.seconds >= 60 * settings.max_minutes:
             return f"training.max_minutes {settings.max_minutes:g} is reached"
         if settings.patience is not None and progress.bad_validations >= settings.patience:
-            return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience)"
+            best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
+            return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience){best}"
         return ""
 
     def _update(self, stream: Iterator[tuple[int, tuple[Batch, ...]]]) -> int:
@@ -274,7 +289,7 @@ class Trainer:
         self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
-        rate = learning_rate(progress.step, settings, self.config.model.d_model)
+        rate = learning_rate(progress.step, settings, self.config.model.d_model, progress.rate_lowered)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
 
@@ -333,14 +348,20 @@ class Trainer:
         better = score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
+            progress.stale_validations = 0
         else:
             progress.bad_validations += 1
+            progress.stale_validations += progress.step > self.settings.warmup_steps
         progress.validated_step = progress.step
         self.is_saved = False
         seconds = time.monotonic() - begun
         self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
-        say(f"step {progress.step:,}: {_measures(measured)}{' (best)' if better else ''}")
+        at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
+        say(f"{at}: {_measures(measured)}{' (best)' if better else ''}")
         self._show_samples(translations)
+        if lowers_rate(progress.stale_validations, self.settings, progress.rate_lowered):
+            progress.stale_validations, progress.rate_lowered = 0, progress.rate_lowered + 1
+            say(f"nothing better in {self.settings.plateau_patience} validations: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
         """Other lines each time, the same ones for the same step."""

@@ -45,7 +45,7 @@ from mtkit.train import (
     stopping_by_signal,
     train,
 )
-from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, step_directory
+from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
 from mtkit.training.log import Log, Update, Window
 from mtkit.translator import load
 
@@ -327,6 +327,39 @@ def test_a_run_in_bf16_resumes_to_the_bit_on_every_device(make, device):
     assert outcome(trained(config)) == wanted
 
 
+PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "plateau_patience": 2, "validate_every": 2}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.3},
+        {"optimizer": "sgd", "learning_rate": 0.3},
+        {"schedule": "cosine", "final_learning_rate": 0.001},
+        {"schedule": "linear"},
+        {**PLATEAU, "learning_rate": 1e-12, "final_learning_rate": 2e-13},
+    ],
+    ids=["momentum", "sgd", "cosine", "linear", "plateau"],
+)
+def test_every_optimizer_and_schedule_resumes_to_the_bit(make, options):
+    wanted = outcome(trained(make("uninterrupted", **options)))
+    config = make(**options)
+    for step in (5, 11, 19):
+        with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
+            trained(config)
+    assert outcome(trained(config)) == wanted
+
+
+def test_plateau_lowers_the_rate_each_time_nothing_better_came_down_to_the_final_rate(make, capsys):
+    # With a rate this small nothing is learnt, so the first validation stays the best.
+    config = make(**PLATEAU, learning_rate=1e-12, final_learning_rate=2e-13, log_every=1, max_steps=18)
+    rates = {event["step"]: event["lr"] for event in events(trained(config), "train")}
+    falls = {step: rates[step] for step in rates if rates[step] != rates.get(step - 1)}
+    assert falls == pytest.approx({1: 1e-12, 7: 5e-13, 11: 2.5e-13, 15: 2e-13})
+    told = [line for line in capsys.readouterr().err.splitlines() if "is lowered" in line]
+    assert told == ["nothing better in 2 validations: the learning rate is lowered"] * 3
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_a_run_that_leaves_layers_out_resumes_to_the_bit_and_every_weight_has_seen_every_update(make, optimizer):
     model = {"encoder_layers": 2, "decoder_layers": 1, "layer_dropout": 0.6}
@@ -505,6 +538,25 @@ def test_limits_and_what_is_logged_and_kept_may_change(make, stopped):
     assert is_trained(config)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_where_the_schedule_ends_at_max_steps_they_may_not_change(make, schedule):
+    trained(make(max_steps=9, schedule=schedule))
+    with pytest.raises(CheckpointError, match=r"cannot go on from step 9.*: training\.max_steps was 9, is 16\."):
+        trained(make(max_steps=16, schedule=schedule))
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_where_the_setting_is_its_default(make, stopped):
+    folder = stopped.run_path / "checkpoints"
+    trainer = trainer_of(stopped)
+    trainer.log.close()
+    identity = trainer._identity()
+    del identity["training"]["momentum"], identity["model"]["activation"]
+    save_checkpoint(folder, trainer.state, identity)
+    with pytest.raises(CheckpointError, match=r"these changed: model\.activation was relu, is gelu\."):
+        trainer_of(make(max_steps=8, model={"activation": "gelu"}))
+    assert checkpoint_steps(trained(make(max_steps=12)) / "checkpoints")[-1] == 12
+
+
 def test_other_data_is_refused(make, stopped, corpus_files, make_config):
     other = make_config(stopped.run_path.parent / "other", model=MODEL, training=TRAINING)
     run_binarize(other)
@@ -660,7 +712,11 @@ def test_training_ends_after_max_minutes(make, capsys):
 def test_training_ends_when_validations_stop_getting_better(make, capsys):
     # With a rate this small nothing is learnt, so the first validation stays the best.
     run = trained(make(learning_rate=1e-12, validate_every=2, patience=3))
-    assert "no better bleu in 3 validations (training.patience)" in capsys.readouterr().err
+    told = "no better bleu in 3 validations (training.patience) than that of step 2"
+    said = capsys.readouterr().err
+    assert f"training ends at step 8: {told}\n" in said
+    # Eight updates of two batches read these pairs, of 120.
+    assert f"step 8, epoch {read_progress(run / 'checkpoints', 8)[0].pairs / 120:.1f}: loss" in said
     assert [event["best"] for event in events(run, "validation")] == [True, False, False, False]
     assert checkpoint_steps(run / "checkpoints")[-1] == 8
 

@@ -326,15 +326,30 @@ class TrainingConfig(Section):
     batch_tokens: int = Field(4096, ge=1, description="Most sentences x longest side of a batch, end marks counted.")
     accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
     max_steps: int = Field(100_000, ge=1, description="Updates after which training ends.")
-    max_minutes: float | None = Field(None, gt=0, description="Minutes of training after which it ends; null: any.")
-    optimizer: Literal["adam", "adamw"] = Field("adam", description="How weights follow gradients.")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes of training after which it ends; null: any. linear and cosine still end at max_steps: "
+        "set that to what fits into the minutes.",
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="How weights follow gradients.")
     adam_betas: tuple[float, float] = Field((0.9, 0.98), description="Decay of Adam's two averages.")
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
-    weight_decay: float = Field(0.0, ge=0, description="adam adds it to the gradient, adamw to the update.")
-    schedule: Literal["noam", "inverse_sqrt", "constant"] = Field("noam", description="How the learning rate moves.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Share of its last update that sgd repeats.")
+    weight_decay: float = Field(0.0, ge=0, description="adam and sgd add it to the gradient, adamw to the update.")
+    schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
+        "noam",
+        description="How the learning rate moves after warm-up; linear and cosine fall until max_steps, plateau when "
+        "validations bring nothing better.",
+    )
     warmup_steps: int = Field(4000, ge=0, description="Updates during which the learning rate rises.")
     learning_rate: float | None = Field(
         None, gt=0, description="The peak, whatever the schedule; null: noam with the paper's factor of 1."
+    )
+    final_learning_rate: float = Field(0.0, ge=0, description="Where linear, cosine and plateau stop falling.")
+    plateau_factor: float = Field(0.7, gt=0, lt=1, description="What plateau multiplies the learning rate by.")
+    plateau_patience: int = Field(
+        5, ge=1, description="Validations in a row without a better one after which plateau does so."
     )
     bpe_dropout: float = Field(
         0.0, ge=0, lt=1, description="Probability that a merge of byte pairs is left out (Provilkov et al. 2020)."
@@ -386,6 +401,22 @@ class TrainingConfig(Section):
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
             raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
+        if self.learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate {self.final_learning_rate} must be at most learning_rate {self.learning_rate}"
+            )
+        if self.schedule in ("linear", "cosine") and self.max_steps <= max(self.warmup_steps, 1):
+            raise ValueError(
+                f"schedule {self.schedule} wants max_steps above warmup_steps {self.warmup_steps} and 1, found "
+                f"{self.max_steps}"
+            )
+        if self.schedule == "plateau" and self.patience is not None and self.patience <= self.plateau_patience:
+            raise ValueError(
+                f"patience {self.patience} ends training before plateau_patience {self.plateau_patience} lowers the "
+                "learning rate; it must be more"
+            )
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
         if self.consistency_weight is not None and self.consistency == "none":

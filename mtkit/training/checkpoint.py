@@ -40,6 +40,8 @@ class Progress:
     best_step: int = 0  # 0: none yet
     best_score: float = float("-inf")  # higher is better
     bad_validations: int = 0  # since the best one
+    stale_validations: int = 0  # since the best one, or since the learning rate was lowered
+    rate_lowered: int = 0  # how many times validations lowered the learning rate
     skipped: int = 0  # updates that were not finite
     skipped_in_row: int = 0
     log_bytes: int = 0  # length of log.jsonl, which is cut back to it
