@@ -51,6 +51,7 @@ from mtkit.training.checkpoint import (
 )
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
+from mtkit.training.scaler import LossScaler
 from mtkit.training.schedule import ENDING, learning_rate, lowers_rate
 from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.validation import Validation
@@ -123,6 +124,8 @@ class Trainer:
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
         self._resume()
+        progress = self.state.progress
+        self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
         self.log = Log(self.run_path / "log.jsonl", self.state.progress.log_bytes)
 
     # Going on.
@@ -227,7 +230,7 @@ class Trainer:
                 stop.check()
 
                 epoch = self._update(stream)
-                if progress.skipped_in_row >= settings.max_skipped:
+                if progress.skipped_in_row >= settings.max_skipped or progress.loss_scale < 1:
                     raise MtkitError(self._divergence())
                 bar.update()
                 progress.seconds = time.monotonic() - begun
@@ -301,19 +304,24 @@ class Trainer:
             torch.manual_seed(chance_seed(settings.seed, progress.step, number))
             with mixed_precision(self.device, progress.precision):
                 loss = OBJECTIVES[settings.consistency](self.model, batch, settings)
-            (loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sums)
 
+        self.scaler.unscale(self.state.optimizer)
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
         update = Update(smoothed, likelihood, tokens, norm, rate, _padding(batches), *consistency)
+        scale_before = progress.loss_scale
+        progress.loss_scale, progress.scale_updates = self.scaler.next()
         if update.is_finite:
             self.state.optimizer.step()
             if self.state.average is not None:
                 self.state.average.update(progress.step)
             progress.skipped_in_row = 0
             progress.window.add(update)
+        elif math.isfinite(update.loss) and progress.loss_scale < scale_before:
+            self._overflow()
         else:
             self._skip(update)
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -327,14 +335,28 @@ class Trainer:
         say(f"step {progress.step:,}: the {what} is not finite; the update is skipped ({progress.skipped} so far)")
         self.log.write("skipped", step=progress.step, what=what)
 
+    def _overflow(self) -> None:
+        """No divergence: the loss scale of fp16 is found by trying."""
+        progress = self.state.progress
+        progress.overflows += 1
+        say(
+            f"step {progress.step:,}: the gradient overflows fp16; the update is skipped and the loss scale lowered to "
+            f"{progress.loss_scale:g} ({progress.overflows} so far)"
+        )
+        self.log.write("overflow", step=progress.step, loss_scale=progress.loss_scale)
+
     def _divergence(self) -> str:
         progress = self.state.progress
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         last = f"the last good checkpoint is that of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+        what = (
+            f"{progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not finite"
+            if progress.loss_scale >= 1
+            else f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
+        )
         return (
-            f"{self.run_path}: {progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were "
-            f"not finite; {last}. Start anew with --fresh and a lower training.learning_rate, with training.clip_norm, "
-            "or with training.precision fp32"
+            f"{self.run_path}: {what}; {last}. Start anew with --fresh and a lower training.learning_rate, with "
+            "training.clip_norm, or with training.precision fp32"
         )
 
     # Validation, choice, average.

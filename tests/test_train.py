@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
@@ -47,6 +47,7 @@ from mtkit.train import (
 )
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
 from mtkit.training.log import Log, Update, Window
+from mtkit.training.scaler import LossScaler
 from mtkit.translator import load
 
 DEVICES = [
@@ -317,9 +318,10 @@ def test_the_log_is_cut_back_to_the_checkpoint(make):
     assert [event["step"] for event in events(config.run_path, "train")] == [5]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_in_bf16_resumes_to_the_bit_on_every_device(make, device):
-    options = {"device": device, "precision": "bf16", "max_steps": 12}
+def test_a_run_in_mixed_precision_resumes_to_the_bit_on_every_device(make, device, precision):
+    options = {"device": device, "precision": precision, "max_steps": 12}
     wanted = outcome(trained(make("uninterrupted", **options)))
     config = make(**options)
     with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
@@ -666,6 +668,90 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted_and_poisons_nothing
     assert "step 9: the gradient is not finite; the update is skipped (2 so far)" in told
     assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 7, 8, 10, 11, 12]
     assert all(tensor.isfinite().all() for tensor in read_weights(run / "checkpoints", 12).values())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_gradient_of_fp16_is_that_of_fp32_clipped_after_unscaling(make, device):
+    found = {}
+    for precision in ("fp32", "fp16"):
+        config = make(device=device, precision=precision, model={"dropout": 0.0}, clip_norm=0.25)
+        trainer = trainer_of(config)
+        trainer.log.close()
+        gradients = found[precision] = {}
+        trainer.state.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, gradients=gradients: gradients.update(
+                {name: p.grad.double() for name, p in trainer.model.named_parameters()}
+            )
+        )
+        trainer.scaler = LossScaler(trainer.device, precision, 256.0, 0)
+        trainer._update(trainer._stream())
+    norms = {p: sum(g.square().sum() for g in found[p].values()).sqrt().item() for p in found}
+    assert norms == pytest.approx({"fp32": 0.25, "fp16": 0.25}, rel=1e-4)
+    distance = sum((found["fp32"][name] - found["fp16"][name]).square().sum() for name in found["fp32"]).sqrt()
+    assert 0 < distance < 0.01 * norms["fp32"]
+
+
+def overflowing(steps: Iterable[int]) -> AbstractContextManager[None]:
+    """The gradients of these steps are infinite though their losses are not."""
+    steps = set(steps)
+    update = Trainer._update
+
+    def disturbed(trainer: Trainer, stream: Iterator[Any]) -> int:
+        if trainer.state.progress.step + 1 not in steps:
+            return update(trainer, stream)
+        hook = trainer.model.output.weight.register_hook(lambda gradient: gradient * math.inf)
+        epoch = update(trainer, stream)
+        hook.remove()
+        return epoch
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_update", disturbed)
+            yield
+
+    return patched()
+
+
+def test_overflows_of_fp16_lower_the_scale_and_end_nothing_and_resume_to_the_bit(make, capsys):
+    options = {"precision": "fp16", "max_skipped": 2, "max_steps": 20, "keep_checkpoints": 9}
+    steps = [2, 3, 4, 5, 9]
+    with overflowing(steps):
+        wanted = outcome(trained(make("uninterrupted", **options)))
+        config = make(**options)
+        for step in (6, 10):
+            with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
+                trained(config)
+        run = trained(config)
+    assert outcome(run) == wanted
+    progress, _, _ = read_progress(run / "checkpoints", 20)
+    found = events(run, "overflow")
+    assert set(steps) <= {event["step"] for event in found}
+    assert (progress.skipped, progress.overflows) == (0, len(found))
+    assert [event["loss_scale"] for event in found] == [2.0 ** (15 - n) for n in range(len(found))]
+    assert progress.loss_scale == found[-1]["loss_scale"]
+    assert progress.scale_updates == 20 - found[-1]["step"]
+    told = "the gradient overflows fp16; the update is skipped and the loss scale lowered to"
+    assert f"step 9: {told} {found[-1]['loss_scale']:g} ({len(found)} so far)\n" in capsys.readouterr().err
+
+
+def test_a_gradient_that_overflows_at_any_scale_ends_training(make):
+    config = make(precision="fp16", max_skipped=2, save_every=1, validate_every=50)
+    with overflowing(range(1, 99)), pytest.raises(MtkitError) as caught:
+        trained(config)
+    message = str(caught.value)
+    assert "the gradient of step 17 overflows fp16 at any loss scale; the last good checkpoint is that of" in message
+    assert "training.precision fp32" in message
+    assert "\n" not in message
+
+
+def test_a_loss_of_fp16_that_is_not_finite_counts_as_in_other_precisions(make):
+    config = make(precision="fp16", max_skipped=2, save_every=1, validate_every=50)
+    trainer = trainer_of(config)
+    with torch.no_grad():
+        trainer.model.output.weight[5, 0] = math.inf
+    with pytest.raises(MtkitError, match="2 updates in a row, the last at step 2, were not finite"):
+        trainer.run(Stop())
 
 
 def _name(model: torch.nn.Module, weight: Tensor) -> str:

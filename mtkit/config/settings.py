@@ -378,7 +378,9 @@ class TrainingConfig(Section):
         "average_checkpoints averages and the bundle holds; null: none.",
     )
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of an update's gradient; null: any.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is fast at it.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the device is fast at it, fp16 on older GPUs that are fast at that."
+    )
     validate_every: int = Field(1000, ge=1, description="Updates between validations.")
     validation_sentences: int = Field(1000, ge=1, description="Most sentences that a validation translates.")
     save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")

@@ -13,7 +13,9 @@ AVAILABLE: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+TENSOR_CORES = (7, 0)  # the first compute capability of CUDA whose products in fp16 are much faster
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,11 +38,16 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def pick_precision(name: str, device: torch.device, gains_on_cpu: bool) -> str:
-    """fp32 or bf16; auto is bf16 where its matrix products are faster and, on a CPU, the model gains by it."""
+    """fp32, bf16 or fp16; auto is bf16 where its matrix products are faster and, on a CPU, the model gains by it.
+
+    An older GPU that has no bf16 but is fast at fp16 takes that.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
     if device.type == "cpu":
         has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if has_instructions and gains_on_cpu else "fp32"
@@ -48,7 +55,7 @@ def pick_precision(name: str, device: torch.device, gains_on_cpu: bool) -> str:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bf16, everything else and the weights in fp32; or nothing."""
+    """Matrix products in bf16 or fp16, everything else and the weights in fp32; or nothing."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, DTYPES[precision])

@@ -21,6 +21,7 @@ from mtkit.files import replaced_directory, settle
 from mtkit.training.average import MovingAverage
 from mtkit.training.log import Window
 from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
+from mtkit.training.scaler import FIRST_SCALE
 
 FORMAT = 1
 
@@ -44,6 +45,9 @@ class Progress:
     rate_lowered: int = 0  # how many times validations lowered the learning rate
     skipped: int = 0  # updates that were not finite
     skipped_in_row: int = 0
+    overflows: int = 0  # updates of fp16 that only lowered the loss scale
+    loss_scale: float = FIRST_SCALE
+    scale_updates: int = 0  # since the loss scale changed
     log_bytes: int = 0  # length of log.jsonl, which is cut back to it
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
