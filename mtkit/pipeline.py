@@ -24,6 +24,7 @@ from mtkit.prepare import (
     tokenizer_is_current,
 )
 from mtkit.scores import check_language
+from mtkit.start import start_bundle
 from mtkit.text.lines import fingerprint
 from mtkit.train import is_trained, train
 from mtkit.translator import load
@@ -69,6 +70,8 @@ def _train(config: Config, fresh: bool) -> None:
         )
     check_language(config.languages.target)
     pick_device(config.device)  # if there is none of that name, better told before the data is prepared
+    if fresh or not _is_begun(config):
+        start_bundle(config)  # if it does not fit, that too
     if fresh:
         _forget(config)
     _prepare(config)

@@ -23,6 +23,7 @@ from mtkit.config.settings import Config, CorpusConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
+from mtkit.start import start_bundle, start_tokenizer
 from mtkit.text.cleaning import REASONS, drop_reason
 from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
@@ -36,7 +37,10 @@ Pair = tuple[str, str]
 
 
 def make_tokenizer(config: Config) -> None:
-    """Train the tokenizer on the training corpora, into the run directory."""
+    """Train the tokenizer on the training corpora, or copy that of the model to start from, into the run directory."""
+    if bundle := start_bundle(config):
+        _copy_tokenizer(config, bundle.tokenizer_path)
+        return
     corpora = _training_corpora(config)
     source = partial(_side, [corpus.source for corpus in corpora])
     target = partial(_side, [corpus.target for corpus in corpora])
@@ -52,22 +56,38 @@ def make_tokenizer(config: Config) -> None:
         _report(_describe_vocabulary(vocabulary))
 
 
+def _copy_tokenizer(config: Config, path: Path) -> None:
+    tokenizer = Tokenizer.load(path)
+    with _writing(config), replaced_directory(_tokenizer_directory(config)) as directory:
+        tokenizer.save(directory)
+        _write_json(directory / "provenance.json", _copy_provenance(tokenizer))
+    sizes = {"source": tokenizer.source_vocab_size, "target": tokenizer.target_vocab_size}
+    _report(f"tokenizer: copied from {path}; " + ", ".join(f"{size:,} {side} pieces" for side, size in sizes.items()))
+
+
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     paths = ", ".join(f"{corpus.source}, {corpus.target}" for corpus in corpora)
     return DataError(f"{paths}: the training corpora hold no pairs")
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether the run's tokenizer was trained on these texts with these settings; a damaged one is an error."""
+    """Whether the run's tokenizer is what make_tokenizer would make; a damaged one is an error.
+
+    A copied one stays current when the model that it was copied from is gone.
+    """
     directory = _tokenizer_directory(config)
     settle(directory)
     if not directory.exists():
         return False
     Tokenizer.load(directory)
-    found = _read_json(directory / "provenance.json")
-    # A setting that an earlier version of mtkit did not have was what is now its default.
-    found["settings"] = {**TokenizerConfig().model_dump(mode="json"), **found.get("settings", {})}
-    return found == _tokenizer_provenance(config)
+    provenance = _read_json(directory / "provenance.json")
+    if config.training.start_from is None:
+        # A setting that an earlier version of mtkit did not have was what is now its default.
+        defaults = TokenizerConfig().model_dump(mode="json")
+        provenance["settings"] = {**defaults, **provenance.get("settings", {})}
+        return provenance == _tokenizer_provenance(config)
+    tokenizer = start_tokenizer(config)
+    return provenance == _copy_provenance(tokenizer) if tokenizer else "copied" in provenance
 
 
 def binarize(config: Config) -> None:
@@ -363,6 +383,10 @@ def _tokenizer_provenance(config: Config) -> dict[str, Any]:
         "settings": config.tokenizer.model_dump(mode="json"),
         "fingerprints": _fingerprints(raw_files),
     }
+
+
+def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"format": FORMAT, "copied": tokenizer.hash}
 
 
 def _corpus_settings(config: Config) -> dict[str, float | None]:

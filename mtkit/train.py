@@ -32,8 +32,9 @@ from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
-from mtkit.models.registry import new_model
+from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
+from mtkit.start import start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.training.checkpoint import (
@@ -90,12 +91,17 @@ def is_trained(config: Config) -> bool:
         found = json.loads(done.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return bool(found == _completion(config))
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in _completion(config).items())
 
 
 def _completion(config: Config) -> dict[str, Any]:
-    """What training depends on: if none of it changed, training again would give the same."""
+    """What training depends on: if none of it changed, training again would give the same.
+
+    The model that it started from is no part of it once it is gone.
+    """
+    start = start_checksum(config)
     return {
+        **({"start_from": start} if start else {}),
         "model": config.model.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json"),
         "data": Corpus.open(config.run_path / "data" / "train").digest,
@@ -123,6 +129,7 @@ class Trainer:
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
+        self.start = start_checksum(config)  # of the weights that training started from
         self._resume()
         progress = self.state.progress
         self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
@@ -132,13 +139,17 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of one run, else it would be another run."""
-        free = {"max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
+        free = {"start_from", "max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
         free |= set() if self.settings.schedule in ENDING else {"max_steps"}
         return {
             "data": self.corpus.digest,
             "tokenizer": self.tokenizer.hash,
             "model": self.config.model.model_dump(mode="json"),
-            "training": {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
+            "training": {
+                # Where it lay does not matter; what it was does.
+                "start_from": self.start,
+                **{k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
+            },
         }
 
     def _with_defaults(self, identity: dict[str, Any]) -> dict[str, Any]:
@@ -153,8 +164,11 @@ class Trainer:
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
+            self._start()
             return
         _, found, _ = read_progress(self.checkpoints, steps[-1])
+        if self.settings.start_from and not self.start:
+            self.start = found["training"].get("start_from") or "a model that is not there"
         if changes := list(_differences(self._with_defaults(found), self._identity())):
             raise CheckpointError(
                 f"{self.run_path}: cannot go on from step {steps[-1]:,}, since these changed: {'; '.join(changes)}. "
@@ -167,6 +181,16 @@ class Trainer:
         if progress.best_step and progress.best_step not in steps:
             say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
             progress.best_step, progress.best_score = 0, float("-inf")
+
+    def _start(self) -> None:
+        """Step 0: random weights stay, or make way for those that the settings name."""
+        if bundle := start_bundle(self.config):
+            weights = bundle.weights()
+            require_weights_of(self.model, weights, str(bundle.path))
+            self._put(weights)
+            if self.settings.ema_decay:
+                self.state.average = MovingAverage(self.model, self.settings.ema_decay)
+            say(f"starting from the weights of {bundle.path}")
 
     def _scheduled(self) -> list[int]:
         """Steps whose checkpoints were made on time; one made because the run was stopped is not averaged."""
@@ -439,12 +463,14 @@ class Trainer:
                 "minutes": round(self.state.progress.seconds / 60, 1),
                 "pairs_seen": self.state.progress.pairs,
                 "averaged_steps": steps,
+                "start_from": self.start,
                 "data": self.corpus.facts(),
             },
         }
         path = self.run_path / "model"
         # The data stays where it is: a bundle names no folder of the machine that it was trained on.
-        config = self.config.model_copy(update={"run_dir": None})
+        training = self.settings.model_copy(update={"start_from": None})
+        config = self.config.model_copy(update={"run_dir": None, "training": training})
         save_bundle(path, weights, config, self.tokenizer.save, about)
         say(f"model: {path}")
 
@@ -458,6 +484,7 @@ class Trainer:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else str(self.device),
             "threads": torch.get_num_threads(),
             "precision": progress.precision,
+            "start_from": self.start,
             "parameters": self.model.num_parameters,
             "command": sys.argv,
             "data": self.corpus.facts(),

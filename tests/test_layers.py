@@ -16,7 +16,7 @@ FLOORS = [
     {"cli"},
     {"pipeline"},
     {"prepare", "train", "translate", "evaluate", "export"},
-    {"validation", "objective"},
+    {"validation", "objective", "start"},
     {"translator", "scores"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},

@@ -323,6 +323,11 @@ ModelConfig = Annotated[
 class TrainingConfig(Section):
     """How the model is trained, and how its checkpoints are kept and chosen."""
 
+    start_from: Path | None = Field(
+        None,
+        description="Run directory or model bundle whose weights training starts from, and whose tokenizer is taken in "
+        "the place of what the section tokenizer says; null: random weights.",
+    )
     batch_tokens: int = Field(4096, ge=1, description="Most sentences x longest side of a batch, end marks counted.")
     accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
     max_steps: int = Field(100_000, ge=1, description="Updates after which training ends.")

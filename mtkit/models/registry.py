@@ -40,6 +40,12 @@ def new_model(config: AnyModelConfig, source_vocab_size: int, target_vocab_size:
 
 def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
     """Give an empty model these weights, without a copy; where stands in the message if they are not its own."""
+    require_weights_of(model, weights, where)
+    model.load_state_dict(weights, strict=False, assign=True)
+
+
+def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
+    """Refuse weights of other names or shapes than the model's."""
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != found:
@@ -48,4 +54,3 @@ def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) 
             f"{where}: weight {name} is {found.get(name, 'missing')}, the settings want {wanted.get(name, 'none')}; "
             "the weights belong to another model"
         )
-    model.load_state_dict(weights, strict=False, assign=True)
