@@ -27,6 +27,7 @@ from mtkit.scores import check_language
 from mtkit.start import start_bundle
 from mtkit.text.lines import fingerprint
 from mtkit.train import is_trained, train
+from mtkit.training.board import require_tensorboard
 from mtkit.translator import load
 
 
@@ -70,6 +71,8 @@ def _train(config: Config, fresh: bool) -> None:
         )
     check_language(config.languages.target)
     pick_device(config.device)  # if there is none of that name, better told before the data is prepared
+    if config.training.tensorboard:
+        require_tensorboard()
     if fresh or not _is_begun(config):
         start_bundle(config)  # if it does not fit, that too
     if fresh:
@@ -84,7 +87,7 @@ def _train(config: Config, fresh: bool) -> None:
 
 def _forget(config: Config) -> None:
     """All that training left; the tokenizer and the data stay if they are up to date."""
-    for name in ("checkpoints", "model"):
+    for name in ("checkpoints", "model", "tensorboard"):
         shutil.rmtree(config.run_path / name, ignore_errors=True)
     for name in ("log.jsonl", "trained.json", "evaluated.json"):
         (config.run_path / name).unlink(missing_ok=True)

@@ -37,6 +37,7 @@ from mtkit.objective import OBJECTIVES
 from mtkit.start import start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
+from mtkit.training.board import Board
 from mtkit.training.checkpoint import (
     Progress,
     TrainState,
@@ -133,13 +134,14 @@ class Trainer:
         self._resume()
         progress = self.state.progress
         self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
-        self.log = Log(self.run_path / "log.jsonl", self.state.progress.log_bytes)
+        board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
+        self.log = Log(self.run_path / "log.jsonl", progress.log_bytes, board)
 
     # Going on.
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of one run, else it would be another run."""
-        free = {"start_from", "max_minutes", "patience", "log_every", "keep_checkpoints", "max_skipped"}
+        free = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
         free |= set() if self.settings.schedule in ENDING else {"max_steps"}
         return {
             "data": self.corpus.digest,

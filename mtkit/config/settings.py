@@ -399,6 +399,9 @@ class TrainingConfig(Section):
     average_checkpoints: int = Field(5, ge=1, description="Checkpoints, up to the best, whose average is tried.")
     max_skipped: int = Field(10, ge=1, description="Updates skipped in a row, for not being finite, that end training.")
     log_every: int = Field(50, ge=1, description="Updates between lines of the log.")
+    tensorboard: bool = Field(
+        False, description="Draw the log with TensorBoard, into the folder tensorboard; wants mtkit[tensorboard]."
+    )
     seed: int = Field(1, ge=0, description="All chance in training comes from it.")
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.errors import CheckpointError
+from mtkit.training.board import Board
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Window:
 
 
 class Log:
-    """One object a line. Opening cuts it back to what the checkpoint knows of."""
+    """One object a line, drawn on a board too if there is one. Opening cuts it back to what the checkpoint knows of."""
 
-    def __init__(self, path: Path, length: int) -> None:
+    def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._board = board
         self._file = path.open("ab", buffering=0)
         self.length = min(length, self._file.tell())  # in bytes
         self._file.truncate(self.length)
@@ -91,10 +93,18 @@ class Log:
         if written != len(data):
             raise CheckpointError(f"{self._path}: cannot be written: the disk is full; {REMEDY}")
         self.length += len(data)
+        if self._board:
+            try:
+                self._board.draw(event, values)
+            except OSError as error:
+                where = self._board.directory
+                raise CheckpointError(f"{where}: cannot be written: {error.strerror}; {REMEDY}") from None
 
     def close(self) -> None:
         """No more events."""
         self._file.close()
+        if self._board:
+            self._board.close()
 
 
 REMEDY = "the checkpoints are untouched: make room and start again"
