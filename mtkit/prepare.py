@@ -23,7 +23,6 @@ from mtkit.config.settings import Config, CorpusConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
-from mtkit.start import start_bundle, start_tokenizer
 from mtkit.text.cleaning import REASONS, drop_reason
 from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
@@ -38,8 +37,8 @@ Pair = tuple[str, str]
 
 def make_tokenizer(config: Config) -> None:
     """Train the tokenizer on the training corpora, or copy that of the model to start from, into the run directory."""
-    if bundle := start_bundle(config):
-        _copy_tokenizer(config, bundle.tokenizer_path)
+    if config.training.start_from is not None:
+        _copy_tokenizer(config)
         return
     corpora = _training_corpora(config)
     source = partial(_side, [corpus.source for corpus in corpora])
@@ -56,7 +55,12 @@ def make_tokenizer(config: Config) -> None:
         _report(_describe_vocabulary(vocabulary))
 
 
-def _copy_tokenizer(config: Config, path: Path) -> None:
+def _copy_tokenizer(config: Config) -> None:
+    from mtkit.start import start_bundle  # here, since all else goes without torch
+
+    bundle = start_bundle(config)
+    assert bundle is not None
+    path = bundle.tokenizer_path
     tokenizer = Tokenizer.load(path)
     with _writing(config), replaced_directory(_tokenizer_directory(config)) as directory:
         tokenizer.save(directory)
@@ -86,6 +90,8 @@ def tokenizer_is_current(config: Config) -> bool:
         defaults = TokenizerConfig().model_dump(mode="json")
         provenance["settings"] = {**defaults, **provenance.get("settings", {})}
         return provenance == _tokenizer_provenance(config)
+    from mtkit.start import start_tokenizer  # here, since all else goes without torch
+
     tokenizer = start_tokenizer(config)
     return provenance == _copy_provenance(tokenizer) if tokenizer else "copied" in provenance
 

@@ -146,8 +146,14 @@ LINES_OF_VALUES = [
         "training: {consistency: both}",
         "training.consistency: found both, wants one of none, rdrop, simcut",
     ),
-    ("training: {schedule: off}", "training.schedule: found false, wants one of noam, inverse_sqrt, constant"),
-    ("training: {schedule: cosine}", "training.schedule: found cosine, wants one of noam, inverse_sqrt, constant"),
+    (
+        "training: {schedule: off}",
+        "training.schedule: found false, wants one of noam, inverse_sqrt, constant, linear, cosine, plateau",
+    ),
+    (
+        "training: {schedule: cosin}",
+        "training.schedule: found cosin, wants one of noam, inverse_sqrt, constant, linear, cosine, plateau",
+    ),
     ("tokenizer: {type: words}", "tokenizer.type: found words, wants one of bpe, unigram, char, word"),
     ("tokenizer: {shared: 'yes'}", "tokenizer.shared: found 'yes', wants true or false"),
     ("tokenizer: {shared: 1}", "tokenizer.shared: found 1, wants true or false"),
@@ -479,7 +485,7 @@ def test_every_key_is_printed_below_its_meaning_choices_and_limits() -> None:
         assert comment.startswith("# ")
         del lines[: at + 1]
     text = config_text(Config())
-    assert "  # How the learning rate moves. One of noam, inverse_sqrt, constant.\n  schedule: noam\n" in text
+    assert "  # How weights follow gradients. One of adam, adamw, sgd.\n  optimizer: adam\n" in text
     assert "  # Updates after which training ends. A whole number, at least 1.\n  max_steps: 100000\n" in text
     assert "# How the model is trained, and how its checkpoints are kept and chosen.\ntraining:\n" in text
 
