@@ -317,9 +317,8 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
     if not words:
         raise DataError(f"the training {_text(side)} is empty or blank; a tokenizer needs some to be trained on")
     model = io.BytesIO()
-    coverage = (
-        1.0 if settings.type == "word" else settings.character_coverage
-    )  # else it would blot letters of words out
+    # Words whose rare letters SentencePiece blots out would be known by nobody.
+    coverage = 1.0 if settings.type == "word" else settings.character_coverage
     # Left at its default where nothing is unknown, so that models of an earlier mtkit have the same bytes.
     surface: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     try:
