@@ -137,7 +137,9 @@ def run(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshO
 @app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")
 def translate(
     model: ModelArgument,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Text file, or .gz; else standard input.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Text file, or .gz, .xz, .zst; else standard input.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -1,18 +1,17 @@
 """Translating a stream of lines: N lines in, N lines out, whatever is in them."""
 
-import gzip
 import shutil
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from mtkit.errors import DataError, MtkitError
-from mtkit.text.lines import decode_lines, open_binary
+from mtkit.text.lines import decode_lines
+from mtkit.text.packing import open_to_read, open_to_write, telling_damage
 from mtkit.translator import TranslatedLine, Translator
 
 NUM_NAMED = 10  # damaged or split lines that are named; the rest are counted
@@ -48,7 +47,7 @@ def translate(
 def reading(path: Path) -> Iterator[BinaryIO]:
     """A text file, or a packed one, to be translated."""
     try:
-        stream = open_binary(path)
+        stream = open_to_read(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -59,7 +58,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when the block ends without an error; packed where the name ends in .gz.
+    """A file that takes the place of path when the block ends without an error; packed as its name tells.
 
     Until then all that was written stands in PATH.part, which stays if the block is left by an error. A path that is
     a device or a pipe is written to as it is.
@@ -73,7 +72,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             raise MtkitError(f"{path}: is a directory; a file to write is wanted")
         whole = path.resolve()  # what a link points at is replaced, not the link
         part = whole.with_name(f"{whole.name}.part")
-        with _open_to_write(part, packed=whole.suffix == ".gz") as stream:
+        with open_to_write(part, whole) as stream:
             if whole.exists():
                 shutil.copymode(whole, part)
             yield stream
@@ -82,19 +81,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _open_to_write(path: Path, packed: bool) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "wb")) if packed else path.open("wb")
-
-
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: "Warnings") -> Iterator[str]:
     """The lines; where bytes were replaced, a warning tells so, and a file that cannot be read on is an error."""
     try:
-        for number, (line, damaged) in enumerate(lines, start=1):
-            if damaged:
-                warnings.add("is not valid UTF-8; what could not be read was replaced", number)
-            yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name}: damaged or not gzip ({error}); compress it again or rename it") from None
+        with telling_damage(name):
+            for number, (line, damaged) in enumerate(lines, start=1):
+                if damaged:
+                    warnings.add("is not valid UTF-8; what could not be read was replaced", number)
+                yield line
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
 

@@ -35,6 +35,8 @@ HOMES: dict[str, set[str]] = {
     "sacrebleu": {"scores.py"},
     "tensorboard": {"training/board.py"},
     "torch.utils.tensorboard": {"training/board.py"},
+    "regex": {"text/cleaning.py"},
+    "zstandard": {"text/packing.py"},
     "safetensors": {"training/checkpoint.py", "formats"},
     "click": set(),
     "pickle": set(),

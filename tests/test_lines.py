@@ -2,14 +2,29 @@
 
 import gzip
 import io
+import lzma
 import os
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mtkit.errors import DataError
 from mtkit.text.lines import decode_lines, fingerprint, read_lines, read_pairs
+from mtkit.text.packing import PACKER_NAMES, PACKERS, open_to_read, open_to_write
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+
+    pack_zst = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})
+else:
+    import zstandard
+
+    pack_zst = zstandard.ZstdCompressor(write_checksum=True).compress
+
+PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": pack_zst}
 
 
 def lines_of(path: Path, raw: bytes) -> list[str]:
@@ -36,7 +51,8 @@ def lines_of(path: Path, raw: bytes) -> list[str]:
 )
 def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, lines):
     assert lines_of(tmp_path / "text", raw) == lines
-    assert lines_of(tmp_path / "text.gz", gzip.compress(raw)) == lines
+    for ending, pack in PACK.items():
+        assert lines_of(tmp_path / f"text{ending}", pack(raw)) == lines
     assert list(decode_lines(io.BytesIO(raw))) == [(line, False) for line in lines]
 
 
@@ -71,14 +87,56 @@ def test_a_path_through_a_file_is_told(tmp_path):
         list(read_lines(tmp_path / "file" / "text"))
 
 
+@pytest.mark.parametrize("ending", sorted(PACKERS))
 @pytest.mark.parametrize("damage", ["cut", "changed", "plain"])
-def test_a_damaged_gz_is_told(tmp_path, damage):
-    packed = gzip.compress(os.urandom(1000).hex().encode() + b"\n")
+def test_a_damaged_packed_file_is_told(tmp_path, damage, ending):
+    packed = PACK[ending](os.urandom(1000).hex().encode() + b"\n")
     middle = len(packed) // 2
     flipped = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
     raw = {"cut": packed[:middle], "changed": flipped, "plain": b"just text\n"}[damage]
-    with pytest.raises(DataError, match=r"text\.gz: damaged or not gzip \(.+\); compress it again or rename it"):
-        lines_of(tmp_path / "text.gz", raw)
+    message = rf"text{ending}: damaged or not {PACKER_NAMES[ending]} \(.+\); compress it again or rename it"
+    with pytest.raises(DataError, match=message):
+        lines_of(tmp_path / f"text{ending}", raw)
+
+
+@pytest.mark.parametrize("ending", sorted(PACKERS))
+def test_a_packed_file_cut_off_anywhere_is_told(tmp_path, ending):
+    packed = PACK[ending](b"one\ntwo\nthree\n")
+    for end in range(1, len(packed)):
+        with pytest.raises(DataError, match="damaged or not"):
+            lines_of(tmp_path / f"text{ending}", packed[:end])
+
+
+@pytest.mark.parametrize("ending", sorted(PACKERS))
+def test_packed_files_one_after_the_other_are_one_text(tmp_path, ending):
+    lines = [os.urandom(20).hex() for _ in range(20_000)]
+    raw = "".join(f"{line}\n" for line in lines).encode()
+    pieces = [raw[: len(raw) // 3], raw[len(raw) // 3 :], b"end"]
+    assert lines_of(tmp_path / f"text{ending}", b"".join(map(PACK[ending], pieces))) == [*lines, "end"]
+
+
+@pytest.mark.parametrize("ending", sorted(PACKERS))
+def test_what_is_packed_is_what_is_unpacked(tmp_path, ending):
+    raw = os.urandom(300_000)
+    with open_to_write(tmp_path / "part", tmp_path / f"text{ending}") as stream:
+        stream.write(raw)
+    (tmp_path / "part").rename(tmp_path / f"text{ending}")
+    with open_to_read(tmp_path / f"text{ending}") as stream:
+        assert stream.read() == raw
+    assert (tmp_path / f"text{ending}").read_bytes() != raw
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python has its own")
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_zst_without_its_package_names_the_extra(tmp_path, monkeypatch, mode):
+    path = tmp_path / "text.zst"
+    path.write_bytes(PACK[".zst"](b"text"))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(DataError) as raised:
+        list(read_lines(path)) if mode == "read" else open_to_write(path, path)
+    assert str(raised.value) == (
+        f"{path}: .zst files want the package zstandard; install it with pip install 'mtkit[zstd]'"
+    )
 
 
 def test_damaged_lines_of_a_stream_are_replaced_and_marked():

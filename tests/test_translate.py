@@ -1,6 +1,5 @@
 """N lines in, N lines out, whatever is in them."""
 
-import gzip
 import io
 import os
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 import mtkit
 from mtkit.errors import DataError, MtkitError
+from mtkit.text.packing import PACKER_NAMES, PACKERS, open_to_read
 from mtkit.translate import NUM_NAMED, reading, translate, writing
 from mtkit.translator import Translator
 
@@ -156,18 +156,26 @@ def test_at_once_each_line_is_written_and_flushed_before_the_next_is_read(transl
     assert flushed[:3] == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_a_packed_file_is_read_and_written(translator: Translator, tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "source.gz", "wb") as stream:
+@pytest.mark.parametrize("ending", sorted(PACKERS))
+def test_a_packed_file_is_read_and_written(translator: Translator, tmp_path: Path, ending: str) -> None:
+    source_path, out_path = tmp_path / f"source{ending}", tmp_path / f"out{ending}"
+    with writing(source_path) as stream:
         stream.write(b"one two\nthree\n")
-    with reading(tmp_path / "source.gz") as source, writing(tmp_path / "out.gz") as out:
+    with reading(source_path) as source, writing(out_path) as out:
         translate(translator, source, out)
-    assert gzip.decompress((tmp_path / "out.gz").read_bytes()) == translated(translator, b"one two\nthree\n")
+    with open_to_read(out_path) as stream:
+        assert stream.read() == translated(translator, b"one two\nthree\n")
+    assert out_path.read_bytes() != translated(translator, b"one two\nthree\n")
 
 
-def test_a_packed_file_that_is_cut_off_is_an_error(translator: Translator, tmp_path: Path) -> None:
-    packed = gzip.compress(os.urandom(10_000))
-    (tmp_path / "source.gz").write_bytes(packed[: len(packed) // 2])
-    with reading(tmp_path / "source.gz") as source, pytest.raises(DataError, match=r"source\.gz: damaged or not gzip"):
+@pytest.mark.parametrize("ending", sorted(PACKERS))
+def test_a_packed_file_that_is_cut_off_is_an_error(translator: Translator, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"source{ending}"
+    with writing(path) as stream:
+        stream.write(os.urandom(10_000))
+    os.truncate(path, path.stat().st_size // 2)
+    message = rf"{path}: damaged or not {PACKER_NAMES[ending]} \("
+    with reading(path) as source, pytest.raises(DataError, match=message):
         translate(translator, source, io.BytesIO())
 
 

@@ -1,25 +1,25 @@
 r"""Exact line reading: N lines are N lines, whatever is in them.
 
 A line ends at `\n` and nowhere else, so U+2028, U+0085, form feed and NUL stay inside it. One `\r` before the `\n` and
-a byte-order mark at the start of a file are no part of the text. Files ending in .gz are unpacked on the way.
+a byte-order mark at the start of a file are no part of the text. Files ending in .gz, .xz or .zst are unpacked on the
+way.
 """
 
-import gzip
 import hashlib
-import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from mtkit.errors import DataError
+from mtkit.text.packing import open_to_read, telling_damage
 
 
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, one at a time; a last line without an end counts."""
-    with _reading(path), open_binary(path) as stream:
+    with _reading(path), open_to_read(path) as stream:
         for number, raw in enumerate(_raw_lines(stream), start=1):
             try:
                 line = raw.decode("utf-8")
@@ -61,10 +61,6 @@ def fingerprint(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def open_binary(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
     """Lines of bytes without their ends; readline waits for no more than the line it returns."""
     raw = stream.readline().removeprefix(BOM_UTF8)
@@ -77,12 +73,11 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 def _reading(path: Path) -> Iterator[None]:
     """Tells what can go wrong with a file in one line."""
     try:
-        yield
+        with telling_damage(str(path)):
+            yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a directory; a text file is wanted") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or not gzip ({error}); compress it again or rename it") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
