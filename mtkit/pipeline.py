@@ -112,7 +112,7 @@ def _renew_tokenizer(config: Config) -> None:
 
 def _raw_text_is_gone(config: Config) -> bool:
     """A run that was carried elsewhere has all it needs in its directory."""
-    raw = [config.data_path(path) for corpus in config.data.train for path in (corpus.source, corpus.target)]
+    raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     return _is_begun(config) and bool(raw) and not any(path.exists() for path in raw)
 
 

@@ -8,31 +8,30 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mtkit.config.settings import Config, CorpusConfig, TokenizerConfig
+from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
+from mtkit.data.mixing import is_natural, mix
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
-from mtkit.text.cleaning import REASONS, drop_reason
-from mtkit.text.lines import fingerprint, read_lines, read_pairs
+from mtkit.text.cleaning import REASONS, Drops, drop_reason, settings_behind
+from mtkit.text.duplicates import Seen
+from mtkit.text.held_out import HeldOut, Search, held_out
+from mtkit.text.lines import read_pairs
+from mtkit.text.parallel import Pair, fingerprints, read_corpus, read_source, read_target, tagged
 from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 CHUNK_PAIRS = 10_000
 CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines is small too
-
-Pair = tuple[str, str]
 
 
 def make_tokenizer(config: Config) -> None:
@@ -41,15 +40,19 @@ def make_tokenizer(config: Config) -> None:
         _copy_tokenizer(config)
         return
     corpora = _training_corpora(config)
-    source = partial(_side, [corpus.source for corpus in corpora])
-    target = partial(_side, [corpus.target for corpus in corpora])
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
         if not sum(1 for _ in _progress(_pairs(corpora), "reading")):
             raise _no_pairs(corpora)
         with replaced_directory(_tokenizer_directory(config)) as directory:
-            vocabularies = train_tokenizer(source, target, config.tokenizer, directory)
+            vocabularies = train_tokenizer(
+                lambda: chain.from_iterable(map(read_source, corpora)),
+                lambda: chain.from_iterable(map(read_target, corpora)),
+                config.tokenizer,
+                directory,
+                _tags(config),
+            )
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
@@ -70,8 +73,11 @@ def _copy_tokenizer(config: Config) -> None:
 
 
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
-    paths = ", ".join(f"{corpus.source}, {corpus.target}" for corpus in corpora)
-    return DataError(f"{paths}: the training corpora hold no pairs")
+    return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
+
+
+def _names(corpora: Iterable[CorpusConfig]) -> str:
+    return ", ".join(str(path) for corpus in corpora for path in corpus.paths)
 
 
 def tokenizer_is_current(config: Config) -> bool:
@@ -106,7 +112,7 @@ def binarize(config: Config) -> None:
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     with _writing(config):
         raw_files = _raw_files(corpora)
-        search = _Search(_read_held_out(config))
+        search = Search(_read_held_out(config))
         with CorpusWriter(
             _train_directory(config),
             tokenizer.source_vocab_size,
@@ -115,20 +121,23 @@ def binarize(config: Config) -> None:
             keeps_text=config.training.samples_subwords,
         ) as writer:
             unknown = UnknownShares()
-            drops = _encode(_progress(_pairs(corpora), "encoding"), config, tokenizer, writer, search, unknown)
-            num_pairs = writer.num_pairs + drops.total()
+            encoder = _Encoder(config, tokenizer, writer, search, unknown)
+            counts = [encoder.encode(corpus) for corpus in corpora]
+            drops = encoder.drops
+            num_pairs = writer.num_pairs + drops.counts.total()
             if not num_pairs:
                 raise _no_pairs(corpora)
             if not writer.num_pairs:
                 raise DataError(
-                    f"every one of {num_pairs:,} training pairs is left out: {_describe_drops(drops)}; "
-                    "see data.max_length and data.max_length_ratio"
+                    f"every one of {num_pairs:,} training pairs is left out: {drops}; see "
+                    + " and ".join(f"data.{name}" for name in settings_behind(drops.counts))
                 )
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
                 _see_validation(config, tokenizer, unknown)
-                manifest = writer.commit(drops, raw_files, _corpus_settings(config), unknown.shares())
-    _report_corpus(manifest)
+                manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
+    _report_corpus(manifest, drops)
+    _report_shares(config, manifest)
     for warning in search.warnings():
         _report(warning)
 
@@ -150,7 +159,7 @@ def binarized_is_current(config: Config) -> bool:
     return (
         corpus.manifest.settings == _corpus_settings(config)
         and _fingerprints(corpus.manifest.raw_files) == _fingerprints(_raw_files(_training_corpora(config)))
-        and kept.get("fingerprints") == _fingerprints(_raw_files(_corpora(config, config.data.valid)))
+        and _what_was_kept(kept) == _what_is_to_keep(config)
     )
 
 
@@ -167,39 +176,55 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def _encode(
-    pairs: Iterable[Pair],
-    config: Config,
-    tokenizer: Tokenizer,
-    writer: CorpusWriter,
-    search: "_Search",
-    unknown: UnknownShares,
-) -> Counter[str]:
-    """Write the pairs that stay, and count the others by reason."""
-    drops: Counter[str] = Counter()
-    max_length, max_length_ratio = config.data.max_length, config.data.max_length_ratio
-    num_threads = _num_threads()
-    keeps_text = config.training.samples_subwords
-    for chunk in _chunks(pairs):
-        sources = tokenizer.encode_source([source for source, _ in chunk], num_threads)
-        targets = tokenizer.encode_target([target for _, target in chunk], num_threads)
-        kept = []
-        for place, (source, target) in enumerate(chunk):
-            lengths = len(sources[place]), len(targets[place])
-            reason = drop_reason(source, target, *lengths, max_length, max_length_ratio)
+class _Encoder:
+    """Writes the pairs that stay, and counts the others by reason."""
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, writer: CorpusWriter, search: Search, unknown: UnknownShares
+    ) -> None:
+        self.drops = Drops()
+        self._rules = config.data
+        self._keeps_text = config.training.samples_subwords
+        self._unknown = unknown
+        self._tokenizer = tokenizer
+        self._writer = writer
+        self._search = search
+        self._seen = Seen() if config.data.drop_duplicates else None
+        self._num_threads = _num_threads()
+
+    def encode(self, corpus: CorpusConfig) -> int:
+        """All of a corpus; how many pairs stay."""
+        before = self._writer.num_pairs
+        line = 1
+        for chunk in _chunks(_progress(read_corpus(corpus), "encoding")):
+            self._encode_chunk(chunk, corpus, line)
+            line += len(chunk)
+        return self._writer.num_pairs - before
+
+    def _encode_chunk(self, raw: list[Pair], corpus: CorpusConfig, first_line: int) -> None:
+        """The rules look at the text as it is; the model sees it with its tag."""
+        pairs = [(tagged(source, corpus.tag), target) for source, target in raw]
+        sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
+        targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
+        nothing = len(self._tokenizer.encode_source([corpus.tag])[0]) if corpus.tag else 0
+        reasons: list[str | None] = []
+        for place, (source, target) in enumerate(raw):
+            source_length = len(sources[place]) if len(sources[place]) > nothing else 0
+            reasons.append(drop_reason(source, target, source_length, len(targets[place]), self._rules))
+        if self._seen:
+            staying = [place for place, reason in enumerate(reasons) if not reason]
+            for place, is_new in zip(staying, self._seen.add([pairs[place] for place in staying]), strict=True):
+                reasons[place] = None if is_new else "duplicate"
+        for place, reason in enumerate(reasons):
             if reason:
-                drops[reason] += 1
+                self.drops.add(reason, corpus.paths[0], first_line + place, *raw[place])
             else:
-                kept.append(place)
-                search.see(source, target)
+                self._search.see(*pairs[place])
+        kept = [place for place, reason in enumerate(reasons) if not reason]
         kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
-        _see(unknown, "training", tokenizer, kept_sources, kept_targets)
-        writer.add(
-            kept_sources,
-            kept_targets,
-            *(_normalized([chunk[place] for place in kept], tokenizer) if keeps_text else ()),
-        )
-    return drops
+        _see(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
+        texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
+        self._writer.add(kept_sources, kept_targets, *texts)
 
 
 def _see(
@@ -241,89 +266,49 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield chunk
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """A validation or test set, its lines known by their hashes; blank sources are not looked for."""
-
-    name: str
-    num_lines: int
-    sources: list[int]
-    pairs: list[tuple[int, ...]]  # for each source, one hash per reference
-
-
-class _Search:
-    """Looks for held-out lines among those of the training text, in memory that the held-out lines decide."""
-
-    def __init__(self, held_out: list[_HeldOut]) -> None:
-        self._held_out = held_out
-        self._wanted = {digest for one in held_out for digest in one.sources}
-        self._wanted_pairs = {digest for one in held_out for pair in one.pairs for digest in pair}
-        self._found: set[int] = set()
-        self._found_pairs: set[int] = set()
-
-    def see(self, source: str, target: str) -> None:
-        """A pair of the training text."""
-        digest = hash(source)
-        if digest in self._wanted:
-            self._found.add(digest)
-            self._found_pairs |= {hash((source, target))} & self._wanted_pairs
-
-    def warnings(self) -> Iterator[str]:
-        """A line for each set of which something was seen."""
-        for one in self._held_out:
-            num_found = sum(digest in self._found for digest in one.sources)
-            num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
-            if num_found:
-                yield (
-                    f"warning: {num_found:,} of {one.num_lines:,} sources of {one.name} stand in the training data, "
-                    f"{num_pairs:,} of them with the same translation"
-                )
-
-
-def _read_held_out(config: Config) -> list[_HeldOut]:
+def _read_held_out(config: Config) -> list[HeldOut]:
     """The validation corpora as one set, and each test set; all their files are read and checked."""
-    held_out = []
+    found = []
     if config.data.valid:
         pairs = _pairs(_corpora(config, config.data.valid))
-        valid = _held_out("data.valid", ((source, (target,)) for source, target in pairs))
+        valid = held_out("data.valid", ((source, (target,)) for source, target in pairs))
         if not valid.num_lines:
-            paths = ", ".join(f"{corpus.source}, {corpus.target}" for corpus in config.data.valid)
-            raise DataError(f"{paths}: the validation corpora hold no pairs; list others in data.valid, or none")
-        held_out.append(valid)
+            raise DataError(
+                f"{_names(config.data.valid)}: the validation corpora hold no pairs; list others in data.valid, or none"
+            )
+        found.append(valid)
     for name, test_set in config.data.test.items():
         source_path = config.data_path(test_set.source)
         readers = [read_pairs(source_path, config.data_path(path)) for path in test_set.target]
         rows = zip(*readers, strict=True)  # the readers themselves tell of unequal files
-        held_out.append(_held_out(f"data.test.{name}", ((row[0][0], tuple(pair[1] for pair in row)) for row in rows)))
-    return held_out
-
-
-def _held_out(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> _HeldOut:
-    """A set from its sources and the references of each."""
-    num_lines = 0
-    sources, pairs = [], []
-    for source, references in rows:
-        num_lines += 1
-        if source.strip():
-            sources.append(hash(source))
-            pairs.append(tuple(hash((source, reference)) for reference in references))
-    return _HeldOut(name, num_lines, sources, pairs)
+        found.append(held_out(f"data.test.{name}", ((row[0][0], tuple(pair[1] for pair in row)) for row in rows)))
+    return found
 
 
 def _write_validation(config: Config, directory: Path) -> None:
     """The validation text, line for line."""
     corpora = _corpora(config, config.data.valid)
-    manifest: dict[str, Any] = {"format": FORMAT, "fingerprints": _fingerprints(_raw_files(corpora))}
-    for side in ("source", "target"):
+    manifest: dict[str, Any] = {"format": FORMAT, **_what_is_to_keep(config)}
+    for side, place in (("source", 0), ("target", 1)):
         path = directory / f"{side}.txt"
         digest = hashlib.sha256()
         with path.open("wb") as stream:
-            for line in _side([getattr(corpus, side) for corpus in corpora]):
-                raw = line.encode("utf-8") + b"\n"
+            for pair in _pairs(corpora):
+                raw = pair[place].encode("utf-8") + b"\n"
                 digest.update(raw)
                 stream.write(raw)
         manifest[path.name] = digest.hexdigest()
     _write_json(directory / "manifest.json", manifest)
+
+
+def _what_is_to_keep(config: Config) -> dict[str, Any]:
+    """All that decides the validation text; tags only where there are some."""
+    corpora = _corpora(config, config.data.valid)
+    return {"fingerprints": _fingerprints(_raw_files(corpora)), **_tags_by_corpus(corpora)}
+
+
+def _what_was_kept(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: manifest[name] for name in ("fingerprints", "tags") if name in manifest}
 
 
 def _read_kept(path: Path, manifest: dict[str, Any]) -> list[str]:
@@ -357,23 +342,24 @@ def _training_corpora(config: Config) -> list[CorpusConfig]:
 
 def _corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
     """The same corpora with the paths where their files lie."""
-    return [
-        CorpusConfig(source=config.data_path(corpus.source), target=config.data_path(corpus.target))
-        for corpus in corpora
-    ]
+    sides = ("source", "target", "tsv")
+    found = []
+    for corpus in corpora:
+        paths = {side: getattr(corpus, side) for side in sides}
+        here = {side: config.data_path(path) for side, path in paths.items() if path is not None}
+        found.append(corpus.model_copy(update=here))
+    return found
 
 
 def _pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
-    return chain.from_iterable(read_pairs(corpus.source, corpus.target) for corpus in corpora)
-
-
-def _side(paths: Iterable[Path]) -> Iterator[str]:
-    return chain.from_iterable(read_lines(path) for path in paths)
+    """The pairs of all corpora, tagged."""
+    for corpus in corpora:
+        for source, target in read_corpus(corpus):
+            yield tagged(source, corpus.tag), target
 
 
 def _raw_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    paths = chain.from_iterable((corpus.source, corpus.target) for corpus in corpora)
-    return tuple(RawFile(str(path), fingerprint(path)) for path in paths)
+    return tuple(RawFile(*known) for corpus in corpora for known in fingerprints(corpus))
 
 
 def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
@@ -384,10 +370,12 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
 def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes."""
     raw_files = _raw_files(_corpora(config, config.data.train))
+    tags = _tags(config)
     return {
         "format": FORMAT,
         "settings": config.tokenizer.model_dump(mode="json"),
         "fingerprints": _fingerprints(raw_files),
+        **({"tags": tags} if tags else {}),
     }
 
 
@@ -395,10 +383,24 @@ def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"format": FORMAT, "copied": tokenizer.hash}
 
 
-def _corpus_settings(config: Config) -> dict[str, float | None]:
-    """What decides which pairs are left out, and whether the text of the others is kept."""
-    lengths = {"max_length": config.data.max_length, "max_length_ratio": config.data.max_length_ratio}
-    return {**lengths, "text": True} if config.training.samples_subwords else lengths
+def _tags(config: Config) -> list[str]:
+    """The tags of the training corpora, each once."""
+    return sorted({corpus.tag for corpus in config.data.train if corpus.tag is not None})
+
+
+def _tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
+    tags = [corpus.tag for corpus in corpora]
+    return {"tags": tags} if any(tags) else {}
+
+
+def _corpus_settings(config: Config) -> dict[str, Any]:
+    """What decides which pairs stay, and as what; rules that are off are not told of, as older versions had none."""
+    rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
+    defaults = DataConfig().model_dump(mode="json")
+    always = ("max_length", "max_length_ratio")
+    changed = {name: value for name, value in rules.items() if name in always or value != defaults[name]}
+    text = {"text": True} if config.training.samples_subwords else {}
+    return {**changed, **_tags_by_corpus(config.data.train), **text}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -449,19 +451,24 @@ def _describe_vocabulary(vocabulary: Vocabulary) -> str:
     )
 
 
-def _describe_drops(drops: dict[str, int]) -> str:
-    return ", ".join(f"{drops[reason]:,} {reason}" for reason in REASONS if drops.get(reason))
-
-
-def _report_corpus(manifest: Manifest) -> None:
-    num_drops = sum(manifest.drops.values())
+def _report_corpus(manifest: Manifest, drops: Drops) -> None:
     _report(
         f"kept {manifest.num_pairs:,} pairs: {manifest.source.num_tokens:,} source and "
         f"{manifest.target.num_tokens:,} target tokens; the longest have {manifest.source.longest:,} "
         f"and {manifest.target.longest:,}"
     )
-    if num_drops:
-        total = manifest.num_pairs + num_drops
-        _report(f"dropped {num_drops:,} of {total:,} pairs: {_describe_drops(manifest.drops)}")
+    if num_drops := drops.counts.total():
+        _report(f"dropped {num_drops:,} of {manifest.num_pairs + num_drops:,} pairs: {drops}")
+        for line in drops.examples():
+            _report(line)
     if manifest.unknown:
         _report(f"unknown tokens: {describe_unknown(manifest.unknown)}")
+
+
+def _report_shares(config: Config, manifest: Manifest) -> None:
+    """Tell of corpora that an epoch does not go through just once."""
+    weights = [corpus.weight for corpus in config.data.train]
+    if not is_natural(weights, config.data.temperature):
+        mixture = mix(manifest.corpora, weights, config.data.temperature)
+        for corpus, share, repeats in zip(config.data.train, mixture.shares, mixture.repeats, strict=True):
+            _report(f"{corpus.paths[0]}: {share:.1%} of an epoch, each pair {repeats:.4g} times")

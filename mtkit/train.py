@@ -28,7 +28,8 @@ from mtkit.config.show import config_text
 from mtkit.data.ahead import made_ahead
 from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus
-from mtkit.errors import CheckpointError, MtkitError, StoppedError
+from mtkit.data.mixing import Mixture, is_natural, mix
+from mtkit.errors import CheckpointError, DataError, MtkitError, StoppedError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
@@ -106,6 +107,7 @@ def _completion(config: Config) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json"),
         "data": Corpus.open(config.run_path / "data" / "train").digest,
+        **_mixing(config),
     }
 
 
@@ -121,6 +123,7 @@ class Trainer:
         self.corpus = corpus
         self.validation = validation
         self.device = pick_device(config.device)
+        self.mixture = mixture_of(config, corpus)
 
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
@@ -152,6 +155,7 @@ class Trainer:
                 "start_from": self.start,
                 **{k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
             },
+            **_mixing(self.config),
         }
 
     def _with_defaults(self, identity: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +289,9 @@ class Trainer:
     def _stream(self) -> Iterator[Iterator[tuple[int, tuple[Batch, ...]]]]:
         """The batches from here on, made in a thread that ends with the block."""
         sampling = sampling_of(self.config, self.tokenizer, self.corpus)
-        stream = micro_batches(self.corpus, self.settings, self.state.progress.pairs, sampling, self.model.start)
+        stream = micro_batches(
+            self.corpus, self.settings, self.state.progress.pairs, sampling, self.model.start, self.mixture
+        )
         try:
             first = next(stream)
         except ValueError as error:
@@ -498,6 +504,27 @@ class Trainer:
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
             f"{facts['threads']} threads; {len(self.corpus):,} pairs"
         )
+
+
+def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
+    """How often an epoch goes through each of the corpora; None where it goes through all once."""
+    weights = [text.weight for text in config.data.train]
+    if is_natural(weights, config.data.temperature):
+        return None
+    if len(corpus.manifest.corpora) != len(weights):
+        raise DataError(
+            f"{corpus.directory}: tells the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
+            f"{len(weights)}; binarize the corpora again"
+        )
+    return mix(corpus.manifest.corpora, weights, config.data.temperature)
+
+
+def _mixing(config: Config) -> dict[str, Any]:
+    """What the order of the pairs depends on beside the training settings; nothing where every pair comes once."""
+    weights = [text.weight for text in config.data.train]
+    if is_natural(weights, config.data.temperature):
+        return {}
+    return {"mixing": {"weights": weights, "temperature": config.data.temperature}}
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mtkit.config.settings import DataConfig
 from mtkit.text.cleaning import REASONS, drop_reason
 
 
@@ -25,9 +26,9 @@ from mtkit.text.cleaning import REASONS, drop_reason
     ],
 )
 def test_the_first_reason_to_leave_a_pair_out(source, target, lengths, reason):
-    assert drop_reason(source, target, *lengths, max_length=10, max_length_ratio=3.0) == reason
+    assert drop_reason(source, target, *lengths, DataConfig(max_length=10, max_length_ratio=3.0)) == reason
     assert reason is None or reason in REASONS
 
 
 def test_without_a_ratio_any_will_do():
-    assert drop_reason("a", "b", 1, 10, max_length=10, max_length_ratio=None) is None
+    assert drop_reason("a", "b", 1, 10, DataConfig(max_length=10, max_length_ratio=None)) is None

@@ -172,10 +172,10 @@ LINES_OF_VALUES = [
     ("training: [5]", "training: found [5], wants keys and values"),
     (
         "data: {train: {source: a, target: b}}",
-        "data.train: found {source: a, target: b}, wants a list of items, each {source: …, target: …}",
+        "data.train: found {source: a, target: b}, wants a list of items, each {source: …, target: …} or {tsv: …}",
     ),
-    ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …}"),
-    ("data: {valid: [{source: a}]}", "data.valid[0].target: missing; wants a path"),
+    ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …} or {tsv: …}"),
+    ("data: {valid: [{source: a}]}", "data.valid[0]: found source, wants source and target, or tsv alone"),
     ("data: {test: [a]}", "data.test: found [a], wants names, each with {source: …, target: …}"),
     ("data: {test: {a: {target: b}}}", "data.test.a.source: missing; wants a path"),
     (
@@ -372,7 +372,7 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         (
             "data.train.0.source=x",
             "data.train.0.source=x: unknown key 'data.train.0'; "
-            "'data.train' takes a list of items, each {source: …, target: …}",
+            "'data.train' takes a list of items, each {source: …, target: …} or {tsv: …}",
         ),
         (
             "training.seed=[1",
@@ -455,7 +455,8 @@ def odd_config() -> Config:
             root=Path("~"),
             train=(
                 CorpusConfig(source=Path("a, b.fr"), target=Path("[c].en")),
-                CorpusConfig(source=Path("{d}"), target=Path("- e")),
+                CorpusConfig(source=Path("{d}"), target=Path("- e"), weight=0.5, tag="<2:no>"),
+                CorpusConfig(tsv=Path("#f"), columns=(3, 1), tag="#"),
             ),
             valid=(CorpusConfig(source=Path("#f"), target=Path("g: h")),),
             test={
@@ -465,6 +466,8 @@ def odd_config() -> Config:
                 "": TestSetConfig(source=Path("?"), target=(Path("a" * 300),)),
             },
             max_length_ratio=None,
+            source_script=("Latin",),
+            target_script=("Han", "Hiragana"),
         ),
         training=TrainingConfig(adam_eps=1e-9, learning_rate=5e-324, max_minutes=1e22, clip_norm=0.1, patience=3),
     )

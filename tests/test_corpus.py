@@ -20,7 +20,8 @@ def write(directory, source=SOURCE, target=TARGET, source_vocab_size=65536, toke
     with CorpusWriter(directory, source_vocab_size, 70001, tokenizer_hash) as writer:
         for start in range(0, len(source), 3):
             writer.add(source[start : start + 3], target[start : start + 3])
-        return writer.commit({"too long": 2}, [RawFile("a", "sha256:1"), RawFile("b", "sha256:2")], {"max_length": 9})
+        raw_files = [RawFile("a", "sha256:1"), RawFile("b", "sha256:2")]
+        return writer.commit({"too long": 2}, raw_files, {"max_length": 9}, [len(source) - 1, 1] if source else [0])
 
 
 def names(directory) -> list[str]:

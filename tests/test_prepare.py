@@ -130,7 +130,14 @@ def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys):
     assert len(stored) == 315
     assert stored.manifest.settings == {"max_length": 40, "max_length_ratio": 9.0}
     source, target = stored.manifest.source, stored.manifest.target
-    assert capsys.readouterr().err.splitlines() == [
+    path = config.data.root / "train.fr"
+    examples = [("blank source", 1), ("blank source", 2), ("blank target", 3), ("too long", 4), ("length ratio", 5)]
+    report = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0].strip() for line in report[3:]] == [reason for reason, _ in examples]
+    for line, (reason, number) in zip(report[3:], examples, strict=True):
+        assert line.startswith(f"  {reason}: {path}:{number}: ")
+    assert report[4].endswith(f":   ||| {en[1][:19]}…")
+    assert report[:3] == [
         "shared bpe vocabulary: 320 pieces of 320 asked for, trained on 637 of 640 lines",
         f"kept 315 pairs: {source.num_tokens:,} source and {target.num_tokens:,} target tokens; "
         f"the longest have {source.longest} and {target.longest}",
@@ -319,9 +326,7 @@ def test_a_corpus_of_which_nothing_stays_is_told(config):
     before = files_under(config.run_path)
     with pytest.raises(DataError) as raised:
         binarize(changed(config, "data", max_length=1))
-    assert str(raised.value) == (
-        "every one of 320 training pairs is left out: 320 too long; see data.max_length and data.max_length_ratio"
-    )
+    assert str(raised.value) == ("every one of 320 training pairs is left out: 320 too long; see data.max_length")
     assert files_under(config.run_path) == before
 
 

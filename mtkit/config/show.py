@@ -180,8 +180,9 @@ def _kind(schema: Schema) -> str:
         case "object":
             if isinstance(schema.get("additionalProperties"), dict):
                 return f"names, each with {wanted(_resolved(schema['additionalProperties']))}"
-            required = schema.get("required", [])
-            return "{" + ", ".join(f"{key}: …" for key in required) + "}" if required else "keys and values"
+            forms = [form["required"] for form in schema.get("oneOf", [schema]) if "required" in form]
+            shown = ["{" + ", ".join(f"{key}: …" for key in form) + "}" for form in forms]
+            return " or ".join(shown) or "keys and values"
         case kind:
             names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
             return names[kind]
@@ -217,7 +218,7 @@ def _section_lines(data: dict[str, Any], schema: Schema, indent: str = "") -> li
             inner = _section_lines(value, child, indent + "  ")
             lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]
         else:
-            lines += [*_comment(_meaning(value, child), indent), *_value_lines(key, value, indent)]
+            lines += [*_comment(_meaning(value, child), indent), *_value_lines(key, _as_said(value, child), indent)]
     return lines
 
 
@@ -227,6 +228,18 @@ def _meaning(value: object, schema: Schema) -> str:
     if value != schema["default"]:
         sentences.append(f"Default: {write_yaml(schema['default'])}.")
     return " ".join(sentences)
+
+
+def _as_said(value: Any, schema: Schema) -> Any:
+    """A list or table of sections without what stands at its default in them."""
+    if isinstance(value, list):
+        return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
+    if isinstance(value, dict) and "properties" in schema:
+        defaults = {key: child["default"] for key, child in schema["properties"].items() if "default" in child}
+        return {key: item for key, item in value.items() if key not in defaults or item != defaults[key]}
+    if isinstance(value, dict):
+        return {key: _as_said(item, _child(schema, key) or {}) for key, item in value.items()}
+    return value
 
 
 def _value_lines(key: str, value: Any, indent: str) -> list[str]:

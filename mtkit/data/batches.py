@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mtkit.batch import Batch, Rows
 from mtkit.config.settings import TrainingConfig
 from mtkit.data.corpus import Corpus
+from mtkit.data.mixing import Mixture
 from mtkit.data.plan import batches_from
 from mtkit.symbols import BEGIN, END
 
@@ -97,7 +98,12 @@ class Sampling:
 
 
 def micro_batches(
-    corpus: Corpus, config: TrainingConfig, consumed: int, sampling: Sampling | None = None, start: int = BEGIN
+    corpus: Corpus,
+    config: TrainingConfig,
+    consumed: int,
+    sampling: Sampling | None = None,
+    start: int = BEGIN,
+    mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, tuple[Batch, ...]]]:
     """The endless stream of batches after so many pairs, each with its epoch.
 
@@ -106,7 +112,7 @@ def micro_batches(
     start is what the decoder reads first.
     """
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed):
+    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture):
         if sampling:
             yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, start)
         else:

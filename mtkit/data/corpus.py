@@ -75,8 +75,9 @@ class Manifest:
     tokenizer_hash: str
     drops: dict[str, int]  # pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
-    settings: dict[str, float | None]  # what decided which pairs were left out
+    settings: dict[str, Any]  # what decided which pairs were left out, and what was done to the others
     unknown: dict[str, float] = field(default_factory=dict)  # share of the tokens, by text; none where nothing can be
+    corpora: tuple[int, ...] = ()  # pairs of each corpus that went in, in their order; none told by older versions
 
 
 class CorpusWriter:
@@ -120,10 +121,12 @@ class CorpusWriter:
         self,
         drops: Mapping[str, int],
         raw_files: Sequence[RawFile],
-        settings: Mapping[str, float | None],
+        settings: Mapping[str, Any],
+        corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
-        """Put the corpus in its place."""
+        """Put the corpus in its place; corpora are the pairs of each text that went in."""
+        assert sum(corpora) == self.num_pairs
         manifest = Manifest(
             num_pairs=self.num_pairs,
             source=self._source.finish(),
@@ -133,6 +136,7 @@ class CorpusWriter:
             raw_files=tuple(raw_files),
             settings=dict(settings),
             unknown=dict(unknown),
+            corpora=tuple(corpora),
         )
         _write_manifest(self._writing / MANIFEST, manifest)
         put_in_place(self._directory)
@@ -433,6 +437,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: damaged; binarize the corpora again")
     content["source"], content["target"] = _side(content["source"]), _side(content["target"])
     content["raw_files"] = tuple(RawFile(**raw) for raw in content["raw_files"])
+    content["corpora"] = tuple(content.get("corpora", ()))
     return Manifest(**content)
 
 

@@ -4,13 +4,15 @@ A plan is a pure function of the lengths, the budget, the seed and the epoch, an
 consumed: so a run resumes by skipping, and nothing else has to be remembered.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1024  # neighbouring pairs that stay in one window, so that a huge corpus is read in runs, not pair by pair
+from mtkit.data.mixing import Blocks, Mixture, blocks_of
+
 WINDOW = 2048  # blocks that are shuffled, sorted and cut together: about two million pairs
 
 
@@ -68,13 +70,13 @@ def _cuts(ascending: NDArray[np.integer], batch_tokens: int, chance: np.random.G
     return np.array(ends, dtype=np.int64)
 
 
-def _windows(num_pairs: int, chance: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """All pairs, once each, in windows of random blocks."""
-    blocks = chance.permutation(-(-num_pairs // BLOCK))
-    for first in range(0, len(blocks), WINDOW):
-        starts = blocks[first : first + WINDOW, None] * BLOCK
-        pairs = (starts + np.arange(BLOCK)).ravel()
-        yield pairs[pairs < num_pairs]
+def _windows(blocks: Blocks, chance: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """All pairs of the blocks in windows of random ones."""
+    order = chance.permutation(len(blocks))
+    for first in range(0, len(order), WINDOW):
+        window = blocks.chosen(order[first : first + WINDOW])
+        pairs = window.starts[:, None] + np.arange((window.ends - window.starts).max())
+        yield pairs[pairs < window.ends[:, None]]
 
 
 def batches_from(
@@ -83,15 +85,21 @@ def batches_from(
     target_lengths: NDArray[np.integer],
     batch_tokens: int,
     seed: int,
+    mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """The endless stream of batches after so many pairs: the epoch, from 0, and the pairs of the batch.
 
-    consumed must be where a batch ended, else ValueError: the run was made with other data or settings.
+    Without a mixture each pair comes once an epoch. consumed must be where a batch ended, else ValueError: the run was
+    made with other data or settings.
     """
-    num_pairs = len(source_lengths)
-    epoch, skip = divmod(consumed, num_pairs)
-    while True:
-        for number, pairs in enumerate(_windows(num_pairs, np.random.default_rng([seed, epoch]))):
+    epochs_done, skip = (0, consumed) if mixture else divmod(consumed, len(source_lengths))
+    for epoch in itertools.count(epochs_done):
+        epoch_chance = np.random.default_rng([seed, epoch])
+        blocks = mixture.epoch(epoch_chance) if mixture else blocks_of(len(source_lengths))
+        if skip >= blocks.num_pairs:
+            skip -= blocks.num_pairs
+            continue
+        for number, pairs in enumerate(_windows(blocks, epoch_chance)):
             if skip >= len(pairs):
                 skip -= len(pairs)
                 continue
@@ -103,4 +111,3 @@ def batches_from(
             skip = 0
             for index in range(first, len(plan)):
                 yield epoch, pairs[plan.batch(index)]
-        epoch += 1

@@ -55,6 +55,18 @@ def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
         yield source_line, target_line
 
 
+def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
+    """Two columns of a file whose columns are separated by tabs; they are numbered from 1, and quotes mean nothing."""
+    least = max(source, target)
+    for number, line in enumerate(read_lines(path), start=1):
+        columns = line.split("\t")
+        if len(columns) < least:
+            raise DataError(
+                f"{path}:{number}: has {len(columns)} of {least} columns; wants a tab between one and the next"
+            )
+        yield columns[source - 1], columns[target - 1]
+
+
 def fingerprint(path: Path) -> str:
     """The checksum of a file's bytes, as "sha256:<hex>"; of a packed file, of the packed bytes."""
     with _reading(path), path.open("rb") as stream:

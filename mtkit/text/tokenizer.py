@@ -12,7 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,8 @@ MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
 # The mark that SentencePiece writes spaces as, and characters that mean something else to its training.
 SPACE_MARK = "\u2581"
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
+
+RESERVED = re.compile(r"<pad>|<unk>|<s>|</s>|<0x[0-9A-F]{2}>")
 
 UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
 
@@ -55,18 +57,24 @@ class Vocabulary:
     lines_offered: int
 
 
-def train_tokenizer(source: Lines, target: Lines, settings: TokenizerConfig, directory: Path) -> list[Vocabulary]:
+def train_tokenizer(
+    source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, symbols: Sequence[str] = ()
+) -> list[Vocabulary]:
     """Train one model on both sides, or one each, into a directory that Tokenizer.load reads.
 
-    The same lines and settings give the same bytes. Each side is read twice for each model that it trains.
+    The same lines and settings give the same bytes. Each side is read twice for each model that it trains. symbols are
+    words of the source that are one piece each, wherever they stand, and need not stand in the lines.
     """
+    _check_symbols(symbols, _Normalizer(settings.source_normalization))
     normalized_source = _normalized(source, _Normalizer(settings.source_normalization))
     normalized_target = _normalized(target, _Normalizer(settings.target_normalization))
     if settings.shared:
-        model, report = _train_model("shared", lambda: chain(normalized_source(), normalized_target()), settings)
+        model, report = _train_model(
+            "shared", lambda: chain(normalized_source(), normalized_target()), settings, symbols
+        )
         models, reports = (model, model), [report]
     else:
-        source_model, source_report = _train_model("source", normalized_source, settings)
+        source_model, source_report = _train_model("source", normalized_source, settings, symbols)
         target_model, target_report = _train_model("target", normalized_target, settings)
         models, reports = (source_model, target_model), [source_report, target_report]
     Tokenizer(
@@ -75,6 +83,7 @@ def train_tokenizer(source: Lines, target: Lines, settings: TokenizerConfig, dir
         shared=settings.shared,
         source_normalization=settings.source_normalization,
         target_normalization=settings.target_normalization,
+        symbols=symbols,
     ).save(directory)
     return reports
 
@@ -95,6 +104,7 @@ class Tokenizer:
         shared: bool,
         source_normalization: str,
         target_normalization: str,
+        symbols: Sequence[str] = (),
     ) -> None:
         """From the bytes of SentencePiece models; both are the same one where it is shared."""
         kind = _Words if type_ == "word" else _Model
@@ -109,7 +119,9 @@ class Tokenizer:
             source_normalization=source_normalization,
             target_normalization=target_normalization,
             sha256={name: hashlib.sha256(model).hexdigest() for name, model in models.items()},
+            symbols=list(symbols),
         )
+        self.symbols = tuple(symbols)  # words of the source that are one piece each
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
         # Whether UNKNOWN stands for text of that side.
@@ -129,6 +141,7 @@ class Tokenizer:
             shared=description.shared,
             source_normalization=description.source_normalization,
             target_normalization=description.target_normalization,
+            symbols=description.symbols,
         )
 
     def save(self, directory: Path) -> None:
@@ -136,7 +149,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         for name, model in self._models.items():
             (directory / name).write_bytes(model)
-        content = {"format": FORMAT, **asdict(self._description), "hash": self.hash}
+        content = {"format": FORMAT, **self._description.content, "hash": self.hash}
         (directory / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
@@ -257,11 +270,17 @@ class _Description:
     source_normalization: str
     target_normalization: str
     sha256: dict[str, str]
+    symbols: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is written; no word is lost about symbols where there are none, as older versions did not know any."""
+        return {name: value for name, value in asdict(self).items() if value or name != "symbols"}
 
     @property
     def hash(self) -> str:
         """One checksum over the models and all that is done to text before them."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_description(path: Path) -> _Description:
@@ -275,7 +294,9 @@ def _read_description(path: Path) -> _Description:
             raise CheckpointError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
         expected = content.pop("hash")
         description = _Description(**content)
-        TokenizerConfig.model_validate({name: value for name, value in content.items() if name != "sha256"})
+        TokenizerConfig.model_validate(
+            {name: value for name, value in content.items() if name not in ("sha256", "symbols")}
+        )
         damaged = description.hash != expected or list(description.sha256) != _model_names(description.shared)
     except (ValueError, TypeError, KeyError, AttributeError):
         damaged = True
@@ -310,7 +331,21 @@ def _read_model(path: Path, sha256: str) -> bytes:
     return model
 
 
-def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[bytes, Vocabulary]:
+def _check_symbols(symbols: Sequence[str], normalizer: _Normalizer) -> None:
+    """Refuse symbols that no text could hold after normalisation, and those that mean something else."""
+    for symbol in symbols:
+        if normalizer(symbol) != symbol:
+            raise ConfigError(
+                f"tag {symbol}: becomes {normalizer(symbol) or 'nothing'} by tokenizer.source_normalization; "
+                "take another tag, such as <2de>"
+            )
+        if RESERVED.fullmatch(symbol):
+            raise ConfigError(f"tag {symbol}: every vocabulary has a piece of that name; take another, such as <2de>")
+
+
+def _train_model(
+    side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str] = ()
+) -> tuple[bytes, Vocabulary]:
     """The bytes of a model, and what came out."""
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
@@ -337,6 +372,7 @@ def _train_model(side: Side, lines: Lines, settings: TokenizerConfig) -> tuple[b
             unk_id=UNKNOWN,
             bos_id=BEGIN,
             eos_id=END,
+            user_defined_symbols=list(symbols),
             max_sentence_length=MAX_SENTENCE_BYTES,
             num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
             minloglevel=2,

@@ -1,0 +1,40 @@
+"""The corpora of the settings as pairs of lines."""
+
+from collections.abc import Iterator
+
+from mtkit.config.settings import CorpusConfig
+from mtkit.text.lines import fingerprint, read_columns, read_lines, read_pairs
+
+Pair = tuple[str, str]
+
+
+def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
+    """The pairs of one corpus as its files hold them, without a tag."""
+    if corpus.tsv is not None:
+        return read_columns(corpus.tsv, *corpus.columns)
+    assert corpus.source is not None
+    assert corpus.target is not None
+    return read_pairs(corpus.source, corpus.target)
+
+
+def read_source(corpus: CorpusConfig) -> Iterator[str]:
+    """The source lines alone."""
+    return read_lines(corpus.source) if corpus.source is not None else (source for source, _ in read_corpus(corpus))
+
+
+def read_target(corpus: CorpusConfig) -> Iterator[str]:
+    """The target lines alone."""
+    return read_lines(corpus.target) if corpus.target is not None else (target for _, target in read_corpus(corpus))
+
+
+def tagged(line: str, tag: str | None) -> str:
+    """The line with a tag before it, which tells a multilingual model what is wanted; a blank line stays blank."""
+    return f"{tag} {line}" if tag is not None and line.strip() else line
+
+
+def fingerprints(corpus: CorpusConfig) -> list[tuple[str, str]]:
+    """The path of each side's text, and what tells whether the text is still the same."""
+    if corpus.tsv is None:
+        return [(str(path), fingerprint(path)) for path in corpus.paths]
+    whole = fingerprint(corpus.tsv)
+    return [(str(corpus.tsv), f"{whole}, column {column}") for column in corpus.columns]
