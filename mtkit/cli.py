@@ -157,6 +157,9 @@ def translate(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")] = "fp32",
+    tag: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Put before each line, for models of several languages: <2de>.")
+    ] = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
@@ -175,20 +178,22 @@ def translate(
             raise MtkitError(
                 f"--n-best: found {num_best}, wants at most the beam size, {translator.config.decoding.beam_size}"
             )
-        _translate(translator, source, output, num_best, scores)
+        if tag is not None:
+            translator.require_tag(tag)
+        _translate(translator, source, output, num_best, scores, tag)
 
 
-def _translate(translator: Any, source: Any, output: Path | None, num_best: int, scores: bool) -> None:
+def _translate(translator: Any, source: Any, output: Path | None, num_best: int, scores: bool, tag: str | None) -> None:
     from mtkit.translate import translate, writing
 
     at_once = source.isatty()
     if output is None:
         if sys.stdout is None:
             raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
-        translate(translator, source, sys.stdout.buffer, num_best, scores, at_once)
+        translate(translator, source, sys.stdout.buffer, num_best, scores, at_once, tag)
         return
     with writing(output) as out:
-        translate(translator, source, out, num_best, scores, at_once)
+        translate(translator, source, out, num_best, scores, at_once, tag)
 
 
 @app.command(epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en")

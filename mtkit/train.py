@@ -29,6 +29,7 @@ from mtkit.data.ahead import made_ahead
 from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.mixing import Mixture, is_natural, mix
+from mtkit.data.verification import Verification
 from mtkit.errors import CheckpointError, DataError, MtkitError, StoppedError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
@@ -78,10 +79,10 @@ def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
     tokenizer = Tokenizer.load(run / "tokenizer")
     corpus = Corpus.open(run / "data" / "train")
     corpus.require_tokenizer(tokenizer.hash)
-    corpus.verify()
-    trainer = Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *validation))
-    with stopping_by_signal() as stop:
-        trainer.run(stop)
+    with Verification(corpus) as verification:
+        trainer = Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *validation))
+        with stopping_by_signal() as stop:
+            trainer.run(stop, verification)
 
 
 def is_trained(config: Config) -> bool:
@@ -215,8 +216,10 @@ class Trainer:
 
     # The loop.
 
-    def run(self, stop: Stop) -> None:
-        """Train to the end, validate, average, and write the bundle."""
+    def run(self, stop: Stop, verification: Verification | None = None) -> None:
+        """Train to the end, validate, average, and write the bundle; only data that is verified makes one."""
+        if verification:
+            stop.watched.append(verification.check)
         progress = self.state.progress
         (self.run_path / "trained.json").unlink(missing_ok=True)
         try:
@@ -224,6 +227,8 @@ class Trainer:
             with self._stream() as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
+            if verification:
+                verification.wait(stop.check)
             self._finish(stop)
         except StoppedError:
             if not self.is_saved:

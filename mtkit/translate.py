@@ -24,6 +24,7 @@ def translate(
     num_best: int = 1,
     with_scores: bool = False,
     at_once: bool = False,
+    tag: str | None = None,
 ) -> None:
     """Translate each line of one stream to a line of the other.
 
@@ -33,7 +34,7 @@ def translate(
     warnings = Warnings()
     lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
     shown = tqdm(lines, unit=" lines", disable=at_once or not sys.stderr.isatty(), smoothing=0)
-    for number, line in enumerate(translator.translate_lines(shown, num_best, at_once), start=1):
+    for number, line in enumerate(translator.translate_lines(shown, num_best, at_once, tag), start=1):
         if line.num_parts > 1:
             warnings.add("was too long for the model; translated in parts", number)
         out.write(_written(line, number, num_best, with_scores).encode("utf-8"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.data.batches import ragged, source_rows
+from mtkit.errors import MtkitError
 from mtkit.formats.bundle import open_bundle
 from mtkit.models.device import pick_device, pick_dtype
 from mtkit.models.interface import State, TranslationModel, next_rows
@@ -24,7 +25,8 @@ from mtkit.search.greedy import greedy_search
 from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.search.step import Hypothesis
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
-from mtkit.text.splitting import join_parts, split_line
+from mtkit.text.parallel import tagged
+from mtkit.text.splitting import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
 
 WINDOW_LINES = 4000
@@ -72,19 +74,33 @@ class Translator:
         self.tokenizer = tokenizer
         self.config = config
 
-    def translate(self, lines: Iterable[str]) -> list[str]:
+    def translate(self, lines: Iterable[str], tag: str | None = None) -> list[str]:
         """The best translation of each line, in order; a blank line gives a blank one."""
         if isinstance(lines, str):
             raise TypeError("translate() takes a list of lines; give it [line] for a single one")
-        return [line.text for line in self.translate_lines(lines)]
+        return [line.text for line in self.translate_lines(lines, tag=tag)]
 
     def translate_lines(
-        self, lines: Iterable[str], num_best: int = 1, at_once: bool = False
+        self, lines: Iterable[str], num_best: int = 1, at_once: bool = False, tag: str | None = None
     ) -> Iterator[TranslatedLine]:
         """Up to num_best translations of each line, in order, in constant memory for any number of lines.
 
-        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes.
+        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A tag
+        tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
         """
+        if tag is not None:
+            self.require_tag(tag)
+            lines = (tagged(line, tag) for line in lines)
+        return self._translated(lines, num_best, at_once)
+
+    def require_tag(self, tag: str) -> None:
+        """Refuse a tag that the model was not trained with."""
+        known = self.tokenizer.symbols
+        if tag not in known:
+            there = f"it knows {', '.join(known)}" if known else "it was trained without any"
+            raise MtkitError(f"tag {tag}: the model does not know it; {there}")
+
+    def _translated(self, lines: Iterable[str], num_best: int, at_once: bool) -> Iterator[TranslatedLine]:
         for window in _windows(lines, at_once):
             yield from self._translate_window(window, num_best)
 
@@ -100,19 +116,27 @@ class Translator:
 
     def _parts(self, lines: Sequence[str]) -> Iterator[_Part]:
         for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
-            if len(tokens) <= self.max_source_length:
+            tags, text = split_tags(lines[number], self.tokenizer.symbols)
+            tag_tokens = self._source_tokens(tags) if tags else []
+            if len(tokens) == len(tag_tokens):
+                yield _Part(number, [], "")  # a tag alone asks for nothing
+            elif len(tokens) <= self.max_source_length:
                 yield _Part(number, tokens, "")
             else:
-                yield from self._parts_of_long_line(number, lines[number])
+                yield from self._parts_of_long_line(number, text, tag_tokens)
 
-    def _parts_of_long_line(self, number: int, line: str) -> Iterator[_Part]:
-        """Whole sentences where they fit; where a single character has too many tokens, they are parted, too."""
-        most = self.max_source_length
-        for part in split_line(line, self._fits):
-            tokens = self.tokenizer.encode_source([part.text])[0]
+    def _parts_of_long_line(self, number: int, text: str, tag_tokens: list[int]) -> Iterator[_Part]:
+        """Whole sentences where they fit; where a single character has too many tokens, they are parted, too.
+
+        What stood before the line as a tag stands before each part.
+        """
+        most = max(self.max_source_length - len(tag_tokens), 1)
+        for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
+            tokens = self._source_tokens(part.text)
             for begin in range(0, max(len(tokens), 1), most):
                 is_last = begin + most >= len(tokens)
-                yield _Part(number, tokens[begin : begin + most], part.separator if is_last else "")
+                here = tokens[begin : begin + most]
+                yield _Part(number, [*tag_tokens, *here] if here else [], part.separator if is_last else "")
 
     @property
     def max_source_length(self) -> int:
@@ -121,8 +145,8 @@ class Translator:
         most = self.config.data.max_length
         return most if limit is None else min(most, limit - 1)
 
-    def _fits(self, text: str) -> bool:
-        return len(self.tokenizer.encode_source([text])[0]) <= self.max_source_length
+    def _source_tokens(self, text: str) -> list[int]:
+        return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part]) -> Iterator[list[int]]:
         """Neighbours in order, at most batch_tokens: sentences x longest source x beam."""

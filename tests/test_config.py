@@ -176,6 +176,41 @@ LINES_OF_VALUES = [
     ),
     ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …} or {tsv: …}"),
     ("data: {valid: [{source: a}]}", "data.valid[0]: found source, wants source and target, or tsv alone"),
+    ("data: {train: [{target: a}]}", "data.train[0]: found target, wants source and target, or tsv alone"),
+    ("data: {train: [{weight: 2}]}", "data.train[0]: found no file, wants source and target, or tsv alone"),
+    (
+        "data: {train: [{source: a, target: b, tsv: c}]}",
+        "data.train[0]: found source and target and tsv, wants source and target, or tsv alone",
+    ),
+    (
+        "data: {train: [{source: a, target: b, columns: [2, 1]}]}",
+        "data.train[0]: found columns without tsv; only a file of columns has some to choose",
+    ),
+    (
+        "data: {train: [{tsv: a, columns: [2, 2]}]}",
+        "data.train[0]: found column 2 for both sides, wants two different columns",
+    ),
+    (
+        "data: {train: [{tsv: a, columns: [0, 2]}]}",
+        "data.train[0].columns[0]: found 0, wants a whole number, at least 1",
+    ),
+    ("data: {train: [{tsv: a, weight: 0}]}", "data.train[0].weight: found 0, wants a number, more than 0"),
+    ("data: {train: [{tsv: a, tag: a b}]}", r"data.train[0].tag: found a b, wants text that matches ^\S+$, or null"),
+    ("data: {temperature: 0.5}", "data.temperature: found 0.5, wants a number, at least 1"),
+    ("data: {source_script: Latn}", "data.source_script: unknown script 'Latn'; did you mean Latin?"),
+    ("data: {target_script: [Han, hiragana]}", "data.target_script: unknown script 'hiragana'; did you mean Hiragana?"),
+    (
+        "data: {target_script: '?'}",
+        "data.target_script: unknown script '?'; wants a name such as Latin, Cyrillic or Han",
+    ),
+    (
+        "data: {target_script: []}",
+        "data.target_script: found [], wants text, or a list of 1 or more items, each text, or null",
+    ),
+    (
+        "data: {train: [{tsv: a, tag: <2de>}, {tsv: b}], valid: [{tsv: c, tag: <2fr>}]}",
+        "data: tag <2fr> of data.valid stands in no corpus of data.train; found <2de>",
+    ),
     ("data: {test: [a]}", "data.test: found [a], wants names, each with {source: …, target: …}"),
     ("data: {test: {a: {target: b}}}", "data.test.a.source: missing; wants a path"),
     (
@@ -503,6 +538,17 @@ def test_a_setting_that_differs_is_printed_with_its_default() -> None:
 def test_the_printed_comments_fit_a_screen() -> None:
     comments = [line for line in config_text(Config()).splitlines() if "#" in line]
     assert max(map(len, comments)) <= 110
+
+
+def test_a_corpus_is_printed_without_what_nobody_said() -> None:
+    text = config_text(odd_config())
+    assert "    - {source: 'a, b.fr', target: '[c].en'}\n" in text
+    assert "    - {tsv: '#f', columns: [3, 1], tag: '#'}\n" in text
+
+
+def test_a_script_alone_is_a_list_of_one() -> None:
+    config = config_from_text("data: {source_script: Latin, target_script: [Han, Hiragana]}", "x.yaml")
+    assert (config.data.source_script, config.data.target_script) == (("Latin",), ("Han", "Hiragana"))
 
 
 # The schema

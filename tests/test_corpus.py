@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
 from mtkit.data import corpus as corpus_module
+from mtkit.data import verification as verification_module
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
-from mtkit.errors import DataError
+from mtkit.data.verification import Verification
+from mtkit.errors import DataError, StoppedError
 from mtkit.files import new_directory, put_in_place, settle
 
 SOURCE = [[4, 5, 6], [7], [], [65535, 8]]
@@ -207,3 +210,81 @@ def test_a_kill_while_putting_in_place_leaves_the_old_or_the_new(tmp_path, monke
     while run(last):
         last += 1
     assert last == 6  # two files flushed, two renames, the parent flushed, the old one removed
+
+
+def damage(directory) -> None:
+    path = directory / "target.tokens"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_small_corpus_is_verified_before_anything_else(tmp_path):
+    write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    assert corpus.num_bytes == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.[to]*"))
+    with Verification(corpus) as verification:
+        verification.check()
+    damage(tmp_path / "train")
+    with pytest.raises(DataError, match="damaged in piece 1 of 1"):
+        Verification(corpus)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_large_corpus_is_verified_while_others_read_it(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(verification_module, "VERIFIED_FIRST_BYTES", 10)
+    write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    if damaged:
+        damage(tmp_path / "train")
+    held = threading.Event()
+    verify = corpus.verify
+    monkeypatch.setattr(corpus, "verify", lambda give_up: (held.wait(60), verify(give_up)))
+    with Verification(corpus) as verification:
+        verification.check()  # nothing is known yet
+        held.set()
+        if damaged:
+            with pytest.raises(DataError, match=r"target\.tokens: damaged in piece 1 of 1"):
+                verification.wait(lambda: None)
+            with pytest.raises(DataError, match=r"target\.tokens: damaged in piece 1 of 1"):
+                verification.check()
+        else:
+            verification.wait(lambda: None)
+            verification.check()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("verification")]
+
+
+def test_waiting_for_verification_can_be_stopped_and_reading_ends_with_the_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(verification_module, "VERIFIED_FIRST_BYTES", 10)
+    write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    asked: list[bool] = []
+
+    def verify(give_up) -> None:
+        while not give_up():
+            asked.append(False)
+
+    def stop() -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(corpus, "verify", verify)
+    with pytest.raises(StoppedError), Verification(corpus) as verification:
+        verification.wait(stop)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("verification")]
+
+
+def test_verifying_gives_up_when_asked_to(tmp_path):
+    write(tmp_path / "train")
+    corpus = Corpus.open(tmp_path / "train")
+    damage(tmp_path / "train")
+    corpus.verify(lambda: True)
+
+
+def test_a_corpus_of_an_older_version_tells_of_no_texts(tmp_path):
+    manifest = write(tmp_path / "train")
+    assert manifest.corpora == (3, 1)
+    path = tmp_path / "train" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["corpora"], content["format"], content["sha256"]
+    sha256 = corpus_module._checksum(content)
+    path.write_text(json.dumps({"format": 1, **content, "sha256": sha256}))
+    assert Corpus.open(tmp_path / "train").manifest.corpora == ()

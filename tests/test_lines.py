@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.text.lines import decode_lines, fingerprint, read_lines, read_pairs
+from mtkit.text.lines import decode_lines, fingerprint, read_columns, read_lines, read_pairs
 from mtkit.text.packing import PACKER_NAMES, PACKERS, open_to_read, open_to_write
 
 if sys.version_info >= (3, 14):
@@ -182,6 +182,23 @@ def test_unequal_line_counts_are_told_with_both_numbers(tmp_path, num_source, nu
     assert str(raised.value) == (
         f"{source} has {num_source:,} lines but {target} has {num_target:,}; line n must translate line n"
     )
+
+
+def test_columns_are_told_by_tabs_alone(tmp_path):
+    path = tmp_path / "pairs.tsv.gz"
+    path.write_bytes(gzip.compress(b'1\tone\tun\n"2\t"two" \t\n\t\tx\tmore\r\n'))
+    assert list(read_columns(path, 1, 2)) == [("1", "one"), ('"2', '"two" '), ("", "")]
+    assert list(read_columns(path, 3, 1)) == [("un", "1"), ("", '"2'), ("x", "")]
+
+
+def test_a_line_without_the_column_is_told_with_its_number(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(b"1\tone\n2 two\n3\tthree\n")
+    with pytest.raises(DataError) as raised:
+        list(read_columns(path, 1, 2))
+    assert str(raised.value) == f"{path}:2: has 1 of 2 columns; wants a tab between one and the next"
+    with pytest.raises(DataError, match=r"pairs\.tsv:1: has 2 of 3 columns"):
+        list(read_columns(path, 3, 1))
 
 
 def test_a_fingerprint_is_of_the_bytes(tmp_path):

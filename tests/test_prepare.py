@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,67 @@ def test_the_corpus_decodes_to_the_text(config):
     assert stored.manifest.source.vocab_size == tokenizer.source_vocab_size
 
 
+def test_a_file_of_columns_is_what_two_files_are(config):
+    prepared(config)
+    whole = files_under(config.run_path)
+    for name, order in (("train", (0, 1)), ("valid", (1, 0))):
+        sides = (lines(config, f"{name}.fr"), lines(config, f"{name}.en"))
+        rows = zip(["x"] * len(sides[0]), *(sides[side] for side in order), strict=True)
+        write_lines(config.data.root / f"{name}.tsv", ["\t".join(row) for row in rows])
+    train = CorpusConfig(tsv=Path("train.tsv"), columns=(2, 3))
+    valid = CorpusConfig(tsv=Path("valid.tsv"), columns=(3, 2))
+    config = changed(config, "data", train=(train, corpus("more")), valid=(valid, corpus("extra")))
+    assert not tokenizer_is_current(config)
+    prepared(config)
+    assert tokenizer_is_current(config)
+    assert binarized_is_current(config)
+    for name, content in files_under(config.run_path).items():
+        assert name.endswith(("manifest.json", "provenance.json")) or content == whole[name]
+    swapped = CorpusConfig(tsv=Path("train.tsv"), columns=(3, 2))
+    config = changed(config, "data", train=(swapped, corpus("more")))
+    assert (tokenizer_is_current(config), binarized_is_current(config)) == (False, False)
+
+
+def test_the_pairs_of_each_corpus_are_counted(config):
+    fr = lines(config, "more.fr")
+    fr[3] = ""
+    write_lines(config.data.root / "more.fr", fr)
+    assert prepared(config).manifest.corpora == (300, 19)
+
+
+def test_shares_that_are_not_natural_are_reported_and_change_nothing_on_disk(config, capsys):
+    prepared(config)
+    before = files_under(config.run_path)
+    assert "of an epoch" not in capsys.readouterr().err
+    weighted = (config.data.train[0], config.data.train[1].model_copy(update={"weight": 15.0}))
+    config = changed(config, "data", train=weighted)
+    assert binarized_is_current(config)
+    prepared(config)
+    assert files_under(config.run_path) == before
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "train.fr: 50.0% of an epoch, each pair 0.5333 times",
+        "more.fr: 50.0% of an epoch, each pair 8 times",
+    ]
+    config = changed(config, "data", train=(corpus("train"), corpus("more")), temperature=5.0)
+    assert binarized_is_current(config)
+
+
+def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch):
+    monkeypatch.setattr(prepare, "CHUNK_PAIRS", 7)
+    fr, en = lines(config, "train.fr"), lines(config, "train.en")
+    write_lines(config.data.root / "more.fr", [fr[0], fr[1], fr[0], "neuf", "neuf", ""])
+    write_lines(config.data.root / "more.en", [en[0], en[2], en[0], "new", "new", ""])
+    config = changed(config, "data", drop_duplicates=True)
+    stored = prepared(config)
+    pairs = list(zip(fr, en, strict=True))
+    num_repeated = len(pairs) - len(set(pairs))
+    assert stored.manifest.drops == {"duplicate": num_repeated + 3, "blank source": 1}
+    assert stored.manifest.corpora == (300 - num_repeated, 2)
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    sources = tokenizer.decode_source([stored.source(pair) for pair in range(len(stored))])
+    assert sources == [source for source, _ in dict.fromkeys(pairs)] + [fr[1], "neuf"]
+
+
 def test_chunks_change_nothing(config, monkeypatch):
     prepared(config)
     whole = files_under(config.run_path)
@@ -136,7 +198,7 @@ def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys):
     assert [line.split(": ")[0].strip() for line in report[3:]] == [reason for reason, _ in examples]
     for line, (reason, number) in zip(report[3:], examples, strict=True):
         assert line.startswith(f"  {reason}: {path}:{number}: ")
-    assert report[4].endswith(f":   ||| {en[1][:19]}…")
+    assert report[4].endswith(f"    ||| {en[1][:19]}…")
     assert report[:3] == [
         "shared bpe vocabulary: 320 pieces of 320 asked for, trained on 637 of 640 lines",
         f"kept 315 pairs: {source.num_tokens:,} source and {target.num_tokens:,} target tokens; "
@@ -207,6 +269,13 @@ def test_what_was_made_is_current_and_making_it_again_changes_nothing(config):
         (lambda config: changed(config, "training", seed=9), True, True),
         (lambda config: changed(config, "data", max_length=39), True, False),
         (lambda config: changed(config, "data", max_length_ratio=None), True, False),
+        (lambda config: changed(config, "data", min_length=2), True, False),
+        (lambda config: changed(config, "data", drop_identical=True), True, False),
+        (lambda config: changed(config, "data", drop_duplicates=True), True, False),
+        (lambda config: changed(config, "data", source_script=("Latin",)), True, False),
+        (lambda config: changed(config, "data", target_script=("Latin",)), True, False),
+        (lambda config: changed(config, "data", min_letters=0.1), True, False),
+        (lambda config: changed(config, "data", temperature=2.0), True, True),
         (lambda config: changed(config, "data", valid=config.data.valid[:1]), True, False),
         (lambda config: changed(config, "data", train=config.data.train[::-1]), False, False),
         (lambda config: changed(config, "tokenizer", vocab_size=310), False, True),

@@ -8,7 +8,7 @@ beside its place and renamed into it, so that a kill at any moment leaves the ol
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
@@ -234,6 +234,11 @@ class Corpus:
         """One checksum over all ids, and the text that is stored with them, wherever they came from."""
         return _checksum([stored.sha256 for _, stored in _files(self.directory, self.manifest)])
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all its files but the manifest."""
+        return sum(stored.size for _, stored in _files(self.directory, self.manifest))
+
     def facts(self) -> dict[str, Any]:
         """What a reader of the model's card wants to know; text files by their names, not their places."""
         manifest = self.manifest
@@ -262,11 +267,13 @@ class Corpus:
                 "binarize the corpora again"
             )
 
-    def verify(self) -> None:
-        """Read everything, and compare it with the checksums."""
+    def verify(self, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Read everything, and compare it with the checksums; give_up is asked at each piece."""
         for path, stored in _files(self.directory, self.manifest):
             with path.open("rb") as stream:
                 for number, sha256 in enumerate(stored.sha256, start=1):
+                    if give_up():
+                        return
                     if hashlib.sha256(stream.read(PIECE_BYTES)).hexdigest() != sha256:
                         place = f"piece {number} of {len(stored.sha256)} ({PIECE_BYTES >> 20} MiB each)"
                         raise DataError(f"{path}: damaged in {place}; binarize the corpora again")

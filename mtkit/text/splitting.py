@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 _WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
@@ -17,6 +17,7 @@ _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
 _WIDE_FIRST = re.compile(rf"[{_WIDE}]")
 _FIRST_TRY = 256  # characters; the search for what fits doubles or halves from here
+_WORD = re.compile(r"(\S+)\s*")
 _JOINER = "\u200d"  # makes one emoji of several
 
 
@@ -49,6 +50,14 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
         first = _NOT_SPACE.search(line, end)
         parts.append(Part(text, " " if first and first.start() > end else ""))
     return parts
+
+
+def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
+    """The tags that a line begins with, and what follows them."""
+    begin = place = len(line) - len(line.lstrip())
+    while tags and (word := _WORD.match(line, place)) and word[1] in tags:
+        place = word.end()
+    return line[begin:place].rstrip(), line[place:]
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:

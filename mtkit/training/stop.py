@@ -3,9 +3,9 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from mtkit.errors import StoppedError
@@ -16,11 +16,14 @@ class Stop:
     """Set by a signal; looked at between batches."""
 
     signal: int = 0
+    watched: list[Callable[[], None]] = field(default_factory=list)  # what raises if the run must not go on
 
     def check(self) -> None:
-        """Raise if a signal came."""
+        """Raise if a signal came, or for what is watched."""
         if self.signal:
             raise StoppedError
+        for check in self.watched:
+            check()
 
 
 @contextmanager
