@@ -1,6 +1,5 @@
 """The command line: data on stdout, the rest on stderr, one line for a mistake, and examples that work."""
 
-import gzip
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from conftest import CorpusFiles, config_with, toy_settings
 import mtkit
 from mtkit.cli import app, main
 from mtkit.config.show import config_text
+from mtkit.text.packing import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "evaluate"]
@@ -159,14 +159,16 @@ def test_translations_are_all_that_goes_to_stdout(call: Call, tiny_run: Path) ->
 def test_a_file_standard_input_and_a_packed_file_give_the_same(call: Call, tiny_run: Path, tmp_path: Path) -> None:
     source = b"one two\nthree\n"
     (tmp_path / "source").write_bytes(source)
-    (tmp_path / "source.gz").write_bytes(gzip.compress(source))
+    for ending in PACKERS:
+        with open_to_write(tmp_path / f"source{ending}", tmp_path / f"source{ending}") as stream:
+            stream.write(source)
     results = [
         call("translate", tiny_run, stdin=source),
         call("translate", tiny_run, tmp_path / "source"),
-        call("translate", tiny_run, tmp_path / "source.gz"),
+        *(call("translate", tiny_run, tmp_path / f"source{ending}") for ending in PACKERS),
     ]
     assert results[0].out.count("\n") == 2
-    assert results == [results[0]] * 3
+    assert results == [results[0]] * (2 + len(PACKERS))
     assert call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "out") == Result(0, "", "")
     assert (tmp_path / "out").read_text() == results[0].out
     call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "source")

@@ -2,12 +2,14 @@
 
 import io
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
+from mtkit.cli import main
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, MtkitError
@@ -150,6 +152,32 @@ def test_a_tag_that_the_model_does_not_know_is_refused(translator: Translator, t
     with pytest.raises(MtkitError) as raised:
         load(tiny_run, ["device=cpu"]).translate(["one"], tag=FORWARD)
     assert str(raised.value) == f"tag {FORWARD}: the model does not know it; it was trained without any"
+
+
+def test_the_command_line_takes_a_tag_and_refuses_an_unknown_one_before_it_writes(
+    run: Path,
+    translator: Translator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "source").write_text("four two one\n\n")
+    out = tmp_path / "out"
+
+    def call(tag: str) -> int:
+        command = ["mtkit", "translate", str(run), str(tmp_path / "source"), "--tag", tag, "-o", str(out)]
+        monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", "--beam-size", "1"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    assert call("<2fr>") == 1
+    told = f"mtkit: error: tag <2fr>: the model does not know it; it knows {FORWARD}, {BACKWARD}\n"
+    assert capfd.readouterr().err == told
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    for tag in (FORWARD, BACKWARD):
+        assert call(tag) == 0
+        assert out.read_text().splitlines() == translator.translate(["four two one", ""], tag=tag)
 
 
 def test_other_tags_make_the_data_out_of_date(run: Path, tmp_path: Path) -> None:
