@@ -127,3 +127,9 @@ def test_a_hundred_million_pairs_are_taken_in_small_windows(monkeypatch):
     sizes = [len(pairs) for pairs in islice(plan._windows(blocks, np.random.default_rng(0)), 3)]
     assert max(sizes) <= plan.WINDOW * mixing.BLOCK
     assert len(blocks_of(100_000_000)) < 100_000
+
+
+def test_corpora_of_equal_size_go_whole_at_any_temperature():
+    for counts in ((7, 7, 7), (1000, 1000), (33,) * 49):
+        for temperature in (1.5, 3.0, 5.0, 7.0):
+            assert set(mix(counts, (1.0,) * len(counts), temperature).repeats) == {1.0}
