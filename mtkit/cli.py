@@ -1,6 +1,7 @@
 """The command line: each command reads its arguments, calls one function, prints."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from mtkit.errors import DataError, MtkitError, StoppedError
 
@@ -196,7 +198,24 @@ def _translate(translator: Any, source: Any, output: Path | None, num_best: int,
         translate(translator, source, out, num_best, scores, at_once, tag)
 
 
-@app.command(epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en")
+class EvaluateCommand(TyperCommand):
+    """Takes --by-length without its value, too, which typer has no way to say."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left over."""
+        following = [*args[1:], ""]
+        bare = [a == "--by-length" and not re.fullmatch("[0-9,]+", b) for a, b in zip(args, following, strict=True)]
+        given = [f"{arg}={THIRDS}" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)]
+        return super().parse_args(ctx, given)
+
+
+THIRDS = "thirds"
+
+
+@app.command(
+    cls=EvaluateCommand,
+    epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
+)
 def evaluate(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")] = None,
     source: Annotated[
@@ -205,8 +224,26 @@ def evaluate(
     reference: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Its reference; several may be given.")
     ] = None,
+    test_set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of sacreBLEU, such as wmt14/full; several may be given.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Put before each line of --source or --test-set.")
+    ] = None,
     hypothesis: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Translations to score, or -; in the place of MODEL.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL|FILE", help="Compare with these; tells if the difference is significant."),
+    ] = None,
+    test: Annotated[str | None, typer.Option(metavar="NAME", help="Of --against: bootstrap or randomization.")] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Add bootstrap intervals of 95 %.")] = False,
+    by_length: Annotated[
+        str | None, typer.Option(metavar="[N,N,…]", help="Score thirds by words of the source, or up to N, up to N, ….")
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(metavar="PAIR", help="Such as en-de; picks tokenizers and the text of --test-set.")
     ] = None,
     target_language: Annotated[
         str | None, typer.Option(metavar="CODE", help="Language of --hypothesis, which picks BLEU's tokenizer.")
@@ -221,7 +258,8 @@ def evaluate(
 ) -> None:
     """Score a model or a text: BLEU, chrF and TER.
 
-    A model is scored on its test sets or on --source, a text by --hypothesis. Each score has its signature.
+    A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
+    signature.
     """
     import json as json_text
 
@@ -230,19 +268,40 @@ def evaluate(
     overrides = _decoding(beam_size, length_penalty, None, device)
     if (model is None) == (hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
+    if test is not None and against is None:
+        raise UsageError("--test goes with --against")
+    if confidence and against is not None:
+        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
+    if test_set and (source is not None or reference):
+        raise UsageError("--test-set has its own source and reference")
+    if target_language is not None and (model is not None or languages is not None):
+        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+    scoring = {
+        "lowercase": lowercase,
+        "confidence": confidence,
+        "test": _choice("--test", test or "bootstrap", ("bootstrap", "randomization")),
+        "by_length": by_length is not None,
+        "edges": _edges(by_length),
+    }
     if model is not None:
         if (source is None) != (not reference):
             raise UsageError("--source and --reference go together")
-        if target_language is not None:
-            raise UsageError("--target-language goes with --hypothesis; a model knows its own")
-        scores = _scores_of_model(model, overrides, source, reference or [], lowercase)
+        if tag is not None and source is None and not test_set:
+            raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+        sets = [f"languages.{side}={code!r}" for side, code in _pair(languages).items()]
+        scores = _scores_of_model(
+            model, against, [*overrides, *sets], scoring, source, reference or [], test_set or [], tag
+        )
     else:
         assert hypothesis is not None
-        if not reference or source is not None:
-            raise UsageError("--hypothesis goes with --reference, and not with --source")
-        if overrides:
-            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty or --device")
-        scores = _scores_of_file(hypothesis, reference, target_language or "", lowercase)
+        if overrides or tag is not None:
+            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
+        if not reference and len(test_set or []) != 1:
+            raise UsageError("--hypothesis goes with --reference, or with one --test-set")
+        if not test_set and (source is None) == (by_length is not None):
+            raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
+        codes = _pair(languages) or ({"target": target_language} if target_language else {})
+        scores = _scores_of_text(hypothesis, against, codes, scoring, source, reference or [], test_set or [])
     if json:
         print(json_text.dumps([score.as_json() for score in scores], indent=1, ensure_ascii=False))
     else:
@@ -250,36 +309,90 @@ def evaluate(
 
 
 def _scores_of_model(
-    model: Path, overrides: list[str], source: Path | None, references: list[Path], lowercase: bool
+    model: Path,
+    against: Path | None,
+    overrides: list[str],
+    scoring: dict[str, Any],
+    source: Path | None,
+    references: list[Path],
+    names: list[str],
+    tag: str | None,
 ) -> list[Any]:
-    from mtkit.config.settings import TestSetConfig
-    from mtkit.evaluate import evaluate, read_test_set, test_sets
+    from mtkit.evaluate import Scoring, evaluate_models
+    from mtkit.testsets import SetFiles, fetch, test_sets
     from mtkit.translator import load
 
-    translator = load(model, overrides)
+    systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
+    config = systems[0][1].config
     if source is not None:
-        sets = {source.name: TestSetConfig(source=source, target=tuple(references))}
+        sets = {source.name: SetFiles(source, tuple(references), tag)}
+    elif names:
+        sets = {name: fetch(name, config.languages, tag) for name in names}
     else:
-        sets = test_sets(translator.config)
-    for test_set in sets.values():
-        read_test_set(test_set)  # what is wrong with the last one is told before the first is translated
-    return [score for name, test_set in sets.items() for score in evaluate(translator, name, test_set, lowercase)]
+        sets = test_sets(config)
+    return evaluate_models(systems, sets, Scoring(config.languages, **scoring))
 
 
-def _scores_of_file(hypothesis: Path, references: list[Path], target_language: str, lowercase: bool) -> list[Any]:
-    from mtkit.evaluate import evaluate_file
-    from mtkit.text.lines import decode_lines, read_lines
+def _scores_of_text(
+    hypothesis: Path,
+    against: Path | None,
+    languages: dict[str, str],
+    scoring: dict[str, Any],
+    source: Path | None,
+    references: list[Path],
+    names: list[str],
+) -> list[Any]:
+    from mtkit.config.settings import LanguagesConfig
+    from mtkit.evaluate import Scoring, System, evaluate_texts
+    from mtkit.testsets import fetch
+    from mtkit.text.lines import read_lines
 
-    if str(hypothesis) != "-":
-        lines = list(read_lines(hypothesis))
-        return evaluate_file(hypothesis.name, lines, references, target_language, lowercase)
+    codes = LanguagesConfig(**languages)
+    lines = _standard_input() if str(hypothesis) == "-" else list(read_lines(hypothesis))
+    systems = [System("standard input" if str(hypothesis) == "-" else str(hypothesis), lines)]
+    name = systems[0].name if str(hypothesis) == "-" else hypothesis.name
+    if against is not None:
+        systems.append(System(str(against), list(read_lines(against))))
+    if names:
+        files = fetch(names[0], codes)
+        name, source, references = names[0], files.source, list(files.target)
+    elif against is not None:
+        name = references[0].name
+    return evaluate_texts(name, systems, references, Scoring(codes, **scoring), source)
+
+
+def _standard_input() -> list[str]:
+    from mtkit.text.lines import decode_lines
+
     lines = []
     with _source(None) as stream:
         for number, (line, damaged) in enumerate(decode_lines(stream), start=1):
             if damaged:
                 raise DataError(f"standard input:{number}: not valid UTF-8; convert it to UTF-8")
             lines.append(line)
-    return evaluate_file("standard input", lines, references, target_language, lowercase)
+    return lines
+
+
+def _edges(text: str | None) -> tuple[int, ...]:
+    """The bucket edges of --by-length."""
+    if text in (None, THIRDS):
+        return ()
+    assert text is not None
+    parts = text.split(",")
+    edges = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    if len(edges) != len(parts) or list(edges) != sorted(set(edges)):
+        raise MtkitError(f"--by-length: found {text}, wants rising whole numbers such as 10,20,30")
+    return edges
+
+
+def _pair(languages: str | None) -> dict[str, str]:
+    """The codes of --languages."""
+    if languages is None:
+        return {}
+    source, _, target = languages.partition("-")
+    if not source or not target or "-" in target:
+        raise MtkitError(f"--languages: found {languages}, wants the codes of source and target, such as en-de")
+    return {"source": source, "target": target}
 
 
 def _decoding(

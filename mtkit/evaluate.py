@@ -1,63 +1,117 @@
-"""Scoring translations of raw text against raw references."""
+"""Scoring translations of raw text against raw references, alone or against those of another system."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mtkit.config.settings import Config, TestSetConfig
-from mtkit.errors import ConfigError, DataError
-from mtkit.scores import corpus_scores, looks_tokenized
+from mtkit.config.settings import LanguagesConfig
+from mtkit.errors import DataError
+from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.testsets import SetFiles
 from mtkit.text.lines import read_lines
 from mtkit.translator import Translator
+
+# A significant difference is marked as the sacrebleu command marks it.
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """One figure of one test set."""
+    """One figure of one test set; what it may not have is None."""
 
     test_set: str
     metric: str
     score: float
     signature: str
+    system: str | None = None  # where two are compared
+    min_words: int | None = None  # of the sources in a bucket of lengths
+    max_words: int | None = None  # None for the last bucket, too
+    lines: int | None = None
+    mean: float | None = None  # of bootstrap resamples, which lie within interval of it, 95 % of them
+    interval: float | None = None
+    p_value: float | None = None  # of the difference from the system that it is compared with
 
     def as_json(self) -> dict[str, Any]:
-        """For `mtkit evaluate --json`."""
-        return asdict(self)
+        """For `mtkit evaluate --json`; what is None is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """The lengths of the bucket."""
+        if self.min_words is None:
+            return ""
+        return f"{self.min_words}+ words" if self.max_words is None else f"{self.min_words}-{self.max_words} words"
 
 
-def test_sets(config: Config) -> dict[str, TestSetConfig]:
-    """The test sets of the settings, with the paths where their files lie."""
-    if not config.data.test:
-        raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
-    return {
-        name: TestSetConfig(
-            source=config.data_path(test_set.source), target=tuple(map(config.data_path, test_set.target))
-        )
-        for name, test_set in config.data.test.items()
-    }
+@dataclass(frozen=True)
+class Scoring:
+    """How translations are scored."""
+
+    languages: LanguagesConfig  # the target's picks BLEU's tokenizer, the source's counts words
+    lowercase: bool = False
+    confidence: bool = False  # bootstrap intervals of a system that is not compared
+    test: Test = "bootstrap"  # of significance, of systems that are compared
+    by_length: bool = False  # parts the test set by words of the source, and leaves out TER
+    edges: tuple[int, ...] = ()  # most words of each bucket but the last; none: thirds of the test set
 
 
-def evaluate(
-    translator: Translator, name: str, test_set: TestSetConfig, lowercase: bool = False, save_to: Path | None = None
-) -> list[ScoredSet]:
+@dataclass(frozen=True)
+class System:
+    """The translations of a test set, and a name for whoever made them."""
+
+    name: str
+    lines: Sequence[str]
+
+
+def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
     """Translate a test set and score it; the translations are kept where save_to says."""
     sources, references = read_test_set(test_set)
-    bar = tqdm(sources, unit=" lines", desc=name, leave=False, disable=not sys.stderr.isatty())
+    system = System(name, translate_set(translator, name, sources, test_set.tag))
+    if save_to is not None:
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        save_to.write_text("".join(f"{line}\n" for line in system.lines), encoding="utf-8", newline="\n")
+    return score_set(name, system, references, Scoring(translator.config.languages))
+
+
+def evaluate_models(
+    systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
+) -> list[ScoredSet]:
+    """The scores of one model, or of the first of two and of the second, which it is compared with."""
+    for test_set in sets.values():
+        read_test_set(test_set)  # what is wrong with the last one is told before the first is translated
+    scores = []
+    for name, test_set in sets.items():
+        sources, references = read_test_set(test_set)
+        translated = [
+            System(system, translate_set(translator, name, sources, _tag(translator, name, test_set)))
+            for system, translator in systems
+        ]
+        scores += score_set(name, translated[0], references, scoring, sources, *translated[1:])
+    return scores
+
+
+def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
+    """Models that know other languages have tags of their own for a test set of that name."""
+    own = translator.config.data.test.get(name)
+    return own.tag if own else test_set.tag
+
+
+def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
+    """The translations of a test set, each source with the tag before it unless it is blank."""
+    tagged = [f"{tag} {line}" if tag and line.strip() else line for line in sources]
+    bar = tqdm(tagged, unit=" lines", desc=name, leave=False, disable=not sys.stderr.isatty())
     lines = list(translator.translate_lines(bar))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
-    hypotheses = [line.text for line in lines]
-    if save_to is not None:
-        save_to.parent.mkdir(parents=True, exist_ok=True)
-        save_to.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
-    return score_lines(name, hypotheses, references, translator.config.languages.target, lowercase)
+    return [line.text for line in lines]
 
 
-def read_test_set(test_set: TestSetConfig) -> tuple[list[str], list[list[str]]]:
+def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
     """The source and the references; DataError if a file cannot be read or their numbers of lines differ."""
     sources = list(read_lines(test_set.source))
     references = _read_references(test_set.target)
@@ -65,34 +119,141 @@ def read_test_set(test_set: TestSetConfig) -> tuple[list[str], list[list[str]]]:
     return sources, references
 
 
-def evaluate_file(
-    name: str, hypotheses: Sequence[str], reference_paths: Sequence[Path], target_language: str, lowercase: bool = False
+def evaluate_texts(
+    name: str,
+    systems: Sequence[System],
+    reference_paths: Sequence[Path],
+    scoring: Scoring,
+    source_path: Path | None = None,
 ) -> list[ScoredSet]:
-    """Score translations that are there already."""
+    """Score translations that are there already, those of one system or of two that are compared."""
     references = _read_references(reference_paths)
-    _check_counts(name, len(hypotheses), reference_paths, references)
-    return score_lines(name, hypotheses, references, target_language, lowercase)
+    for system in systems:
+        _check_counts(system.name, len(system.lines), reference_paths, references)
+    sources = None
+    if source_path is not None:
+        sources = list(read_lines(source_path))
+        _check_counts(str(source_path), len(sources), reference_paths, references)
+    return score_set(name, systems[0], references, scoring, sources, *systems[1:])
 
 
-def score_lines(
-    name: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]], target_language: str, lowercase: bool
+def score_set(
+    name: str,
+    system: System,
+    references: Sequence[Sequence[str]],
+    scoring: Scoring,
+    sources: Sequence[str] | None = None,
+    against: System | None = None,
 ) -> list[ScoredSet]:
-    """BLEU, chrF and TER with their signatures; text that looks tokenised is warned of."""
-    for what, lines in (("translation", hypotheses), *(("reference", reference) for reference in references)):
+    """The scores of one system, or of the one that it is compared with and its own; by length the sources are needed.
+
+    Text that looks tokenised is warned of.
+    """
+    systems = [system] if against is None else [system, against]
+    texts = [("translation" if against is None else one.name, one.lines) for one in systems]
+    for what, lines in (*texts, *(("reference", reference) for reference in references)):
         if warning := looks_tokenized(lines):
             _warn(f"{name}, {what}: {warning}")
-    scores = corpus_scores(hypotheses, references, target_language, lowercase=lowercase)
-    return [ScoredSet(name, score.metric, score.score, score.signature) for score in scores]
+    if not scoring.by_length:
+        return list(_scored(name, system, references, scoring, against))
+    assert sources is not None
+    counts = count_words(sources, scoring.languages.source)
+    scores: list[ScoredSet] = []
+    for bucket in buckets(counts, scoring.edges):
+        details = {"min_words": bucket.least, "max_words": bucket.most, "lines": len(bucket.places)}
+        if not bucket.places:
+            _warn(f"{name}: no line has {bucket.least}{f' to {bucket.most}' if bucket.most else ' or more'} words")
+            continue
+        parts = [_at(bucket.places, reference) for reference in references]
+        chosen = [System(one.name, _at(bucket.places, one.lines)) for one in systems]
+        other = chosen[1] if against is not None else None
+        scores += _scored(name, chosen[0], parts, scoring, other, details)
+    return scores
+
+
+def _at(places: Sequence[int], lines: Sequence[str]) -> list[str]:
+    return [lines[place] for place in places]
+
+
+def _scored(
+    name: str,
+    system: System,
+    references: Sequence[Sequence[str]],
+    scoring: Scoring,
+    against: System | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Iterator[ScoredSet]:
+    language, lowercase = scoring.languages.target, scoring.lowercase
+    metrics = ("bleu", "chrf") if scoring.by_length else ("bleu", "chrf", "ter")
+    if against is None:
+        scores = corpus_scores(system.lines, references, language, metrics, lowercase, confidence=scoring.confidence)
+        yield from (_row(name, None, score, details) for score in scores)
+        return
+    pairs = paired_scores(system.lines, against.lines, references, language, scoring.test, metrics, lowercase)
+    for baseline, score in pairs:
+        yield _row(name, against.name, baseline, details)
+        yield _row(name, system.name, score, details)
+
+
+def _row(test_set: str, system: str | None, score: Score, details: Mapping[str, Any] | None) -> ScoredSet:
+    return ScoredSet(test_set=test_set, system=system, **asdict(score), **(details or {}))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The places of the lines that have so many words."""
+
+    least: int
+    most: int | None
+    places: list[int]
+
+
+def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
+    """Lines by their numbers of words: up to the first edge, more than that and up to the next, …, more than the last.
+
+    Without edges there are three with as equally many lines as can be while lines of one length stay together; fewer
+    where the lengths are too much alike.
+    """
+    if not edges:
+        ordered = sorted(counts)
+        thirds = {ordered[(len(ordered) * third - 1) // 3] for third in (1, 2)} if ordered else set()
+        edges = sorted(thirds - {max(counts, default=0)})
+    limits = [-1, *edges, max([*counts, *edges], default=0) + 1]
+    return [
+        Bucket(
+            least=above + 1,
+            most=most if number < len(edges) else None,
+            places=[place for place, count in enumerate(counts) if above < count <= most],
+        )
+        for number, (above, most) in enumerate(pairwise(limits))
+    ]
 
 
 def table(scores: Sequence[ScoredSet]) -> str:
-    """The scores as lines of text."""
-    name_width = max(len(score.test_set) for score in scores)
-    metric_width = max(len(score.metric) for score in scores)
-    return "".join(
-        f"{score.test_set:{name_width}}  {score.metric:{metric_width}}  {score.score:6.2f}  {score.signature}\n"
+    """The scores as lines of text, in columns."""
+    rows = [
+        (
+            score.test_set,
+            score.words,
+            f"{score.lines:,} lines" if score.lines is not None else "",
+            score.system or "",
+            score.metric,
+            f"{score.score:6.2f}",
+            f"(μ = {score.mean:.2f} ± {score.interval:.2f})" if score.mean is not None else "",
+            _p_value(score),
+            score.signature,
+        )
         for score in scores
-    )
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _p_value(score: ScoredSet) -> str:
+    if score.p_value is None:
+        return ""
+    return f"(p = {score.p_value:.4f}){'' if score.p_value > SIGNIFICANT else '*'}"
 
 
 def _warn(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import ConfigError, DataError
-from mtkit.evaluate import ScoredSet, evaluate, test_sets
+from mtkit.evaluate import ScoredSet, evaluate
 from mtkit.files import only_writer, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
@@ -25,6 +25,7 @@ from mtkit.prepare import (
 )
 from mtkit.scores import check_language
 from mtkit.start import start_bundle
+from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint
 from mtkit.train import is_trained, train
 from mtkit.training.board import require_tensorboard
@@ -70,6 +71,7 @@ def _train(config: Config, fresh: bool) -> None:
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
         )
     check_language(config.languages.target)
+    check_names(config)
     pick_device(config.device)  # if there is none of that name, better told before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
@@ -135,7 +137,8 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     if not config.data.test:
         save_scores(bundle, [], card_text(bundle, []))
         return []
-    inputs = _evaluation_inputs(config, bundle.path)
+    sets = test_sets(config)
+    inputs = _evaluation_inputs(config, bundle.path, sets)
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     if stored and record.exists() and record.read_text(encoding="utf-8") == inputs:
@@ -144,7 +147,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
     translator = load(bundle.path, [f"device={config.device}", *decoding])
     scores = []
-    for name, test_set in test_sets(config).items():
+    for name, test_set in sets.items():
         scores += evaluate(translator, name, test_set, save_to=config.run_path / "translations" / f"{name}.txt")
     save_scores(bundle, [score.as_json() for score in scores], card_text(bundle, _rows(scores)))
     write_file(record, inputs.encode())
@@ -159,20 +162,20 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
     return [(score.test_set, score.metric, score.score, score.signature) for score in scores]
 
 
-def _evaluation_inputs(config: Config, bundle: Path) -> str:
+def _evaluation_inputs(config: Config, bundle: Path, sets: dict[str, SetFiles]) -> str:
     """All that the scores depend on."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
-    sets = {
-        name: [fingerprint(test_set.source), *map(fingerprint, test_set.target)]
-        for name, test_set in test_sets(config).items()
+    content = {
+        name: [fingerprint(files.source), *map(fingerprint, files.target), *([files.tag] if files.tag else [])]
+        for name, files in sets.items()
     }
     return json.dumps(
         {
             "weights": weights,
             "decoding": config.decoding.model_dump(mode="json"),
             "language": config.languages.target,
-            "test": sets,
+            "test": content,
         },
         sort_keys=True,
     )

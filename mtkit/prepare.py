@@ -21,6 +21,7 @@ from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
+from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, drop_reason, settings_behind
 from mtkit.text.duplicates import Seen
 from mtkit.text.held_out import HeldOut, Search, held_out
@@ -277,11 +278,14 @@ def _read_held_out(config: Config) -> list[HeldOut]:
                 f"{_names(config.data.valid)}: the validation corpora hold no pairs; list others in data.valid, or none"
             )
         found.append(valid)
-    for name, test_set in config.data.test.items():
-        source_path = config.data_path(test_set.source)
-        readers = [read_pairs(source_path, config.data_path(path)) for path in test_set.target]
+    for name, files in local_test_sets(config).items():
+        if files is None:
+            _report(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
+            continue
+        readers = [read_pairs(files.source, path) for path in files.target]
         rows = zip(*readers, strict=True)  # the readers themselves tell of unequal files
-        found.append(held_out(f"data.test.{name}", ((row[0][0], tuple(pair[1] for pair in row)) for row in rows)))
+        pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
+        found.append(held_out(f"data.test.{name}", pairs_of_rows))
     return found
 
 

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
+from sacrebleu.significance import PairedTest, Result
 
 from mtkit.errors import DataError, MtkitError
 
@@ -19,6 +21,9 @@ class Score:
     metric: str  # sacreBLEU's name, such as BLEU or chrF2
     score: float  # 0 to 100, and more for TER, where less is better
     signature: str
+    mean: float | None = None  # of bootstrap resamples of the test set
+    interval: float | None = None  # half the width of what 95 % of them lie in
+    p_value: float | None = None  # how probable so large a difference is if both systems are alike
 
 
 # sacreBLEU has tokenizers of their own for these languages, and knows them by two letters.
@@ -26,14 +31,19 @@ _TWO_LETTERS = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 
 
 def _bleu(target_language: str, lowercase: bool) -> Metric:
-    language = re.split("[-_]", target_language.lower())[0]
+    return _tokenizing_bleu(target_language, lowercase)
+
+
+def _tokenizing_bleu(of_language: str, lowercase: bool = False) -> BLEU:
+    """With the tokenizer that sacreBLEU has for that language."""
+    language = re.split("[-_]", of_language.lower())[0]
     language = _TWO_LETTERS.get(language, language)
     try:
         return BLEU(lowercase=lowercase, trg_lang=language, force=True)  # looks_tokenized warns instead
     except RuntimeError as error:  # MeCab is not installed
         raise MtkitError(
-            f"BLEU of '{target_language}' needs a tokenizer that is not installed; install it with: "
-            f"pip install 'sacrebleu[{language}]', or choose another metric"
+            f"BLEU of '{of_language}' needs a tokenizer that is not installed; install it with: "
+            f"pip install 'mtkit[{language}]', or choose another metric"
         ) from error
 
 
@@ -53,6 +63,9 @@ def _ter(_: str, __: bool) -> Metric:
 METRICS: dict[str, Callable[[str, bool], Metric]] = {"bleu": _bleu, "chrf": _chrf, "ter": _ter}
 
 
+NUM_RESAMPLES = 1000  # as the sacrebleu command draws them for --confidence
+
+
 def corpus_scores(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -60,12 +73,74 @@ def corpus_scores(
     metrics: Sequence[str] = ("bleu", "chrf", "ter"),
     lowercase: bool = False,
     names: Sequence[str] = (),
+    confidence: bool = False,
 ) -> list[Score]:
     """Scores of raw text, a list of lines for each reference, with sacreBLEU's defaults.
 
     target_language picks BLEU's tokenizer. An empty reference line is a reference that says nothing, as it is to the
-    sacrebleu command. names are those of the references, for messages.
+    sacrebleu command. names are those of the references, for messages. With confidence each score has a mean and an
+    interval by bootstrap resampling (Koehn, 2004).
     """
+    _check_lengths(hypotheses, references, names)
+    stripped, stripped_references = _stripped(hypotheses), [_stripped(reference) for reference in references]
+    scores = []
+    for name in metrics:
+        metric = METRICS[name](target_language, lowercase)
+        result = metric.corpus_score(stripped, stripped_references, NUM_RESAMPLES if confidence else 1)
+        # sacreBLEU shows them in no other way than as text, rounded.
+        mean, interval = (result._mean, result._ci) if confidence else (None, None)
+        scores.append(Score(result.name, result.score, metric.get_signature().format(), mean, interval))
+    return scores
+
+
+Test = Literal["bootstrap", "randomization"]
+
+# sacreBLEU's names. Both draw from its seed, and as often as its command does: 1,000 resamples or 10,000 trials.
+TESTS: dict[Test, str] = {"bootstrap": "bs", "randomization": "ar"}
+
+
+def paired_scores(
+    hypotheses: Sequence[str],
+    baseline: Sequence[str],
+    references: Sequence[Sequence[str]],
+    target_language: str,
+    test: Test = "bootstrap",
+    metrics: Sequence[str] = ("bleu", "chrf", "ter"),
+    lowercase: bool = False,
+) -> list[tuple[Score, Score]]:
+    """For each metric the scores of the baseline and of the hypotheses, the latter with the p-value of the difference.
+
+    Paired bootstrap resampling (Koehn, 2004) gives means and intervals too; paired approximate randomization (Riezler
+    & Maxwell, 2005) is the test that rejects less often what is true.
+    """
+    for lines in (hypotheses, baseline):
+        _check_lengths(lines, references, ())
+    paired = PairedTest(
+        [("baseline", _stripped(baseline)), ("system", _stripped(hypotheses))],
+        {name: METRICS[name](target_language, lowercase) for name in metrics},
+        [_stripped(reference) for reference in references],
+        test_type=TESTS[test],
+        n_jobs=1,
+    )
+    signatures, results = paired()
+    return [
+        (_of_result(name, signature.format(), results[name][0]), _of_result(name, signature.format(), results[name][1]))
+        for name, signature in signatures.items()
+    ]
+
+
+def _of_result(metric: str, signature: str, result: Result | str) -> Score:
+    assert isinstance(result, Result)
+    return Score(metric, result.score, signature, result.mean, result.ci, result.p_value)
+
+
+def count_words(lines: Sequence[str], language: str) -> list[int]:
+    """Words of each line, as sacreBLEU's tokenizer for that language parts them; punctuation counts."""
+    tokenizer = _tokenizing_bleu(language).tokenizer
+    return [len(tokenizer(line.strip()).split()) for line in lines]
+
+
+def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     assert references
     if not hypotheses:
         raise DataError("there is nothing to score: the hypothesis has no lines")
@@ -76,15 +151,11 @@ def corpus_scores(
                 f"hypothesis has {_lines(hypotheses)} but the reference {name} has {_lines(reference)}; "
                 "line n must translate line n"
             )
-    # The command strips the ends of lines, which tokenizers need not do.
-    stripped = [line.rstrip() for line in hypotheses]
-    stripped_references = [[line.rstrip() for line in reference] for reference in references]
-    scores = []
-    for name in metrics:
-        metric = METRICS[name](target_language, lowercase)
-        result = metric.corpus_score(stripped, stripped_references)
-        scores.append(Score(result.name, result.score, metric.get_signature().format()))
-    return scores
+
+
+def _stripped(lines: Sequence[str]) -> list[str]:
+    """Without white space at the ends, which the command strips and tokenizers need not."""
+    return [line.rstrip() for line in lines]
 
 
 def validation_score(hypotheses: Sequence[str], references: Sequence[str], metric: str, target_language: str) -> float:

@@ -211,15 +211,18 @@ LINES_OF_VALUES = [
         "data: {train: [{tsv: a, tag: <2de>}, {tsv: b}], valid: [{tsv: c, tag: <2fr>}]}",
         "data: tag <2fr> of data.valid stands in no corpus of data.train; found <2de>",
     ),
-    ("data: {test: [a]}", "data.test: found [a], wants names, each with {source: …, target: …}"),
-    ("data: {test: {a: {target: b}}}", "data.test.a.source: missing; wants a path"),
+    ("data: {test: [a]}", "data.test: found [a], wants names, each with keys and values"),
+    (
+        "data: {test: {a: {target: b}}}",
+        "data.test.a: a test set wants source and target, or sacrebleu, the name of a set such as wmt14/full",
+    ),
     (
         "data: {test: {a: {source: b, target: {c: d}}}}",
-        "data.test.a.target: found {c: d}, wants a path, or a list of 1 or more items, each a path",
+        "data.test.a.target: found {c: d}, wants a path, or a list of items, each a path",
     ),
     (
         "data: {test: {a: {source: b, target: []}}}",
-        "data.test.a.target: found [], wants a path, or a list of 1 or more items, each a path",
+        "data.test.a: a test set wants source and target, or sacrebleu, the name of a set such as wmt14/full",
     ),
 ]
 

@@ -12,10 +12,11 @@ from conftest import CorpusFiles, config_with, toy_settings
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.settings import TestSetConfig as SetConfig
+from mtkit.config.settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError
-from mtkit.evaluate import ScoredSet, evaluate, evaluate_file, table
-from mtkit.evaluate import test_sets as sets_of
+from mtkit.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
+from mtkit.testsets import SetFiles
+from mtkit.testsets import test_sets as sets_of
 from mtkit.translator import Translator
 
 Json = list[dict[str, object]]
@@ -174,12 +175,12 @@ def test_unequal_numbers_of_lines_are_refused_before_anything_is_translated(
     corpus_files: CorpusFiles, texts: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as error:
-        evaluate_file("text", ["one", "two"], [texts["reference"]], "en")
+        evaluate_texts("text", [System("text", ["one", "two"])], [texts["reference"]], Scoring(LanguagesConfig()))
     assert str(error.value) == f"text has 2 lines but {texts['reference']} has 8; line n must translate line n"
     source = corpus_files.root / "test.src"
     no_translator = Translator.__new__(Translator)  # would fail if it were asked for anything
     with pytest.raises(DataError) as error:
-        evaluate(no_translator, "set", SetConfig(source=source, target=(texts["reference"],)))
+        evaluate(no_translator, "set", SetFiles(source=source, target=(texts["reference"],)))
     assert str(error.value) == f"{source} has 24 lines but {texts['reference']} has 8; line n must translate line n"
 
 
@@ -196,7 +197,7 @@ def test_lines_that_were_translated_in_parts_are_told(
 ) -> None:
     path = tmp_path / "long"
     path.write_text("one two three. " * 50 + "\none\n")
-    scores = evaluate(translator, "long", SetConfig(source=path, target=(path,)), save_to=tmp_path / "kept" / "out")
+    scores = evaluate(translator, "long", SetFiles(source=path, target=(path,)), save_to=tmp_path / "kept" / "out")
     assert len(scores) == 3
     assert (tmp_path / "kept" / "out").read_bytes().count(b"\n") == 2
     assert capsys.readouterr().err.splitlines() == [

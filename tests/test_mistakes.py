@@ -177,7 +177,7 @@ def test_references_of_another_length(place: Place, told: Told, tiny_run: Path) 
     reference.write_bytes(reference.read_bytes() + b"more\n")
     told_of = f"24 lines but {reference} has 25; line n must translate line n"
     assert told("evaluate", tiny_run, "--source", source, "--reference", reference) == [f"{source} has {told_of}"]
-    assert told("evaluate", "--hypothesis", source, "--reference", reference) == [f"{source.name} has {told_of}"]
+    assert told("evaluate", "--hypothesis", source, "--reference", reference) == [f"{source} has {told_of}"]
 
 
 def test_a_test_set_that_is_not_there_is_told_before_the_first_is_translated(trained: Place, told: Told) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,10 @@ def test_without_validation_text_training_says_so(config):
 
 
 def test_a_language_whose_bleu_cannot_be_measured_is_told_before_training(config, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "MeCab", None)
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
     languages = config.languages.model_copy(update={"target": "ja"})
-    with pytest.raises(MtkitError, match=r"sacrebleu\[ja\]"):
+    with pytest.raises(MtkitError, match=r"mtkit\[ja\]"):
         run_train(config.model_copy(update={"languages": languages}))
     assert not (config.run_path / "checkpoints").exists()
 

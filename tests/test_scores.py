@@ -1,6 +1,5 @@
 """Scores are those of the sacrebleu command, to the last digit that it prints."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -89,14 +88,16 @@ def test_scores_come_in_the_order_asked_for():
     assert all(isinstance(score, Score) for score in scores)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("MeCab") is not None, reason="the Japanese tokenizer is installed")
-@pytest.mark.parametrize("language", ["ja", "jpn_Jpan"])
-def test_a_tokenizer_that_is_missing_is_named(language):
+@pytest.mark.parametrize(("language", "extra"), [("ja", "ja"), ("jpn_Jpan", "ja"), ("ko", "ko"), ("kor_Hang", "ko")])
+def test_a_tokenizer_that_is_missing_is_named(language, extra, monkeypatch):
+    for module in ("MeCab", "mecab_ko"):
+        monkeypatch.setitem(sys.modules, module, None)  # as Python has it where nothing is installed
+        monkeypatch.delitem(sys.modules, f"sacrebleu.tokenizers.tokenizer_{extra}_mecab", raising=False)
     with pytest.raises(MtkitError) as caught:
         corpus_scores(["こんにちは。"], [["今日は。"]], language)
     assert str(caught.value) == (
         f"BLEU of '{language}' needs a tokenizer that is not installed; install it with: "
-        "pip install 'sacrebleu[ja]', or choose another metric"
+        f"pip install 'mtkit[{extra}]', or choose another metric"
     )
     assert corpus_scores(["こんにちは。"], [["今日は。"]], language, ("chrf",))[0].metric == "chrF2"
 

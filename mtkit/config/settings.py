@@ -57,19 +57,30 @@ class CorpusConfig(Section):
 
 
 class TestSetConfig(Section):
-    """A source text and its references."""
+    """A source text and its references: files, or a set that sacreBLEU knows by name."""
 
-    source: Path = Field(description="Text file, or .gz.")
-    target: tuple[Path, ...] = Field(min_length=1, description="The reference, or a list of references.")
-
-    @field_validator(
-        "target", mode="before", json_schema_input_type=Path | Annotated[tuple[Path, ...], Field(min_length=1)]
+    source: Path | None = Field(None, description="Text file, or .gz.")
+    target: tuple[Path, ...] = Field((), description="The reference, or a list of references.")
+    sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
+    tag: str | None = Field(
+        None, pattern=r"^\S+$", description="Put before each source line, for models that know several languages."
     )
+
+    @field_validator("target", mode="before", json_schema_input_type=Path | tuple[Path, ...])
     @classmethod
     def one_reference_is_a_list(cls, value: object) -> object:
         """A single path stands for a list of one."""
         # A list becomes a tuple here, since strict pydantic no longer takes one after a validator has seen it.
         return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def files_or_a_name(self) -> "TestSetConfig":
+        """One or the other says where the text is."""
+        if self.sacrebleu is not None and (self.source is not None or self.target):
+            raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
+        if self.sacrebleu is None and (self.source is None or not self.target):
+            raise ValueError("a test set wants source and target, or sacrebleu, the name of a set such as wmt14/full")
+        return self
 
 
 class DataConfig(Section):

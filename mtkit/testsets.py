@@ -1,0 +1,132 @@
+"""Where the texts of test sets lie: in files, or under a name that sacreBLEU knows, such as wmt14/full (Post, 2018)."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtkit.config.settings import Config, LanguagesConfig
+from mtkit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sacrebleu.dataset.base import Dataset
+
+
+@dataclass(frozen=True)
+class SetFiles:
+    """A source text and its references."""
+
+    source: Path
+    target: tuple[Path, ...]
+    tag: str | None = None  # stands before each source line that the model sees
+
+
+def test_sets(config: Config) -> dict[str, SetFiles]:
+    """The test sets of the settings, with the paths where their files lie; named ones are downloaded if need be."""
+    if not config.data.test:
+        raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
+    sets = {}
+    for name, test_set in config.data.test.items():
+        if test_set.sacrebleu is not None:
+            sets[name] = fetch(test_set.sacrebleu, config.languages, test_set.tag)
+        else:
+            assert test_set.source is not None, "the settings check it"
+            sets[name] = SetFiles(
+                config.data_path(test_set.source), tuple(map(config.data_path, test_set.target)), test_set.tag
+            )
+    return sets
+
+
+def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
+    """The same without a download: None for a named set that is not there yet. Wrong names are told all the same."""
+    check_names(config)
+    sets: dict[str, SetFiles | None] = {}
+    for name, test_set in config.data.test.items():
+        if test_set.sacrebleu is not None and not _is_cached(test_set.sacrebleu, config.languages):
+            sets[name] = None
+        else:
+            sets |= test_sets(
+                config.model_copy(update={"data": config.data.model_copy(update={"test": {name: test_set}})})
+            )
+    return sets
+
+
+def check_names(config: Config) -> None:
+    """A ConfigError if a named test set is none of sacreBLEU's, or has not these languages (asked before training)."""
+    for test_set in config.data.test.values():
+        if test_set.sacrebleu is not None:
+            _dataset(test_set.sacrebleu, config.languages)
+
+
+def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
+    """A set that sacreBLEU knows, from its cache, or downloaded into it."""
+    dataset = _dataset(name, languages)
+    pair = _pair(languages)
+    with _downloading(dataset):
+        source = Path(dataset.get_source_file(pair))
+        references = tuple(map(Path, dataset.get_reference_files(pair)))
+    return SetFiles(source, references, tag)
+
+
+def _pair(languages: LanguagesConfig) -> str:
+    return f"{languages.source}-{languages.target}"
+
+
+def _dataset(name: str, languages: LanguagesConfig) -> "Dataset":
+    from sacrebleu.dataset import DATASETS  # here, since files, which most sets are, can do without
+
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        near = _nearest(name, sorted(DATASETS))
+        raise ConfigError(f"sacreBLEU knows no test set '{name}'; {near}; `sacrebleu --list` names them all")
+    if _pair(languages) not in dataset.langpairs:
+        raise ConfigError(
+            f"test set {name} is not there for '{_pair(languages)}', but for {', '.join(sorted(dataset.langpairs))}; "
+            "see languages.source and languages.target, or --languages"
+        )
+    return dataset
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = get_close_matches(name, names, n=5, cutoff=0.5)
+    return f"near it are {', '.join(near)}" if near else f"among those it knows are {', '.join(names[:5])}"
+
+
+def _is_cached(name: str, languages: LanguagesConfig) -> bool:
+    """Whether it can be read without a download; what fields a set has may itself be known by its download alone."""
+    dataset = _dataset(name, languages)
+    start = Path(dataset._get_txt_file_path(_pair(languages), "src"))
+    return start.exists() and any(start.parent.glob(f"{start.stem}.ref*"))
+
+
+@contextmanager
+def _downloading(dataset: "Dataset") -> Iterator[None]:
+    """Tells in one line what sacreBLEU logs, raises or exits with."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("sacrebleu")
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    except SystemExit:  # what it cannot mend ends it, such as a wrong checksum
+        raise DataError(
+            f"test set {dataset.name} cannot be had: {said[0] if said else 'sacreBLEU gave up'}; "
+            f"delete {dataset._rawdir} and try again"
+        ) from None
+    except FileNotFoundError as error:  # an earlier download was interrupted between fetching and unpacking
+        raise DataError(
+            f"test set {dataset.name} is damaged: {error.filename} is missing; delete {dataset._outdir} and try again"
+        ) from None
+    except (OSError, EOFError, HTTPException) as error:
+        raise DataError(
+            f"test set {dataset.name} cannot be downloaded from {', '.join(dataset.data or ())}: {error}"
+        ) from None
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(handler)
