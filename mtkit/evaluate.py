@@ -42,10 +42,8 @@ class ScoredSet:
 
     @property
     def words(self) -> str:
-        """The lengths of the bucket."""
-        if self.min_words is None:
-            return ""
-        return f"{self.min_words}+ words" if self.max_words is None else f"{self.min_words}-{self.max_words} words"
+        """The lengths of the bucket, in words."""
+        return "" if self.min_words is None else _words(self.min_words, self.max_words)
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def score_set(
     for bucket in buckets(counts, scoring.edges):
         details = {"min_words": bucket.least, "max_words": bucket.most, "lines": len(bucket.places)}
         if not bucket.places:
-            _warn(f"{name}: no line has {bucket.least}{f' to {bucket.most}' if bucket.most else ' or more'} words")
+            _warn(f"{name}: no source has {_words(bucket.least, bucket.most)}")
             continue
         parts = [_at(bucket.places, reference) for reference in references]
         chosen = [System(one.name, _at(bucket.places, one.lines)) for one in systems]
@@ -248,6 +246,10 @@ def table(scores: Sequence[ScoredSet]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _words(least: int, most: int | None) -> str:
+    return f"{least}+ words" if most is None else f"{least}-{most} words"
 
 
 def _p_value(score: ScoredSet) -> str:

@@ -88,7 +88,7 @@ def corpus_scores(
         metric = METRICS[name](target_language, lowercase)
         result = metric.corpus_score(stripped, stripped_references, NUM_RESAMPLES if confidence else 1)
         # sacreBLEU shows them in no other way than as text, rounded.
-        mean, interval = (result._mean, result._ci) if confidence else (None, None)
+        mean, interval = (float(result._mean), float(result._ci)) if confidence else (None, None)
         scores.append(Score(result.name, result.score, metric.get_signature().format(), mean, interval))
     return scores
 
@@ -131,7 +131,9 @@ def paired_scores(
 
 def _of_result(metric: str, signature: str, result: Result | str) -> Score:
     assert isinstance(result, Result)
-    return Score(metric, result.score, signature, result.mean, result.ci, result.p_value)
+    # NumPy's numbers, some of them in single precision, become Python's.
+    figures = (None if figure is None else float(figure) for figure in (result.mean, result.ci, result.p_value))
+    return Score(metric, float(result.score), signature, *figures)
 
 
 def count_words(lines: Sequence[str], language: str) -> list[int]:
