@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from mtkit.errors import DataError, MtkitError, StoppedError
+from mtkit.plot_commands import plot
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+
+app.add_typer(plot, name="plot")
 
 # What a wrong call raises; typer carries its parent inside and exports it under no name.
 UsageError: Any = typer.BadParameter.__mro__[1]

@@ -14,8 +14,9 @@ PACKAGE = ROOT / "mtkit"
 # From the top down. A module may import what stands on a later line, and its own folder.
 FLOORS = [
     {"cli"},
+    {"plot_commands"},
     {"pipeline"},
-    {"prepare", "train", "translate", "evaluate", "export"},
+    {"prepare", "train", "translate", "evaluate", "export", "plot"},
     {"validation", "objective", "start"},
     {"translator", "scores", "testsets"},
     {"text", "data", "models", "training", "search", "formats"},
@@ -27,7 +28,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # The modules or folders that may import a package; what is not listed here is free.
 HOMES: dict[str, set[str]] = {
-    "typer": {"cli.py"},
+    "typer": {"cli.py", "plot_commands.py"},
     "yaml": {"config"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
@@ -37,6 +38,7 @@ HOMES: dict[str, set[str]] = {
     "torch.utils.tensorboard": {"training/board.py"},
     "regex": {"text/cleaning.py"},
     "zstandard": {"text/packing.py"},
+    "matplotlib": {"plot"},
     "safetensors": {"training/checkpoint.py", "formats"},
     "click": set(),
     "pickle": set(),

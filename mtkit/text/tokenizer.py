@@ -184,6 +184,14 @@ class Tokenizer:
         """The same for the target."""
         return self._target.decode(tokens)
 
+    def source_pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The piece that each id stands for, as SentencePiece writes it."""
+        return self._source.pieces(tokens)
+
+    def target_pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The piece that each id stands for, as SentencePiece writes it."""
+        return self._target.pieces(tokens)
+
     def normalize_source(self, line: str) -> str:
         """What encoding and decoding a line gives."""
         return self._source.normalizer(line)
@@ -242,6 +250,10 @@ class _Model:
 
     def _is_text(self, id_: int) -> bool:
         return id_ >= NUM_SPECIAL or (id_ == UNKNOWN and self.shows_unknown)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        pieces: list[str] = self._processor.id_to_piece([int(id_) for id_ in tokens])
+        return pieces
 
 
 class _Words(_Model):

@@ -64,6 +64,7 @@ class Window:
             "gradient_norm": round(self.norm / self.updates, 5),
             "tokens_per_second": round(self.tokens / max(seconds - self.since, 1e-9), 1),
             "padding": round(self.padding / self.updates, 4),
+            "minutes": round(seconds / 60, 4),
         }
 
 
