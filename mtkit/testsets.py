@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
+from tarfile import TarError
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+from portalocker.exceptions import LockException  # sacreBLEU's way of letting one process download at a time
 
 from mtkit.config.settings import Config, LanguagesConfig
 from mtkit.errors import ConfigError, DataError
@@ -117,13 +121,20 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
     except SystemExit:  # what it cannot mend ends it, such as a wrong checksum
         raise DataError(
             f"test set {dataset.name} cannot be had: {said[0] if said else 'sacreBLEU gave up'}; "
-            f"delete {dataset._rawdir} and try again"
+            f"delete {dataset._outdir} and try again"
         ) from None
     except FileNotFoundError as error:  # an earlier download was interrupted between fetching and unpacking
         raise DataError(
             f"test set {dataset.name} is damaged: {error.filename} is missing; delete {dataset._outdir} and try again"
         ) from None
-    except (OSError, EOFError, HTTPException) as error:
+    except LockException:
+        raise DataError(f"test set {dataset.name} is being downloaded by another process; try again later") from None
+    except (EOFError, TarError, BadZipFile):
+        raise DataError(
+            f"test set {dataset.name} is damaged: what was downloaded from {', '.join(dataset.data or ())} cannot be "
+            f"unpacked; delete {dataset._outdir} and try again"
+        ) from None
+    except (OSError, HTTPException) as error:
         raise DataError(
             f"test set {dataset.name} cannot be downloaded from {', '.join(dataset.data or ())}: {error}"
         ) from None

@@ -118,7 +118,7 @@ def trainer_of(config: Config) -> Trainer:
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
     """The log's events, or those of some kinds, without what clocks say."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    clocks = ("seconds", "tokens_per_second")
+    clocks = ("seconds", "minutes", "tokens_per_second")
     return [
         {key: value for key, value in line.items() if key not in clocks}
         for line in lines
