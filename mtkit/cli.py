@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -206,9 +207,10 @@ class EvaluateCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments that are left over."""
-        following = [*args[1:], ""]
-        bare = [a == "--by-length" and not re.fullmatch("[0-9,]+", b) for a, b in zip(args, following, strict=True)]
-        given = [f"{arg}={THIRDS}" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)]
+        given = [
+            f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
+            for arg, following in pairwise([*args, ""])
+        ]
         return super().parse_args(ctx, given)
 
 

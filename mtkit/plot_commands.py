@@ -9,7 +9,7 @@ from mtkit.errors import MtkitError
 
 EXAMPLE = "\b\nExample:\n  mtkit plot "
 
-plot = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Draw a picture, as PNG or SVG.")
+plot = typer.Typer(rich_markup_mode=None, help="Draw a picture, as PNG or SVG.")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture; .png or .svg.")]
 
@@ -85,7 +85,10 @@ def attention(
     head: Annotated[str | None, typer.Option(metavar="N", help="This head alone, from 1.")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="The mean over the heads.")] = False,
 ) -> None:
-    """Draw how each target piece looks at the source, layer by layer and head by head."""
+    """Draw how each target piece looks at the source.
+
+    Without --layer, --head and --mean there is a picture for every layer and head.
+    """
     from mtkit.plot.figure import check_output
 
     check_output(output)

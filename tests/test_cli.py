@@ -231,7 +231,12 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         (["translate", "model", "file", "more"], "unexpected extra argument"),
         (["evaluate"], "give either MODEL or --hypothesis"),
         (["evaluate", "model", "--hypothesis", "text"], "give either MODEL or --hypothesis"),
-        (["evaluate", "--hypothesis", "text"], "--hypothesis goes with --reference, and not with --source"),
+        (["evaluate", "--hypothesis", "text"], "--hypothesis goes with --reference, or with one --test-set"),
+        (
+            ["evaluate", "--hypothesis", "text", "--reference", "text", "--source", "text"],
+            "--hypothesis goes with --source if it is scored --by-length, and only then",
+        ),
+        (["plot"], "Missing command."),
         (["evaluate", "model", "--source", "text"], "--source and --reference go together"),
         (["evaluate", "model", "--reference", "text"], "--source and --reference go together"),
         (["evaluate", "model", "--target-language", "en"], "--target-language goes with --hypothesis"),

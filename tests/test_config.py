@@ -217,6 +217,14 @@ LINES_OF_VALUES = [
         "data.test.a: a test set wants source and target, or sacrebleu, the name of a set such as wmt14/full",
     ),
     (
+        "data: {test: {a: {sacrebleu: wmt14, source: b, target: c}}}",
+        "data.test.a: a test set has source and target, or a name in sacrebleu, not both",
+    ),
+    (
+        "data: {test: {a: {sacrebleu: wmt14, tag: to de}}}",
+        r"data.test.a.tag: found to de, wants text that matches ^\S+$, or null",
+    ),
+    (
         "data: {test: {a: {source: b, target: {c: d}}}}",
         "data.test.a.target: found {c: d}, wants a path, or a list of items, each a path",
     ),
@@ -502,6 +510,7 @@ def odd_config() -> Config:
                 "x: {y}, [z]": TestSetConfig(source=Path("*a"), target=(Path("&b"),)),
                 "a\nb": TestSetConfig(source=Path("a\t"), target=(Path("c"),)),
                 "": TestSetConfig(source=Path("?"), target=(Path("a" * 300),)),
+                "wmt": TestSetConfig(sacrebleu="wmt14/full", tag="<2de>"),
             },
             max_length_ratio=None,
             source_script=("Latin",),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -319,3 +320,30 @@ def test_without_matplotlib_the_extra_is_named(plot: Plot, tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python has it where nothing is installed
     message = "mtkit: error: pictures need matplotlib; install it with: pip install 'mtkit[plot]'\n"
     assert plot("schedule", "--setting", "1:1", "-o", tmp_path / "a.png") == (1, message)
+
+
+@pytest.mark.parametrize("command", ["schedule", "positions", "training", "attention"])
+def test_help_begins_with_a_verb_and_ends_with_an_example_that_works(
+    plot: Plot,
+    command: str,
+    tiny_run: Path,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mtkit", "plot", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[2].startswith("  Draw ")
+    assert len(lines) <= 40
+    assert lines[-2] == "  Example:"
+    for folder, name, real in (("runs", "demo", tiny_run), ("configs", "demo.yaml", config_file)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).symlink_to(real)
+    monkeypatch.chdir(tmp_path)
+    program, plot_, *arguments = shlex.split(lines[-1])
+    assert (program, plot_, arguments[0]) == ("mtkit", "plot", command)
+    assert plot(*arguments) == (0, "")
+    assert_is_picture(tmp_path / arguments[-1])
