@@ -268,8 +268,6 @@ def evaluate(
     """
     import json as json_text
 
-    from mtkit.evaluate import table
-
     overrides = _decoding(beam_size, length_penalty, None, device)
     if (model is None) == (hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
@@ -281,89 +279,38 @@ def evaluate(
         raise UsageError("--test-set has its own source and reference")
     if target_language is not None and (model is not None or languages is not None):
         raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
-    scoring = {
-        "lowercase": lowercase,
-        "confidence": confidence,
-        "test": _choice("--test", test or "bootstrap", ("bootstrap", "randomization")),
-        "by_length": by_length is not None,
-        "edges": _edges(by_length),
-    }
+    chosen_test: Any = _choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
+    pair = _pair(languages) or ({"target": target_language} if target_language else {})
+    edges = _edges(by_length)
     if model is not None:
         if (source is None) != (not reference):
             raise UsageError("--source and --reference go together")
         if tag is not None and source is None and not test_set:
             raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
-        sets = [f"languages.{side}={code!r}" for side, code in _pair(languages).items()]
-        scores = _scores_of_model(
-            model, against, [*overrides, *sets], scoring, source, reference or [], test_set or [], tag
-        )
     else:
-        assert hypothesis is not None
         if overrides or tag is not None:
             raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
         if not reference and len(test_set or []) != 1:
             raise UsageError("--hypothesis goes with --reference, or with one --test-set")
         if not test_set and (source is None) == (by_length is not None):
             raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
-        codes = _pair(languages) or ({"target": target_language} if target_language else {})
-        scores = _scores_of_text(hypothesis, against, codes, scoring, source, reference or [], test_set or [])
+
+    from mtkit.config.settings import LanguagesConfig
+    from mtkit.evaluate import Material, Scoring, score_models, score_texts, table
+
+    scoring = Scoring(LanguagesConfig(**pair), lowercase, confidence, chosen_test, by_length is not None, edges)
+    material = Material(source, tuple(reference or ()), tuple(test_set or ()), tag)
+    if model is not None:
+        overrides += [f"languages.{side}={code!r}" for side, code in pair.items()]
+        scores = score_models(model, against, overrides, material, scoring)
+    else:
+        assert hypothesis is not None
+        lines = _standard_input() if str(hypothesis) == "-" else None
+        scores = score_texts(hypothesis, against, lines, material, scoring)
     if json:
         print(json_text.dumps([score.as_json() for score in scores], indent=1, ensure_ascii=False))
     else:
         print(table(scores), end="")
-
-
-def _scores_of_model(
-    model: Path,
-    against: Path | None,
-    overrides: list[str],
-    scoring: dict[str, Any],
-    source: Path | None,
-    references: list[Path],
-    names: list[str],
-    tag: str | None,
-) -> list[Any]:
-    from mtkit.evaluate import Scoring, evaluate_models
-    from mtkit.testsets import SetFiles, fetch, test_sets
-    from mtkit.translator import load
-
-    systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
-    config = systems[0][1].config
-    if source is not None:
-        sets = {source.name: SetFiles(source, tuple(references), tag)}
-    elif names:
-        sets = {name: fetch(name, config.languages, tag) for name in names}
-    else:
-        sets = test_sets(config)
-    return evaluate_models(systems, sets, Scoring(config.languages, **scoring))
-
-
-def _scores_of_text(
-    hypothesis: Path,
-    against: Path | None,
-    languages: dict[str, str],
-    scoring: dict[str, Any],
-    source: Path | None,
-    references: list[Path],
-    names: list[str],
-) -> list[Any]:
-    from mtkit.config.settings import LanguagesConfig
-    from mtkit.evaluate import Scoring, System, evaluate_texts
-    from mtkit.testsets import fetch
-    from mtkit.text.lines import read_lines
-
-    codes = LanguagesConfig(**languages)
-    lines = _standard_input() if str(hypothesis) == "-" else list(read_lines(hypothesis))
-    systems = [System("standard input" if str(hypothesis) == "-" else str(hypothesis), lines)]
-    name = systems[0].name if str(hypothesis) == "-" else hypothesis.name
-    if against is not None:
-        systems.append(System(str(against), list(read_lines(against))))
-    if names:
-        files = fetch(names[0], codes)
-        name, source, references = names[0], files.source, list(files.target)
-    elif against is not None:
-        name = references[0].name
-    return evaluate_texts(name, systems, references, Scoring(codes, **scoring), source)
 
 
 def _standard_input() -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from tqdm import tqdm
 from mtkit.config.settings import LanguagesConfig
 from mtkit.errors import DataError
 from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
-from mtkit.testsets import SetFiles
+from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import read_lines
-from mtkit.translator import Translator
+from mtkit.translator import Translator, load
 
 # A significant difference is marked as the sacrebleu command marks it.
 SIGNIFICANT = 0.05
@@ -64,6 +64,51 @@ class System:
 
     name: str
     lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A source text and its references, or sets that sacreBLEU knows; without both, those of the settings are meant."""
+
+    source: Path | None = None
+    references: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+    tag: str | None = None
+
+
+def score_models(
+    model: Path, against: Path | None, overrides: Sequence[str], material: Material, scoring: Scoring
+) -> list[ScoredSet]:
+    """The scores of a model, and of the one that it is compared with; languages are those of the first."""
+    systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
+    config = systems[0][1].config
+    if material.source is not None:
+        sets = {material.source.name: SetFiles(material.source, material.references, material.tag)}
+    elif material.names:
+        sets = {name: fetch(name, config.languages, material.tag) for name in material.names}
+    else:
+        sets = test_sets(config)
+    return evaluate_models(systems, sets, replace(scoring, languages=config.languages))
+
+
+def score_texts(
+    hypothesis: Path, against: Path | None, lines: Sequence[str] | None, material: Material, scoring: Scoring
+) -> list[ScoredSet]:
+    """The scores of translations, and of those that they are compared with; lines are those of standard input."""
+    if lines is None:
+        name, systems = hypothesis.name, [System(str(hypothesis), list(read_lines(hypothesis)))]
+    else:
+        name, systems = "standard input", [System("standard input", lines)]
+    source, references = material.source, material.references
+    if against is not None:
+        systems.append(System(str(against), list(read_lines(against))))
+    if material.names:
+        [name] = material.names
+        files = fetch(name, scoring.languages)
+        source, references = files.source, files.target
+    elif against is not None:
+        name = references[0].name
+    return evaluate_texts(name, systems, references, scoring, source)
 
 
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
