@@ -115,7 +115,6 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("sacrebleu")
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, False
     try:
         yield
     except SystemExit:  # what it cannot mend ends it, such as a wrong checksum
@@ -139,5 +138,4 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
             f"test set {dataset.name} cannot be downloaded from {', '.join(dataset.data or ())}: {error}"
         ) from None
     finally:
-        logger.propagate = propagate
         logger.removeHandler(handler)

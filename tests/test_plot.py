@@ -149,6 +149,11 @@ def test_the_figures_drawn_are_those_of_the_log(tmp_path: Path) -> None:
     assert series(history, "train", "lr", "minutes") == ([1.0, 3.0, 4.0], [0.1, 0.2, 0.3])
     assert series(history, "validation", "loss", "minutes") == ([3.25, 4.0], [3.5, 2.5])
     assert series(history, "validation", "bleu") == ([45], [10.0])
+    early: dict[str, object] = {"event": "validation", "step": 10, "loss": 9.0}
+    assert series(read_history(write_log(tmp_path / "early", [early, *EVENTS])), "validation", "loss", "minutes") == (
+        [0.5, 3.25, 4.0],
+        [9.0, 3.5, 2.5],
+    )
 
 
 def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def test_a_named_set_is_downloaded_once_and_then_in_the_cache(known: Path, tmp_p
     (known / "toy.tgz").unlink()
     assert fetch(NAME, PAIR) == files
     assert sets_of(config) == local_test_sets(config) == {"newstest": files}
-    assert sets_of(named(tiny_config, "<2xx>"))["newstest"] == SetFiles(files.source, files.target, "<2xx>")
+    tagged = named(tiny_config, "<2xx>")
+    assert sets_of(tagged)["newstest"] == SetFiles(files.source, files.target, "<2xx>")
+    files.source.unlink()  # as an interrupted download may leave it
+    assert local_test_sets(config) == {"newstest": None}
 
 
 def test_all_references_of_a_named_set_are_taken(served: tuple[str, Path], register: Register) -> None:
@@ -253,6 +256,10 @@ def test_a_tag_stands_before_each_source_line_that_is_not_blank(tiny_run: Path, 
     [_, tagged, _] = evaluate_models([("x", translator)], sets, Scoring(PAIR))
     [_, untagged, _] = evaluate_models([("x", translator)], {"a": SetFiles(source, (target,))}, Scoring(PAIR))
     assert untagged.score < tagged.score
+    # This model has a set of that name among its settings, without a tag: the tag is another model's.
+    assert translator.config.data.test["toy"].tag is None
+    scores = evaluate_models([("x", translator)], {"toy": sets["a"]}, Scoring(PAIR))
+    assert [score.score for score in scores][1] == untagged.score
 
 
 def test_scores_of_a_named_set_are_those_of_the_sacrebleu_command_over_its_cache(tmp_path: Path) -> None:
