@@ -129,7 +129,7 @@ class Trainer:
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
-        precision = pick_precision(self.settings.precision, self.device, config.model.gains_by_bf16)
+        precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         decay = config.training.ema_decay
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)

@@ -97,12 +97,12 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
 
 
 def config_with(settings: dict[str, object], **sections: dict[str, object]) -> Config:
-    """The settings with these over them, such as training={"max_steps": 3}."""
+    """The settings with these over them, such as training={"max_steps": 3}; a model with an architecture is whole."""
     changed = dict(settings)
     for name, values in sections.items():
         before = changed.get(name, {})
         assert isinstance(before, dict)
-        changed[name] = {**before, **values}
+        changed[name] = values if "architecture" in values else {**before, **values}
     return Config.model_validate_json(json.dumps(changed))
 
 

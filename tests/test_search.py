@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.settings import DecodingConfig
+from mtkit.batch import Rows
+from mtkit.config.settings import DecodingConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.models.interface import State, next_rows
+from mtkit.models.registry import new_model
 from mtkit.search.beam import beam_search
 from mtkit.search.greedy import greedy_search
 from mtkit.search.length_penalty import LENGTH_PENALTIES, gnmt, power
@@ -275,3 +278,55 @@ def test_an_empty_batch_has_no_hypotheses():
     network, nothing = Network(6), torch.zeros(0, dtype=torch.int64)
     assert greedy_search(network.step, network.start(0), nothing, nothing, END) == []
     assert beam_search(network.step, network.start(0), nothing, nothing, END, 2, partial(power, exponent=1.0)) == []
+
+
+SMALL = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0}
+LSTM = RecurrentConfig(**SMALL)
+TRANSFORMER = TransformerConfig(**SMALL, num_heads=2, d_ff=16)
+REAL_MODELS = [
+    TRANSFORMER,
+    LSTM,
+    RecurrentConfig(**SMALL, cell="gru", attention="additive", input_feeding=True),
+    RecurrentConfig(**SMALL, cell="tanh", attention="none", context="every_step"),
+    MixedConfig(encoder=TRANSFORMER, decoder=LSTM),
+    MixedConfig(encoder=LSTM, decoder=TRANSFORMER),
+]
+
+
+def padded_rows(sentences: list[list[int]]) -> Rows:
+    longest = max(map(len, sentences))
+    ids = torch.tensor([[*sentence, *[PAD] * (longest - len(sentence))] for sentence in sentences])
+    mask = (ids != PAD).long()
+    return Rows(ids, mask, torch.arange(longest) * mask)
+
+
+@pytest.mark.parametrize("config", REAL_MODELS)
+def test_a_beam_as_wide_as_the_space_finds_what_trying_every_output_of_a_real_model_finds(config):
+    words, longest = [4, 5, 6], 3
+    model = new_model(config, 7, 7, seed=1).double().eval()
+    for parameter in model.parameters():
+        parameter.data *= 2  # far from uniform
+    source = padded_rows([[4, 6, 5, END], [5, END], [6, 6, 4, 4, 5, END]])
+
+    def normalized(features: Tensor) -> Tensor:
+        logits = model.output(features)
+        logits[:, :, [PAD, UNKNOWN, BEGIN]] = -torch.inf
+        return logits.log_softmax(dim=2)
+
+    def step(ids: Tensor, state: State) -> tuple[Tensor, State]:
+        features, state = model.decode(next_rows(ids, state), state)
+        return normalized(features), state
+
+    outputs = [list(tokens) for n in range(longest + 1) for tokens in itertools.product(words, repeat=n)]
+    penalty = partial(power, exponent=0.7)
+    with torch.no_grad():
+        lengths = torch.tensor([longest] * 3)
+        found = beam_search(step, model.encode(source), starts(3), lengths, END, len(outputs), penalty, len(outputs))
+        for sentence, hypotheses in enumerate(found):
+            alone = Rows(*(x[sentence : sentence + 1] for x in (source.ids, source.segments, source.positions)))
+            tried = []
+            for tokens in outputs:
+                log_probs = normalized(model(alone, padded_rows([[BEGIN, *tokens]])))[0]
+                total = sum(float(log_probs[place, token]) for place, token in enumerate([*tokens, END]))
+                tried.append((tokens, total / (len(tokens) + 1) ** 0.7))
+            assert_same(hypotheses, sorted(tried, key=lambda one: -one[1]))

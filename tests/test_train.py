@@ -29,7 +29,7 @@ from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.formats.bundle import open_bundle
 from mtkit.models.interface import TranslationModel
 from mtkit.objective import OBJECTIVES
-from mtkit.pipeline import run_binarize
+from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import read_validation
 from mtkit.symbols import START_TOKENS
 from mtkit.text.tokenizer import Tokenizer
@@ -60,6 +60,8 @@ DEVICES = [
 # Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
 # of the stretch between two checkpoints.
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
+RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
+MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
 TRAINING = {
     "batch_tokens": 96,
     "accumulate": 2,
@@ -96,7 +98,8 @@ def make(make_config: Make, prepared: Path, tmp_path: Path) -> Make:
     def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:
         if not (tmp_path / name).exists():
             shutil.copytree(prepared, tmp_path / name)
-        config = make_config(tmp_path / name, model={**MODEL, **(model or {})}, training={**TRAINING, **training})
+        model = model if model and "architecture" in model else {**MODEL, **(model or {})}
+        config = make_config(tmp_path / name, model=model, training={**TRAINING, **training})
         return config.model_copy(update={"device": device})
 
     return made
@@ -431,6 +434,22 @@ def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, options):
             trained(config)
     assert outcome(trained(config)) == wanted
     assert all(line["consistency"] > 0 for line in events(config.run_path, "train"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "model",
+    [RECURRENT, {**RECURRENT, "cell": "gru", "attention": "additive", "input_feeding": True}, MIXED],
+    ids=["lstm", "gru", "mixed"],
+)
+def test_a_run_of_every_architecture_resumes_to_the_bit(make, device, precision, model):
+    options = {"device": device, "precision": precision, "max_steps": 12, "model": model}
+    wanted = outcome(trained(make("uninterrupted", **options)))
+    config = make(**options)
+    with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
+        trained(config)
+    assert outcome(trained(config)) == wanted
 
 
 # Law: accumulated small batches are one large one.
@@ -954,6 +973,30 @@ def test_a_small_model_learns_to_read_numbers(tiny_run, corpus_files):
     sources, targets = corpus_files.lines("test")
     found = load(tiny_run, ["device=cpu"]).translate(sources)
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
+
+
+NARROW = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+RNN, TRANSFORMER = {"architecture": "rnn", **NARROW}, {"architecture": "transformer", **NARROW, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        (RNN, 0.9),
+        ({**RNN, "cell": "tanh", "attention": "dot", "input_feeding": True}, 0.9),
+        # One vector holds no long number by heart.
+        ({**RNN, "cell": "gru", "attention": "none", "context": "every_step", "d_model": 64}, 0.6),
+        ({"architecture": "mixed", "encoder": TRANSFORMER, "decoder": RNN}, 0.9),
+        ({"architecture": "mixed", "encoder": RNN, "decoder": TRANSFORMER}, 0.9),
+    ],
+    ids=["lstm", "tanh", "gru without attention", "recurrent decoder", "recurrent encoder"],
+)
+def test_every_architecture_learns_to_read_numbers(make_config, corpus_files, model, share):
+    config = make_config(model=model, training={"max_steps": 600})
+    run_all(config)
+    sources, targets = corpus_files.lines("test")
+    found = load(config.run_path, ["device=cpu"]).translate(sources)
+    assert sum(one == other for one, other in zip(found, targets, strict=True)) >= share * len(targets)
 
 
 # Signals.

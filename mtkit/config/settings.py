@@ -273,11 +273,6 @@ class TransformerConfig(Section):
         return True
 
     @property
-    def gains_by_bf16(self) -> bool:
-        """Whether a CPU with instructions for bf16 trains it faster so."""
-        return self.d_model >= 128
-
-    @property
     def position_limits(self) -> dict[str, int]:
         """Settings that limit how many tokens a sentence may have, by name; none where any length will do."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
@@ -320,11 +315,6 @@ class RecurrentConfig(Section):
     @property
     def can_pack(self) -> bool:
         """Whether a row may hold several sentences."""
-        return False
-
-    @property
-    def gains_by_bf16(self) -> bool:
-        """Whether a CPU with instructions for bf16 trains it faster so."""
         return False
 
     @property
@@ -384,11 +374,6 @@ class MixedConfig(Section):
     def can_pack(self) -> bool:
         """Whether a row may hold several sentences."""
         return self.encoder.can_pack and self.decoder.can_pack
-
-    @property
-    def gains_by_bf16(self) -> bool:
-        """Whether a CPU with instructions for bf16 trains it faster so."""
-        return self.encoder.gains_by_bf16 and self.decoder.gains_by_bf16
 
     @property
     def position_limits(self) -> dict[str, int]:

@@ -37,8 +37,8 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def pick_precision(name: str, device: torch.device, gains_on_cpu: bool) -> str:
-    """fp32, bf16 or fp16; auto is bf16 where its matrix products are faster and, on a CPU, the model gains by it.
+def pick_precision(name: str, device: torch.device, d_model: int) -> str:
+    """fp32, bf16 or fp16; auto is bf16 where it is faster and, on a CPU, the model is wide enough to gain by it.
 
     An older GPU that has no bf16 but is fast at fp16 takes that.
     """
@@ -50,7 +50,7 @@ def pick_precision(name: str, device: torch.device, gains_on_cpu: bool) -> str:
         return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
     if device.type == "cpu":
         has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_instructions and gains_on_cpu else "fp32"
+        return "bf16" if has_instructions and d_model >= 128 else "fp32"
     return "fp32"
 
 
