@@ -125,6 +125,16 @@ def test_learned_positions_have_no_table_to_draw(plot: Plot, config_file: Path, 
     )
 
 
+def test_a_recurrent_model_has_no_positions_to_draw(plot: Plot, tmp_path: Path) -> None:
+    path = tmp_path / "rnn.yaml"
+    path.write_text("model: {architecture: rnn}\n", encoding="utf-8")
+    code, error = plot("positions", path, "-o", tmp_path / "positions.svg")
+    assert (code, error) == (
+        1,
+        "mtkit: error: model.architecture is rnn: only a transformer has positions to draw\n",
+    )
+
+
 def write_log(run: Path, events: list[dict[str, object]], rest: str = "") -> Path:
     run.mkdir()
     (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + rest, encoding="utf-8")

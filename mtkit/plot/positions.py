@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.config.settings import Config
+from mtkit.config.settings import Config, TransformerConfig
 from mtkit.errors import MtkitError
-from mtkit.models.positions import sinusoids
+from mtkit.models.positions import SinusoidalPositions
 from mtkit.plot.figure import line_of, new_figure, save, style
 
 # How often the waves that are drawn as curves cross zero, from the quickest to the slowest.
@@ -16,11 +16,14 @@ CROSSINGS = (16, 8, 4, 2)
 
 def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
     """(P, D): what is added to the embeddings; only what is fixed has one before training."""
-    if config.model.positions != "sinusoidal":
+    model = config.model
+    if not isinstance(model, TransformerConfig):
+        raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
+    if model.positions != "sinusoidal":
         raise MtkitError(
-            f"model.positions is {config.model.positions}: there is no table of waves to draw; sinusoidal has one"
+            f"model.positions is {model.positions}: there is no table of waves to draw; sinusoidal has one"
         )
-    table: NDArray[np.float32] = sinusoids(num_positions, config.model.d_model).numpy()
+    table: NDArray[np.float32] = SinusoidalPositions(model).waves(num_positions).numpy()
     return table
 
 
