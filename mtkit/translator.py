@@ -1,29 +1,18 @@
-"""A model and lines in, translations out.
-
-R sentences, W beam size, V vocabulary size.
-"""
+"""A model and lines in, translations out."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
-from mtkit.data.batches import ragged, source_rows
+from mtkit.decode import decode
 from mtkit.formats.bundle import open_bundle
 from mtkit.models.device import pick_device, pick_dtype
-from mtkit.models.interface import State, TranslationModel, next_rows
+from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
-from mtkit.search.beam import beam_search
-from mtkit.search.greedy import greedy_search
-from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.search.step import Hypothesis
-from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 from mtkit.text.splitting import join_parts, split_line
 from mtkit.text.tokenizer import Tokenizer
 
@@ -139,35 +128,9 @@ class Translator:
         if batch:
             yield batch
 
-    @torch.inference_mode()
     def search(self, sentences: Sequence[Sequence[int]], num_best: int = 1) -> list[list[Hypothesis]]:
         """The best hypotheses of one batch of source tokens, none of them empty."""
-        decoding, device = self.config.decoding, self.model.device
-        sources = ragged(sentences)
-        start = torch.full((len(sentences),), BEGIN, device=device)
-        max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
-        max_lengths = max_lengths.long().to(device)
-        if self.model.limits.target is not None:
-            max_lengths = max_lengths.clamp(max=self.model.limits.target - 1)
-        state = self.model.encode(source_rows(sources).to(device))
-        penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
-        if decoding.beam_size == 1 and num_best == 1:
-            hypotheses = greedy_search(self._step, state, start, max_lengths, END)
-            lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
-            return [
-                [replace(hypothesis, score=hypothesis.log_prob / divisor)]
-                for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
-            ]
-        return beam_search(self._step, state, start, max_lengths, END, decoding.beam_size, penalty, num_best)
-
-    def _step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """(R, W) ids to (R, W, V) log-probabilities; what is no text is impossible."""
-        features, state = self.model.decode(next_rows(ids, state), state)
-        logits = self.model.output(features)
-        log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-        for forbidden in (PAD, UNKNOWN, BEGIN):
-            log_probs[:, :, forbidden] = float("-inf")
-        return log_probs, state
+        return decode(self.model, self.config.decoding, sentences, num_best)
 
     def _joined(self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]]) -> list[TranslatedLine]:
         texts = iter(self.tokenizer.decode_target([h.tokens for hypotheses in found for h in hypotheses]))

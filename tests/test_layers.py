@@ -17,7 +17,9 @@ FLOORS = [
     {"pipeline"},
     {"prepare", "train", "translate", "evaluate", "export"},
     {"validation"},
-    {"translator", "scores"},
+    {"translator"},
+    {"decode"},
+    {"scores"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
@@ -136,7 +138,7 @@ def function():
 def test_sideways_and_up_are_the_wrong_way() -> None:
     assert wrong_way("text", "data")
     assert wrong_way("train", "translate")
-    assert wrong_way("translator", "scores")
+    assert wrong_way("scores", "translator")
     assert wrong_way("config", "cli")
     assert wrong_way("errors", "batch")
     assert not wrong_way("text", "text")

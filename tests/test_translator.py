@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import mtkit
 from mtkit import translator as translator_module
 from mtkit.config.settings import Config, DataConfig, DecodingConfig, TokenizerConfig, TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
+from mtkit.decode import next_log_probs
 from mtkit.formats.bundle import open_bundle, save_bundle
 from mtkit.models.device import DTYPES
 from mtkit.models.interface import TranslationModel
@@ -151,7 +153,13 @@ def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer) -> None:
     most = torch.tensor([2 * len(source) + 5 for source in sources])
     start = torch.full((len(sources),), BEGIN)
     beam = beam_search(
-        translator._step, translator.model.encode(batch.source), start, most, END, 1, lambda length: length**0
+        partial(next_log_probs, translator.model),
+        translator.model.encode(batch.source),
+        start,
+        most,
+        END,
+        1,
+        lambda length: length**0,
     )
     assert [best.tokens for [best] in beam] == [hypothesis.tokens for hypothesis in greedy]
     assert [best.score for [best] in beam] == pytest.approx([hypothesis.score for hypothesis in greedy])
