@@ -101,8 +101,10 @@ def found_by(translator: Translator, lines: Sequence[str]) -> list[tuple[str, fl
 class Recorder(Translator):
     """Keeps what goes into the search and what comes out."""
 
-    def search(self, sentences: Sequence[Sequence[int]], num_best: int = 1) -> list[list[Hypothesis]]:
-        found = super().search(sentences, num_best)
+    def search(
+        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+    ) -> list[list[Hypothesis]]:
+        found = super().search(sentences, num_best, prefixes)
         self.seen = [*getattr(self, "seen", []), *map(list, sentences)]
         self.said = [*getattr(self, "said", []), *found]
         return found
@@ -270,7 +272,7 @@ def test_a_line_too_long_for_the_model_is_translated_in_parts_and_nothing_is_cut
         assert found.num_parts == len(translator.seen) > 1
         assert all(1 <= len(tokens) <= max_length for tokens in translator.seen)
         # Characters may be parted in their bytes, so the ids are joined before they are text.
-        parts = [part.tokens for part in translator._parts([line])]
+        parts = [part.tokens for part in translator._parts([line], [""])]
         assert sorted(parts) == sorted(translator.seen)
         [joined] = tokenizer.decode_source([[token for tokens in parts for token in tokens]])
         assert only_letters(joined) == only_letters(tokenizer.normalize_source(line))

@@ -140,6 +140,10 @@ class Tokenizer:
         """The text of each row of ids, special ones left out; bytes that are no UTF-8 become U+FFFD."""
         return self._target.decode(tokens)
 
+    def target_pieces(self, tokens: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each id, special ones too."""
+        return self._target.pieces(tokens)
+
     def normalize_source(self, line: str) -> str:
         """What encoding and decoding a line gives."""
         return self._source.normalizer(line)
@@ -183,6 +187,9 @@ class _Model:
             return []
         texts: list[str] = self._processor.decode([[int(id_) for id_ in row if id_ >= NUM_SPECIAL] for row in tokens])
         return texts
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        return [self._processor.id_to_piece(int(id_)) for id_ in tokens]
 
 
 @dataclass(frozen=True)
