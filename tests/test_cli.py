@@ -21,7 +21,7 @@ from mtkit.cli import app, main
 from mtkit.config.show import config_text
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "evaluate"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
 
 
 @dataclass(frozen=True)

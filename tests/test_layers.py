@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mtkit"
 FLOORS = [
     {"cli"},
     {"pipeline"},
-    {"prepare", "train", "translate", "evaluate", "export"},
+    {"prepare", "train", "translate", "score", "evaluate", "export"},
     {"validation"},
     {"translator"},
     {"likelihood", "mbr"},
