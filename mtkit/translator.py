@@ -231,7 +231,10 @@ class Translator:
 
 def _different(translations: list[Translation]) -> list[Translation]:
     """The first of each text: different tokens may be the same one."""
-    return list({translation.text: translation for translation in reversed(translations)}.values())[::-1]
+    first: dict[str, Translation] = {}
+    for translation in translations:
+        first.setdefault(translation.text, translation)
+    return list(first.values())
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
