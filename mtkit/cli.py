@@ -242,7 +242,7 @@ def score(
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
 ) -> None:
-    """Score given translations: how likely the model finds them.
+    """Score given translations by their log-probability.
 
     Each line tells log-probability, tokens, and log-probability a token, with tabs between; the end mark counts.
     """

@@ -5,12 +5,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts
 from torch import Tensor
 
+from mtkit.config.settings import DecodingConfig
 from mtkit.search.beam import beam_search
 from mtkit.search.candidates import Groups
 from mtkit.search.constraints import Constraint, Said, begin_with, constrained, min_length, no_repeat_ngram
@@ -25,6 +27,10 @@ from mtkit.symbols import BEGIN, END
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])
 PREFIXES = [[5], [], [6, 6], [], [4, 4, 4, 4], [6, 5]]
 NO_TOKEN = -1
+
+
+def test_every_rule_to_stop_on_offer_exists() -> None:
+    assert set(get_args(DecodingConfig.model_fields["stopping"].annotation)) == set(STOPPING)
 
 
 def padded(prefixes: Sequence[Sequence[int]]) -> Tensor:

@@ -129,7 +129,7 @@ def test_the_n_best_are_different_texts_and_the_first_is_always_the_same(tokeniz
     piece = tokenizer.target_pieces([letter])[0]
     byte = next(token for token in range(4, 260) if tokenizer.decode_target([[token]]) == [piece.strip("▁")])
     twins = {byte: 3.0, letter: 2.9, END: 2.8, 301: 0.0}
-    translator = stubborn_translator(tokenizer, settings(beam_size=6), twins)
+    translator = stubborn_translator(tokenizer, settings(beam_size=6, length_penalty=0.0), twins)
     doubled = recorder(translator)
     lists = {n: next(doubled.translate_lines(["the cat"], n)).translations for n in range(1, 7)}
     assert any(
@@ -200,6 +200,14 @@ def test_no_repetition_and_the_fewest_tokens_are_kept_to(tokenizer: Tokenizer) -
             assert len(best.tokens) >= 6
             bigrams = list(zip(best.tokens, best.tokens[1:], strict=False))
             assert len(set(bigrams)) == len(bigrams)
+
+
+def test_where_fewer_tokens_have_room_than_are_wanted_the_room_is_filled(tokenizer: Tokenizer) -> None:
+    config = settings(min_length=50, max_length_ratio=0.1, max_length_extra=3)
+    translator = recorder(random_translator(tokenizer, config))
+    translator.translate(["the cat"])
+    assert [len(best.tokens) for best, *_ in translator.said] == [3]
+    assert translator.said[0][0].score > -math.inf
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])

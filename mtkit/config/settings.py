@@ -165,7 +165,7 @@ class DecodingConfig(Section):
         "power", description="A score is divided by length^p, or by ((5 + length) / 6)^p (Wu et al. 2016, equation 14)."
     )
     stopping: Literal["exact", "count"] = Field(
-        "exact", description="Search on while a better one may come (exact), or until beam_size have ended (count)."
+        "exact", description="Search while a better one may come (exact), or until beam_size ended (count)."
     )
     min_length: int = Field(0, ge=0, description="Fewest target tokens, as far as the most allow.")
     max_length_ratio: float = Field(2.0, gt=0, description="Most target tokens for each source token …")
@@ -182,10 +182,10 @@ class DecodingConfig(Section):
         None,
         gt=0,
         le=1,
-        description="Samples: from the likeliest tokens of this mass (Holtzman et al. 2020).",
+        description="Samples: from the likeliest of this mass (Holtzman et al. 2020).",
     )
     seed: int = Field(1, ge=0, description="All chance of samples comes from it and from the text of the line.")
-    mbr_samples: int = Field(0, ge=0, description="Samples that elect the translation (Eikema & Aziz 2020); 0: none.")
+    mbr_samples: int = Field(0, ge=0, description="Samples that elect a translation (Eikema & Aziz 2020); 0: none.")
     mbr_utility: Literal["chrf", "bleu"] = Field("chrf", description="How a sample is compared with the others.")
     batch_tokens: int = Field(16384, ge=1, description="Most sentences x longest source x beam of a batch.")
 
