@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(plot, name="plot")
+PRECISIONS = ("fp32", "bf16", "fp64")
 
 # What a wrong call raises; typer carries its parent inside and exports it under no name.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -43,6 +44,10 @@ LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Expo
 BatchTokensOption = Annotated[
     str | None, typer.Option(metavar="N", help="Most sentences x longest source x beam of a batch.")
 ]
+EnsembleOption = Annotated[
+    list[Path] | None, typer.Option(metavar="MODEL", help="Another model that speaks along; more may be given.")
+]
+PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
 
@@ -160,9 +165,22 @@ def translate(
     n_best: Annotated[
         str, typer.Option(metavar="N", help="Translations of each line, as number, score and text with tabs between.")
     ] = "1",
+    sample: Annotated[bool, typer.Option("--sample", help="Draw translations by their probabilities.")] = False,
+    temperature: Annotated[str | None, typer.Option(metavar="X", help="Of samples; below 1 likelier ones.")] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="N", help="Sample from so many likeliest tokens.")] = None,
+    top_p: Annotated[str | None, typer.Option(metavar="P", help="Sample from the likeliest of this mass.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="All chance of samples comes from it.")] = None,
+    mbr: Annotated[str | None, typer.Option(metavar="N", help="Let N samples elect the translation.")] = None,
+    prefix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Line n of it begins the translation of line n.")
+    ] = None,
+    ensemble: EnsembleOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping.")
+    ] = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")] = "fp32",
+    precision: PrecisionOption = "fp32",
     tag: Annotated[
         str | None, typer.Option(metavar="TAG", help="Put before each line, for models of several languages: <2de>.")
     ] = None,
@@ -174,32 +192,84 @@ def translate(
 
     N lines in, N lines out, in order; a blank line gives a blank one.
     """
-    overrides = _decoding(beam_size, length_penalty, batch_tokens, device)
+    overrides = [
+        *(f"decoding.{setting}" for setting in settings or []),
+        *_decoding(beam_size, length_penalty, batch_tokens, device),
+        *(["decoding.method=sample"] if sample else []),
+        *_given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
+    ]
     num_best = _count("--n-best", n_best)
     with _source(file) as source:
+        from mtkit.text.lines import read_lines
         from mtkit.translator import load
 
-        translator = load(model, overrides, _choice("--precision", precision, ("fp32", "bf16", "fp64")))
-        if num_best > translator.config.decoding.beam_size:
-            raise MtkitError(
-                f"--n-best: found {num_best}, wants at most the beam size, {translator.config.decoding.beam_size}"
-            )
+        translator = load(model, overrides, _choice("--precision", precision, PRECISIONS), ensemble or [])
+        _check_num_best(num_best, translator.config.decoding)
         if tag is not None:
             translator.require_tag(tag)
-        _translate(translator, source, output, num_best, scores, tag)
+        _translate(translator, source, output, num_best, scores, tag, read_lines(prefix) if prefix else None)
 
 
-def _translate(translator: Any, source: Any, output: Path | None, num_best: int, scores: bool, tag: str | None) -> None:
+def _check_num_best(num_best: int, decoding: Any) -> None:
+    """A search has no more to give than it keeps; samples may be any number."""
+    if decoding.mbr_samples:
+        most, what = decoding.mbr_samples, "the samples that elect"
+    elif decoding.draws:
+        return
+    else:
+        most, what = decoding.beam_size, "the beam size"
+    if num_best > most:
+        raise MtkitError(f"--n-best: found {num_best}, wants at most {what}, {most}")
+
+
+def _translate(
+    translator: Any,
+    source: Any,
+    output: Path | None,
+    num_best: int,
+    scores: bool,
+    tag: str | None,
+    prefixes: Iterator[str] | None,
+) -> None:
     from mtkit.translate import translate, writing
 
     at_once = source.isatty()
     if output is None:
-        if sys.stdout is None:
-            raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
-        translate(translator, source, sys.stdout.buffer, num_best, scores, at_once, tag)
+        translate(translator, source, _standard_output(), num_best, scores, at_once, tag, prefixes)
         return
     with writing(output) as out:
-        translate(translator, source, out, num_best, scores, at_once, tag)
+        translate(translator, source, out, num_best, scores, at_once, tag, prefixes)
+
+
+def _standard_output() -> Any:
+    if sys.stdout is None:
+        raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
+    return sys.stdout.buffer
+
+
+@app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")
+def score(
+    model: ModelArgument,
+    source: Annotated[Path, typer.Option(metavar="FILE", help="Text, or .gz.")],
+    target: Annotated[Path, typer.Option(metavar="FILE", help="Its translation, line by line.")],
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
+    ] = False,
+    ensemble: EnsembleOption = None,
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
+) -> None:
+    """Score given translations by their log-probability.
+
+    Each line tells log-probability, tokens, and log-probability a token, with tabs between; the end mark counts.
+    """
+    from mtkit.score import score
+    from mtkit.translator import load
+
+    overrides = _decoding(None, None, batch_tokens, device)
+    translator = load(model, overrides, _choice("--precision", precision, PRECISIONS), ensemble or [])
+    score(translator, source, target, _standard_output(), tokens)
 
 
 class EvaluateCommand(TyperCommand):
@@ -351,13 +421,13 @@ def _decoding(
     beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
 ) -> list[str]:
     """Options as settings, so that they are checked and told of as those are."""
-    given = {
-        "decoding.beam_size": beam_size,
-        "decoding.length_penalty": length_penalty,
-        "decoding.batch_tokens": batch_tokens,
-        "device": device,
-    }
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    found = _given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
+    return found if device is None else [*found, f"device={device}"]
+
+
+def _given(**settings: str | None) -> list[str]:
+    """Those settings of decoding that have a value."""
+    return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]
 
 
 def _count(name: str, value: str) -> int:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
@@ -30,16 +30,17 @@ class Score:
 _TWO_LETTERS = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 
 
-def _bleu(target_language: str, lowercase: bool) -> Metric:
-    return _tokenizing_bleu(target_language, lowercase)
+def _bleu(target_language: str, lowercase: bool, effective_order: bool = False) -> Metric:
+    return _tokenizing_bleu(target_language, lowercase, effective_order)
 
 
-def _tokenizing_bleu(of_language: str, lowercase: bool = False) -> BLEU:
+def _tokenizing_bleu(of_language: str, lowercase: bool = False, effective_order: bool = False) -> BLEU:
     """With the tokenizer that sacreBLEU has for that language."""
     language = re.split("[-_]", of_language.lower())[0]
     language = _TWO_LETTERS.get(language, language)
     try:
-        return BLEU(lowercase=lowercase, trg_lang=language, force=True)  # looks_tokenized warns instead
+        # looks_tokenized warns instead of force.
+        return BLEU(lowercase=lowercase, trg_lang=language, force=True, effective_order=effective_order)
     except RuntimeError as error:  # MeCab is not installed
         raise MtkitError(
             f"BLEU of '{of_language}' needs a tokenizer that is not installed; install it with: "
@@ -163,6 +164,30 @@ def _stripped(lines: Sequence[str]) -> list[str]:
 def validation_score(hypotheses: Sequence[str], references: Sequence[str], metric: str, target_language: str) -> float:
     """The figure that a checkpoint is chosen by; higher is better, for bleu and chrf."""
     return corpus_scores(hypotheses, [references], target_language, (metric,))[0].score
+
+
+class Utility:
+    """What one text is worth where another is the reference, as sacreBLEU scores single sentences: 0 to 100."""
+
+    def __init__(self, metric: str, target_language: str) -> None:
+        self._metric = UTILITIES[metric](target_language)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        """[h][r]: of text h, with text r as its reference, whose n-grams are counted once."""
+        # What sentence_score does, in its parts: most of its time goes into the n-grams of the reference.
+        prepared = [self._metric._preprocess_segment(text.rstrip()) for text in texts]
+        references = [self._metric._extract_reference_info([text]) for text in prepared]
+        return [[self._score(text, reference) for reference in references] for text in prepared]
+
+    def _score(self, text: str, reference: dict[str, Any]) -> float:
+        statistics = self._metric._compute_segment_statistics(text, reference)
+        return float(self._metric._compute_score_from_stats(statistics).score)
+
+
+UTILITIES: dict[str, Callable[[str], Metric]] = {
+    "chrf": lambda _: CHRF(),
+    "bleu": lambda target_language: _bleu(target_language, lowercase=False, effective_order=True),
+}
 
 
 _TOKENIZED = re.compile(r" \.$| ,(?= )| n't\b|&(?:apos|quot|amp|lt|gt|#91|#93|#124);")

@@ -25,8 +25,9 @@ def translate(
     with_scores: bool = False,
     at_once: bool = False,
     tag: str | None = None,
+    prefixes: Iterable[str] | None = None,
 ) -> None:
-    """Translate each line of one stream to a line of the other.
+    """Translate each line of one stream to a line of the other, line n beginning with the n-th prefix if there are any.
 
     With scores, a line is `score TAB text`; with num_best over 1, each line gives several `number TAB score TAB text`.
     Undecodable bytes are replaced and lines too long for the model are translated in parts, with a warning.
@@ -34,7 +35,7 @@ def translate(
     warnings = Warnings()
     lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
     shown = tqdm(lines, unit=" lines", disable=at_once or not sys.stderr.isatty(), smoothing=0)
-    for number, line in enumerate(translator.translate_lines(shown, num_best, at_once, tag), start=1):
+    for number, line in enumerate(translator.translate_lines(shown, num_best, at_once, tag, prefixes), start=1):
         if line.num_parts > 1:
             warnings.add("was too long for the model; translated in parts", number)
         out.write(_written(line, number, num_best, with_scores).encode("utf-8"))

@@ -1,28 +1,23 @@
-"""A model and lines in, translations out.
-
-R sentences, W beam size, V vocabulary size.
-"""
+"""A model and lines in, translations out."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from itertools import repeat, zip_longest
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
-from mtkit.data.batches import ragged, source_rows
-from mtkit.errors import MtkitError
+from mtkit.decode import Model, decode
+from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.formats.bundle import open_bundle
+from mtkit.likelihood import ScoredTranslation, log_probs_of
+from mtkit.mbr import elect
 from mtkit.models.device import pick_device, pick_dtype
-from mtkit.models.interface import State, TranslationModel, next_rows
+from mtkit.models.ensemble import Ensemble
+from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
-from mtkit.search.beam import beam_search
-from mtkit.search.greedy import greedy_search
-from mtkit.search.length_penalty import LENGTH_PENALTIES
+from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 from mtkit.text.parallel import tagged
@@ -31,6 +26,7 @@ from mtkit.text.tokenizer import Tokenizer
 
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
+LONGEST_SHOWN = 40  # characters of a prefix that a message shows
 
 BREAKS = re.compile(r"[\n\r\0]")
 SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certain
@@ -38,7 +34,11 @@ SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certa
 
 @dataclass(frozen=True)
 class Translation:
-    """A text and its score: the log-probability divided by the length penalty, higher is better."""
+    """A text and its score, higher is better.
+
+    Of a beam it is the log-probability divided by the length penalty, of a sample the log-probability, and of what
+    samples have elected the mean utility, 0 to 100.
+    """
 
     text: str
     score: float
@@ -64,34 +64,50 @@ class _Part:
     line: int
     tokens: list[int]  # none where nothing is left after normalisation: there is nothing to translate
     separator: str  # stands between this part's translation and the next
+    prefix: list[int]  # how its translation begins
 
 
 class Translator:
-    """Translates lines with one model; made by load()."""
+    """Translates lines with one model, or several as one; made by load()."""
 
-    def __init__(self, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: Config) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
+        decoding = config.decoding
+        self._forbidden = (PAD, BEGIN) if tokenizer.target_shows_unknown else (PAD, UNKNOWN, BEGIN)
+        self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
-    def translate(self, lines: Iterable[str], tag: str | None = None) -> list[str]:
-        """The best translation of each line, in order; a blank line gives a blank one."""
-        if isinstance(lines, str):
+    def translate(
+        self, lines: Iterable[str], tag: str | None = None, prefixes: Iterable[str] | None = None
+    ) -> list[str]:
+        """The best translation of each line, in order; a blank line gives a blank one.
+
+        Each translation begins with the prefix of its line; a blank prefix is none.
+        """
+        if isinstance(lines, str) or isinstance(prefixes, str):
             raise TypeError("translate() takes a list of lines; give it [line] for a single one")
-        return [line.text for line in self.translate_lines(lines, tag=tag)]
+        return [line.text for line in self.translate_lines(lines, tag=tag, prefixes=prefixes)]
 
     def translate_lines(
-        self, lines: Iterable[str], num_best: int = 1, at_once: bool = False, tag: str | None = None
+        self,
+        lines: Iterable[str],
+        num_best: int = 1,
+        at_once: bool = False,
+        tag: str | None = None,
+        prefixes: Iterable[str] | None = None,
     ) -> Iterator[TranslatedLine]:
         """Up to num_best translations of each line, in order, in constant memory for any number of lines.
 
         Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A tag
         tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
+        There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
+        part, and its tag before each.
         """
         if tag is not None:
             self.require_tag(tag)
             lines = (tagged(line, tag) for line in lines)
-        return self._translated(lines, num_best, at_once)
+        return self._translated(lines, num_best, at_once, prefixes)
 
     def require_tag(self, tag: str) -> None:
         """Refuse a tag that the model was not trained with."""
@@ -100,32 +116,39 @@ class Translator:
             there = f"it knows {', '.join(known)}" if known else "it was trained without any"
             raise MtkitError(f"tag {tag}: the model does not know it; {there}")
 
-    def _translated(self, lines: Iterable[str], num_best: int, at_once: bool) -> Iterator[TranslatedLine]:
-        for window in _windows(lines, at_once):
-            yield from self._translate_window(window, num_best)
+    def _translated(
+        self, lines: Iterable[str], num_best: int, at_once: bool, prefixes: Iterable[str] | None
+    ) -> Iterator[TranslatedLine]:
+        pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
+        for window in _windows(pairs, at_once):
+            yield from self._translate_window([line for line, _ in window], [prefix for _, prefix in window], num_best)
 
-    def _translate_window(self, lines: Sequence[str], num_best: int) -> list[TranslatedLine]:
-        parts = list(self._parts(lines))
+    def _translate_window(self, lines: Sequence[str], prefixes: Sequence[str], num_best: int) -> list[TranslatedLine]:
+        parts = list(self._parts(lines, prefixes))
         order = [p for p, part in enumerate(parts) if part.tokens]
         order.sort(key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
         found = [[SILENCE]] * len(parts)
-        for chosen in self._batches(order, parts):
-            for p, hypotheses in zip(chosen, self.search([parts[p].tokens for p in chosen], num_best), strict=True):
+        num_wanted = self.config.decoding.mbr_samples or num_best
+        for chosen in self._batches(order, parts, num_wanted):
+            tokens, begun = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
+            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, begun), strict=True):
                 found[p] = hypotheses
-        return self._joined(len(lines), parts, found)
+        return self._joined(len(lines), parts, found, num_best)
 
-    def _parts(self, lines: Sequence[str]) -> Iterator[_Part]:
+    def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
+        encoded = self.tokenizer.encode_target(prefixes) if any(prefixes) else [[]] * len(lines)
         for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
             tags, text = split_tags(lines[number], self.tokenizer.symbols)
             tag_tokens = self._source_tokens(tags) if tags else []
+            self._check_prefix(prefixes[number], encoded[number])
             if len(tokens) == len(tag_tokens):
-                yield _Part(number, [], "")  # a tag alone asks for nothing
+                yield _Part(number, [], "", encoded[number])  # a tag alone asks for nothing
             elif len(tokens) <= self.max_source_length:
-                yield _Part(number, tokens, "")
+                yield _Part(number, tokens, "", encoded[number])
             else:
-                yield from self._parts_of_long_line(number, text, tag_tokens)
+                yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number])
 
-    def _parts_of_long_line(self, number: int, text: str, tag_tokens: list[int]) -> Iterator[_Part]:
+    def _parts_of_long_line(self, number: int, text: str, tag_tokens: list[int], prefix: list[int]) -> Iterator[_Part]:
         """Whole sentences where they fit; where a single character has too many tokens, they are parted, too.
 
         What stood before the line as a tag stands before each part.
@@ -136,7 +159,18 @@ class Translator:
             for begin in range(0, max(len(tokens), 1), most):
                 is_last = begin + most >= len(tokens)
                 here = tokens[begin : begin + most]
-                yield _Part(number, [*tag_tokens, *here] if here else [], part.separator if is_last else "")
+                separator = part.separator if is_last else ""
+                yield _Part(number, [*tag_tokens, *here] if here else [], separator, prefix)
+                if tokens:
+                    prefix = []
+
+    def _check_prefix(self, text: str, tokens: list[int]) -> None:
+        limit = self.model.limits.target
+        if limit is not None and len(tokens) >= limit:
+            raise DataError(
+                f"prefix '{text[:LONGEST_SHOWN]}' has {len(tokens):,} tokens, and the model can say {limit - 1:,}; "
+                "shorten it"
+            )
 
     @property
     def max_source_length(self) -> int:
@@ -148,14 +182,15 @@ class Translator:
     def _source_tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode_source([text])[0]
 
-    def _batches(self, order: list[int], parts: list[_Part]) -> Iterator[list[int]]:
-        """Neighbours in order, at most batch_tokens: sentences x longest source x beam."""
+    def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
+        """Neighbours in order, at most batch_tokens: sentences x longest source x beam or samples."""
         decoding = self.config.decoding
+        width = num_wanted if decoding.draws else decoding.beam_size
         batch: list[int] = []
         most = 0
         for p in order:
             if not batch:
-                most = max(1, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * decoding.beam_size))
+                most = max(1, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * width))
             batch.append(p)
             if len(batch) == most:
                 yield batch
@@ -163,45 +198,74 @@ class Translator:
         if batch:
             yield batch
 
-    @torch.inference_mode()
-    def search(self, sentences: Sequence[Sequence[int]], num_best: int = 1) -> list[list[Hypothesis]]:
-        """The best hypotheses of one batch of source tokens, none of them empty."""
-        decoding, device = self.config.decoding, self.model.device
-        sources = ragged(sentences)
-        start = torch.full((len(sentences),), self.model.start, device=device)
-        max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
-        max_lengths = max_lengths.long().to(device)
-        if self.model.limits.target is not None:
-            max_lengths = max_lengths.clamp(max=self.model.limits.target - 1)
-        state = self.model.encode(source_rows(sources).to(device))
-        penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
-        if decoding.beam_size == 1 and num_best == 1:
-            hypotheses = greedy_search(self._step, state, start, max_lengths, END)
-            lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
-            return [
-                [replace(hypothesis, score=hypothesis.log_prob / divisor)]
-                for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
-            ]
-        return beam_search(self._step, state, start, max_lengths, END, decoding.beam_size, penalty, num_best)
+    def search(
+        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of one batch of source tokens, as decode() gives them."""
+        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
 
-    def _step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """(R, W) ids to (R, W, V) log-probabilities; what is no text is impossible."""
-        features, state = self.model.decode(next_rows(ids, state), state)
-        logits = self.model.output(features)
-        log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-        for forbidden in (PAD, BEGIN) if self.tokenizer.target_shows_unknown else (PAD, UNKNOWN, BEGIN):
-            log_probs[:, :, forbidden] = float("-inf")
-        return log_probs, state
-
-    def _joined(self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]]) -> list[TranslatedLine]:
+    def _joined(
+        self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
+    ) -> list[TranslatedLine]:
         texts = iter(self.tokenizer.decode_target([h.tokens for hypotheses in found for h in hypotheses]))
         lines: list[list[list[Translation]]] = [[] for _ in range(num_lines)]
         for part, hypotheses in zip(parts, found, strict=True):
-            lines[part.line].append([Translation(BREAKS.sub(" ", next(texts)), h.score) for h in hypotheses])
+            translations = [Translation(BREAKS.sub(" ", next(texts)), h.score) for h in hypotheses]
+            lines[part.line].append(self._ranked(translations)[:num_best] if part.tokens else translations)
         separators: list[list[str]] = [[] for _ in range(num_lines)]
         for part in parts:
             separators[part.line].append(part.separator)
         return [_line(*both) for both in zip(lines, separators, strict=True)]
+
+    def _ranked(self, translations: list[Translation]) -> list[Translation]:
+        """Best first: a beam's different texts, all samples, or what they elect."""
+        if not self.config.decoding.draws:
+            return _different(translations)
+        translations = sorted(translations, key=lambda translation: -translation.score)
+        if self._utility is None:
+            return translations
+        elected = elect([translation.text for translation in translations], self._utility)
+        return [Translation(text, score) for text, score in elected]
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[ScoredTranslation]:
+        """What the model thinks of the translation of each line; blank ones, of either side, are the end mark alone.
+
+        A line is scored whole, whatever its length; one that is longer than the model can take is a DataError.
+        """
+        if isinstance(sources, str) or isinstance(targets, str):
+            raise TypeError("score() takes lists of lines; give it [line] for a single one")
+        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations"))))
+
+    def score_lines(self, pairs: Iterable[tuple[str, str]]) -> Iterator[ScoredTranslation]:
+        """The same for a stream of sources and translations, in order and in constant memory."""
+        decoding, number = self.config.decoding, 0
+        for window in _windows(pairs, at_once=False):
+            sources = self.tokenizer.encode_source([source for source, _ in window])
+            targets = self.tokenizer.encode_target([target for _, target in window])
+            for both in zip(sources, targets, strict=True):
+                number += 1
+                self._check_lengths(number, *both)
+            budget = decoding.batch_tokens // decoding.beam_size
+            found = log_probs_of(self.model, sources, targets, budget)
+            for target, log_probs in zip(targets, found, strict=True):
+                yield ScoredTranslation(self.tokenizer.target_pieces([*target, END]), log_probs)
+
+    def _check_lengths(self, number: int, source: list[int], target: list[int]) -> None:
+        limits = self.model.limits
+        for side, tokens, limit in (("source", source, limits.source), ("target", target, limits.target)):
+            if limit is not None and len(tokens) >= limit:
+                raise DataError(
+                    f"line {number:,}: the {side} has {len(tokens):,} tokens, and the model can take {limit - 1:,}; "
+                    "split the line"
+                )
+
+
+def _different(translations: list[Translation]) -> list[Translation]:
+    """The first of each text: different tokens may be the same one."""
+    first: dict[str, Translation] = {}
+    for translation in translations:
+        first.setdefault(translation.text, translation)
+    return list(first.values())
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
@@ -215,15 +279,24 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
         chosen = [part[min(n, len(part) - 1)] for part in parts]
         text = join_parts([c.text for c in chosen], separators)
         joined.append(Translation(text, sum(c.score for c in chosen) / len(chosen)))
-    return TranslatedLine(joined, len(parts))
+    return TranslatedLine(_different(joined), len(parts))
 
 
-def _windows(lines: Iterable[str], at_once: bool) -> Iterator[list[str]]:
-    window: list[str] = []
+def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Line n with the n-th of the others; DataError where there are not as many, which names them."""
+    for number, (line, other) in enumerate(zip_longest(lines, others)):
+        if line is None or other is None:
+            fewer, more = names if line is None else reversed(names)
+            raise DataError(f"there are {number:,} {fewer} but more {more}; line n of both goes together")
+        yield line, other
+
+
+def _windows(pairs: Iterable[tuple[str, str]], at_once: bool) -> Iterator[list[tuple[str, str]]]:
+    window: list[tuple[str, str]] = []
     size = 0
-    for line in lines:
-        window.append(line)
-        size += len(line)
+    for line, other in pairs:
+        window.append((line, other))
+        size += len(line) + len(other)
         if at_once or len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS:
             yield window
             window, size = [], 0
@@ -231,13 +304,32 @@ def _windows(lines: Iterable[str], at_once: bool) -> Iterator[list[str]]:
         yield window
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
+) -> Translator:
     """The translator of a run directory or a model bundle.
 
     overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
-    used as they lie in the file where the device is the CPU and the precision fp32.
+    used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
+    with the first as one, by its settings; all have the same tokenizer.
     """
-    bundle = open_bundle(Path(path))
+    first = _load_one(Path(path), overrides, precision)
+    if not ensemble:
+        return Translator(*first)
+    model, tokenizer, config = first
+    members = [model]
+    for other in ensemble:
+        member, others, _ = _load_one(Path(other), [f"device={config.device}"], precision)
+        if others.hash != tokenizer.hash:
+            raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
+        if member.start != model.start:
+            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
+        members.append(member)
+    return Translator(Ensemble(members), tokenizer, config)
+
+
+def _load_one(path: Path, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:
+    bundle = open_bundle(path)
     config = load_config(bundle.config_path, overrides)
     device = pick_device(config.device)
     dtype = pick_dtype(precision, device)
@@ -246,4 +338,4 @@ def load(path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32
     model = empty_model(config.model, bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     fill_model(model, bundle.weights(), str(bundle.path))
     model.requires_grad_(False)
-    return Translator(model.to(device, dtype).eval(), tokenizer, config)
+    return model.to(device, dtype).eval(), tokenizer, config

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mtkit.batch import Batch
-from mtkit.config.settings import Config
+from mtkit.config.settings import Config, DecodingConfig
 from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
 from mtkit.models.interface import TranslationModel
@@ -43,7 +43,9 @@ class Validation:
                 batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
         # Greedy, and not much longer than the source: a young model may go on and on.
-        decoding = config.decoding.model_copy(update={"beam_size": 1, "max_length_ratio": 1.5, "max_length_extra": 10})
+        decoding = DecodingConfig(
+            beam_size=1, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
+        )
         greedy = config.model_copy(update={"decoding": decoding})
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 

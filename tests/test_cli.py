@@ -21,7 +21,7 @@ from mtkit.config.show import config_text
 from mtkit.text.packing import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "evaluate"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,78 @@ def test_options_of_the_search_are_heard(call: Call, tiny_run: Path) -> None:
         assert call("translate", tiny_run, *option, stdin=source) == Result(0, text, "")
 
 
+def test_samples_come_as_they_are_asked_for(call: Call, tiny_run: Path) -> None:
+    source = b"one two three four\n\nfive six\n"
+    options = ("translate", tiny_run, "--sample", "--temperature", 3, "--scores")
+    first, again = (call(*options, "--seed", 1, stdin=source) for _ in range(2))
+    assert (first.code, first.error, first.out.count("\n")) == (0, "", 3)
+    assert first == again != call(*options, "--seed", 2, stdin=source)
+    many = call("translate", tiny_run, "--sample", "--n-best", 9, "--top-k", 3, "--top-p", 0.9, stdin=source)
+    assert [line.split("\t")[0] for line in many.out.splitlines()] == [*"1" * 9, "2", *"3" * 9]
+    elected = call("translate", tiny_run, "--mbr", 8, "--scores", stdin=source).out.splitlines()
+    assert [0 <= float(line.split("\t")[0]) <= 100 for line in elected] == [True] * 3
+    refused = call("translate", tiny_run, "--mbr", 8, "--n-best", 9, stdin=source)
+    assert refused.error == "mtkit: error: --n-best: found 9, wants at most the samples that elect, 8\n"
+    assert call("translate", tiny_run, "--top-p", 0.9, stdin=source) == Result(
+        1,
+        "",
+        "mtkit: error: decoding.top_p=0.9: decoding: top_p 0.9 is of samples; it goes with method sample or with "
+        "mbr_samples\n",
+    )
+
+
+def test_prefixes_settings_and_ensembles_are_heard(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    source = b"one two three four\nfive six\n"
+    text = call("translate", tiny_run, stdin=source).out
+    (tmp_path / "prefix").write_text("9 9\n\n")
+    begun = call("translate", tiny_run, "--prefix", tmp_path / "prefix", stdin=source).out.splitlines()
+    assert begun[0].startswith("9 9")
+    assert begun[1] == text.splitlines()[1]
+    (tmp_path / "prefix").write_text("9 9\n")
+    told = "mtkit: error: there are 1 prefixes but more lines; line n of both goes together\n"
+    assert call("translate", tiny_run, "--prefix", tmp_path / "prefix", stdin=source).error == told
+    unlike = call("translate", tiny_run, "--set", "no_repeat_ngram=1", "--set", "min_length=9", stdin=source).out
+    assert unlike != text
+    assert all(len(line) >= 9 for line in unlike.splitlines())
+    assert call("translate", tiny_run, "--ensemble", tiny_run, stdin=source) == Result(0, text, "")
+
+
+def test_a_translation_is_scored_as_the_search_scored_it(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("one two three four\n\nfive six\n")
+    translated = call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "target", "--length-penalty", 0)
+    assert translated.code == 0
+    said = call("translate", tiny_run, tmp_path / "source", "--length-penalty", 0, "--scores").out.splitlines()
+    files = ("--source", tmp_path / "source", "--target", tmp_path / "target")
+    result = call("score", tiny_run, *files)
+    assert (result.code, result.error) == (0, "")
+    rows = [line.split("\t") for line in result.out.splitlines()]
+    assert len(rows) == 3
+    assert int(rows[1][1]) == 1
+    for n in (0, 2):
+        log_prob, tokens, mean = float(rows[n][0]), int(rows[n][1]), float(rows[n][2])
+        assert log_prob == pytest.approx(float(said[n].split("\t")[0]), abs=2e-4)
+        assert mean == pytest.approx(log_prob / tokens, abs=1e-4)
+    by_token = [json.loads(line) for line in call("score", tiny_run, *files, "--tokens").out.splitlines()]
+    assert [len(pairs) for pairs in by_token] == [int(row[1]) for row in rows]
+    for pairs, row in zip(by_token, rows, strict=True):
+        assert pairs[-1][0] == "</s>"
+        assert sum(value for _, value in pairs) == pytest.approx(float(row[0]), abs=1e-3)
+    assert call("score", tiny_run, *files, "--ensemble", tiny_run).out == result.out
+    (tmp_path / "target").write_text("1\n")
+    assert call("score", tiny_run, *files) == Result(
+        1,
+        "",
+        f"mtkit: error: {tmp_path / 'source'} has 3 lines but {tmp_path / 'target'} has 1; "
+        "line n must translate line n\n",
+    )
+    assert call("score", tiny_run, "--source", "nowhere", "--target", "nowhere").error == (
+        "mtkit: error: nowhere: no such file\n"
+    )
+    assert call("score", tiny_run, *files, "--precision", "fp8").error == (
+        "mtkit: error: --precision: found fp8, wants one of fp32, bf16, fp64\n"
+    )
+
+
 def test_translate_and_evaluate_go_together_in_a_pipe(call: Call, tiny_run: Path, corpus_files: CorpusFiles) -> None:
     source, reference = corpus_files.root / "test.src", corpus_files.root / "test.tgt"
     piped = shell(
@@ -267,6 +339,15 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
         ("--n-best", "0", "--n-best: found 0, wants a whole number, at least 1"),
         ("--n-best", "²", "--n-best: found ², wants a whole number, at least 1"),
         ("--n-best", "9", "--n-best: found 9, wants at most the beam size, 2"),
+        ("--top-k", "0", "decoding.top_k=0: found 0, wants a whole number, at least 1, or null"),
+        ("--top-p", "2", "decoding.top_p=2: found 2, wants a number, more than 0, at most 1, or null"),
+        ("--temperature", "0", "decoding.temperature=0: found 0, wants a number, more than 0"),
+        ("--seed", "-1", "decoding.seed=-1: found -1, wants a whole number, at least 0"),
+        ("--mbr", "x", "decoding.mbr_samples=x: found x, wants a whole number, at least 0"),
+        ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count"),
+        ("--set", "stop=1", "decoding.stop=1: unknown key 'decoding.stop'; did you mean 'top_p'?"),
+        ("--prefix", "nowhere", "nowhere: no such file"),
+        ("--ensemble", "nowhere", "nowhere: no such directory; MODEL is a run directory or a model bundle"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_and_ends_with_1(

@@ -16,9 +16,11 @@ FLOORS = [
     {"cli"},
     {"plot_commands"},
     {"pipeline"},
-    {"prepare", "train", "translate", "evaluate", "export", "plot"},
+    {"prepare", "train", "translate", "score", "evaluate", "export", "plot"},
     {"validation", "objective", "start"},
-    {"translator", "scores", "testsets"},
+    {"translator"},
+    {"likelihood", "mbr"},
+    {"decode", "scores", "testsets"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
@@ -142,7 +144,7 @@ def function():
 def test_sideways_and_up_are_the_wrong_way() -> None:
     assert wrong_way("text", "data")
     assert wrong_way("train", "translate")
-    assert wrong_way("translator", "scores")
+    assert wrong_way("scores", "translator")
     assert wrong_way("config", "cli")
     assert wrong_way("errors", "batch")
     assert not wrong_way("text", "text")

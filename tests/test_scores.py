@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.settings import DecodingConfig, TrainingConfig
 from mtkit.errors import DataError, MtkitError
-from mtkit.scores import METRICS, Score, corpus_scores, looks_tokenized, validation_score
+from mtkit.scores import METRICS, UTILITIES, Score, Utility, corpus_scores, looks_tokenized, validation_score
 
 GERMAN = [
     "Der Hund läuft über die Straße.",
@@ -171,3 +173,18 @@ def test_plain_text_is_not_called_tokenized(line):
 def test_scoring_writes_nothing(capfd):
     corpus_scores(["It is tokenised ."] * 200, [["It is not."] * 200], "en")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("metric", list(UTILITIES))
+@pytest.mark.parametrize("language", ["de", "zh"])
+def test_a_utility_is_sacrebleus_sentence_score(metric: str, language: str) -> None:
+    texts = ["ein Hund.", "Ein Hund läuft über das Gras.", "", "Hund", "Ein Hund, der läuft", "一只狗在跑。", " x  y "]
+    single = {"chrf": CHRF(), "bleu": BLEU(trg_lang=language, effective_order=True)}[metric]
+    wanted = [[single.sentence_score(text, [reference]).score for reference in texts] for text in texts]
+    found = Utility(metric, language)(texts)
+    for row, wanted_row in zip(found, wanted, strict=True):
+        assert row == pytest.approx(wanted_row)
+
+
+def test_every_utility_on_offer_exists() -> None:
+    assert set(get_args(DecodingConfig.model_fields["mbr_utility"].annotation)) == set(UTILITIES)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import mtkit
 from mtkit import translator as translator_module
 from mtkit.config.settings import Config, DataConfig, DecodingConfig, TokenizerConfig, TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
+from mtkit.decode import next_log_probs
 from mtkit.formats.bundle import open_bundle, save_bundle
 from mtkit.models.device import DTYPES
 from mtkit.models.interface import TranslationModel
@@ -99,8 +101,10 @@ def found_by(translator: Translator, lines: Sequence[str]) -> list[tuple[str, fl
 class Recorder(Translator):
     """Keeps what goes into the search and what comes out."""
 
-    def search(self, sentences: Sequence[Sequence[int]], num_best: int = 1) -> list[list[Hypothesis]]:
-        found = super().search(sentences, num_best)
+    def search(
+        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+    ) -> list[list[Hypothesis]]:
+        found = super().search(sentences, num_best, prefixes)
         self.seen = [*getattr(self, "seen", []), *map(list, sentences)]
         self.said = [*getattr(self, "said", []), *found]
         return found
@@ -151,7 +155,13 @@ def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer) -> None:
     most = torch.tensor([2 * len(source) + 5 for source in sources])
     start = torch.full((len(sources),), BEGIN)
     beam = beam_search(
-        translator._step, translator.model.encode(batch.source), start, most, END, 1, lambda length: length**0
+        partial(next_log_probs, translator.model),
+        translator.model.encode(batch.source),
+        start,
+        most,
+        END,
+        1,
+        lambda length: length**0,
     )
     assert [best.tokens for [best] in beam] == [hypothesis.tokens for hypothesis in greedy]
     assert [best.score for [best] in beam] == pytest.approx([hypothesis.score for hypothesis in greedy])
@@ -265,7 +275,7 @@ def test_a_line_too_long_for_the_model_is_translated_in_parts_and_nothing_is_cut
         assert found.num_parts == len(translator.seen) > 1
         assert all(1 <= len(tokens) <= max_length for tokens in translator.seen)
         # Characters may be parted in their bytes, so the ids are joined before they are text.
-        parts = [part.tokens for part in translator._parts([line])]
+        parts = [part.tokens for part in translator._parts([line], [""])]
         assert sorted(parts) == sorted(translator.seen)
         [joined] = tokenizer.decode_source([[token for tokens in parts for token in tokens]])
         assert only_letters(joined) == only_letters(tokenizer.normalize_source(line))

@@ -1,0 +1,42 @@
+"""Scoring given translations with a model: N pairs of lines in, N lines out."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from mtkit.errors import DataError
+from mtkit.likelihood import ScoredTranslation
+from mtkit.text.lines import read_lines
+from mtkit.translator import Translator
+
+
+def score(translator: Translator, source: Path, target: Path, out: BinaryIO, by_token: bool = False) -> None:
+    """Write how likely each line of target is as the translation of that line of source.
+
+    A line is `log_prob TAB tokens TAB log_prob a token`, the end mark counted; by token it is a JSON list of
+    [piece, log_prob].
+    """
+    num_lines = sum(1 for _ in read_lines(source))  # before work starts, and both are UTF-8
+    num_targets = sum(1 for _ in read_lines(target))
+    if num_lines != num_targets:
+        raise DataError(
+            f"{source} has {num_lines:,} lines but {target} has {num_targets:,}; line n must translate line n"
+        )
+    pairs = zip(read_lines(source), read_lines(target), strict=True)
+    shown = tqdm(pairs, unit=" lines", total=num_lines, disable=not sys.stderr.isatty(), smoothing=0)
+    for line in _written(translator.score_lines(shown), by_token):
+        out.write(line.encode("utf-8"))
+    out.flush()
+
+
+def _written(lines: Iterable[ScoredTranslation], by_token: bool) -> Iterator[str]:
+    for line in lines:
+        if by_token:
+            pairs = [[piece, round(value, 4)] for piece, value in zip(line.pieces, line.log_probs, strict=True)]
+            yield f"{json.dumps(pairs, ensure_ascii=False)}\n"
+        else:
+            yield f"{line.log_prob:.4f}\t{line.num_tokens}\t{line.mean:.4f}\n"
