@@ -43,6 +43,25 @@ def test_tokens_are_drawn_by_their_truncated_probabilities(
     )
 
 
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.99])
+def test_a_nucleus_may_hold_a_large_vocabulary(top_p: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    for spread in (0.05, 1.0, 4.0):
+        probabilities = (spread * torch.randn(3000, generator=random, dtype=torch.float64)).softmax(0)
+        order = probabilities.sort(descending=True, stable=True).indices
+        mass = probabilities[order].cumsum(0)
+        size = int((mass < top_p - 1e-12).sum()) + 1
+        found = shares(Draw(top_p=top_p), probabilities)
+        wanted = torch.zeros_like(probabilities)
+        wanted[order[:size]] = probabilities[order[:size]] / probabilities[order[:size]].sum()
+        torch.testing.assert_close(found.double(), wanted, atol=2 / EVEN, rtol=0)
+
+
+def test_what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it() -> None:
+    found = shares(Draw(top_p=0.5), torch.tensor([0.4, 0.1, 0.2, 0.2, 0.1]))
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0]), atol=2 / EVEN, rtol=0)
+
+
 @pytest.mark.parametrize("draw", [Draw(), Draw(0.01), Draw(top_k=9), Draw(top_p=1.0), Draw(5.0, 7, 0.99)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_chance_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mtkit.search.step import COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: steps of a counter that is to be mixed
+FIRST = 128  # tokens in which a nucleus is looked for before all are
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,13 @@ class Draw:
 
         Where all is forbidden, some forbidden token.
         """
-        order = None  # (R, W, K): the tokens, the likeliest first, where only some are left
+        order = None  # (R, W, K): the tokens, where only some are left
         if self.top_k is not None and self.top_k < log_probs.shape[2]:
             log_probs, order = log_probs.topk(self.top_k, dim=2)
-        elif self.top_p is not None:
-            log_probs, order = log_probs.sort(dim=2, descending=True, stable=True)
         weights = self._weights(log_probs)  # (R, W, K)
         if self.top_p is not None:
-            before = weights.cumsum(2) - weights
-            weights = weights.masked_fill(before >= self.top_p * weights.sum(2, keepdim=True), 0.0)
+            least = _least_of_nucleus(weights.flatten(0, 1), self.top_p).view(*weights.shape[:2], 1)
+            weights = weights.masked_fill(weights < least, 0.0)
 
         # The place where the weights so far first pass a share of all; never one of no weight.
         sums = weights.cumsum(2)
@@ -56,6 +55,26 @@ class Draw:
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
         return weights if weights.device.type == "mps" else weights.double()  # sums of many small numbers
+
+
+def _least_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """The smallest weight, (R,), that the nucleus of mass p holds; tokens as likely as that one belong to it, too.
+
+    weights is (R, K). To sort a whole vocabulary takes longer than a model's step, and most nuclei are small.
+    """
+    enough = top_p * weights.sum(1)  # (R,)
+    first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
+    least = _where_enough(first, enough)
+    rest = (first.sum(1) < enough).nonzero()[:, 0]
+    if len(rest):
+        least[rest] = _where_enough(weights[rest].sort(dim=1, descending=True).values, enough[rest])
+    return least
+
+
+def _where_enough(falling: Tensor, enough: Tensor) -> Tensor:
+    """(R,): of weights (R, K), the largest first, the one with which their sum is enough."""
+    places = (falling.cumsum(1) < enough[:, None]).sum(1, keepdim=True).clamp(max=falling.shape[1] - 1)
+    return falling.gather(1, places)[:, 0]
 
 
 class Chances:
