@@ -544,7 +544,7 @@ class DecodingConfig(Section):
         None,
         gt=0,
         le=1,
-        description="Samples: from the likeliest of this mass (Holtzman et al. 2020).",
+        description="Samples: from the top of this mass (Holtzman et al. 2020).",
     )
     seed: int = Field(1, ge=0, description="All chance of samples comes from it and from the text of the line.")
     mbr_samples: int = Field(0, ge=0, description="Samples that elect a translation (Eikema & Aziz 2020); 0: none.")
