@@ -79,7 +79,7 @@ class Translator:
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
-        self, lines: Iterable[str], tag: str | None = None, prefixes: Iterable[str] | None = None
+        self, lines: Iterable[str], prefixes: Iterable[str] | None = None, tag: str | None = None
     ) -> list[str]:
         """The best translation of each line, in order; a blank line gives a blank one.
 

@@ -71,8 +71,8 @@ def test_what_is_drawn_is_what_the_log_tells(make):
     wanted: dict[str, Curve] = {}
     for kind, names in {
         "train": ["loss", "nll", "lr", "gradient_norm", "tokens_per_second", "padding"],
-        "validation": ["loss", "bleu", "chrf"],
-        "average": ["loss", "bleu", "chrf"],
+        "validation": ["loss", "nll", "perplexity", "bleu", "chrf"],
+        "average": ["loss", "nll", "perplexity", "bleu", "chrf"],
     }.items():
         for line in logged(run, kind):
             step = line["steps"][-1] if kind == "average" else line["step"]

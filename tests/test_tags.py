@@ -122,9 +122,9 @@ def test_a_long_line_carries_its_tag_on_every_part(translator: Translator, by_op
     tokenizer = translator.tokenizer
 
     class Watched(Translator):
-        def search(self, sentences, num_best=1):  # type: ignore[no-untyped-def]
+        def search(self, sentences, num_best=1, prefixes=()):  # type: ignore[no-untyped-def]
             seen.extend(sentences)
-            return search(sentences, num_best)
+            return search(sentences, num_best, prefixes)
 
     watched = Watched(translator.model, tokenizer, translator.config)
     for tag in (FORWARD, BACKWARD):

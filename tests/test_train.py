@@ -703,7 +703,8 @@ def test_the_gradient_of_fp16_is_that_of_fp32_clipped_after_unscaling(make, devi
             )
         )
         trainer.scaler = LossScaler(trainer.device, precision, 256.0, 0)
-        trainer._update(trainer._stream())
+        with trainer._stream() as stream:
+            trainer._update(stream)
     norms = {p: sum(g.square().sum() for g in found[p].values()).sqrt().item() for p in found}
     assert norms == pytest.approx({"fp32": 0.25, "fp16": 0.25}, rel=1e-4)
     distance = sum((found["fp32"][name] - found["fp16"][name]).square().sum() for name in found["fp32"]).sqrt()
@@ -926,7 +927,8 @@ def test_validation_tells_the_loss_of_training_and_the_likelihood_apart(make):
     found, _ = trainer.validation.measure(trainer.model, trainer.tokenizer, Stop())
     model, sums, tokens = trainer.model.eval(), np.zeros(2), 0
     with torch.no_grad():
-        for batch in trainer.validation.batches:
+        for source, target in trainer.validation.batches:
+            batch = padded_batch(source, target)
             logits, labels = model.output(model(batch.source, batch.target)), batch.labels
             sums += [
                 float(

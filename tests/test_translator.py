@@ -155,7 +155,7 @@ def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer) -> None:
     most = torch.tensor([2 * len(source) + 5 for source in sources])
     start = torch.full((len(sources),), BEGIN)
     beam = beam_search(
-        partial(next_log_probs, translator.model),
+        partial(next_log_probs, translator.model, (PAD, UNKNOWN, BEGIN)),
         translator.model.encode(batch.source),
         start,
         most,

@@ -12,7 +12,7 @@ from mtkit.errors import MtkitError
 
 # What of an event is drawn, and under which name; TensorBoard folds what stands before the slash.
 CURVES = {"train", "validation", "average"}
-NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds"}
+NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
 
 def require_tensorboard() -> None:
