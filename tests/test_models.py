@@ -166,6 +166,7 @@ def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
         for t in range(7):
             features, state = model.decode(next_rows(target.ids[:, t : t + 1], state), state)
             torch.testing.assert_close(model.output(features)[:, 0], expected[:, t], atol=1e-5, rtol=0)
+            assert state.positions.tolist() == [t + 1] * 3
 
 
 def test_a_watched_state_tells_how_each_token_looked_at_the_source(model):
@@ -420,6 +421,21 @@ def test_the_last_state_of_each_encoder_layer_reaches_the_decoder_layer_of_its_h
         ]
 
 
+@pytest.mark.parametrize("both", BOTH_WAYS)
+def test_a_source_read_from_its_end_leaves_its_states_in_its_own_order(both):
+    config = RecurrentConfig(**SMALL, bidirectional=both)
+    reading = {
+        reverse: new_model(config.model_copy(update={"reverse_source": reverse}), VOCAB, VOCAB, seed=1).encoder
+        for reverse in BOTH_WAYS
+    }
+    sources = sentences(5, 9)
+    found = reading[True](padded(sources))
+    turned = reading[False](padded([source.flip(0) for source in sources]))
+    for r, source in enumerate(sources):
+        torch.testing.assert_close(found.states[r, : len(source)], turned.states[r, : len(source)].flip(0))
+    torch.testing.assert_close(found.finals, turned.finals)
+
+
 def test_nothing_follows_the_padding_of_a_recurrent_model():
     model = new_model(LSTM, VOCAB, VOCAB, seed=1)
     source, target = padded(sentences(5, 9)), padded(sentences(7, 3))
@@ -440,25 +456,28 @@ def test_features_under_autocast_are_close_to_those_in_full_precision(config):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", [RECURRENT[0], LSTM, MIXED[0], MIXED[1]], ids=name_of)
-def test_dropout_is_drawn_where_it_is_asked_for_and_only_in_training(config):
-    halves = {half: {"dropout": 0.5} for half in ("encoder", "decoder")}
-    changed = (
-        {half: getattr(config, half).model_copy(update=update) for half, update in halves.items()}
-        if isinstance(config, MixedConfig)
-        else {"dropout": 0.5}
-    )
-    model = new_model(config.model_copy(update=changed), VOCAB, VOCAB, seed=1)
-    source, target = padded(sentences(5, 9)), padded(sentences(7, 7))
+def test_dropout_falls_on_what_every_recurrent_layer_reads_and_on_the_features():
+    model = new_model(RecurrentConfig(d_model=64, dropout=0.5), VOCAB, VOCAB, seed=1)
+    shares: list[float] = []
+
+    def share_of_zeros(values: torch.Tensor) -> float:
+        return float((values == 0).float().mean())
+
+    for layer in (module for module in model.modules() if isinstance(module, RecurrentLayer)):
+        layer.cells.register_forward_pre_hook(lambda _, inputs: shares.append(share_of_zeros(inputs[0])))
+    source, target = padded(sentences(*[20] * 5)), padded(sentences(*[20] * 5, seed=1))
 
     def features(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return model(source, target)
 
+    shares.append(share_of_zeros(features(1)))
+    assert shares == pytest.approx([0.5] * 5, abs=0.05)
     assert torch.equal(features(1), features(1))
     assert not torch.equal(features(1), features(2))
     model.eval()
     assert torch.equal(features(1), features(2))
+    assert shares[-4:] == [0.0] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
