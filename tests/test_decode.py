@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_translator import (
+    ARCHITECTURES,
     found_by,
     random_translator,
     recorder,
@@ -64,15 +65,17 @@ def pair_of(tokenizer: Tokenizer, config: Config, precision: str = "fp64") -> Tr
 
 
 @ALL_MODES
+@pytest.mark.parametrize("architecture", ["transformer", "rnn-attention"])
 @pytest.mark.parametrize("prefixes", [False, True], ids=["free", "with prefixes"])
 def test_batch_size_and_order_change_no_translation_in_float64(
-    tokenizer: Tokenizer, mode: dict[str, object], prefixes: bool
+    tokenizer: Tokenizer, mode: dict[str, object], architecture: str, prefixes: bool
 ) -> None:
     lines = ["the cat sees the dog. " * 30, "", *sentences(12)]
     begins = ["", "the", *(["the old", "", "a"] * 4)] if prefixes else [""] * 14
 
     def found(batch_tokens: int, order: Sequence[int], num_best: int = 2) -> list[list[Translation]]:
-        config = settings(None, 40, batch_tokens=batch_tokens, **{"beam_size": 4, "max_length_extra": 3, **mode})
+        decoding = {"beam_size": 4, "max_length_extra": 3, "batch_tokens": batch_tokens, **mode}
+        config = settings(ARCHITECTURES[architecture], 40, **decoding)
         translator = random_translator(tokenizer, config, "fp64")
         num_best = 1 if config.decoding.beam_size == 1 else num_best
         chosen = translator.translate_lines(
@@ -302,10 +305,11 @@ def test_an_ensemble_is_loaded_and_one_of_another_vocabulary_is_refused(tokenize
 # Scores of given translations.
 
 
-@pytest.mark.parametrize("kind", ["one", "post-norm", "learned", "ensemble"])
+@pytest.mark.parametrize("kind", ["post-norm", "learned", "ensemble", *ARCHITECTURES])
 @pytest.mark.parametrize("mode", ["greedy", "count", "constrained", "diverse", "sample"])
 def test_a_translation_scores_what_the_search_said(tokenizer: Tokenizer, kind: str, mode: str) -> None:
-    model = {"post-norm": {"norm_placement": "post"}, "learned": {"positions": "learned"}}.get(kind, {})
+    choices = {"post-norm": {"norm_placement": "post"}, "learned": {"positions": "learned"}, **ARCHITECTURES}
+    model = choices.get(kind)
     config = settings(model, **MODES[mode])
     translator = pair_of(tokenizer, config, "fp32") if kind == "ensemble" else random_translator(tokenizer, config)
     sources = tokenizer.encode_source(LINES)

@@ -14,7 +14,16 @@ import torch
 
 import mtkit
 from mtkit import translator as translator_module
-from mtkit.config.settings import Config, DataConfig, DecodingConfig, TokenizerConfig, TransformerConfig
+from mtkit.config.settings import (
+    AnyModelConfig,
+    Config,
+    DataConfig,
+    DecodingConfig,
+    MixedConfig,
+    RecurrentConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.decode import next_log_probs
 from mtkit.formats.bundle import open_bundle, save_bundle
@@ -62,11 +71,29 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
-def settings(model: dict[str, object] | None = None, max_length: int = 256, **decoding: object) -> Config:
-    small = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
+SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
+
+# What searches and scores keep their laws over, beside the Transformer that other tests have.
+ARCHITECTURES: dict[str, AnyModelConfig] = {
+    "transformer": TransformerConfig(**SMALL, tie_embeddings="none"),
+    "rnn": RecurrentConfig(d_model=16, attention="none", context="every_step", tie_embeddings="none"),
+    "rnn-attention": RecurrentConfig(d_model=16, cell="gru", input_feeding=True, tie_embeddings="none"),
+    "mixed": MixedConfig(
+        encoder=TransformerConfig(**SMALL),
+        decoder=RecurrentConfig(d_model=16, attention="additive"),
+        tie_embeddings="none",
+    ),
+}
+
+
+def settings(
+    model: dict[str, object] | AnyModelConfig | None = None, max_length: int = 256, **decoding: object
+) -> Config:
+    if model is None or isinstance(model, dict):
+        model = TransformerConfig(**{**SMALL, "tie_embeddings": "none", **(model or {})})
     return Config(
         data=DataConfig(max_length=max_length),
-        model=TransformerConfig(**{**small, "tie_embeddings": "none", **(model or {})}),
+        model=model,
         decoding=DecodingConfig(**{"beam_size": 4, "max_length_extra": 5, **decoding}),
     )
 
@@ -118,15 +145,19 @@ BEAMS = pytest.mark.parametrize("beam_size", [1, 4])
 
 
 @BEAMS
-def test_batch_size_and_order_change_no_translation_in_float64(tokenizer: Tokenizer, beam_size: int) -> None:
+@pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_batch_size_and_order_change_no_translation_in_float64(
+    tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
+) -> None:
     lines = sentences(40)
-    alone = random_translator(tokenizer, settings(beam_size=beam_size, batch_tokens=1), "fp64")
+    alone = random_translator(tokenizer, settings(model, beam_size=beam_size, batch_tokens=1), "fp64")
     wanted = found_by(alone, lines)
     assert len({text for text, _ in wanted}) > 20
     order = list(range(len(lines)))
     random.Random(2).shuffle(order)
     for batch_tokens in (100, 100_000):
-        together = random_translator(tokenizer, settings(beam_size=beam_size, batch_tokens=batch_tokens), "fp64")
+        config = settings(model, beam_size=beam_size, batch_tokens=batch_tokens)
+        together = random_translator(tokenizer, config, "fp64")
         for chosen in (list(range(len(lines))), order):
             found = found_by(together, [lines[i] for i in chosen])
             assert [text for text, _ in found] == [wanted[i][0] for i in chosen]
@@ -135,10 +166,11 @@ def test_batch_size_and_order_change_no_translation_in_float64(tokenizer: Tokeni
 
 
 @BEAMS
+@pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_batch_size_changes_no_log_probability_by_a_hundred_thousandth_in_fp32(
-    tokenizer: Tokenizer, beam_size: int
+    tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
 ) -> None:
-    translator = random_translator(tokenizer, settings(beam_size=beam_size))
+    translator = random_translator(tokenizer, settings(model, beam_size=beam_size))
     sources = tokenizer.encode_source(sentences(40))
     together = [best for (best, *_) in translator.search(sources)]
     for source, hypothesis in zip(sources, together, strict=True):
@@ -147,8 +179,9 @@ def test_batch_size_changes_no_log_probability_by_a_hundred_thousandth_in_fp32(
         assert alone.tokens == hypothesis.tokens
 
 
-def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer) -> None:
-    translator = random_translator(tokenizer, settings(beam_size=1, length_penalty=0.0), "fp64")
+@pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_a_beam_of_one_is_greedy_search(tokenizer: Tokenizer, model: AnyModelConfig) -> None:
+    translator = random_translator(tokenizer, settings(model, beam_size=1, length_penalty=0.0), "fp64")
     sources = tokenizer.encode_source(sentences(20))
     greedy = [best for [best] in translator.search(sources)]
     batch = padded_batch(ragged(sources), ragged(sources))
