@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtkit
+from mtkit.config.settings import MixedConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.formats.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
@@ -238,3 +239,10 @@ def test_scores_that_cannot_be_read_are_none(bundle: Path) -> None:
         assert read_scores(opened) == []
     (bundle / "scores.json").unlink()
     assert read_scores(opened) == []
+
+
+def test_a_card_names_the_settings_of_both_halves_of_a_mixed_model(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    mixed = replace(opened, config=opened.config.model_copy(update={"model": MixedConfig()}))
+    assert "architecture mixed, encoder.architecture transformer, encoder.d_model 512" in card_text(mixed, [])
+    assert "decoder.architecture rnn, decoder.cell lstm" in card_text(mixed, [])
