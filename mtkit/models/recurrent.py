@@ -131,9 +131,7 @@ class Start(nn.Module):
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
     """(R, D) of (R, S, D), over real tokens."""
-    weights = mask / mask.sum(1, keepdim=True)
-    mean: Tensor = (weights.to(states.dtype)[:, None] @ states)[:, 0]
-    return mean
+    return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 class RecurrentState:
