@@ -6,33 +6,30 @@ whether what is there is still what it would make.
 
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
-from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
+from mtkit.data.corpus import Corpus, CorpusWriter
+from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
+from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import replaced_directory, settle
 from mtkit.testsets import local_test_sets
-from mtkit.text.cleaning import REASONS, Drops, drop_reason, settings_behind
-from mtkit.text.duplicates import Seen
+from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import read_pairs
-from mtkit.text.parallel import Pair, fingerprints, read_corpus, read_source, read_target, tagged
-from mtkit.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
+from mtkit.text.parallel import fingerprints, read_source, read_target, tagged, tagged_pairs
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
-CHUNK_PAIRS = 10_000
-CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines is small too
 
 
 def make_tokenizer(config: Config) -> None:
@@ -44,7 +41,7 @@ def make_tokenizer(config: Config) -> None:
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
-        if not sum(1 for _ in _progress(_pairs(corpora), "reading")):
+        if not sum(1 for _ in progress(tagged_pairs(corpora), "reading")):
             raise _no_pairs(corpora)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
@@ -122,7 +119,7 @@ def binarize(config: Config) -> None:
             keeps_text=config.training.samples_subwords,
         ) as writer:
             unknown = UnknownShares()
-            encoder = _Encoder(config, tokenizer, writer, search, unknown)
+            encoder = Encoder(config, tokenizer, writer, search, unknown)
             counts = [encoder.encode(corpus) for corpus in corpora]
             drops = encoder.drops
             num_pairs = writer.num_pairs + drops.counts.total()
@@ -135,7 +132,7 @@ def binarize(config: Config) -> None:
                 )
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
-                _see_validation(config, tokenizer, unknown)
+                see_validation(tagged_pairs(_corpora(config, config.data.valid)), tokenizer, unknown)
                 manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
@@ -177,101 +174,11 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     return source, target
 
 
-class _Encoder:
-    """Writes the pairs that stay, and counts the others by reason."""
-
-    def __init__(
-        self, config: Config, tokenizer: Tokenizer, writer: CorpusWriter, search: Search, unknown: UnknownShares
-    ) -> None:
-        self.drops = Drops()
-        self._rules = config.data
-        self._keeps_text = config.training.samples_subwords
-        self._unknown = unknown
-        self._tokenizer = tokenizer
-        self._writer = writer
-        self._search = search
-        self._seen = Seen() if config.data.drop_duplicates else None
-        self._num_threads = _num_threads()
-
-    def encode(self, corpus: CorpusConfig) -> int:
-        """All of a corpus; how many pairs stay."""
-        before = self._writer.num_pairs
-        line = 1
-        for chunk in _chunks(_progress(read_corpus(corpus), "encoding")):
-            self._encode_chunk(chunk, corpus, line)
-            line += len(chunk)
-        return self._writer.num_pairs - before
-
-    def _encode_chunk(self, raw: list[Pair], corpus: CorpusConfig, first_line: int) -> None:
-        """The rules look at the text as it is; the model sees it with its tag."""
-        pairs = [(tagged(source, corpus.tag), target) for source, target in raw]
-        sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
-        targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
-        nothing = len(self._tokenizer.encode_source([corpus.tag])[0]) if corpus.tag else 0
-        reasons: list[str | None] = []
-        for place, (source, target) in enumerate(raw):
-            source_length = len(sources[place]) if len(sources[place]) > nothing else 0
-            reasons.append(drop_reason(source, target, source_length, len(targets[place]), self._rules))
-        if self._seen:
-            staying = [place for place, reason in enumerate(reasons) if not reason]
-            for place, is_new in zip(staying, self._seen.add([pairs[place] for place in staying]), strict=True):
-                reasons[place] = None if is_new else "duplicate"
-        for place, reason in enumerate(reasons):
-            if reason:
-                self.drops.add(reason, corpus.paths[0], first_line + place, *raw[place])
-            else:
-                self._search.see(*pairs[place])
-        kept = [place for place, reason in enumerate(reasons) if not reason]
-        kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
-        _see(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
-        texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
-        self._writer.add(kept_sources, kept_targets, *texts)
-
-
-def _see(
-    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
-) -> None:
-    """Count the sides that can hold something unknown."""
-    if tokenizer.source_shows_unknown:
-        unknown.see(f"{name} source", sources)
-    if tokenizer.target_shows_unknown:
-        unknown.see(f"{name} target", targets)
-
-
-def _see_validation(config: Config, tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    for chunk in _chunks(_pairs(_corpora(config, config.data.valid))):
-        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
-        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
-        _see(unknown, "validation", tokenizer, sources, targets)
-
-
-def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Sources and targets as the tokenizer sees them."""
-    return (
-        [tokenizer.normalize_source(source) for source, _ in pairs],
-        [tokenizer.normalize_target(target) for _, target in pairs],
-    )
-
-
-def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Pairs in lists that are neither long nor large."""
-    chunk: list[Pair] = []
-    num_characters = 0
-    for source, target in pairs:
-        chunk.append((source, target))
-        num_characters += len(source) + len(target)
-        if len(chunk) == CHUNK_PAIRS or num_characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, num_characters = [], 0
-    if chunk:
-        yield chunk
-
-
 def _read_held_out(config: Config) -> list[HeldOut]:
     """The validation corpora as one set, and each test set; all their files are read and checked."""
     found = []
     if config.data.valid:
-        pairs = _pairs(_corpora(config, config.data.valid))
+        pairs = tagged_pairs(_corpora(config, config.data.valid))
         valid = held_out("data.valid", ((source, (target,)) for source, target in pairs))
         if not valid.num_lines:
             raise DataError(
@@ -297,7 +204,7 @@ def _write_validation(config: Config, directory: Path) -> None:
         path = directory / f"{side}.txt"
         digest = hashlib.sha256()
         with path.open("wb") as stream:
-            for pair in _pairs(corpora):
+            for pair in tagged_pairs(corpora):
                 raw = pair[place].encode("utf-8") + b"\n"
                 digest.update(raw)
                 stream.write(raw)
@@ -353,13 +260,6 @@ def _corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConf
         here = {side: config.data_path(path) for side, path in paths.items() if path is not None}
         found.append(corpus.model_copy(update=here))
     return found
-
-
-def _pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
-    """The pairs of all corpora, tagged."""
-    for corpus in corpora:
-        for source, target in read_corpus(corpus):
-            yield tagged(source, corpus.tag), target
 
 
 def _raw_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
@@ -431,16 +331,6 @@ def _writing(config: Config) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{error.filename or config.run_path}: cannot be written: {error.strerror or error}") from None
-
-
-def _num_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _progress(pairs: Iterable[Pair], what: str) -> Iterable[Pair]:
-    """The same pairs; a bar on a terminal tells how many went by."""
-    return tqdm(pairs, desc=what, unit=" pairs", unit_scale=True, leave=False, disable=None)
 
 
 def _report(line: str) -> None:

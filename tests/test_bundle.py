@@ -172,7 +172,8 @@ def test_another_tokenizer_is_refused_though_it_is_whole(
     bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
 ) -> None:
     from mtkit.config.settings import TokenizerConfig
-    from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+    from mtkit.text.tokenizer import Tokenizer
+    from mtkit.text.tokenizer_training import train_tokenizer
 
     sources, targets = corpus_files.lines("valid")
     own = Tokenizer.load(tiny_run / "tokenizer")

@@ -8,9 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from mtkit.data import corpus as corpus_module
+from mtkit.data import stored_file
 from mtkit.data import verification as verification_module
-from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
+from mtkit.data.corpus import Corpus, CorpusWriter
+from mtkit.data.manifest import Manifest, RawFile, checksum
 from mtkit.data.verification import Verification
 from mtkit.errors import DataError, StoppedError
 from mtkit.files import new_directory, put_in_place, settle
@@ -65,7 +66,7 @@ def test_no_pairs_are_a_corpus_too(tmp_path):
 
 
 def test_a_corpus_of_many_pieces_is_checked_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
+    monkeypatch.setattr(stored_file, "PIECE_BYTES", 8)
     manifest = write(tmp_path / "train")
     assert [len(stored.sha256) for stored in (manifest.target.tokens, manifest.target.offsets)] == [4, 5]
     Corpus.open(tmp_path / "train").verify()
@@ -73,7 +74,7 @@ def test_a_corpus_of_many_pieces_is_checked_piece_by_piece(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["source.tokens", "source.offsets", "target.tokens", "target.offsets"])
 def test_any_changed_byte_is_noticed(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
+    monkeypatch.setattr(stored_file, "PIECE_BYTES", 8)
     write(tmp_path / "train")
     path = tmp_path / "train" / name
     content = path.read_bytes()
@@ -285,6 +286,6 @@ def test_a_corpus_of_an_older_version_tells_of_no_texts(tmp_path):
     path = tmp_path / "train" / "manifest.json"
     content = json.loads(path.read_text())
     del content["corpora"], content["format"], content["sha256"]
-    sha256 = corpus_module._checksum(content)
+    sha256 = checksum(content)
     path.write_text(json.dumps({"format": 1, **content, "sha256": sha256}))
     assert Corpus.open(tmp_path / "train").manifest.corpora == ()

@@ -28,7 +28,8 @@ from mtkit.mbr import elect
 from mtkit.models.ensemble import Ensemble
 from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.symbols import END
-from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.translator import BREAKS, Translation, Translator
 
 LINES = sentences(50)

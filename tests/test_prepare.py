@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit import prepare
+from mtkit import encode
 from mtkit.config import settings
 from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.data.corpus import Corpus
@@ -141,7 +141,7 @@ def test_shares_that_are_not_natural_are_reported_and_change_nothing_on_disk(con
 
 
 def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch):
-    monkeypatch.setattr(prepare, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
     fr, en = lines(config, "train.fr"), lines(config, "train.en")
     write_lines(config.data.root / "more.fr", [fr[0], fr[1], fr[0], "neuf", "neuf", ""])
     write_lines(config.data.root / "more.en", [en[0], en[2], en[0], "new", "new", ""])
@@ -159,8 +159,8 @@ def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch
 def test_chunks_change_nothing(config, monkeypatch):
     prepared(config)
     whole = files_under(config.run_path)
-    monkeypatch.setattr(prepare, "CHUNK_PAIRS", 7)
-    monkeypatch.setattr(prepare, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 100)
     prepared(config)
     assert files_under(config.run_path) == whole
 

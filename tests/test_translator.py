@@ -34,7 +34,8 @@ from mtkit.search.beam import beam_search
 from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.search.step import Hypothesis
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
-from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.translator import Translator
 
 WORDS = [

@@ -1,15 +1,13 @@
 """Sentence pairs as ids on disk, memory-mapped.
 
 Each side has a file of tokens, one sentence after the other without end marks, and a file of num_pairs + 1 offsets into
-it. A manifest tells what is there and what it was made from, with checksums; it is written last. A corpus is written
-beside its place and renamed into it, so that a kill at any moment leaves the old one or the new one.
+it. A manifest tells what is there and what it was made from; it is written last. A corpus is written beside its place
+and renamed into it, so that a kill at any moment leaves the old one or the new one.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
@@ -19,65 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtkit.data.manifest import Manifest, RawFile, SideManifest, StoredText, checksum, read_manifest, write_manifest
+from mtkit.data.stored_file import FileWriter, check_content, check_size
 from mtkit.errors import DataError
 from mtkit.files import new_directory, put_in_place, settle
 
-FORMAT = 1
-PIECE_BYTES = 64 * 1024 * 1024  # what one checksum is of
 MANIFEST = "manifest.json"
 OFFSET = np.dtype("<i8")
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of the corpus, as it was written."""
-
-    size: int
-    sha256: tuple[str, ...]  # of each 64 MiB
-
-
-@dataclass(frozen=True)
-class StoredText:
-    """The text of one side: UTF-8, one sentence after the other, and where each begins, in bytes."""
-
-    text: StoredFile
-    offsets: StoredFile
-
-
-@dataclass(frozen=True)
-class SideManifest:
-    """What one side holds."""
-
-    vocab_size: int
-    dtype: str
-    num_tokens: int
-    longest: int  # tokens of the longest sentence
-    tokens: StoredFile
-    offsets: StoredFile
-    text: StoredText | None = None  # where training samples segmentations
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """A text file that went in."""
-
-    path: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a corpus holds and what it was made from."""
-
-    num_pairs: int
-    source: SideManifest
-    target: SideManifest
-    tokenizer_hash: str
-    drops: dict[str, int]  # pairs left out, by reason
-    raw_files: tuple[RawFile, ...]  # source, target, source, target, …
-    settings: dict[str, Any]  # what decided which pairs were left out, and what was done to the others
-    unknown: dict[str, float] = field(default_factory=dict)  # share of the tokens, by text; none where nothing can be
-    corpora: tuple[int, ...] = ()  # pairs of each corpus that went in, in their order; none told by older versions
 
 
 class CorpusWriter:
@@ -138,7 +84,7 @@ class CorpusWriter:
             unknown=dict(unknown),
             corpora=tuple(corpora),
         )
-        _write_manifest(self._writing / MANIFEST, manifest)
+        write_manifest(self._writing / MANIFEST, manifest)
         put_in_place(self._directory)
         return manifest
 
@@ -181,15 +127,9 @@ class Corpus:
     def open(directory: Path) -> "Corpus":
         """The corpus in a directory; manifest and sizes are checked, at a cost that does not grow with the corpus."""
         settle(directory)
-        manifest = _read_manifest(directory / MANIFEST)
-        for path, stored in _files(directory, manifest):
-            if not path.is_file():
-                raise DataError(f"{path}: missing; binarize the corpora again")
-            found = path.stat().st_size
-            if found != stored.size:
-                raise DataError(
-                    f"{path}: has {found:,} bytes but {stored.size:,} were written; binarize the corpora again"
-                )
+        manifest = read_manifest(directory / MANIFEST)
+        for name, stored in manifest.files().items():
+            check_size(directory / name, stored)
         return Corpus(directory, manifest)
 
     def __len__(self) -> int:
@@ -232,12 +172,12 @@ class Corpus:
     @property
     def digest(self) -> str:
         """One checksum over all ids, and the text that is stored with them, wherever they came from."""
-        return _checksum([stored.sha256 for _, stored in _files(self.directory, self.manifest)])
+        return checksum([stored.sha256 for stored in self.manifest.files().values()])
 
     @property
     def num_bytes(self) -> int:
         """Of all its files but the manifest."""
-        return sum(stored.size for _, stored in _files(self.directory, self.manifest))
+        return sum(stored.size for stored in self.manifest.files().values())
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the model's card wants to know; text files by their names, not their places."""
@@ -269,14 +209,8 @@ class Corpus:
 
     def verify(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Read everything, and compare it with the checksums; give_up is asked at each piece."""
-        for path, stored in _files(self.directory, self.manifest):
-            with path.open("rb") as stream:
-                for number, sha256 in enumerate(stored.sha256, start=1):
-                    if give_up():
-                        return
-                    if hashlib.sha256(stream.read(PIECE_BYTES)).hexdigest() != sha256:
-                        place = f"piece {number} of {len(stored.sha256)} ({PIECE_BYTES >> 20} MiB each)"
-                        raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
+        for name, stored in self.manifest.files().items():
+            check_content(self.directory / name, stored, give_up)
 
 
 @dataclass(frozen=True)
@@ -305,8 +239,8 @@ class _SideWriter:
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-        self._tokens = _FileWriter(directory / f"{side}.tokens")
-        self._offsets = _FileWriter(directory / f"{side}.offsets")
+        self._tokens = FileWriter(directory / f"{side}.tokens")
+        self._offsets = FileWriter(directory / f"{side}.offsets")
         self._offsets.write(np.zeros(1, OFFSET).tobytes())
         self._text = _TextWriter(directory, side) if keeps_text else None
         self._num_tokens = 0
@@ -345,8 +279,8 @@ class _TextWriter:
     """Text and offsets of one side."""
 
     def __init__(self, directory: Path, side: str) -> None:
-        self._text = _FileWriter(directory / f"{side}.text")
-        self._offsets = _FileWriter(directory / f"{side}.text_offsets")
+        self._text = FileWriter(directory / f"{side}.text")
+        self._offsets = FileWriter(directory / f"{side}.text_offsets")
         self._offsets.write(np.zeros(1, OFFSET).tobytes())
         self._size = 0
 
@@ -365,40 +299,6 @@ class _TextWriter:
         self._offsets.close()
 
 
-class _FileWriter:
-    """A file, and the checksums of its pieces as they go by."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("wb")
-        self._size = 0
-        self._sha256: list[str] = []
-        self._piece = hashlib.sha256()
-
-    def write(self, content: bytes) -> None:
-        self._stream.write(content)
-        while content:
-            left = PIECE_BYTES - self._size % PIECE_BYTES
-            head, content = content[:left], content[left:]
-            self._piece.update(head)
-            self._size += len(head)
-            if len(head) == left:
-                self._end_piece()
-
-    def _end_piece(self) -> None:
-        self._sha256.append(self._piece.hexdigest())
-        self._piece = hashlib.sha256()
-
-    def finish(self) -> StoredFile:
-        """The file, closed."""
-        if self._size % PIECE_BYTES:
-            self._end_piece()
-        self.close()
-        return StoredFile(self._size, tuple(self._sha256))
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     """A file as a read-only array; an empty file cannot be mapped."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
@@ -408,53 +308,3 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
     lengths = np.empty(len(offsets) - 1, np.int32)
     np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
     return lengths
-
-
-def _files(directory: Path, manifest: Manifest) -> list[tuple[Path, StoredFile]]:
-    files = []
-    for name, side in (("source", manifest.source), ("target", manifest.target)):
-        files += [(directory / f"{name}.tokens", side.tokens), (directory / f"{name}.offsets", side.offsets)]
-        if side.text:
-            files.append((directory / f"{name}.text", side.text.text))
-            files.append((directory / f"{name}.text_offsets", side.text.offsets))
-    return files
-
-
-def _checksum(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    body = asdict(manifest)
-    content = {"format": FORMAT, **body, "sha256": _checksum(body)}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_manifest(path: Path) -> Manifest:
-    if not path.is_file():
-        raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
-    try:
-        content = json.loads(path.read_bytes())
-        found, expected = content.pop("format"), content.pop("sha256")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f"{path}: damaged; binarize the corpora again") from None
-    if found != FORMAT:
-        raise DataError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
-    if _checksum(content) != expected:
-        raise DataError(f"{path}: damaged; binarize the corpora again")
-    content["source"], content["target"] = _side(content["source"]), _side(content["target"])
-    content["raw_files"] = tuple(RawFile(**raw) for raw in content["raw_files"])
-    content["corpora"] = tuple(content.get("corpora", ()))
-    return Manifest(**content)
-
-
-def _side(content: dict[str, Any]) -> SideManifest:
-    for name in ("tokens", "offsets"):
-        content[name] = _stored(content[name])
-    if text := content.get("text"):
-        content["text"] = StoredText(_stored(text["text"]), _stored(text["offsets"]))
-    return SideManifest(**content)
-
-
-def _stored(content: dict[str, Any]) -> StoredFile:
-    return StoredFile(content["size"], tuple(content["sha256"]))

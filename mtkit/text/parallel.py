@@ -1,6 +1,6 @@
 """The corpora of the settings as pairs of lines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mtkit.config.settings import CorpusConfig
 from mtkit.text.lines import fingerprint, read_columns, read_lines, read_pairs
@@ -30,6 +30,13 @@ def read_target(corpus: CorpusConfig) -> Iterator[str]:
 def tagged(line: str, tag: str | None) -> str:
     """The line with a tag before it, which tells a multilingual model what is wanted; a blank line stays blank."""
     return f"{tag} {line}" if tag is not None and line.strip() else line
+
+
+def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
+    """The pairs of all corpora, tagged."""
+    for corpus in corpora:
+        for source, target in read_corpus(corpus):
+            yield tagged(source, corpus.tag), target
 
 
 def fingerprints(corpus: CorpusConfig) -> list[tuple[str, str]]:
