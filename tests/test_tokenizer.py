@@ -11,7 +11,8 @@ import sentencepiece
 from mtkit.config.settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
-from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
+from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 
 HOSTILE = [

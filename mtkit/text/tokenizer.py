@@ -5,7 +5,6 @@ Each side's text is normalised by its own rule before any model sees it, so one 
 
 import hashlib
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,15 +15,12 @@ import sentencepiece
 from mtkit.config.settings import TokenizerConfig
 from mtkit.errors import CheckpointError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
+from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
 
-SPACE_MARK = "\u2581"  # what SentencePiece writes spaces as
 UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
-
-# SentencePiece has one seed for the whole process: nobody else sets it while one samples.
-SEED_LOCK = threading.Lock()
 
 
 class Tokenizer:
@@ -61,6 +57,7 @@ class Tokenizer:
             symbols=list(symbols),
         )
         self.symbols = tuple(symbols)  # words of the source that are one piece each
+        self._segmenters: dict[tuple[_Model, float, int], Segmenter] = {}
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
         # Whether UNKNOWN stands for text of that side.
@@ -106,11 +103,20 @@ class Tokenizer:
         For unigram, segmentations are drawn by their probability to the power of alpha, from the nbest best ones, or
         from all where it is -1 (Kudo 2018, section 3.2). The same arguments give the same ids.
         """
-        return self._source.sample(texts, alpha, nbest, seed)
+        return self._segmenter(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
         """The same for texts that normalize_target gave."""
-        return self._target.sample(texts, alpha, nbest, seed)
+        return self._segmenter(self._target, alpha, nbest)(texts, seed)
+
+    def _segmenter(self, model: "_Model", alpha: float, nbest: int) -> Segmenter:
+        """One for each way to draw, since it remembers words."""
+        if (model, alpha, nbest) not in self._segmenters:
+            pieces = model.varied_pieces(self.symbols)
+            unigram = self._description.type == "unigram"
+            prepare = unigram_sampling(pieces, alpha, nbest) if unigram else bpe_dropout(pieces, alpha)
+            self._segmenters[model, alpha, nbest] = Segmenter(prepare)
+        return self._segmenters[model, alpha, nbest]
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of ids; bytes that are no UTF-8 become U+FFFD.
@@ -172,16 +178,16 @@ class _Model:
         ids: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
         return ids
 
-    def sample(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        if not len(texts):
-            return []
-        with SEED_LOCK:
-            # Each call has threads of its own, whose generators begin at the seed. One alone takes the texts in order.
-            sentencepiece.set_random_generator_seed(seed)
-            ids: list[list[int]] = self._processor.encode(
-                list(texts), out_type=int, enable_sampling=True, alpha=alpha, nbest_size=nbest, num_threads=1
-            )
-        return ids
+    def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
+        """What segmentations are drawn from; symbols are never split."""
+        processor = self._processor
+        ids = {
+            processor.id_to_piece(id_): id_
+            for id_ in range(NUM_SPECIAL, self.vocab_size)
+            if not (processor.is_byte(id_) or processor.is_unused(id_) or processor.is_control(id_))
+        }
+        scores = {piece: processor.get_score(id_) for piece, id_ in ids.items()}
+        return Pieces(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         if not len(tokens):

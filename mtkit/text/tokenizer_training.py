@@ -19,7 +19,8 @@ import sentencepiece
 from mtkit.config.settings import TokenizerConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
-from mtkit.text.tokenizer import SPACE_MARK, UNKNOWN_TEXT, Normalizer, Tokenizer
+from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.tokenizer import UNKNOWN_TEXT, Normalizer, Tokenizer
 
 # SentencePiece holds a place in a word in 16 bits; what goes beyond is cut off for training.
 MAX_WORD_CHARACTERS = 16_000
