@@ -16,7 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
 from mtkit.errors import ConfigError, DataError

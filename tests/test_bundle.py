@@ -170,7 +170,7 @@ def test_weights_of_another_model_are_refused(bundle: Path) -> None:
 def test_another_tokenizer_is_refused_though_it_is_whole(
     bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
 ) -> None:
-    from mtkit.config.settings import TokenizerConfig
+    from mtkit.config.tokenizer_settings import TokenizerConfig
     from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 
     sources, targets = corpus_files.lines("valid")

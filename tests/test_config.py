@@ -6,20 +6,13 @@ from typing import Any, get_args
 
 import pytest
 
+from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig
 from mtkit.config.load import config_from_text, load_config
-from mtkit.config.settings import (
-    Config,
-    CorpusConfig,
-    DataConfig,
-    LanguagesConfig,
-    MixedConfig,
-    RecurrentConfig,
-    Section,
-    TestSetConfig,
-    TrainingConfig,
-    TransformerConfig,
-)
+from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.section import Section
+from mtkit.config.settings import Config
 from mtkit.config.show import config_schema, config_text, setting_names, setting_schema, wanted
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError
 
 TestSetConfig.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name says

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkit.batch import Batch, Rows
-from mtkit.config.settings import TrainingConfig, TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.interface import Embedding, TranslationModel
 from mtkit.models.registry import new_model

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.training.optimizer import OPTIMIZERS, make_optimizer, optimizer_tensors, restore_optimizer
 from mtkit.training.schedule import ENDING, SCHEDULES, learning_rate, lowers_rate
 

@@ -11,7 +11,8 @@ from conftest import NAMES
 from test_tokenizer import HOSTILE, TARGET, trained
 
 from mtkit.config.load import config_from_text
-from mtkit.config.settings import Config, TokenizerConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError
 from mtkit.formats.bundle import open_bundle

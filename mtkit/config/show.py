@@ -1,6 +1,6 @@
 """Settings shown: what each takes in words, a config as commented YAML, and the JSON schema that editors complete from.
 
-All of it is derived from the fields of `settings`.
+All of it is derived from the fields of the sections.
 """
 
 import json

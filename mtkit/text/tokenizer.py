@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from mtkit.config.settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 
