@@ -121,14 +121,14 @@ def _resolved(schema: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    choices: list[Schema] = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    choices: list[Schema] = schema.get("anyOf") or list(_kinds(schema).values()) or [schema]
     return [_resolved(choice) for choice in choices]
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
     """What a section may be, by architecture; nothing where there is no choice."""
-    kinds = map(_resolved, schema.get("oneOf", []))
-    return {kind["properties"]["architecture"]["const"]: kind for kind in kinds}
+    kinds = map(_resolved, schema.get("oneOf", []))  # of other sections it tells which keys go together
+    return {kind["properties"]["architecture"]["const"]: kind for kind in kinds if "properties" in kind}
 
 
 def _chosen(schema: Schema, data: Any) -> Schema:
