@@ -25,11 +25,15 @@ class CorpusConfig(Section):
     # What an editor should offer; which forms there are is checked below.
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
 
-    source: Path | None = Field(None, description="Text file, or .gz, .xz, .zst.")
-    target: Path | None = Field(None, description="Text file, or .gz, .xz, .zst, with as many lines.")
-    tsv: Path | None = Field(None, description="Instead of both: one such file, its columns separated by tabs.")
+    source: Path | None = Field(None, description="The source side: a text file, or .gz, .xz, .zst.")
+    target: Path | None = Field(None, description="The target side: such a file with as many lines.")
+    tsv: Path | None = Field(
+        None, description="Instead of source and target: one such file, its columns separated by tabs."
+    )
     columns: tuple[ColumnNumber, ColumnNumber] = Field((1, 2), description="Columns of tsv: the source, the target.")
-    weight: float = Field(1.0, gt=0, description="Share of an epoch, next to those of the other training corpora.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of an epoch, next to the weights of the other corpora of data.train."
+    )
     tag: str | None = Field(None, pattern=r"^\S+$", description="Word put before each source line, such as <2de>.")
 
     @model_validator(mode="after")
@@ -53,7 +57,12 @@ class CorpusConfig(Section):
 class TestSetConfig(Section):
     """A source text and its references: files, or a set that sacreBLEU knows by name."""
 
-    source: Path | None = Field(None, description="Text file, or .gz.")
+    # What an editor should offer; which forms there are is checked below.
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}]}
+    )
+
+    source: Path | None = Field(None, description="Text file, or .gz, .xz, .zst.")
     target: tuple[Path, ...] = Field((), description="The reference, or a list of references.")
     sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
     tag: str | None = Field(
@@ -82,27 +91,41 @@ class DataConfig(Section):
 
     root: Path | None = Field(None, description="Folder that relative paths start from; null: the working directory.")
     train: tuple[CorpusConfig, ...] = Field((), description="Corpora to train on.")
-    valid: tuple[CorpusConfig, ...] = Field((), description="Corpora that checkpoints are chosen by.")
-    test: dict[str, TestSetConfig] = Field({}, description="Test sets by name.")
+    valid: tuple[CorpusConfig, ...] = Field(
+        (), description="Corpora that validations translate and measure; the best checkpoint is chosen by them."
+    )
+    test: dict[str, TestSetConfig] = Field({}, description="Test sets to evaluate, each under a name of its own.")
     temperature: float = Field(
         1.0, ge=1, description="Shares of corpora follow weight x pairs^(1/temperature) (Arivazhagan et al. 2019)."
     )
-    max_length: int = Field(256, ge=1, description="Longest side of a training pair, in tokens; longer input is split.")
+    max_length: int = Field(
+        256, ge=1, description="Longest side of a training pair, in tokens; a longer line to translate is split."
+    )
     min_length: int = Field(1, ge=1, description="Shortest side of a training pair, in tokens.")
     max_length_ratio: float | None = Field(
-        9.0, gt=1, description="Most tokens of one side for each token of the other; null: any."
+        9.0, gt=1, description="Most tokens of one side of a training pair for each token of the other; null: any."
     )
-    drop_identical: bool = Field(False, description="Leave out pairs whose sides are equal but for case.")
+    drop_identical: bool = Field(False, description="Leave out training pairs whose sides are equal but for case.")
     source_script: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Unicode script of the source, such as Latin, or a list; null: any."
+        None,
+        min_length=1,
+        description="Unicode script of the source, such as Latin, or a list; a training pair mostly in others is left "
+        "out; null: any.",
     )
     target_script: tuple[str, ...] | None = Field(
-        None, min_length=1, description="The same for the target; a pair mostly in other scripts is left out."
+        None,
+        min_length=1,
+        description="Unicode script of the target, or a list; a training pair mostly in others is left out; null: any.",
     )
     min_letters: float = Field(
-        0.0, ge=0, le=1, description="Least share of letters among the characters of each side, white space aside."
+        0.0,
+        ge=0,
+        le=1,
+        description="Least share of letters among the characters of each side of a training pair, white space aside.",
     )
-    drop_duplicates: bool = Field(False, description="Leave out pairs that stood before; 16 bytes of memory each.")
+    drop_duplicates: bool = Field(
+        False, description="Leave out training pairs that stood before; takes 16 bytes of memory for each pair."
+    )
 
     @field_validator(
         "source_script",
@@ -127,11 +150,26 @@ class DataConfig(Section):
         return names
 
     @model_validator(mode="after")
+    def some_pairs_are_left(self) -> "DataConfig":
+        """The limits leave room for a pair."""
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
+        return self
+
+    @model_validator(mode="after")
+    def only_training_is_weighed(self) -> "DataConfig":
+        """Validation sees every pair once."""
+        for i, corpus in enumerate(self.valid):
+            if said := corpus.first_changed("weight"):
+                raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
+        return self
+
+    @model_validator(mode="after")
     def tags_are_trained(self) -> "DataConfig":
         """A tag means something only if training has seen it."""
         known = {corpus.tag for corpus in self.train}
-        for corpus in self.valid:
+        for i, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:
                 there = ", ".join(sorted(tag for tag in known if tag)) or "none"
-                raise ValueError(f"tag {corpus.tag} of data.valid stands in no corpus of data.train; found {there}")
+                raise ValueError(f"valid[{i}] has tag {corpus.tag}, which no corpus of train has; found {there}")
         return self

@@ -10,7 +10,7 @@ from mtkit.config.section import Section
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
 TieEmbeddings = Annotated[
     Literal["none", "decoder", "all"],
-    Field(description="Which share one matrix: target and output (decoder), or the source too (all)."),
+    Field(description="Which embeddings share one matrix: target and output (decoder), or the source too (all)."),
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
 StartToken = Annotated[
@@ -34,18 +34,21 @@ class TransformerConfig(Section):
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
         "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
-    attention_bias: bool = Field(True, description="Biases of the four projections of an attention.")
+    attention_bias: bool = Field(True, description="Whether the four projections of an attention have biases.")
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
-        "sinusoidal", description="How places in a sentence are told."
+        "sinusoidal", description="How the place of a token in its sentence is told; none: not at all."
     )
     max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions can tell.")
     sinusoid_layout: Literal["halves", "interleaved"] = Field(
-        "halves", description="Sines before cosines, or each sine before its cosine."
+        "halves", description="Sinusoids: sines before cosines, or each sine before its cosine."
     )
     sinusoid_exponent: Literal["paper", "tensor2tensor"] = Field(
-        "paper", description="Wavelengths 10000^(2i/d_model), or ^(i/(d_model/2 - 1))."
+        "paper",
+        description="Sinusoids: wave i is slower by 10000^(2i/d_model) (paper), or by 10000^(i/(d_model/2 - 1)).",
     )
-    sinusoid_first: int = Field(0, ge=0, description="Place that the first token of a sentence has; M2M100 has 2.")
+    sinusoid_first: int = Field(
+        0, ge=0, description="Sinusoids: the place that the first token of a sentence has; M2M100 has 2."
+    )
     scale_embeddings: ScaleEmbeddings = True
     embedding_norm: bool = Field(False, description="Normalise what the first layer reads, as mBART does.")
     tie_embeddings: TieEmbeddings = "all"
@@ -54,7 +57,9 @@ class TransformerConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings and of each sublayer's output.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
     activation_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the feed-forward layers.")
-    layer_dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch.")
+    layer_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch (Fan et al. 2020)."
+    )
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> "TransformerConfig":
@@ -72,14 +77,21 @@ class TransformerConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def sinusoids_are_there(self) -> "TransformerConfig":
-        """What shapes the sinusoids says nothing of other positions."""
-        if self.positions != "sinusoidal":
-            for name in ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"):
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} {value} wants positions sinusoidal, found {self.positions}")
+    def positions_are_there(self) -> "TransformerConfig":
+        """What shapes one kind of positions says nothing of the others."""
+        shapes = {
+            "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
+            "learned": ("max_positions",),
+        }
+        for kind, names in shapes.items():
+            if self.positions != kind and (said := self.first_changed(*names)):
+                raise ValueError(f"{said} wants positions {kind}, found {self.positions}")
         return self
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return True
 
     @property
     def can_pack(self) -> bool:
@@ -97,7 +109,7 @@ class RecurrentConfig(Section):
 
     architecture: Literal["rnn"] = Field("rnn", description="Kind of model.")
     cell: Literal["lstm", "gru", "tanh"] = Field("lstm", description="Kind of recurrent cell; tanh is Elman's (1990).")
-    d_model: int = Field(512, ge=2, description="Width of embeddings, cells and features.")
+    d_model: int = Field(512, ge=2, description="Width of embeddings, cells and what goes to the output.")
     encoder_layers: int = Field(2, ge=1, description="Depth of the encoder.")
     decoder_layers: int = Field(2, ge=1, description="Depth of the decoder.")
     bidirectional: bool = Field(True, description="Read the source both ways, each with half of d_model.")
@@ -125,6 +137,11 @@ class RecurrentConfig(Section):
         if self.input_feeding and self.attention == "none":
             raise ValueError("input_feeding true wants an attention: additive, dot or general")
         return self
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return self.attention != "none"
 
     @property
     def can_pack(self) -> bool:
@@ -183,6 +200,11 @@ class MixedConfig(Section):
     def d_model(self) -> int:
         """Width of the decoder."""
         return self.decoder.d_model
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return self.decoder.has_attention
 
     @property
     def can_pack(self) -> bool:

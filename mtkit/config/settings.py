@@ -59,6 +59,11 @@ class Config(Section):
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
                 raise ValueError(f"model.{name} {limit} must be more than data.max_length {self.data.max_length}")
+        if self.decoding.coverage_penalty and not self.model.has_attention:
+            raise ValueError(
+                f"decoding.coverage_penalty {self.decoding.coverage_penalty} wants a model with attention, "
+                "which tells what was covered; set it to 0"
+            )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
         return self

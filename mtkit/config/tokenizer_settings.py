@@ -23,18 +23,22 @@ class TokenizerConfig(Section):
     )
     shared: bool = Field(True, description="One vocabulary for both sides, or one each.")
     source_normalization: Literal["identity", "nfkc", "nmt_nfkc"] = Field(
-        "nmt_nfkc", description="What SentencePiece does to the characters of the source first."
+        "nmt_nfkc", description="What SentencePiece does to the characters of the source first; identity: nothing."
     )
     target_normalization: Literal["identity", "nfkc", "nmt_nfkc"] = Field(
-        "identity", description="The same for the target; identity can produce every character of a reference."
+        "identity",
+        description="What SentencePiece does to the characters of the target first; identity can produce every "
+        "character of a reference.",
     )
     character_coverage: float = Field(
         0.9999,
         ge=0.98,
         le=1,
-        description="Share of the text whose characters get a piece; the rest has none. Not for word.",
+        description="Share of the text whose characters get a piece; the rarest have none. Not for type word.",
     )
-    sample_lines: int = Field(2_000_000, ge=1, description="Most lines, drawn at random, that the model is trained on.")
+    sample_lines: int = Field(
+        2_000_000, ge=1, description="Most lines, drawn at random, that a tokenizer is trained on."
+    )
 
     @model_validator(mode="after")
     def bytes_fit(self) -> "TokenizerConfig":
@@ -48,6 +52,8 @@ class TokenizerConfig(Section):
                 f"vocab_size {self.vocab_size} is too small for the 256 bytes of byte_fallback; "
                 f"set it to {LEAST_WITH_BYTES} or more, or byte_fallback to false"
             )
+        if self.type == "word" and (said := self.first_changed("character_coverage")):
+            raise ValueError(f"{said} is not for type word, whose pieces are words, with all their characters")
         return self
 
     @property
