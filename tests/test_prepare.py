@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtkit import prepare
-from mtkit.config import settings
+from mtkit.config import data_settings as settings
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
