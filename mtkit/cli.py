@@ -365,7 +365,7 @@ def evaluate(
         if not test_set and (source is None) == (by_length is not None):
             raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
 
-    from mtkit.config.settings import LanguagesConfig
+    from mtkit.config.data_settings import LanguagesConfig
     from mtkit.evaluate import Material, Scoring, score_models, score_texts, table
 
     scoring = Scoring(LanguagesConfig(**pair), lowercase, confidence, chosen_test, by_length is not None, edges)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mtkit.config.settings import DecodingConfig
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.data.batches import ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.ensemble import Ensemble

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from mtkit.config.settings import Config, CorpusConfig
+from mtkit.config.data_settings import CorpusConfig
+from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
 from mtkit.text.cleaning import Drops, drop_reason
 from mtkit.text.duplicates import Seen

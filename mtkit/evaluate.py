@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkit.config.settings import LanguagesConfig
+from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError
 from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
 from mtkit.testsets import SetFiles, fetch, test_sets

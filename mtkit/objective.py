@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtkit.batch import Batch, Rows
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.models.interface import TranslationModel
 from mtkit.symbols import BEGIN, END
 from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy

@@ -13,7 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix

@@ -13,7 +13,8 @@ from zipfile import BadZipFile
 
 from portalocker.exceptions import LockException  # sacreBLEU's way of letting one process download at a time
 
-from mtkit.config.settings import Config, LanguagesConfig
+from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from mtkit import __version__
 from mtkit.batch import Batch
-from mtkit.config.settings import Config, TrainingConfig
+from mtkit.config.settings import Config
 from mtkit.config.show import config_text
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.ahead import made_ahead
 from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from mtkit.batch import Batch
-from mtkit.config.settings import Config, DecodingConfig
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
 from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
 from mtkit.models.interface import TranslationModel

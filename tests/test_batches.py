@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtkit.batch import Batch, Rows
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
 from mtkit.symbols import BEGIN, END, PAD, START_TOKENS

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtkit
-from mtkit.config.settings import MixedConfig
+from mtkit.config.model_settings import MixedConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.formats.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
@@ -171,7 +171,7 @@ def test_weights_of_another_model_are_refused(bundle: Path) -> None:
 def test_another_tokenizer_is_refused_though_it_is_whole(
     bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
 ) -> None:
-    from mtkit.config.settings import TokenizerConfig
+    from mtkit.config.tokenizer_settings import TokenizerConfig
     from mtkit.text.tokenizer import Tokenizer
     from mtkit.text.tokenizer_training import train_tokenizer
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import CheckpointError
 from mtkit.training import checkpoint
 from mtkit.training.average import MovingAverage

@@ -15,7 +15,7 @@ from conftest import CorpusFiles
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.settings import LanguagesConfig
+from mtkit.config.data_settings import LanguagesConfig
 from mtkit.evaluate import Bucket, Scoring, System, buckets, score_set, table
 from mtkit.scores import TESTS, Score, corpus_scores, count_words, paired_scores
 from mtkit.scores import Test as SignificanceTest

@@ -12,7 +12,7 @@ import torch
 from test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts
 from torch import Tensor
 
-from mtkit.config.settings import DecodingConfig
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.search.beam import beam_search
 from mtkit.search.candidates import Groups
 from mtkit.search.constraints import Constraint, Said, begin_with, constrained, min_length, no_repeat_ngram

@@ -20,7 +20,9 @@ from test_translator import (
 )
 
 import mtkit
-from mtkit.config.settings import Config, DecodingConfig, TokenizerConfig
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.likelihood import log_probs_of

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.models.device import DTYPES, mixed_precision, pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -12,7 +12,7 @@ from conftest import CorpusFiles, config_with, toy_settings
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.settings import LanguagesConfig
+from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
 from mtkit.testsets import SetFiles

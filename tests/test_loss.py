@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model

@@ -208,7 +208,7 @@ def test_data_that_is_cut_off(trained: Place, told: Told) -> None:
 
 def test_the_tokenizer_of_another_run(trained: Place, told: Told) -> None:
     other = trained.root / "other"
-    from mtkit.config.settings import TokenizerConfig
+    from mtkit.config.tokenizer_settings import TokenizerConfig
     from mtkit.text.tokenizer_training import train_tokenizer
 
     lines = ["quite another language", "with other words"] * 30

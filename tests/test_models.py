@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from mtkit.batch import Rows
-from mtkit.config.settings import AnyModelConfig, MixedConfig, RecurrentConfig, Section, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.section import Section
 from mtkit.models.attention import CrossAttention, _attend_in_parts
 from mtkit.models.feed_forward import ACTIVATIONS, GATES
 from mtkit.models.interface import Memory, TranslationModel, next_rows

@@ -16,8 +16,9 @@ from conftest import CorpusFiles, config_with, toy_settings
 import mtkit
 from mtkit.batch import Rows
 from mtkit.cli import main
-from mtkit.config.settings import Config, TrainingConfig
+from mtkit.config.settings import Config
 from mtkit.config.show import config_text
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import DataError, MtkitError
 from mtkit.models.interface import State, TranslationModel

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.models.attention import SelfAttention
 from mtkit.models.positions import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SinusoidalPositions
 

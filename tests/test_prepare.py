@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from mtkit import encode
-from mtkit.config import settings
-from mtkit.config.settings import Config, CorpusConfig, DataConfig, TokenizerConfig
+from mtkit.config import data_settings as settings
+from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.prepare import (

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.training.optimizer import OPTIMIZERS, make_optimizer, optimizer_tensors, restore_optimizer
 from mtkit.training.schedule import ENDING, SCHEDULES, learning_rate, lowers_rate
 
@@ -105,7 +105,7 @@ def test_plateau_is_lowered_after_its_patience_and_never_below_its_final_rate():
     config = TrainingConfig.model_validate(values)
     assert [lowers_rate(stale, config, 0) for stale in range(5)] == [False, False, False, True, True]
     assert [lowers_rate(3, config, lowered) for lowered in range(5)] == [True, True, True, False, False]
-    constant = TrainingConfig.model_validate({**values, "schedule": "constant"})
+    constant = TrainingConfig(schedule="constant", learning_rate=0.005)
     assert not lowers_rate(9, constant, 0)
 
 
@@ -129,7 +129,7 @@ def test_the_schedules_that_end_at_max_steps_are_those_that_ask_for_it(schedule)
             "schedule linear wants max_steps above warmup_steps 0 and 1, found 1",
         ),
         (
-            {"learning_rate": 0.1, "final_learning_rate": 0.2},
+            {"schedule": "linear", "learning_rate": 0.1, "final_learning_rate": 0.2},
             "final_learning_rate 0.2 must be at most learning_rate 0.1",
         ),
         (
@@ -159,9 +159,7 @@ def test_settings_that_make_no_sense_together_are_refused(settings, told):
     ],
 )
 def test_an_optimizer_whose_memory_was_kept_goes_on_as_if_it_had_not_stopped(name, momentum, memory):
-    config = TrainingConfig.model_validate(
-        {"optimizer": name, "weight_decay": 0.01, "adam_betas": (0.7, 0.9), "momentum": momentum}
-    )
+    config = TrainingConfig.model_validate({"optimizer": name, "weight_decay": 0.01, "momentum": momentum})
     names = ["weight", "bias"]
 
     def begun() -> tuple[nn.Linear, torch.optim.Optimizer]:

@@ -10,7 +10,8 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from mtkit.config.settings import DecodingConfig, TrainingConfig
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.scores import METRICS, UTILITIES, Score, Utility, corpus_scores, looks_tokenized, validation_score
 

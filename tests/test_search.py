@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mtkit.batch import Rows
-from mtkit.config.settings import DecodingConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
 from mtkit.search.beam import beam_search

@@ -23,7 +23,8 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.settings import Config, LanguagesConfig
+from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluate import Scoring, evaluate_models, translate_set
 from mtkit.pipeline import run_all, run_binarize, run_train

@@ -8,7 +8,7 @@ import random
 import pytest
 import sentencepiece
 
-from mtkit.config.settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 from mtkit.text.segmentation import SPACE_MARK

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.batch import Batch
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.feed_forward import ACTIVATIONS, GATES, FeedForward
 from mtkit.models.interface import TranslationModel, next_rows

@@ -14,16 +14,11 @@ import torch
 
 import mtkit
 from mtkit import translator as translator_module
-from mtkit.config.settings import (
-    AnyModelConfig,
-    Config,
-    DataConfig,
-    DecodingConfig,
-    MixedConfig,
-    RecurrentConfig,
-    TokenizerConfig,
-    TransformerConfig,
-)
+from mtkit.config.data_settings import DataConfig
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.decode import next_log_probs
 from mtkit.formats.bundle import open_bundle, save_bundle

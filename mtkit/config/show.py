@@ -1,6 +1,6 @@
 """Settings shown: what each takes in words, a config as commented YAML, and the JSON schema that editors complete from.
 
-All of it is derived from the fields of `settings`.
+All of it is derived from the fields of the sections.
 """
 
 import json
@@ -13,7 +13,7 @@ from mtkit.config.yaml_text import Keys, write_yaml
 
 Schema = dict[str, Any]
 
-WIDTH = 110  # of comments
+WIDTH = 100  # of comments
 
 LIMITS = {
     "minimum": "at least",
@@ -34,7 +34,7 @@ def config_text(config: Config) -> str:
 def config_schema() -> dict[str, object]:
     """The JSON schema of a YAML file of settings."""
     # A section that leaves its architecture out would be of several kinds at once, which oneOf forbids.
-    text = json.dumps(_root()).replace('"oneOf":', '"anyOf":')
+    text = json.dumps(_root()).replace('"oneOf": [{"$ref"', '"anyOf": [{"$ref"')
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(text)}
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtkit.batch import Batch, Rows
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.mixing import Mixture
 from mtkit.data.plan import batches_from

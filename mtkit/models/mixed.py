@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from mtkit.batch import Rows
-from mtkit.config.settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, initialize_transformer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 
 # What wave i of all D/2 divides a place by, as a power of 10000: 2i/D as in the paper, or i/(D/2 - 1), with which the
 # last one is 10000 itself, as in the paper's first implementation, fairseq and M2M100.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from mtkit.batch import Rows
-from mtkit.config.settings import RecurrentConfig
+from mtkit.config.model_settings import RecurrentConfig
 from mtkit.models.dropout import dropout
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
 from mtkit.models.source_attention import SCORES, mix

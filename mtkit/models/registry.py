@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.settings import AnyModelConfig
+from mtkit.config.model_settings import AnyModelConfig
 from mtkit.errors import CheckpointError
 from mtkit.models.interface import TranslationModel
 from mtkit.models.mixed import build_mixed, initialize_mixed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.batch import Rows
-from mtkit.config.settings import TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.models.attention import Cache, CrossAttention, SelfAttention
 from mtkit.models.dropout import dropout
 from mtkit.models.feed_forward import FeedForward

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.config.settings import Config, TransformerConfig
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config
 from mtkit.errors import MtkitError
 from mtkit.models.positions import SinusoidalPositions
 from mtkit.plot.figure import line_of, new_figure, save, style

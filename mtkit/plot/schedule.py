@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtkit.config.settings import Config, TrainingConfig
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import MtkitError
 from mtkit.plot.figure import line_of, new_figure, save, style
 from mtkit.training.schedule import learning_rate

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import regex
 
-from mtkit.config.settings import DataConfig
+from mtkit.config.data_settings import DataConfig
 
 # Each with the settings that decide it.
 RULES: dict[str, tuple[str, ...]] = {

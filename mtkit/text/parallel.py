@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from mtkit.config.settings import CorpusConfig
+from mtkit.config.data_settings import CorpusConfig
 from mtkit.text.lines import fingerprint, read_columns, read_lines, read_pairs
 
 Pair = tuple[str, str]

@@ -12,7 +12,7 @@ from typing import Any
 
 import sentencepiece
 
-from mtkit.config.settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling

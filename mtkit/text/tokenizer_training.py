@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from mtkit.config.settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 from mtkit.text.segmentation import SPACE_MARK

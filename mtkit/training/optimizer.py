@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 
 Parameters = Iterable[nn.Parameter]
 

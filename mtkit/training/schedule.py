@@ -6,7 +6,7 @@ lowered is how many times validations that brought nothing better have lowered i
 import math
 from collections.abc import Callable
 
-from mtkit.config.settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig
 
 
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:

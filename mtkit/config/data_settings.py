@@ -1,0 +1,175 @@
+"""Settings of the text: its languages, the corpora and test sets, and which pairs are left out."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from mtkit.config.scripts import SCRIPTS, nearest_script
+from mtkit.config.section import Section
+
+
+class LanguagesConfig(Section):
+    """What is translated into what; evaluation picks its tokenizer by the target language."""
+
+    source: str = Field("source", min_length=1, description="Code of the source language, such as en.")
+    target: str = Field("target", min_length=1, description="Code of the target language, such as de.")
+
+
+ColumnNumber = Annotated[int, Field(ge=1)]
+
+
+class CorpusConfig(Section):
+    """Sentence pairs: two files, of which line n translates line n, or one file with both in columns."""
+
+    # What an editor should offer; which forms there are is checked below.
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
+
+    source: Path | None = Field(None, description="The source side: a text file, or .gz, .xz, .zst.")
+    target: Path | None = Field(None, description="The target side: such a file with as many lines.")
+    tsv: Path | None = Field(
+        None, description="Instead of source and target: one such file, its columns separated by tabs."
+    )
+    columns: tuple[ColumnNumber, ColumnNumber] = Field((1, 2), description="Columns of tsv: the source, the target.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of an epoch, next to the weights of the other corpora of data.train."
+    )
+    tag: str | None = Field(None, pattern=r"^\S+$", description="Word put before each source line, such as <2de>.")
+
+    @model_validator(mode="after")
+    def one_form_is_given(self) -> "CorpusConfig":
+        """Two files or one, and columns only of one."""
+        given = [name for name in ("source", "target", "tsv") if getattr(self, name) is not None]
+        if given not in (["source", "target"], ["tsv"]):
+            raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
+        if self.tsv is None and self.columns != (1, 2):
+            raise ValueError("found columns without tsv; only a file of columns has some to choose")
+        if self.columns[0] == self.columns[1]:
+            raise ValueError(f"found column {self.columns[0]} for both sides, wants two different columns")
+        return self
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its files: both sides, or the one that holds both."""
+        return tuple(path for path in (self.source, self.target, self.tsv) if path is not None)
+
+
+class TestSetConfig(Section):
+    """A source text and its references: files, or a set that sacreBLEU knows by name."""
+
+    # What an editor should offer; which forms there are is checked below.
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}]}
+    )
+
+    source: Path | None = Field(None, description="Text file, or .gz, .xz, .zst.")
+    target: tuple[Path, ...] = Field((), description="The reference, or a list of references.")
+    sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
+    tag: str | None = Field(
+        None, pattern=r"^\S+$", description="Put before each source line, for models that know several languages."
+    )
+
+    @field_validator("target", mode="before", json_schema_input_type=Path | tuple[Path, ...])
+    @classmethod
+    def one_reference_is_a_list(cls, value: object) -> object:
+        """A single path stands for a list of one."""
+        # A list becomes a tuple here, since strict pydantic no longer takes one after a validator has seen it.
+        return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def files_or_a_name(self) -> "TestSetConfig":
+        """One or the other says where the text is."""
+        if self.sacrebleu is not None and (self.source is not None or self.target):
+            raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
+        if self.sacrebleu is None and (self.source is None or not self.target):
+            raise ValueError("a test set wants source and target, or sacrebleu, the name of a set such as wmt14/full")
+        return self
+
+
+class DataConfig(Section):
+    """The parallel text, and which pairs are left out of training."""
+
+    root: Path | None = Field(None, description="Folder that relative paths start from; null: the working directory.")
+    train: tuple[CorpusConfig, ...] = Field((), description="Corpora to train on.")
+    valid: tuple[CorpusConfig, ...] = Field(
+        (), description="Corpora that validations translate and measure; the best checkpoint is chosen by them."
+    )
+    test: dict[str, TestSetConfig] = Field({}, description="Test sets to evaluate, each under a name of its own.")
+    temperature: float = Field(
+        1.0, ge=1, description="Shares of corpora follow weight x pairs^(1/temperature) (Arivazhagan et al. 2019)."
+    )
+    max_length: int = Field(
+        256, ge=1, description="Longest side of a training pair, in tokens; a longer line to translate is split."
+    )
+    min_length: int = Field(1, ge=1, description="Shortest side of a training pair, in tokens.")
+    max_length_ratio: float | None = Field(
+        9.0, gt=1, description="Most tokens of one side of a training pair for each token of the other; null: any."
+    )
+    drop_identical: bool = Field(False, description="Leave out training pairs whose sides are equal but for case.")
+    source_script: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Unicode script of the source, such as Latin, or a list; a training pair mostly in others is left "
+        "out; null: any.",
+    )
+    target_script: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Unicode script of the target, or a list; a training pair mostly in others is left out; null: any.",
+    )
+    min_letters: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Least share of letters among the characters of each side of a training pair, white space aside.",
+    )
+    drop_duplicates: bool = Field(
+        False, description="Leave out training pairs that stood before; takes 16 bytes of memory for each pair."
+    )
+
+    @field_validator(
+        "source_script",
+        "target_script",
+        mode="before",
+        json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)] | None,
+    )
+    @classmethod
+    def one_script_is_a_list(cls, value: object) -> object:
+        """A single name stands for a list of one."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("source_script", "target_script")
+    @classmethod
+    def scripts_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Names as Unicode writes them."""
+        for name in names or ():
+            if name not in SCRIPTS:
+                near = nearest_script(name)
+                meant = f"did you mean {near}?" if near else "wants a name such as Latin, Cyrillic or Han"
+                raise ValueError(f"unknown script '{name}'; {meant}")
+        return names
+
+    @model_validator(mode="after")
+    def some_pairs_are_left(self) -> "DataConfig":
+        """The limits leave room for a pair."""
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
+        return self
+
+    @model_validator(mode="after")
+    def only_training_is_weighed(self) -> "DataConfig":
+        """Validation sees every pair once."""
+        for i, corpus in enumerate(self.valid):
+            if said := corpus.first_changed("weight"):
+                raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
+        return self
+
+    @model_validator(mode="after")
+    def tags_are_trained(self) -> "DataConfig":
+        """A tag means something only if training has seen it."""
+        known = {corpus.tag for corpus in self.train}
+        for i, corpus in enumerate(self.valid):
+            if corpus.tag is not None and corpus.tag not in known:
+                there = ", ".join(sorted(tag for tag in known if tag)) or "none"
+                raise ValueError(f"valid[{i}] has tag {corpus.tag}, which no corpus of train has; found {there}")
+        return self

@@ -1,0 +1,228 @@
+"""Settings of the models: a section for each architecture."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from mtkit.config.section import Section
+
+ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
+TieEmbeddings = Annotated[
+    Literal["none", "decoder", "all"],
+    Field(description="Which embeddings share one matrix: target and output (decoder), or the source too (all)."),
+]
+OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
+StartToken = Annotated[
+    Literal["begin", "pad", "end"], Field(description="What the decoder reads first; Marian has pad, M2M100 end.")
+]
+
+
+class TransformerConfig(Section):
+    """The Transformer (Vaswani et al. 2017)."""
+
+    architecture: Literal["transformer"] = Field("transformer", description="Kind of model.")
+    d_model: int = Field(512, ge=2, description="Width of embeddings and layers.")
+    num_heads: int = Field(8, ge=1, description="Attention heads; they divide d_model.")
+    d_ff: int = Field(2048, ge=1, description="Inner width of the feed-forward layers.")
+    encoder_layers: int = Field(6, ge=1, description="Depth of the encoder.")
+    decoder_layers: int = Field(6, ge=1, description="Depth of the decoder.")
+    decoder_num_heads: int | None = Field(None, ge=1, description="Heads in the decoder; null: num_heads.")
+    decoder_d_ff: int | None = Field(None, ge=1, description="Feed-forward width in the decoder; null: d_ff.")
+    norm_placement: Literal["pre", "post"] = Field("pre", description="Normalise before or after each sublayer.")
+    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which only scales.")
+    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
+        "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
+    )
+    attention_bias: bool = Field(True, description="Whether the four projections of an attention have biases.")
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
+        "sinusoidal", description="How the place of a token in its sentence is told; none: not at all."
+    )
+    max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions can tell.")
+    sinusoid_layout: Literal["halves", "interleaved"] = Field(
+        "halves", description="Sinusoids: sines before cosines, or each sine before its cosine."
+    )
+    sinusoid_exponent: Literal["paper", "tensor2tensor"] = Field(
+        "paper",
+        description="Sinusoids: wave i is slower by 10000^(2i/d_model) (paper), or by 10000^(i/(d_model/2 - 1)).",
+    )
+    sinusoid_first: int = Field(
+        0, ge=0, description="Sinusoids: the place that the first token of a sentence has; M2M100 has 2."
+    )
+    scale_embeddings: ScaleEmbeddings = True
+    embedding_norm: bool = Field(False, description="Normalise what the first layer reads, as mBART does.")
+    tie_embeddings: TieEmbeddings = "all"
+    output_bias: OutputBias = False
+    start_token: StartToken = "begin"
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings and of each sublayer's output.")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
+    activation_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the feed-forward layers.")
+    layer_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch (Fan et al. 2020)."
+    )
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> "TransformerConfig":
+        """Every head has the same width; sines and cosines come in pairs."""
+        for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
+            if heads and self.d_model % heads:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
+            if heads and self.positions == "rotary" and self.d_model // heads % 2:
+                raise ValueError(
+                    f"positions rotary wants heads of even width; d_model {self.d_model} over {name} {heads} is "
+                    f"{self.d_model // heads}"
+                )
+        if self.d_model % 2:
+            raise ValueError(f"d_model {self.d_model} is odd; it must be even")
+        return self
+
+    @model_validator(mode="after")
+    def positions_are_there(self) -> "TransformerConfig":
+        """What shapes one kind of positions says nothing of the others."""
+        shapes = {
+            "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
+            "learned": ("max_positions",),
+        }
+        for kind, names in shapes.items():
+            if self.positions != kind and (said := self.first_changed(*names)):
+                raise ValueError(f"{said} wants positions {kind}, found {self.positions}")
+        return self
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return True
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether a row may hold several sentences."""
+        return True
+
+    @property
+    def position_limits(self) -> dict[str, int]:
+        """Settings that limit how many tokens a sentence may have, by name; none where any length will do."""
+        return {"max_positions": self.max_positions} if self.positions == "learned" else {}
+
+
+class RecurrentConfig(Section):
+    """A recurrent encoder-decoder, with attention (Bahdanau et al. 2015) or without (Sutskever et al. 2014)."""
+
+    architecture: Literal["rnn"] = Field("rnn", description="Kind of model.")
+    cell: Literal["lstm", "gru", "tanh"] = Field("lstm", description="Kind of recurrent cell; tanh is Elman's (1990).")
+    d_model: int = Field(512, ge=2, description="Width of embeddings, cells and what goes to the output.")
+    encoder_layers: int = Field(2, ge=1, description="Depth of the encoder.")
+    decoder_layers: int = Field(2, ge=1, description="Depth of the decoder.")
+    bidirectional: bool = Field(True, description="Read the source both ways, each with half of d_model.")
+    attention: Literal["none", "additive", "dot", "general"] = Field(
+        "general",
+        description="Score of a source token (additive: Bahdanau et al. 2015; others: Luong et al. 2015).",
+    )
+    input_feeding: bool = Field(False, description="A step reads the features before (Luong et al. 2015, section 3.3).")
+    context: Literal["initial", "every_step"] = Field(
+        "initial",
+        description="The encoder's last state begins the decoder, or is read at every step too.",
+    )
+    reverse_source: bool = Field(False, description="Read the source from its end (Sutskever et al. 2014).")
+    scale_embeddings: ScaleEmbeddings = True
+    tie_embeddings: TieEmbeddings = "all"
+    output_bias: OutputBias = False
+    start_token: StartToken = "begin"
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings, between layers and of features.")
+
+    @model_validator(mode="after")
+    def choices_fit(self) -> "RecurrentConfig":
+        """Both directions have the same width; what attention found can only be fed where there is attention."""
+        if self.bidirectional and self.d_model % 2:
+            raise ValueError(f"d_model {self.d_model} is odd; it must be even where bidirectional is true")
+        if self.input_feeding and self.attention == "none":
+            raise ValueError("input_feeding true wants an attention: additive, dot or general")
+        return self
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return self.attention != "none"
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether a row may hold several sentences."""
+        return False
+
+    @property
+    def position_limits(self) -> dict[str, int]:
+        """Settings that limit how many tokens a sentence may have, by name: none."""
+        return {}
+
+
+def _architecture(default: str) -> Callable[[Any], str]:
+    """What tells the kinds of a section apart: its architecture, or the default where none is given."""
+
+    def found(section: Any) -> str:
+        if isinstance(section, Section):
+            return str(getattr(section, "architecture", ""))
+        return str(section.get("architecture", default)) if isinstance(section, dict) else default
+
+    return found
+
+
+# Where no architecture is given, the first of the kinds is meant.
+EncoderConfig = Annotated[
+    Annotated[TransformerConfig, Tag("transformer")] | Annotated[RecurrentConfig, Tag("rnn")],
+    Discriminator(_architecture("transformer")),
+]
+DecoderConfig = Annotated[
+    Annotated[RecurrentConfig, Tag("rnn")] | Annotated[TransformerConfig, Tag("transformer")],
+    Discriminator(_architecture("rnn")),
+]
+
+
+class MixedConfig(Section):
+    """The encoder of one model and the decoder of another (Chen et al. 2018); the rest of both sections is not used."""
+
+    architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")
+    encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")
+    decoder: DecoderConfig = Field(RecurrentConfig(), description="A whole model, of which the decoder is built.")
+    tie_embeddings: TieEmbeddings = "all"
+
+    @model_validator(mode="after")
+    def halves_fit(self) -> "MixedConfig":
+        """One matrix of embeddings has one width and one scale."""
+        for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
+            found = [getattr(half, name) for half in (self.encoder, self.decoder)]
+            if found[0] != found[1]:
+                raise ValueError(
+                    f"tie_embeddings all wants encoder.{name} and decoder.{name} alike, "
+                    f"found {found[0]} and {found[1]}".replace("True", "true").replace("False", "false")
+                )
+        return self
+
+    @property
+    def d_model(self) -> int:
+        """Width of the decoder."""
+        return self.decoder.d_model
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether each step of the decoder tells how it looks at the source."""
+        return self.decoder.has_attention
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether a row may hold several sentences."""
+        return self.encoder.can_pack and self.decoder.can_pack
+
+    @property
+    def position_limits(self) -> dict[str, int]:
+        """Settings that limit how many tokens a sentence may have, by name."""
+        halves = {"encoder": self.encoder, "decoder": self.decoder}
+        return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
+
+
+AnyModelConfig = TransformerConfig | RecurrentConfig | MixedConfig
+
+ModelConfig = Annotated[
+    Annotated[TransformerConfig, Tag("transformer")]
+    | Annotated[RecurrentConfig, Tag("rnn")]
+    | Annotated[MixedConfig, Tag("mixed")],
+    Discriminator(_architecture("transformer")),
+]

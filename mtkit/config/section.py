@@ -1,0 +1,19 @@
+"""What every section of the settings is."""
+
+from pydantic import BaseModel, ConfigDict
+
+from mtkit.config.yaml_text import write_yaml
+
+
+class Section(BaseModel):
+    """Settings that belong together: immutable, strict about types, and no key is unknown."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def first_changed(self, *names: str) -> str | None:
+        """The first of these settings that is not at its default, as a message tells it: its name and value.
+
+        What has no meaning beside other settings is refused only then, so that a printed config can hold all of them.
+        """
+        changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+        return next((f"{name} {write_yaml(getattr(self, name))}" for name in changed), None)

@@ -1,0 +1,177 @@
+"""Settings of training."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mtkit.config.section import Section
+
+
+class TrainingConfig(Section):
+    """How the model is trained, and how its checkpoints are kept and chosen."""
+
+    start_from: Path | None = Field(
+        None,
+        description="Run directory or model bundle whose weights training starts from, and whose tokenizer is taken in "
+        "the place of what the section tokenizer says; null: random weights.",
+    )
+    batch_tokens: int = Field(
+        4096, ge=1, description="Most sentences x longest side, in tokens, of a batch; end marks count."
+    )
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
+    max_steps: int = Field(100_000, ge=1, description="Updates after which training ends.")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes of training after which it ends; null: any. linear and cosine still end at max_steps: "
+        "set that to what fits into the minutes.",
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="How weights follow gradients.")
+    adam_betas: tuple[float, float] = Field(
+        (0.9, 0.98), description="Decay of Adam's averages of the gradient and of its square."
+    )
+    adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Share of its last update that sgd repeats.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Pull of weights to zero; adam and sgd add it to the gradient, adamw to the update."
+    )
+    schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
+        "noam",
+        description="How the learning rate moves after warm-up; linear and cosine fall until max_steps, plateau when "
+        "validations bring nothing better.",
+    )
+    warmup_steps: int = Field(4000, ge=0, description="Updates during which the learning rate rises to its peak.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak of the learning rate, whatever the schedule; null: noam with the paper's factor of 1.",
+    )
+    final_learning_rate: float = Field(
+        0.0, ge=0, description="Learning rate at which linear, cosine and plateau stop falling."
+    )
+    plateau_factor: float = Field(0.7, gt=0, lt=1, description="What plateau multiplies the learning rate by.")
+    plateau_patience: int = Field(
+        5,
+        ge=1,
+        description="Validations in a row without a better one after which plateau lowers the learning rate.",
+    )
+    bpe_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a merge of byte pairs is left out (Provilkov et al. 2020)."
+    )
+    unigram_alpha: float | None = Field(
+        None,
+        ge=0,
+        description="How sharply segmentations of a unigram model are sampled (Kudo 2018): 0 all alike, more the "
+        "likelier; null: only the best.",
+    )
+    unigram_nbest: int = Field(
+        -1, ge=-1, le=512, description="How many best segmentations unigram_alpha samples from, 2 or more; -1: all."
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="Share of a label's probability that is spread evenly over the vocabulary."
+    )
+    consistency: Literal["none", "rdrop", "simcut"] = Field(
+        "none",
+        description="A second pass, under other dropout (rdrop: Liang et al. 2021) or with tokens cut (simcut: Gao "
+        "et al. 2022), must agree; it takes as long again, and as much memory again as batch_tokens bounds.",
+    )
+    consistency_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Weight of that agreement, the papers' alpha; null: theirs, 5 for rdrop and 3 for simcut.",
+    )
+    cutoff: float = Field(0.05, gt=0, lt=1, description="Share of the tokens whose embeddings simcut sets to zero.")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights, which then is what validation measures, "
+        "average_checkpoints averages and the bundle holds; null: none.",
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of an update's gradient, to which larger ones are scaled; null: any."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Numbers of matrix products; auto: bf16 where the device is fast at it, fp16 on older GPUs that "
+        "are fast at that, else fp32.",
+    )
+    validate_every: int = Field(1000, ge=1, description="Updates between validations.")
+    validation_sentences: int = Field(1000, ge=1, description="Most sentences that a validation translates.")
+    save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")
+    select_by: Literal["bleu", "chrf", "loss"] = Field(
+        "bleu", description="What the best checkpoint is best at; loss is the likelihood's, without label smoothing."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Validations in a row without a better one after which training ends; null: any."
+    )
+    average_checkpoints: int = Field(
+        5, ge=1, description="Checkpoints, up to the best one, whose average the bundle holds if it is better."
+    )
+    max_skipped: int = Field(10, ge=1, description="Updates skipped in a row, for not being finite, that end training.")
+    log_every: int = Field(50, ge=1, description="Updates between lines of the log.")
+    tensorboard: bool = Field(
+        False,
+        description="Draw the log with TensorBoard, into tensorboard of the run directory; wants mtkit[tensorboard].",
+    )
+    seed: int = Field(1, ge=0, description="All chance in training comes from it.")
+
+    @model_validator(mode="after")
+    def schedule_fits(self) -> "TrainingConfig":
+        """A schedule has all that it needs, and nothing is said of another."""
+        if self.learning_rate is None and self.schedule != "noam":
+            raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
+        if self.learning_rate is None and not self.warmup_steps:
+            raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
+        if self.schedule not in ("linear", "cosine", "plateau") and (said := self.first_changed("final_learning_rate")):
+            raise ValueError(f"{said} wants schedule linear, cosine or plateau, not {self.schedule}")
+        if self.schedule != "plateau" and (said := self.first_changed("plateau_factor", "plateau_patience")):
+            raise ValueError(f"{said} wants schedule plateau, not {self.schedule}")
+        if self.learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate {self.final_learning_rate} must be at most learning_rate {self.learning_rate}"
+            )
+        if self.schedule in ("linear", "cosine") and self.max_steps <= max(self.warmup_steps, 1):
+            raise ValueError(
+                f"schedule {self.schedule} wants max_steps above warmup_steps {self.warmup_steps} and 1, found "
+                f"{self.max_steps}"
+            )
+        if self.schedule == "plateau" and self.patience is not None and self.patience <= self.plateau_patience:
+            raise ValueError(
+                f"patience {self.patience} ends training before plateau_patience {self.plateau_patience} lowers the "
+                "learning rate; it must be more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def optimizer_fits(self) -> "TrainingConfig":
+        """Each optimizer has its own settings."""
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
+        if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
+            raise ValueError(f"{said} is for optimizer adam or adamw; sgd has momentum")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
+        return self
+
+    @model_validator(mode="after")
+    def objective_fits(self) -> "TrainingConfig":
+        """What the text and the second pass are like is said only where there is such a thing."""
+        if self.consistency_weight is not None and self.consistency == "none":
+            raise ValueError(
+                f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
+            )
+        if self.consistency != "simcut" and (said := self.first_changed("cutoff")):
+            raise ValueError(f"{said} wants consistency simcut, not {self.consistency}")
+        if self.unigram_nbest in (0, 1):
+            raise ValueError(f"unigram_nbest {self.unigram_nbest} leaves nothing to sample; it wants 2 or more, or -1")
+        if self.unigram_nbest != -1 and self.unigram_alpha is None:
+            raise ValueError(f"unigram_nbest {self.unigram_nbest} wants a unigram_alpha, without which none is sampled")
+        return self
+
+    @property
+    def samples_subwords(self) -> bool:
+        """Whether each epoch sees other segmentations of the text."""
+        return self.bpe_dropout > 0 or self.unigram_alpha is not None
