@@ -17,7 +17,8 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, DataError, StoppedError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.prepare import read_validation
-from mtkit.train import Trainer, is_trained, train
+from mtkit.records import is_trained
+from mtkit.train import Trainer, train
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights
 
 TRAINING = {"batch_tokens": 96, "max_steps": 24, "validate_every": 12, "save_every": 4, "validation_sentences": 3}

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.data.batches import gather, padded_batch, ragged
+from mtkit.data.batches import gather, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.formats.bundle import open_bundle
@@ -31,24 +31,16 @@ from mtkit.models.interface import TranslationModel
 from mtkit.objective import OBJECTIVES
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import read_validation
+from mtkit.records import is_trained
 from mtkit.symbols import START_TOKENS
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import (
-    NUM_SAMPLES,
-    Stop,
-    Trainer,
-    Validation,
-    chance_seed,
-    is_trained,
-    micro_batches,
-    selection_score,
-    stopping_by_signal,
-    train,
-)
+from mtkit.train import NUM_SAMPLES, Trainer, chance_seed, train
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.scaler import LossScaler
+from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.translator import load
+from mtkit.validation import Validation, selection_score
 
 DEVICES = [
     "cpu",
@@ -390,7 +382,7 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     trainer = trainer_of(config)
     trainer.log.close()
     start = START_TOKENS[name]
-    with trainer._stream() as stream:
+    with trainer.feed.batches(trainer.state.progress) as stream:
         for _, (batch,) in islice(stream, 9):
             assert (batch.target.ids[:, 0] == start).all()
     sources, references = read_validation(config)
@@ -703,7 +695,7 @@ def test_the_gradient_of_fp16_is_that_of_fp32_clipped_after_unscaling(make, devi
             )
         )
         trainer.scaler = LossScaler(trainer.device, precision, 256.0, 0)
-        with trainer._stream() as stream:
+        with trainer.feed.batches(trainer.state.progress) as stream:
             trainer._update(stream)
     norms = {p: sum(g.square().sum() for g in found[p].values()).sqrt().item() for p in found}
     assert norms == pytest.approx({"fp32": 0.25, "fp16": 0.25}, rel=1e-4)
