@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mtkit.config.settings import Config, TrainingConfig
+from mtkit.config.settings import Config, Section
 from mtkit.data.mixing import is_natural
 from mtkit.training.schedule import ENDING
 
@@ -31,7 +31,7 @@ def identity_of(config: Config, data: str, tokenizer: str, start: str | None) ->
 def completion_of(config: Config, data: str, start: str | None) -> dict[str, Any]:
     """What training depends on: if none of it changed, training again would give the same.
 
-    data and start are checksums. The model that it started from is no part of it once it is gone.
+    data and start are checksums, start that of the weights that training started from.
     """
     return {
         **({"start_from": start} if start else {}),
@@ -43,13 +43,22 @@ def completion_of(config: Config, data: str, start: str | None) -> dict[str, Any
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What was saved, in which settings that were not there yet have their defaults; now is what it is held against."""
-    defaults = {"model": type(config.model)(), "training": TrainingConfig()}
-    filled = {
-        name: {key: value for key, value in section.model_dump(mode="json").items() if key in now[name]} | saved[name]
-        for name, section in defaults.items()
-    }
-    return {**saved, **filled}
+    """What was saved, in which settings of now that were not there yet have their defaults."""
+    return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
+
+
+def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    filled = {key: default for key, default in defaults.items() if key in now} | saved
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled.get(key), dict):
+            filled[key] = _filled(filled[key], now[key], default)
+    return filled
+
+
+def _defaults(section: Section) -> dict[str, Any]:
+    """Those of its settings; a section inside stays of its kind."""
+    inside = {name: _defaults(value) for name, value in section if isinstance(value, Section)}
+    return type(section)().model_dump(mode="json") | inside
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

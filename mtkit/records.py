@@ -19,7 +19,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
-from mtkit.identity import completion_of
+from mtkit.identity import completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
 from mtkit.start import start_checksum
 from mtkit.text.tokenizer import Tokenizer
@@ -70,11 +70,14 @@ def write_bundle(
 
 def write_trained(config: Config) -> None:
     """Note that training with these settings has come to its end."""
-    _write_json(config.run_path / "trained.json", _completion(config))
+    _write_json(config.run_path / "trained.json", completion_of(config, _data(config), start_checksum(config)))
 
 
 def is_trained(config: Config) -> bool:
-    """Whether training with these settings has come to its end, and its bundle is there."""
+    """Whether training with these settings has come to its end, and its bundle is there.
+
+    A model that it started from and that is gone counts as the one that it was.
+    """
     done = config.run_path / "trained.json"
     if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
         return False
@@ -82,12 +85,14 @@ def is_trained(config: Config) -> bool:
         found = json.loads(done.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in _completion(config).items())
+    if not isinstance(found, dict):
+        return False
+    now = completion_of(config, _data(config), start_checksum(config) or found.get("start_from"))
+    return not any(differences(with_defaults(found, now, config), now))
 
 
-def _completion(config: Config) -> dict[str, Any]:
-    data = Corpus.open(config.run_path / "data" / "train").digest
-    return completion_of(config, data, start_checksum(config))
+def _data(config: Config) -> str:
+    return Corpus.open(config.run_path / "data" / "train").digest
 
 
 def _write_json(path: Path, value: object) -> None:

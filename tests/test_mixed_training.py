@@ -105,6 +105,15 @@ def test_a_mixture_that_changes_midway_is_refused_and_binarizes_nothing(make, mo
     assert corpus == {path.name: path.stat().st_mtime_ns for path in (config.run_path / "data" / "train").iterdir()}
 
 
+def test_a_finished_run_is_up_to_date_for_its_own_mixture_alone(make):
+    config = make("run", (1.0, 5.0))
+    train(config, read_validation(config))
+    assert is_trained(config)
+    assert not is_trained(make("run", (1.0, 6.0)))
+    assert not is_trained(make("run", (1.0, 5.0), 2.0))
+    assert not is_trained(make("run", (1.0, 1.0)))
+
+
 def test_weights_that_come_to_the_same_may_change(make, monkeypatch):
     stopped(make("run", (1.0, 1.0)), 5, monkeypatch)
     run_train(make("run", (3.0, 3.0)))

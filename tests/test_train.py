@@ -1,5 +1,6 @@
 """Training goes on to the bit from any kill, and ends with the best model that validation saw."""
 
+import copy
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import partial, reduce
 from itertools import islice, pairwise, takewhile
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,7 @@ def test_a_run_killed_in_the_middle_of_something_else_equals_one_that_was_not(
 
 KILL = """
 import os, signal, sys
+from operator import getitem
 from pathlib import Path
 from mtkit.config.load import load_config
 from mtkit.prepare import read_validation
@@ -568,6 +571,38 @@ def test_a_run_that_is_older_than_a_setting_goes_on_where_the_setting_is_its_def
     with pytest.raises(CheckpointError, match=r"these changed: model\.activation was relu, is gelu\."):
         trainer_of(make(max_steps=8, model={"activation": "gelu"}))
     assert checkpoint_steps(trained(make(max_steps=12)) / "checkpoints")[-1] == 12
+
+
+@pytest.mark.parametrize(("model", "inside"), [(MODEL, ()), (MIXED, ("encoder",))], ids=["transformer", "mixed"])
+def test_a_finished_run_that_is_older_than_a_setting_is_up_to_date_where_the_setting_is_its_default(
+    make, model, inside
+):
+    config = make(max_steps=4, model=model)
+    trained(config)
+    done = config.run_path / "trained.json"
+    written = json.loads(done.read_text("utf-8"))
+
+    def is_trained_without(*path: str) -> bool:
+        older = copy.deepcopy(written)
+        *sections, setting = path
+        del reduce(getitem, sections, older)[setting]
+        done.write_text(json.dumps(older), "utf-8")
+        return is_trained(config)
+
+    assert is_trained_without("training", "momentum")
+    assert is_trained_without("model", *inside, "activation")
+    assert not is_trained_without("training", "log_every")
+    assert not is_trained_without("model", *inside, "d_ff")
+    assert not is_trained_without("data")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 1, "training": null}', "{"])
+def test_what_does_not_tell_that_training_ended_is_not_taken_for_it(make, content):
+    config = make(max_steps=1)
+    run = trained(config)
+    assert is_trained(config)
+    (run / "trained.json").write_text(content)
+    assert not is_trained(config)
 
 
 def test_other_data_is_refused(make, stopped, corpus_files, make_config):
