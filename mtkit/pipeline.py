@@ -23,11 +23,12 @@ from mtkit.prepare import (
     read_validation,
     tokenizer_is_current,
 )
+from mtkit.records import is_trained
 from mtkit.scores import check_language
 from mtkit.start import start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint
-from mtkit.train import is_trained, train
+from mtkit.train import train
 from mtkit.training.board import require_tensorboard
 from mtkit.translator import load
 

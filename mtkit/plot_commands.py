@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mtkit.errors import MtkitError
+from mtkit.options import ConfigArgument, ModelArgument, SettingsArgument, count
 
 EXAMPLE = "\b\nExample:\n  mtkit plot "
 
@@ -38,16 +39,14 @@ def schedule(
     longest = max(
         [config.training.max_steps for _, config in loaded] or [5 * one.training.warmup_steps for one in schedules]
     )
-    plot_schedules(schedules, longest if steps is None else _number("--steps", steps), output)
+    plot_schedules(schedules, longest if steps is None else count("--steps", steps), output)
 
 
 @plot.command(epilog=f"{EXAMPLE}positions configs/demo.yaml -o positions.png")
 def positions(
     output: OutputOption,
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
-    ] = None,
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
     length: Annotated[str, typer.Option(metavar="N", help="Positions to draw.")] = "100",
 ) -> None:
     """Draw the position encodings."""
@@ -56,7 +55,7 @@ def positions(
     from mtkit.plot.positions import plot_positions, position_table
 
     check_output(output)
-    plot_positions(position_table(load_config(config, settings or []), _number("--length", length)), output)
+    plot_positions(position_table(load_config(config, settings or []), count("--length", length)), output)
 
 
 @plot.command(epilog=f"{EXAMPLE}training runs/demo -o training.png")
@@ -78,7 +77,7 @@ def training(
 @plot.command(epilog=f'{EXAMPLE}attention runs/demo --source "Le chat dort." -o attention.png')
 def attention(
     output: OutputOption,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")],
+    model: ModelArgument,
     source: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
     target: Annotated[str | None, typer.Option(metavar="TEXT", help="Its translation; else the model's own.")] = None,
     layer: Annotated[str | None, typer.Option(metavar="N", help="This layer alone, from 1.")] = None,
@@ -94,8 +93,8 @@ def attention(
     check_output(output)
     if mean and head is not None:
         raise MtkitError("--mean is over the heads; leave out --head")
-    chosen_layer = None if layer is None else _number("--layer", layer)
-    chosen_head = None if head is None else _number("--head", head)
+    chosen_layer = None if layer is None else count("--layer", layer)
+    chosen_head = None if head is None else count("--head", head)
     from mtkit.plot.attention import attention_of, plot_attention
     from mtkit.translator import load
 
@@ -103,9 +102,3 @@ def attention(
     pictures = found.of(chosen_layer, chosen_head, mean)
     columns = 1 if mean or head is not None else len(found.weights[0])
     plot_attention(found, pictures, columns, output)
-
-
-def _number(name: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
-    return int(value)

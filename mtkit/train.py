@@ -1,19 +1,14 @@
 """Training: from binarized data to a bundle, going on from where an earlier run stopped.
 
-runs/NAME/checkpoints/step-…/   log.jsonl   run.json   model/
+runs/NAME/checkpoints/step-…/   log.jsonl
 """
 
-import json
 import math
-import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from itertools import chain, islice
-from pathlib import Path
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,22 +16,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mtkit import __version__
 from mtkit.batch import Batch
 from mtkit.config.settings import Config
-from mtkit.config.show import config_text
-from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.ahead import made_ahead
-from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus
-from mtkit.data.mixing import Mixture, is_natural, mix
 from mtkit.data.verification import Verification
-from mtkit.errors import CheckpointError, DataError, MtkitError, StoppedError
-from mtkit.files import write_file
-from mtkit.formats.bundle import save_bundle
+from mtkit.errors import CheckpointError, MtkitError, StoppedError
+from mtkit.feed import Feed, Stream
+from mtkit.identity import differences, identity_of, with_defaults
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
+from mtkit.records import write_bundle, write_start, write_trained
 from mtkit.start import start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
@@ -54,15 +44,15 @@ from mtkit.training.checkpoint import (
     read_progress,
     save_checkpoint,
 )
+from mtkit.training.limits import divergence, expected_steps, reason_to_end
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.scaler import LossScaler
-from mtkit.training.schedule import ENDING, learning_rate, lowers_rate
+from mtkit.training.schedule import learning_rate, lowers_rate
 from mtkit.training.stop import Stop, stopping_by_signal
-from mtkit.validation import Validation
+from mtkit.validation import Validation, measures_text, selection_score
 
 NUM_SAMPLES = 3  # translations shown at each validation
-NUM_AHEAD = 8  # batches that are made before they are needed
 
 
 def say(text: str) -> None:
@@ -86,33 +76,6 @@ def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
             trainer.run(stop, verification)
 
 
-def is_trained(config: Config) -> bool:
-    """Whether training with these settings has come to its end, and its bundle is there."""
-    done = config.run_path / "trained.json"
-    if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
-        return False
-    try:
-        found = json.loads(done.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in _completion(config).items())
-
-
-def _completion(config: Config) -> dict[str, Any]:
-    """What training depends on: if none of it changed, training again would give the same.
-
-    The model that it started from is no part of it once it is gone.
-    """
-    start = start_checksum(config)
-    return {
-        **({"start_from": start} if start else {}),
-        "model": config.model.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json"),
-        "data": Corpus.open(config.run_path / "data" / "train").digest,
-        **_mixing(config),
-    }
-
-
 class Trainer:
     """The training loop and all that it needs at hand."""
 
@@ -125,10 +88,10 @@ class Trainer:
         self.corpus = corpus
         self.validation = validation
         self.device = pick_device(config.device)
-        self.mixture = mixture_of(config, corpus)
 
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.start)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         decay = config.training.ema_decay
@@ -145,28 +108,7 @@ class Trainer:
     # Going on.
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of one run, else it would be another run."""
-        free = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
-        free |= set() if self.settings.schedule in ENDING else {"max_steps"}
-        return {
-            "data": self.corpus.digest,
-            "tokenizer": self.tokenizer.hash,
-            "model": self.config.model.model_dump(mode="json"),
-            "training": {
-                # Where it lay does not matter; what it was does.
-                "start_from": self.start,
-                **{k: v for k, v in self.settings.model_dump(mode="json").items() if k not in free},
-            },
-            **_mixing(self.config),
-        }
-
-    def _with_defaults(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """An identity in which settings that were not there yet when it was saved have their defaults."""
-        defaults = {"model": type(self.config.model)(), "training": TrainingConfig()}
-        filled = {name: {**section.model_dump(mode="json"), **identity[name]} for name, section in defaults.items()}
-        kept = self._identity()["training"].keys() | identity["training"].keys()
-        filled["training"] = {key: value for key, value in filled["training"].items() if key in kept}
-        return {**identity, **filled}
+        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, self.start)
 
     def _resume(self) -> None:
         clear_leftovers(self.checkpoints)
@@ -177,7 +119,8 @@ class Trainer:
         _, found, _ = read_progress(self.checkpoints, steps[-1])
         if self.settings.start_from and not self.start:
             self.start = found["training"].get("start_from") or "a model that is not there"
-        if changes := list(_differences(self._with_defaults(found), self._identity())):
+        now = self._identity()
+        if changes := list(differences(with_defaults(found, now, self.config), now)):
             raise CheckpointError(
                 f"{self.run_path}: cannot go on from step {steps[-1]:,}, since these changed: {'; '.join(changes)}. "
                 "Change them back, give the run another name, or start anew with --fresh"
@@ -225,7 +168,7 @@ class Trainer:
         (self.run_path / "trained.json").unlink(missing_ok=True)
         try:
             self._write_start()
-            with self._stream() as stream:
+            with self.feed.batches(progress) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
             if verification:
@@ -241,7 +184,7 @@ class Trainer:
         finally:
             self.log.close()
 
-    def _loop(self, stream: Iterator[tuple[int, tuple[Batch, ...]]], stop: Stop) -> str:
+    def _loop(self, stream: Stream, stop: Stop) -> str:
         progress, settings = self.state.progress, self.settings
         self.model.train()
         begun = time.monotonic() - progress.seconds
@@ -261,13 +204,13 @@ class Trainer:
                     progress.window = Window(since=progress.seconds)
                 if step and self._saves_at(step) and not self.is_saved:
                     self._save()
-                if reason := self._reason_to_end():
+                if reason := reason_to_end(progress, settings):
                     return reason
                 stop.check()
 
                 epoch = self._update(stream)
-                if progress.skipped_in_row >= settings.max_skipped or progress.loss_scale < 1:
-                    raise MtkitError(self._divergence())
+                if what := divergence(progress, settings):
+                    raise MtkitError(self._with_remedy(what))
                 bar.update()
                 progress.seconds = time.monotonic() - begun
                 if progress.step % settings.log_every == 0 and progress.window.updates:
@@ -278,48 +221,13 @@ class Trainer:
                         f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
                     )
                     progress.window = Window(since=progress.seconds)
-                    bar.total = self._expected_steps()
+                    bar.total = expected_steps(progress, settings)
 
     def _epochs(self) -> float:
         """Passes over the corpus so far."""
         return self.state.progress.pairs / len(self.corpus)
 
-    def _expected_steps(self) -> int:
-        """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
-        progress, settings = self.state.progress, self.settings
-        if settings.max_minutes is None:
-            return settings.max_steps
-        return min(settings.max_steps, round(progress.step * 60 * settings.max_minutes / progress.seconds))
-
-    @contextmanager
-    def _stream(self) -> Iterator[Iterator[tuple[int, tuple[Batch, ...]]]]:
-        """The batches from here on, made in a thread that ends with the block."""
-        sampling = sampling_of(self.config, self.tokenizer, self.corpus)
-        stream = micro_batches(
-            self.corpus, self.settings, self.state.progress.pairs, sampling, self.model.start, self.mixture
-        )
-        try:
-            first = next(stream)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.run_path}: cannot go on from step {self.state.progress.step:,}: {error}, so another version of "
-                "mtkit ordered its data; go on with that one, or start anew with --fresh"
-            ) from None
-        with made_ahead(stream, NUM_AHEAD) as rest:
-            yield chain([first], rest)
-
-    def _reason_to_end(self) -> str:
-        progress, settings = self.state.progress, self.settings
-        if progress.step >= settings.max_steps:
-            return f"training.max_steps {settings.max_steps:,} is reached"
-        if settings.max_minutes is not None and progress.seconds >= 60 * settings.max_minutes:
-            return f"training.max_minutes {settings.max_minutes:g} is reached"
-        if settings.patience is not None and progress.bad_validations >= settings.patience:
-            best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
-            return f"no better {settings.select_by} in {progress.bad_validations} validations (training.patience){best}"
-        return ""
-
-    def _update(self, stream: Iterator[tuple[int, tuple[Batch, ...]]]) -> int:
+    def _update(self, stream: Stream) -> int:
         """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
 
         The loss is divided once, by all their tokens.
@@ -383,17 +291,11 @@ class Trainer:
         )
         self.log.write("overflow", step=progress.step, loss_scale=progress.loss_scale)
 
-    def _divergence(self) -> str:
-        progress = self.state.progress
+    def _with_remedy(self, divergence: str) -> str:
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         last = f"the last good checkpoint is that of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
-        what = (
-            f"{progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not finite"
-            if progress.loss_scale >= 1
-            else f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
-        )
         return (
-            f"{self.run_path}: {what}; {last}. Start anew with --fresh and a lower training.learning_rate, with "
+            f"{self.run_path}: {divergence}; {last}. Start anew with --fresh and a lower training.learning_rate, with "
             "training.clip_norm, or with training.precision fp32"
         )
 
@@ -417,7 +319,7 @@ class Trainer:
         seconds = time.monotonic() - begun
         self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
         at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
-        say(f"{at}: {_measures(measured)}{' (best)' if better else ''}")
+        say(f"{at}: {measures_text(measured)}{' (best)' if better else ''}")
         self._show_samples(translations)
         if lowers_rate(progress.stale_validations, self.settings, progress.rate_lowered):
             progress.stale_validations, progress.rate_lowered = 0, progress.rate_lowered + 1
@@ -453,13 +355,12 @@ class Trainer:
             measured, _ = self.validation.measure(self.model, self.tokenizer, stop)
             better = selection_score(measured, settings) > progress.best_score
             self.log.write("average", steps=chosen, **measured, better=better)
-            say(
-                f"average of {len(chosen)} checkpoints: {_measures(measured)}{' (taken)' if better else ' (not taken)'}"
-            )
+            verdict = "taken" if better else "not taken"
+            say(f"average of {len(chosen)} checkpoints: {measures_text(measured)} ({verdict})")
             if better:
                 weights, steps = average, chosen
         self._write_bundle(weights, steps)
-        write_json(self.run_path / "trained.json", _completion(self.config))
+        write_trained(self.config)
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -467,44 +368,21 @@ class Trainer:
                 parameter.copy_(weights[name])
 
     def _write_bundle(self, weights: dict[str, Tensor], steps: list[int]) -> None:
-        about = {
-            "mtkit": __version__,
-            "source_vocab_size": self.tokenizer.source_vocab_size,
-            "target_vocab_size": self.tokenizer.target_vocab_size,
-            "num_parameters": self.model.num_parameters,
-            "training": {
-                "steps": self.state.progress.step,
-                "minutes": round(self.state.progress.seconds / 60, 1),
-                "pairs_seen": self.state.progress.pairs,
-                "averaged_steps": steps,
-                "start_from": self.start,
-                "data": self.corpus.facts(),
-            },
+        progress = self.state.progress
+        training = {
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 1),
+            "pairs_seen": progress.pairs,
+            "averaged_steps": steps,
+            "start_from": self.start,
+            "data": self.corpus.facts(),
         }
-        path = self.run_path / "model"
-        # The data stays where it is: a bundle names no folder of the machine that it was trained on.
-        training = self.settings.model_copy(update={"start_from": None})
-        config = self.config.model_copy(update={"run_dir": None, "training": training})
-        save_bundle(path, weights, config, self.tokenizer.save, about)
+        path = write_bundle(self.config, self.tokenizer, weights, self.model.num_parameters, training)
         say(f"model: {path}")
 
     def _write_start(self) -> None:
         progress = self.state.progress
-        facts = {
-            "mtkit": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "machine": platform.platform(),
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else str(self.device),
-            "threads": torch.get_num_threads(),
-            "precision": progress.precision,
-            "start_from": self.start,
-            "parameters": self.model.num_parameters,
-            "command": sys.argv,
-            "data": self.corpus.facts(),
-        }
-        write_file(self.run_path / "config.yaml", config_text(self.config).encode())
-        write_json(self.run_path / "run.json", facts)
+        facts = write_start(self.config, self.corpus, self.model, progress.precision, self.start)
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
@@ -512,77 +390,10 @@ class Trainer:
         )
 
 
-def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
-    """How often an epoch goes through each of the corpora; None where it goes through all once."""
-    weights = [text.weight for text in config.data.train]
-    if is_natural(weights, config.data.temperature):
-        return None
-    if len(corpus.manifest.corpora) != len(weights):
-        raise DataError(
-            f"{corpus.directory}: tells the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
-            f"{len(weights)}; binarize the corpora again"
-        )
-    return mix(corpus.manifest.corpora, weights, config.data.temperature)
-
-
-def _mixing(config: Config) -> dict[str, Any]:
-    """What the order of the pairs depends on beside the training settings; nothing where every pair comes once."""
-    weights = [text.weight for text in config.data.train]
-    if is_natural(weights, config.data.temperature):
-        return {}
-    return {"mixing": {"weights": weights, "temperature": config.data.temperature}}
-
-
-def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
-    """What the best checkpoint is best at; higher is better."""
-    value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
-    return value if math.isfinite(value) else float("-inf")
-
-
-def sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> Sampling | None:
-    """How training samples segmentations of the corpus's text, if it does."""
-    settings = config.training
-    if not settings.samples_subwords:
-        return None
-    corpus.require_text()
-    alpha = settings.bpe_dropout if settings.unigram_alpha is None else settings.unigram_alpha
-    source, target = (
-        partial(sample, alpha=alpha, nbest=settings.unigram_nbest)
-        for sample in (tokenizer.sample_source, tokenizer.sample_target)
-    )
-    return Sampling(source, target, config.data.max_length)
-
-
 def chance_seed(seed: int, step: int, micro_batch: int) -> int:
     """The seed of one forward pass: a function of where training is, so that no random state has to be saved."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def write_json(path: Path, value: object) -> None:
-    """One JSON file, replaced whole."""
-    try:
-        write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
-
-
 def _padding(batches: list[Batch]) -> float:
     return sum(batch.padding for batch in batches) / len(batches)
-
-
-def _measures(measured: dict[str, float]) -> str:
-    return (
-        f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
-        f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
-    )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in {**old, **new}:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after and prefix:
-            yield f"{prefix}{key} was {before}, is {after}"
-        elif before != after:
-            yield f"the {key}"

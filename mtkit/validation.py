@@ -1,5 +1,7 @@
 """How good a model is while it trains: its loss and likelihood, and the scores of real translations."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from mtkit.batch import Batch
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
 from mtkit.models.interface import TranslationModel
@@ -83,3 +86,17 @@ class Validation:
         smoothing = self.config.training.label_smoothing
         sums = label_smoothed_cross_entropy(features, model.output, batch.labels, smoothing)
         return torch.stack(sums).cpu().double()
+
+
+def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
+    """What the best checkpoint is best at; higher is better."""
+    value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
+    return value if math.isfinite(value) else float("-inf")
+
+
+def measures_text(measured: dict[str, float]) -> str:
+    """One line of what was measured."""
+    return (
+        f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
+        f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
+    )

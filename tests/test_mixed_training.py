@@ -17,7 +17,8 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, DataError, StoppedError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.prepare import read_validation
-from mtkit.train import Trainer, is_trained, train
+from mtkit.records import is_trained
+from mtkit.train import Trainer, train
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights
 
 TRAINING = {"batch_tokens": 96, "max_steps": 24, "validate_every": 12, "save_every": 4, "validation_sentences": 3}
@@ -102,6 +103,15 @@ def test_a_mixture_that_changes_midway_is_refused_and_binarizes_nothing(make, mo
         run_train(make("run", weights, temperature))
     assert f"these changed: {told}. Change them back" in str(raised.value)
     assert corpus == {path.name: path.stat().st_mtime_ns for path in (config.run_path / "data" / "train").iterdir()}
+
+
+def test_a_finished_run_is_up_to_date_for_its_own_mixture_alone(make):
+    config = make("run", (1.0, 5.0))
+    train(config, read_validation(config))
+    assert is_trained(config)
+    assert not is_trained(make("run", (1.0, 6.0)))
+    assert not is_trained(make("run", (1.0, 5.0), 2.0))
+    assert not is_trained(make("run", (1.0, 1.0)))
 
 
 def test_weights_that_come_to_the_same_may_change(make, monkeypatch):

@@ -21,11 +21,12 @@ from mtkit.config.settings import Config
 from mtkit.data.batches import Sampling, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
+from mtkit.feed import sampling_of
 from mtkit.pipeline import run_binarize
 from mtkit.prepare import binarize, binarized_is_current
 from mtkit.symbols import NUM_SPECIAL
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import Trainer, sampling_of
+from mtkit.train import Trainer
 from mtkit.training.stop import Stop
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {

@@ -16,11 +16,13 @@ from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.formats.bundle import open_bundle
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.prepare import read_validation
+from mtkit.records import is_trained
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import Trainer, Validation, is_trained, train
+from mtkit.train import Trainer, train
 from mtkit.training.checkpoint import checkpoint_steps, read_weights
 from mtkit.training.stop import Stop
 from mtkit.translator import load
+from mtkit.validation import Validation
 
 TRAINING = {"max_steps": 8, "validate_every": 4, "save_every": 4, "validation_sentences": 4, "log_every": 1}
 

@@ -1,5 +1,6 @@
 """Training goes on to the bit from any kill, and ends with the best model that validation saw."""
 
+import copy
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import partial, reduce
 from itertools import islice, pairwise, takewhile
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.data.batches import gather, padded_batch, ragged
+from mtkit.data.batches import gather, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.formats.bundle import open_bundle
@@ -31,24 +33,16 @@ from mtkit.models.interface import TranslationModel
 from mtkit.objective import OBJECTIVES
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import read_validation
+from mtkit.records import is_trained
 from mtkit.symbols import START_TOKENS
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import (
-    NUM_SAMPLES,
-    Stop,
-    Trainer,
-    Validation,
-    chance_seed,
-    is_trained,
-    micro_batches,
-    selection_score,
-    stopping_by_signal,
-    train,
-)
+from mtkit.train import NUM_SAMPLES, Trainer, chance_seed, train
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.scaler import LossScaler
+from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.translator import load
+from mtkit.validation import Validation, selection_score
 
 DEVICES = [
     "cpu",
@@ -230,6 +224,7 @@ def test_a_run_killed_in_the_middle_of_something_else_equals_one_that_was_not(
 
 KILL = """
 import os, signal, sys
+from operator import getitem
 from pathlib import Path
 from mtkit.config.load import load_config
 from mtkit.prepare import read_validation
@@ -390,7 +385,7 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     trainer = trainer_of(config)
     trainer.log.close()
     start = START_TOKENS[name]
-    with trainer._stream() as stream:
+    with trainer.feed.batches(trainer.state.progress) as stream:
         for _, (batch,) in islice(stream, 9):
             assert (batch.target.ids[:, 0] == start).all()
     sources, references = read_validation(config)
@@ -578,6 +573,38 @@ def test_a_run_that_is_older_than_a_setting_goes_on_where_the_setting_is_its_def
     assert checkpoint_steps(trained(make(max_steps=12)) / "checkpoints")[-1] == 12
 
 
+@pytest.mark.parametrize(("model", "inside"), [(MODEL, ()), (MIXED, ("encoder",))], ids=["transformer", "mixed"])
+def test_a_finished_run_that_is_older_than_a_setting_is_up_to_date_where_the_setting_is_its_default(
+    make, model, inside
+):
+    config = make(max_steps=4, model=model)
+    trained(config)
+    done = config.run_path / "trained.json"
+    written = json.loads(done.read_text("utf-8"))
+
+    def is_trained_without(*path: str) -> bool:
+        older = copy.deepcopy(written)
+        *sections, setting = path
+        del reduce(getitem, sections, older)[setting]
+        done.write_text(json.dumps(older), "utf-8")
+        return is_trained(config)
+
+    assert is_trained_without("training", "momentum")
+    assert is_trained_without("model", *inside, "activation")
+    assert not is_trained_without("training", "log_every")
+    assert not is_trained_without("model", *inside, "d_ff")
+    assert not is_trained_without("data")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 1, "training": null}', "{"])
+def test_what_does_not_tell_that_training_ended_is_not_taken_for_it(make, content):
+    config = make(max_steps=1)
+    run = trained(config)
+    assert is_trained(config)
+    (run / "trained.json").write_text(content)
+    assert not is_trained(config)
+
+
 def test_other_data_is_refused(make, stopped, corpus_files, make_config):
     other = make_config(stopped.run_path.parent / "other", model=MODEL, training=TRAINING)
     run_binarize(other)
@@ -703,7 +730,7 @@ def test_the_gradient_of_fp16_is_that_of_fp32_clipped_after_unscaling(make, devi
             )
         )
         trainer.scaler = LossScaler(trainer.device, precision, 256.0, 0)
-        with trainer._stream() as stream:
+        with trainer.feed.batches(trainer.state.progress) as stream:
             trainer._update(stream)
     norms = {p: sum(g.square().sum() for g in found[p].values()).sqrt().item() for p in found}
     assert norms == pytest.approx({"fp32": 0.25, "fp16": 0.25}, rel=1e-4)

@@ -1,0 +1,86 @@
+"""Arguments and options that several commands share, and how the text given to them is read.
+
+Numbers and choices come as text: mtkit checks them itself, so that every message is in its own words.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtkit.errors import DataError, MtkitError
+
+EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+
+# What a wrong call raises; typer carries its parent inside and exports it under no name.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start training anew; what was trained is deleted.")]
+BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
+LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
+BatchTokensOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Most sentences x longest source x beam of a batch.")
+]
+EnsembleOption = Annotated[
+    list[Path] | None, typer.Option(metavar="MODEL", help="Another model that speaks along; more may be given.")
+]
+PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
+DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+
+
+def decoding_settings(
+    beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
+) -> list[str]:
+    """Options as settings, so that they are checked and told of as those are."""
+    found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
+    return found if device is None else [*found, f"device={device}"]
+
+
+def given(**settings: str | None) -> list[str]:
+    """Those settings of decoding that have a value."""
+    return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]
+
+
+def count(name: str, value: str) -> int:
+    """A whole number, at least 1; name is the option that it was given to."""
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
+    return int(value)
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """One of the choices; name is the option that it was given to."""
+    if value not in choices:
+        raise MtkitError(f"{name}: found {value}, wants one of {', '.join(choices)}")
+    return value
+
+
+@contextmanager
+def opened(file: Path | None) -> Iterator[Any]:
+    """A file, or standard input, which stays open."""
+    if file is not None:
+        from mtkit.translate import reading
+
+        with reading(file) as stream:
+            yield stream
+    elif sys.stdin is None:
+        raise DataError("standard input is closed; give it some text, or a FILE")
+    else:
+        yield sys.stdin.buffer
+
+
+def standard_output() -> Any:
+    """Where bytes go; an error if it is closed."""
+    if sys.stdout is None:
+        raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
+    return sys.stdout.buffer

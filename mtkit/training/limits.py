@@ -1,0 +1,32 @@
+"""When training ends: at a limit on updates, minutes or validations that bring nothing better, or in divergence."""
+
+from mtkit.config.training_settings import TrainingConfig
+from mtkit.training.checkpoint import Progress
+
+
+def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
+    """Which limit is reached; nothing while none is."""
+    if progress.step >= config.max_steps:
+        return f"training.max_steps {config.max_steps:,} is reached"
+    if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
+        return f"training.max_minutes {config.max_minutes:g} is reached"
+    if config.patience is not None and progress.bad_validations >= config.patience:
+        best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
+        return f"no better {config.select_by} in {progress.bad_validations} validations (training.patience){best}"
+    return ""
+
+
+def expected_steps(progress: Progress, config: TrainingConfig) -> int:
+    """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
+    if config.max_minutes is None:
+        return config.max_steps
+    return min(config.max_steps, round(progress.step * 60 * config.max_minutes / progress.seconds))
+
+
+def divergence(progress: Progress, config: TrainingConfig) -> str:
+    """What tells that no update brings training forward any more; nothing while it goes on."""
+    if progress.loss_scale < 1:
+        return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
+    if progress.skipped_in_row >= config.max_skipped:
+        return f"{progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not finite"
+    return ""
