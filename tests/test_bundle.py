@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import mtkit
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import MixedConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.formats.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores
@@ -240,6 +242,21 @@ def test_scores_that_cannot_be_read_are_none(bundle: Path) -> None:
         assert read_scores(opened) == []
     (bundle / "scores.json").unlink()
     assert read_scores(opened) == []
+
+
+@pytest.mark.parametrize(
+    ("decoding", "told"),
+    [
+        ({"beam_size": 4, "length_penalty": 0.6}, "beam 4, length penalty 0.6 (power)."),
+        ({"no_repeat_ngram": 3}, "beam 5, length penalty 1 (power), no_repeat_ngram 3."),
+        ({"mbr_samples": 16, "top_p": 0.9}, "samples, top_p 0.9, mbr_samples 16."),
+    ],
+)
+def test_a_card_tells_how_the_scored_translations_were_made(bundle: Path, decoding: dict[str, Any], told: str) -> None:
+    opened = open_bundle(bundle)
+    settings = DecodingConfig(**{"beam_size": 5, **decoding})
+    config = opened.config.model_copy(update={"decoding": settings})
+    assert f"Raw text in, raw text out; {told}\n" in card_text(replace(opened, config=config), [])
 
 
 def test_a_card_names_the_settings_of_both_halves_of_a_mixed_model(bundle: Path) -> None:

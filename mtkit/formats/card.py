@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.formats.bundle import Bundle
 
 
@@ -23,8 +24,7 @@ A translation model of {about["num_parameters"]:,} parameters, trained with mtki
 
 ## Scores
 
-Raw text in, raw text out; beam {config.decoding.beam_size}, length penalty {config.decoding.length_penalty:g} \
-({config.decoding.length_penalty_form}).
+Raw text in, raw text out; {_decoding(config.decoding)}.
 
 | test set | metric | score | signature |
 |---|---|---:|---|
@@ -50,6 +50,14 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 where MODEL is this directory; or in Python, `mtkit.load(MODEL).translate(lines)`.
 """
+
+
+def _decoding(decoding: DecodingConfig) -> str:
+    """How the scored translations were made: a beam and its penalty, or samples, and what else is not as usual."""
+    search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
+    told = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
+    others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=told)
+    return ", ".join(["samples" if decoding.draws else search, *(f"{name} {value}" for name, value in others.items())])
 
 
 def _settings(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
