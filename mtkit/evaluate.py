@@ -125,11 +125,11 @@ def evaluate_models(
     systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
 ) -> list[ScoredSet]:
     """The scores of one model, or of the first of two and of the second, which it is compared with."""
-    for test_set in sets.values():
-        read_test_set(test_set)  # what is wrong with the last one is told before the first is translated
+    # All at once, so that what is wrong with the last one is told before the first is translated.
+    texts = {name: read_test_set(test_set) for name, test_set in sets.items()}
     scores = []
     for name, test_set in sets.items():
-        sources, references = read_test_set(test_set)
+        sources, references = texts[name]
         translated = [
             System(system, translate_set(translator, name, sources, _tag(translator, name, test_set)))
             for system, translator in systems

@@ -8,9 +8,8 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from mtkit.errors import DataError
 from mtkit.likelihood import ScoredTranslation
-from mtkit.text.lines import read_lines
+from mtkit.text.lines import read_pairs
 from mtkit.translator import Translator
 
 
@@ -20,13 +19,10 @@ def score(translator: Translator, source: Path, target: Path, out: BinaryIO, by_
     A line is `log_prob TAB tokens TAB log_prob a token`, the end mark counted; by token it is a JSON list of
     [piece, log_prob].
     """
-    num_lines = sum(1 for _ in read_lines(source))  # before work starts, and both are UTF-8
-    num_targets = sum(1 for _ in read_lines(target))
-    if num_lines != num_targets:
-        raise DataError(
-            f"{source} has {num_lines:,} lines but {target} has {num_targets:,}; line n must translate line n"
-        )
-    pairs = zip(read_lines(source), read_lines(target), strict=True)
+    num_lines = None
+    if source.is_file() and target.is_file():  # a pipe can be read but once
+        num_lines = sum(1 for _ in read_pairs(source, target))  # what is wrong with them is told before work starts
+    pairs = read_pairs(source, target)
     shown = tqdm(pairs, unit=" lines", total=num_lines, disable=not sys.stderr.isatty(), smoothing=0)
     for line in _written(translator.score_lines(shown), by_token):
         out.write(line.encode("utf-8"))

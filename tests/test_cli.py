@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,25 @@ def test_prefixes_settings_and_ensembles_are_heard(call: Call, tiny_run: Path, t
     assert unlike != text
     assert all(len(line) >= 9 for line in unlike.splitlines())
     assert call("translate", tiny_run, "--ensemble", tiny_run, stdin=source) == Result(0, text, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_text_may_come_through_a_pipe_which_is_read_once(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    lines = {"source": "one two\nthree\n", "target": "1 2\n3\n"}
+    for name, text in lines.items():
+        (tmp_path / name).write_text(text)
+    files = [tmp_path / "source", tmp_path / "target"]
+    wanted = call("score", tiny_run, "--source", files[0], "--target", files[1])
+    evaluated = call("evaluate", tiny_run, "--source", files[0], "--reference", files[1], "--json")
+    pipe = tmp_path / "pipe" / "source"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    for command, option, result in (("score", "--target", wanted), ("evaluate", "--reference", evaluated)):
+        writer = threading.Thread(target=pipe.write_text, args=(lines["source"],))
+        writer.start()
+        json_option = ["--json"] if command == "evaluate" else []
+        assert call(command, tiny_run, "--source", pipe, option, files[1], *json_option) == result
+        writer.join()
 
 
 def test_a_translation_is_scored_as_the_search_scored_it(call: Call, tiny_run: Path, tmp_path: Path) -> None:
