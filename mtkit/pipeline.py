@@ -10,7 +10,7 @@ from typing import Any
 
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.evaluate import ScoredSet, evaluate
 from mtkit.files import only_writer, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
@@ -34,9 +34,16 @@ from mtkit.translator import load
 
 
 def run_tokenizer(config: Config) -> None:
-    """`mtkit train-tokenizer`: train it, unless it is up to date."""
+    """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
     with only_writer(config.run_path):
-        if tokenizer_is_current(config):
+        try:
+            is_current = tokenizer_is_current(config)
+        except CheckpointError as error:
+            if _is_begun(config):
+                raise
+            is_current = False
+            _say(f"warning: {error}")
+        if is_current:
             _say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
         else:
             _renew_tokenizer(config)

@@ -20,7 +20,7 @@ from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import replaced_directory, settle
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
@@ -76,6 +76,12 @@ def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
 
 
+def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
+    # No setting decides what is blank.
+    advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
+    return DataError(f"every one of {num_pairs:,} training pairs is left out: {drops}; see {advice}")
+
+
 def _names(corpora: Iterable[CorpusConfig]) -> str:
     return ", ".join(str(path) for corpus in corpora for path in corpus.paths)
 
@@ -90,7 +96,7 @@ def tokenizer_is_current(config: Config) -> bool:
     if not directory.exists():
         return False
     Tokenizer.load(directory)
-    provenance = _read_json(directory / "provenance.json")
+    provenance = _read_provenance(directory / "provenance.json")
     if config.training.start_from is None:
         # A setting that an earlier version of mtkit did not have was what is now its default.
         defaults = TokenizerConfig().model_dump(mode="json")
@@ -128,10 +134,7 @@ def binarize(config: Config) -> None:
             if not num_pairs:
                 raise _no_pairs(corpora)
             if not writer.num_pairs:
-                raise DataError(
-                    f"every one of {num_pairs:,} training pairs is left out: {drops}; see "
-                    + " and ".join(f"data.{name}" for name in settings_behind(drops.counts))
-                )
+                raise _nothing_left(num_pairs, drops)
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
                 see_validation(tagged_pairs(_corpora(config, config.data.valid)), tokenizer, unknown)
@@ -285,6 +288,17 @@ def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     }
 
 
+def _read_provenance(path: Path) -> dict[str, Any]:
+    """What a stored tokenizer was made of."""
+    try:
+        provenance = _read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(provenance.get("settings", {}), dict):
+        raise CheckpointError(f"{path}: damaged; make it again")
+    return provenance
+
+
 def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"format": FORMAT, "copied": tokenizer.hash}
 
@@ -367,4 +381,4 @@ def _report_shares(config: Config, manifest: Manifest) -> None:
     if not is_natural(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
         for corpus, share, repeats in zip(config.data.train, mixture.shares, mixture.repeats, strict=True):
-            _report(f"{corpus.paths[0]}: {share:.1%} of an epoch, each pair {repeats:.4g} times")
+            _report(f"{_names([corpus])}: {share:.1%} of an epoch, each pair {repeats:.4g} times")

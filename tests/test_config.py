@@ -136,6 +136,10 @@ LINES_OF_VALUES = [
         "tokenizer.character_coverage: found 2, wants a number, at least 0.98, at most 1",
     ),
     (
+        "tokenizer: {vocab_size: 10000000000}",  # more than SentencePiece can count
+        "tokenizer.vocab_size: found 10000000000, wants a whole number, at least 5, at most 10000000",
+    ),
+    (
         "training: {consistency: both}",
         "training.consistency: found both, wants one of none, rdrop, simcut",
     ),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_without_a_commit_nothing_changes(tmp_path):
     manifest = write(tmp_path / "train")
     with CorpusWriter(tmp_path / "train", 10, 10, "abc") as writer:
         writer.add([[4]], [[4]])
+    assert names(tmp_path) == ["train"]
+    assert Corpus.open(tmp_path / "train").manifest == manifest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_the_old_corpus_and_nothing_beside_it(tmp_path):
+    import resource
+
+    manifest = write(tmp_path / "train")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "train", [[4]] * 1000, [[5]] * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["train"]
     assert Corpus.open(tmp_path / "train").manifest == manifest
 

@@ -201,6 +201,13 @@ def test_a_line_without_the_column_is_told_with_its_number(tmp_path):
         list(read_columns(path, 3, 1))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
+def test_a_pipe_is_refused_where_text_is_read_more_than_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: is a pipe; a file is wanted, which can be read more than once"):
+        fingerprint(tmp_path / "pipe")
+
+
 def test_a_fingerprint_is_of_the_bytes(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(b"")

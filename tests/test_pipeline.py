@@ -161,6 +161,33 @@ def test_one_run_has_one_writer(config):
     run_tokenizer(config)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "provenance.json"])
+@pytest.mark.parametrize("content", ["[]", '{"settings": null}', None])
+def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(config, capsys, name, content):
+    run_tokenizer(config)
+    before = contents(config.run_path)
+    path = config.run_path / "tokenizer" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(CheckpointError, match=name):
+        run_binarize(config)
+    capsys.readouterr()
+    run_tokenizer(config)
+    told, trained = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: ")
+    assert name in told
+    assert trained.startswith("shared bpe vocabulary: ")
+    assert contents(config.run_path) == before
+
+
+def test_a_damaged_tokenizer_stays_once_training_began(config):
+    run_train(config)
+    (config.run_path / "tokenizer" / "tokenizer.json").unlink()
+    before = contents(config.run_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        run_tokenizer(config)
+    assert contents(config.run_path) == before
+
+
 def test_binarizing_mends_damaged_data_and_training_goes_on(config):
     run_train(config)
     before = contents(config.run_path / "data")

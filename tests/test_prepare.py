@@ -135,8 +135,8 @@ def test_shares_that_are_not_natural_are_reported_and_change_nothing_on_disk(con
     prepared(config)
     assert files_under(config.run_path) == before
     assert capsys.readouterr().err.splitlines()[-2:] == [
-        "train.fr: 50.0% of an epoch, each pair 0.5333 times",
-        "more.fr: 50.0% of an epoch, each pair 8 times",
+        "train.fr, train.en: 50.0% of an epoch, each pair 0.5333 times",
+        "more.fr, more.en: 50.0% of an epoch, each pair 8 times",
     ]
     config = changed(config, "data", train=(corpus("train"), corpus("more")), temperature=5.0)
     assert binarized_is_current(config)
@@ -399,6 +399,14 @@ def test_a_corpus_of_which_nothing_stays_is_told(config):
         binarize(changed(config, "data", max_length=1))
     assert str(raised.value) == ("every one of 320 training pairs is left out: 320 too long; see data.max_length")
     assert files_under(config.run_path) == before
+
+
+def test_a_corpus_of_blank_lines_is_told_though_no_setting_decides_them(config):
+    make_tokenizer(config)
+    for name in ("train", "more"):
+        write_lines(config.data.root / f"{name}.fr", [" "] * len(lines(config, f"{name}.fr")))
+    with pytest.raises(DataError, match=r"left out: 320 blank source; see the files of data\.train$"):
+        binarize(config)
 
 
 def test_validation_corpora_of_nothing_are_told(config):

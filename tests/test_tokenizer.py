@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import random
+import signal
+import sys
 
 import pytest
 import sentencepiece
@@ -11,6 +13,7 @@ import sentencepiece
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
+from mtkit.text import tokenizer_training
 from mtkit.text.segmentation import SPACE_MARK
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
@@ -244,6 +247,25 @@ def test_what_goes_wrong_while_reading_goes_through(tmp_path, failure):
     with pytest.raises(type(failure)) as raised:
         train_tokenizer(lines, lambda: ["x"], TokenizerConfig(), tmp_path)
     assert raised.value is failure
+
+
+def test_an_interrupt_while_sentencepiece_asks_for_words_goes_through(tmp_path):
+    asked = []
+
+    def interrupt(frame, event, argument) -> None:
+        if frame.f_code.co_filename == tokenizer_training.__file__ and "count" in frame.f_code.co_varnames:
+            asked.append(event)
+            if asked.count("call") == 2:  # the first word is asked for by Python
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path)
+    finally:
+        sys.setprofile(None)
+    assert asked == ["call", "return", "call"]
 
 
 def test_a_saved_tokenizer_is_the_same(tmp_path, tokenizer):

@@ -173,7 +173,7 @@ def test_a_file_that_an_earlier_version_wrote_loads_with_its_hash(tmp_path):
             "vocab_size 100 is too small for the 256 bytes of byte_fallback; "
             "set it to 264 or more, or byte_fallback to false",
         ),
-        ("tokenizer: {type: word, vocab_size: 4}", "vocab_size: found 4, wants a whole number, at least 5"),
+        ("tokenizer: {type: word, vocab_size: 4}", "found 4, wants a whole number, at least 5, at most 10000000"),
         ("tokenizer: {type: char}\ntraining: {bpe_dropout: 0.1}", "wants tokenizer.type bpe, not char"),
         ("tokenizer: {type: word}\ntraining: {unigram_alpha: 0.1}", "wants tokenizer.type unigram, not word"),
     ],
@@ -205,6 +205,16 @@ def test_characters_without_the_space_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"^tokenizer\.vocab_size 7 leaves no piece for the space .* set it higher$"):
         trained(tmp_path, source=lines, target=lines, type="char", vocab_size=7, **WITHOUT_BYTES)
     trained(tmp_path, source=lines, target=lines, type="char", vocab_size=8, **WITHOUT_BYTES)
+
+
+@pytest.mark.parametrize("type_", ["bpe", "unigram", "char"])
+def test_a_coverage_without_the_space_is_told(tmp_path, type_):
+    lines = ["ab" * 5000]
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer\.character_coverage 0\.99 leaves no piece for the space .*higher$"
+    ):
+        trained(tmp_path, source=lines, target=lines, type=type_, vocab_size=264, character_coverage=0.99)
+    trained(tmp_path, source=lines, target=lines, type=type_, vocab_size=264, character_coverage=1.0)
 
 
 @pytest.mark.parametrize("type_", sorted(set(TYPES) - {"word"}))

@@ -97,7 +97,7 @@ def wanted(schema: Schema) -> str:
         return f"only {schema['const']}"
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    limits = [f"{words} {schema[limit]:g}" for limit, words in LIMITS.items() if limit in schema]
+    limits = [f"{words} {schema[limit]:.10g}" for limit, words in LIMITS.items() if limit in schema]
     return ", ".join([_kind(schema), *limits])
 
 

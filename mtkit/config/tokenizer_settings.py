@@ -17,7 +17,9 @@ class TokenizerConfig(Section):
         description="Pieces are merged byte pairs (Sennrich et al. 2016), those of a unigram model (Kudo 2018), "
         "characters, or the words between spaces.",
     )
-    vocab_size: int = Field(8000, ge=5, description="Most pieces a vocabulary may have; small data may give fewer.")
+    vocab_size: int = Field(
+        8000, ge=5, le=10_000_000, description="Most pieces a vocabulary may have; small data may give fewer."
+    )
     byte_fallback: bool | None = Field(
         None, description="Spell in bytes what has no piece, so that nothing is <unk>; null: true but for word."
     )

@@ -95,8 +95,8 @@ class CorpusWriter:
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Removes what was not committed."""
-        self._source.close()
-        self._target.close()
+        self._source.discard()
+        self._target.discard()
         shutil.rmtree(self._writing, ignore_errors=True)
 
 
@@ -268,11 +268,11 @@ class _SideWriter:
             text=self._text.finish() if self._text else None,
         )
 
-    def close(self) -> None:
-        self._tokens.close()
-        self._offsets.close()
+    def discard(self) -> None:
+        self._tokens.discard()
+        self._offsets.discard()
         if self._text:
-            self._text.close()
+            self._text.discard()
 
 
 class _TextWriter:
@@ -294,9 +294,9 @@ class _TextWriter:
     def finish(self) -> StoredText:
         return StoredText(self._text.finish(), self._offsets.finish())
 
-    def close(self) -> None:
-        self._text.close()
-        self._offsets.close()
+    def discard(self) -> None:
+        self._text.discard()
+        self._offsets.discard()
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +48,13 @@ class FileWriter:
         """The file, closed."""
         if self._size % PIECE_BYTES:
             self._end_piece()
-        self.close()
+        self._stream.close()
         return StoredFile(self._size, tuple(self._sha256))
 
-    def close(self) -> None:
-        """End it as far as it came."""
-        self._stream.close()
+    def discard(self) -> None:
+        """Close it unfinished, though the disk may be too full for what was still to be written."""
+        with suppress(OSError):
+            self._stream.close()
 
 
 def check_size(path: Path, stored: StoredFile) -> None:

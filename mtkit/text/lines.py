@@ -69,6 +69,8 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
 
 def fingerprint(path: Path) -> str:
     """The checksum of a file's bytes, as "sha256:<hex>"; of a packed file, of the packed bytes."""
+    if path.is_fifo():
+        raise DataError(f"{path}: is a pipe; a file is wanted, which can be read more than once")
     with _reading(path), path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -105,8 +105,8 @@ def _train_model(
     surface: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # No Python runs inside, so nothing can go wrong there that SentencePiece would hide.
-            sentence_iterator=map("{}\t{}".format, words.keys(), words.values()),
+            # Nothing can go wrong in there that SentencePiece would hide, but for Ctrl-C.
+            sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
             input_format="tsv",
             model_writer=model,
             model_type=settings.type,
@@ -126,6 +126,8 @@ def _train_model(
             **surface,
         )
     except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
         too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if not too_small:
             raise
@@ -134,12 +136,14 @@ def _train_model(
             f"{_text(side)}; set it to {too_small[1]} or more, or lower tokenizer.character_coverage"
         ) from None
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces_made = processor.vocab_size()
     if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
+        # Only char leaves out characters that the coverage asks for.
+        name = "vocab_size" if settings.type == "char" and pieces_made == settings.vocab_size else "character_coverage"
         raise ConfigError(
-            f"tokenizer.vocab_size {settings.vocab_size} leaves no piece for the space in the training {_text(side)}; "
+            f"tokenizer.{name} {getattr(settings, name)} leaves no piece for the space in the training {_text(side)}; "
             "set it higher"
         )
-    pieces_made = processor.vocab_size()
     return model.getvalue(), Vocabulary(side, settings.type, settings.vocab_size, pieces_made, lines_seen, num_lines)
 
 
