@@ -159,6 +159,9 @@ def test_the_figures_drawn_are_those_of_the_log(tmp_path: Path) -> None:
     assert series(history, "train", "nll") == ([20, 60], [4.0, 2.0])
     assert series(history, "train", "lr", "minutes") == ([1.0, 3.0, 4.0], [0.1, 0.2, 0.3])
     assert series(history, "validation", "loss", "minutes") == ([3.25, 4.0], [3.5, 2.5])
+    assert series(history, "validation", "nll") == ([45, 60], [3.5, 2.5]), "a log that knows but one loss"
+    later = write_log(tmp_path / "later", [{"event": "validation", "step": 10, "loss": 9.0, "nll": 8.0}, *EVENTS])
+    assert series(read_history(later), "validation", "nll")[1][0] == 8.0
     assert series(history, "validation", "bleu") == ([45], [10.0])
     early: dict[str, object] = {"event": "validation", "step": 10, "loss": 9.0}
     assert series(read_history(write_log(tmp_path / "early", [early, *EVENTS])), "validation", "loss", "minutes") == (

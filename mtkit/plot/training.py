@@ -15,7 +15,7 @@ from mtkit.plot.figure import line_of, new_figure, save, style
 PANELS = (
     ("train", "nll", "training loss (nats a token)"),
     ("train", "lr", "learning rate"),
-    ("validation", "loss", "validation loss (nats a token)"),
+    ("validation", "nll", "validation loss (nats a token)"),
     ("validation", "bleu", "validation BLEU"),
 )
 
@@ -42,7 +42,8 @@ def read_history(run: Path) -> History:
         except ValueError:
             raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
         if event.get("event") in ("train", "validation"):
-            events.append(event)
+            # In the logs of 0.1.0 the loss of a validation was without label smoothing.
+            events.append({"nll": event["loss"], **event} if "loss" in event else event)
     if not events:
         raise DataError(f"{path}: has no figures yet; training logs the first after training.log_every updates")
     return History(run.name, events)
