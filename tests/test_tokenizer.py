@@ -259,12 +259,15 @@ def test_an_interrupt_while_sentencepiece_asks_for_words_goes_through(tmp_path):
                 sys.setprofile(None)
                 signal.raise_signal(signal.SIGINT)
 
+    # A shell that runs things in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.setprofile(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path)
     finally:
         sys.setprofile(None)
+        signal.signal(signal.SIGINT, before)
     assert asked == ["call", "return", "call"]
 
 
