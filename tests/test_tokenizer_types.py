@@ -189,7 +189,7 @@ def test_settings_of_a_tokenizer_that_cannot_be_are_refused(text, message):
     "text", ["tokenizer: {type: char, byte_fallback: false, vocab_size: 60}", "tokenizer: {vocab_size: 264}"]
 )
 def test_the_smallest_settings_are_taken(text):
-    config_from_text(text, "x.yaml")
+    assert config_from_text(text, "x.yaml").tokenizer.vocab_size in (60, 264)
 
 
 @pytest.mark.parametrize("type_", ["bpe", "unigram"])

@@ -3,6 +3,7 @@
 R rows, S source length, T target length, D model width, V vocabulary size, W hypotheses of a sentence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -74,6 +75,18 @@ class Output(nn.Module):
         if columns is None:
             return F.linear(features, self.weight, self.bias)
         return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
+
+
+def tied(
+    tie: str, source: Callable[[], Embedding], target: Callable[[], Embedding], output_bias: bool
+) -> tuple[Embedding, Embedding, Output]:
+    """The embeddings of source and target, and the output layer, which share one matrix as the settings say.
+
+    source and target make a matrix of that side's size.
+    """
+    embedding = target()
+    output = Output(target() if tie == "none" else embedding, output_bias)
+    return embedding if tie == "all" else source(), embedding, output
 
 
 @dataclass(frozen=True)

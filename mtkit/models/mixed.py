@@ -6,7 +6,7 @@ from torch import nn
 
 from mtkit.batch import Rows
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, initialize_transformer
 from mtkit.symbols import START_TOKENS
@@ -35,10 +35,12 @@ def build_mixed(config: MixedConfig, source_vocab_size: int, target_vocab_size: 
     def table(half: Half, vocab_size: int) -> Embedding:
         return Embedding(vocab_size, half.d_model, half.scale_embeddings)
 
-    target = table(config.decoder, target_vocab_size)
-    source = target if config.tie_embeddings == "all" else table(config.encoder, source_vocab_size)
-    table_of_output = target if config.tie_embeddings != "none" else table(config.decoder, target_vocab_size)
-    output = Output(table_of_output, config.decoder.output_bias)
+    source, target, output = tied(
+        config.tie_embeddings,
+        lambda: table(config.encoder, source_vocab_size),
+        lambda: table(config.decoder, target_vocab_size),
+        config.decoder.output_bias,
+    )
     encoder = _encoder(config.encoder, source, config.decoder.d_model)
     decoder = _decoder(config.decoder, target, output, encoder.final_widths)
     limits = Limits(_longest(config.encoder), _longest(config.decoder))

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from mtkit.batch import Rows
 from mtkit.config.model_settings import RecurrentConfig
 from mtkit.models.dropout import dropout
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.source_attention import SCORES, mix
 from mtkit.symbols import START_TOKENS
 
@@ -274,9 +274,9 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
-    target = table(target_vocab_size)
-    source = target if config.tie_embeddings == "all" else table(source_vocab_size)
-    output = Output(target if config.tie_embeddings != "none" else table(target_vocab_size), config.output_bias)
+    source, target, output = tied(
+        config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
+    )
     encoder = RecurrentEncoder(config, source)
     decoder = RecurrentDecoder(config, target, output, encoder.final_widths)
     return TranslationModel(encoder, decoder, Limits(), START_TOKENS[config.start_token])

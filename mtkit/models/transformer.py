@@ -15,7 +15,7 @@ from mtkit.config.model_settings import TransformerConfig
 from mtkit.models.attention import Cache, CrossAttention, SelfAttention
 from mtkit.models.dropout import dropout
 from mtkit.models.feed_forward import FeedForward
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
 from mtkit.models.positions import ADDED, LearnedPositions, RotaryPositions, Rotation
 from mtkit.symbols import START_TOKENS
@@ -281,9 +281,9 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
-    target = table(target_vocab_size)
-    source = target if config.tie_embeddings == "all" else table(source_vocab_size)
-    output = Output(target if config.tie_embeddings != "none" else table(target_vocab_size), config.output_bias)
+    source, target, output = tied(
+        config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
+    )
     longest = config.max_positions if config.positions == "learned" else None
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
