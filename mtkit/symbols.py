@@ -1,4 +1,6 @@
-"""The ids that every vocabulary begins with. They are the project's own: every tokenizer is trained to have them."""
+"""The ids of what is no text: padding, the unknown, where a sentence begins and where it ends."""
+
+from dataclasses import dataclass
 
 PAD = 0  # fills a row; zero, so that a fresh array of zeros is padding
 UNKNOWN = 1  # stands for what has no piece; no text is, where a tokenizer spells in bytes
@@ -6,5 +8,32 @@ BEGIN = 2  # the decoder starts from it, unless its model has another start toke
 END = 3  # ends every source and every target
 
 NUM_SPECIAL = 4
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The special ids of one side's vocabulary. A model from elsewhere keeps its own."""
+
+    pad: int = PAD
+    unknown: int = UNKNOWN
+    begin: int | None = BEGIN  # Marian's vocabularies have none
+    end: int = END
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Those that there are."""
+        return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
+
+
+OWN = SpecialIds()  # every tokenizer that is trained here has these
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Those of both sides."""
+
+    source: SpecialIds = OWN
+    target: SpecialIds = OWN
+
 
 START_TOKENS = {"begin": BEGIN, "pad": PAD, "end": END}  # what a decoder may read first, by the names of the settings
