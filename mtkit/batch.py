@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+NO_LABEL = -1  # no token, whatever the vocabulary
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -44,7 +46,7 @@ class Batch:
 
     source: Rows  # ends with the end mark
     target: Rows  # what the decoder reads: the start mark and all tokens but the end mark
-    labels: Tensor  # (R, T) int64: what it should say at each place; PAD where padded
+    labels: Tensor  # (R, T) int64: what it should say at each place; NO_LABEL where padded
     num_pairs: int
     source_tokens: int  # real tokens, end marks counted
     target_tokens: int

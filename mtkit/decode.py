@@ -25,7 +25,6 @@ from mtkit.search.length_penalty import LENGTH_PENALTIES
 from mtkit.search.sampling import Chances, Draw, sample_search
 from mtkit.search.step import AnyState, Hypothesis, Step
 from mtkit.search.stopping import STOPPING
-from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 
 Model = TranslationModel | Ensemble
 
@@ -39,6 +38,7 @@ class _Task:
     start: Tensor  # (N,)
     max_lengths: Tensor  # (N,)
     num_best: int
+    end: int
 
 
 @torch.inference_mode()
@@ -48,24 +48,28 @@ def decode(
     sentences: Sequence[Sequence[int]],
     num_best: int = 1,
     prefixes: Sequence[Sequence[int]] = (),
-    forbidden: Sequence[int] = (PAD, UNKNOWN, BEGIN),
+    forbidden: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """The hypotheses of one batch of source tokens, none of them empty: the best first, or samples as they are drawn.
 
     Up to num_best of a beam's, and as many to spare where it is more than one, since different tokens may be the same
-    text; of samples num_best. Each begins with the prefix of its sentence, if there are any. What is forbidden is
-    never said.
+    text; of samples num_best. Each begins with the prefix of its sentence, if there are any. What is forbidden, by
+    default all special ids but the end mark, is never said.
     """
+    if forbidden is None:
+        forbidden = model.special.silent
     sources = ragged(sentences)
-    start = torch.full((len(sentences),), model.start, device=model.device)
+    start = torch.full((len(sentences),), model.marks.start, device=model.device)
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sentences))
     max_lengths = torch.maximum(max_lengths.long(), prefix_lengths).to(model.device)
     if model.limits.target is not None:
         max_lengths = max_lengths.clamp(max=model.limits.target - 1)
-    task = _Task(decoding, [list(sentence) for sentence in sentences], start, max_lengths, num_best)
+    task = _Task(
+        decoding, [list(sentence) for sentence in sentences], start, max_lengths, num_best, model.marks.target_end
+    )
 
-    source = source_rows(sources).to(model.device)
+    source = source_rows(sources, model.marks.source_end).to(model.device)
     step, state = partial(next_log_probs, model, forbidden), model.encode(source, watch=decoding.coverage_penalty > 0)
     if not decoding.coverage_penalty:
         return _constrain(step, state, None, prefixes, task)
@@ -84,7 +88,7 @@ def _constrain(
     """Search under the constraints that the settings and the prefixes make."""
     constraints: list[Constraint] = []
     if task.decoding.min_length:
-        constraints.append(min_length(task.max_lengths.clamp(max=task.decoding.min_length), END))
+        constraints.append(min_length(task.max_lengths.clamp(max=task.decoding.min_length), task.end))
     if task.decoding.no_repeat_ngram:
         constraints.append(no_repeat_ngram(task.decoding.no_repeat_ngram))
     if any(prefixes):
@@ -99,14 +103,14 @@ def _constrain(
 def _search(
     step: Step[AnyState], state: AnyState, bonus: Callable[[AnyState], Tensor] | None, task: _Task
 ) -> list[list[Hypothesis]]:
-    decoding, start, max_lengths = task.decoding, task.start, task.max_lengths
+    decoding, start, max_lengths, end = task.decoding, task.start, task.max_lengths, task.end
     if decoding.draws:
         draw = Draw(decoding.temperature, decoding.top_k, decoding.top_p)
         chances = Chances(decoding.seed, task.sentences, task.num_best)
-        return sample_search(step, state, start, max_lengths, END, task.num_best, draw, chances)
+        return sample_search(step, state, start, max_lengths, end, task.num_best, draw, chances)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     if decoding.beam_size == 1 and task.num_best == 1:
-        hypotheses = greedy_search(step, state, start, max_lengths, END)
+        hypotheses = greedy_search(step, state, start, max_lengths, end)
         lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
         return [
             [replace(hypothesis, score=hypothesis.log_prob / divisor)]
@@ -117,7 +121,7 @@ def _search(
         state,
         start,
         max_lengths,
-        END,
+        end,
         decoding.beam_size,
         penalty,
         task.num_best,

@@ -13,6 +13,7 @@ from mtkit.data.batches import Sampling, micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.mixing import Mixture, is_natural, mix
 from mtkit.errors import CheckpointError, DataError
+from mtkit.symbols import Marks
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import Progress
 
@@ -29,18 +30,18 @@ class Feed:
     corpus: Corpus
     mixture: Mixture | None  # None: each pair once an epoch
     sampling: Sampling | None  # None: the ids that the corpus holds
-    start: int  # what the decoder reads first
+    marks: Marks  # of the model that reads the batches
 
     @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, start: int) -> "Feed":
+    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, marks: Marks) -> "Feed":
         """As the settings say; a corpus that does not hold what they ask for is an error."""
-        return Feed(config, corpus, mixture_of(config, corpus), sampling_of(config, tokenizer, corpus), start)
+        return Feed(config, corpus, mixture_of(config, corpus), sampling_of(config, tokenizer, corpus), marks)
 
     @contextmanager
     def batches(self, progress: Progress) -> Iterator[Stream]:
         """The batches from here on, made in a thread that ends with the block."""
         stream = micro_batches(
-            self.corpus, self.config.training, progress.pairs, self.sampling, self.start, self.mixture
+            self.corpus, self.config.training, progress.pairs, self.sampling, self.marks, self.mixture
         )
         try:
             first = next(stream)

@@ -67,7 +67,7 @@ def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterato
 def _batch_log_probs(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    batch = padded_batch(ragged(sources), ragged(targets), model.start).to(model.device)
+    batch = padded_batch(ragged(sources), ragged(targets), model.marks).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
     real = batch.target.mask
     log_probs = []

@@ -12,7 +12,6 @@ from torch import Tensor
 from mtkit.batch import Batch, Rows
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.models.interface import TranslationModel
-from mtkit.symbols import BEGIN, END
 from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
 
 
@@ -50,7 +49,8 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(likelihood=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
-    source, target = (_twice(rows, cut_tokens(rows, settings.cutoff)) for rows in (batch.source, batch.target))
+    source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.marks.source_end))
+    target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.marks.start))
     return _agreeing(model, source, target, batch.labels, settings.label_smoothing, shares)
 
 
@@ -61,10 +61,10 @@ OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchL
 }
 
 
-def cut_tokens(rows: Rows, share: float) -> Tensor:
-    """(R, L) bool: a share of the tokens, drawn one by one from PyTorch's generator, but no begin or end mark."""
+def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
+    """(R, L) bool: a share of the tokens, drawn one by one from PyTorch's generator, but never a side's mark."""
     drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
-    return drawn & rows.mask & (rows.ids != BEGIN) & (rows.ids != END)
+    return drawn & rows.mask & (rows.ids != mark)
 
 
 def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:

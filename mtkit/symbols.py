@@ -1,5 +1,6 @@
 """The ids of what is no text: padding, the unknown, where a sentence begins and where it ends."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 PAD = 0  # fills a row; zero, so that a fresh array of zeros is padding
@@ -24,6 +25,11 @@ class SpecialIds:
         """Those that there are."""
         return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
 
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Those that no translation holds."""
+        return tuple(id_ for id_ in self.all if id_ != self.end)
+
 
 OWN = SpecialIds()  # every tokenizer that is trained here has these
 
@@ -36,4 +42,19 @@ class Specials:
     target: SpecialIds = OWN
 
 
-START_TOKENS = {"begin": BEGIN, "pad": PAD, "end": END}  # what a decoder may read first, by the names of the settings
+# What a decoder may read first, by the names of the settings. Where it is zero, the row of pad stays zero (Marian).
+START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
+    "begin": lambda special: special.begin,
+    "pad": lambda special: special.pad,
+    "end": lambda special: special.end,
+    "zero": lambda special: special.pad,
+}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What stands around sentences when a model reads them."""
+
+    source_end: int = END
+    start: int = BEGIN  # what the decoder reads first
+    target_end: int = END

@@ -90,8 +90,9 @@ class Trainer:
         self.device = pick_device(config.device)
 
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
-        self.model = new_model(config.model, *sizes, config.training.seed).to(self.device)
-        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.start)
+        specials = tokenizer.specials
+        self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.marks)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         decay = config.training.ema_decay

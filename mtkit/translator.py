@@ -19,7 +19,6 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
-from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 from mtkit.text.parallel import tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
@@ -75,7 +74,9 @@ class Translator:
         self.tokenizer = tokenizer
         self.config = config
         decoding = config.decoding
-        self._forbidden = (PAD, BEGIN) if tokenizer.target_shows_unknown else (PAD, UNKNOWN, BEGIN)
+        special = tokenizer.specials.target
+        shown = special.unknown if tokenizer.target_shows_unknown else None
+        self._forbidden = tuple(token for token in special.silent if token != shown)
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
@@ -248,7 +249,7 @@ class Translator:
             budget = decoding.batch_tokens // decoding.beam_size
             found = log_probs_of(self.model, sources, targets, budget)
             for target, log_probs in zip(targets, found, strict=True):
-                yield ScoredTranslation(self.tokenizer.target_pieces([*target, END]), log_probs)
+                yield ScoredTranslation(self.tokenizer.target_pieces([*target, self.model.marks.target_end]), log_probs)
 
     def _check_lengths(self, number: int, source: list[int], target: list[int]) -> None:
         limits = self.model.limits
@@ -322,7 +323,7 @@ def load(
         member, others, _ = _load_one(Path(other), [f"device={config.device}"], precision)
         if others.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
-        if member.start != model.start:
+        if member.marks != model.marks:
             raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
         members.append(member)
     return Translator(Ensemble(members), tokenizer, config)
@@ -335,7 +336,8 @@ def _load_one(path: Path, overrides: Sequence[str], precision: str) -> tuple[Tra
     dtype = pick_dtype(precision, device)
     tokenizer = Tokenizer.load(bundle.tokenizer_path)
     bundle.require_own_tokenizer()
-    model = empty_model(config.model, bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
+    sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
+    model = empty_model(config.model, *sizes, tokenizer.specials)
     fill_model(model, bundle.weights(), str(bundle.path))
     model.requires_grad_(False)
     return model.to(device, dtype).eval(), tokenizer, config

@@ -61,7 +61,7 @@ class Validation:
         """
         model.eval()
         try:
-            batches = [padded_batch(source, target, model.start) for source, target in self.batches]
+            batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
             sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
             count = sum(batch.target_tokens for batch in batches)
             translations = []

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mtkit.batch import Batch, Rows
+from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
-from mtkit.symbols import BEGIN, END, PAD, START_TOKENS
+from mtkit.symbols import BEGIN, END, PAD, Marks
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 SOURCES = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]
@@ -33,7 +33,7 @@ def test_a_batch_is_what_plain_python_would_write_down():
     batch = padded_batch(ragged(SOURCES), ragged(TARGETS))
     check_rows(batch.source, [[*source, END] for source in SOURCES])
     check_rows(batch.target, [[BEGIN, *target] for target in TARGETS])
-    assert batch.labels.tolist() == filled([[*target, END] for target in TARGETS])
+    assert batch.labels.tolist() == filled([[*target, END] for target in TARGETS], NO_LABEL)
     assert batch.num_pairs == 4
     assert batch.source_tokens == sum(len(source) + 1 for source in SOURCES)
     assert batch.target_tokens == sum(len(target) + 1 for target in TARGETS)
@@ -46,15 +46,15 @@ def test_each_label_is_what_the_decoder_reads_next():
         assert read[0] == BEGIN
         assert said[real][-1] == END
         assert torch.equal(said[real][:-1], read[real][1:])
-    assert torch.equal(batch.labels != PAD, batch.target.mask)
+    assert torch.equal(batch.labels != NO_LABEL, batch.target.mask)
 
 
-@pytest.mark.parametrize("start", sorted(START_TOKENS.values()))
-def test_a_decoder_reads_its_models_start_token_first_and_nothing_else_is_changed(start):
-    wanted, found = (padded_batch(ragged(SOURCES), ragged(TARGETS), *given) for given in ((), (start,)))
-    check_rows(found.target, [[start, *target] for target in TARGETS])
-    assert torch.equal(found.labels, wanted.labels)
-    check_rows(found.source, [[*source, END] for source in SOURCES])
+@pytest.mark.parametrize("marks", [Marks(start=PAD), Marks(start=END), Marks(source_end=7, start=8, target_end=0)])
+def test_a_batch_has_the_marks_of_the_model_that_reads_it(marks):
+    found = padded_batch(ragged(SOURCES), ragged(TARGETS), marks)
+    check_rows(found.target, [[marks.start, *target] for target in TARGETS])
+    assert found.labels.tolist() == filled([[*target, marks.target_end] for target in TARGETS], NO_LABEL)
+    check_rows(found.source, [[*source, marks.source_end] for source in SOURCES])
 
 
 def test_source_rows_are_the_source_side_of_a_batch():

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtkit.batch import NO_LABEL
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
-from mtkit.symbols import PAD
 from mtkit.training import loss
 from mtkit.training.loss import label_smoothed_cross_entropy
 
@@ -34,7 +34,7 @@ def example(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Te
     torch.manual_seed(2)
     features = torch.randn(R, T, D, dtype=dtype).to(device).requires_grad_()
     labels = torch.randint(4, V, (R, T))
-    labels[1, 3:] = labels[4, 1:] = PAD
+    labels[1, 3:] = labels[4, 1:] = NO_LABEL
     return features, labels.to(device)
 
 
@@ -49,7 +49,7 @@ def plain(features: Tensor, output: Output, labels: Tensor, smoothing: float) ->
     """The same by PyTorch's own function, on all logits."""
     logits = output(features)
     return F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=PAD, reduction="sum", label_smoothing=smoothing
+        logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum", label_smoothing=smoothing
     )
 
 
@@ -178,23 +178,23 @@ def test_padding_counts_for_nothing():
     output = output_layer()
     features, labels = example()
     with torch.no_grad():
-        changed = torch.where((labels == PAD)[:, :, None], 1e6, features)
+        changed = torch.where((labels == NO_LABEL)[:, :, None], 1e6, features)
     changed.requires_grad_()
     wider = torch.cat([changed, torch.full((R, 3, D), float("nan"))], 1)
-    wider_labels = F.pad(labels, (0, 3), value=PAD)
+    wider_labels = F.pad(labels, (0, 3), value=NO_LABEL)
 
     wanted = label_smoothed_cross_entropy(features, output, labels, 0.1)
     found = label_smoothed_cross_entropy(wider, output, wider_labels, 0.1)
     assert [value.item() for value in found] == [value.item() for value in wanted]
     by_features, by_weight = gradients(found[0], changed, output.weight)
-    assert not by_features[labels == PAD].any()
+    assert not by_features[labels == NO_LABEL].any()
     assert torch.equal(by_weight, gradients(wanted[0], output.weight)[0])
 
 
 def test_a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient():
     output = output_layer()
     features, labels = example()
-    found = label_smoothed_cross_entropy(features, output, torch.full_like(labels, PAD), 0.1)
+    found = label_smoothed_cross_entropy(features, output, torch.full_like(labels, NO_LABEL), 0.1)
     assert [value.item() for value in found] == [0, 0]
     assert not any(gradient.any() for gradient in gradients(found[0], features, output.weight))
 

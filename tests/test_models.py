@@ -49,6 +49,7 @@ TRANSFORMERS += [
         {"layer_dropout": 0.5},
         {"norm": "rms", "activation": "swiglu", "positions": "rotary", "attention_bias": False},
         {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "pad"},
+        {"norm_placement": "post", "activation": "gelu", "output_bias": True, "start_token": "zero"},
         {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
         {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
     ]

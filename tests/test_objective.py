@@ -8,7 +8,7 @@ from test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradie
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.batch import Batch, Rows
+from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import padded_batch, ragged
@@ -51,7 +51,7 @@ def example(dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Te
     torch.manual_seed(2)
     features = torch.randn(2, R, T, D, dtype=dtype).to(device).requires_grad_()
     labels = torch.randint(4, V, (R, T))
-    labels[1, 3:] = labels[4, 1:] = PAD
+    labels[1, 3:] = labels[4, 1:] = NO_LABEL
     return features, labels.to(device)
 
 
@@ -66,7 +66,7 @@ def test_sums_and_gradients_are_those_of_autograd_on_all_logits(
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", tokens_of_a_chunk * 2 * V)
     output, shares = output_layer(dtype, device), SHARES[name]
     features, labels = example(dtype, device)
-    real = labels != PAD
+    real = labels != NO_LABEL
     wanted = plain(output(features[:, real]), labels[real], smoothing, shares)
     found = consistent_cross_entropy(features, output, labels, smoothing, shares)
     for by_found, by_wanted in zip(found, wanted, strict=True):
@@ -86,7 +86,7 @@ def test_with_a_bias_sums_and_gradients_are_those_of_autograd_on_all_logits(monk
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 3 * 2 * V)
     output, shares, tolerance = biased_output_layer(dtype), SHARES[name], 1e-5 if dtype == torch.float32 else 1e-13
     features, labels = example(dtype)
-    real = labels != PAD
+    real = labels != NO_LABEL
     wanted = plain(output(features[:, real]), labels[real], 0.1, shares)
     found = consistent_cross_entropy(features, output, labels, 0.1, shares)
     for by_found, by_wanted in zip(found, wanted, strict=True):
@@ -110,7 +110,7 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_under_autocast_sums_and_gradients_are_close_to_those_in_full_precision(device):
     output, shares = output_layer(torch.float32, device), SHARES["rdrop"]
     features, labels = example(torch.float32, device)
-    real = labels != PAD
+    real = labels != NO_LABEL
     wanted = plain(output(features[:, real]), labels[real], 0.1, shares)
     with torch.autocast(device, torch.bfloat16):
         found = consistent_cross_entropy(features, output, labels, 0.1, shares)
@@ -152,13 +152,13 @@ def test_padding_counts_for_nothing():
     output = output_layer(torch.float64)
     features, labels = example()
     with torch.no_grad():
-        changed = torch.where((labels == PAD)[:, :, None], float("nan"), features)
+        changed = torch.where((labels == NO_LABEL)[:, :, None], float("nan"), features)
     changed.requires_grad_()
     wanted = consistent_cross_entropy(features, output, labels, 0.1, SHARES["rdrop"])
     found = consistent_cross_entropy(changed, output, labels, 0.1, SHARES["rdrop"])
     assert [value.item() for value in found] == [value.item() for value in wanted]
     by_features, by_weight = gradients(found[0], changed, output.weight)
-    assert not by_features[:, labels == PAD].any()
+    assert not by_features[:, labels == NO_LABEL].any()
     assert torch.equal(by_weight, gradients(wanted[0], output.weight)[0])
 
 
@@ -169,7 +169,7 @@ def test_without_gradients_the_sums_are_the_same_and_padding_alone_sums_to_nothi
     with torch.no_grad():
         found = consistent_cross_entropy(features, output, labels, 0.1, SHARES["simcut"])
     assert [value.item() for value in found] == [value.item() for value in wanted]
-    nothing = consistent_cross_entropy(features, output, torch.full_like(labels, PAD), 0.1, SHARES["simcut"])
+    nothing = consistent_cross_entropy(features, output, torch.full_like(labels, NO_LABEL), 0.1, SHARES["simcut"])
     assert [value.item() for value in nothing] == [0, 0, 0, 0]
     assert not any(gradient.any() for gradient in gradients(nothing[0], features, output.weight))
 
@@ -201,18 +201,19 @@ def test_rows_keep_their_cut_on_another_device():
     assert Rows(ids, ids, ids).to(torch.device("meta")).cut is None
 
 
-def test_tokens_are_cut_in_their_share_but_never_the_marks_and_the_same_ones_for_the_same_seed():
+@pytest.mark.parametrize("mark", [BEGIN, END, 7])
+def test_tokens_are_cut_in_their_share_but_never_the_mark_and_the_same_ones_for_the_same_seed(mark):
     torch.manual_seed(1)
     ids = torch.randint(4, V, (200, 100))
-    ids[:, 0], ids[:, 80], ids[:, 81:] = BEGIN, END, PAD
+    ids[:, 0], ids[:, 81:] = mark, PAD
     rows = Rows(ids, (ids != PAD).long(), torch.arange(100).expand_as(ids))
-    cut = cut_tokens(rows, 0.2)
-    assert cut[:, 1:80].float().mean().item() == pytest.approx(0.2, abs=0.02)
-    assert not cut[:, [0, *range(80, 100)]].any()
+    cut = cut_tokens(rows, 0.2, mark)
+    assert cut[:, 1:81].float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert not cut[:, [0, *range(81, 100)]].any()
     torch.manual_seed(7)
-    first, second = cut_tokens(rows, 0.2), cut_tokens(rows, 0.2)
+    first, second = cut_tokens(rows, 0.2, mark), cut_tokens(rows, 0.2, mark)
     torch.manual_seed(7)
-    assert torch.equal(cut_tokens(rows, 0.2), first)
+    assert torch.equal(cut_tokens(rows, 0.2, mark), first)
     assert not torch.equal(first, second)
 
 
@@ -256,9 +257,11 @@ def test_the_loss_of_a_batch_is_the_papers_in_value_and_gradient(model, batch, n
     found = OBJECTIVES[name](model, batch, settings)
 
     torch.manual_seed(3)
-    cuts = (None, None) if name == "rdrop" else [cut_tokens(rows, 0.4) for rows in (batch.source, batch.target)]
+    cuts = (
+        (None, None) if name == "rdrop" else [cut_tokens(batch.source, 0.4, END), cut_tokens(batch.target, 0.4, BEGIN)]
+    )
     features = model(both(batch.source, cuts[0]), both(batch.target, cuts[1]))
-    real = batch.labels != PAD
+    real = batch.labels != NO_LABEL
     p, q = model.output(features).chunk(2)
     p, q, labels = p[real], q[real], batch.labels[real]
     assert not torch.equal(p, q)

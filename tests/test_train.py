@@ -34,7 +34,7 @@ from mtkit.objective import OBJECTIVES
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import read_validation
 from mtkit.records import is_trained
-from mtkit.symbols import START_TOKENS
+from mtkit.symbols import OWN, START_TOKENS, Marks
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.train import NUM_SAMPLES, Trainer, chance_seed, train
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
@@ -384,17 +384,17 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     config = make(model={"start_token": name, "dropout": 0.0})
     trainer = trainer_of(config)
     trainer.log.close()
-    start = START_TOKENS[name]
+    marks = Marks(start=START_TOKENS[name](OWN))
     with trainer.feed.batches(trainer.state.progress) as stream:
         for _, (batch,) in islice(stream, 9):
-            assert (batch.target.ids[:, 0] == start).all()
+            assert (batch.target.ids[:, 0] == marks.start).all()
     sources, references = read_validation(config)
     tokenizer = trainer.tokenizer
-    batch = padded_batch(ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), start)
+    batch = padded_batch(ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), marks)
     model = trainer.model.eval()
     with torch.no_grad():
         log_probs = model.output(model(batch.source, batch.target)).log_softmax(-1)
-    nll = -log_probs.gather(2, batch.labels[:, :, None])[:, :, 0][batch.target.mask].mean().item()
+    nll = -log_probs.gather(2, batch.labels.clamp(min=0)[:, :, None])[:, :, 0][batch.target.mask].mean().item()
     assert measured(config, model)["nll"] == pytest.approx(nll, rel=1e-5)
 
 
@@ -403,8 +403,9 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     [
         {"start_token": "pad", "output_bias": True, "activation": "swiglu", "norm": "rms", "positions": "rotary"},
         {"start_token": "end", "sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "attention_bias": False},
+        {"start_token": "zero", "output_bias": True, "activation": "silu", "norm_placement": "post"},
     ],
-    ids=["pad", "end"],
+    ids=["pad", "end", "zero"],
 )
 def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_config, corpus_files, model):
     config = make_config(model=model)
@@ -412,7 +413,7 @@ def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_con
     trained(config)
     sources, targets = corpus_files.lines("test")
     translator = load(config.run_path, ["device=cpu"])
-    assert translator.model.start == START_TOKENS[model["start_token"]]
+    assert translator.model.marks.start == START_TOKENS[model["start_token"]](OWN)
     found = translator.translate(sources)
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
 

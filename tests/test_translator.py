@@ -209,10 +209,12 @@ def test_a_score_is_the_teacher_forced_log_probability_over_the_length_penalty(
     sources = tokenizer.encode_source(sentences(12))
     found = [best for (best, *_) in translator.search(sources)]
     targets = ragged([hypothesis.tokens for hypothesis in found])
-    batch = padded_batch(ragged(sources), targets, translator.model.start)
+    batch = padded_batch(ragged(sources), targets, translator.model.marks)
     with torch.no_grad():
         log_probs = translator.model.output(translator.model(batch.source, batch.target)).log_softmax(-1)
-    sums = log_probs.gather(2, batch.labels[:, :, None])[:, :, 0].masked_fill(~batch.target.mask, 0.0).sum(1)
+    sums = (
+        log_probs.gather(2, batch.labels.clamp(min=0)[:, :, None])[:, :, 0].masked_fill(~batch.target.mask, 0.0).sum(1)
+    )
     assert [hypothesis.log_prob for hypothesis in found] == pytest.approx(sums.tolist())
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in found])
     scores = sums / LENGTH_PENALTIES[form](lengths, exponent)

@@ -14,7 +14,8 @@ TieEmbeddings = Annotated[
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
 StartToken = Annotated[
-    Literal["begin", "pad", "end"], Field(description="What the decoder reads first; Marian has pad, M2M100 end.")
+    Literal["begin", "pad", "end", "zero"],
+    Field(description="What the decoder reads first; zero, which Marian has, is padding, whose embedding stays zero."),
 ]
 
 

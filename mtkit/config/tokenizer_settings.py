@@ -24,10 +24,12 @@ class TokenizerConfig(Section):
         None, description="Spell in bytes what has no piece, so that nothing is <unk>; null: true but for word."
     )
     shared: bool = Field(True, description="One vocabulary for both sides, or one each.")
-    source_normalization: Literal["identity", "nfkc", "nmt_nfkc"] = Field(
-        "nmt_nfkc", description="What SentencePiece does to the characters of the source first; identity: nothing."
+    source_normalization: Literal["identity", "nfkc", "nmt_nfkc", "model"] = Field(
+        "nmt_nfkc",
+        description="What SentencePiece does to the characters of the source first; identity: nothing; model: what the "
+        "model of a tokenizer from elsewhere does by itself.",
     )
-    target_normalization: Literal["identity", "nfkc", "nmt_nfkc"] = Field(
+    target_normalization: Literal["identity", "nfkc", "nmt_nfkc", "model"] = Field(
         "identity",
         description="What SentencePiece does to the characters of the target first; identity can produce every "
         "character of a reference.",

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtkit.batch import Batch, Rows
+from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.mixing import Mixture
 from mtkit.data.plan import batches_from
-from mtkit.symbols import BEGIN, END
+from mtkit.symbols import END, PAD, Marks
+
+OWN_MARKS = Marks()  # of the vocabularies that are made here, and of a decoder that begins with BEGIN
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ def _places(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _pad(sentences: Ragged) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(R, L + 1) ids, one sentence a row with at least one place of padding after it, and where they are real."""
+def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
+    """(R, L + 1) ids, one sentence a row with at least one filler after it."""
     real = np.arange(sentences.lengths.max() + 1) < sentences.lengths[:, None]
-    ids = np.zeros(real.shape, dtype=np.int64)
+    ids = np.full(real.shape, filler, dtype=np.int64)
     ids[real] = sentences.tokens
-    return ids, real
+    return ids
 
 
 def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
@@ -60,20 +62,20 @@ def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
     return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(places * real))
 
 
-def source_rows(source: Ragged) -> Rows:
-    """One sentence a row, its end mark last."""
-    ids, _ = _pad(source)
-    ids[np.arange(len(ids)), source.lengths] = END
+def source_rows(source: Ragged, end: int = END) -> Rows:
+    """One sentence a row, its end mark last; any token will do where padded, since nobody looks there."""
+    ids = _pad(source, PAD)
+    ids[np.arange(len(ids)), source.lengths] = end
     return _rows(ids, source.lengths + 1)
 
 
-def padded_batch(source: Ragged, target: Ragged, start: int = BEGIN) -> Batch:
-    """One pair a row; start is the token that the model's decoder reads first."""
-    labels, _ = _pad(target)
-    read = np.concatenate([np.full((len(labels), 1), start), labels[:, :-1]], axis=1)
-    labels[np.arange(len(labels)), target.lengths] = END
+def padded_batch(source: Ragged, target: Ragged, marks: Marks = OWN_MARKS) -> Batch:
+    """One pair a row, with the marks of the model that reads it."""
+    labels = _pad(target, NO_LABEL)
+    read = np.concatenate([np.full((len(labels), 1), marks.start), labels[:, :-1].clip(min=PAD)], axis=1)
+    labels[np.arange(len(labels)), target.lengths] = marks.target_end
     return Batch(
-        source_rows(source),
+        source_rows(source, marks.source_end),
         _rows(read, target.lengths + 1),
         torch.from_numpy(labels),
         num_pairs=len(labels),
@@ -102,28 +104,27 @@ def micro_batches(
     config: TrainingConfig,
     consumed: int,
     sampling: Sampling | None = None,
-    start: int = BEGIN,
+    marks: Marks = OWN_MARKS,
     mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, tuple[Batch, ...]]]:
     """The endless stream of batches after so many pairs, each with its epoch.
 
     The plan goes by the ids that the corpus holds. A batch whose sampled ids are more than batch_tokens comes in
     several parts, which belong to the same update. Chance is a function of the seed and of the place in the stream.
-    start is what the decoder reads first.
     """
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture):
         if sampling:
-            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, start)
+            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, marks)
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
             target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            yield epoch, (padded_batch(source, target, start),)
+            yield epoch, (padded_batch(source, target, marks),)
         consumed += len(pairs)
 
 
 def _sampled_batches(
-    corpus: Corpus, config: TrainingConfig, sampling: Sampling, pairs: NDArray[np.int64], consumed: int, start: int
+    corpus: Corpus, config: TrainingConfig, sampling: Sampling, pairs: NDArray[np.int64], consumed: int, marks: Marks
 ) -> tuple[Batch, ...]:
     """The batch that begins after so many pairs, in one part or more."""
     # Below 2^31, since 2^32 - 1 asks SentencePiece for any.
@@ -135,7 +136,7 @@ def _sampled_batches(
             sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
     return tuple(
-        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), start)
+        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), marks)
         for part in _parts(longest, config.batch_tokens)
     )
 

@@ -39,7 +39,8 @@ class Ensemble:
         self.limits = Limits(
             _least([member.limits.source for member in members]), _least([member.limits.target for member in members])
         )
-        self.start = members[0].start
+        self.marks = members[0].marks
+        self.special = members[0].special
         self.device = members[0].device
         self.dtype = members[0].dtype
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.batch import Rows
-from mtkit.symbols import BEGIN
+from mtkit.symbols import START_TOKENS, Marks, SpecialIds, Specials
 
 
 class State(Protocol):
@@ -45,6 +45,18 @@ class Embedding(nn.Module):
     def initialize(self) -> None:
         """Normal with variance 1/d_model, so that scaled embeddings and tied logits both begin near unit variance."""
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+
+    def keep_zero(self, row: int) -> None:
+        """Make the row of a token zero, and let training not change it."""
+        with torch.no_grad():
+            self.weight[row] = 0
+
+        def without(gradient: Tensor) -> Tensor:
+            gradient = gradient.clone()
+            gradient[row] = 0
+            return gradient
+
+        self.weight.register_hook(without)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
         """(R, L, D); zero where a token is cut."""
@@ -109,6 +121,7 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Says the target, token by token or all at once."""
 
+    embedding: Embedding
     output: Output
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> State:
@@ -127,14 +140,28 @@ class Limits:
 
 
 class TranslationModel(nn.Module):
-    """An encoder and a decoder, chosen apart; start is the token that the decoder reads first."""
+    """An encoder and a decoder, chosen apart; start is the name of what the decoder reads first."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits, start: int = BEGIN) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits, start: str = "begin") -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.limits = limits
         self.start = start
+        self.set_specials(Specials())
+
+    def set_specials(self, specials: Specials) -> None:
+        """Let the special ids be those of the model's vocabularies; at first they are our own."""
+        start = START_TOKENS[self.start](specials.target)
+        assert start is not None, "the settings ask for no start token that the vocabulary lacks"
+        self.special: SpecialIds = specials.target  # what the model may say, or not
+        self.marks = Marks(specials.source.end, start, specials.target.end)
+
+    def keep_start_zero(self) -> None:
+        """Where the decoder begins with a zero vector, make it one, and let training not change it."""
+        if self.start == "zero":
+            table: Embedding = self.decoder.embedding  # type: ignore[assignment]
+            table.keep_zero(self.marks.start)
 
     def encode(self, source: Rows, watch: bool = False) -> State:
         """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""

@@ -9,7 +9,6 @@ from mtkit.config.model_settings import MixedConfig, RecurrentConfig, Transforme
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, initialize_transformer
-from mtkit.symbols import START_TOKENS
 
 Half = TransformerConfig | RecurrentConfig
 
@@ -44,7 +43,7 @@ def build_mixed(config: MixedConfig, source_vocab_size: int, target_vocab_size: 
     encoder = _encoder(config.encoder, source, config.decoder.d_model)
     decoder = _decoder(config.decoder, target, output, encoder.final_widths)
     limits = Limits(_longest(config.encoder), _longest(config.decoder))
-    return TranslationModel(encoder, decoder, limits, START_TOKENS[config.decoder.start_token])
+    return TranslationModel(encoder, decoder, limits, config.decoder.start_token)
 
 
 def _encoder(

@@ -15,7 +15,6 @@ from mtkit.config.model_settings import RecurrentConfig
 from mtkit.models.dropout import dropout
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.source_attention import SCORES, mix
-from mtkit.symbols import START_TOKENS
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
@@ -279,7 +278,7 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
     )
     encoder = RecurrentEncoder(config, source)
     decoder = RecurrentDecoder(config, target, output, encoder.final_widths)
-    return TranslationModel(encoder, decoder, Limits(), START_TOKENS[config.start_token])
+    return TranslationModel(encoder, decoder, Limits(), config.start_token)
 
 
 def initialize_recurrent(model: nn.Module) -> None:

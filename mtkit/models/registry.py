@@ -12,6 +12,7 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.mixed import build_mixed, initialize_mixed
 from mtkit.models.recurrent import build_recurrent, initialize_recurrent
 from mtkit.models.transformer import build_transformer, initialize_transformer
+from mtkit.symbols import Specials
 
 Build = Callable[[Any, int, int], TranslationModel]  # from the settings of its architecture
 ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
@@ -20,21 +21,35 @@ ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
     "mixed": (build_mixed, initialize_mixed),
 }
 
+OWN_SPECIALS = Specials()  # of the vocabularies that are made here
 
-def empty_model(config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
+
+def empty_model(
+    config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
+) -> TranslationModel:
     """A model without weights (they take no memory); load_state_dict(…, assign=True) gives it some."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
-        return build(config, source_vocab_size, target_vocab_size)
+        model = build(config, source_vocab_size, target_vocab_size)
+    model.set_specials(specials)
+    return model
 
 
-def new_model(config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, seed: int) -> TranslationModel:
+def new_model(
+    config: AnyModelConfig,
+    source_vocab_size: int,
+    target_vocab_size: int,
+    seed: int,
+    specials: Specials = OWN_SPECIALS,
+) -> TranslationModel:
     """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 63))  # torch takes no more; other chance takes seeds of any size
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
+    model.set_specials(specials)
+    model.keep_start_zero()
     return model
 
 

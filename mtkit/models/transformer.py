@@ -18,7 +18,6 @@ from mtkit.models.feed_forward import FeedForward
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
 from mtkit.models.positions import ADDED, LearnedPositions, RotaryPositions, Rotation
-from mtkit.symbols import START_TOKENS
 
 # LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -254,6 +253,11 @@ class TransformerDecoder(nn.Module):
         self.norm = final_norm(config)
         self.output = output
 
+    @property
+    def embedding(self) -> Embedding:
+        """Of the target."""
+        return self.embedded.embedding
+
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
         """The state before the first token. With watch it will tell its attention."""
         layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
@@ -287,7 +291,7 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     longest = config.max_positions if config.positions == "learned" else None
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
-    return TranslationModel(encoder, decoder, Limits(longest, longest), START_TOKENS[config.start_token])
+    return TranslationModel(encoder, decoder, Limits(longest, longest), config.start_token)
 
 
 def initialize_transformer(model: nn.Module) -> None:

@@ -14,13 +14,12 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
+from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
+from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
-
-UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
 
 
 class Tokenizer:
@@ -40,24 +39,40 @@ class Tokenizer:
         source_normalization: str,
         target_normalization: str,
         symbols: Sequence[str] = (),
+        vocabularies: tuple[Sequence[str], Sequence[str]] | None = None,
+        specials: Specials | None = None,
     ) -> None:
-        """From the bytes of SentencePiece models; both are the same one where it is shared."""
-        kind = _Words if type_ == "word" else _Model
-        self._source = kind(source_model, Normalizer(source_normalization))
-        self._target = kind(target_model, Normalizer(target_normalization))
-        # Where one model is shared, there is one name, and both models are the same.
-        models = dict(zip(_model_names(shared), (source_model, target_model), strict=False))
-        self._models = models
+        """From the bytes of SentencePiece models; both are the same one where it is shared.
+
+        A tokenizer from elsewhere has two models that normalise by themselves (normalization "model"), and gives its
+        own ids: vocabularies are the pieces of source and target in their order, and specials are what it has.
+        """
+        self.specials = specials or Specials()
+        self._source: _Model | MappedModel
+        self._target: _Model | MappedModel
+        if vocabularies is None:
+            kind = _Words if type_ == "word" else _Model
+            self._source = kind(source_model, Normalizer(source_normalization))
+            self._target = kind(target_model, Normalizer(target_normalization))
+        else:
+            self._source = MappedModel(source_model, vocabularies[0], self.specials.source, symbols)
+            self._target = MappedModel(target_model, vocabularies[1], self.specials.target, ())
+        # Where one of them is shared, there is one name, and both are the same.
+        files = dict(zip(_model_names(shared, vocabularies is not None), (source_model, target_model), strict=False))
+        for name, vocabulary in zip(_vocabulary_names(shared), vocabularies or (), strict=False):
+            files[name] = json.dumps(list(vocabulary), ensure_ascii=False).encode()
+        self._models = files
         self._description = _Description(
             type=type_,
             shared=shared,
             source_normalization=source_normalization,
             target_normalization=target_normalization,
-            sha256={name: hashlib.sha256(model).hexdigest() for name, model in models.items()},
+            sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             symbols=list(symbols),
+            specials=asdict(specials) if specials else {},
         )
         self.symbols = tuple(symbols)  # words of the source that are one piece each
-        self._segmenters: dict[tuple[_Model, float, int], Segmenter] = {}
+        self._segmenters: dict[tuple[_Model | MappedModel, float, int], Segmenter] = {}
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
         # Whether UNKNOWN stands for text of that side.
@@ -69,7 +84,14 @@ class Tokenizer:
     def load(directory: Path) -> "Tokenizer":
         """The tokenizer that a directory holds; a missing, damaged or foreign one is a CheckpointError."""
         description = _read_description(directory / SETTINGS_FILE)
-        models = [_read_model(directory / name, sha256) for name, sha256 in description.sha256.items()]
+        content = {name: _read_file(directory / name, sha256) for name, sha256 in description.sha256.items()}
+        models = [content[name] for name in _model_names(description.shared, description.is_mapped)]
+        for name in _model_names(description.shared, description.is_mapped):
+            _check_model(content[name], directory / name, description.is_mapped)
+        vocabularies = None
+        if description.is_mapped:
+            read = [json.loads(content[name]) for name in _vocabulary_names(description.shared)]
+            vocabularies = (read[0], read[-1])
         return Tokenizer(
             models[0],
             models[-1],
@@ -78,6 +100,8 @@ class Tokenizer:
             source_normalization=description.source_normalization,
             target_normalization=description.target_normalization,
             symbols=description.symbols,
+            vocabularies=vocabularies,
+            specials=_specials(description.specials) if description.specials else None,
         )
 
     def save(self, directory: Path) -> None:
@@ -109,7 +133,7 @@ class Tokenizer:
         """The same for texts that normalize_target gave."""
         return self._segmenter(self._target, alpha, nbest)(texts, seed)
 
-    def _segmenter(self, model: "_Model", alpha: float, nbest: int) -> Segmenter:
+    def _segmenter(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> Segmenter:
         """One for each way to draw, since it remembers words."""
         if (model, alpha, nbest) not in self._segmenters:
             pieces = model.varied_pieces(self.symbols)
@@ -230,11 +254,17 @@ class _Description:
     target_normalization: str
     sha256: dict[str, str]
     symbols: list[str] = field(default_factory=list)
+    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is written; no word is lost about symbols where there are none, as older versions did not know any."""
-        return {name: value for name, value in asdict(self).items() if value or name != "symbols"}
+        """What is written; no word is lost about what is not there, as older versions did not know it."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("symbols", "specials")}
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the pieces have ids of their own."""
+        return bool(self.specials)
 
     @property
     def hash(self) -> str:
@@ -254,9 +284,11 @@ def _read_description(path: Path) -> _Description:
         expected = content.pop("hash")
         description = _Description(**content)
         TokenizerConfig.model_validate(
-            {name: value for name, value in content.items() if name not in ("sha256", "symbols")}
+            {name: value for name, value in content.items() if name not in ("sha256", "symbols", "specials")}
         )
-        damaged = description.hash != expected or list(description.sha256) != _model_names(description.shared)
+        names = _model_names(description.shared, description.is_mapped)
+        names += _vocabulary_names(description.shared) if description.is_mapped else []
+        damaged = description.hash != expected or list(description.sha256) != names
     except (ValueError, TypeError, KeyError, AttributeError):
         damaged = True
     if damaged:
@@ -264,12 +296,21 @@ def _read_description(path: Path) -> _Description:
     return description
 
 
-def _model_names(shared: bool) -> list[str]:
-    return ["tokenizer.model"] if shared else ["source.model", "target.model"]
+def _model_names(shared: bool, mapped: bool) -> list[str]:
+    return ["tokenizer.model"] if shared and not mapped else ["source.model", "target.model"]
 
 
-def _read_model(path: Path, sha256: str) -> bytes:
-    """The bytes of a model that is whole and has the project's special ids."""
+def _vocabulary_names(shared: bool) -> list[str]:
+    """The files of a mapped tokenizer's vocabularies: lists of pieces, in JSON."""
+    return ["vocabulary.json"] if shared else ["source_vocabulary.json", "target_vocabulary.json"]
+
+
+def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
+    return Specials(**{side: SpecialIds(**ids) for side, ids in sides.items()})
+
+
+def _read_file(path: Path, sha256: str) -> bytes:
+    """The bytes of a file that is whole."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = path.read_bytes()
@@ -278,13 +319,19 @@ def _read_model(path: Path, sha256: str) -> bytes:
             f"{path}: damaged or changed ({len(model):,} bytes that are not what {SETTINGS_FILE} tells of); "
             "copy it again or train the tokenizer again"
         )
+    return model
+
+
+def _check_model(model: bytes, path: Path, mapped: bool) -> None:
+    """Refuse what is no model, and one with other special ids than the project's unless it is mapped."""
     try:
         processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise CheckpointError(f"{path}: not a SentencePiece model") from None
+    if mapped:
+        return
     found = [processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id()]
     if found != [PAD, UNKNOWN, BEGIN, END]:
         raise CheckpointError(
             f"{path}: its padding, unknown, begin and end ids are {found}; mtkit wants {[PAD, UNKNOWN, BEGIN, END]}"
         )
-    return model

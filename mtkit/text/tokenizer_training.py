@@ -19,8 +19,9 @@ import sentencepiece
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
+from mtkit.text.mapped import UNKNOWN_TEXT
 from mtkit.text.segmentation import SPACE_MARK
-from mtkit.text.tokenizer import UNKNOWN_TEXT, Normalizer, Tokenizer
+from mtkit.text.tokenizer import Normalizer, Tokenizer
 
 # SentencePiece holds a place in a word in 16 bits; what goes beyond is cut off for training.
 MAX_WORD_CHARACTERS = 16_000
@@ -55,6 +56,12 @@ def train_tokenizer(
     The same lines and settings give the same bytes. Each side is read twice for each model that it trains. symbols are
     words of the source that are one piece each, wherever they stand, and need not stand in the lines.
     """
+    for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
+        if rule == "model":
+            raise ConfigError(
+                f"tokenizer.{side}_normalization model is of tokenizers that come from elsewhere; a new one wants "
+                "identity, nfkc or nmt_nfkc"
+            )
     _check_symbols(symbols, Normalizer(settings.source_normalization))
     normalized_source = _normalized(source, Normalizer(settings.source_normalization))
     normalized_target = _normalized(target, Normalizer(settings.target_normalization))

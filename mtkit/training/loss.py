@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.symbols import PAD
+from mtkit.batch import NO_LABEL
 
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB in fp32, so that they stay in a processor's cache
 
@@ -208,7 +208,7 @@ def label_smoothed_cross_entropy(
     (Szegedy et al. 2016), not over the V - 1 wrong ones, so perplexities differ from tools that do that. Only the first
     sum has a gradient; no gradient of a gradient.
     """
-    real = labels != PAD
+    real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor] = _SmoothedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         _autocast(features)[real],
         output.weight,
@@ -228,7 +228,7 @@ def consistent_cross_entropy(
     features is (2, R, T, D), those of the passes p and q, and labels (R, T). Loss and likelihood are as above, those of
     both passes in their shares. Only the first sum has a gradient, and it flows into both passes.
     """
-    real = labels != PAD
+    real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _ConsistentCrossEntropy.apply(  # type: ignore[no-untyped-call]
         _autocast(features)[:, real],
         output.weight,

@@ -1,0 +1,85 @@
+"""SentencePiece models of tokenizers from elsewhere, whose pieces a vocabulary of its own gives other ids.
+
+Marian's are such: text becomes pieces by the model of its side, and pieces become ids by vocab.json.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sentencepiece
+
+from mtkit.symbols import SpecialIds
+from mtkit.text.segmentation import SPACE_MARK, Pieces
+from mtkit.text.splitting import split_tags
+
+UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
+
+
+class MappedModel:
+    """A SentencePiece model that normalises by itself, and the vocabulary that its pieces are looked up in."""
+
+    def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
+        """Tags are pieces of the vocabulary that a line may begin with, and that the model does not know."""
+        self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._vocabulary = list(vocabulary)
+        self._ids = {piece: id_ for id_, piece in enumerate(vocabulary)}
+        self._special = special
+        self._tags = tuple(tags)
+        self.vocab_size = len(self._vocabulary)
+        # Ids of SentencePiece's own to those of the vocabulary; pieces that it lacks are left out.
+        pieces = map(self._processor.id_to_piece, range(self._processor.vocab_size()))
+        self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
+        self.shows_unknown = not any(map(self._processor.is_byte, self._known))
+
+    def normalizer(self, line: str) -> str:
+        """The line as the model sees it, what it begins with as a tag left as it is."""
+        tags, text = split_tags(_encodable(line), self._tags)
+        normal: str = self._processor.normalize(text).replace(SPACE_MARK, " ").strip(" ")
+        return f"{tags} {normal}".strip(" ") if tags else normal
+
+    def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
+        """The ids of each line, tags first; what the vocabulary lacks is unknown."""
+        split = [split_tags(_encodable(line), self._tags) for line in lines]
+        # As text and not as ids: what this side's model has no piece for, the vocabulary may have from the other side.
+        pieces = self._processor.encode([text for _, text in split], out_type=str, num_threads=num_threads)
+        unknown = self._special.unknown
+        return [
+            [self._ids[tag] for tag in tags.split()] + [self._ids.get(piece, unknown) for piece in row]
+            for (tags, _), row in zip(split, pieces, strict=True)
+        ]
+
+    def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
+        """What segmentations are drawn from; symbols are never split."""
+        processor, special = self._processor, set(self._special.all)
+        own = {
+            processor.id_to_piece(id_): id_
+            for id_, ours in self._known.items()
+            if ours not in special
+            and not (processor.is_byte(id_) or processor.is_unused(id_) or processor.is_control(id_))
+        }
+        ids = {piece: self._known[id_] for piece, id_ in own.items()}
+        scores = {piece: processor.get_score(id_) for piece, id_ in own.items()}
+        return Pieces(ids, scores, symbols, lambda word: self.encode([word], 1)[0])
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row of ids, special ones left out but for the unknown where it is shown."""
+        if not len(tokens):
+            return []
+        rows = [[piece for id_ in map(int, row) for piece in self._shown(id_)] for row in tokens]
+        # A piece that this side's model does not know is written as it is, its space mark too.
+        return [text.replace(SPACE_MARK, " ").strip(" ") for text in self._processor.decode(rows)]
+
+    def _shown(self, id_: int) -> Sequence[str]:
+        """The pieces to be decoded."""
+        if id_ == self._special.unknown and self.shows_unknown:
+            return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]  # in two, since SentencePiece shows the whole as a question mark
+        return () if id_ in self._special.all else (self._vocabulary[id_],)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The piece that each id stands for."""
+        return [self._vocabulary[id_] for id_ in tokens]
+
+
+def _encodable(line: str) -> str:
+    """Half of a surrogate pair has no UTF-8; it becomes a question mark."""
+    return line.encode("utf-8", errors="replace").decode("utf-8")
