@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mtkit.batch import NO_LABEL
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.data.batches import gather, micro_batches, padded_batch, ragged
@@ -958,12 +959,9 @@ def test_validation_tells_the_loss_of_training_and_the_likelihood_apart(make):
         for source, target in trainer.validation.batches:
             batch = padded_batch(source, target)
             logits, labels = model.output(model(batch.source, batch.target)), batch.labels
+            flat = (logits.flatten(0, 1), labels.flatten())
             sums += [
-                float(
-                    cross_entropy(
-                        logits.flatten(0, 1), labels.flatten(), ignore_index=0, reduction="sum", label_smoothing=s
-                    )
-                )
+                float(cross_entropy(*flat, ignore_index=NO_LABEL, reduction="sum", label_smoothing=s))
                 for s in (0.3, 0.0)
             ]
             tokens += batch.target_tokens
