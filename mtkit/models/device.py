@@ -27,6 +27,9 @@ def pick_device(name: str) -> torch.device:
         raise MtkitError(
             f"device {name}: none found on this machine; there is {present}, and auto takes the best there is"
         )
+    if name == "cuda":
+        # It makes a plan anew for every length of a row, and no two batches have the same: a third of a second a step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 
