@@ -176,7 +176,8 @@ def translate(
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
     tag: Annotated[
-        str | None, typer.Option(metavar="TAG", help="Put before each line, for models of several languages: <2de>.")
+        str | None,
+        typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
     ] = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")

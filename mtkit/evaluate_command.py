@@ -46,7 +46,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME", help="Of sacreBLEU, such as wmt14/full; several may be given.")
     ] = None,
     tag: Annotated[
-        str | None, typer.Option(metavar="TAG", help="Put before each line of --source or --test-set.")
+        str | None, typer.Option("--tag", metavar="TAG", help="Put before each line of --source or --test-set.")
     ] = None,
     hypothesis: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Translations to score, or -; in the place of MODEL.")

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,16 @@ class Killed(BaseException):
     """The moment at which nothing runs any more."""
 
 
+class Listing(list[Any]):
+    """What os.scandir gives: to be gone through, as it is or in a block."""
+
+    def __enter__(self) -> "Listing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 @contextmanager
 def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """After so many changes, nothing changes on disk any more; the list names the changes that were made."""
@@ -275,7 +285,7 @@ def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
     def worst_first(path: Any) -> Any:
         """A system may list, and so delete, files in any order; here what makes a checkpoint one comes last."""
         with scandir(path) as entries:
-            return nullcontext(sorted(entries, key=lambda entry: entry.name == PROGRESS))
+            return Listing(sorted(entries, key=lambda entry: entry.name == PROGRESS))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", worst_first)

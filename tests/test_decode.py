@@ -322,7 +322,9 @@ def test_a_translation_scores_what_the_search_said(tokenizer: Tokenizer, kind: s
     for batch_tokens in (1, 60, 100_000):
         scored = log_probs_of(translator.model, sources, [best.tokens for best in found], batch_tokens)
         assert [len(log_probs) for log_probs in scored] == [len(best.tokens) + 1 for best in found]
-        assert [sum(log_probs) for log_probs in scored] == pytest.approx([best.log_prob for best in found], abs=1e-4)
+        assert [sum(log_probs) for log_probs in scored] == pytest.approx(
+            [best.log_prob for best in found], rel=1e-5, abs=1e-4
+        )
 
 
 def test_lines_are_scored_in_order_whatever_stands_beside_them(tokenizer: Tokenizer) -> None:

@@ -130,7 +130,7 @@ def test_other_threads_change_no_sample(config, tokenizer):
 
 def test_one_text_is_segmented_in_several_ways_by_one_call(config, tokenizer):
     for sample in samples(tokenizer, config):
-        assert len({tuple(row) for row in sample(["seven three nine"] * 50, seed=1)}) > 4
+        assert len({tuple(row) for row in sample(["seven three nine"] * 50, seed=1)}) > 2
 
 
 def test_decoding_any_sample_is_the_text(config, tokenizer):
@@ -174,8 +174,9 @@ def test_the_larger_alpha_the_more_often_the_best_segmentation_is_drawn(config, 
 
 @pytest.mark.parametrize("config", ["nbest"], indirect=True)
 def test_no_more_than_the_best_ones_are_drawn(config, tokenizer):
-    drawn = tokenizer.sample_source(["seven"] * 500, 0.0, 4, 5)
-    assert len({tuple(row) for row in drawn}) == 4
+    for most in (2, 3):
+        drawn = tokenizer.sample_source(["seven"] * 500, 0.0, most, 5)
+        assert len({tuple(row) for row in drawn}) == most
 
 
 # The batches.
