@@ -20,6 +20,7 @@ class MappedModel:
 
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
         """Tags are pieces of the vocabulary that a line may begin with, and that the model does not know."""
+        self._bytes = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._vocabulary = list(vocabulary)
         self._ids = {piece: id_ for id_, piece in enumerate(vocabulary)}
@@ -47,6 +48,15 @@ class MappedModel:
             [self._ids[tag] for tag in tags.split()] + [self._ids.get(piece, unknown) for piece in row]
             for (tags, _), row in zip(split, pieces, strict=True)
         ]
+
+    def sentencepiece(self) -> bytes:
+        """The model as it came."""
+        return self._bytes
+
+    def scores(self) -> list[float]:
+        """SentencePiece's, by the ids of the vocabulary; 0 where it does not know the piece."""
+        known = {ours: self._processor.get_score(id_) for id_, ours in self._known.items()}
+        return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
         """What segmentations are drawn from; symbols are never split."""
