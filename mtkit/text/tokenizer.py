@@ -5,7 +5,7 @@ Each side's text is normalised by its own rule before any model sees it, so one 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,14 @@ class Tokenizer:
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
         """The tokenizer that a directory holds; a missing, damaged or foreign one is a CheckpointError."""
-        description = _read_description(directory / SETTINGS_FILE)
-        models = [_read_model(directory / name, sha256) for name, sha256 in description.sha256.items()]
+        found = sorted(path for path in directory.glob("*") if path.is_file())
+        return Tokenizer.from_files({path.name: path.read_bytes() for path in found}, directory)
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
+        """The same from the contents of the files by their names; directory, where they lie, stands in messages."""
+        description = _read_description(files, directory / SETTINGS_FILE)
+        models = [_read_model(files, directory / name, sha256) for name, sha256 in description.sha256.items()]
         return Tokenizer(
             models[0],
             models[-1],
@@ -242,12 +248,12 @@ class _Description:
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_description(path: Path) -> _Description:
+def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
     """The checked content of tokenizer.json."""
-    if not path.is_file():
+    if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files[path.name])
         found = content.pop("format")
         if found != FORMAT:
             raise CheckpointError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
@@ -256,8 +262,9 @@ def _read_description(path: Path) -> _Description:
         TokenizerConfig.model_validate(
             {name: value for name, value in content.items() if name not in ("sha256", "symbols")}
         )
-        damaged = description.hash != expected or list(description.sha256) != _model_names(description.shared)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        damaged = description.hash != expected or list(description.sha256.keys()) != _model_names(description.shared)
+        damaged |= not isinstance(description.symbols, list) or not all(isinstance(s, str) for s in description.symbols)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         damaged = True
     if damaged:
         raise CheckpointError(f"{path}: damaged; copy it again or train the tokenizer again")
@@ -268,11 +275,11 @@ def _model_names(shared: bool) -> list[str]:
     return ["tokenizer.model"] if shared else ["source.model", "target.model"]
 
 
-def _read_model(path: Path, sha256: str) -> bytes:
+def _read_model(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
     """The bytes of a model that is whole and has the project's special ids."""
-    if not path.is_file():
+    if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
-    model = path.read_bytes()
+    model = files[path.name]
     if hashlib.sha256(model).hexdigest() != sha256:
         raise CheckpointError(
             f"{path}: damaged or changed ({len(model):,} bytes that are not what {SETTINGS_FILE} tells of); "
