@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.errors import DataError
 from mtkit.formats.canary import Canary
 from mtkit.likelihood import log_probs_of
-from mtkit.translator import Translator
+from mtkit.translator import BREAKS, Translator
 
 NUM_CANARIES = 8
 BATCH_TOKENS = 4096
@@ -71,7 +72,7 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
     tokens = translator.tokenizer.encode_source(sources)
     said = _say(translator, tokens)
     log_probs = log_probs_of(translator.model, tokens, said, BATCH_TOKENS)
-    texts = translator.tokenizer.decode_target(said)
+    texts = _texts(translator, said)
     canaries = [
         Canary(source, source_tokens, target_tokens, sum(each), text)
         for source, source_tokens, target_tokens, each, text in zip(
@@ -82,11 +83,16 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
 
 
 def hear(translator: Translator, canaries: Sequence[Canary]) -> list[Heard]:
-    """What each canary says now."""
+    """What each canary says now; DataError if one is longer than the model can take."""
     tokens = translator.tokenizer.encode_source([canary.source for canary in canaries])
     told = [canary.target_tokens for canary in canaries]
+    limits = translator.model.limits
+    for number, sides in enumerate(zip(tokens, told, strict=True), start=1):
+        for side, limit in zip(sides, (limits.source, limits.target), strict=True):
+            if limit is not None and len(side) >= limit:
+                raise DataError(f"canary {number} has {len(side):,} tokens, and the model can take {limit - 1:,}")
     said = _say(translator, tokens)
-    texts = translator.tokenizer.decode_target(told)
+    texts = _texts(translator, told)
     then = log_probs_of(translator.model, tokens, told, BATCH_TOKENS)
     now = log_probs_of(translator.model, tokens, said, BATCH_TOKENS)
     return [
@@ -107,6 +113,11 @@ def _say(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[list[i
     config = translator.config.model_copy(update={"decoding": GREEDY})
     greedy = Translator(translator.model, translator.tokenizer, config)
     return [hypotheses[0].tokens for hypotheses in greedy.search(tokens)] if tokens else []
+
+
+def _texts(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """As a translation shows them."""
+    return [BREAKS.sub(" ", text) for text in translator.tokenizer.decode_target(tokens)]
 
 
 def _fits(translator: Translator, tokens: Sequence[int]) -> bool:

@@ -42,9 +42,9 @@ def check(model: Path, device: str | None = None) -> Report:
     size = sum(each.size for each in sums.values())
     lines.append(f"files: {len(sums)}, {size:,} bytes, all as they were written")
     canaries = bundle.canaries()
+    translator = load_bundle(bundle, [f"device={device}"] if device else [])
     if not canaries:
         return Report([*lines, "canaries: it has none"], [])
-    translator = load_bundle(bundle, [f"device={device}"] if device else [])
     heard = hear(translator, canaries)
     return Report([*lines, *_told(heard, translator.model.device.type)], list(_wrong(bundle, heard)))
 

@@ -21,7 +21,7 @@ TRANSLATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ["format-1"])
+@pytest.mark.parametrize("name", ["format-1", "format-2"])
 def test_a_bundle_of_each_format_translates_as_ever(name: str) -> None:
     assert mtkit.load(BUNDLES / name, ["device=cpu"]).translate(list(TRANSLATIONS)) == list(TRANSLATIONS.values())
 

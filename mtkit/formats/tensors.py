@@ -106,5 +106,5 @@ def _are_counts(values: Any) -> bool:
 def _tensor(name: str, entry: _Entry, numbers: memoryview) -> Tensor:
     tensor = torch.frombuffer(numbers, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin)
     if tensor.data_ptr() % entry.dtype.itemsize:
-        raise ValueError(f"tensor {name} lies where the processor cannot read its numbers; write the file anew")
+        raise ValueError(f"tensor {name} lies where the processor cannot read its numbers")
     return tensor.view(entry.shape)
