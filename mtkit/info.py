@@ -11,7 +11,7 @@ from mtkit.formats.bundle import Bundle, open_bundle, read_scores
 from mtkit.formats.card import decoding_text, settings_of, weights_text
 from mtkit.formats.storage import Packed
 
-SIZES = ("d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
+SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
 WIDTH = 100
 INDENT = 16
 
@@ -56,6 +56,7 @@ def info_text(info: Info) -> str:
     """The same for people, on a screen."""
     bundle, config = info.bundle, info.bundle.config
     lines = [f"{config.name}: {config.languages.source} to {config.languages.target}"]
+    lines.append(f"  {'model':<{INDENT - 2}}{bundle.path}")
     for name, text in _rows(info):
         lines += textwrap.wrap(
             text,
@@ -73,8 +74,8 @@ def info_text(info: Info) -> str:
 
 def _rows(info: Info) -> Iterator[tuple[str, str]]:
     bundle, config, about = info.bundle, info.bundle.config, info.bundle.description
-    kind = "packed" if isinstance(bundle.storage, Packed) else "folder"
-    yield "model", f"{bundle.path} ({kind}, {info.num_bytes:,} bytes)"
+    kind = "in one file" if isinstance(bundle.storage, Packed) else "in a folder"
+    yield "size", f"{info.num_bytes:,} bytes, {kind}"
     yield "format", f"{about['format']}, written by mtkit {about.get('mtkit', '?')}"
     yield "architecture", ", ".join([config.model.architecture, *_telling(config.model)])
     yield "parameters", f"{info.num_parameters:,}"
@@ -100,7 +101,7 @@ def _lengths(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield (
                 f"{side}",
                 (
-                    f"{_number(data, f'{side}_tokens')} tokens; of a sentence: mean {told.get('mean', '?')}, "
+                    f"{_number(data, f'{side}_tokens')} tokens; sentences: mean {told.get('mean', '?')}, "
                     f"{quantiles}, longest {told.get('longest', '?')}"
                 ),
             )
