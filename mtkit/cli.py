@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from mtkit.bundle_commands import add_to
 from mtkit.errors import MtkitError, StoppedError
 from mtkit.evaluate_command import EvaluateCommand, evaluate
 from mtkit.options import (
@@ -265,6 +266,7 @@ app.command(
     cls=EvaluateCommand,
     epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
 )(evaluate)
+add_to(app)
 
 
 def main() -> NoReturn:

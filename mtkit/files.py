@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mtkit.errors import CheckpointError
 
@@ -85,12 +86,22 @@ def _beside(path: Path, kind: str) -> Path:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace a file whole."""
-    new = _beside(path, "new")
-    with new.open("wb") as file:
+    with replaced_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """A fresh file to fill, which takes the place of path when the block ends without an error."""
+    new = _beside(path, "new")
+    try:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _copy_tokenizer(config: Config) -> None:
     bundle = start_bundle(config)
     assert bundle is not None
     path = bundle.tokenizer_path
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), path)
     with _writing(config), replaced_directory(_tokenizer_directory(config)) as directory:
         tokenizer.save(directory)
         _write_json(directory / "provenance.json", _copy_provenance(tokenizer))

@@ -6,6 +6,7 @@ runs/NAME/config.yaml   run.json   trained.json   model/
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtkit import __version__
+from mtkit.canaries import make_canaries
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
@@ -23,6 +25,7 @@ from mtkit.identity import completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
 from mtkit.start import start_checksum
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.translator import translator_of
 
 
 def write_start(
@@ -51,20 +54,22 @@ def write_start(
 
 
 def write_bundle(
-    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], num_parameters: int, training: dict[str, Any]
+    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
 ) -> Path:
-    """Write the bundle, with what is told of its training, and return where it lies."""
+    """Write the bundle, with what is told of its training and canaries among the lines, and return where it lies."""
+    translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
         "source_vocab_size": tokenizer.source_vocab_size,
         "target_vocab_size": tokenizer.target_vocab_size,
-        "num_parameters": num_parameters,
+        "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
     }
     path = config.run_path / "model"
     # The data stays where it is: a bundle names no folder of the machine that it was trained on.
     settings = config.training.model_copy(update={"start_from": None})
-    save_bundle(path, weights, config.model_copy(update={"run_dir": None, "training": settings}), tokenizer.save, about)
+    config = config.model_copy(update={"run_dir": None, "training": settings})
+    save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
     return path
 
 

@@ -1,11 +1,10 @@
 """Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before."""
 
-import hashlib
-from pathlib import Path
-
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError
-from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, find_bundle, open_bundle
+from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, find_storage, open_bundle, tokenizer_files
+from mtkit.formats.storage import Storage
+from mtkit.formats.sums import sums_of
 from mtkit.text.tokenizer import Tokenizer
 
 
@@ -37,23 +36,22 @@ def start_bundle(config: Config) -> Bundle | None:
 
 def start_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer of the model to start from; None if none is named, or if it is gone."""
-    path = _start_path(config)
-    return None if path is None else Tokenizer.load(path / TOKENIZER)
+    storage = _start_storage(config)
+    return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.path / TOKENIZER)
 
 
 def start_checksum(config: Config) -> str | None:
     """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them."""
-    path = _start_path(config)
-    if path is None or not (path / WEIGHTS).exists():
+    storage = _start_storage(config)
+    if storage is None or WEIGHTS not in storage.names():
         return None
-    with (path / WEIGHTS).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return f"sha256:{sums_of(storage.view(WEIGHTS)).sha256}"
 
 
-def _start_path(config: Config) -> Path | None:
+def _start_storage(config: Config) -> Storage | None:
     if config.training.start_from is None:
         return None
     try:
-        return find_bundle(config.training.start_from)
+        return find_storage(config.training.start_from)
     except CheckpointError:
         return None

@@ -378,7 +378,7 @@ class Trainer:
             "start_from": self.start,
             "data": self.corpus.facts(),
         }
-        path = write_bundle(self.config, self.tokenizer, weights, self.model.num_parameters, training)
+        path = write_bundle(self.config, self.tokenizer, weights, self.validation.sources, training)
         say(f"model: {path}")
 
     def _write_start(self) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import repeat, zip_longest
 from pathlib import Path
 
-from mtkit.config.load import load_config
+from torch import Tensor
+
 from mtkit.config.settings import Config
 from mtkit.decode import Model, decode
 from mtkit.errors import CheckpointError, DataError, MtkitError
-from mtkit.formats.bundle import open_bundle
+from mtkit.formats.bundle import Bundle, open_bundle
 from mtkit.likelihood import ScoredTranslation, log_probs_of
 from mtkit.mbr import elect
 from mtkit.models.device import pick_device, pick_dtype
@@ -314,13 +315,13 @@ def load(
     used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
     with the first as one, by its settings; all have the same tokenizer.
     """
-    first = _load_one(Path(path), overrides, precision)
+    first = _open(open_bundle(Path(path)), overrides, precision)
     if not ensemble:
         return Translator(*first)
     model, tokenizer, config = first
     members = [model]
     for other in ensemble:
-        member, others, _ = _load_one(Path(other), [f"device={config.device}"], precision)
+        member, others, _ = _open(open_bundle(Path(other)), [f"device={config.device}"], precision)
         if others.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.marks != model.marks:
@@ -329,15 +330,28 @@ def load(
     return Translator(Ensemble(members), tokenizer, config)
 
 
-def _load_one(path: Path, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:
-    bundle = open_bundle(path)
-    config = load_config(bundle.config_path, overrides)
+def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
+    """The translator of a bundle that is open, as load() makes it."""
+    return Translator(*_open(bundle, overrides, precision))
+
+
+def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:
+    config = bundle.config_with(overrides)
     device = pick_device(config.device)
     dtype = pick_dtype(precision, device)
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     bundle.require_own_tokenizer()
     sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     model = empty_model(config.model, *sizes, tokenizer.specials)
     fill_model(model, bundle.weights(), str(bundle.path))
     model.requires_grad_(False)
     return model.to(device, dtype).eval(), tokenizer, config
+
+
+def translator_of(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> Translator:
+    """The translator of weights that are in memory, which it uses where they are."""
+    sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
+    model = empty_model(config.model, *sizes, tokenizer.specials)
+    fill_model(model, weights, config.name)
+    model.requires_grad_(False)
+    return Translator(model.eval(), tokenizer, config)

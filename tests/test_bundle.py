@@ -16,8 +16,9 @@ import mtkit
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import MixedConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.formats.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores
+from mtkit.formats.bundle import find_bundle, open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
+from mtkit.formats.description import FORMAT, sealed
 
 
 @pytest.fixture
@@ -55,7 +56,9 @@ def test_what_is_no_model_is_told_from_what_is_none_yet(tmp_path: Path) -> None:
         "MODEL is a run directory or a model bundle"
     )
     (tmp_path / "file").write_text("")
-    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'}: is a file; MODEL is a run directory or a model bundle"
+    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'}: is a file that mtkit pack did not write; " + (
+        "MODEL is a run directory or a model bundle"
+    )
     assert refusal(tmp_path) == f"{tmp_path}: not a model: it holds no bundle.json and no model/bundle.json"
     (tmp_path / "checkpoints").mkdir()
     assert refusal(tmp_path) == f"{tmp_path}: training has not found a first model yet; go on with mtkit train"
@@ -104,12 +107,35 @@ def test_a_damaged_part_is_named(bundle: Path, name: str, change: Callable[[byte
         lambda description: {},
         lambda description: {**description, "weights_bytes": "many"},
         lambda description: {**description, "source_vocab_size": None},
+        lambda description: {**description, "source_vocab_size": 0},
+        lambda description: {**description, "source_vocab_size": True},
+        lambda description: {**description, "target_vocab_size": 1 << 31},
+        lambda description: {**description, "format": 0},
+        lambda description: {**description, "format": True},
+        lambda description: {**description, "format": 1},
+        lambda description: {**description, "training": {"steps": "many"}},
+        lambda description: {**description, "training": {"minutes": float("nan")}},
+        lambda description: {**description, "training": {"averaged_steps": [-1]}},
+        lambda description: {**description, "files": {"config.yaml": {"bytes": 1, "sha256": 7}}},
+        lambda description: {**description, "languages": ["en", "de"]},
         lambda description: {key: value for key, value in description.items() if key != "tokenizer_sha256"},
     ],
 )
 def test_a_description_that_is_not_one_is_damaged(bundle: Path, change: Callable[[dict], object]) -> None:
     path = bundle / "bundle.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_bytes(sealed(content))
+    mtkit.load(bundle)
+    changed = change(content)
+    path.write_bytes(sealed(changed) if isinstance(changed, dict) else json.dumps(changed).encode())
+    assert refusal(bundle) == f"{path}: damaged; copy the model again"
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b"\n", b"\r\n"), lambda data: data + b" "])
+def test_a_description_is_byte_for_byte_as_it_was_written(bundle: Path, change: Callable[[bytes], bytes]) -> None:
+    path = bundle / "bundle.json"
+    path.write_bytes(change(path.read_bytes()))
     assert refusal(bundle) == f"{path}: damaged; copy the model again"
 
 
@@ -127,7 +153,8 @@ def test_a_newer_format_is_refused(bundle: Path) -> None:
     path = bundle / "bundle.json"
     path.write_text(json.dumps({"format": FORMAT + 1, "all": "else is new"}))
     assert refusal(bundle) == (
-        f"{bundle}: a bundle of format {FORMAT + 1}; this version of mtkit reads format {FORMAT}: install a newer one"
+        f"{bundle}: a bundle of format {FORMAT + 1}; this version of mtkit reads format {FORMAT} and older: "
+        "install a newer one"
     )
 
 
@@ -153,8 +180,9 @@ def change_weights(bundle: Path, change: Callable[[dict[str, torch.Tensor]], Non
     change(weights)
     save_file(weights, bundle / "weights.safetensors")
     description = json.loads((bundle / "bundle.json").read_text())
+    del description["sha256"]
     description["weights_bytes"] = (bundle / "weights.safetensors").stat().st_size
-    (bundle / "bundle.json").write_text(json.dumps(description))
+    (bundle / "bundle.json").write_bytes(sealed(description))
 
 
 def test_weights_of_another_model_are_refused(bundle: Path) -> None:

@@ -23,6 +23,7 @@ from mtkit.text.packing import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
+COMMANDS += ["pack", "info", "check"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
     lines = result.out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score"}
+    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score", "Pack", "Tell"}
     assert lines[2].split()[0] in verbs
     assert lines[-2] == "  Example:"
     assert lines[-1].startswith(f"    mtkit {command or 'run'} ")
@@ -121,6 +122,8 @@ def test_the_example_of_each_command_works(
         assert result.out == ""
     elif command == "translate":
         assert Path("test.en").read_text().count("\n") == Path("data/demo/test.fr").read_text().count("\n")
+    elif command == "pack":
+        assert (Path("demo.mtkit").is_file(), result.out) == (True, "")
     else:
         assert result.out
     assert "mtkit: error" not in result.error

@@ -12,6 +12,7 @@ import pytest
 from mtkit.data import stored_file
 from mtkit.data import verification as verification_module
 from mtkit.data.corpus import Corpus, CorpusWriter
+from mtkit.data.lengths import length_statistics
 from mtkit.data.manifest import Manifest, RawFile, checksum
 from mtkit.data.verification import Verification
 from mtkit.errors import DataError, StoppedError
@@ -306,3 +307,38 @@ def test_a_corpus_of_an_older_version_tells_of_no_texts(tmp_path):
     sha256 = checksum(content)
     path.write_text(json.dumps({"format": 1, **content, "sha256": sha256}))
     assert Corpus.open(tmp_path / "train").manifest.corpora == ()
+
+
+def test_lengths_are_told_of_all_pairs_or_of_blocks_spread_over_them(tmp_path):
+    chance = np.random.default_rng(1)
+    lengths = {side: chance.integers(1, 50, 12_345) for side in ("source", "target")}
+    with CorpusWriter(tmp_path / "corpus", 100, 100, "hash") as writer:
+        writer.add(*([[5] * length for length in lengths[side]] for side in ("source", "target")))
+        writer.commit({}, [], {}, [12_345])
+    corpus = Corpus.open(tmp_path / "corpus")
+    told = corpus.facts()["lengths"]
+    assert (told["pairs"], told["measured"]) == (12_345, 12_345)
+    for side, found in lengths.items():
+        ordered = np.sort(found)
+        assert told[side]["mean"] == round(float(found.mean()), 2)
+        assert told[side]["longest"] == found.max()
+        assert list(told[side]["quantiles"]) == ["1%", "5%", "50%", "95%", "99%"]
+        for name, value in told[side]["quantiles"].items():
+            share = int(name.removesuffix("%")) / 100
+            assert (ordered <= value).mean() >= share > (ordered < value).mean()
+    manifests = {"source": corpus.manifest.source, "target": corpus.manifest.target}
+    offsets = {"source": corpus.source_offsets, "target": corpus.target_offsets}
+    sampled = length_statistics(manifests, offsets, most_pairs=5000)
+    assert (sampled["pairs"], sampled["measured"]) == (12_345, 5000)
+    for side in lengths:
+        assert sampled[side]["mean"] == told[side]["mean"]
+        assert sampled[side]["longest"] == told[side]["longest"]
+        for name, value in sampled[side]["quantiles"].items():
+            assert abs(value - told[side]["quantiles"][name]) <= 2
+
+
+def test_a_corpus_of_nothing_has_no_lengths(tmp_path):
+    with CorpusWriter(tmp_path / "corpus", 100, 100, "hash") as writer:
+        writer.commit({}, [], {}, [])
+    told = Corpus.open(tmp_path / "corpus").facts()["lengths"]
+    assert told["source"] == {"mean": 0.0, "quantiles": {}, "longest": 0}

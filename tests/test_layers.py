@@ -14,11 +14,12 @@ PACKAGE = ROOT / "mtkit"
 # From the top down. A module may import what stands on a later line, and its own folder.
 FLOORS = [
     {"cli"},
-    {"plot_commands", "evaluate_command"},
+    {"plot_commands", "evaluate_command", "bundle_commands"},
     {"options"},
     {"pipeline"},
-    {"prepare", "train", "translate", "score", "evaluate", "export", "plot"},
+    {"prepare", "train", "translate", "score", "evaluate", "export", "plot", "pack", "info", "check"},
     {"validation", "objective", "feed", "records"},
+    {"canaries"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},
     {"decode", "encode", "scores", "testsets"},
@@ -31,7 +32,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # The modules or folders that may import a package; what is not listed here is free.
 HOMES: dict[str, set[str]] = {
-    "typer": {"cli.py", "plot_commands.py", "evaluate_command.py", "options.py"},
+    "typer": {"cli.py", "plot_commands.py", "evaluate_command.py", "bundle_commands.py", "options.py"},
     "yaml": {"config"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},

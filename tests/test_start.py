@@ -14,6 +14,7 @@ from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.formats.bundle import open_bundle
+from mtkit.formats.description import sealed
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.prepare import read_validation
 from mtkit.records import is_trained
@@ -247,7 +248,8 @@ def test_weights_of_another_model_are_told(make, parent, make_config, tmp_path):
     shutil.copy(other.run_path / "model" / "weights.safetensors", parent)
     description = json.loads((parent / "bundle.json").read_text())
     description["weights_bytes"] = (parent / "weights.safetensors").stat().st_size
-    (parent / "bundle.json").write_text(json.dumps(description))
+    del description["sha256"]
+    (parent / "bundle.json").write_bytes(sealed(description))
     config = make()
     with pytest.raises(CheckpointError, match=r"the weights belong to another model"):
         run_train(config)

@@ -55,9 +55,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return _config(text, str(path) if path else "", overrides)
 
 
-def config_from_text(text: str, name: str) -> Config:
-    """The settings of a YAML text; name stands in messages."""
-    return _config(text, name, ())
+def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML text, with overrides put over them as load_config does; name stands in messages."""
+    return _config(text, name, overrides)
 
 
 def _config(text: str, name: str, overrides: Sequence[str]) -> Config:

@@ -15,6 +15,8 @@ from mtkit.errors import ConfigError
 
 Keys = tuple[str | int, ...]
 
+MOST_VALUES = 100_000  # a few lines whose aliases repeat each other could ask for billions
+
 
 @dataclass(frozen=True)
 class Document:
@@ -69,18 +71,26 @@ def read_yaml(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: lists or sections are nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
     return Document(data, lines)
 
 
 def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -> Any:
     lines.setdefault(keys, node.start_mark.line + 1)
+    if len(lines) > MOST_VALUES:
+        raise ConfigError(f"{name}: more than {MOST_VALUES:,} values; do its aliases repeat each other?")
     if isinstance(node, yaml.MappingNode):
         return dict(_build_pairs(loader, node, keys, lines, name))
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*keys, i), lines, name) for i, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    try:
+        return loader.construct_object(node)
+    except (LookupError, AttributeError):  # what a tag says its text is not
+        kind = node.tag.rpartition(":")[2]
+        raise ConfigError(f"{name}:{node.start_mark.line + 1}: not valid YAML: found text that is no {kind}") from None
 
 
 def _build_pairs(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtkit.data.lengths import length_statistics
 from mtkit.data.manifest import Manifest, RawFile, SideManifest, StoredText, checksum, read_manifest, write_manifest
 from mtkit.data.stored_file import FileWriter, check_content, check_size
 from mtkit.errors import DataError
@@ -189,6 +190,11 @@ class Corpus:
             "dropped": manifest.drops,
             "unknown": manifest.unknown,
             "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
+            "corpora": list(manifest.corpora),
+            "lengths": length_statistics(
+                {"source": manifest.source, "target": manifest.target},
+                {"source": self.source_offsets, "target": self.target_offsets},
+            ),
         }
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:

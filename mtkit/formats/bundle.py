@@ -1,17 +1,17 @@
-"""The bundle: a model with all that it takes to translate, in one directory.
+"""The bundle: a model with all that it takes to translate, in one directory or packed into one file.
 
-model/weights.safetensors  tokenizer/  config.yaml  bundle.json  scores.json  README.md
+model/weights.safetensors  tokenizer/  config.yaml  bundle.json  canaries.json  scores.json  README.md
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mtkit.config.load import config_from_text
@@ -19,13 +19,17 @@ from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import CheckpointError
 from mtkit.files import replaced_directory, standing, write_file
+from mtkit.formats.canary import Canary, canaries_text, read_canaries
+from mtkit.formats.description import FORMAT, read_description, sealed
+from mtkit.formats.storage import Folder, Storage, is_packed, open_storage
+from mtkit.formats.sums import all_sums, sums_of
+from mtkit.formats.tensors import read_tensors
 
-FORMAT = 1
-
-WEIGHTS, CONFIG, DESCRIPTION, SCORES, CARD, TOKENIZER = (
+WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
     "config.yaml",
     "bundle.json",
+    "canaries.json",
     "scores.json",
     "README.md",
     "tokenizer",
@@ -33,31 +37,40 @@ WEIGHTS, CONFIG, DESCRIPTION, SCORES, CARD, TOKENIZER = (
 
 SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
 
-# What a description must tell for the model to be loaded; the rest is for its readers.
-NEEDED = {"weights_bytes": int, "tokenizer_sha256": str, "source_vocab_size": int, "target_vocab_size": int}
-
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle on disk, its weights not yet read."""
 
-    path: Path
+    storage: Storage
     config: Config
-    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, size of the weights, tokenizer's checksum
+    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, checksums
 
     @property
-    def config_path(self) -> Path:
-        """The settings it was trained with."""
-        return self.path / CONFIG
+    def path(self) -> Path:
+        """The folder, or the one file."""
+        return self.storage.path
 
     @property
     def tokenizer_path(self) -> Path:
-        """The directory of the tokenizer."""
+        """Where messages say that the tokenizer lies."""
         return self.path / TOKENIZER
+
+    def read(self, name: str) -> bytes:
+        """A file of the bundle, such as tokenizer/tokenizer.json; CheckpointError if it is not there."""
+        return _read(self.storage, name)
+
+    def config_with(self, overrides: Sequence[str]) -> Config:
+        """The settings it was trained with, and these over them."""
+        return _config(self.storage, overrides) if overrides else self.config
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """What the tokenizer is made of, by the names of its files."""
+        return tokenizer_files(self.storage)
 
     def require_own_tokenizer(self) -> None:
         """Another tokenizer's ids mean other words, and nobody would notice but by the translations."""
-        if _checksum(self.tokenizer_path) != self.description["tokenizer_sha256"]:
+        if _checksum(self.tokenizer_files()) != self.description["tokenizer_sha256"]:
             raise CheckpointError(
                 f"{self.tokenizer_path}: not the tokenizer that this model was trained with; copy the model again"
             )
@@ -66,53 +79,85 @@ class Bundle:
         """The weights as they lie in the file: mapped into memory, not copied."""
         path = self.path / WEIGHTS
         try:
-            size = path.stat().st_size
+            content = self.storage.view(WEIGHTS)
         except OSError:
             raise CheckpointError(f"{path}: missing; the model is not whole, copy it again") from None
-        if size != self.description["weights_bytes"]:
+        if len(content) != self.description["weights_bytes"]:
             raise CheckpointError(
-                f"{path}: {size:,} bytes where {self.description['weights_bytes']:,} were written; "
+                f"{path}: {len(content):,} bytes where {self.description['weights_bytes']:,} were written; "
                 "the file is cut off or another model's, copy it again"
             )
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged: {error}; copy it again") from None
+        return read_tensors(content, str(path))
+
+    def canaries(self) -> list[Canary]:
+        """Sentences whose translations are known; none in a bundle of format 1."""
+        if self.description["format"] == 1:
+            return []
+        sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
+        return read_canaries(self.read(CANARIES), str(self.path / CANARIES), *sizes)
 
 
 def find_bundle(path: Path) -> Path:
     """The bundle that a path names: a bundle itself, or the one of a run directory."""
+    if is_packed(path):
+        return path
     for candidate in map(standing, (path, path / "model")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
     if not path.is_dir():
-        found = "is a file" if path.exists() else "no such directory"
+        found = "is a file that mtkit pack did not write" if path.exists() else "no such directory"
         raise CheckpointError(f"{path}: {found}; MODEL is a run directory or a model bundle")
     if (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
     raise CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}")
 
 
+def find_storage(path: Path) -> Storage:
+    """The files of the bundle that a path names."""
+    return open_storage(find_bundle(path))
+
+
 def open_bundle(path: Path) -> Bundle:
     """The bundle at a path, its parts checked for being there and readable."""
-    path = find_bundle(path)
+    return bundle_of(find_storage(path))
+
+
+def bundle_of(storage: Storage) -> Bundle:
+    """The bundle that these files are."""
+    description = describe(storage)
+    return Bundle(storage, _config(storage, ()), description)
+
+
+def describe(storage: Storage) -> dict[str, Any]:
+    """What bundle.json tells; a damaged one is a CheckpointError."""
+    path = storage.path / DESCRIPTION
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        found = description["format"]
-        whole = found != FORMAT or all(isinstance(description[key], kind) for key, kind in NEEDED.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path / DESCRIPTION}: damaged; copy the model again")
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path}: a bundle of format {found}; this version of mtkit reads format {FORMAT}: install a newer one"
-        )
+        content = bytes(storage.view(DESCRIPTION))
+    except OSError:
+        raise CheckpointError(f"{path}: damaged or missing; copy the model again") from None
+    return read_description(content, path)
+
+
+def tokenizer_files(storage: Storage) -> dict[str, bytes]:
+    """The files of the tokenizer by their names in its folder."""
+    names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
+    return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
+
+
+def _read(storage: Storage, name: str) -> bytes:
     try:
-        text = (path / CONFIG).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise CheckpointError(f"{path / CONFIG}: damaged or missing; copy the model again") from None
-    return Bundle(path, config_from_text(text, str(path / CONFIG)), description)
+        return bytes(storage.view(name))
+    except OSError:
+        raise CheckpointError(f"{storage.path / name}: damaged or missing; copy the model again") from None
+
+
+def _config(storage: Storage, overrides: Sequence[str]) -> Config:
+    path = storage.path / CONFIG
+    try:
+        text = _read(storage, CONFIG).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: damaged or missing; copy the model again") from None
+    return config_from_text(text, str(path), overrides)
 
 
 def save_bundle(
@@ -121,6 +166,7 @@ def save_bundle(
     config: Config,
     save_tokenizer: Callable[[Path], None],
     about: dict[str, Any],
+    canaries: Sequence[Canary] = (),
 ) -> None:
     """Write a bundle in the place of an older one; about is kept in its description."""
     try:
@@ -128,38 +174,59 @@ def save_bundle(
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
             # A model may be carried to where there is another device.
-            (new / CONFIG).write_text(config_text(config.model_copy(update={"device": "auto"})), encoding="utf-8")
+            (new / CONFIG).write_bytes(config_text(config.model_copy(update={"device": "auto"})).encode())
+            (new / CANARIES).write_bytes(canaries_text(canaries))
+            storage = Folder(new)
             description = {
                 "format": FORMAT,
+                "name": config.name,
+                "languages": config.languages.model_dump(mode="json"),
                 "weights_bytes": (new / WEIGHTS).stat().st_size,
-                "tokenizer_sha256": _checksum(new / TOKENIZER),
+                "tokenizer_sha256": _checksum(tokenizer_files(storage)),
                 **about,
+                "files": {name: sums.told for name, sums in all_sums(storage).items()},
             }
-            (new / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            (new / DESCRIPTION).write_bytes(sealed(description))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Leave the scores and the card that tells of them in the bundle."""
-    write_file(bundle.path / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
-    write_file(bundle.path / CARD, card.encode())
+    """Leave the scores and the card that tells of them in the bundle, which is a folder.
+
+    A kill between the files leaves checksums of the older ones, until the scores are measured again.
+    """
+    new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
+    for name, content in new.items():
+        write_file(bundle.path / name, content)
+    if "files" in bundle.description:
+        sums = {name: sums_of(memoryview(content)).told for name, content in new.items()}
+        files = dict(sorted({**bundle.description["files"], **sums}.items()))
+        write_file(bundle.path / DESCRIPTION, sealed({**bundle.description, "files": files}))
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
     """The scores in the bundle; none if it was not evaluated, or if they are damaged: they can be measured again."""
     try:
-        scores = json.loads((bundle.path / SCORES).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        scores = json.loads(bytes(bundle.storage.view(SCORES)))
+    except (FileNotFoundError, ValueError, RecursionError):
         return []
-    whole = isinstance(scores, list) and all(isinstance(score, dict) and score.keys() == SCORE for score in scores)
-    return scores if whole else []
+    return scores if isinstance(scores, list) and all(map(_is_score, scores)) else []
 
 
-def _checksum(directory: Path) -> str:
-    """One over the names and the bytes of all files in a directory."""
+def _is_score(score: Any) -> bool:
+    return (
+        isinstance(score, dict)
+        and score.keys() == SCORE
+        and all(isinstance(score[key], str) for key in SCORE - {"score"})
+        and isinstance(score["score"], int | float)
+    )
+
+
+def _checksum(files: Mapping[str, bytes]) -> str:
+    """One over the names and the bytes of all files of a directory."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

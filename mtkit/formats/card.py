@@ -1,72 +1,135 @@
 """The model card: what a stranger should know of a bundle, as its README.md."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
 from mtkit.formats.bundle import Bundle
 
 
 def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
     """The card; scores are rows of test set, metric, figure, signature."""
     config, about = bundle.config, bundle.description
-    training = about["training"]
-    data = training["data"]
-    model = ", ".join(f"{key} {value}" for key, value in _settings(config.model.model_dump(mode="json")))
-    drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
-    files = "\n".join(f"- {entry['name']}: {entry['fingerprint']}" for entry in data["files"])
+    source, target = config.languages.source, config.languages.target
+    training = about.get("training", {})
+    model = ", ".join(f"{key} {value}" for key, value in settings_of(config.model.model_dump(mode="json")))
     rows = "\n".join(
         f"| {_cell(name)} | {metric} | {score:.2f} | {_cell(signature)} |" for name, metric, score, signature in scores
     )
-    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
+    return f"""# {config.name}: {source} to {target}
 
-A translation model of {about["num_parameters"]:,} parameters, trained with mtkit {about["mtkit"]}.
+A translation model of {about["num_parameters"]:,} parameters, made with mtkit {about["mtkit"]}.
+
+## Use
+
+MODEL is this directory, or the one file that `mtkit pack` makes of it.
+
+    mtkit translate MODEL < text.{source} > text.{target}
+    mtkit info MODEL     # what this card tells, and more with --json
+    mtkit check MODEL    # whether it is whole, and says here what it said where it was made
+    mtkit pack MODEL {config.name.split()[0]}.mtkit
+
+In Python:
+
+    import mtkit
+
+    translator = mtkit.load("MODEL")
+    print(translator.translate(["one line", "another"]))
 
 ## Scores
 
-Raw text in, raw text out; {_decoding(config.decoding)}.
+Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 | test set | metric | score | signature |
 |---|---|---:|---|
 {rows}
+{_data(config, training.get("data", {}))}
+## Model{" and training" if training else ""}
 
+{model}.
+
+{_training(config, training)}All settings are in config.yaml, checksums of all files in bundle.json.
+"""
+
+
+def _data(config: Config, data: dict[str, Any]) -> str:
+    """What it learnt from; nothing where nobody knows."""
+    if not data:
+        return ""
+    drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
+    lengths = "\n\n" + _lengths(data["lengths"]) if "lengths" in data else ""
+    return f"""
 ## Data
 
 {data["num_pairs"]:,} sentence pairs, {data["source_tokens"]:,} source and {data["target_tokens"]:,} target tokens. \
 Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
-{files}
-
-## Model and training
-
-{model}.
-
-{training["steps"]:,} updates in {training["minutes"]} minutes; the weights are \
-{_weights(training["averaged_steps"], config.training.ema_decay)}. All settings are in config.yaml.
-
-## Use
-
-    mtkit translate MODEL < text.{config.languages.source} > text.{config.languages.target}
-
-where MODEL is this directory; or in Python, `mtkit.load(MODEL).translate(lines)`.
+| file | pairs | checksum |
+|---|---:|---|
+{_files(config, data)}{lengths}
 """
 
 
-def _decoding(decoding: DecodingConfig) -> str:
-    """How the scored translations were made: a beam and its penalty, or samples, and what else is not as usual."""
+def _files(config: Config, data: dict[str, Any]) -> str:
+    """A row for each file of text, with the pairs of it that were kept; older bundles do not tell these."""
+    corpora = zip(config.data.train, data.get("corpora", []), strict=False)
+    counts = list(chain.from_iterable([f"{pairs:,}"] * len(corpus.paths) for corpus, pairs in corpora))
+    if len(counts) != len(data["files"]):
+        counts = [""] * len(data["files"])
+    return "\n".join(
+        f"| {_cell(entry['name'])} | {count} | {entry['fingerprint']} |"
+        for entry, count in zip(data["files"], counts, strict=True)
+    )
+
+
+def _lengths(lengths: dict[str, Any]) -> str:
+    """A table of both sides."""
+    quantiles = list(lengths["source"]["quantiles"])
+    sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
+    rows = [
+        f"| {side} | {lengths[side]['mean']} | "
+        + "".join(f"{lengths[side]['quantiles'].get(name, '')} | " for name in quantiles)
+        + f"{lengths[side]['longest']} |"
+        for side in ("source", "target")
+    ]
+    head = f"| tokens of a sentence{sample} | mean | {''.join(f'{name} | ' for name in quantiles)}longest |"
+    return "\n".join([head, f"|---|{'---:|' * (len(quantiles) + 2)}", *rows])
+
+
+def _training(config: Config, training: dict[str, Any]) -> str:
+    if not training:
+        return ""
+    return (
+        f"{training['steps']:,} updates in {training['minutes']} minutes; the weights are "
+        f"{weights_text(training['averaged_steps'], config.training.ema_decay)}. "
+    )
+
+
+def decoding_text(decoding: DecodingConfig) -> str:
+    """How translations are made: a beam and its penalty, or samples, and what else is not as usual."""
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     told = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=told)
     return ", ".join(["samples" if decoding.draws else search, *(f"{name} {value}" for name, value in others.items())])
 
 
-def _settings(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
+def settings_of(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
     """Names and values, those of a section inside as encoder.d_model."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _settings(value, f"{around}{key}.")
+            yield from settings_of(value, f"{around}{key}.")
         else:
             yield f"{around}{key}", value
+
+
+def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
+    """Which weights these are, of the updates of training."""
+    what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
+    if len(steps) == 1:
+        return f"{what} after update {steps[0]:,}"
+    return f"the average of {what} after updates {', '.join(f'{step:,}' for step in steps)}"
 
 
 def _unknown(shares: dict[str, float]) -> str:
@@ -78,10 +141,3 @@ def _unknown(shares: dict[str, float]) -> str:
 def _cell(text: str) -> str:
     """Text that ends no cell of a table."""
     return text.replace("|", "\\|")
-
-
-def _weights(steps: Sequence[int], ema_decay: float | None) -> str:
-    what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
-    if len(steps) == 1:
-        return f"{what} after update {steps[0]:,}"
-    return f"the average of {what} after updates {', '.join(f'{step:,}' for step in steps)}"

@@ -5,7 +5,7 @@ Each side's text is normalised by its own rule before any model sees it, so one 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,21 @@ class Tokenizer:
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
         """The tokenizer that a directory holds; a missing, damaged or foreign one is a CheckpointError."""
-        description = _read_description(directory / SETTINGS_FILE)
-        content = {name: _read_file(directory / name, sha256) for name, sha256 in description.sha256.items()}
-        models = [content[name] for name in _model_names(description.shared, description.is_mapped)]
-        for name in _model_names(description.shared, description.is_mapped):
+        found = sorted(path for path in directory.glob("*") if path.is_file())
+        return Tokenizer.from_files({path.name: path.read_bytes() for path in found}, directory)
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
+        """The same from the contents of the files by their names; directory, where they lie, stands in messages."""
+        description = _read_description(files, directory / SETTINGS_FILE)
+        content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
+        names = _model_names(description.shared, description.is_mapped)
+        for name in names:
             _check_model(content[name], directory / name, description.is_mapped)
+        models = [content[name] for name in names]
         vocabularies = None
         if description.is_mapped:
-            read = [json.loads(content[name]) for name in _vocabulary_names(description.shared)]
+            read = [_read_vocabulary(content[name], directory / name) for name in _vocabulary_names(description.shared)]
             vocabularies = (read[0], read[-1])
         return Tokenizer(
             models[0],
@@ -309,12 +316,12 @@ class _Description:
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_description(path: Path) -> _Description:
+def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
     """The checked content of tokenizer.json."""
-    if not path.is_file():
+    if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files[path.name])
         found = content.pop("format")
         if found != FORMAT:
             raise CheckpointError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
@@ -325,8 +332,12 @@ def _read_description(path: Path) -> _Description:
         )
         names = _model_names(description.shared, description.is_mapped)
         names += _vocabulary_names(description.shared) if description.is_mapped else []
-        damaged = description.hash != expected or list(description.sha256) != names
-    except (ValueError, TypeError, KeyError, AttributeError):
+        damaged = description.hash != expected or list(description.sha256.keys()) != names
+        damaged |= not isinstance(description.symbols, list) or not all(isinstance(s, str) for s in description.symbols)
+        damaged |= description.is_mapped and not all(
+            isinstance(id_, int) for side in asdict(_specials(description.specials)).values() for id_ in _told(side)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         damaged = True
     if damaged:
         raise CheckpointError(f"{path}: damaged; copy it again or train the tokenizer again")
@@ -346,11 +357,27 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
     return Specials(**{side: SpecialIds(**ids) for side, ids in sides.items()})
 
 
-def _read_file(path: Path, sha256: str) -> bytes:
+def _told(side: dict[str, Any]) -> list[Any]:
+    """The ids of one side; a vocabulary may lack the begin mark."""
+    return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
+
+
+def _read_vocabulary(content: bytes, path: Path) -> list[str]:
+    """The pieces of a mapped tokenizer, by their ids."""
+    try:
+        pieces = json.loads(content)
+    except (ValueError, RecursionError):
+        pieces = None
+    if not isinstance(pieces, list) or not pieces or not all(isinstance(piece, str) for piece in pieces):
+        raise CheckpointError(f"{path}: damaged; copy it again")
+    return pieces
+
+
+def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
     """The bytes of a file that is whole."""
-    if not path.is_file():
+    if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
-    model = path.read_bytes()
+    model = files[path.name]
     if hashlib.sha256(model).hexdigest() != sha256:
         raise CheckpointError(
             f"{path}: damaged or changed ({len(model):,} bytes that are not what {SETTINGS_FILE} tells of); "

@@ -1,0 +1,61 @@
+"""`mtkit pack`, `info` and `check`: a model as a thing that travels."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtkit.errors import CheckpointError
+from mtkit.options import EXAMPLE, DeviceOption, ModelArgument, UsageError
+
+
+def pack(
+    model: ModelArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="What to write, such as model.mtkit.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The same.")] = None,
+) -> None:
+    """Pack a model into one file.
+
+    The file is a MODEL, too. The same model gives the same bytes.
+    """
+    if (file is None) == (output is None):
+        raise UsageError("name the FILE to write, once")
+    from mtkit.pack import pack
+
+    target = file or output
+    assert target is not None
+    print(f"{target}: {pack(model, target):,} bytes", file=sys.stderr)
+
+
+def info(
+    model: ModelArgument, json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False
+) -> None:
+    """Tell what a model is and what it learnt from."""
+    import json as json_text
+
+    from mtkit.info import info_json, info_of, info_text
+
+    found = info_of(model)
+    print(json_text.dumps(info_json(found), indent=1, ensure_ascii=False) if json else info_text(found))
+
+
+def check(model: ModelArgument, device: DeviceOption = None) -> None:
+    """Tell whether a model is whole and works here.
+
+    All files are compared with their checksums; then sentences that the model carries are translated again.
+    """
+    from mtkit.check import check
+
+    report = check(model, device)
+    print("\n".join(report.lines))
+    if report.faults:
+        sys.stdout.flush()
+        raise CheckpointError("\n".join(report.faults))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands of the program."""
+    app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
+    app.command(epilog=f"{EXAMPLE}info runs/demo")(info)
+    app.command(epilog=f"{EXAMPLE}check runs/demo")(check)
