@@ -3,7 +3,8 @@
 V vocabulary size, D model width.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -31,3 +32,41 @@ class PortableModel:
     target: Vocabulary
     symbols: tuple[str, ...] = ()  # words of the source that are one piece each, such as the tags of languages
     card: str = ""  # the text of the model card
+
+
+def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
+    """The same model with id n of a side being what was id order[n]; a shared vocabulary has one order.
+
+    Embeddings, output layer and its bias go along, and so do the special ids.
+    """
+    own = range(len(source_order)), range(len(target_order))
+    if list(source_order) == list(own[0]) and list(target_order) == list(own[1]):
+        return model
+    orders = {
+        "encoder.embedded.embedding.weight": source_order,
+        "decoder.embedded.embedding.weight": target_order,
+        "decoder.output.table.weight": target_order,
+        "decoder.output.bias": target_order,
+    }
+    weights = {
+        name: weight[list(orders[name])].contiguous() if name in orders else weight
+        for name, weight in model.weights.items()
+    }
+    source, target = _reordered(model.source, source_order), _reordered(model.target, target_order)
+    return replace(model, weights=weights, source=source, target=target)
+
+
+def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
+    place = {id_: number for number, id_ in enumerate(order)}
+    special = vocabulary.special
+    return replace(
+        vocabulary,
+        pieces=[vocabulary.pieces[id_] for id_ in order],
+        scores=[vocabulary.scores[id_] for id_ in order] if vocabulary.scores else [],
+        special=SpecialIds(
+            place[special.pad],
+            place[special.unknown],
+            None if special.begin is None else place[special.begin],
+            place[special.end],
+        ),
+    )

@@ -1,0 +1,200 @@
+"""config.json and generation_config.json of Hugging Face's encoder-decoders, written and read.
+
+D model width, V vocabulary size.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError
+from mtkit.formats.huggingface_weights import ACTIVATIONS, ACTIVATIONS_READ, CONFIG, GENERATION, read_json, write_json
+from mtkit.formats.portable import PortableModel, Vocabulary
+
+FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
+LEAST_POSITIONS = 512
+
+
+def require(config: Config, name: str, wanted: dict[str, Collection[Any]], others: str) -> TransformerConfig:
+    """The model's settings, if they are ones that the format can express; else one line tells which is not."""
+    model: AnyModelConfig = config.model
+    if not isinstance(model, TransformerConfig):
+        raise CheckpointError(
+            f"model.architecture is {model.architecture}; {name} files hold Transformers alone, and so do the others"
+        )
+    for setting, values in wanted.items():
+        found = getattr(model, setting)
+        if found not in values:
+            listed = " or ".join(_told(value) for value in values)
+            raise CheckpointError(f"model.{setting} is {_told(found)}; {name} files want {listed}{others}")
+    return model
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
+    """Both files, with what is the layout's own."""
+    config, special = model.config, model.target.special
+    transformer = config.model
+    assert isinstance(transformer, TransformerConfig)
+    start = {"begin": special.begin, "end": special.end}.get(transformer.start_token, special.pad)
+    ids = {
+        "bos_token_id": special.begin,
+        "eos_token_id": special.end,
+        "pad_token_id": special.pad,
+        "decoder_start_token_id": start,
+        "forced_eos_token_id": special.end,
+    }
+    write_json(
+        directory / CONFIG,
+        {
+            **ids,
+            "activation_dropout": transformer.activation_dropout,
+            "activation_function": ACTIVATIONS[transformer.activation],
+            "attention_dropout": transformer.attention_dropout,
+            "d_model": transformer.d_model,
+            "decoder_attention_heads": transformer.decoder_num_heads or transformer.num_heads,
+            "decoder_ffn_dim": transformer.decoder_d_ff or transformer.d_ff,
+            "decoder_layerdrop": transformer.layer_dropout,
+            "decoder_layers": transformer.decoder_layers,
+            "dropout": transformer.dropout,
+            "dtype": "float32",
+            "encoder_attention_heads": transformer.num_heads,
+            "encoder_ffn_dim": transformer.d_ff,
+            "encoder_layerdrop": transformer.layer_dropout,
+            "encoder_layers": transformer.encoder_layers,
+            "init_std": 0.02,
+            "is_encoder_decoder": True,
+            "max_position_embeddings": max(LEAST_POSITIONS, _longest_target(config)),
+            "scale_embedding": transformer.scale_embeddings,
+            "tie_word_embeddings": transformer.tie_embeddings != "none",
+            "torch_dtype": "float32",
+            "use_cache": True,
+            "vocab_size": len(model.source.pieces),
+            **own,
+        },
+    )
+    write_json(
+        directory / GENERATION,
+        {
+            **ids,
+            "bad_words_ids": [[id_] for id_ in silent_ids(model.target)],
+            "early_stopping": False,
+            "length_penalty": config.decoding.length_penalty,
+            "max_length": max(LEAST_POSITIONS, _longest_target(config)),
+            "num_beams": config.decoding.beam_size,
+        },
+    )
+
+
+def silent_ids(vocabulary: Vocabulary) -> list[int]:
+    """What no translation holds: padding, the begin mark, and the unknown where there are bytes to spell it in."""
+    shown = None if FIRST_BYTE in vocabulary.pieces else vocabulary.special.unknown
+    return [id_ for id_ in vocabulary.special.silent if id_ != shown]
+
+
+def _longest_target(config: Config) -> int:
+    """Tokens that a translation of the longest source may have, with its mark."""
+    return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
+
+
+class TheirConfig:
+    """A config.json that is read; what it tells wrongly is a CheckpointError that names file, key and value."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / CONFIG
+        self.content = read_json(self.path)
+        generation = directory / GENERATION
+        self.generation = read_json(generation) if generation.exists() else {}
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """A whole number, 0 or more."""
+        value = self.content.get(key, default)
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants a whole number")
+        return value
+
+    def optional_number(self, key: str) -> int | None:
+        """The same, or none where it is null or missing; of several the first."""
+        value = self.content.get(key)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if value is not None and type(value) is not int:
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants a whole number")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.content.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
+        return value
+
+    def require(self, key: str, wanted: object) -> None:
+        """What mtkit's model has no choice for; a missing key is as wanted."""
+        value = self.content.get(key, wanted)
+        if value != wanted:
+            raise CheckpointError(
+                f"{self.path}: {key} is {json.dumps(value)}; mtkit imports {json.dumps(wanted)} alone"
+            )
+
+    def rate(self, key: str) -> float:
+        """A rate of dropout; the training of another day may change it."""
+        value = self.content.get(key, 0.0)
+        return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
+
+    @property
+    def activation(self) -> str:
+        """By our name."""
+        value = self.content.get("activation_function")
+        if value not in ACTIVATIONS_READ:
+            raise CheckpointError(
+                f"{self.path}: activation_function is {value!r}; mtkit imports {', '.join(ACTIVATIONS_READ)}"
+            )
+        return ACTIVATIONS_READ[value]
+
+    def told(self, key: str) -> Any:
+        """A default of generation, from either file."""
+        return self.generation.get(key, self.content.get(key))
+
+    def settings(self, directory: Path, model: dict[str, Any]) -> Config:
+        """All settings, with those of the model that the layout itself decides."""
+        beam_size, length_penalty = self.told("num_beams"), self.told("length_penalty")
+        heads, d_ff = self.number("encoder_attention_heads"), self.number("encoder_ffn_dim")
+        decoder_heads, decoder_d_ff = self.number("decoder_attention_heads"), self.number("decoder_ffn_dim")
+        settings = {
+            "name": directory.resolve().name or "imported",
+            "data": {"max_length": max(1, min(self.number("max_position_embeddings", 1024) - 1, 1023))},
+            "model": {
+                "architecture": "transformer",
+                "d_model": self.number("d_model"),
+                "num_heads": heads,
+                "d_ff": d_ff,
+                "encoder_layers": self.number("encoder_layers"),
+                "decoder_layers": self.number("decoder_layers"),
+                **({"decoder_num_heads": decoder_heads} if decoder_heads != heads else {}),
+                **({"decoder_d_ff": decoder_d_ff} if decoder_d_ff != d_ff else {}),
+                "activation": self.activation,
+                "scale_embeddings": self.flag("scale_embedding", False),
+                "dropout": self.rate("dropout"),
+                "attention_dropout": self.rate("attention_dropout"),
+                "activation_dropout": self.rate("activation_dropout"),
+                **model,
+            },
+            "tokenizer": {"shared": model["tie_embeddings"] == "all"},
+            "decoding": {
+                **({"beam_size": beam_size} if type(beam_size) is int and beam_size > 0 else {}),
+                **({"length_penalty": float(length_penalty)} if isinstance(length_penalty, int | float) else {}),
+            },
+        }
+        try:
+            return Config.model_validate_json(json.dumps(settings))
+        except ValueError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            told = next((line for line in lines[2:] if line), lines[0]).partition(" [type=")[0]
+            raise CheckpointError(f"{self.path}: {told.removeprefix('Value error, ')}") from None

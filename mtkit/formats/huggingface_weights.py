@@ -1,0 +1,195 @@
+"""Weights and settings of Hugging Face's encoder-decoders: the names of tensors both ways, and how files are read.
+
+BART's children (Marian, M2M100) all have these names. Queries, keys and values stand apart there and in one matrix
+here, so what is cut on the way out is joined on the way in, byte for byte.
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.errors import CheckpointError
+
+WEIGHTS, INDEX, PICKLED, CONFIG, GENERATION = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "config.json",
+    "generation_config.json",
+)
+
+SELF_ATTENTION = {
+    "attention.query_key_value": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.output": ("self_attn.out_proj",),
+    "around_attention.norm": ("self_attn_layer_norm",),
+}
+SOURCE_ATTENTION = {
+    "source_attention.query": ("encoder_attn.q_proj",),
+    "source_attention.key_value": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "source_attention.output": ("encoder_attn.out_proj",),
+    "around_source_attention.norm": ("encoder_attn_layer_norm",),
+}
+FEED_FORWARD = {
+    "feed_forward.inner": ("fc1",),
+    "feed_forward.output": ("fc2",),
+    "around_feed_forward.norm": ("final_layer_norm",),
+}
+
+# Embeddings, by what shares a matrix: our name and theirs. What else they may store of it is the same once more.
+EMBEDDINGS = {
+    "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
+    "decoder": {
+        "encoder.embedded.embedding.weight": "model.encoder.embed_tokens.weight",
+        "decoder.embedded.embedding.weight": "model.decoder.embed_tokens.weight",
+    },
+    "none": {
+        "encoder.embedded.embedding.weight": "model.encoder.embed_tokens.weight",
+        "decoder.embedded.embedding.weight": "model.decoder.embed_tokens.weight",
+        "decoder.output.table.weight": "lm_head.weight",
+    },
+}
+COPIES = {
+    "all": dict.fromkeys(
+        ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+        "model.shared.weight",
+    ),
+    "decoder": {"lm_head.weight": "model.decoder.embed_tokens.weight"},
+    "none": {},
+}
+OUTPUT_BIAS = ("decoder.output.bias", "final_logits_bias")
+
+KINDS = ("weight", "bias")
+
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # by our names
+ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
+
+
+def names_of(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
+    """For each of our weights those that it is made of there, in order; the output bias is left out."""
+    names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items()}
+    layer = SELF_ATTENTION | FEED_FORWARD
+    stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
+    for side, depth, modules in stacks:
+        for number, (ours, theirs), kind in product(range(depth), modules.items(), KINDS):
+            place = f"layers.{number}"
+            names[f"{side}.{place}.{ours}.{kind}"] = tuple(f"model.{side}.{place}.{name}.{kind}" for name in theirs)
+        if config.norm_placement == "pre":
+            names |= {f"{side}.norm.{kind}": (f"model.{side}.layer_norm.{kind}",) for kind in KINDS}
+    return names
+
+
+def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights by the names that they have there."""
+    found = {}
+    for ours, theirs in names_of(config).items():
+        for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
+            found[name] = part.contiguous()
+    ours, theirs_bias = OUTPUT_BIAS
+    if ours in weights:
+        found[theirs_bias] = weights[ours][None].contiguous()  # (1, V)
+    return found
+
+
+def our_weights(config: TransformerConfig, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Their weights by our names; what is missing, left over or does not fit is told with the path."""
+    left = dict(weights)
+    for copy, original in COPIES[config.tie_embeddings].items():
+        if original not in left and copy in left:
+            left[original] = left[copy]  # an older version may store the copy alone
+        if copy in left and not torch.equal(left.pop(copy), left[original]):
+            raise CheckpointError(f"{path}: {copy} is not {original}; the settings say that they share one matrix")
+    found = {}
+    for ours, theirs in names_of(config).items():
+        parts = []
+        for name in theirs:
+            if name not in left:
+                raise CheckpointError(f"{path}: holds no {name}, which its config.json asks for")
+            parts.append(left.pop(name))
+        if len({part.shape for part in parts}) > 1:
+            raise CheckpointError(f"{path}: {' and '.join(theirs)} have different shapes")
+        found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    ours, theirs_bias = OUTPUT_BIAS
+    if config.output_bias:
+        decoder = "encoder" if config.tie_embeddings == "all" else "decoder"
+        vocab_size = len(found[f"{decoder}.embedded.embedding.weight"])
+        found[ours] = left.pop(theirs_bias, torch.zeros(1, vocab_size)).flatten()
+    if left:
+        raise CheckpointError(f"{path}: holds {sorted(left)[0]}, which no model of its config.json has")
+    return found
+
+
+def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
+    """As transformers reads them."""
+    save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of a checkpoint in float32, and the file that tells of them. No code in it is run."""
+    if (directory / WEIGHTS).exists():
+        path = directory / WEIGHTS
+        weights = _load_safetensors(path)
+    elif (directory / INDEX).exists():
+        path = directory / INDEX
+        weights = {}
+        for name in sorted(set(_shards(path))):
+            weights |= _load_safetensors(directory / name)
+    elif (directory / PICKLED).exists():
+        path = directory / PICKLED
+        weights = _load_pickled(path)
+    else:
+        raise CheckpointError(f"{directory}: holds neither {WEIGHTS} nor {INDEX} nor {PICKLED}")
+    return {name: weight.float() for name, weight in weights.items()}, path
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or missing: {error}; copy the checkpoint again") from None
+
+
+def _shards(path: Path) -> list[str]:
+    """The files that hold the weights; each lies beside the index."""
+    shards = read_json(path).get("weight_map")
+    names: list[Any] = list(shards.values()) if isinstance(shards, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{path}: damaged; copy the checkpoint again")
+    return names
+
+
+def _load_pickled(path: Path) -> dict[str, Tensor]:
+    """With PyTorch's reader that knows tensors alone."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes of a reader
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: is not read, since it holds more than tensors or is damaged: {first}") from None
+    if not isinstance(content, dict) or not all(isinstance(weight, Tensor) for weight in content.values()):
+        raise CheckpointError(f"{path}: holds no table of tensors; copy the checkpoint again")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; missing or damaged is a CheckpointError."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; wants the folder of a Hugging Face checkpoint") from None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no JSON object; copy the checkpoint again")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An object, its keys in order, as transformers writes it."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,483 @@
+"""MarianMTModel of Hugging Face transformers: it says the same there and here, written or read."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.decode import decode, next_log_probs
+from mtkit.errors import CheckpointError
+from mtkit.formats.marian import check_marian, in_marian_order, read_marian, write_marian_weights
+from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import empty_model, fill_model, new_model
+from mtkit.search.beam import beam_search
+from mtkit.search.length_penalty import power
+from mtkit.symbols import OWN, Specials
+
+transformers: Any = pytest.importorskip("transformers")
+
+V, W = 40, 33  # sizes of the vocabularies where they are apart
+PORTABLE = {
+    "d_model": 32,
+    "num_heads": 4,
+    "d_ff": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "norm_placement": "post",
+    "output_bias": True,
+    "start_token": "zero",
+    "dropout": 0.0,
+}
+CHOICES = [
+    {},
+    {"activation": "silu", "encoder_layers": 3, "decoder_layers": 1},
+    {"activation": "gelu", "start_token": "pad", "decoder_num_heads": 2, "decoder_d_ff": 24},
+    {"scale_embeddings": False, "output_bias": False, "start_token": "end"},
+    {"tie_embeddings": "decoder"},
+    {"tie_embeddings": "none", "activation": "silu"},
+]
+
+
+def config_of(model: dict[str, Any], **sections: Any) -> Config:
+    shared = model.get("tie_embeddings", "all") == "all"
+    return Config.model_validate_json(
+        json.dumps({"model": {**PORTABLE, **model}, "tokenizer": {"shared": shared}, **sections})
+    )
+
+
+def names(size: int) -> list[str]:
+    return ["<pad>", "<unk>", "<s>", "</s>", "<0x00>", *(f"▁{number}" for number in range(size - 5))]
+
+
+def lively(model: TranslationModel) -> TranslationModel:
+    """Weights far enough from zero that no two tokens are nearly as likely; zero rows stay."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight += (0.5 if "norm" in name or "bias" in name else 0.15) * noise * (weight != 0).any(-1, keepdim=True)
+    return model.eval()
+
+
+def portable_of(model: dict[str, Any]) -> PortableModel:
+    config = config_of(model)
+    sizes = (V, V) if config.tokenizer.shared else (V, W)
+    weights = dict(lively(new_model(config.model, *sizes, seed=1)).named_parameters())
+    weights = {name: weight.detach() for name, weight in weights.items()}
+    return PortableModel(config, weights, Vocabulary(names(sizes[0])), Vocabulary(names(sizes[1])))
+
+
+def model_of(portable: PortableModel) -> TranslationModel:
+    """The model that the weights are of."""
+    sizes = len(portable.source.pieces), len(portable.target.pieces)
+    model = empty_model(portable.config.model, *sizes, Specials(portable.source.special, portable.target.special))
+    fill_model(model, portable.weights, "test")
+    return model.requires_grad_(False).eval()
+
+
+def rows(num: int, size: int, special: Sequence[int], seed: int) -> list[list[int]]:
+    """Sentences of different lengths without special ids."""
+    generator = torch.Generator().manual_seed(seed)
+    plain = torch.tensor([token for token in range(size) if token not in special])
+    lengths = torch.randint(1, 9, (num,), generator=generator).tolist()
+    return [plain[torch.randint(len(plain), (n,), generator=generator)].tolist() for n in lengths]
+
+
+def sentences_of(portable: PortableModel, num: int = 20) -> tuple[list[list[int]], list[list[int]]]:
+    source, target = portable.source, portable.target
+    return (
+        rows(num, len(source.pieces), source.special.all, 1),
+        rows(num, len(target.pieces), target.special.all, 2),
+    )
+
+
+@torch.no_grad()
+def check_logits(portable: PortableModel, theirs: Any) -> None:
+    """Under teacher forcing, over a padded batch."""
+    model = model_of(portable)
+    batch = padded_batch(*map(ragged, sentences_of(portable)), model.marks)
+    ours = model.output(model(batch.source, batch.target))
+    found = theirs(
+        input_ids=batch.source.ids, attention_mask=batch.source.mask.long(), decoder_input_ids=batch.target.ids
+    ).logits
+    real = batch.target.mask
+    assert ours.shape == found.shape
+    assert (ours - found)[real].abs().max() < 1e-4
+    assert ours[real].std() > 0.5
+
+
+def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
+    model = model_of(portable)
+    sources, _ = sentences_of(portable)
+    ours = [best.tokens for [best] in decode(model, DecodingConfig(beam_size=1), sources, forbidden=forbidden)]
+    for source, tokens in zip(sources, ours, strict=True):
+        ids = torch.tensor([[*source, model.marks.source_end]])
+        most = 2 * len(source) + 20
+        said = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=1,
+            do_sample=False,
+            max_length=most + 2,
+            bad_words_ids=[[id_] for id_ in forbidden],
+        )[0, 1:].tolist()
+        if model.marks.target_end in said:
+            said = said[: said.index(model.marks.target_end)]
+        assert said == tokens
+
+
+@dataclass(frozen=True)
+class Written:
+    """A state for transformers' model: what each hypothesis has read, and nothing kept of earlier steps."""
+
+    sources: Tensor  # (R, S)
+    mask: Tensor  # (R, S)
+    read: Tensor  # (R, W, T)
+
+    def branch(self, parents: Tensor) -> "Written":
+        index = parents[:, :, None].expand(-1, -1, self.read.shape[2])
+        return Written(self.sources, self.mask, self.read.gather(1, index))
+
+    def keep(self, sentences: Tensor) -> "Written":
+        return Written(self.sources[sentences], self.mask[sentences], self.read[sentences])
+
+
+@torch.no_grad()
+def their_step(theirs: Any, forbidden: Sequence[int], ids: Tensor, state: Written) -> tuple[Tensor, Written]:
+    read = torch.cat([state.read, ids[:, :, None]], dim=2)
+    num_rows, width, length = read.shape
+    logits = theirs(
+        input_ids=state.sources.repeat_interleave(width, 0),
+        attention_mask=state.mask.repeat_interleave(width, 0),
+        decoder_input_ids=read.view(num_rows * width, length),
+    ).logits[:, -1]
+    log_probs = logits.log_softmax(-1).view(num_rows, width, -1)
+    log_probs[:, :, list(forbidden)] = float("-inf")
+    return log_probs, Written(state.sources, state.mask, read)
+
+
+def check_beam(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
+    """Our search gives the same over their logits as over ours."""
+    model = model_of(portable)
+    sources, _ = sentences_of(portable, 8)
+    batch = padded_batch(ragged(sources), ragged(sources), model.marks)
+    start, most = torch.full((8,), model.marks.start), torch.full((8,), 12)
+    search = (start, most, model.marks.target_end, 4, partial(power, exponent=1.0))
+    with torch.no_grad():
+        step = partial(next_log_probs, model, forbidden)
+        ours = beam_search(step, model.encode(batch.source), *search)
+    written = Written(batch.source.ids, batch.source.mask.long(), torch.zeros(8, 1, 0, dtype=torch.int64))
+    found = beam_search(partial(their_step, theirs, forbidden), written, *search)
+    assert [[h.tokens for h in row] for row in ours] == [[h.tokens for h in row] for row in found]
+    assert [row[0].score for row in ours] == pytest.approx([row[0].score for row in found], abs=1e-4)
+
+
+def loaded(directory: Path, kind: str = "MarianMTModel") -> Any:
+    """By transformers, which must miss nothing and find nothing left over."""
+    model, told = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert not told["mismatched_keys"]
+    return model.eval()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_what_is_exported_says_the_same_in_transformers(choice, tmp_path):
+    portable = in_marian_order(portable_of(choice))
+    check_marian(portable.config)
+    write_marian_weights(portable, tmp_path)
+    theirs = loaded(tmp_path)
+    forbidden = portable.target.special.silent
+    check_logits(portable, theirs)
+    check_greedy(portable, theirs, forbidden)
+    check_beam(portable, theirs, forbidden)
+    told = theirs.generation_config
+    assert sorted(token for [token] in told.bad_words_ids) == sorted(forbidden)
+    assert (told.num_beams, told.length_penalty) == (5, 1.0)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_the_order_of_export_changes_nothing_but_ids(choice):
+    before = portable_of(choice)
+    after = in_marian_order(before)
+    if before.config.tokenizer.shared:
+        assert after.source.pieces[-1] == "<pad>"
+        assert after.source.special.pad == V - 1
+    assert after.source.special.pad == after.target.special.pad
+    assert after.target.pieces[:2] == ["</s>", "<unk>"]
+    places = [{piece: i for i, piece in enumerate(side.pieces)} for side in (after.source, after.target)]
+    sources, targets = sentences_of(before)
+    moved = [
+        [[place[side.pieces[token]] for token in row] for row in part]
+        for place, side, part in zip(places, (before.source, before.target), (sources, targets), strict=True)
+    ]
+    logits = []
+    for portable, both in ((before, (sources, targets)), (after, moved)):
+        model = model_of(portable)
+        batch = padded_batch(*map(ragged, both), model.marks)
+        with torch.no_grad():
+            logits.append(model.output(model(batch.source, batch.target))[batch.target.mask])
+    order = [places[1][piece] for piece in before.target.pieces]
+    assert torch.allclose(logits[0], logits[1][:, order], atol=1e-5)
+
+
+THEIRS = [
+    {},
+    {"activation_function": "relu", "eos_token_id": 13, "encoder_layers": 3, "decoder_layers": 1},
+    {"activation_function": "gelu", "encoder_attention_heads": 2, "decoder_ffn_dim": 24, "scale_embedding": False},
+    {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": W, "pad_token_id": W - 1},
+    {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": V + 5, "pad_token_id": V - 1, "eos_token_id": 2},
+    {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False},
+    {"bos_token_id": 0, "full_pad": True},
+]
+
+
+def made_by_transformers(choice: dict[str, Any]) -> Any:
+    """A Marian model with random weights, biases and norms too."""
+    choice = dict(choice)
+    full_pad = choice.pop("full_pad", False)
+    settings = {
+        "vocab_size": V,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "activation_function": "swish",
+        "scale_embedding": True,
+        "eos_token_id": 0,
+        "pad_token_id": V - 1,
+        "max_position_embeddings": 64,
+        "num_beams": 4,
+        **choice,
+    }
+    settings["decoder_start_token_id"] = settings["pad_token_id"]
+    settings["forced_eos_token_id"] = settings["eos_token_id"]
+    num_beams = settings.pop("num_beams")
+    torch.manual_seed(3)
+    model = transformers.MarianMTModel(transformers.MarianConfig(**settings))
+    model.generation_config.num_beams = num_beams
+    with torch.no_grad():
+        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+            if "embed_positions" not in name:
+                noise = (0.5 if "norm" in name or "bias" in name else 0.25) * torch.randn(weight.shape)
+                if ("shared" in name or "embed_tokens" in name) and not full_pad:
+                    noise[settings["pad_token_id"]] = 0
+                weight += noise
+    return model.eval()
+
+
+@pytest.mark.parametrize("choice", THEIRS, ids=str)
+def test_what_is_imported_says_the_same_here(choice, tmp_path):
+    theirs = made_by_transformers(choice)
+    theirs.save_pretrained(tmp_path / "theirs")
+    portable = read_marian(tmp_path / "theirs")
+    config = theirs.config
+    special = portable.target.special
+    assert (special.pad, special.end, special.begin) == (config.pad_token_id, config.eos_token_id, None)
+    assert portable.config.model.start_token == ("pad" if "full_pad" in choice else "zero")
+    assert portable.config.decoding.beam_size == 4
+    check_logits(portable, theirs)
+    check_greedy(portable, theirs, [special.pad])
+    check_beam(portable, theirs, [special.pad])
+
+
+@pytest.mark.parametrize("choice", THEIRS, ids=str)
+def test_the_export_of_an_import_has_the_same_tensors_and_ids(choice, tmp_path):
+    made_by_transformers(choice).save_pretrained(tmp_path / "theirs")
+    portable = read_marian(tmp_path / "theirs")
+    check_marian(portable.config)
+    (tmp_path / "ours").mkdir()
+    write_marian_weights(in_marian_order(portable), tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert ours[name].dtype == weight.dtype
+        assert torch.equal(ours[name], weight), name
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("theirs", "ours"))
+    same = (
+        "pad_token_id",
+        "eos_token_id",
+        "decoder_start_token_id",
+        "vocab_size",
+        "decoder_vocab_size",
+        "d_model",
+        "share_encoder_decoder_embeddings",
+        "tie_word_embeddings",
+        "activation_function",
+        "scale_embedding",
+        "encoder_attention_heads",
+        "decoder_ffn_dim",
+    )
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """One that transformers wrote."""
+    made_by_transformers({}).save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def test_older_checkpoints_store_copies_and_tables_and_are_read_without_code(checkpoint):
+    wanted = read_marian(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    shared = weights["model.shared.weight"]
+    positions = made_by_transformers({}).model.encoder.embed_positions.weight.detach()
+    (checkpoint / "model.safetensors").unlink()
+    for side in ("encoder", "decoder"):
+        weights[f"model.{side}.embed_tokens.weight"] = shared.clone()
+        weights[f"model.{side}.embed_positions.weight"] = positions.clone()
+    torch.save({**weights, "lm_head.weight": shared.clone()}, checkpoint / "pytorch_model.bin")
+    found = read_marian(checkpoint)
+    assert found.config == wanted.config
+    assert found.weights.keys() == wanted.weights.keys()
+    assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())
+
+
+def test_shards_and_half_precision_are_read(checkpoint):
+    wanted = read_marian(checkpoint)
+    weights = {name: weight.half() for name, weight in load_file(checkpoint / "model.safetensors").items()}
+    (checkpoint / "model.safetensors").unlink()
+    places: dict[str, str] = {}
+    ordered = sorted(weights)
+    for number, part in enumerate(ordered[begin : begin + 20] for begin in range(0, len(ordered), 20)):
+        save_file({name: weights[name] for name in part}, checkpoint / f"model-{number}.safetensors")
+        places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    found = read_marian(checkpoint)
+    assert all(torch.equal(found.weights[name], weight.half().float()) for name, weight in wanted.weights.items())
+
+
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/tmp/mtkit-was-here").touch, ())
+
+
+def test_a_pickle_that_would_run_code_is_refused(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").unlink()
+    for content in (pickle.dumps(Hostile()), b"garbage", b""):
+        (checkpoint / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is not read, since it holds more than") as told:
+            read_marian(checkpoint)
+        assert "\n" not in str(told.value)
+    torch.save([torch.zeros(2)], checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds no table of tensors"):
+        read_marian(checkpoint)
+    assert not Path("/tmp/mtkit-was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"static_position_embeddings": False}, "static_position_embeddings is false; mtkit imports true alone"),
+        ({"normalize_before": True}, "normalize_before is true; mtkit imports false alone"),
+        ({"normalize_embedding": True}, "normalize_embedding is true; mtkit imports false alone"),
+        (
+            {"activation_function": "gelu_new"},
+            "activation_function is 'gelu_new'; mtkit imports relu, gelu, swish, silu",
+        ),
+        ({"d_model": "wide"}, "d_model is 'wide', wants a whole number"),
+        ({"encoder_attention_heads": 3}, "d_model 32 is not a multiple of num_heads 3"),
+        (
+            {"decoder_start_token_id": 17},
+            "decoder_start_token_id is 17; wants pad_token_id, eos_token_id or bos_token_i",
+        ),
+        ({"eos_token_id": None}, "eos_token_id is missing; wants the id of the end mark"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is false and share_encoder_decoder_embeddings true; mtk"),
+        ({"scale_embedding": "yes"}, "scale_embedding is 'yes', wants true or false"),
+        (
+            {"encoder_layers": 4},
+            "model.safetensors: holds no model.encoder.layers.2.self_attn.q_proj.weight, which its",
+        ),
+        (
+            {"decoder_layers": 1},
+            "model.safetensors: holds model.decoder.layers.1.encoder_attn.k_proj.bias, which no mod",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_the_settings_of_a_checkpoint_ask_for_in_vain_is_told(checkpoint, changes, message):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(CheckpointError) as told:
+        read_marian(checkpoint)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_damaged_and_missing_files_are_told(checkpoint, tmp_path):
+    for spoil, message in (
+        (
+            lambda: (checkpoint / "model.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"nonsense"),
+            "damaged or missing",
+        ),
+        (lambda: (checkpoint / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+        (lambda: (checkpoint / "config.json").write_text("[1"), "config.json: is no JSON object"),
+        (lambda: (checkpoint / "config.json").unlink(), "config.json: missing"),
+    ):
+        spoil()
+        with pytest.raises(CheckpointError, match=message):
+            read_marian(checkpoint)
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    with pytest.raises(CheckpointError):
+        read_marian(checkpoint)
+
+
+def test_other_tables_of_positions_are_refused(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.encoder.embed_positions.weight"] = torch.ones(64, 32)
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"embed_positions\.weight holds other positions than Marian's sinusoids"):
+        read_marian(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"norm_placement": "pre"},
+            "model.norm_placement is pre; Marian files want post; --to ctranslate2 and --to m2m1",
+        ),
+        ({"norm": "rms"}, "model.norm is rms; Marian files want layer"),
+        ({"activation": "swiglu"}, "model.activation is swiglu; Marian files want relu or gelu or silu"),
+        ({"attention_bias": False}, "model.attention_bias is false; Marian files want true"),
+        ({"positions": "rotary"}, "model.positions is rotary; Marian files want sinusoidal"),
+        ({"sinusoid_first": 2}, "model.sinusoid_first is 2; Marian files want 0"),
+        ({"sinusoid_layout": "interleaved"}, "model.sinusoid_layout is interleaved; Marian files want halves"),
+        ({"sinusoid_exponent": "tensor2tensor"}, "model.sinusoid_exponent is tensor2tensor; Marian files want paper"),
+        ({"embedding_norm": True}, "model.embedding_norm is true; Marian files want false"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_marian_cannot_express_is_refused_with_what_could_be(model, message):
+    with pytest.raises(CheckpointError) as told:
+        check_marian(config_of(model))
+    assert message in str(told.value)
+
+
+def test_recurrent_models_are_no_marian_models():
+    config = Config.model_validate_json('{"model": {"architecture": "rnn"}}')
+    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers alone"):
+        check_marian(config)
+
+
+def test_our_own_ids_are_what_export_starts_from():
+    assert portable_of({}).source.special == OWN
