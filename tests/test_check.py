@@ -127,6 +127,13 @@ def test_what_is_missing_and_what_is_too_much_is_told_line_by_line(folder: Path)
     ]
 
 
+def test_a_file_that_could_be_a_part_but_is_not_told_of_is_too_much(folder: Path) -> None:
+    (folder / "tokenizer" / "more").write_text("")
+    assert faults(folder) == [
+        f"{folder / 'tokenizer' / 'more'}: no part of the model; take it out, or copy the model again"
+    ]
+
+
 def test_a_bundle_of_format_1_says_what_it_lacks(tmp_path: Path) -> None:
     old = Path(shutil.copytree(BUNDLES / "format-1", tmp_path / "old"))
     report = check(old, "cpu")

@@ -337,6 +337,15 @@ def test_lengths_are_told_of_all_pairs_or_of_blocks_spread_over_them(tmp_path):
             assert abs(value - told[side]["quantiles"][name]) <= 2
 
 
+def test_a_quantile_is_a_length_that_is_there(tmp_path):
+    with CorpusWriter(tmp_path / "corpus", 100, 100, "hash") as writer:
+        writer.add([[5], [5] * 10], [[5] * 3, [5] * 3])
+        writer.commit({}, [], {}, [2])
+    told = Corpus.open(tmp_path / "corpus").facts()["lengths"]
+    quantiles = {"1%": 1, "5%": 1, "50%": 1, "95%": 10, "99%": 10}
+    assert told["source"] == {"mean": 5.5, "quantiles": quantiles, "longest": 10}
+
+
 def test_a_corpus_of_nothing_has_no_lengths(tmp_path):
     with CorpusWriter(tmp_path / "corpus", 100, 100, "hash") as writer:
         writer.commit({}, [], {}, [])
