@@ -44,6 +44,8 @@ HOMES: dict[str, set[str]] = {
     "zstandard": {"text/packing.py"},
     "matplotlib": {"plot"},
     "safetensors": {"training/checkpoint.py", "formats"},
+    "ctranslate2": {"formats/ctranslate2.py"},
+    "transformers": {"formats/observed.py"},
     "click": set(),
     "pickle": set(),
 }

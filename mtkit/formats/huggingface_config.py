@@ -23,7 +23,7 @@ def require(config: Config, name: str, wanted: dict[str, Collection[Any]], other
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
-            f"model.architecture is {model.architecture}; {name} files hold Transformers alone, and so do the others"
+            f"model.architecture is {model.architecture}; {name} files hold Transformers alone, as do the others"
         )
     for setting, values in wanted.items():
         found = getattr(model, setting)
