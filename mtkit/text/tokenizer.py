@@ -16,7 +16,6 @@ from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
-from mtkit.text.model_proto import with_normalizer
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
 
 FORMAT = 1
@@ -169,26 +168,6 @@ class Tokenizer:
         """The piece that each id stands for, as SentencePiece writes it."""
         return self._target.pieces(tokens)
 
-    def source_sentencepiece(self) -> bytes:
-        """A SentencePiece model that by itself does to text what encode_source does, special ids but for its own.
-
-        What remains different: a space mark that stands in the text is a space here and stays there, and of type word
-        it makes one unknown of several in a row.
-        """
-        return self._source.sentencepiece()
-
-    def target_sentencepiece(self) -> bytes:
-        """The same for the target."""
-        return self._target.sentencepiece()
-
-    def source_scores(self) -> list[float]:
-        """SentencePiece's scores, by id; 0 where it does not know the piece."""
-        return self._source.scores()
-
-    def target_scores(self) -> list[float]:
-        """The same for the target."""
-        return self._target.scores()
-
     def normalize_source(self, line: str) -> str:
         """What encoding and decoding a line gives."""
         return self._source.normalizer(line)
@@ -203,7 +182,6 @@ class Normalizer:
 
     def __init__(self, rule_name: str) -> None:
         """By the name that SentencePiece has for the rule."""
-        self.rule_name = rule_name
         self._rule: Any = sentencepiece.SentencePieceNormalizer(
             rule_name=rule_name, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
         )
@@ -221,7 +199,6 @@ class _Model:
     """A SentencePiece model and the normalisation of the side that it serves."""
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
-        self._bytes = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.normalizer = normalizer
         self.vocab_size: int = self._processor.vocab_size()
@@ -231,20 +208,6 @@ class _Model:
         texts = [self.normalizer(line) for line in lines]
         ids: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
         return ids
-
-    def sentencepiece(self) -> bytes:
-        if self.normalizer.rule_name == "identity":  # as it was trained
-            return self._bytes
-        rule = sentencepiece.SentencePieceNormalizer(
-            rule_name=self.normalizer.rule_name,
-            add_dummy_prefix=True,
-            escape_whitespaces=True,
-            remove_extra_whitespaces=True,
-        )
-        return with_normalizer(self._bytes, rule.serialized_normalizer_spec())
-
-    def scores(self) -> list[float]:
-        return [self._processor.get_score(id_) for id_ in range(self.vocab_size)]
 
     def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
         """What segmentations are drawn from; symbols are never split."""
