@@ -26,7 +26,7 @@ FLOORS = [
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
-    {"batch", "errors", "symbols"},
+    {"batch", "errors", "symbols", "model_proto"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

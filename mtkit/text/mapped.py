@@ -49,7 +49,7 @@ class MappedModel:
             for (tags, _), row in zip(split, pieces, strict=True)
         ]
 
-    def sentencepiece(self) -> bytes:
+    def normalizing(self) -> bytes:
         """The model as it came."""
         return self._bytes
 

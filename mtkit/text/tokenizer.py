@@ -14,6 +14,7 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
+from mtkit.model_proto import normalizer_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
@@ -168,6 +169,27 @@ class Tokenizer:
         """The piece that each id stands for, as SentencePiece writes it."""
         return self._target.pieces(tokens)
 
+    def source_sentencepiece(self) -> bytes:
+        """A SentencePiece model that encodes lines as encode_source does, its normalisation inside.
+
+        But where the rule leaves a space mark in a line, the model keeps it beside other spaces; where the rule would
+        join a symbol and the combining mark behind it, the model keeps the symbol; and of type word, unknown words in
+        a row are one token.
+        """
+        return self._source.normalizing()
+
+    def target_sentencepiece(self) -> bytes:
+        """The same for encode_target."""
+        return self._target.normalizing()
+
+    def source_scores(self) -> list[float]:
+        """What SentencePiece ranks pieces by, by id: the log-probability, or for bpe minus the place of the merge."""
+        return self._source.scores()
+
+    def target_scores(self) -> list[float]:
+        """The same for the target."""
+        return self._target.scores()
+
     def normalize_source(self, line: str) -> str:
         """What encoding and decoding a line gives."""
         return self._source.normalizer(line)
@@ -182,6 +204,7 @@ class Normalizer:
 
     def __init__(self, rule_name: str) -> None:
         """By the name that SentencePiece has for the rule."""
+        self._rule_name = rule_name
         self._rule: Any = sentencepiece.SentencePieceNormalizer(
             rule_name=rule_name, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
         )
@@ -193,6 +216,14 @@ class Normalizer:
         if SPACE_MARK in text:
             text = " ".join(word for word in text.replace(SPACE_MARK, " ").split(" ") if word)
         return text
+
+    @property
+    def spec(self) -> bytes:
+        """The same as SentencePiece's models hold it."""
+        rule: Any = sentencepiece.SentencePieceNormalizer(
+            rule_name=self._rule_name, add_dummy_prefix=True, escape_whitespaces=True, remove_extra_whitespaces=True
+        )
+        return normalizer_of(rule.serialized_model_proto())
 
 
 class _Model:
@@ -232,6 +263,12 @@ class _Model:
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         pieces: list[str] = self._processor.id_to_piece([int(id_) for id_ in tokens])
         return pieces
+
+    def scores(self) -> list[float]:
+        return [self._processor.get_score(id_) for id_ in range(self.vocab_size)]
+
+    def normalizing(self) -> bytes:
+        return with_normalizer(self._processor.serialized_model_proto(), self.normalizer.spec)
 
 
 class _Words(_Model):

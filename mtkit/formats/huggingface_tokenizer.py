@@ -1,0 +1,222 @@
+"""Tokenizers as Hugging Face's transformers read them, written without it, and those of OPUS-MT read back.
+
+Marian's cuts text with SentencePiece and looks the pieces up in vocab.json. The one for M2M100 is a tokenizer.json,
+which says the same in the words of another library.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtkit.errors import CheckpointError, ConfigError
+from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.formats.tokenizer_json import tokenizer_json
+from mtkit.model_proto import model_type_of, pieces_of
+from mtkit.symbols import SpecialIds
+
+SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
+VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
+SETTINGS, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
+
+MAX_LENGTH = 512  # tokens; what OPUS-MT's models say, and all that Marian has positions for unless told otherwise
+
+# What each special token is called where no file tells.
+NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "bos_token": "<s>"}
+
+
+def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
+    """The files of a MarianTokenizer, whose ids are those of model.
+
+    It encodes and decodes as mtkit but for these: at the start of a line, what stands between >> and << is one token,
+    with no space mark before it; what Tokenizer.source_sentencepiece tells; unknown text that is written like a special
+    token is that token; decoding with skip_special_tokens leaves <unk> out, and strips white space of all kinds. A
+    ConfigError for words, as it makes one of unknown words in a row.
+    """
+    _require_no_words(model)
+    shared = model.source.pieces == model.target.pieces
+    names = [[side.pieces[id_] for id_ in side.special.all] for side in (model.source, model.target)]
+    assert names[0] == names[1], "special tokens have one name for both sides"
+    _write_vocabularies(model, directory, shared)
+    settings = {"separate_vocabs": not shared, "sp_model_kwargs": {}}
+    _write_settings(model, directory, "MarianTokenizer", settings)
+
+
+def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
+    """A tokenizer.json and what goes with it, and the files of write_marian_tokenizer, which mtkit can read back.
+
+    AutoTokenizer encodes as encode_source and adds the end; tokenizer_json tells the exceptions. Labels are normalised
+    by the source's rule. A ConfigError for words, and where each side has a vocabulary of its own.
+    """
+    _require_no_words(model)
+    if model.source.pieces != model.target.pieces:
+        raise ConfigError(
+            "tokenizer.shared false: M2M100 has one vocabulary for both sides; train with tokenizer.shared true"
+        )
+    _write_vocabularies(model, directory, shared=True)
+    _write(directory / TOKENIZER, tokenizer_json(model.source))
+    _write_settings(model, directory, "PreTrainedTokenizerFast", {})
+
+
+def _require_no_words(model: PortableModel) -> None:
+    if "word" in (model_type_of(model.source.sentencepiece), model_type_of(model.target.sentencepiece)):
+        raise ConfigError(
+            "tokenizer.type word: Hugging Face's tokenizers make one token of several unknown words in a row; "
+            "train with tokenizer.type bpe, unigram or char"
+        )
+
+
+def _write_vocabularies(model: PortableModel, directory: Path, shared: bool) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SOURCE_MODEL).write_bytes(model.source.sentencepiece)
+    (directory / TARGET_MODEL).write_bytes(model.target.sentencepiece)
+    _write(directory / VOCABULARY, {piece: id_ for id_, piece in enumerate(model.source.pieces)})
+    if not shared:
+        _write(directory / TARGET_VOCABULARY, {piece: id_ for id_, piece in enumerate(model.target.pieces)})
+
+
+def _write_settings(model: PortableModel, directory: Path, tokenizer_class: str, more: Mapping[str, Any]) -> None:
+    special, pieces = model.source.special, model.source.pieces
+    names = {"eos_token": special.end, "unk_token": special.unknown, "pad_token": special.pad}
+    tokens = {name: pieces[id_] for name, id_ in names.items()}
+    _write(directory / SPECIAL_TOKENS, tokens)
+    settings = {
+        "tokenizer_class": tokenizer_class,
+        "source_lang": model.config.languages.source,
+        "target_lang": model.config.languages.target,
+        "model_max_length": MAX_LENGTH,
+        **tokens,
+        # What is written as a special token in a text is text.
+        "split_special_tokens": True,
+        # Decoding changes nothing of what was said.
+        "clean_up_tokenization_spaces": False,
+        **more,
+    }
+    _write(directory / SETTINGS, settings)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class MarianVocabulary:
+    """What the files of a MarianTokenizer tell."""
+
+    source: Vocabulary
+    target: Vocabulary
+    shared: bool
+    languages: tuple[str | None, str | None]  # source and target, where they are told
+    symbols: tuple[str, ...]  # what a line may begin with, such as >>fra<<; SentencePiece does not know them
+    defined: tuple[str, ...]  # what SentencePiece itself never splits in the source, such as mtkit's own tags
+
+
+def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
+    """The vocabularies of a directory; a missing, damaged or impossible file is a CheckpointError."""
+    settings = _read(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
+    if (directory / SPECIAL_TOKENS).exists():
+        settings = {**_read(directory / SPECIAL_TOKENS), **settings}
+    separate = settings.get("separate_vocabs") is True
+    names = VOCABULARY, TARGET_VOCABULARY if separate else VOCABULARY
+    source, target = (
+        _read_side(directory / name, directory / model, settings)
+        for name, model in zip(names, (SOURCE_MODEL, TARGET_MODEL), strict=True)
+    )
+    defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
+    return MarianVocabulary(
+        source,
+        target,
+        shared=not separate,
+        languages=(_text(settings.get("source_lang")), _text(settings.get("target_lang"))),
+        symbols=tuple(piece for piece in source.pieces if _is_language(piece) and piece not in defined),
+        defined=defined,
+    )
+
+
+def _is_language(piece: str) -> bool:
+    return piece.startswith(">>") and piece.endswith("<<")
+
+
+def _read_side(vocabulary: Path, model: Path, settings: Mapping[str, Any]) -> Vocabulary:
+    pieces = _read_pieces(vocabulary)
+    found = _read_model(model)
+    scores = _scores(model, found)
+    ids = {piece: id_ for id_, piece in enumerate(pieces)}
+
+    def named(name: str) -> int:
+        token = _text(settings.get(name)) or NAMES[name]
+        if token not in ids:
+            raise CheckpointError(f"{vocabulary}: has no {token}, which is the {name} of this tokenizer")
+        return ids[token]
+
+    special = SpecialIds(
+        pad=named("pad_token"),
+        unknown=named("unk_token"),
+        begin=ids.get(_text(settings.get("bos_token")) or NAMES["bos_token"]),
+        end=named("eos_token"),
+    )
+    return Vocabulary(pieces, special, found, [scores.get(piece, 0.0) for piece in pieces])
+
+
+def _text(token: Any) -> str | None:
+    """A token is its text, or tells it among other things."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _read_pieces(path: Path) -> list[str]:
+    """The pieces by id."""
+    content = _read(path)
+    if not content:
+        raise CheckpointError(f"{path}: is empty; wanted is an id for each piece")
+    by_id: dict[int, str] = {}
+    for piece, id_ in content.items():
+        if type(id_) is not int:
+            raise CheckpointError(f"{path}: the id of {piece!r} is {id_!r}; wanted is a number from 0 on")
+        if id_ in by_id:
+            raise CheckpointError(f"{path}: {by_id[id_]!r} and {piece!r} have both the id {id_}; wanted is one each")
+        by_id[id_] = piece
+    missing = next((id_ for id_ in range(len(by_id)) if id_ not in by_id), None)
+    if missing is not None:
+        raise CheckpointError(f"{path}: no piece has the id {missing}; wanted are all from 0 to {len(by_id) - 1}")
+    return [by_id[id_] for id_ in range(len(by_id))]
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise CheckpointError(f"{path}: missing; the model is not whole, copy it again") from None
+
+
+def _scores(path: Path, model: bytes) -> dict[str, float]:
+    try:
+        pieces = pieces_of(model)
+    except ValueError:
+        pieces = []
+    if not pieces:
+        raise CheckpointError(f"{path}: not a SentencePiece model; copy it again")
+    return {piece.text: piece.score for piece in pieces}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except OSError:
+        raise CheckpointError(f"{path}: missing; the model is not whole, copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}; copy it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; copy it again")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand there once each."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in content if keys.count(key) > 1)!r} stands there more than once")
+    return content

@@ -1,0 +1,189 @@
+"""The bytes of a SentencePiece model, read and edited as the wire format of protobuf, without that package.
+
+sentencepiece_model.proto names the fields; what is not named here is kept byte for byte. Bytes that are no such model
+are a ValueError.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+PieceType = Literal["normal", "unknown", "control", "user_defined", "unused", "byte"]
+ModelType = Literal["unigram", "bpe", "word", "char"]
+
+PIECE_TYPES: dict[int, PieceType] = {
+    1: "normal",
+    2: "unknown",
+    3: "control",
+    4: "user_defined",
+    5: "unused",
+    6: "byte",
+}
+MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+
+# The numbers of fields: of a model, of a piece, of how it was trained, of its normalisation.
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+TEXT, SCORE, TYPE = 1, 2, 3
+MODEL_TYPE, VOCAB_SIZE = 3, 4
+CHARSMAP = 2
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a value is written
+FIXED_WIDTH = {FIXED64: 8, FIXED32: 4}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece as SentencePiece has it."""
+
+    text: str
+    score: float
+    type: PieceType = "normal"
+
+
+def pieces_of(model: bytes) -> list[Piece]:
+    """The pieces by id."""
+    return [_piece(field.value) for field in _fields(model) if field.number == PIECES]
+
+
+def model_type_of(model: bytes) -> ModelType:
+    """How the model cuts text."""
+    number = _last_number(_message(model, TRAINER), MODEL_TYPE, default=1)
+    if number not in MODEL_TYPES:
+        raise ValueError(f"model type {number} is unknown")
+    return MODEL_TYPES[number]
+
+
+def normalizer_of(model: bytes) -> bytes:
+    """What is done to text before it is cut: a NormalizerSpec; empty where the model has none."""
+    return _message(model, NORMALIZER)
+
+
+def charsmap_of(model: bytes) -> bytes:
+    """The compiled rule of normalizer_of; empty where characters stay as they are."""
+    return _message(normalizer_of(model), CHARSMAP)
+
+
+def with_normalizer(model: bytes, rule: bytes) -> bytes:
+    """The model with another NormalizerSpec."""
+    return _replaced(model, NORMALIZER, _field(NORMALIZER, rule))
+
+
+def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
+    """The model with these pieces behind its own, and its size told anew."""
+    old = [field.written for field in _fields(model) if field.number == PIECES]
+    pieces = b"".join([*old, *(_field(PIECES, _written(piece)) for piece in new)])
+    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(old) + len(new)))
+    return _replaced(_replaced(model, PIECES, pieces), TRAINER, _field(TRAINER, trainer))
+
+
+@dataclass(frozen=True)
+class _Field:
+    number: int
+    value: int | bytes
+    written: bytes  # the whole field
+
+
+def _fields(message: bytes) -> Iterator[_Field]:
+    """The fields of a message in their order."""
+    place = 0
+    while place < len(message):
+        start = place
+        tag, place = _varint(message, place)
+        number, kind = tag >> 3, tag & 7
+        value: int | bytes
+        if kind == VARINT:
+            value, place = _varint(message, place)
+        else:
+            if kind == BYTES:
+                width, place = _varint(message, place)
+            elif kind in FIXED_WIDTH:
+                width = FIXED_WIDTH[kind]
+            else:
+                raise ValueError(f"a field is written in way {kind}, which SentencePiece does not use")
+            value = message[place : place + width]
+            place += width
+        if place > len(message) or not number:
+            raise ValueError("the message is cut off or damaged")
+        yield _Field(number, value, message[start:place])
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place after it."""
+    value = 0
+    for shift, byte in enumerate(message[place : place + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value & (1 << 64) - 1, place + shift + 1
+    raise ValueError("a number has no end")
+
+
+def _message(message: bytes, number: int) -> bytes:
+    """The bytes of a field; of several they are one message together."""
+    return b"".join(_bytes(field.value) for field in _fields(message) if field.number == number)
+
+
+def _last_number(message: bytes, number: int, default: int) -> int:
+    """The number that a field holds; of several the last one counts."""
+    *_, value = (default, *(field.value for field in _fields(message) if field.number == number))
+    if not isinstance(value, int):
+        raise ValueError(f"field {number} is no number")
+    return value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a number stands where bytes are wanted")
+    return value
+
+
+def _piece(value: int | bytes) -> Piece:
+    message = _bytes(value)
+    text, score = b"", 0.0
+    for field in _fields(message):
+        if field.number == TEXT:
+            text = _bytes(field.value)
+        elif field.number == SCORE:
+            written = _bytes(field.value)
+            if len(written) != FIXED_WIDTH[FIXED32]:
+                raise ValueError("a score is no number of 32 bits")
+            (score,) = struct.unpack("<f", written)
+    type_ = _last_number(message, TYPE, default=1)
+    if type_ not in PIECE_TYPES:
+        raise ValueError(f"piece type {type_} is unknown")
+    return Piece(text.decode(), score, PIECE_TYPES[type_])
+
+
+def _written(piece: Piece) -> bytes:
+    """A piece as SentencePiece writes it, which leaves out that it is normal."""
+    (type_,) = (number for number, name in PIECE_TYPES.items() if name == piece.type)
+    score = _number(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
+    return _field(TEXT, piece.text.encode()) + score + (_field(TYPE, type_) if piece.type != "normal" else b"")
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _number(number << 3 | VARINT) + _number(value)
+    return _number(number << 3 | BYTES) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    """The same in bytes as _varint reads."""
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])
+
+
+def _replaced(message: bytes, number: int, fields: bytes) -> bytes:
+    """The message with fields in the place of all that have a number; at its end where there are none."""
+    kept: list[bytes] = []
+    place = None
+    for field in _fields(message):
+        if field.number != number:
+            kept.append(field.written)
+        elif place is None:
+            place = len(kept)
+    place = len(kept) if place is None else place
+    return b"".join([*kept[:place], fields, *kept[place:]])
