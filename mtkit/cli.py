@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtkit.bundle_commands import add_to
+from mtkit import bundle_commands, exchange_commands
 from mtkit.errors import MtkitError, StoppedError
 from mtkit.evaluate_command import EvaluateCommand, evaluate
 from mtkit.options import (
@@ -266,7 +266,8 @@ app.command(
     cls=EvaluateCommand,
     epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
 )(evaluate)
-add_to(app)
+bundle_commands.add_to(app)
+exchange_commands.add_to(app)
 
 
 def main() -> NoReturn:

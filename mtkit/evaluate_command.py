@@ -16,6 +16,7 @@ from mtkit.options import (
     UsageError,
     choice,
     decoding_settings,
+    language_pair,
     opened,
 )
 
@@ -93,7 +94,12 @@ def evaluate(
     if target_language is not None and (model is not None or languages is not None):
         raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
-    pair = _pair(languages) or ({"target": target_language} if target_language else {})
+    given = language_pair(languages)
+    pair = (
+        dict(zip(("source", "target"), given, strict=True))
+        if given
+        else ({"target": target_language} if target_language else {})
+    )
     edges = _edges(by_length)
     if model is not None:
         if (source is None) != (not reference):
@@ -148,13 +154,3 @@ def _edges(text: str | None) -> tuple[int, ...]:
     if len(edges) != len(parts) or list(edges) != sorted(set(edges)):
         raise MtkitError(f"--by-length: found {text}, wants rising whole numbers such as 10,20,30")
     return edges
-
-
-def _pair(languages: str | None) -> dict[str, str]:
-    """The codes of --languages."""
-    if languages is None:
-        return {}
-    source, _, target = languages.partition("-")
-    if not source or not target or "-" in target:
-        raise MtkitError(f"--languages: found {languages}, wants the codes of source and target, such as en-de")
-    return {"source": source, "target": target}

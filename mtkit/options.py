@@ -65,6 +65,16 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def language_pair(text: str | None) -> tuple[str, str] | None:
+    """The codes of --languages, if it was given."""
+    if text is None:
+        return None
+    source, _, target = text.partition("-")
+    if not source or not target or "-" in target:
+        raise MtkitError(f"--languages: found {text}, wants the codes of source and target, such as en-de")
+    return source, target
+
+
 @contextmanager
 def opened(file: Path | None) -> Iterator[Any]:
     """A file, or standard input, which stays open."""

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "mtkit"
 # From the top down. A module may import what stands on a later line, and its own folder.
 FLOORS = [
     {"cli"},
-    {"plot_commands", "evaluate_command", "bundle_commands"},
+    {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
     {"options"},
     {"pipeline"},
-    {"prepare", "train", "translate", "score", "evaluate", "export", "plot", "pack", "info", "check"},
+    {"prepare", "train", "translate", "score", "evaluate", "export", "importing", "plot", "pack", "info", "check"},
     {"validation", "objective", "feed", "records"},
     {"canaries"},
     {"translator", "start", "identity"},
@@ -32,7 +32,14 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # The modules or folders that may import a package; what is not listed here is free.
 HOMES: dict[str, set[str]] = {
-    "typer": {"cli.py", "plot_commands.py", "evaluate_command.py", "bundle_commands.py", "options.py"},
+    "typer": {
+        "cli.py",
+        "plot_commands.py",
+        "evaluate_command.py",
+        "bundle_commands.py",
+        "exchange_commands.py",
+        "options.py",
+    },
     "yaml": {"config"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},

@@ -18,8 +18,8 @@ from torch import Tensor
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
-from mtkit.formats.observed import Observed
-from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.formats.observed import Observed, most_tokens
+from mtkit.formats.portable import PortableModel
 
 BINARY_VERSION, NAME, REVISION = 6, "TransformerSpec", 7
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # by the numbers that the file has for them
@@ -285,12 +285,6 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def silent_pieces(vocabulary: Vocabulary, shows_unknown: bool) -> list[str]:
-    """What a translation must not hold, to be suppressed."""
-    shown = vocabulary.special.unknown if shows_unknown else None
-    return [vocabulary.pieces[id_] for id_ in vocabulary.special.silent if id_ != shown]
-
-
 def observe_with_ctranslate2(
     directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
@@ -306,13 +300,16 @@ def observe_with_ctranslate2(
         return None
     translator = ctranslate2.Translator(str(directory), device="cpu")
     tokens, given = [list(source) for source in sources], [list(target) for target in targets]
-    said = translator.translate_batch(
-        tokens,
-        beam_size=1,
-        min_decoding_length=0,  # its own default is one token
-        max_decoding_length=3 * max(map(len, tokens)) + 50,
-        suppress_sequences=[[piece] for piece in silent],
-    )
+    said = [
+        translator.translate_batch(
+            [source],
+            beam_size=1,
+            min_decoding_length=0,  # its own default is one token
+            max_decoding_length=most_tokens(source),
+            suppress_sequences=[[piece] for piece in silent],
+        )[0]
+        for source in tokens
+    ]
     scored = translator.score_batch(tokens, given)
     return Observed(
         f"ctranslate2 {ctranslate2.__version__}",

@@ -19,13 +19,18 @@ class Observed:
     log_probs: list[list[float]]  # of each token of the given translations, and of the end mark
 
 
+def most_tokens(source: Sequence[str]) -> int:
+    """How long a translation may get: what decoding allows unless told otherwise."""
+    return 2 * len(source) + 20
+
+
 @torch.inference_mode()
 def observe_with_transformers(
-    directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]
+    directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
     """What Hugging Face transformers makes of a checkpoint; None where it is not installed.
 
-    sources are translated, and targets are the translations whose log-probabilities are asked for.
+    sources are translated without what is silent; targets are translations whose log-probabilities are asked for.
     """
     try:
         with warnings.catch_warnings():
@@ -48,7 +53,14 @@ def observe_with_transformers(
         marks = {config.pad_token_id, config.eos_token_id, config.decoder_start_token_id}
         for source, target in zip(sources, targets, strict=True):
             ids = torch.tensor([[*(ours[piece] for piece in source), config.eos_token_id]])
-            said = model.generate(ids, num_beams=1, do_sample=False, max_length=3 * ids.shape[1] + 50)
+            said = model.generate(
+                ids,
+                num_beams=1,
+                do_sample=False,
+                max_length=most_tokens(source) + 2,  # the marks counted
+                bad_words_ids=[[theirs[piece]] for piece in silent],
+                forced_eos_token_id=config.eos_token_id,
+            )
             translations.append([names[id_] for id_ in said[0].tolist() if id_ not in marks])
             labels = [*(theirs[piece] for piece in target), config.eos_token_id]
             read = torch.tensor([[config.decoder_start_token_id, *labels[:-1]]])

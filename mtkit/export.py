@@ -1,0 +1,161 @@
+"""A bundle in the files of another library, and the proof that it says the same there."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtkit import __version__
+from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
+from mtkit.decode import decode
+from mtkit.errors import CheckpointError, MtkitError
+from mtkit.files import replaced_directory
+from mtkit.formats.bundle import Bundle, open_bundle
+from mtkit.formats.ctranslate2 import QUANTIZATIONS, check_ctranslate2, observe_with_ctranslate2, write_ctranslate2
+from mtkit.formats.exported_card import CARDS
+from mtkit.formats.huggingface_config import silent_ids
+from mtkit.formats.huggingface_tokenizer import write_m2m100_tokenizer, write_marian_tokenizer
+from mtkit.formats.m2m100 import check_m2m100, in_m2m100_order, write_m2m100_weights
+from mtkit.formats.marian import check_marian, in_marian_order, write_marian_weights
+from mtkit.formats.observed import Observed, observe_with_transformers
+from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.likelihood import log_probs_of
+from mtkit.translator import Translator, load_bundle
+
+MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
+
+TOKENS = 4096  # of a batch
+
+Pieces = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Files of another library."""
+
+    check: Callable[[Config], None]  # raises what the format cannot express, before any work
+    write: Callable[[PortableModel, Path, str | None], None]
+    observe: Callable[[Path, Pieces, Pieces, Sequence[str]], Observed | None]
+    extra: str  # what is installed to have that library, mtkit[extra]
+    quantizations: tuple[str, ...] = ()
+
+
+def _write_marian(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_marian_order(model)
+    write_marian_weights(model, directory)
+    write_marian_tokenizer(model, directory)
+
+
+def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_m2m100_order(model)
+    write_m2m100_weights(model, directory)
+    write_m2m100_tokenizer(model, directory)
+
+
+FORMATS = {
+    "ctranslate2": Format(
+        check_ctranslate2, write_ctranslate2, observe_with_ctranslate2, "ctranslate2", tuple(QUANTIZATIONS)
+    ),
+    "marian": Format(check_marian, _write_marian, observe_with_transformers, "huggingface"),
+    "m2m100": Format(check_m2m100, _write_m2m100, observe_with_transformers, "huggingface"),
+}
+
+
+def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
+    """Write the bundle at a path in that format, open the files with their library, and tell how far it agrees."""
+    format_ = FORMATS[to]
+    if quantization is not None and quantization not in format_.quantizations:
+        raise MtkitError(_no_quantization(to, quantization))
+    bundle = open_bundle(path)
+    format_.check(bundle.config)
+    if bundle.config.tokenizer.type == "word":
+        raise CheckpointError(
+            f"{path}: tokenizer.type is word; the libraries make one unknown of several in a row, and export wants "
+            "bpe, unigram or char"
+        )
+    _require_free(directory)
+    translator = load_bundle(bundle, ["device=cpu"])
+    model = portable(bundle, translator)
+    with replaced_directory(directory) as new:
+        format_.write(model, new, quantization)
+        (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
+        _write_marker(new / MARKER, to, bundle, quantization)
+    _say(f"{to}: {directory}")
+    _say(_comparison(format_, bundle, translator, model, directory))
+
+
+def portable(bundle: Bundle, translator: Translator) -> PortableModel:
+    """The bundle as other formats write it; the translator is of the same bundle."""
+    tokenizer = translator.tokenizer
+    source = Vocabulary(
+        tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
+        tokenizer.specials.source,
+        tokenizer.source_sentencepiece(),
+        tokenizer.source_scores(),
+    )
+    target = Vocabulary(
+        tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
+        tokenizer.specials.target,
+        tokenizer.target_sentencepiece(),
+        tokenizer.target_scores(),
+    )
+    weights = {name: weight.float() for name, weight in bundle.weights().items()}
+    return PortableModel(bundle.config, weights, source, target, tokenizer.symbols)
+
+
+def _no_quantization(to: str, quantization: str) -> str:
+    if not FORMATS[to].quantizations:
+        return f"--quantization goes with --to ctranslate2; {to} has its weights as they are"
+    return f"--quantization: found {quantization}, wants one of {', '.join(FORMATS[to].quantizations)}"
+
+
+def _require_free(directory: Path) -> None:
+    """Nothing that somebody else put there is lost."""
+    if directory.is_file():
+        raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
+        raise MtkitError(f"{directory}: holds files that no export wrote; name an empty folder or a new one")
+
+
+def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None) -> None:
+    config = bundle.config
+    content = {
+        "format": to,
+        "mtkit": __version__,
+        "name": config.name,
+        "languages": config.languages.model_dump(mode="json"),
+        "quantization": quantization,
+        "decoding": config.decoding.model_dump(mode="json"),
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _comparison(format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path) -> str:
+    """What comes of translating the bundle's canaries here and there."""
+    sources = [canary.source_tokens for canary in bundle.canaries()]
+    if not sources:
+        return "the bundle is of a format without canaries, so nothing was compared"
+    tokenizer = translator.tokenizer
+    said = [best.tokens for best, *_ in decode(translator.model, DecodingConfig(beam_size=1), sources)]
+    log_probs = log_probs_of(translator.model, sources, said, TOKENS)
+    ours, theirs = [tokenizer.source_pieces(row) for row in sources], [tokenizer.target_pieces(row) for row in said]
+    silent = [model.target.pieces[id_] for id_ in silent_ids(model.target)]
+    observed = format_.observe(directory, ours, theirs, silent)
+    if observed is None:
+        return f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
+    alike = sum(one == other for one, other in zip(theirs, observed.translations, strict=True))
+    furthest = max(
+        abs(one - other)
+        for row, others in zip(log_probs, observed.log_probs, strict=True)
+        for one, other in zip(row, others, strict=True)
+    )
+    return (
+        f"{observed.library} translates {alike} of {len(sources)} canaries alike; log-probabilities of tokens differ "
+        f"by at most {furthest:.1e}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,66 @@
+"""README.md of an exported model: how its library translates with it."""
+
+from collections.abc import Callable
+
+from mtkit.formats.huggingface_config import silent_ids
+from mtkit.formats.portable import PortableModel
+
+
+def ctranslate2_card(model: PortableModel) -> str:
+    """With CTranslate2 and SentencePiece."""
+    decoding, pieces = model.config.decoding, model.target.pieces
+    silent = [[pieces[id_]] for id_ in silent_ids(model.target) if id_ != model.target.special.unknown]
+    unknown = "" if model.target.special.unknown not in silent_ids(model.target) else ", disable_unk=True"
+    return f"""{_heading(model, "CTranslate2")}
+    import ctranslate2
+    import sentencepiece
+
+    source = sentencepiece.SentencePieceProcessor(model_file="source.spm")
+    target = sentencepiece.SentencePieceProcessor(model_file="target.spm")
+    translator = ctranslate2.Translator(".")
+    results = translator.translate_batch(
+        source.encode(lines, out_type=str),
+        beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
+        suppress_sequences={silent}{unknown},
+    )
+    print(target.decode([result.hypotheses[0] for result in results]))
+
+What is suppressed no translation may hold. A blank line wants no translation: leave it out.
+"""
+
+
+def marian_card(model: PortableModel) -> str:
+    """With transformers."""
+    return _huggingface(model, "MarianMTModel", "MarianTokenizer")
+
+
+def m2m100_card(model: PortableModel) -> str:
+    """With transformers."""
+    return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
+
+
+def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
+    return f"""{_heading(model, f"a {kind} of Hugging Face transformers")}
+    from transformers import {kind}, {tokenizer}
+
+    tokenizer, model = {tokenizer}.from_pretrained("."), {kind}.from_pretrained(".")
+    said = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
+    print(tokenizer.batch_decode(said, skip_special_tokens=True))
+
+Beam, length penalty and what is never said stand in generation_config.json.
+"""
+
+
+def _heading(model: PortableModel, what: str) -> str:
+    config = model.config
+    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
+
+A translation model for {what}, exported by mtkit. In this directory:
+"""
+
+
+CARDS: dict[str, Callable[[PortableModel], str]] = {
+    "ctranslate2": ctranslate2_card,
+    "marian": marian_card,
+    "m2m100": m2m100_card,
+}

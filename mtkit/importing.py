@@ -1,0 +1,146 @@
+"""A model of another library made a bundle: its ids, its weights and its tokenizer are kept."""
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtkit import __version__
+from mtkit.canaries import make_canaries
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError, MtkitError
+from mtkit.formats.bundle import DESCRIPTION, open_bundle, save_bundle, save_scores
+from mtkit.formats.card import card_text
+from mtkit.formats.huggingface_config import FIRST_BYTE
+from mtkit.formats.huggingface_tokenizer import MarianVocabulary, read_marian_vocabulary
+from mtkit.formats.huggingface_weights import CONFIG, read_json
+from mtkit.formats.m2m100 import read_m2m100
+from mtkit.formats.marian import read_marian
+from mtkit.formats.portable import PortableModel
+from mtkit.model_proto import model_type_of
+from mtkit.models.registry import empty_model, require_weights_of
+from mtkit.symbols import SpecialIds, Specials
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.translator import translator_of
+
+READERS: dict[str, Callable[[Path], PortableModel]] = {"marian": read_marian, "m2m_100": read_m2m100}
+
+NUM_LINES, LONGEST_LINE = 64, 40  # made up for canaries to be chosen from; tokens
+
+
+def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
+    """Make a bundle of a Hugging Face checkpoint: a MarianMTModel, such as OPUS-MT's, or what an export wrote.
+
+    languages are the codes of source and target, for where the checkpoint does not tell them.
+    """
+    if output.exists() and not (output / DESCRIPTION).is_file():
+        raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
+    layout = read_json(directory / CONFIG).get("model_type")
+    if layout not in READERS:
+        raise CheckpointError(f"{directory / CONFIG}: model_type is {layout!r}; mtkit imports {' and '.join(READERS)}")
+    model = READERS[layout](directory)
+    vocabulary = read_marian_vocabulary(directory)
+    tokenizer = _tokenizer(directory, model, vocabulary)
+    config = _config(model, vocabulary, tokenizer, languages)
+    sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
+    require_weights_of(empty_model(config.model, *sizes, tokenizer.specials), model.weights, str(directory))
+    about = {
+        "mtkit": __version__,
+        "source_vocab_size": tokenizer.source_vocab_size,
+        "target_vocab_size": tokenizer.target_vocab_size,
+        "num_parameters": sum(weight.numel() for weight in model.weights.values()),
+        "imported": _provenance(directory, layout),
+    }
+    translator = translator_of(config, tokenizer, model.weights)
+    canaries = make_canaries(translator, _made_up_lines(tokenizer))
+    save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
+    bundle = open_bundle(output)
+    save_scores(bundle, [], card_text(bundle, []))
+    _say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
+    _say(f"model: {output}")
+
+
+def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
+    """Special ids of the target are those of config.json, which its library goes by; of the source, the tokenizer's."""
+    named = found.target.special
+    told = model.target.special
+    target = SpecialIds(told.pad, named.unknown, _begin(named.begin, told), told.end)
+    source = SpecialIds(
+        found.source.special.pad,
+        found.source.special.unknown,
+        _begin(found.source.special.begin, found.source.special),
+        found.source.special.end,
+    )
+    for side, special in (("source", source), ("target", target)):
+        size = len(getattr(found, side).pieces)
+        if max(special.all) >= size:
+            raise CheckpointError(
+                f"{directory}: a special id of the {side} is {max(special.all)}, and its vocabulary has {size:,} pieces"
+            )
+    return Tokenizer(
+        found.source.sentencepiece,
+        found.target.sentencepiece,
+        _type(directory, found),
+        found.shared,
+        "model",
+        "model",
+        found.symbols,
+        (found.source.pieces, found.target.pieces),
+        Specials(source, target),
+    )
+
+
+def _begin(begin: int | None, special: SpecialIds) -> int | None:
+    """No mark of its own where it is one of the others."""
+    return None if begin in (special.pad, special.end) else begin
+
+
+def _type(directory: Path, found: MarianVocabulary) -> str:
+    try:
+        return model_type_of(found.source.sentencepiece)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / 'source.spm'}: not a SentencePiece model: {error}") from None
+
+
+def _config(
+    model: PortableModel, found: MarianVocabulary, tokenizer: Tokenizer, languages: tuple[str, str] | None
+) -> Config:
+    """The settings of the checkpoint, with those of its tokenizer and its languages."""
+    source, target = languages or found.languages
+    settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
+    settings["languages"] = {"source": source or "source", "target": target or "target"}
+    settings["tokenizer"] = {
+        "type": model_type_of(found.source.sentencepiece),
+        "vocab_size": max(tokenizer.source_vocab_size, tokenizer.target_vocab_size),
+        "byte_fallback": FIRST_BYTE in found.target.pieces,
+        "shared": found.shared,
+        "source_normalization": "model",
+        "target_normalization": "model",
+    }
+    return Config.model_validate_json(json.dumps(settings))
+
+
+def _provenance(directory: Path, layout: str) -> dict[str, Any]:
+    """What it was made of: the files by their checksums, not where they lay."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"layout": layout, "files": sums}
+
+
+def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
+    """Lines of pieces drawn by chance, always the same, since nobody knows the language."""
+    special = tokenizer.specials.source.all
+    plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
+    chance = random.Random(0)
+    rows = [chance.choices(plain, k=chance.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
+    return tokenizer.decode_source(rows)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
