@@ -21,6 +21,7 @@ from mtkit.formats.huggingface_tokenizer import (
     write_marian_tokenizer,
 )
 from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.model_proto import Piece, with_pieces
 from mtkit.symbols import OWN, UNKNOWN, SpecialIds
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
@@ -128,6 +129,18 @@ def test_both_encode_as_mtkit(tmp_path, type_, rule, byte_fallback, tags):
         assert [ours for ours, _ in said] == [theirs for _, theirs in said]
         said = marian.decoded(lines)
         assert [ours.strip() for ours, _ in said] == [theirs for _, theirs in said]
+
+
+@pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc"])
+def test_a_rule_does_in_tokenizer_json_what_it_does(tmp_path, rule):
+    characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")]
+    decomposed = [text for one in characters if (text := unicodedata.normalize("NFD", one)) != one]
+    kana = [chr(code) + mark for code in range(0xFF66, 0xFF9E) for mark in "\uff9e\uff9f"]
+    # Those few thousand where most happens, and some of the others.
+    chosen = [*characters[:13_000:3], *characters[13_000::97], *decomposed[:2100], *decomposed[2100::29], *kana]
+    exported = Exported(trained(tmp_path / "1", source_normalization=rule), write_m2m100_tokenizer, tmp_path / "2")
+    # Rules compose otherwise what is a mark and more than one.
+    assert set(exported.differing([f"a{text}b" for text in chosen])) <= {"a\u0344b"}
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -257,6 +270,22 @@ def test_a_name_behind_a_symbol_ends_a_piece_of_bpe_in_m2m100(tmp_path):
     tokenizer = trained(tmp_path / "2", text=text, vocab_size=350)
     assert "</" in tokenizer.source_pieces(range(tokenizer.source_vocab_size))
     assert Exported(tokenizer, write_m2m100_tokenizer, tmp_path / "spelled").differing(names) == names[:2]
+
+
+def test_the_same_pieces_may_come_in_another_order_in_m2m100(tmp_path):
+    base = trained(tmp_path, text=["x y"], tags=[], type="unigram", byte_fallback=False)
+    letters = [chr(code) for code in range(ord("a"), ord("x"))]
+    singles = [Piece(letter, -5.1 - number / 17) for number, letter in enumerate(letters)]
+    doubles = [Piece(2 * letter, -8.3 - number / 13) for number, letter in enumerate(letters)]
+    pieces = [*singles, *doubles, Piece("H", -6.7)]
+    model = with_pieces(base.source_sentencepiece(), pieces)
+    tokenizer = Tokenizer(model, model, "unigram", True, "identity", "identity")
+    lines = ["H" * before + 3 * letter + "H" for letter in letters for before in range(1, 20)]
+    assert Exported(tokenizer, write_marian_tokenizer, tmp_path / "marian").differing(lines) == []
+    m2m100 = Exported(tokenizer, write_m2m100_tokenizer, tmp_path / "m2m100")
+    differing = m2m100.differing(lines)
+    assert 0 < len(differing) < len(lines)
+    assert [sorted(m2m100.theirs(line).input_ids) for line in differing] == list(map(sorted, m2m100.rows(differing)))
 
 
 @pytest.mark.parametrize("type_", TYPES)

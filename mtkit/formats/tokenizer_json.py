@@ -21,9 +21,9 @@ def tokenizer_json(vocabulary: Vocabulary) -> Part:
 
     Transformers must be told to split special tokens, or what is written like one is one. The same but for these: with
     a rule, several combining marks come in the order of Unicode, marks behind what the rule takes away join what stands
-    before it, and U+FDD0 is lost; a symbol before a combining mark stays whole if the rule leaves it so; a name such as
-    </s> right behind a symbol ends a piece of bpe; and of unigram, where two segmentations score the same but for
-    rounding, it may take the other one. Decoding with skip_special_tokens leaves <unk> out.
+    before it, and U+FDD0 is lost; a name such as </s> right behind a symbol ends a piece of bpe; and of unigram, where
+    two orders of the same pieces differ by rounding alone, it may take the other one. Decoding with skip_special_tokens
+    leaves <unk> out.
     """
     pieces = _pieces(vocabulary)
     model_type = model_type_of(vocabulary.sentencepiece)
@@ -79,9 +79,8 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
     parts: list[Part] = []
     if charsmap:
         # The library looks up a character together with the marks behind it, and drops those that the rule does not
-        # know there. So marks that can be are composed first, and the others stand apart while the rule is applied.
+        # know there. So they stand apart while the rule is applied, and are composed then.
         parts += [
-            {"type": "NFC"},
             _replace({"Regex": r"(?<=[\s\S])(?=[\p{M}\x{200c}\x{200d}\n])"}, NO_CHARACTER),
             {"type": "Precompiled", "precompiled_charsmap": charsmap},
             _replace({"String": NO_CHARACTER}, ""),
