@@ -88,8 +88,13 @@ def config(
         config, settings = None, [str(config), *settings]  # the file was left out, not the settings
     if schema:
         print(json.dumps(config_schema(), indent=2))
-    else:
-        print(config_text(load_config(config, settings)), end="")
+        return
+    found = load_config(config, settings)
+    if found.training.start_from is not None:
+        from mtkit.start import carried_over  # here, since all else goes without torch
+
+        found = carried_over(found)
+    print(config_text(found), end="")
 
 
 @app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")

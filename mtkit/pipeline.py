@@ -25,7 +25,7 @@ from mtkit.prepare import (
 )
 from mtkit.records import is_trained
 from mtkit.scores import check_language
-from mtkit.start import start_bundle
+from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint
 from mtkit.train import train
@@ -35,6 +35,7 @@ from mtkit.translator import load
 
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
+    config = carried_over(config)
     with only_writer(config.run_path):
         try:
             is_current = tokenizer_is_current(config)
@@ -54,6 +55,7 @@ def run_binarize(config: Config) -> None:
 
     The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
     """
+    config = carried_over(config)
     with only_writer(config.run_path):
         if not tokenizer_is_current(config):
             _renew_tokenizer(config)
@@ -62,12 +64,14 @@ def run_binarize(config: Config) -> None:
 
 def run_train(config: Config, fresh: bool = False) -> None:
     """`mtkit train`: what is missing above, then training, which goes on where it stopped."""
+    config = carried_over(config)
     with only_writer(config.run_path):
         _train(config, fresh)
 
 
 def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
+    config = carried_over(config)
     with only_writer(config.run_path):
         _train(config, fresh)
         return _evaluate(config)

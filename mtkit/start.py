@@ -1,5 +1,10 @@
 """Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from mtkit.config.load import config_from_text, with_sections
+from mtkit.config.section import Section
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError
 from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, find_storage, open_bundle, tokenizer_files
@@ -20,18 +25,63 @@ def start_bundle(config: Config) -> Bundle | None:
         raise CheckpointError(f"training.start_from: {error}") from None
     if bundle.path.resolve().is_relative_to(config.run_path.resolve()):
         raise ConfigError(f"training.start_from {path} is this run itself; give the run another name")
-    wanted, found = bundle.config.model.model_dump(mode="json"), config.model.model_dump(mode="json")
-    # Dropout is no part of the weights, and what suited much data seldom suits little.
-    different = [
-        f"model.{key}: {wanted.get(key)} (found {found.get(key)})"
-        for key in {**wanted, **found}
-        if wanted.get(key) != found.get(key) and not key.endswith("dropout")
-    ]
-    if different:
+    found = config.model_dump(mode="json", include={"model", "tokenizer"})
+    wanted = bundle.config.model_dump(mode="json", include={"model", "tokenizer"})
+    if different := list(_different("model", wanted["model"], found["model"])):
         raise ConfigError(
-            f"training.start_from {path}: its model has other settings; copy these into yours: {', '.join(different)}"
+            f"training.start_from {path}: its model has other settings; leave these out of yours, or copy them: "
+            + ", ".join(different)
+        )
+    if different := list(_different("tokenizer", wanted["tokenizer"], found["tokenizer"])):
+        raise ConfigError(
+            f"training.start_from {path}: its tokenizer goes with its weights and is another one; leave these out of "
+            f"your settings, or copy them: {', '.join(different)}"
         )
     return bundle
+
+
+def carried_over(config: Config) -> Config:
+    """The settings, and where they start from another model its own for all that they do not say of these sections.
+
+    The model's settings and its tokenizer's must then be its own, but for dropout, which is no part of the weights, and
+    what suited much data seldom suits little. If the model is gone, the run's own config.yaml tells what was taken.
+    """
+    if config.training.start_from is None:
+        return config
+    try:
+        carried = open_bundle(config.training.start_from).config
+    except CheckpointError:
+        resolved = config.run_path / "config.yaml"
+        if not resolved.is_file():
+            return config  # told when it is to be opened
+        carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
+    names = ["tokenizer", "languages", "decoding"]
+    if type(config.model) is type(carried.model) or "architecture" not in config.model.model_fields_set:
+        names.append("model")  # else it is told what it would have to be
+    sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
+    return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+
+
+def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
+    """What was carried over, with what our settings say over it."""
+    merged = dict(carried)
+    for name in ours.model_fields_set:
+        value, before = getattr(ours, name), carried.get(name)
+        if isinstance(value, Section) and isinstance(before, dict):
+            merged[name] = _merged(before, value)
+        else:
+            merged[name] = ours.model_dump(mode="json")[name]
+    return merged
+
+
+def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    """Settings that are not those of the model to start from, dropout aside."""
+    for key in {**wanted, **found}:
+        theirs, ours = wanted.get(key), found.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            yield from _different(f"{section}.{key}", theirs, ours)
+        elif theirs != ours and not key.endswith("dropout"):
+            yield f"{section}.{key}: {theirs} (found {ours})"
 
 
 def start_tokenizer(config: Config) -> Tokenizer | None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import write_lines, write_toy_corpus
 
+from mtkit.cli import _run
+from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
@@ -18,6 +20,7 @@ from mtkit.formats.description import sealed
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.prepare import read_validation
 from mtkit.records import is_trained
+from mtkit.start import carried_over
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.train import Trainer, train
 from mtkit.training.checkpoint import checkpoint_steps, read_weights
@@ -94,8 +97,8 @@ def test_training_learns_from_there_what_is_new(make, parent):
     assert sum(one == other for one, other in zip(after, targets, strict=True)) >= 10
 
 
-def test_the_tokenizer_is_the_bundles_whatever_the_settings_say(make, parent, capsys):
-    config = make(tokenizer={"vocab_size": 300})
+def test_the_tokenizer_is_the_bundles(make, parent, capsys):
+    config = make()
     run_tokenizer(config)
     tokenizer = Tokenizer.load(parent / "tokenizer")
     assert Tokenizer.load(config.run_path / "tokenizer").hash == tokenizer.hash
@@ -106,7 +109,7 @@ def test_the_tokenizer_is_the_bundles_whatever_the_settings_say(make, parent, ca
 
 
 def test_without_a_start_the_tokenizer_is_trained_again_and_with_one_copied_again(make, parent):
-    config = make(tokenizer={"vocab_size": 300})
+    config = make()
     alone = make(start_from=None, tokenizer={"vocab_size": 300})
     hashes = []
     for each in (config, alone, config):
@@ -131,6 +134,104 @@ def test_the_run_and_its_bundle_tell_what_they_started_from(make):
     bundle = open_bundle(run)
     assert bundle.description["training"]["start_from"] == told
     assert bundle.config.training.start_from is None
+
+
+# What is carried over.
+
+
+def little(make: Make, start_from: Path, **sections: Any) -> Config:
+    """The settings of a run that says only its name, its data and its training."""
+    whole = make(start_from=start_from).model_dump(mode="json")
+    said = {name: whole[name] for name in ("name", "run_dir", "device", "data", "training")}
+    for name, values in sections.items():
+        said[name] = {**said.get(name, {}), **values}
+    return config_from_text(json.dumps(said), "little.yaml")
+
+
+def test_a_run_that_says_only_data_and_training_has_the_rest_of_the_model(make, parent):
+    config = little(make, parent, model={"dropout": 0.25}, decoding={"length_penalty": 0.5})
+    run_train(config)
+    theirs, ours = open_bundle(parent).config, open_bundle(config.run_path).config
+    assert ours.model == theirs.model.model_copy(update={"dropout": 0.25})
+    assert ours.tokenizer == theirs.tokenizer
+    assert ours.languages == theirs.languages
+    assert ours.decoding == theirs.decoding.model_copy(update={"length_penalty": 0.5})
+    assert is_trained(carried_over(config))
+    assert load_config(config.run_path / "config.yaml") == carried_over(config)
+
+
+def test_what_was_carried_over_stays_when_the_model_is_gone(make, parent, monkeypatch, capsys):
+    config = little(make, parent)
+    killed_at(6, config, monkeypatch)
+    shutil.rmtree(parent)
+    run_train(config)
+    assert "going on from step 4" in capsys.readouterr().err
+    assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 8
+    run_train(config)
+    assert "is up to date" in capsys.readouterr().err
+
+
+def test_carrying_over_twice_is_carrying_over_once(make, parent):
+    once = carried_over(little(make, parent))
+    assert carried_over(once) == once
+    assert carried_over(make(start_from=None)) == make(start_from=None)
+
+
+def test_mtkit_config_prints_what_is_carried_over(make, parent, capsys, tmp_path):
+    path = tmp_path / "little.yaml"
+    path.write_text(f"name: tuned\ntraining: {{start_from: {parent}}}\n")
+    assert _run(["config", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "  vocab_size: 400" in printed
+    (tmp_path / "whole.yaml").write_text(printed)
+    assert load_config(tmp_path / "whole.yaml") == carried_over(load_config(path))
+
+
+def test_a_small_part_of_a_mixed_models_settings_may_be_said(make, make_config, tmp_path):
+    half = {"architecture": "rnn", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    transformer = {"d_model": 16, "num_heads": 2, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1}
+    mixed = {"architecture": "mixed", "encoder": transformer, "decoder": half}
+    other = make_config(tmp_path / "mixed", model=mixed, training=TRAINING)
+    run_train(other)
+    said = {"architecture": "mixed", "decoder": {"architecture": "rnn", "dropout": 0.4}}
+    config = carried_over(little(make, other.run_path, model=said))
+    assert config.model.decoder == other.model.decoder.model_copy(update={"dropout": 0.4})
+    assert config.model.encoder == other.model.encoder
+    run_train(config)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"tokenizer": {"vocab_size": 300}},
+            "its tokenizer goes with its weights and is another one; leave these out of your settings, or copy them: "
+            "tokenizer.vocab_size: 400 (found 300)",
+        ),
+        ({"tokenizer": {"type": "unigram"}}, "tokenizer.type: bpe (found unigram)"),
+        (
+            {"model": {"d_ff": 64}},
+            "its model has other settings; leave these out of yours, or copy them: model.d_ff: 128",
+        ),
+        ({"model": {"architecture": "rnn"}}, "model.architecture: transformer (found rnn)"),
+        ({"training": {"unigram_alpha": 0.1}}, "training.unigram_alpha 0.1 wants tokenizer.type unigram, not bpe"),
+    ],
+)
+def test_what_contradicts_the_model_is_told(make, parent, sections, message):
+    with pytest.raises(ConfigError) as told:
+        run_train(little(make, parent, **sections))
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_kind_of_sampling_that_the_models_tokenizer_knows_is_taken_without_a_word_of_it(make_config, make, tmp_path):
+    other = make_config(tmp_path / "unigram", tokenizer={"type": "unigram", "vocab_size": 330}, training=TRAINING)
+    run_train(other)
+    config = little(make, other.run_path, training={"unigram_alpha": 0.2, "max_steps": 4})
+    run_train(config)
+    assert open_bundle(config.run_path).config.tokenizer.type == "unigram"
+    with pytest.raises(ConfigError, match=r"training\.bpe_dropout 0\.1 wants tokenizer\.type bpe, not unigram"):
+        run_train(little(make, other.run_path, training={"bpe_dropout": 0.1}))
 
 
 # Going on.
@@ -215,7 +316,7 @@ def test_other_model_settings_are_listed(make, parent):
     with pytest.raises(ConfigError) as caught:
         run_train(config)
     assert str(caught.value) == (
-        f"training.start_from {parent}: its model has other settings; copy these into yours: "
+        f"training.start_from {parent}: its model has other settings; leave these out of yours, or copy them: "
         "model.d_ff: 128 (found 64), model.activation: relu (found gelu)"
     )
     assert not (config.run_path / "tokenizer").exists()

@@ -60,6 +60,17 @@ def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Con
     return _config(text, name, overrides)
 
 
+def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
+    """The same settings with other sections, checked as if they had been said so; name stands in messages."""
+    data = {**config.model_dump(mode="json"), **sections}
+    try:
+        return _validated(data)
+    except ValidationError as error:
+        places: Places = {(): name}
+        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(_lines(faults, places))) from None
+
+
 def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
     document = read_yaml(text, name)
     data = {} if document.data is None else document.data

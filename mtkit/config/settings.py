@@ -42,9 +42,11 @@ class Config(Section):
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
         """Settings of different sections that only make sense together."""
-        if self.model.tie_embeddings == "all" and not self.tokenizer.shared:
+        if not self._is_carried("tie_embeddings") and self.model.tie_embeddings == "all" and not self.tokenizer.shared:
             raise ValueError("model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without")
         type_ = self.tokenizer.type
+        if self._is_carried("type"):
+            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
         if self.training.bpe_dropout and type_ != "bpe":
             raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
         if self.training.unigram_alpha is not None and type_ != "unigram":
@@ -67,6 +69,11 @@ class Config(Section):
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
         return self
+
+    def _is_carried(self, name: str) -> bool:
+        """Whether a setting of tokenizer or model is that of the model to start from, since it is not said."""
+        said = self.tokenizer.model_fields_set | self.model.model_fields_set
+        return self.training.start_from is not None and name not in said
 
     @property
     def run_path(self) -> Path:

@@ -30,6 +30,8 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda":
         # It makes a plan anew for every length of a row, and no two batches have the same: a third of a second a step.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Its recurrent layers would round fp32 to the ten bits of TF32, as no product elsewhere does.
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
