@@ -1,11 +1,11 @@
-"""`mtkit export` and `import`: models for other libraries, and from them."""
+"""`mtkit export`, `import` and `extend`: models for other libraries and from them, and with larger vocabularies."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mtkit.options import EXAMPLE, ModelArgument, choice, language_pair
+from mtkit.options import EXAMPLE, ModelArgument, UsageError, choice, language_pair
 
 FORMATS = ("ctranslate2", "marian", "m2m100")
 
@@ -46,7 +46,31 @@ def import_(
     import_model(folder, output, pair)
 
 
+def extend(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The bundle to write.")],
+    piece: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A new piece; several may be given.")] = None,
+    pieces: Annotated[Path | None, typer.Option(metavar="FILE", help="New pieces, one a line.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="What a source may begin with, such as <2xx>.")
+    ] = None,
+) -> None:
+    """Add pieces to a model's vocabulary.
+
+    Translations stay as they are; a training that starts from the new model learns what is new.
+    """
+    from mtkit.text.lines import read_lines
+
+    new = [*(piece or []), *(line for line in (read_lines(pieces) if pieces else []) if line)]
+    if not new and not tag:
+        raise UsageError("name what is new, by --piece, --pieces or --tag")
+    from mtkit.extend import extend
+
+    extend(model, output, new, tag or [])
+
+
 def add_to(app: typer.Typer) -> None:
     """Make these commands of the program."""
     app.command(epilog=f"{EXAMPLE}export runs/demo --to ctranslate2 -o demo-ct2")(export)
+    app.command(epilog=f"{EXAMPLE}extend runs/demo --piece Ĝ -o models/larger")(extend)
     app.command(name="import", epilog=f"{EXAMPLE}import opus-mt-fr-en -o models/fr-en")(import_)

@@ -75,6 +75,10 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
             f"{path}: tokenizer.type is word; the libraries make one unknown of several in a row, and export wants "
             "bpe, unigram or char"
         )
+    if bundle.untrained:
+        raise CheckpointError(
+            f"{path}: {len(bundle.untrained):,} pieces were added that no training has seen; train from it first"
+        )
     _require_free(directory)
     translator = load_bundle(bundle, ["device=cpu"])
     model = portable(bundle, translator)

@@ -87,7 +87,7 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
         found.shared,
         "model",
         "model",
-        found.symbols,
+        (*found.symbols, *found.defined),
         (found.source.pieces, found.target.pieces),
         Specials(source, target),
     )

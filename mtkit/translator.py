@@ -342,16 +342,24 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
     tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     bundle.require_own_tokenizer()
     sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
-    model = empty_model(config.model, *sizes, tokenizer.specials)
-    fill_model(model, bundle.weights(), str(bundle.path))
-    model.requires_grad_(False)
+    model = _filled(config, tokenizer, sizes, bundle.weights(), str(bundle.path))
+    model.output.closed = bundle.untrained
     return model.to(device, dtype).eval(), tokenizer, config
 
 
-def translator_of(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> Translator:
-    """The translator of weights that are in memory, which it uses where they are."""
+def translator_of(
+    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
+) -> Translator:
+    """The translator of weights that are in memory, used where they are; the untrained tokens are never said."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
-    model = empty_model(config.model, *sizes, tokenizer.specials)
-    fill_model(model, weights, config.name)
-    model.requires_grad_(False)
+    model = _filled(config, tokenizer, sizes, weights, config.name)
+    model.output.closed = list(untrained)
     return Translator(model.eval(), tokenizer, config)
+
+
+def _filled(
+    config: Config, tokenizer: Tokenizer, sizes: tuple[int, int], weights: dict[str, Tensor], where: str
+) -> TranslationModel:
+    model = empty_model(config.model, *sizes, tokenizer.specials)
+    fill_model(model, weights, where)
+    return model.requires_grad_(False)

@@ -1,5 +1,6 @@
 """What tests of exported and imported models share: lively weights, and two models compared."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor
 
 from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.settings import Config
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.decode import decode, next_log_probs
-from mtkit.formats.portable import PortableModel
+from mtkit.formats.huggingface_tokenizer import write_marian_tokenizer
+from mtkit.formats.marian import in_marian_order, write_marian_weights
+from mtkit.formats.portable import PortableModel, Vocabulary
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import empty_model, fill_model
+from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.search.beam import beam_search
 from mtkit.search.length_penalty import power
-from mtkit.symbols import Specials
+from mtkit.symbols import OWN, Specials
+from mtkit.text.tokenizer import Tokenizer
 
 
 def names(size: int) -> list[str]:
@@ -149,3 +154,25 @@ def loaded(directory: Path, kind: str = "MarianMTModel") -> Any:
     assert not told["unexpected_keys"]
     assert not told["mismatched_keys"]
     return model.eval()
+
+
+def write_opus(directory: Path, run: Path) -> None:
+    """A checkpoint as OPUS-MT's lie on the hub, its weights random, its tokenizer that of a run."""
+    tokenizer = Tokenizer.load(run / "model" / "tokenizer")
+    model = {"d_model": 32, "num_heads": 4, "d_ff": 64, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.1}
+    marian = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
+    settings = {"model": {**model, **marian}, "languages": {"source": "fr", "target": "en"}}
+    config = Config.model_validate_json(json.dumps(settings))
+    sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    weights = dict(lively(new_model(config.model, *sizes, seed=1)).named_parameters())
+    source, target = (
+        Vocabulary(pieces(range(size)), OWN, model_bytes)
+        for pieces, size, model_bytes in (
+            (tokenizer.source_pieces, sizes[0], tokenizer.source_sentencepiece()),
+            (tokenizer.target_pieces, sizes[1], tokenizer.target_sentencepiece()),
+        )
+    )
+    portable = in_marian_order(PortableModel(config, {n: w.detach() for n, w in weights.items()}, source, target))
+    directory.mkdir(parents=True)
+    write_marian_weights(portable, directory)
+    write_marian_tokenizer(portable, directory)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CorpusFiles, config_with, toy_settings
+from exchange import write_opus
 
 import mtkit
 from mtkit.cli import app, main
@@ -24,6 +25,7 @@ from mtkit.text.packing import PACKERS, open_to_write
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
 COMMANDS += ["pack", "info", "check"]
+COMMANDS += ["export", "extend", "import"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
     lines = result.out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score", "Pack", "Tell"}
+    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score", "Pack", "Tell", "Write", "Add", "Make"}
     assert lines[2].split()[0] in verbs
     assert lines[-2] == "  Example:"
     assert lines[-1].startswith(f"    mtkit {command or 'run'} ")
@@ -105,6 +107,7 @@ def workplace(tiny_run: Path, corpus_files: CorpusFiles, tmp_path_factory: pytes
     (root / "configs").mkdir()
     tiny = config_with(settings, training={"max_steps": 4, "validate_every": 2, "save_every": 2})
     (root / "configs" / "demo.yaml").write_text(config_text(tiny))
+    write_opus(root / "opus-mt-fr-en", tiny_run)
     return root
 
 
@@ -122,6 +125,9 @@ def test_the_example_of_each_command_works(
         assert result.out == ""
     elif command == "translate":
         assert Path("test.en").read_text().count("\n") == Path("data/demo/test.fr").read_text().count("\n")
+    elif command in ("export", "extend", "import"):
+        assert any(Path(example[-1]).iterdir())
+        assert result.out == ""
     elif command == "pack":
         assert (Path("demo.mtkit").is_file(), result.out) == (True, "")
     else:

@@ -35,6 +35,9 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
+# Ids of the target's vocabulary that were added and that no training has seen: they are never said.
+UNTRAINED = "untrained"
+
 SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
 
 
@@ -88,6 +91,15 @@ class Bundle:
                 "the file is cut off or another model's, copy it again"
             )
         return read_tensors(content, str(path))
+
+    @property
+    def untrained(self) -> list[int]:
+        """Ids that were added to the target's vocabulary and that no training has seen."""
+        ids = self.description.get(UNTRAINED, [])
+        size = self.description["target_vocab_size"]
+        if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < size for id_ in ids):
+            raise CheckpointError(f"{self.path / DESCRIPTION}: damaged; copy the model again")
+        return ids
 
     def canaries(self) -> list[Canary]:
         """Sentences whose translations are known; none in a bundle of format 1."""

@@ -70,7 +70,7 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
             "encoder_layers": transformer.encoder_layers,
             "init_std": 0.02,
             "is_encoder_decoder": True,
-            "max_position_embeddings": max(LEAST_POSITIONS, _longest_target(config)),
+            "max_position_embeddings": _positions(config),
             "scale_embedding": transformer.scale_embeddings,
             "tie_word_embeddings": transformer.tie_embeddings != "none",
             "torch_dtype": "float32",
@@ -86,7 +86,7 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
             "bad_words_ids": [[id_] for id_ in silent_ids(model.target)],
             "early_stopping": False,
             "length_penalty": config.decoding.length_penalty,
-            "max_length": max(LEAST_POSITIONS, _longest_target(config)),
+            "max_length": _positions(config),
             "num_beams": config.decoding.beam_size,
         },
     )
@@ -98,9 +98,9 @@ def silent_ids(vocabulary: Vocabulary) -> list[int]:
     return [id_ for id_ in vocabulary.special.silent if id_ != shown]
 
 
-def _longest_target(config: Config) -> int:
-    """Tokens that a translation of the longest source may have, with its mark."""
-    return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
+def _positions(config: Config) -> int:
+    """Places that a sentence may have, its mark counted: what the model was trained on, and never fewer than usual."""
+    return max(LEAST_POSITIONS, config.data.max_length + 1)
 
 
 class TheirConfig:

@@ -71,6 +71,7 @@ class Output(nn.Module):
         super().__init__()
         self.table = table
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
+        self.closed: list[int] = []  # tokens that are impossible, since no training has seen them
 
     def initialize(self) -> None:
         """No token is likelier at the start."""
@@ -85,7 +86,10 @@ class Output(nn.Module):
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
         """(…, D) features to (…, V) logits, or to those of the given columns alone."""
         if columns is None:
-            return F.linear(features, self.weight, self.bias)
+            logits = F.linear(features, self.weight, self.bias)
+            if self.closed:
+                logits[..., self.closed] = float("-inf")
+            return logits
         return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 

@@ -25,10 +25,10 @@ class MappedModel:
         self._vocabulary = list(vocabulary)
         self._ids = {piece: id_ for id_, piece in enumerate(vocabulary)}
         self._special = special
-        self._tags = tuple(tags)
+        pieces = list(map(self._processor.id_to_piece, range(self._processor.vocab_size())))
+        self._tags = tuple(tag for tag in tags if tag not in pieces)  # those that it knows it finds by itself
         self.vocab_size = len(self._vocabulary)
         # Ids of SentencePiece's own to those of the vocabulary; pieces that it lacks are left out.
-        pieces = map(self._processor.id_to_piece, range(self._processor.vocab_size()))
         self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 

@@ -120,6 +120,41 @@ class Tokenizer:
         content = {"format": FORMAT, **self._description.content, "hash": self.hash}
         (directory / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
+    def changed(
+        self,
+        models: tuple[bytes, bytes],
+        vocabularies: tuple[Sequence[str], Sequence[str]] | None,
+        symbols: Sequence[str],
+    ) -> "Tokenizer":
+        """The same tokenizer with other models, and other vocabularies where it has its own."""
+        description = self._description
+        return Tokenizer(
+            *models,
+            type_=description.type,
+            shared=description.shared,
+            source_normalization=description.source_normalization,
+            target_normalization=description.target_normalization,
+            symbols=symbols,
+            vocabularies=vocabularies,
+            specials=self.specials if description.is_mapped else None,
+        )
+
+    @property
+    def models(self) -> tuple[bytes, bytes]:
+        """SentencePiece's, of source and target; the same one twice where it is shared."""
+        names = _model_names(self._description.shared, self._description.is_mapped)
+        return self._models[names[0]], self._models[names[-1]]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether both sides have one vocabulary."""
+        return self._description.shared
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it comes from elsewhere, and its pieces have ids of their own."""
+        return self._description.is_mapped
+
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """The ids of each line; a line that normalises to nothing has none."""
         return self._source.encode(lines, num_threads)

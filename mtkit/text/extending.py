@@ -1,0 +1,60 @@
+"""New pieces for a tokenizer that is there: a new language's characters, a word to keep whole, a tag."""
+
+from collections.abc import Sequence
+
+from mtkit.errors import ConfigError
+from mtkit.model_proto import Piece, pieces_of, with_pieces
+from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.tokenizer import Tokenizer
+
+
+def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
+    """The same tokenizer with these after the pieces it has, so that all others keep their ids.
+
+    A character stands for itself where it had no piece; what is longer is never split again. Tags are words of the
+    source, and of both sides where they share a vocabulary. What cannot be one is a ConfigError.
+    """
+    _check(tokenizer, [*pieces, *tags])
+    symbols = (*tokenizer.symbols, *tags)
+    source_model, target_model = tokenizer.models
+    if tokenizer.is_mapped:
+        source = tokenizer.source_pieces(range(tokenizer.source_vocab_size))
+        target = tokenizer.target_pieces(range(tokenizer.target_vocab_size))
+        vocabularies = [*source, *pieces, *tags], [*target, *pieces, *(tags if tokenizer.is_shared else ())]
+        return tokenizer.changed((_with(source_model, pieces), _with(target_model, pieces)), vocabularies, symbols)
+    source_model = _with(source_model, [*pieces, *tags])
+    target_model = source_model if tokenizer.is_shared else _with(target_model, pieces)
+    return tokenizer.changed((source_model, target_model), None, symbols)
+
+
+def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:
+    """Refuse what no text could hold after normalisation, and what is there already."""
+    known = {
+        *tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
+        *tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
+    }
+    for number, piece in enumerate(new):
+        normal = tokenizer.normalize_source(piece)
+        if not piece or SPACE_MARK in piece or any(character.isspace() for character in piece):
+            raise ConfigError(f"piece {piece!r}: is blank or holds a space; a piece is a part of a word")
+        if normal != piece:
+            raise ConfigError(
+                f"piece {piece}: becomes {normal or 'nothing'} when the tokenizer normalises it; take that"
+            )
+        if piece in known or piece in new[:number]:
+            raise ConfigError(f"piece {piece}: the vocabulary has it already; leave it out")
+
+
+def _with(model: bytes, new: Sequence[str]) -> bytes:
+    """A SentencePiece model that knows these, too; a character is worth less than all else, so it changes nothing."""
+    old = pieces_of(model)
+    least = min(piece.score for piece in old) - 1.0
+    there = {piece.text for piece in old}
+    return with_pieces(
+        model,
+        [
+            Piece(text, least, "normal") if len(text) == 1 else Piece(text, 0.0, "user_defined")
+            for text in new
+            if text not in there
+        ],
+    )
