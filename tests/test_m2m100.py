@@ -100,9 +100,9 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
     [
         (
             {"norm_placement": "post"},
-            "model.norm_placement is post; M2M100 files want pre; --to ctranslate2 and",
+            "model.norm_placement is post; M2M100 files want pre; --to ctranslate2 and --to marian take it so",
         ),
-        ({"norm": "rms"}, "model.norm is rms; M2M100 files want layer"),
+        ({"norm": "rms"}, "model.norm is rms; M2M100 files want layer; --to ctranslate2 takes it so"),
         ({"activation": "geglu"}, "model.activation is geglu; M2M100 files want relu or gelu or silu"),
         ({"sinusoid_first": 0}, "model.sinusoid_first is 0; M2M100 files want 2"),
         ({"sinusoid_exponent": "paper"}, "model.sinusoid_exponent is paper; M2M100 files want tensor2tensor"),

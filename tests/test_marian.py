@@ -318,13 +318,16 @@ def test_other_tables_of_positions_are_refused(checkpoint):
     [
         (
             {"norm_placement": "pre"},
-            "model.norm_placement is pre; Marian files want post; --to ctranslate2 and --to m2m1",
+            "model.norm_placement is pre; Marian files want post; --to ctranslate2 and --to m2m100 take it so",
         ),
-        ({"norm": "rms"}, "model.norm is rms; Marian files want layer"),
+        ({"norm": "rms"}, "model.norm is rms; Marian files want layer; --to ctranslate2 takes it so"),
         ({"activation": "swiglu"}, "model.activation is swiglu; Marian files want relu or gelu or silu"),
         ({"attention_bias": False}, "model.attention_bias is false; Marian files want true"),
         ({"positions": "rotary"}, "model.positions is rotary; Marian files want sinusoidal"),
-        ({"sinusoid_first": 2}, "model.sinusoid_first is 2; Marian files want 0"),
+        (
+            {"sinusoid_first": 2},
+            "model.sinusoid_first is 2; Marian files want 0; --to ctranslate2 and --to m2m100 take it so",
+        ),
         ({"sinusoid_layout": "interleaved"}, "model.sinusoid_layout is interleaved; Marian files want halves"),
         ({"sinusoid_exponent": "tensor2tensor"}, "model.sinusoid_exponent is tensor2tensor; Marian files want paper"),
         ({"embedding_norm": True}, "model.embedding_norm is true; Marian files want false"),
@@ -339,7 +342,7 @@ def test_what_marian_cannot_express_is_refused_with_what_could_be(model, message
 
 def test_recurrent_models_are_no_marian_models():
     config = Config.model_validate_json('{"model": {"architecture": "rnn"}}')
-    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers alone"):
+    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers, as do"):
         check_marian(config)
 
 

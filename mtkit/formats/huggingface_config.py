@@ -17,20 +17,52 @@ from mtkit.formats.portable import PortableModel, Vocabulary
 FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
 LEAST_POSITIONS = 512
 
+# What a model must be for each layout to express it, by the name that an export calls the layout.
+_BOTH: dict[str, Collection[Any]] = {
+    "norm": ("layer",),
+    "activation": ("relu", "gelu", "silu"),
+    "attention_bias": (True,),
+    "positions": ("sinusoidal",),
+    "sinusoid_layout": ("halves",),
+    "embedding_norm": (False,),
+}
+WANTED: dict[str, dict[str, Collection[Any]]] = {
+    "marian": {
+        "norm_placement": ("post",),
+        **_BOTH,
+        "sinusoid_exponent": ("paper",),
+        "sinusoid_first": (0,),
+    },
+    "m2m100": {
+        "norm_placement": ("pre",),
+        **_BOTH,
+        "sinusoid_exponent": ("tensor2tensor",),
+        "sinusoid_first": (2,),
+        "tie_embeddings": ("all",),
+        "output_bias": (False,),
+        "start_token": ("begin", "end"),  # padding has no place there that could be told
+    },
+}
+NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
-def require(config: Config, name: str, wanted: dict[str, Collection[Any]], others: str) -> TransformerConfig:
-    """The model's settings, if they are ones that the format can express; else one line tells which is not."""
+
+def require(config: Config, layout: str) -> None:
+    """Refuse a model that the layout cannot express: one line tells why, and which layouts take it so."""
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
-            f"model.architecture is {model.architecture}; {name} files hold Transformers alone, as do the others"
+            f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
         )
-    for setting, values in wanted.items():
+    for setting, values in WANTED[layout].items():
         found = getattr(model, setting)
         if found not in values:
             listed = " or ".join(_told(value) for value in values)
-            raise CheckpointError(f"model.{setting} is {_told(found)}; {name} files want {listed}{others}")
-    return model
+            others = [name for name, wanted in WANTED.items() if found in wanted.get(setting, (found,))]
+            takers = " and ".join(f"--to {name}" for name in ("ctranslate2", *others))
+            raise CheckpointError(
+                f"model.{setting} is {_told(found)}; {NAMES[layout]} files want {listed}; "
+                f"{takers} {'take' if others else 'takes'} it so"
+            )
 
 
 def _told(value: Any) -> str:

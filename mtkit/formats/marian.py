@@ -3,9 +3,7 @@
 V vocabulary size, D model width.
 """
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +15,6 @@ from mtkit.formats.huggingface_config import TheirConfig, require, write_configs
 from mtkit.formats.huggingface_weights import load_weights, our_weights, save_weights, their_weights
 from mtkit.formats.portable import PortableModel, Vocabulary, reordered
 from mtkit.symbols import SpecialIds
-
-WANTED: dict[str, Collection[Any]] = {
-    "norm_placement": ("post",),
-    "norm": ("layer",),
-    "activation": ("relu", "gelu", "silu"),
-    "attention_bias": (True,),
-    "positions": ("sinusoidal",),
-    "sinusoid_layout": ("halves",),
-    "sinusoid_exponent": ("paper",),
-    "sinusoid_first": (0,),
-    "embedding_norm": (False,),
-}
 
 # Flags of config.json that make another model of it, by what all Marian models have.
 OTHERS = {
@@ -43,7 +29,7 @@ OTHERS = {
 
 def check_marian(config: Config) -> None:
     """Refuse what the layout cannot express."""
-    require(config, "Marian", WANTED, "; --to ctranslate2 and --to m2m100 take others")
+    require(config, "marian")
 
 
 def in_marian_order(model: PortableModel) -> PortableModel:
