@@ -16,6 +16,7 @@ from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
 from mtkit.formats.marian import check_marian, in_marian_order, read_marian, write_marian_weights
 from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.importing import import_model
 from mtkit.models.registry import new_model
 from mtkit.symbols import OWN
 
@@ -387,6 +388,13 @@ def test_the_end_mark_of_a_larger_target_may_be_no_id_of_the_source(tmp_path):
     sizes = {"vocab_size": V, "decoder_vocab_size": V + 5, "pad_token_id": V - 1, "eos_token_id": V + 4}
     made_by_transformers({"share_encoder_decoder_embeddings": False, **sizes}).save_pretrained(tmp_path)
     assert read_marian(tmp_path).target.special.end == V + 4
+
+
+@pytest.mark.parametrize("layout", ["bart", ["marian"], None])
+def test_another_layout_is_told(checkpoint, layout, tmp_path):
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": layout}))
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is .*; mtkit imports marian and m2m_100"):
+        import_model(checkpoint, tmp_path / "bundle")
 
 
 def test_a_list_of_one_end_mark_is_that_one(checkpoint):
