@@ -39,7 +39,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
     layout = read_json(directory / CONFIG).get("model_type")
-    if layout not in READERS:
+    if not isinstance(layout, str) or layout not in READERS:
         raise CheckpointError(f"{directory / CONFIG}: model_type is {layout!r}; mtkit imports {' and '.join(READERS)}")
     model = READERS[layout](directory)
     vocabulary = read_marian_vocabulary(directory)

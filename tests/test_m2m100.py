@@ -93,6 +93,11 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
     check_logits(portable, theirs)
     check_greedy(portable, theirs, [0, 1, 3])
     check_beam(portable, theirs, [0, 1, 3])
+    (tmp_path / "ours").mkdir()
+    write_m2m100_weights(in_m2m100_order(portable), tmp_path / "ours")
+    before, after = (load_file(directory / "model.safetensors") for directory in (tmp_path, tmp_path / "ours"))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize(
@@ -100,9 +105,9 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
     [
         (
             {"norm_placement": "post"},
-            "model.norm_placement is post; M2M100 files want pre; --to ctranslate2 and",
+            "model.norm_placement is post; M2M100 files want pre; --to ctranslate2 and --to marian take it so",
         ),
-        ({"norm": "rms"}, "model.norm is rms; M2M100 files want layer"),
+        ({"norm": "rms"}, "model.norm is rms; M2M100 files want layer; --to ctranslate2 takes it so"),
         ({"activation": "geglu"}, "model.activation is geglu; M2M100 files want relu or gelu or silu"),
         ({"sinusoid_first": 0}, "model.sinusoid_first is 0; M2M100 files want 2"),
         ({"sinusoid_exponent": "paper"}, "model.sinusoid_exponent is paper; M2M100 files want tensor2tensor"),
@@ -124,6 +129,12 @@ def test_what_m2m100_cannot_express_is_refused_with_what_could_be(model, message
         ({"pad_token_id": 4}, "pad_token_id is 4; mtkit imports 1 alone"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is false; mtkit imports true alone"),
         ({"decoder_start_token_id": 7}, "decoder_start_token_id is 7; wants eos_token_id or bos_token_id"),
+        ({"decoder_start_token_id": 1}, "decoder_start_token_id is 1; wants eos_token_id or bos_token_id"),
+        ({"eos_token_id": None}, "eos_token_id is missing; wants the id of the end mark"),
+        ({"eos_token_id": 40}, "eos_token_id is 40, wants one id below 40"),
+        ({"forced_bos_token_id": 7}, "forced_bos_token_id is 7; mtkit forces no first token"),
+        ({"vocab_size": 41}, "model.shared.weight is (40, 32), its config.json asks for (41, 32)"),
+        ({"decoder_layers": 3}, "holds no model.decoder.layers.2.self_attn.q_proj.weight, which its config.json"),
     ],
 )
 def test_what_the_settings_of_a_checkpoint_ask_for_in_vain_is_told(changes, message, tmp_path):
@@ -140,3 +151,12 @@ def test_a_vocabulary_without_a_begin_mark_is_told():
     side = Vocabulary(portable.source.pieces, SpecialIds(begin=None))
     with pytest.raises(CheckpointError, match="the vocabulary has no begin mark; M2M100 files want one"):
         in_m2m100_order(PortableModel(portable.config, portable.weights, side, side))
+
+
+def test_embeddings_are_scaled_where_nothing_is_told(tmp_path):
+    write_m2m100_weights(in_m2m100_order(portable_of({})), tmp_path)
+    path = tmp_path / "config.json"
+    told = json.loads(path.read_text())
+    del told["scale_embedding"]
+    path.write_text(json.dumps(told))
+    assert read_m2m100(tmp_path).config.model.scale_embeddings

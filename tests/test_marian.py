@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
 from mtkit.formats.marian import check_marian, in_marian_order, read_marian, write_marian_weights
 from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.importing import import_model
 from mtkit.models.registry import new_model
 from mtkit.symbols import OWN
 
@@ -187,7 +189,8 @@ def test_the_export_of_an_import_has_the_same_tensors_and_ids(choice, tmp_path):
         "encoder_attention_heads",
         "decoder_ffn_dim",
     )
-    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    # transformers 4 leaves out what is true by default.
+    assert {key: after[key] for key in same} == {key: before.get(key, True) for key in same}
 
 
 @pytest.fixture
@@ -264,6 +267,27 @@ def test_a_pickle_that_would_run_code_is_refused(checkpoint, tmp_path):
             "decoder_start_token_id is 17; wants pad_token_id, eos_token_id or bos_token_i",
         ),
         ({"eos_token_id": None}, "eos_token_id is missing; wants the id of the end mark"),
+        ({"pad_token_id": None}, "pad_token_id is missing; wants the id of padding"),
+        ({"eos_token_id": [0, 5]}, "eos_token_id is [0, 5], wants one id below 40"),
+        ({"eos_token_id": -1}, "eos_token_id is -1, wants one id below 40"),
+        ({"bos_token_id": 40}, "bos_token_id is 40, wants one id below 40"),
+        ({"forced_bos_token_id": 7}, "forced_bos_token_id is 7; mtkit forces no first token"),
+        (
+            {"eos_token_id": 3},
+            "config.json: eos_token_id is 3, and 0 in generation_config.json; make them agree",
+        ),
+        ({"activation_function": ["relu"]}, "activation_function is ['relu']; mtkit imports relu, gelu, swish, silu"),
+        ({"d_model": 0}, "config.json: model.d_model: Input should be greater than or equal to 2"),
+        (
+            {"d_model": 10**12},
+            "model.safetensors: model.shared.weight is (40, 32), its config.json asks for (40, 1000000000000)",
+        ),
+        ({"vocab_size": 10**12}, "model.shared.weight is (40, 32), its config.json asks for (1000000000000, 32)"),
+        (
+            {"decoder_ffn_dim": 24},
+            "decoder.layers.0.fc1.weight is (48, 32), its config.json asks for (24, 32)",
+        ),
+        ({"encoder_layers": 10**12}, "holds no model.encoder.layers.2.self_attn.q_proj.weight, which its config.json"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is false and share_encoder_decoder_embeddings true; mtk"),
         ({"scale_embedding": "yes"}, "scale_embedding is 'yes', wants true or false"),
         (
@@ -275,7 +299,7 @@ def test_a_pickle_that_would_run_code_is_refused(checkpoint, tmp_path):
             "model.safetensors: holds model.decoder.layers.1.encoder_attn.k_proj.bias, which no mod",
         ),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "",
 )
 def test_what_the_settings_of_a_checkpoint_ask_for_in_vain_is_told(checkpoint, changes, message):
     path = checkpoint / "config.json"
@@ -284,6 +308,108 @@ def test_what_the_settings_of_a_checkpoint_ask_for_in_vain_is_told(checkpoint, c
         read_marian(checkpoint)
     assert message in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("final_logits_bias", torch.zeros(40), "final_logits_bias is (40,), its config.json asks for (1, 40)"),
+        ("model.shared.weight", torch.tensor(1.0), "model.shared.weight is (), its config.json asks for (40, 32)"),
+        (
+            "model.encoder.layers.1.fc2.weight",
+            torch.zeros(48, 32),
+            "model.encoder.layers.1.fc2.weight is (48, 32), its config.json asks for (32, 48)",
+        ),
+        (
+            "model.encoder.layers.0.self_attn.k_proj.bias",
+            torch.zeros(1),
+            "k_proj.bias is (1,), its config.json asks for (32,)",
+        ),
+        (
+            "model.decoder.layers.0.final_layer_norm.weight",
+            torch.ones(32, dtype=torch.int8),
+            "final_layer_norm.weight is int8; mtkit imports float32 and float16 and bfloat16",
+        ),
+        (
+            "lm_head.weight",
+            torch.zeros(40, 32),
+            "lm_head.weight is not model.shared.weight; the settings say that they",
+        ),
+        ("model.encoder.embed_positions.weight", torch.zeros(4, 3), "holds other positions than Marian's sinusoids"),
+        ("model.encoder.embed_positions.weight", torch.tensor(1.0), "holds other positions than Marian's sinusoids"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_tensor_that_is_not_what_the_settings_ask_for_is_told(checkpoint, name, weight, message):
+    path = checkpoint / "model.safetensors"
+    save_file({**load_file(path), name: weight}, path)
+    with pytest.raises(CheckpointError) as told:
+        read_marian(checkpoint)
+    assert message in str(told.value)
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tables_of_positions_in_half_precision_are_known(checkpoint, dtype):
+    weights = {name: weight.to(dtype) for name, weight in load_file(checkpoint / "model.safetensors").items()}
+    for side in ("encoder", "decoder"):
+        positions = getattr(made_by_transformers({}).model, side).embed_positions.weight.detach()
+        weights[f"model.{side}.embed_positions.weight"] = positions.to(dtype)
+    save_file(weights, checkpoint / "model.safetensors")
+    read_marian(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.zeros(2)},
+        {"model.shared.weight": torch.zeros(40, 32).to_sparse()},
+        {"model.shared.weight": torch.empty(40, 32, device="meta")},
+        {"model.shared.weight": 1.0},
+    ],
+    ids=["a number", "sparse", "no numbers", "a float"],
+)
+def test_what_is_no_plain_tensor_is_told(checkpoint, content):
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(content, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: holds no table of tensors"):
+        read_marian(checkpoint)
+
+
+def test_weights_that_were_stored_as_parameters_are_read_without_gradients(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({name: torch.nn.Parameter(weight) for name, weight in weights.items()}, checkpoint / "pytorch_model.bin")
+    assert not any(weight.requires_grad for weight in read_marian(checkpoint).weights.values())
+
+
+def test_the_end_mark_of_a_larger_target_may_be_no_id_of_the_source(tmp_path):
+    sizes = {"vocab_size": V, "decoder_vocab_size": V + 5, "pad_token_id": V - 1, "eos_token_id": V + 4}
+    made_by_transformers({"share_encoder_decoder_embeddings": False, **sizes}).save_pretrained(tmp_path)
+    assert read_marian(tmp_path).target.special.end == V + 4
+
+
+@pytest.mark.parametrize("layout", ["bart", ["marian"], None])
+def test_another_layout_is_told(checkpoint, layout, tmp_path):
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": layout}))
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is .*; mtkit imports marian and m2m_100"):
+        import_model(checkpoint, tmp_path / "bundle")
+
+
+def test_a_list_of_one_end_mark_is_that_one(checkpoint):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [0]}))
+    assert read_marian(checkpoint).target.special.end == 0
+
+
+@pytest.mark.parametrize(("stopping", "told"), [("exact", False), ("count", True)])
+def test_when_a_beam_stops_is_told_both_ways(stopping, told, tmp_path):
+    portable = in_marian_order(portable_of({}))
+    config = config_of({}, decoding={"stopping": stopping, "beam_size": 3, "length_penalty": 0.6})
+    write_marian_weights(replace(portable, config=config), tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["early_stopping"] is told
+    assert read_marian(tmp_path).config.decoding == config.decoding
 
 
 def test_damaged_and_missing_files_are_told(checkpoint, tmp_path):
@@ -318,13 +444,16 @@ def test_other_tables_of_positions_are_refused(checkpoint):
     [
         (
             {"norm_placement": "pre"},
-            "model.norm_placement is pre; Marian files want post; --to ctranslate2 and --to m2m1",
+            "model.norm_placement is pre; Marian files want post; --to ctranslate2 and --to m2m100 take it so",
         ),
-        ({"norm": "rms"}, "model.norm is rms; Marian files want layer"),
+        ({"norm": "rms"}, "model.norm is rms; Marian files want layer; --to ctranslate2 takes it so"),
         ({"activation": "swiglu"}, "model.activation is swiglu; Marian files want relu or gelu or silu"),
         ({"attention_bias": False}, "model.attention_bias is false; Marian files want true"),
         ({"positions": "rotary"}, "model.positions is rotary; Marian files want sinusoidal"),
-        ({"sinusoid_first": 2}, "model.sinusoid_first is 2; Marian files want 0"),
+        (
+            {"sinusoid_first": 2},
+            "model.sinusoid_first is 2; Marian files want 0; --to ctranslate2 and --to m2m100 take it so",
+        ),
         ({"sinusoid_layout": "interleaved"}, "model.sinusoid_layout is interleaved; Marian files want halves"),
         ({"sinusoid_exponent": "tensor2tensor"}, "model.sinusoid_exponent is tensor2tensor; Marian files want paper"),
         ({"embedding_norm": True}, "model.embedding_norm is true; Marian files want false"),
@@ -339,7 +468,7 @@ def test_what_marian_cannot_express_is_refused_with_what_could_be(model, message
 
 def test_recurrent_models_are_no_marian_models():
     config = Config.model_validate_json('{"model": {"architecture": "rnn"}}')
-    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers alone"):
+    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers, as do"):
         check_marian(config)
 
 

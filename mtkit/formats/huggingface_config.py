@@ -17,20 +17,52 @@ from mtkit.formats.portable import PortableModel, Vocabulary
 FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
 LEAST_POSITIONS = 512
 
+# What a model must be for each layout to express it, by the name that an export calls the layout.
+_BOTH: dict[str, Collection[Any]] = {
+    "norm": ("layer",),
+    "activation": ("relu", "gelu", "silu"),
+    "attention_bias": (True,),
+    "positions": ("sinusoidal",),
+    "sinusoid_layout": ("halves",),
+    "embedding_norm": (False,),
+}
+WANTED: dict[str, dict[str, Collection[Any]]] = {
+    "marian": {
+        "norm_placement": ("post",),
+        **_BOTH,
+        "sinusoid_exponent": ("paper",),
+        "sinusoid_first": (0,),
+    },
+    "m2m100": {
+        "norm_placement": ("pre",),
+        **_BOTH,
+        "sinusoid_exponent": ("tensor2tensor",),
+        "sinusoid_first": (2,),
+        "tie_embeddings": ("all",),
+        "output_bias": (False,),
+        "start_token": ("begin", "end"),  # padding has no place there that could be told
+    },
+}
+NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
-def require(config: Config, name: str, wanted: dict[str, Collection[Any]], others: str) -> TransformerConfig:
-    """The model's settings, if they are ones that the format can express; else one line tells which is not."""
+
+def require(config: Config, layout: str) -> None:
+    """Refuse a model that the layout cannot express: one line tells why, and which layouts take it so."""
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
-            f"model.architecture is {model.architecture}; {name} files hold Transformers alone, as do the others"
+            f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
         )
-    for setting, values in wanted.items():
+    for setting, values in WANTED[layout].items():
         found = getattr(model, setting)
         if found not in values:
             listed = " or ".join(_told(value) for value in values)
-            raise CheckpointError(f"model.{setting} is {_told(found)}; {name} files want {listed}{others}")
-    return model
+            others = [name for name, wanted in WANTED.items() if found in wanted.get(setting, (found,))]
+            takers = " and ".join(f"--to {name}" for name in ("ctranslate2", *others))
+            raise CheckpointError(
+                f"model.{setting} is {_told(found)}; {NAMES[layout]} files want {listed}; "
+                f"{takers} {'take' if others else 'takes'} it so"
+            )
 
 
 def _told(value: Any) -> str:
@@ -84,7 +116,7 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
         {
             **ids,
             "bad_words_ids": [[id_] for id_ in silent_ids(model.target)],
-            "early_stopping": False,
+            "early_stopping": config.decoding.stopping == "count",
             "length_penalty": config.decoding.length_penalty,
             "max_length": _positions(config),
             "num_beams": config.decoding.beam_size,
@@ -103,6 +135,11 @@ def _positions(config: Config) -> int:
     return max(LEAST_POSITIONS, config.data.max_length + 1)
 
 
+def _one(value: Any) -> Any:
+    """The value of a list of one, which stands for it; else what was found."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 class TheirConfig:
     """A config.json that is read; what it tells wrongly is a CheckpointError that names file, key and value."""
 
@@ -113,19 +150,18 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number, 0 or more."""
-        value = self.content.get(key, default)
+        """A whole number, 0 or more; the default where it is null or missing."""
+        value = self.content.get(key)
+        value = default if value is None else value
         if type(value) is not int or value < 0:
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants a whole number")
         return value
 
-    def optional_number(self, key: str) -> int | None:
-        """The same, or none where it is null or missing; of several the first."""
-        value = self.content.get(key)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if value is not None and type(value) is not int:
-            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants a whole number")
+    def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
+        """The id of a token, or none where it is null or missing; a list of one is that one."""
+        value = _one(self.content.get(key, default))
+        if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants one id below {vocab_size}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -152,7 +188,7 @@ class TheirConfig:
     def activation(self) -> str:
         """By our name."""
         value = self.content.get("activation_function")
-        if value not in ACTIVATIONS_READ:
+        if not isinstance(value, str) or value not in ACTIVATIONS_READ:
             raise CheckpointError(
                 f"{self.path}: activation_function is {value!r}; mtkit imports {', '.join(ACTIVATIONS_READ)}"
             )
@@ -164,6 +200,7 @@ class TheirConfig:
 
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
         """All settings, with those of the model that the layout itself decides."""
+        self._check_generation()
         beam_size, length_penalty = self.told("num_beams"), self.told("length_penalty")
         heads, d_ff = self.number("encoder_attention_heads"), self.number("encoder_ffn_dim")
         decoder_heads, decoder_d_ff = self.number("decoder_attention_heads"), self.number("decoder_ffn_dim")
@@ -189,12 +226,25 @@ class TheirConfig:
             "tokenizer": {"shared": model["tie_embeddings"] == "all"},
             "decoding": {
                 **({"beam_size": beam_size} if type(beam_size) is int and beam_size > 0 else {}),
-                **({"length_penalty": float(length_penalty)} if isinstance(length_penalty, int | float) else {}),
+                **({"length_penalty": float(length_penalty)} if type(length_penalty) in (int, float) else {}),
+                **({"stopping": "count"} if self.told("early_stopping") is True else {}),
             },
         }
         try:
             return Config.model_validate_json(json.dumps(settings))
         except ValueError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            told = next((line for line in lines[2:] if line), lines[0]).partition(" [type=")[0]
-            raise CheckpointError(f"{self.path}: {told.removeprefix('Value error, ')}") from None
+            _, setting, problem, *_ = (line.strip() for line in str(error).splitlines())
+            problem = problem.partition(" [type=")[0]
+            told = problem.removeprefix("Value error, ")  # which names the setting itself
+            if told == problem:
+                told = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
+            raise CheckpointError(f"{self.path}: {told}") from None
+
+    def _check_generation(self) -> None:
+        """What would be searched otherwise there than here."""
+        if (forced := self.told("forced_bos_token_id")) is not None:
+            raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
+        for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+            here, there = _one(self.content.get(key)), _one(self.generation.get(key))
+            if here is not None and there is not None and here != there:
+                raise CheckpointError(f"{self.path}: {key} is {here!r}, and {there!r} in {GENERATION}; make them agree")

@@ -5,7 +5,7 @@ here, so what is cut on the way out is joined on the way in, byte for byte.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -72,24 +72,38 @@ ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # by our names
 ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
 
 
-def names_of(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
-    """For each of our weights those that it is made of there, in order; the output bias is left out."""
-    names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items()}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # all that float32 holds unchanged
+
+
+def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each of our weights, and those that it is made of there, in order; the output bias is left out."""
+    yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
     stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
     for side, depth, modules in stacks:
-        for number, (ours, theirs), kind in product(range(depth), modules.items(), KINDS):
-            place = f"layers.{number}"
-            names[f"{side}.{place}.{ours}.{kind}"] = tuple(f"model.{side}.{place}.{name}.{kind}" for name in theirs)
+        for number in range(depth):
+            place = f"{side}.layers.{number}"
+            for (ours, theirs), kind in product(modules.items(), KINDS):
+                yield f"{place}.{ours}.{kind}", tuple(f"model.{place}.{name}.{kind}" for name in theirs)
         if config.norm_placement == "pre":
-            names |= {f"{side}.norm.{kind}": (f"model.{side}.layer_norm.{kind}",) for kind in KINDS}
-    return names
+            yield from ((f"{side}.norm.{kind}", (f"model.{side}.layer_norm.{kind}",)) for kind in KINDS)
+
+
+def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
+    """Of one of their weights; sizes are those of the vocabularies of source and target."""
+    is_source = ".encoder." in name
+    module, kind = name.split(".")[-2:]
+    d_model, d_ff = config.d_model, config.d_ff if is_source else config.decoder_d_ff or config.d_ff
+    vocab_size = sizes[0] if is_source else sizes[1]
+    rows = {"fc1": d_ff, "shared": vocab_size, "embed_tokens": vocab_size, "lm_head": vocab_size}.get(module, d_model)
+    columns = {"fc2": d_ff}.get(module, d_model)
+    return (rows,) if kind == "bias" or "norm" in module else (rows, columns)
 
 
 def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights by the names that they have there."""
     found = {}
-    for ours, theirs in names_of(config).items():
+    for ours, theirs in names_of(config):
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
             found[name] = part.contiguous()
     ours, theirs_bias = OUTPUT_BIAS
@@ -98,8 +112,13 @@ def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> d
     return found
 
 
-def our_weights(config: TransformerConfig, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Their weights by our names; what is missing, left over or does not fit is told with the path."""
+def our_weights(
+    config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Their weights by our names; what is missing, left over or does not fit is told with the path.
+
+    sizes are those of the vocabularies of source and target.
+    """
     left = dict(weights)
     for copy, original in COPIES[config.tie_embeddings].items():
         if original not in left and copy in left:
@@ -107,23 +126,27 @@ def our_weights(config: TransformerConfig, weights: dict[str, Tensor], path: Pat
         if copy in left and not torch.equal(left.pop(copy), left[original]):
             raise CheckpointError(f"{path}: {copy} is not {original}; the settings say that they share one matrix")
     found = {}
-    for ours, theirs in names_of(config).items():
+    for ours, theirs in names_of(config):
         parts = []
         for name in theirs:
             if name not in left:
                 raise CheckpointError(f"{path}: holds no {name}, which its config.json asks for")
+            _require_shape(path, name, left[name], shape_of(name, config, sizes))
             parts.append(left.pop(name))
-        if len({part.shape for part in parts}) > 1:
-            raise CheckpointError(f"{path}: {' and '.join(theirs)} have different shapes")
         found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     ours, theirs_bias = OUTPUT_BIAS
     if config.output_bias:
-        decoder = "encoder" if config.tie_embeddings == "all" else "decoder"
-        vocab_size = len(found[f"{decoder}.embedded.embedding.weight"])
-        found[ours] = left.pop(theirs_bias, torch.zeros(1, vocab_size)).flatten()
+        bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
+        _require_shape(path, theirs_bias, bias, (1, sizes[1]))
+        found[ours] = bias[0]
     if left:
         raise CheckpointError(f"{path}: holds {sorted(left)[0]}, which no model of its config.json has")
     return found
+
+
+def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(weight.shape) != wanted:
+        raise CheckpointError(f"{path}: {name} is {tuple(weight.shape)}, its config.json asks for {wanted}")
 
 
 def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
@@ -146,6 +169,11 @@ def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
         weights = _load_pickled(path)
     else:
         raise CheckpointError(f"{directory}: holds neither {WEIGHTS} nor {INDEX} nor {PICKLED}")
+    for name, weight in weights.items():
+        if weight.dtype not in FLOATS:
+            kinds = " and ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+            found = str(weight.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: {name} is {found}; mtkit imports {kinds}")
     return {name: weight.float() for name, weight in weights.items()}, path
 
 
@@ -172,9 +200,19 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever a damaged or hostile file makes of a reader
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: is not read, since it holds more than tensors or is damaged: {first}") from None
-    if not isinstance(content, dict) or not all(isinstance(weight, Tensor) for weight in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_plain, content, content.values())):
         raise CheckpointError(f"{path}: holds no table of tensors; copy the checkpoint again")
-    return content
+    return {name: weight.detach() for name, weight in content.items()}
+
+
+def _is_plain(name: object, weight: object) -> bool:
+    """Whether it is a named tensor whose numbers are all there."""
+    return (
+        isinstance(name, str)
+        and isinstance(weight, Tensor)
+        and weight.layout == torch.strided
+        and weight.device.type == "cpu"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """M2M100ForConditionalGeneration of Hugging Face transformers (Fan et al. 2021): fairseq's Transformer, norms first."""
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
@@ -12,27 +10,12 @@ from mtkit.formats.huggingface_weights import load_weights, our_weights, save_we
 from mtkit.formats.portable import PortableModel, Vocabulary, reordered
 from mtkit.symbols import SpecialIds
 
-WANTED: dict[str, Collection[Any]] = {
-    "norm_placement": ("pre",),
-    "norm": ("layer",),
-    "activation": ("relu", "gelu", "silu"),
-    "attention_bias": (True,),
-    "positions": ("sinusoidal",),
-    "sinusoid_layout": ("halves",),
-    "sinusoid_exponent": ("tensor2tensor",),
-    "sinusoid_first": (2,),
-    "embedding_norm": (False,),
-    "tie_embeddings": ("all",),
-    "output_bias": (False,),
-    "start_token": ("begin", "end"),
-}
-
 BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's; readers of this layout count places from PAD
 
 
 def check_m2m100(config: Config) -> None:
     """Refuse what the layout cannot express."""
-    require(config, "M2M100", WANTED, "; --to ctranslate2 and --to marian take others")
+    require(config, "m2m100")
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
@@ -58,13 +41,17 @@ def read_m2m100(directory: Path) -> PortableModel:
     told = TheirConfig(directory)
     told.require("tie_word_embeddings", True)
     told.require("pad_token_id", PAD)
-    end, begin = told.number("eos_token_id", END), told.optional_number("bos_token_id")
-    start = told.number("decoder_start_token_id", END)
-    if start not in (begin, end):
+    vocab_size = told.number("vocab_size")
+    end, begin = told.token("eos_token_id", vocab_size, END), told.token("bos_token_id", vocab_size)
+    start = told.token("decoder_start_token_id", vocab_size, END)
+    if end is None:
+        raise CheckpointError(f"{told.path}: eos_token_id is missing; wants the id of the end mark")
+    if start is None or start not in (begin, end):
         raise CheckpointError(f"{told.path}: decoder_start_token_id is {start}; wants eos_token_id or bos_token_id")
     config = told.settings(
         directory,
         {
+            "scale_embeddings": told.flag("scale_embedding", True),
             "tie_embeddings": "all",
             "start_token": "end" if start == end else "begin",
             "sinusoid_exponent": "tensor2tensor",
@@ -74,7 +61,7 @@ def read_m2m100(directory: Path) -> PortableModel:
     assert isinstance(config.model, TransformerConfig)
     weights, path = load_weights(directory)
     weights = {name: weight for name, weight in weights.items() if "embed_positions" not in name}  # all have the same
-    ours = our_weights(config.model, weights, path)
+    ours = our_weights(config.model, weights, path, (vocab_size, vocab_size))
     special = SpecialIds(PAD, UNKNOWN, None if begin == end else begin, end)
-    side = Vocabulary([""] * told.number("vocab_size"), special)
+    side = Vocabulary([""] * vocab_size, special)
     return PortableModel(config, ours, side, side)

@@ -3,9 +3,7 @@
 V vocabulary size, D model width.
 """
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +15,6 @@ from mtkit.formats.huggingface_config import TheirConfig, require, write_configs
 from mtkit.formats.huggingface_weights import load_weights, our_weights, save_weights, their_weights
 from mtkit.formats.portable import PortableModel, Vocabulary, reordered
 from mtkit.symbols import SpecialIds
-
-WANTED: dict[str, Collection[Any]] = {
-    "norm_placement": ("post",),
-    "norm": ("layer",),
-    "activation": ("relu", "gelu", "silu"),
-    "attention_bias": (True,),
-    "positions": ("sinusoidal",),
-    "sinusoid_layout": ("halves",),
-    "sinusoid_exponent": ("paper",),
-    "sinusoid_first": (0,),
-    "embedding_norm": (False,),
-}
 
 # Flags of config.json that make another model of it, by what all Marian models have.
 OTHERS = {
@@ -43,7 +29,7 @@ OTHERS = {
 
 def check_marian(config: Config) -> None:
     """Refuse what the layout cannot express."""
-    require(config, "Marian", WANTED, "; --to ctranslate2 and --to m2m100 take others")
+    require(config, "marian")
 
 
 def in_marian_order(model: PortableModel) -> PortableModel:
@@ -106,10 +92,13 @@ def read_marian(directory: Path) -> PortableModel:
         )
     weights, path = load_weights(directory)
     tie = "all" if shares else "decoder" if ties else "none"
-    pad, end = told.number("pad_token_id"), told.optional_number("eos_token_id")
-    if end is None:
-        raise CheckpointError(f"{told.path}: eos_token_id is missing; wants the id of the end mark")
-    begin, start = told.optional_number("bos_token_id"), told.number("decoder_start_token_id", pad)
+    vocab_size = told.number("vocab_size")
+    sizes = vocab_size, vocab_size if shares else told.number("decoder_vocab_size", vocab_size)
+    pad, end = told.token("pad_token_id", min(sizes)), told.token("eos_token_id", sizes[1])
+    if pad is None or end is None:
+        key, what = ("pad_token_id", "padding") if pad is None else ("eos_token_id", "the end mark")
+        raise CheckpointError(f"{told.path}: {key} is missing; wants the id of {what}")
+    begin, start = told.token("bos_token_id", sizes[1]), told.token("decoder_start_token_id", sizes[1], pad)
     begin = None if begin in (end, pad) else begin
     config = told.settings(
         directory,
@@ -121,20 +110,21 @@ def read_marian(directory: Path) -> PortableModel:
         },
     )
     assert isinstance(config.model, TransformerConfig)
-    ours = our_weights(config.model, _without_positions(weights, path), path)
-    sizes = told.number("vocab_size"), told.optional_number("decoder_vocab_size") or told.number("vocab_size")
-    special = SpecialIds(pad, 1, begin, end)
-    source, target = (Vocabulary([""] * size, special) for size in (sizes[0], sizes[0] if shares else sizes[1]))
+    ours = our_weights(config.model, _without_positions(weights, path), path, sizes)
+    source, target = (Vocabulary([""] * size, SpecialIds(pad, 1, begin, end)) for size in sizes)
     return PortableModel(config, ours, source, target)
 
 
-def _start(told: TheirConfig, start: int, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]) -> str:
+def _start(
+    told: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
+) -> str:
     """What the decoder reads first, by our names."""
     if start == pad:
         tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
         table = next((weights[name] for name in tables if name in weights), None)
-        return "zero" if table is not None and pad < len(table) and not table[pad].any() else "pad"
-    if start in (end, begin):
+        is_table = table is not None and table.dim() == 2 and pad < len(table)
+        return "zero" if table is not None and is_table and not table[pad].any() else "pad"
+    if start is not None and start in (end, begin):
         return "end" if start == end else "begin"
     raise CheckpointError(
         f"{told.path}: decoder_start_token_id is {start}; wants pad_token_id, eos_token_id or bos_token_id"
@@ -147,9 +137,14 @@ def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tens
     for name, weight in weights.items():
         if not name.endswith(("embed_positions.weight", "embed_positions.weights")):
             kept[name] = weight
-        elif weight.dim() != 2 or not torch.allclose(weight, _sinusoids(*weight.shape), atol=1e-4):
+        elif weight.dim() != 2 or weight.shape[1] % 2 or not _are_sinusoids(weight):
             raise CheckpointError(f"{path}: {name} holds other positions than Marian's sinusoids")
     return kept
+
+
+def _are_sinusoids(weight: Tensor) -> bool:
+    # As near as bfloat16 comes: a table may have been stored in it.
+    return torch.allclose(weight, _sinusoids(*weight.shape), rtol=0, atol=2**-8)
 
 
 def _sinusoids(num_positions: int, d_model: int) -> Tensor:
