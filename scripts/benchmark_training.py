@@ -56,6 +56,7 @@ MODELS = {
 }
 RANDOM_VOCABULARY = 32_000
 NUM_BATCHES = 60
+IGNORED = -100  # the rival's label of padding
 
 
 def settings(folder: Path, size: str, batch_tokens: int, device: str) -> Config:
@@ -157,7 +158,8 @@ def plain_step(config: Config, vocab_size: int, precision: str, device: torch.de
     def step(batch: Batch) -> None:
         with mixed_precision(device, precision):
             logits = model(batch.source.ids, batch.target.ids)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=PAD, label_smoothing=0.1)
+        labels = batch.labels.masked_fill(~batch.target.mask, IGNORED)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
