@@ -1,11 +1,13 @@
 """Target tokens per second of a training step, against a plain PyTorch loop over the same batches.
 
     MTKIT_DATA=FOLDER .venv/bin/python scripts/benchmark_training.py [--precision fp32] [--rounds 5]
+    .venv/bin/python scripts/benchmark_training.py --device cuda --size base --batch-tokens 16384 --updates 20
 
-The model is a small Transformer (3 + 3 layers, width 256, 4 heads, feed-forward 1024, 8,000 pieces), the data Multi30k
-English to German from FOLDER/multi30k, or the demo corpus without MTKIT_DATA. The rival is torch.nn.Transformer with
-torch's cross-entropy and Adam. The two take turns in one process; what counts is the ratio of each round, and their
-median. Leave the machine otherwise idle.
+The model is a small Transformer (3 + 3 layers, width 256, 4 heads, feed-forward 1024) or the base one of the paper
+(6 + 6, 512, 8, 2048). The data is Multi30k English to German from FOLDER/multi30k with 8,000 pieces, or the demo corpus
+without MTKIT_DATA; the base model without it reads random tokens of a vocabulary of 32,000, 5 to 60 in a row. The rival
+is torch.nn.Transformer with torch's cross-entropy and Adam. The two take turns in one process; what counts is the ratio
+of each round, and their median. Leave the machine otherwise idle.
 """
 
 import argparse
@@ -18,20 +20,22 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.batch import Batch
 from mtkit.config.load import load_config
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.data.batches import micro_batches
+from mtkit.data.batches import micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.models.device import mixed_precision, pick_device
 from mtkit.models.positions import sinusoids
 from mtkit.models.registry import new_model
 from mtkit.prepare import binarize, make_tokenizer
-from mtkit.symbols import PAD
+from mtkit.symbols import NUM_SPECIAL, PAD
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizer import make_optimizer
 
@@ -46,8 +50,17 @@ KEEP_MEMORY = {
 }
 
 
-def settings(folder: Path) -> Config:
-    """The small Transformer, on Multi30k where it is at hand."""
+MODELS = {
+    "small": "{d_model: 256, num_heads: 4, d_ff: 1024, encoder_layers: 3, decoder_layers: 3}",
+    "base": "{d_model: 512, num_heads: 8, d_ff: 2048, encoder_layers: 6, decoder_layers: 6}",
+}
+RANDOM_VOCABULARY = 32_000
+NUM_BATCHES = 60
+IGNORED = -100  # the rival's label of padding
+
+
+def settings(folder: Path, size: str, batch_tokens: int, device: str) -> Config:
+    """A Transformer of that size, on Multi30k where it is at hand."""
     root = os.environ.get("MTKIT_DATA")
     sides = ("multi30k/train.en", "multi30k/train.de") if root else ("data/demo/train.fr", "data/demo/train.en")
     return load_config(
@@ -57,10 +70,33 @@ def settings(folder: Path) -> Config:
             f"data.train=[{{source: {sides[0]}, target: {sides[1]}}}]",
             f"run_dir={folder}",
             "tokenizer.vocab_size=8000",
-            "model={d_model: 256, num_heads: 4, d_ff: 1024, encoder_layers: 3, decoder_layers: 3}",
-            "training={batch_tokens: 4096, learning_rate: 0.001}",
+            f"device={device}",
+            f"model={MODELS[size]}",
+            f"training={{batch_tokens: {batch_tokens}, learning_rate: 0.001}}",
         ],
     )
+
+
+def real_batches(config: Config) -> tuple[list[Batch], int]:
+    """Batches of the settings' corpus, and the size of its vocabulary."""
+    make_tokenizer(config)
+    binarize(config)
+    corpus = Corpus.open(config.run_path / "data" / "train")
+    batches = [batch for _, (batch,) in islice(micro_batches(corpus, config.training, 0), NUM_BATCHES)]
+    return batches, corpus.manifest.source.vocab_size
+
+
+def random_batches(batch_tokens: int) -> tuple[list[Batch], int]:
+    """Batches of rows of much the same length, as sorting by length makes them, and the size of their vocabulary."""
+    chance = np.random.default_rng(1)
+    batches = []
+    for length in chance.integers(5, 60, NUM_BATCHES):
+        sides = []
+        for _ in range(2):
+            lengths = chance.integers(max(1, length - 3), length + 1, batch_tokens // (length + 1))
+            sides.append(ragged([chance.integers(NUM_SPECIAL, RANDOM_VOCABULARY, n).tolist() for n in lengths]))
+        batches.append(padded_batch(*sides))
+    return batches, RANDOM_VOCABULARY
 
 
 def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
@@ -83,17 +119,20 @@ def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.de
 class PlainTransformer(nn.Module):
     """torch.nn.Transformer with one embedding for both sides and the output."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocab_size, 256, padding_idx=PAD)
-        nn.init.normal_(self.embedding.weight, std=256**-0.5)
-        self.layers = nn.Transformer(256, 4, 3, 3, 1024, 0.1, batch_first=True, norm_first=True)
-        self.register_buffer("positions", sinusoids(512, 256))
+        width = config.d_model
+        self.scale = width**0.5
+        self.embedding = nn.Embedding(vocab_size, width, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        sizes = (width, config.num_heads, config.encoder_layers, config.decoder_layers, config.d_ff, 0.1)
+        self.layers = nn.Transformer(*sizes, batch_first=True, norm_first=True)
+        self.register_buffer("positions", sinusoids(512, width))
         self.positions: Tensor
 
     def embed(self, ids: Tensor) -> Tensor:
         """(R, L) to (R, L, D)."""
-        return F.dropout(self.embedding(ids) * 16 + self.positions[: ids.shape[1]], 0.1)
+        return F.dropout(self.embedding(ids) * self.scale + self.positions[: ids.shape[1]], 0.1)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Logits, (R, T, V)."""
@@ -110,15 +149,17 @@ class PlainTransformer(nn.Module):
         return F.linear(features, self.embedding.weight)
 
 
-def plain_step(vocab_size: int, precision: str, device: torch.device) -> Step:
+def plain_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
     """One update of a plain loop."""
-    model = PlainTransformer(vocab_size).to(device).train()
+    assert isinstance(config.model, TransformerConfig)
+    model = PlainTransformer(config.model, vocab_size).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, betas=(0.9, 0.98), eps=1e-9)
 
     def step(batch: Batch) -> None:
         with mixed_precision(device, precision):
             logits = model(batch.source.ids, batch.target.ids)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=PAD, label_smoothing=0.1)
+        labels = batch.labels.masked_fill(~batch.target.mask, IGNORED)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -129,6 +170,8 @@ def plain_step(vocab_size: int, precision: str, device: torch.device) -> Step:
 def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.device) -> float:
     """Target tokens per second, end marks counted, over so many updates."""
     chosen = list(islice(batches, updates))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     begun = time.perf_counter()
     for batch in chosen:
         step(batch)
@@ -137,27 +180,38 @@ def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.devic
     return sum(batch.target_tokens for batch in chosen) / (time.perf_counter() - begun)
 
 
-def compare(config: Config, vocab_size: int, corpus: Corpus, precision: str, rounds: int, updates: int) -> None:
-    """Print the rates of each round and the median of their ratios."""
+def compare(config: Config, batches: list[Batch], vocab_size: int, precision: str, rounds: int, updates: int) -> None:
+    """Print the rates of each round and the medians."""
     device = pick_device(config.device)
-    batches = [batch.to(device) for _, (batch,) in islice(micro_batches(corpus, config.training, 0), 60)]
+    batches = [batch.to(device) for batch in batches]
     rivals = {
         "mtkit": (mtkit_step(config, vocab_size, precision, device), cycle(batches)),
-        "plain": (plain_step(vocab_size, precision, device), cycle(batches)),
+        "plain": (plain_step(config, vocab_size, precision, device), cycle(batches)),
     }
-    ratios = []
+    all_rates = []
     for number in range(rounds + 1):
         rates = {name: rate(step, stream, updates, device) for name, (step, stream) in rivals.items()}
         if number:  # the first round warms up
-            ratios.append(rates["mtkit"] / rates["plain"])
-            print(f"{precision}: mtkit {rates['mtkit']:8,.0f}  plain {rates['plain']:8,.0f}  ratio {ratios[-1]:.2f}")
-    print(f"{precision}: median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            all_rates.append(rates)
+            print(f"{precision}: {rates_text(rates)}  ratio {rates['mtkit'] / rates['plain']:.2f}", flush=True)
+    medians = {name: statistics.median(rates[name] for rates in all_rates) for name in rivals}
+    ratios = [rates["mtkit"] / rates["plain"] for rates in all_rates]
+    span = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"{precision}: medians {rates_text(medians)}  ratio {statistics.median(ratios):.2f} ({span})", flush=True)
+
+
+def rates_text(rates: dict[str, float]) -> str:
+    """Target tokens per second of both."""
+    return f"mtkit {rates['mtkit']:8,.0f}  plain {rates['plain']:8,.0f}"
 
 
 def main() -> None:
     """Read the arguments, prepare the data, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append", help="default: both")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument("--size", choices=list(MODELS), default="small")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a side, padding counted")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=8, help="of each rival in a round")
     arguments = parser.parse_args()
@@ -165,13 +219,14 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
     with tempfile.TemporaryDirectory() as folder:
-        config = settings(Path(folder))
-        make_tokenizer(config)
-        binarize(config)
-        corpus = Corpus.open(Path(folder) / "data" / "train")
-        print(f"torch {torch.__version__}, {pick_device(config.device)}, {torch.get_num_threads()} threads")
+        config = settings(Path(folder), arguments.size, arguments.batch_tokens, arguments.device)
+        is_random = arguments.size == "base" and "MTKIT_DATA" not in os.environ
+        batches, vocab_size = random_batches(arguments.batch_tokens) if is_random else real_batches(config)
+        device = pick_device(config.device)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+        print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads", flush=True)
         for precision in arguments.precision or ["fp32", "bf16"]:
-            compare(config, corpus.manifest.source.vocab_size, corpus, precision, arguments.rounds, arguments.updates)
+            compare(config, batches, vocab_size, precision, arguments.rounds, arguments.updates)
 
 
 if __name__ == "__main__":

@@ -317,15 +317,25 @@ def test_the_log_is_cut_back_to_the_checkpoint(make):
     assert [event["step"] for event in events(config.run_path, "train")] == [5]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model", [MODEL, RECURRENT, MIXED], ids=["transformer", "rnn", "mixed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_in_mixed_precision_resumes_to_the_bit_on_every_device(make, device, precision):
-    options = {"device": device, "precision": precision, "max_steps": 12}
+def test_a_run_in_any_precision_resumes_to_the_bit_on_every_device(make, device, precision, model):
+    options = {"device": device, "precision": precision, "model": model, "max_steps": 12, "ema_decay": 0.9}
     wanted = outcome(trained(make("uninterrupted", **options)))
     config = make(**options)
     with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
         trained(config)
     assert outcome(trained(config)) == wanted
+
+
+@pytest.mark.parametrize("model", [MODEL, RECURRENT, MIXED], ids=["transformer", "rnn", "mixed"])
+@pytest.mark.parametrize(("precision", "consistency"), [("bf16", "none"), ("fp16", "none"), ("bf16", "rdrop")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_loss_falls_in_every_precision_on_every_device(make, device, precision, consistency, model):
+    options = {"precision": precision, "consistency": consistency, "max_steps": 48, "log_every": 8, "accumulate": 1}
+    losses = [event["nll"] for event in events(trained(make(device=device, model=model, **options)), "train")]
+    assert losses[-1] < losses[0] - 0.5
 
 
 PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "plateau_patience": 2, "validate_every": 2}

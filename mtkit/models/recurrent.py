@@ -4,6 +4,7 @@ R rows, S source length, T target length, L length, W hypotheses of a sentence, 
 width, G vectors that a cell carries on (two for LSTM, else one).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
@@ -17,6 +18,17 @@ from mtkit.models.interface import Embedding, Limits, Memory, Output, Translatio
 from mtkit.models.source_attention import SCORES, mix
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
+
+
+# Where cells stay in fp32 in a precision. Autocast gives cuDNN's cells fp16 whatever it was asked for, and without a
+# loss scale small gradients would vanish; and few CPUs have cells in fp16.
+CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
+
+
+def _precision_of_cells(device: str) -> AbstractContextManager[object]:
+    """That of what is around them, or fp32."""
+    in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
+    return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
 
 class RecurrentLayer(nn.Module):
@@ -53,19 +65,21 @@ class RecurrentLayer(nn.Module):
 
         Padding is never read, so that the backward direction begins at each row's own end. lengths are on the CPU.
         """
-        if bool((lengths == x.shape[1]).all()):  # without packing, a CPU is up to twice as fast
-            y, state = self.cells(x)
-        else:
-            packed, state = self.cells(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
-            assert isinstance(packed, PackedSequence)
-            y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        with _precision_of_cells(x.device.type):
+            if bool((lengths == x.shape[1]).all()):  # without packing, a CPU is up to twice as fast
+                y, state = self.cells(x)
+            else:
+                packed, state = self.cells(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+                assert isinstance(packed, PackedSequence)
+                y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
         vectors = state if isinstance(state, tuple) else (state,)
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(R, L, D) after the state (R, G * D) to what each token gives, (R, L, D), and the state after the last."""
         vectors = tuple(part[None].contiguous() for part in state.to(x.dtype).chunk(self.num_vectors, dim=1))
-        y, after = self.cells(x, vectors if len(vectors) > 1 else vectors[0])
+        with _precision_of_cells(x.device.type):
+            y, after = self.cells(x, vectors if len(vectors) > 1 else vectors[0])
         return y, torch.cat(after, dim=2)[0] if isinstance(after, tuple) else after[0]
 
 

@@ -14,6 +14,7 @@ class MovingAverage:
         self.decay = decay
         self._parameters = dict(model.named_parameters())
         self._tensors = [parameter.detach().clone() for parameter in self._parameters.values()]
+        self._cells = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -37,8 +38,13 @@ class MovingAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Meanwhile the model computes with the average; nothing is copied."""
+        """Meanwhile the model computes with the average.
+
+        Nothing is copied but the weights of a GPU's recurrent cells, which want them in one piece.
+        """
         self._swap()
+        for cells in self._cells:
+            cells.flatten_parameters()
         try:
             yield
         finally:
