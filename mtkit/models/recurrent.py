@@ -66,6 +66,7 @@ class RecurrentLayer(nn.Module):
         Padding is never read, so that the backward direction begins at each row's own end. lengths are on the CPU.
         """
         with _precision_of_cells(x.device.type):
+            x = self._as_cells_want(x)
             if bool((lengths == x.shape[1]).all()):  # without packing, a CPU is up to twice as fast
                 y, state = self.cells(x)
             else:
@@ -75,11 +76,18 @@ class RecurrentLayer(nn.Module):
         vectors = state if isinstance(state, tuple) else (state,)
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
+    def _as_cells_want(self, x: Tensor) -> Tensor:
+        """What came out of a product in less precision is as the weights are, unless autocast sees to it."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        weight: Tensor = self.cells.weight_hh_l0  # type: ignore[assignment]
+        return x if autocast else x.to(weight.dtype)
+
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(R, L, D) after the state (R, G * D) to what each token gives, (R, L, D), and the state after the last."""
         vectors = tuple(part[None].contiguous() for part in state.to(x.dtype).chunk(self.num_vectors, dim=1))
         with _precision_of_cells(x.device.type):
-            y, after = self.cells(x, vectors if len(vectors) > 1 else vectors[0])
+            vectors = tuple(map(self._as_cells_want, vectors))
+            y, after = self.cells(self._as_cells_want(x), vectors if len(vectors) > 1 else vectors[0])
         return y, torch.cat(after, dim=2)[0] if isinstance(after, tuple) else after[0]
 
 
