@@ -1,6 +1,7 @@
 """A bundle in the files of another library, and the proof that it says the same there."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         format_.write(model, new, quantization)
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
         _write_marker(new / MARKER, to, bundle, quantization)
+        for path in new.glob("*.safetensors"):
+            shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
     _say(f"{to}: {directory}")
     _say(_comparison(format_, bundle, translator, model, directory))
 

@@ -292,3 +292,7 @@ def test_a_card_names_the_settings_of_both_halves_of_a_mixed_model(bundle: Path)
     mixed = replace(opened, config=opened.config.model_copy(update={"model": MixedConfig()}))
     assert "architecture mixed, encoder.architecture transformer, encoder.d_model 512" in card_text(mixed, [])
     assert "decoder.architecture rnn, decoder.cell lstm" in card_text(mixed, [])
+
+
+def test_who_may_read_one_file_of_a_bundle_may_read_all(tiny_run):
+    assert len({path.stat().st_mode for path in (tiny_run / "model").rglob("*") if path.is_file()}) == 1

@@ -65,6 +65,7 @@ def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_p
     assert found, told
     assert found[2] == "8"
     assert float(found[3]) < 1e-4
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1  # who may read one may read all
     marker = json.loads((tmp_path / "out" / "mtkit.json").read_text())
     assert marker["format"] == to
     export(run, to, tmp_path / "out")  # what an export wrote another may replace

@@ -5,6 +5,7 @@ model/weights.safetensors  tokenizer/  config.yaml  bundle.json  canaries.json  
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,7 @@ def save_bundle(
             save_tokenizer(new / TOKENIZER)
             # A model may be carried to where there is another device.
             (new / CONFIG).write_bytes(config_text(config.model_copy(update={"device": "auto"})).encode())
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which safetensors lets nobody else read
             (new / CANARIES).write_bytes(canaries_text(canaries))
             storage = Folder(new)
             description = {
