@@ -1,0 +1,168 @@
+"""Compares a model with its exports, as the libraries read them: logits, greedy translations, BLEU of a beam.
+
+.venv/bin/python scripts/compare_exports.py MODEL SOURCE REFERENCE
+
+Writes every export that takes the model to a temporary folder, opens each with its library, and tells how far the
+logits of the references differ under teacher forcing (log-probabilities, for CTranslate2), which greedy translations
+differ, and what BLEU a beam of 5 has here and there. Runs on the CPU in fp32; a thousand captions take minutes.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.errors import CheckpointError
+from mtkit.export import FORMATS, export
+from mtkit.likelihood import log_probs_of
+from mtkit.scores import validation_score
+from mtkit.text.lines import read_lines
+from mtkit.translator import Translator, load
+
+BATCH = 32
+GREEDY, BEAM = ["decoding.beam_size=1"], ["decoding.beam_size=5", "decoding.length_penalty=1.0"]
+
+
+def main(model: Path, source: Path, reference: Path) -> None:
+    """A report for each format."""
+    sources, references = list(read_lines(source)), list(read_lines(reference))
+    here = load(model, ["device=cpu", *GREEDY])
+    greedy = timed("greedy here", lambda: here.translate(sources))
+    beam = timed("beam here", lambda: load(model, ["device=cpu", *BEAM]).translate(sources))
+    print(f"mtkit: beam 5 BLEU {bleu(here, beam, references):.2f}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FORMATS:
+            try:
+                export(model, name, Path(folder) / name)
+            except CheckpointError as error:
+                print(f"{name}: not exported: {error}")
+                continue
+            there = OPENED[name](Path(folder) / name, here)
+            print(f"{name}: largest difference of {there.what}: {there.difference(sources, references):.1e}")
+            found = timed("greedy there", lambda there=there: there.translate(sources, 1))
+            different = [number for number, both in enumerate(zip(greedy, found, strict=True)) if both[0] != both[1]]
+            print(f"{name}: {len(different)} of {len(sources)} greedy translations differ")
+            for number in different[:10]:
+                print(f"    line {number + 1}: {greedy[number]} | {found[number]}")
+            translated = timed("beam there", lambda there=there: there.translate(sources, 5))
+            print(f"{name}: beam 5 BLEU {bleu(here, translated, references):.2f}")
+
+
+def timed(what: str, work: Callable[[], Any]) -> Any:
+    """What comes of it; how long it took is told."""
+    begun = time.monotonic()
+    result = work()
+    print(f"    {what}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
+    return result
+
+
+def bleu(translator: Translator, hypotheses: list[str], references: list[str]) -> float:
+    """Of detokenised text."""
+    return validation_score(hypotheses, references, "bleu", translator.config.languages.target)
+
+
+def batches(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Some lines at a time."""
+    yield from (list(lines[begin : begin + BATCH]) for begin in range(0, len(lines), BATCH))
+
+
+class HuggingFace:
+    """A checkpoint that transformers has opened, with its own tokenizer."""
+
+    what = "logits"
+
+    def __init__(self, directory: Path, here: Translator) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self.here = here
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory).eval()
+
+    @torch.inference_mode()
+    def translate(self, lines: Sequence[str], beam_size: int) -> list[str]:
+        """With the files' own generation settings but for the width of the beam."""
+        found = []
+        for some in batches(lines):
+            tokens = self.tokenizer(some, return_tensors="pt", padding=True)
+            said = self.model.generate(**tokens, num_beams=beam_size, do_sample=False)
+            found += self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        return found
+
+    @torch.inference_mode()
+    def difference(self, sources: Sequence[str], references: Sequence[str]) -> float:
+        """Over all tokens of the references and the whole vocabulary."""
+        ours, furthest = self.here.tokenizer, 0.0
+        vocabulary = self.tokenizer.get_vocab()
+        order = [vocabulary[piece] for piece in ours.target_pieces(range(ours.target_vocab_size))]
+        marks = self.here.model.marks
+        for some, others in zip(batches(sources), batches(references), strict=True):
+            batch = padded_batch(ragged(ours.encode_source(some)), ragged(ours.encode_target(others)), marks)
+            wanted = self.here.model.output(self.here.model(batch.source, batch.target))
+            moved = torch.tensor(order)
+            logits = self.model(
+                input_ids=torch.where(batch.source.mask, moved[batch.source.ids], self.model.config.pad_token_id),
+                attention_mask=batch.source.mask.long(),
+                decoder_input_ids=moved[batch.target.ids],
+            ).logits[:, :, order]
+            furthest = max(furthest, float((logits - wanted)[batch.target.mask].abs().max()))
+        return furthest
+
+
+class CTranslate2:
+    """A model that CTranslate2 has opened, with SentencePiece beside it."""
+
+    what = "log-probabilities"
+
+    def __init__(self, directory: Path, here: Translator) -> None:
+        import ctranslate2
+        import sentencepiece
+
+        self.here = here
+        self.translator = ctranslate2.Translator(str(directory), device="cpu", intra_threads=1)
+        self.source = sentencepiece.SentencePieceProcessor(model_file=str(directory / "source.spm"))
+        self.target = sentencepiece.SentencePieceProcessor(model_file=str(directory / "target.spm"))
+
+    def translate(self, lines: Sequence[str], beam_size: int) -> list[str]:
+        """As the README beside the model says."""
+        special = self.here.tokenizer.specials.target
+        silent = [[piece] for piece in self.here.tokenizer.target_pieces(special.silent)]
+        results = self.translator.translate_batch(
+            self.source.encode(list(lines), out_type=str),
+            beam_size=beam_size,
+            length_penalty=1.0,
+            suppress_sequences=silent,
+            max_batch_size=BATCH,
+        )
+        return self.target.decode([result.hypotheses[0] for result in results])
+
+    def difference(self, sources: Sequence[str], references: Sequence[str]) -> float:
+        """Over all tokens of the references."""
+        ours = self.here.tokenizer
+        ids = ours.encode_source(sources), ours.encode_target(references)
+        wanted = log_probs_of(self.here.model, *ids, 4096)
+        pieces = [ours.source_pieces(row) for row in ids[0]], [ours.target_pieces(row) for row in ids[1]]
+        found = self.translator.score_batch(*pieces, max_batch_size=BATCH)
+        return max(
+            abs(one - other)
+            for result, row in zip(found, wanted, strict=True)
+            for one, other in zip(result.log_probs, row, strict=True)
+        )
+
+
+OPENED: dict[str, Callable[[Path, Translator], Any]] = {
+    "ctranslate2": CTranslate2,
+    "marian": HuggingFace,
+    "m2m100": HuggingFace,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*map(Path, sys.argv[1:]))
