@@ -1,6 +1,7 @@
 """Bundles go out to other libraries and come in from them, by the stages and by the command line."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -191,6 +192,39 @@ def test_an_import_replaces_only_a_bundle(opus, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(MtkitError, match="other: is there already and is no bundle; name a new folder"):
         import_model(opus, tmp_path / "other")
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    export(trained["marian"], "marian", tmp_path / "out")
+    import_model(tmp_path / "out", tmp_path / "back")
+    lines = [line for line in [*LINES, *hostile_lines()] if line.strip() and not line.startswith(">>")]
+    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.MarianMTModel.from_pretrained(tmp_path / "out").eval()
+    here = load(tmp_path / "back", ["device=cpu", "decoding.beam_size=1"])
+    ids = here.tokenizer.encode_source(lines)
+    found = []
+    for line, own in zip(lines, ids, strict=True):
+        tokens = tokenizer(line, return_tensors="pt")
+        assert tokens["input_ids"][0].tolist() == [*own, here.model.marks.source_end], line
+        if own:
+            most = 2 * len(own) + 20
+            said = model.generate(**tokens, num_beams=1, do_sample=False, max_length=most + 2)
+            found.append((line, tokenizer.decode(said[0], skip_special_tokens=True)))
+    short = [(line, text) for line, text in found if len(line) < 24]  # longer ones are split here
+    assert len(short) > 5
+    translated = here.translate([line for line, _ in short])
+    assert [" ".join(text.split()) for text in translated] == [" ".join(text.split()) for _, text in short]
+
+
+def hostile_lines() -> list[str]:
+    """Short odd lines from the public list, where it is at hand."""
+    folder = os.environ.get("MTKIT_DATA")
+    if folder is None:
+        return ["zero\u200bone", "\u202eabc", "ﬁne ①", "a\u0301\u0302", "<0x41>", "🏳️‍🌈 one", "１２３"]
+    lines = (Path(folder) / "robustness" / "blns.lines.txt").read_text("utf-8").split("\n")
+    return [line for line in lines if len(line) < 24][:120]
 
 
 # Larger vocabularies.
