@@ -25,7 +25,9 @@ from mtkit.text.lines import read_lines
 from mtkit.translator import Translator, load
 
 BATCH = 32
-GREEDY, BEAM = ["decoding.beam_size=1"], ["decoding.beam_size=5", "decoding.length_penalty=1.0"]
+LIMIT = 200  # tokens of a translation; what goes on and on ends at the same place everywhere
+ENDS = ["decoding.max_length_ratio=0.001", f"decoding.max_length_extra={LIMIT}"]
+GREEDY, BEAM = ["decoding.beam_size=1", *ENDS], ["decoding.beam_size=5", "decoding.length_penalty=1.0", *ENDS]
 
 
 def main(model: Path, source: Path, reference: Path) -> None:
@@ -91,7 +93,7 @@ class HuggingFace:
         found = []
         for some in batches(lines):
             tokens = self.tokenizer(some, return_tensors="pt", padding=True)
-            said = self.model.generate(**tokens, num_beams=beam_size, do_sample=False)
+            said = self.model.generate(**tokens, num_beams=beam_size, do_sample=False, max_length=LIMIT + 2)
             found += self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return found
 
@@ -138,6 +140,7 @@ class CTranslate2:
             beam_size=beam_size,
             length_penalty=1.0,
             suppress_sequences=silent,
+            max_decoding_length=LIMIT,
             max_batch_size=BATCH,
         )
         return self.target.decode([result.hypotheses[0] for result in results])

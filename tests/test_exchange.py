@@ -37,9 +37,15 @@ LINES = ["one two three", "", "nine", "  four   five ", "zero zero", "what is æ¼
 def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
     """Runs that have learnt the toy language, in the shapes that travel."""
     runs = {}
-    for name, model in (("marian", MARIAN), ("m2m100", M2M100)):
+    apart = {**MARIAN, "tie_embeddings": "decoder"}
+    for name, model in (("marian", MARIAN), ("apart", apart), ("m2m100", M2M100)):
         run = tmp_path_factory.mktemp(name) / "run"
-        config = config_with(toy_settings(corpus_files, run), model={**model, "d_ff": 64}, training={"max_steps": 400})
+        config = config_with(
+            toy_settings(corpus_files, run),
+            model={**model, "d_ff": 64},
+            training={"max_steps": 400},
+            tokenizer={"shared": name != "apart"},
+        )
         run_train(config)
         runs[name] = run
     return runs
@@ -72,9 +78,11 @@ def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_p
     export(run, to, tmp_path / "out")  # what an export wrote another may replace
 
 
-@pytest.mark.parametrize("to", ["marian", "m2m100"])
-def test_an_import_of_an_export_translates_like_the_model_and_is_exported_as_the_same_bytes(trained, to, tmp_path):
-    run = trained[to]
+@pytest.mark.parametrize(("kind", "to"), [("marian", "marian"), ("apart", "marian"), ("m2m100", "m2m100")])
+def test_an_import_of_an_export_translates_like_the_model_and_is_exported_as_the_same_bytes(
+    trained, kind, to, tmp_path
+):
+    run = trained[kind]
     export(run, to, tmp_path / "out")
     import_model(tmp_path / "out", tmp_path / "back")
     for greedy in ([], ["decoding.beam_size=1"]):
@@ -157,6 +165,21 @@ def test_an_import_keeps_the_ids_and_the_tokenizer(opus, tiny_run, tmp_path):
     assert len(bundle.canaries()) == 8
     weights = load_file(opus / "model.safetensors")
     assert torch.equal(bundle.weights()["encoder.embedded.embedding.weight"], weights["model.shared.weight"])
+
+
+def test_a_tag_of_a_target_language_is_one_token_outside_sentencepiece(opus, tmp_path, capsys):
+    path = opus / "vocab.json"
+    vocabulary = json.loads(path.read_text("utf-8"))
+    unused = "<0x07>"
+    path.write_text(json.dumps({(">>fra<<" if piece == unused else piece): id_ for piece, id_ in vocabulary.items()}))
+    import_model(opus, tmp_path / "model")
+    translator = load(tmp_path / "model", ["device=cpu"])
+    [tagged, plain] = translator.tokenizer.encode_source([">>fra<< one two", "one two"])
+    assert tagged == [vocabulary[unused], *plain]
+    assert translator.translate(["one two"], tag=">>fra<<") == translator.translate([">>fra<< one two"])
+    (tmp_path / "in").write_text("one two\n")
+    assert _run(["translate", str(tmp_path / "model"), str(tmp_path / "in"), "--tag", ">>deu<<"]) == 1
+    assert "tag >>deu<<: the model does not know it; it knows >>fra<<" in capsys.readouterr().err
 
 
 def test_an_import_may_be_told_its_languages(opus, tmp_path):
