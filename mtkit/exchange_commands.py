@@ -36,9 +36,10 @@ def import_(
         str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not tell.")
     ] = None,
 ) -> None:
-    """Make a model of a Hugging Face Marian checkpoint, or of an export.
+    """Make a model of a Hugging Face checkpoint.
 
-    Its ids and weights are kept, and no code in it is run.
+    It is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Its ids and weights are kept, and no
+    code in it is run.
     """
     pair = language_pair(languages)
     from mtkit.importing import import_model

@@ -204,20 +204,21 @@ def test_every_command_takes_the_file(
             assert said[0] == said[1]
 
 
+MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 32}
+
+
 def test_training_starts_from_the_file(
     folder: Path, packed: Path, make_config: Callable[..., Config], tmp_path
 ) -> None:
     told_starts = []
     for number, model in enumerate((folder, packed)):
         training = {"start_from": str(model), "max_steps": 2, "validate_every": 2, "save_every": 2}
-        config = make_config(
-            tmp_path / f"run-{number}", model={"d_model": 16, "num_heads": 2, "d_ff": 32}, training=training
-        )
+        config = make_config(tmp_path / f"run-{number}", model=MODEL, training=training, tokenizer={"vocab_size": 320})
         run_train(config)
         told_starts.append(json.loads((config.run_path / "run.json").read_text())["start_from"])
     assert told_starts[0] == told_starts[1]
     assert told_starts[0].startswith("sha256:")
-    inside = make_config(tmp_path, model={"d_model": 16, "num_heads": 2, "d_ff": 32}, training=training)
+    inside = make_config(tmp_path, model=MODEL, training=training, tokenizer={"vocab_size": 320})
     with pytest.raises(MtkitError, match=r"is this run itself; give the run another name$"):
         run_train(inside)
 
