@@ -31,12 +31,14 @@ def names(size: int) -> list[str]:
 
 
 def lively(model: TranslationModel) -> TranslationModel:
-    """Weights far enough from zero that no two tokens are nearly as likely; zero rows stay."""
+    """Weights far enough from zero that no two tokens are nearly as likely, biases too; zero rows of a matrix stay."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            weight += (0.5 if "norm" in name or "bias" in name else 0.15) * noise * (weight != 0).any(-1, keepdim=True)
+            if weight.dim() > 1:
+                noise *= (weight != 0).any(-1, keepdim=True)
+            weight += (0.5 if "norm" in name or "bias" in name else 0.15) * noise
     return model.eval()
 
 

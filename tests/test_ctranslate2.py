@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from exchange import lively, model_of, names, sentences_of
 
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.decode import decode
 from mtkit.errors import CheckpointError
 from mtkit.formats.ctranslate2 import (
@@ -86,27 +88,95 @@ def test_what_is_exported_says_the_same_in_ctranslate2(choice, tmp_path):
         assert found == pytest.approx(wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("choice", CHOICES[:5], ids=str)
-def test_the_scores_of_its_beam_are_our_likelihoods(choice, tmp_path):
-    portable = portable_of(choice)
+def ending(choice: dict[str, Any]) -> PortableModel:
+    """A model whose translations often end by themselves, and not all at once.
+
+    Random models say one token for ever: stronger layers than embeddings break that, and a push ends it.
+    """
+    portable = portable_of({**choice, "tie_embeddings": "none", "output_bias": True})
+    weights = {
+        name: weight * 4 if ".layers." in name and weight.dim() == 2 else weight
+        for name, weight in portable.weights.items()
+    }
+    weights = {
+        name: weight / 10 if name.startswith("decoder") and name.endswith(("norm.bias", "output.bias")) else weight
+        for name, weight in weights.items()
+    }
+    end, bias = portable.target.special.end, "decoder.output.bias"
+    sources, _ = sentences_of(portable, 50)
+    for push in range(40):
+        pushed = weights[bias].clone()
+        pushed[end] += push / 2
+        found = replace(portable, weights={**weights, bias: pushed})
+        said = [best.tokens for [best] in decode(model_of(found), DecodingConfig(beam_size=1), sources)]
+        ended = [len(t) for s, t in zip(sources, said, strict=True) if 0 < len(t) < 2 * len(s) + 20]
+        if len(ended) >= 5 and len(set(ended)) > 1:
+            return found
+    raise AssertionError("no push makes translations of different lengths end")
+
+
+ENDING = [choice for choice in CHOICES if choice.get("norm_placement") != "post" and choice.get("start_token") != "pad"]
+
+
+@pytest.mark.parametrize("choice", ENDING, ids=str)
+def test_translations_end_where_ours_end(choice, tmp_path):
+    portable = ending(choice)
     write_ctranslate2(portable, tmp_path)
-    translator = ctranslate2.Translator(str(tmp_path), device="cpu")
+    sources, targets = sentences_of(portable, 50)
+    ours = [best.tokens for [best] in decode(model_of(portable), DecodingConfig(beam_size=1), sources)]
+    observed = observe_with_ctranslate2(
+        tmp_path, pieces(portable.source, sources), pieces(portable.target, targets), SILENT
+    )
+    assert observed is not None
+    assert observed.translations == pieces(portable.target, ours)
+
+
+@pytest.mark.parametrize("choice", ENDING[:5], ids=str)
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0])
+def test_the_scores_of_its_beam_are_our_likelihoods(choice, penalty, tmp_path):
+    portable = ending(choice)
+    write_ctranslate2(portable, tmp_path)
+    translator, model = ctranslate2.Translator(str(tmp_path), device="cpu"), model_of(portable)
     sources, _ = sentences_of(portable, 10)
     found = translator.translate_batch(  # what is suppressed would count for nothing in its softmax
         pieces(portable.source, sources),
         beam_size=4,
-        num_hypotheses=2,
+        num_hypotheses=4,
         return_scores=True,
         min_decoding_length=0,
         max_decoding_length=60,
-        length_penalty=0,
+        length_penalty=penalty,
     )
     ids = {piece: id_ for id_, piece in enumerate(portable.target.pieces)}
+    compared = 0
     for source, result in zip(sources, found, strict=True):
         for hypothesis, score in zip(result.hypotheses, result.scores, strict=True):
-            if len(hypothesis) < 60:
-                [log_probs] = log_probs_of(model_of(portable), [source], [[ids[piece] for piece in hypothesis]], 1000)
-                assert score == pytest.approx(sum(log_probs), abs=1e-3)
+            if 0 < len(hypothesis) < 60:
+                [log_probs] = log_probs_of(model, [source], [[ids[piece] for piece in hypothesis]], 1000)
+                assert score == pytest.approx(sum(log_probs) / len(log_probs) ** penalty, rel=1e-4, abs=1e-4)
+                compared += 1
+    assert compared > 5
+
+
+def test_logits_are_ours(tmp_path):
+    portable = ending({})
+    write_ctranslate2(portable, tmp_path)
+    translator, model = ctranslate2.Translator(str(tmp_path), device="cpu"), model_of(portable)
+    sources, _ = sentences_of(portable, 10)
+    ids = {piece: id_ for id_, piece in enumerate(portable.target.pieces)}
+    for source in sources:
+        [said] = translator.translate_batch(
+            pieces(portable.source, [source]),
+            beam_size=1,
+            min_decoding_length=0,
+            max_decoding_length=9,
+            return_logits_vocab=True,
+        )
+        batch = padded_batch(ragged([source]), ragged([[ids[piece] for piece in said.hypotheses[0]]]), model.marks)
+        ours = model.output(model(batch.source, batch.target))[0]
+        theirs = torch.from_numpy(np.stack([np.array(logits).reshape(-1) for logits in said.logits[0]]))
+        assert len(theirs) > 0
+        assert torch.allclose(theirs, ours[: len(theirs)], atol=1e-4, rtol=0)
 
 
 def binary(path: Path) -> tuple[dict[str, tuple[Any, ...]], dict[str, str]]:
@@ -225,6 +295,19 @@ def test_the_librarys_own_converter_writes_the_same_bytes(choice, quantization, 
     assert configs[1] == {**configs[0], "decoder_start_token": start}
     vocabularies = [(tmp_path / name / "shared_vocabulary.json").read_text() for name in ("theirs", "ours")]
     assert json.loads(vocabularies[0]) == json.loads(vocabularies[1])
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-37, 1e-45])
+def test_a_row_of_next_to_nothing_is_quantized_as_the_library_does(largest, tmp_path):
+    portable = portable_of({})
+    name = "encoder.layers.0.attention.output.weight"
+    weight = portable.weights[name].clone()
+    weight[3] = largest
+    portable = replace(portable, weights={**portable.weights, name: weight})
+    written_by_the_library(portable, "int8", tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    write_ctranslate2(portable, tmp_path / "ours", "int8")
+    assert (tmp_path / "ours" / "model.bin").read_bytes() == (tmp_path / "theirs" / "model.bin").read_bytes()
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int16", "bfloat16"])

@@ -140,6 +140,28 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(tiny_run, tm
         export(words.run_path, "ctranslate2", tmp_path / "out")
 
 
+@pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
+def test_what_the_card_of_an_export_says_works(trained, to, tmp_path):
+    pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
+    run = trained["m2m100" if to == "m2m100" else "marian"]
+    export(run, to, tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    code = "".join(f"{line[4:]}\n" for line in card.splitlines() if line.startswith("    "))
+    program = f"lines = ['one two three', 'nine']\n{code}"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{load(run, ['device=cpu']).translate(['one two three', 'nine'])}\n"
+
+
+def test_the_card_tells_of_a_length_penalty_that_ctranslate2_lacks(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained["marian"], run)
+    path = run / "model" / "config.yaml"
+    path.write_text(path.read_text("utf-8").replace("length_penalty_form: power", "length_penalty_form: gnmt"), "utf-8")
+    export(run, "ctranslate2", tmp_path / "out")
+    assert "the form of GNMT: tune p anew" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
 # In.
 
 

@@ -227,6 +227,7 @@ def _quantized_matrix(value: Tensor, kind: str) -> dict[str, Tensor]:
     if kind == "int8":
         largest = np.abs(matrix).max(axis=1)
         largest[largest == 0] = 127.0
+        largest = np.maximum(largest, np.float32(127.0) / np.finfo(np.float32).max)  # no scale is infinite
         scales: Any = np.float32(127.0) / largest
         return {
             "": torch.from_numpy(np.rint(matrix * scales[:, None]).astype(np.int8)),

@@ -11,6 +11,14 @@ def ctranslate2_card(model: PortableModel) -> str:
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model.target) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model.target) else ", disable_unk=True"
+    longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
+    form = (
+        ""
+        if decoding.length_penalty_form == "power"
+        else (
+            " CTranslate2 divides a score by length^p, where this model's settings have the form of GNMT: tune p anew."
+        )
+    )
     return f"""{_heading(model, "CTranslate2")}
     import ctranslate2
     import sentencepiece
@@ -22,10 +30,12 @@ def ctranslate2_card(model: PortableModel) -> str:
         source.encode(lines, out_type=str),
         beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
         suppress_sequences={silent}{unknown},
+        max_input_length={model.config.data.max_length}, min_decoding_length=0, max_decoding_length={longest},
     )
     print(target.decode([result.hypotheses[0] for result in results]))
 
-What is suppressed no translation may hold. A blank line wants no translation: leave it out.
+What is suppressed no translation may hold. A source of more tokens than max_input_length is cut: split it. A blank line
+wants no translation: leave it out.{form}
 """
 
 
