@@ -26,7 +26,7 @@ from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import read_pairs
-from mtkit.text.parallel import fingerprints, read_source, read_target, tagged, tagged_pairs
+from mtkit.text.parallel import fingerprints, pairs_in_turn, read_source, read_target, tagged, tagged_pairs
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
@@ -202,14 +202,14 @@ def _read_held_out(config: Config) -> list[HeldOut]:
 
 
 def _write_validation(config: Config, directory: Path) -> None:
-    """The validation text, line for line."""
+    """The validation text, line for line, those of several corpora in turn, since a validation may translate few."""
     corpora = _corpora(config, config.data.valid)
     manifest: dict[str, Any] = {"format": FORMAT, **_what_is_to_keep(config)}
     for side, place in (("source", 0), ("target", 1)):
         path = directory / f"{side}.txt"
         digest = hashlib.sha256()
         with path.open("wb") as stream:
-            for pair in tagged_pairs(corpora):
+            for pair in pairs_in_turn(corpora):
                 raw = pair[place].encode("utf-8") + b"\n"
                 digest.update(raw)
                 stream.write(raw)

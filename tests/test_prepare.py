@@ -1,5 +1,7 @@
 """Two text files become a tokenizer, a corpus and the validation text; what is out of date is known by its content."""
 
+import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -224,10 +226,48 @@ def test_the_validation_text_is_kept_as_it_is(config):
     write_lines(config.data.root / "extra.en", map(str, range(6)))
     prepared(config)
     sources, references = read_validation(config)
-    assert sources == lines(config, "valid.fr") + hostile
-    assert references == [*lines(config, "valid.en"), "0", "1", "2", "3", "4", "5"]
+    assert sources == in_turn(lines(config, "valid.fr"), hostile)
+    assert references == in_turn(lines(config, "valid.en"), ["0", "1", "2", "3", "4", "5"])
     kept = config.run_path / "data" / "valid" / "source.txt"
     assert kept.read_bytes() == "".join(line + "\n" for line in sources).encode()
+
+
+def in_turn(many: list[str], few: list[str]) -> list[str]:
+    """One line of each, then what is left of the longer."""
+    return [line for pair in zip(many, few, strict=False) for line in pair] + many[len(few) :]
+
+
+def test_the_lines_of_one_validation_corpus_stay_in_order_and_those_of_several_come_in_turn(config):
+    config = changed(config, "data", valid=(corpus("valid"),))
+    prepared(config)
+    assert read_validation(config) == (lines(config, "valid.fr"), lines(config, "valid.en"))
+    config = changed(config, "data", valid=(corpus("extra"), corpus("valid"), corpus("test")))
+    prepared(config)
+    wanted = []
+    for i in range(10):
+        wanted += [
+            lines(config, f"{name}.fr")[i] for name, count in (("extra", 5), ("valid", 10), ("test", 7)) if i < count
+        ]
+    sources, references = read_validation(config)
+    assert sources == wanted
+    translation = dict(
+        pair
+        for name in ("extra", "valid", "test")
+        for pair in zip(lines(config, f"{name}.fr"), lines(config, f"{name}.en"), strict=True)
+    )
+    assert references == [translation[source] for source in sources]
+
+
+def test_validation_text_that_was_kept_in_another_order_stays_as_it_is(config):
+    prepared(config)
+    directory = config.run_path / "data" / "valid"
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for side, language in (("source", "fr"), ("target", "en")):
+        write_lines(directory / f"{side}.txt", lines(config, f"valid.{language}") + lines(config, f"extra.{language}"))
+        manifest[f"{side}.txt"] = hashlib.sha256((directory / f"{side}.txt").read_bytes()).hexdigest()
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert binarized_is_current(config)
+    assert read_validation(config)[0] == lines(config, "valid.fr") + lines(config, "extra.fr")
 
 
 def test_without_validation_corpora_there_are_no_lines(config):

@@ -19,6 +19,7 @@ from mtkit.text.splitting import split_tags
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translate import translate
 from mtkit.translator import Translator, load
+from mtkit.validation import Validation
 
 FORWARD, BACKWARD = "<2digits>", "<2stigid>"
 
@@ -88,7 +89,13 @@ def test_a_tag_is_put_before_the_source_of_training_and_validation_and_before_no
     assert tokenizer.decode_source([corpus.source(pair) for pair in range(len(corpus))]) == tagged
     assert corpus.manifest.corpora == (1500, 1500)
     valid = (run.parent / "valid.src").read_text("utf-8").splitlines()
-    assert read_validation(config)[0] == [f"{tag} {line}" for tag in (FORWARD, BACKWARD) for line in valid]
+    assert read_validation(config)[0] == [f"{tag} {line}" for line in valid for tag in (FORWARD, BACKWARD)]
+
+
+def test_a_validation_translates_sentences_of_every_tag_though_they_are_few(run: Path) -> None:
+    config = config_with(settings_of(run.parent, run), training={"validation_sentences": 5})
+    sources = Validation.prepare(config, Tokenizer.load(run / "tokenizer"), *read_validation(config)).sources
+    assert [source.split()[0] for source in sources] == [FORWARD, BACKWARD, FORWARD, BACKWARD, FORWARD]
 
 
 def test_a_tag_is_a_piece_of_its_own_and_is_never_split(run: Path) -> None:

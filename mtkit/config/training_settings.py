@@ -98,7 +98,9 @@ class TrainingConfig(Section):
         "are fast at that, else fp32.",
     )
     validate_every: int = Field(1000, ge=1, description="Updates between validations.")
-    validation_sentences: int = Field(1000, ge=1, description="Most sentences that a validation translates.")
+    validation_sentences: int = Field(
+        1000, ge=1, description="Most sentences that a validation translates, one of each corpus of data.valid in turn."
+    )
     save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")
     select_by: Literal["bleu", "chrf", "loss"] = Field(

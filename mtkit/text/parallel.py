@@ -1,6 +1,7 @@
 """The corpora of the settings as pairs of lines."""
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 from mtkit.config.data_settings import CorpusConfig
 from mtkit.text.lines import fingerprint, read_columns, read_lines, read_pairs
@@ -37,6 +38,15 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
     for corpus in corpora:
         for source, target in read_corpus(corpus):
             yield tagged(source, corpus.tag), target
+
+
+def pairs_in_turn(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
+    """The pairs of all corpora, tagged, one of each in turn, so that the first few are from all of them.
+
+    A corpus that has ended is passed over; the pairs of each keep their order.
+    """
+    for row in zip_longest(*(tagged_pairs([corpus]) for corpus in corpora)):
+        yield from (pair for pair in row if pair is not None)
 
 
 def fingerprints(corpus: CorpusConfig) -> list[tuple[str, str]]:
