@@ -46,11 +46,8 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 def new_directory(path: Path) -> Path:
     """An empty directory beside path, to be filled and put in its place; what a kill left of earlier ones goes."""
-    settle(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (_beside(path, "new"), _beside(path, "old")):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    clear_beside(path)
     _beside(path, "new").mkdir()
     return _beside(path, "new")
 
@@ -72,6 +69,14 @@ def settle(path: Path) -> None:
     """Put the old directory back if a kill came between the two renames; for the one who may write there."""
     if not path.exists() and _beside(path, "old").exists():
         _beside(path, "old").rename(path)
+
+
+def clear_beside(path: Path) -> None:
+    """Remove what a kill left of putting directories in the place of path; for the one who may write there."""
+    settle(path)
+    for leftover in (_beside(path, "new"), _beside(path, "old")):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 def standing(path: Path) -> Path:

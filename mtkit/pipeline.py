@@ -12,7 +12,7 @@ from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.evaluate import ScoredSet, evaluate
-from mtkit.files import only_writer, write_file
+from mtkit.files import clear_beside, only_writer, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
 from mtkit.models.device import pick_device
@@ -37,6 +37,7 @@ def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
     config = carried_over(config)
     with only_writer(config.run_path):
+        _clear_leftovers(config)
         try:
             is_current = tokenizer_is_current(config)
         except CheckpointError as error:
@@ -57,6 +58,7 @@ def run_binarize(config: Config) -> None:
     """
     config = carried_over(config)
     with only_writer(config.run_path):
+        _clear_leftovers(config)
         if not tokenizer_is_current(config):
             _renew_tokenizer(config)
         binarize(config)
@@ -66,6 +68,7 @@ def run_train(config: Config, fresh: bool = False) -> None:
     """`mtkit train`: what is missing above, then training, which goes on where it stopped."""
     config = carried_over(config)
     with only_writer(config.run_path):
+        _clear_leftovers(config)
         _train(config, fresh)
 
 
@@ -73,8 +76,19 @@ def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
     config = carried_over(config)
     with only_writer(config.run_path):
+        _clear_leftovers(config)
         _train(config, fresh)
         return _evaluate(config)
+
+
+def _clear_leftovers(config: Config) -> None:
+    """What a kill left half written of a stage may be large, and the stage may never be done again.
+
+    Only names that mtkit gives are touched, since the run directory may hold files of the user. Training clears the
+    checkpoints.
+    """
+    for name in ("tokenizer", "data/train", "data/valid", "model"):
+        clear_beside(config.run_path / name)
 
 
 def _train(config: Config, fresh: bool) -> None:

@@ -161,6 +161,42 @@ def test_one_run_has_one_writer(config):
     run_tokenizer(config)
 
 
+@pytest.mark.parametrize("stage", [run_tokenizer, run_binarize, run_train, run_all])
+def test_what_a_kill_left_goes_when_a_run_is_opened_for_writing(config, stage):
+    run_all(config)
+    before = contents(config.run_path)
+    directories = [config.run_path / name for name in ("tokenizer", "data/train", "data/valid", "model")]
+    for directory in directories:
+        for kind in ("new", "old"):
+            shutil.copytree(directory, directory.with_name(f".{directory.name}.{kind}"))
+    (config.run_path / ".mine.new").mkdir()
+    (config.run_path / ".mine.new" / "kept").write_text("kept")
+    stage(config)
+    assert contents(config.run_path) == before | {".mine.new/kept": b"kept"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "data/train", "data/valid", "model"])
+def test_a_kill_between_two_renames_costs_nothing_of_a_run(config, name, capsys):
+    run_train(config)
+    before = contents(config.run_path)
+    directory = config.run_path / name
+    shutil.copytree(directory, directory.with_name(f".{directory.name}.new"))
+    directory.rename(directory.with_name(f".{directory.name}.old"))
+    capsys.readouterr()
+    run_train(config)
+    assert contents(config.run_path) == before
+    assert "model is up to date" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_writes_keeps_what_is_half_written(config):
+    run_tokenizer(config)
+    half = config.run_path / "data" / ".train.new"
+    half.mkdir(parents=True)
+    with only_writer(config.run_path), pytest.raises(CheckpointError, match="in use by process"):
+        run_binarize(config)
+    assert half.exists()
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "provenance.json"])
 @pytest.mark.parametrize("content", ["[]", '{"settings": null}', None])
 def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(config, capsys, name, content):
