@@ -37,7 +37,7 @@ def completion_of(config: Config, data: str, start: str | None) -> dict[str, Any
     return {
         **({"start_from": start} if start else {}),
         "model": config.model.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude={"start_from"}),  # where it lay does not matter
         "data": data,
         **_mixing(config),
     }

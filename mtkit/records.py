@@ -73,15 +73,18 @@ def write_bundle(
     return path
 
 
-def write_trained(config: Config) -> None:
-    """Note that training with these settings has come to its end."""
-    _write_json(config.run_path / "trained.json", completion_of(config, _data(config), start_checksum(config)))
+def write_trained(config: Config, start: str | None) -> None:
+    """Note that training with these settings has come to its end.
+
+    start is the checksum of the weights that training started from, which may be gone.
+    """
+    _write_json(config.run_path / "trained.json", completion_of(config, _data(config), start))
 
 
 def is_trained(config: Config) -> bool:
     """Whether training with these settings has come to its end, and its bundle is there.
 
-    A model that it started from and that is gone counts as the one that it was.
+    A model that it started from and that is gone counts as the one that it was, and it may lie elsewhere now.
     """
     done = config.run_path / "trained.json"
     if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
@@ -92,7 +95,13 @@ def is_trained(config: Config) -> bool:
         return False
     if not isinstance(found, dict):
         return False
-    now = completion_of(config, _data(config), start_checksum(config) or found.get("start_from"))
+    training = found.get("training")
+    # Earlier versions noted where it lay, and not always what it was.
+    lay = training.pop("start_from", None) if isinstance(training, dict) else None
+    start = None
+    if config.training.start_from is not None:
+        start = start_checksum(config) or found.get("start_from") or (None if lay else "a model that is not there")
+    now = completion_of(config, _data(config), start)
     return not any(differences(with_defaults(found, now, config), now))
 
 

@@ -361,7 +361,7 @@ class Trainer:
             if better:
                 weights, steps = average, chosen
         self._write_bundle(weights, steps)
-        write_trained(self.config)
+        write_trained(self.config, self.start)
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -256,7 +256,7 @@ def killed_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> Non
             run_train(config)
 
 
-def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent, monkeypatch):
+def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent, monkeypatch, tiny_run):
     uninterrupted, config = make("uninterrupted"), make()
     run_train(uninterrupted)
     killed_at(6, config, monkeypatch)
@@ -267,6 +267,8 @@ def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent
     assert same(open_bundle(config.run_path).weights(), open_bundle(uninterrupted.run_path).weights())
     assert is_trained(config)
     assert is_trained(uninterrupted)
+    shutil.copytree(tiny_run / "model", parent)  # and comes back
+    assert is_trained(config)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(make, parent, monkeypatch):
@@ -293,6 +295,29 @@ def test_the_place_it_lies_at_may_change(make, parent, tmp_path):
     config = make(start_from=tmp_path / "moved", training={"max_steps": 9})
     run_train(config)
     assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 9
+
+
+def test_a_trained_run_is_up_to_date_wherever_lies_what_it_started_from(make, parent, tmp_path, tiny_run, capsys):
+    run_train(make())
+    parent.rename(tmp_path / "moved")
+    config = make(start_from=tmp_path / "moved")
+    assert is_trained(config)
+    assert is_trained(make(start_from=tmp_path / "nowhere"))  # it is gone, not another one
+    assert not is_trained(make(start_from=None))
+    note = config.run_path / "trained.json"
+    found = json.loads(note.read_text())
+    note.write_text(json.dumps({**found, "training": {**found["training"], "start_from": "where/it/lay"}}))
+    capsys.readouterr()
+    run_train(config)
+    assert "model is up to date" in capsys.readouterr().err
+    without = {name: value for name, value in found.items() if name != "start_from"}
+    note.write_text(json.dumps({**without, "training": {**found["training"], "start_from": "where/it/lay"}}))
+    assert is_trained(make(start_from=tmp_path / "nowhere"))
+    alone = make("alone", start_from=None)
+    run_train(alone)
+    assert is_trained(alone)
+    assert not is_trained(make("alone", start_from=tiny_run))
+    assert not is_trained(make("alone", start_from=tmp_path / "nowhere"))
 
 
 def test_a_run_with_another_start_is_another_run(make, tiny_run):
