@@ -28,10 +28,7 @@ def start_bundle(config: Config) -> Bundle | None:
     found = config.model_dump(mode="json", include={"model", "tokenizer"})
     wanted = bundle.config.model_dump(mode="json", include={"model", "tokenizer"})
     if different := list(_different("model", wanted["model"], found["model"])):
-        raise ConfigError(
-            f"training.start_from {path}: its model has other settings; leave these out of yours, or copy them: "
-            + ", ".join(different)
-        )
+        raise _other_model(config, different)
     if different := list(_different("tokenizer", wanted["tokenizer"], found["tokenizer"])):
         raise ConfigError(
             f"training.start_from {path}: its tokenizer goes with its weights and is another one; leave these out of "
@@ -55,11 +52,33 @@ def carried_over(config: Config) -> Config:
         if not resolved.is_file():
             return config  # told when it is to be opened
         carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
-    names = ["tokenizer", "languages", "decoding"]
-    if type(config.model) is type(carried.model) or "architecture" not in config.model.model_fields_set:
-        names.append("model")  # else it is told what it would have to be
+    names = ("model", "tokenizer", "languages", "decoding")
+    if different := list(_other_kinds("model", carried.model, config.model)):
+        raise _other_model(config, different)
     sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
     return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+
+
+def _other_model(config: Config, different: list[str]) -> ConfigError:
+    return ConfigError(
+        f"training.start_from {config.training.start_from}: its model has other settings; leave these out of yours, or "
+        f"copy them: {', '.join(different)}"
+    )
+
+
+def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
+    """Architectures that are said and are not those of the model to start from; their settings have nothing in common.
+
+    Where a model is mixed its halves are looked at, too.
+    """
+    if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
+        theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
+        yield f"{section}.architecture: {theirs} (found {said})"
+        return
+    for name, half in ours:
+        before = getattr(carried, name, None)
+        if isinstance(half, Section) and isinstance(before, Section):
+            yield from _other_kinds(f"{section}.{name}", before, half)
 
 
 def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:

@@ -198,6 +198,11 @@ def test_a_small_part_of_a_mixed_models_settings_may_be_said(make, make_config, 
     assert config.model.decoder == other.model.decoder.model_copy(update={"dropout": 0.4})
     assert config.model.encoder == other.model.encoder
     run_train(config)
+    for half, theirs, said in (("encoder", "transformer", "rnn"), ("decoder", "rnn", "transformer")):
+        with pytest.raises(ConfigError) as told:
+            carried_over(little(make, other.run_path, model={"architecture": "mixed", half: {"architecture": said}}))
+        assert str(told.value).endswith(f"or copy them: model.{half}.architecture: {theirs} (found {said})")
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,11 @@ def test_a_small_part_of_a_mixed_models_settings_may_be_said(make, make_config, 
             {"model": {"d_ff": 64}},
             "its model has other settings; leave these out of yours, or copy them: model.d_ff: 128",
         ),
-        ({"model": {"architecture": "rnn"}}, "model.architecture: transformer (found rnn)"),
+        (
+            {"model": {"architecture": "rnn"}},
+            "its model has other settings; leave these out of yours, or copy them: "
+            "model.architecture: transformer (found rnn)",
+        ),
         ({"training": {"unigram_alpha": 0.1}}, "training.unigram_alpha 0.1 wants tokenizer.type unigram, not bpe"),
     ],
 )
