@@ -24,7 +24,7 @@ from mtkit.errors import DataError, MtkitError
 from mtkit.models.interface import State, TranslationModel
 from mtkit.models.registry import new_model
 from mtkit.plot.attention import Attention, attention_of, plot_attention
-from mtkit.plot.figure import COLOURS, fonts_for, line_of
+from mtkit.plot.figure import COLOURS, fonts_for, legend_below, line_of, new_figure, style
 from mtkit.plot.positions import position_table, waves_to_draw
 from mtkit.plot.schedule import paper_schedule, schedule_of, schedule_points
 from mtkit.plot.training import PANELS, History, read_history, series
@@ -339,6 +339,25 @@ def test_without_matplotlib_the_extra_is_named(plot: Plot, tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python has it where nothing is installed
     message = "mtkit: error: pictures need matplotlib; install it with: pip install 'mtkit[plot]'\n"
     assert plot("schedule", "--setting", "1:1", "-o", tmp_path / "a.png") == (1, message)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [(["run"] * 4, 4), (["run"] * 9, 4), (["multi30k-en-de-transformer"] * 4, 3), (["x" * 99] * 3, 1)],
+)
+def test_names_of_curves_lie_on_the_sheet(names: list[str], columns: int) -> None:
+    with style():
+        figure = new_figure(10, 7)
+        axes = figure.subplots()
+        for name in names:
+            axes.plot([0, 1], label=name)
+        legend = legend_below(figure, *axes.get_legend_handles_labels())
+        figure.draw_without_rendering()
+        extent = legend.get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert 0 <= extent.y0 < extent.y1 <= figure.bbox.height
+    assert figure.legends == [legend]
+    assert legend._ncols == columns
 
 
 @pytest.mark.parametrize("command", ["schedule", "positions", "training", "attention"])

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ from mtkit.errors import MtkitError
 from mtkit.files import write_file
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 FORMATS = (".png", ".svg")
 
@@ -64,6 +66,16 @@ def line_of(number: int) -> dict[str, Any]:
     """Colour and dashes of a curve, by its number."""
     round_, place = divmod(number, len(COLOURS))  # the second round of colours has other dashes
     return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
+
+
+def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence[str]) -> "Legend":
+    """Names of the curves under all parts of a sheet, in as many columns, four at most, as its width has room for."""
+    for columns in range(min(len(labels), 4), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    return legend
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import DataError
-from mtkit.plot.figure import line_of, new_figure, save, style
+from mtkit.plot.figure import legend_below, line_of, new_figure, save, style
 
 # Panels of the picture: the event and the key in the log, and the title. Both losses are without label smoothing, so
 # that they can be compared.
@@ -84,6 +84,5 @@ def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
             axes.set_title(title, loc="left")
             axes.set_xlim(left=0)
             axes.grid(visible=True)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+        legend_below(figure, *axes.get_legend_handles_labels())
         save(figure, output)
