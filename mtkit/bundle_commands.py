@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.errors import CheckpointError
+from mtkit.messages import say
 from mtkit.options import EXAMPLE, DeviceOption, ModelArgument, UsageError
 
 
@@ -25,7 +26,7 @@ def pack(
 
     target = file or output
     assert target is not None
-    print(f"{target}: {pack(model, target):,} bytes", file=sys.stderr)
+    say(f"{target}: {pack(model, target):,} bytes")
 
 
 def info(

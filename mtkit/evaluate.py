@@ -1,6 +1,5 @@
 """Scoring translations of raw text against raw references, alone or against those of another system."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError
+from mtkit.messages import on_terminal, say
 from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import read_lines
@@ -147,7 +147,7 @@ def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
     """The translations of a test set, each source with the tag before it unless it is blank."""
     tagged = [f"{tag} {line}" if tag and line.strip() else line for line in sources]
-    bar = tqdm(tagged, unit=" lines", desc=name, leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(tagged, unit=" lines", desc=name, leave=False, disable=not on_terminal())
     lines = list(translator.translate_lines(bar))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
@@ -304,7 +304,7 @@ def _p_value(score: ScoredSet) -> str:
 
 
 def _warn(text: str) -> None:
-    print(f"mtkit: warning: {text}", file=sys.stderr)
+    say(f"mtkit: warning: {text}")
 
 
 def _read_references(paths: Sequence[Path]) -> list[list[str]]:

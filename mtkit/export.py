@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mtkit.formats.marian import check_marian, in_marian_order, write_marian_wei
 from mtkit.formats.observed import Observed, observe_with_transformers
 from mtkit.formats.portable import PortableModel, Vocabulary
 from mtkit.likelihood import log_probs_of
+from mtkit.messages import say
 from mtkit.translator import Translator, load_bundle
 
 MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
@@ -89,8 +89,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         _write_marker(new / MARKER, to, bundle, quantization)
         for path in new.glob("*.safetensors"):
             shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
-    _say(f"{to}: {directory}")
-    _say(_comparison(format_, bundle, translator, model, directory))
+    say(f"{to}: {directory}")
+    say(_comparison(format_, bundle, translator, model, directory))
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
@@ -162,7 +162,3 @@ def _comparison(format_: Format, bundle: Bundle, translator: Translator, model: 
         f"{observed.library} translates {alike} of {len(sources)} canaries alike; log-probabilities of tokens differ "
         f"by at most {furthest:.1e}"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -1,6 +1,5 @@
 """A bundle with a larger vocabulary, which translates as before until it is trained on what is new."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mtkit.canaries import make_canaries
 from mtkit.errors import MtkitError
 from mtkit.formats.bundle import DESCRIPTION, UNTRAINED, open_bundle, save_bundle, save_scores
 from mtkit.formats.card import card_text
+from mtkit.messages import say
 from mtkit.models.registry import empty_model
 from mtkit.text.extending import extended
 from mtkit.text.tokenizer import Tokenizer
@@ -58,10 +58,9 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
     save_bundle(output, weights, config, tokenizer.save, about, canaries)
     new = open_bundle(output)
     save_scores(new, [], card_text(new, []))
-    print(
+    say(
         f"{len(pieces) + len(tags):,} new pieces: {sizes[0]:,} source and {sizes[1]:,} target ones now; they are said "
-        f"once a training has started from {output}",
-        file=sys.stderr,
+        f"once a training has started from {output}"
     )
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mtkit.formats.huggingface_weights import CONFIG, read_json
 from mtkit.formats.m2m100 import read_m2m100
 from mtkit.formats.marian import read_marian
 from mtkit.formats.portable import PortableModel
+from mtkit.messages import say
 from mtkit.model_proto import model_type_of
 from mtkit.models.registry import empty_model, require_weights_of
 from mtkit.symbols import SpecialIds, Specials
@@ -59,8 +59,8 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
     save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
     bundle = open_bundle(output)
     save_scores(bundle, [], card_text(bundle, []))
-    _say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
-    _say(f"model: {output}")
+    say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
+    say(f"model: {output}")
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
@@ -140,7 +140,3 @@ def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
     chance = random.Random(0)
     rows = [chance.choices(plain, k=chance.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
     return tokenizer.decode_source(rows)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

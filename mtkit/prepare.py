@@ -6,7 +6,6 @@ whether what is there is still what it would make.
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -22,6 +21,7 @@ from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import replaced_directory, settle
+from mtkit.messages import say
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
@@ -350,7 +350,7 @@ def _writing(config: Config) -> Iterator[None]:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line)
 
 
 def _describe_vocabulary(vocabulary: Vocabulary) -> str:

@@ -1,7 +1,6 @@
 """Scoring given translations with a model: N pairs of lines in, N lines out."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -9,6 +8,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from mtkit.likelihood import ScoredTranslation
+from mtkit.messages import on_terminal
 from mtkit.text.lines import read_pairs
 from mtkit.translator import Translator
 
@@ -23,7 +23,7 @@ def score(translator: Translator, source: Path, target: Path, out: BinaryIO, by_
     if source.is_file() and target.is_file():  # a pipe can be read but once
         num_lines = sum(1 for _ in read_pairs(source, target))  # what is wrong with them is told before work starts
     pairs = read_pairs(source, target)
-    shown = tqdm(pairs, unit=" lines", total=num_lines, disable=not sys.stderr.isatty(), smoothing=0)
+    shown = tqdm(pairs, unit=" lines", total=num_lines, disable=not on_terminal(), smoothing=0)
     for line in _written(translator.score_lines(shown), by_token):
         out.write(line.encode("utf-8"))
     out.flush()

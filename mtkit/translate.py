@@ -1,7 +1,6 @@
 """Translating a stream of lines: N lines in, N lines out, whatever is in them."""
 
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from mtkit.errors import DataError, MtkitError
+from mtkit.messages import on_terminal, say
 from mtkit.text.lines import decode_lines
 from mtkit.text.packing import open_to_read, open_to_write, telling_damage
 from mtkit.translator import TranslatedLine, Translator
@@ -34,7 +34,7 @@ def translate(
     """
     warnings = Warnings()
     lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
-    shown = tqdm(lines, unit=" lines", disable=at_once or not sys.stderr.isatty(), smoothing=0)
+    shown = tqdm(lines, unit=" lines", disable=at_once or not on_terminal(), smoothing=0)
     for number, line in enumerate(translator.translate_lines(shown, num_best, at_once, tag, prefixes), start=1):
         if line.num_parts > 1:
             warnings.add("was too long for the model; translated in parts", number)
@@ -113,10 +113,10 @@ class Warnings:
         """Line number, from 1, is so."""
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:
-            tqdm.write(f"mtkit: warning: line {number:,} {what}", file=sys.stderr)
+            say(f"mtkit: warning: line {number:,} {what}")
 
     def close(self) -> None:
         """Tell of the lines that were not named."""
         for what, count in self.counts.items():
             if count > NUM_NAMED:
-                tqdm.write(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}", file=sys.stderr)
+                say(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}")

@@ -32,13 +32,14 @@ FLOORS = [
         "check",
     },
     {"validation", "objective", "feed", "records"},
-    {"canaries"},
+    {"canaries", "changes", "fresh"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},
     {"decode", "encode", "scores", "testsets"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
+    {"messages"},
     {"batch", "errors", "symbols", "model_proto"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

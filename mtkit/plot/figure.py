@@ -1,6 +1,5 @@
 """A sheet to draw on, and how it becomes a file: the home of matplotlib's set-up, with the fonts that a text needs."""
 
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtkit.errors import MtkitError
 from mtkit.files import write_file
+from mtkit.messages import say
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -112,10 +112,9 @@ def fonts_for(characters: set[str]) -> list[str]:
             missing = left
     if missing:
         shown = "".join(sorted(missing)[:20])
-        print(
+        say(
             f"mtkit: warning: no installed font has {shown}, drawn as boxes; install one, such as Noto Sans, or write "
-            "an .svg, which the fonts of its reader show",
-            file=sys.stderr,
+            "an .svg, which the fonts of its reader show"
         )
     return families
 
