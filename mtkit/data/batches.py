@@ -15,7 +15,7 @@ from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.mixing import Mixture
-from mtkit.data.plan import batches_from
+from mtkit.data.plan import Earlier, batches_from
 from mtkit.symbols import END, PAD, Marks
 
 OWN_MARKS = Marks()  # of the vocabularies that are made here, and of a decoder that begins with BEGIN
@@ -106,14 +106,16 @@ def micro_batches(
     sampling: Sampling | None = None,
     marks: Marks = OWN_MARKS,
     mixture: Mixture | None = None,
+    earlier: Sequence[Earlier] = (),
 ) -> Iterator[tuple[int, tuple[Batch, ...]]]:
     """The endless stream of batches after so many pairs, each with its epoch.
 
-    The plan goes by the ids that the corpus holds. A batch whose sampled ids are more than batch_tokens comes in
-    several parts, which belong to the same update. Chance is a function of the seed and of the place in the stream.
+    The plan goes by the ids that the corpus holds; earlier tells of other batch_tokens that the run had before. A batch
+    whose sampled ids are more than batch_tokens comes in several parts, which belong to the same update. Chance is a
+    function of the seed and of the place in the stream.
     """
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture):
+    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture, earlier):
         if sampling:
             yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, marks)
         else:

@@ -5,7 +5,7 @@ consumed: so a run resumes by skipping, and nothing else has to be remembered.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,29 @@ def _windows(blocks: Blocks, chance: np.random.Generator) -> Iterator[NDArray[np
         yield pairs[pairs < window.ends[:, None]]
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """A budget that batches had until so many pairs of the stream were consumed."""
+
+    until: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Most tokens of a batch, by the place in the stream: those of earlier times in their order, and the one of now."""
+
+    earlier: tuple[Earlier, ...]
+    batch_tokens: int
+
+    def after(self, consumed: int) -> tuple[int, int | None]:
+        """The budget after so many pairs, and where the next one takes its place; None if none does."""
+        for budget in self.earlier:
+            if consumed < budget.until:
+                return budget.batch_tokens, budget.until
+        return self.batch_tokens, None
+
+
 def batches_from(
     consumed: int,
     source_lengths: NDArray[np.integer],
@@ -86,28 +109,61 @@ def batches_from(
     batch_tokens: int,
     seed: int,
     mixture: Mixture | None = None,
+    earlier: Sequence[Earlier] = (),
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """The endless stream of batches after so many pairs: the epoch, from 0, and the pairs of the batch.
 
-    Without a mixture each pair comes once an epoch. consumed must be where a batch ended, else ValueError: the run was
-    made with other data or settings.
+    Without a mixture each pair comes once an epoch. Where batch_tokens was another before, earlier tells so, and what
+    was left of a window then is planned anew. consumed must be where a batch ended, else ValueError: the run was made
+    with other data or settings.
     """
-    epochs_done, skip = (0, consumed) if mixture else divmod(consumed, len(source_lengths))
+    budgets = Budgets(tuple(earlier), batch_tokens)
+    epochs_done = 0 if mixture else consumed // len(source_lengths)
+    begin = epochs_done * len(source_lengths)  # of the window, in pairs of the whole stream
     for epoch in itertools.count(epochs_done):
         epoch_chance = np.random.default_rng([seed, epoch])
         blocks = mixture.epoch(epoch_chance) if mixture else blocks_of(len(source_lengths))
-        if skip >= blocks.num_pairs:
-            skip -= blocks.num_pairs
+        if begin + blocks.num_pairs <= consumed:
+            begin += blocks.num_pairs
             continue
         for number, pairs in enumerate(_windows(blocks, epoch_chance)):
-            if skip >= len(pairs):
-                skip -= len(pairs)
-                continue
-            chance = np.random.default_rng([seed, epoch, number])
-            plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, chance)
-            first = int(np.searchsorted(plan.ends, skip, side="right"))
-            if skip and plan.ends[first - 1] != skip:
-                raise ValueError(f"no batch ends after {consumed} pairs")
-            skip = 0
-            for index in range(first, len(plan)):
-                yield epoch, pairs[plan.batch(index)]
+            if begin + len(pairs) > consumed:
+                batches = _batches_of_window(
+                    source_lengths, target_lengths, pairs, begin, budgets, [seed, epoch, number]
+                )
+                for batch in _after(consumed, begin, batches):
+                    yield epoch, batch
+            begin += len(pairs)
+
+
+def _batches_of_window(
+    source_lengths: NDArray[np.integer],
+    target_lengths: NDArray[np.integer],
+    pairs: NDArray[np.int64],
+    begin: int,
+    budgets: Budgets,
+    seeds: list[int],
+) -> Iterator[NDArray[np.int64]]:
+    """The batches of a window that begins after so many pairs of the stream, planned anew where the budget changed."""
+    for times_changed in itertools.count():
+        batch_tokens, until = budgets.after(begin)
+        chance = np.random.default_rng([*seeds, times_changed] if times_changed else seeds)
+        plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, chance)
+        if until is None or until >= begin + len(pairs):
+            yield from (pairs[plan.batch(index)] for index in range(len(plan)))
+            return
+        num_batches = int(np.searchsorted(plan.ends, until - begin)) + 1
+        yield from (pairs[plan.batch(index)] for index in range(num_batches))
+        if plan.ends[num_batches - 1] != until - begin:
+            raise ValueError(f"no batch ends after {until} pairs, where training.batch_tokens changed")
+        pairs, begin = pairs[plan.order[until - begin :]], until
+
+
+def _after(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+    """The batches that come after so many pairs of the stream; the first of them all begins after begin."""
+    for batch in batches:
+        if begin >= consumed:
+            yield batch
+        elif begin + len(batch) > consumed:
+            raise ValueError(f"no batch ends after {consumed} pairs")
+        begin += len(batch)
