@@ -10,13 +10,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mtkit import bundle_commands, exchange_commands
-from mtkit.errors import MtkitError, StoppedError
+from mtkit.errors import MtkitError, StoppedError, is_out_of_memory
 from mtkit.evaluate_command import EvaluateCommand, evaluate
+from mtkit.messages import say
 from mtkit.options import (
     EXAMPLE,
     PRECISIONS,
     BatchTokensOption,
     BeamSizeOption,
+    ChangeOption,
     ConfigArgument,
     DeviceOption,
     EnsembleOption,
@@ -119,28 +121,45 @@ def binarize(config: ConfigArgument, settings: SettingsArgument = None) -> None:
 
 
 @app.command(epilog=f"{EXAMPLE}train configs/demo.yaml training.max_minutes=2")
-def train(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshOption = False) -> None:
+def train(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    fresh: FreshOption = False,
+    change: ChangeOption = False,
+) -> None:
     """Train, going on where the run stopped.
 
-    What is missing of tokenizer and data is made first. Ctrl-C saves the state and stops.
+    What is missing of tokenizer and data is made first. Ctrl-C saves the state and stops; SIGUSR1 saves it and goes on.
     """
+    _require_one_way(fresh, change)
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_train
 
-    run_train(load_config(config, settings or []), fresh)
+    run_train(load_config(config, settings or []), fresh, change)
+
+
+def _require_one_way(fresh: bool, change: bool) -> None:
+    if fresh and change:
+        raise UsageError("--fresh starts anew and --change goes on; give one of them")
 
 
 @app.command(epilog=f"{EXAMPLE}run configs/demo.yaml")
-def run(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshOption = False) -> None:
+def run(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    fresh: FreshOption = False,
+    change: ChangeOption = False,
+) -> None:
     """Do all that is out of date, then evaluate.
 
     The stages are train-tokenizer, binarize, train and evaluate; the scores are printed.
     """
+    _require_one_way(fresh, change)
     from mtkit.config.load import load_config
     from mtkit.evaluate import table
     from mtkit.pipeline import run_all
 
-    scores = run_all(load_config(config, settings or []), fresh)
+    scores = run_all(load_config(config, settings or []), fresh, change)
     if scores:
         print(table(scores), end="")
 
@@ -277,10 +296,29 @@ exchange_commands.add_to(app)
 
 def main() -> NoReturn:
     """Run the command line; every error the user can mend is told in mtkit's words."""
+    if sys.stderr is None:
+        # Closed: the first file to be opened would get its number, and whatever a library writes to stderr.
+        sys.stderr = os.fdopen(_opened_null(2), "w", encoding="utf-8")
     if isinstance(sys.stdout, TextIOWrapper):
         # UTF-8 whatever the locale; names of files that are not UTF-8 go out as they came in.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        # Who reads stderr has gone; Python would fail to write the rest at its exit, and change the exit code.
+        _opened_null(sys.stderr.fileno())
+    sys.exit(code)
+
+
+def _opened_null(descriptor: int) -> int:
+    """The null device under a descriptor of that number."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+    return descriptor
 
 
 def _run(arguments: list[str]) -> int:
@@ -296,22 +334,31 @@ def _run(arguments: list[str]) -> int:
         return 1
     except UsageError as error:
         if not arguments:
-            print(error.format_message(), file=sys.stderr)  # the help
+            say(error.format_message())  # the help
         else:
             _tell(f"{error.format_message()} (mtkit --help shows how)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        _tell(
+            f"out of memory{f' ({first})' if first else ''}; a smaller decoding.batch_tokens (--batch-tokens) or "
+            "decoding.beam_size (--beam-size) takes less, and so does a smaller model"
+        )
+        return 1
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             _tell(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
         # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
         if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _opened_null(sys.stdout.fileno())
         return 1
     return result if isinstance(result, int) else 0
 
 
 def _tell(message: str) -> None:
     for line in message.splitlines():
-        print(f"mtkit: error: {line}", file=sys.stderr)
+        say(f"mtkit: error: {line}")

@@ -1,5 +1,15 @@
 """Errors that the user can mend; each is shown as one line, `mtkit: error: …`."""
 
+# What PyTorch, its libraries and the C++ library say when there is no memory left, in any case of letters.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of its accelerator; PyTorch tells some of it as a RuntimeError."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+
 
 class MtkitError(Exception):
     """Says where, what was found, what is wanted and what to do next. A line each where there are several."""

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 
 from mtkit.batch import Batch
+from mtkit.changes import earlier_budgets
 from mtkit.config.settings import Config
 from mtkit.data.ahead import made_ahead
 from mtkit.data.batches import Sampling, micro_batches
@@ -41,7 +42,13 @@ class Feed:
     def batches(self, progress: Progress) -> Iterator[Stream]:
         """The batches from here on, made in a thread that ends with the block."""
         stream = micro_batches(
-            self.corpus, self.config.training, progress.pairs, self.sampling, self.marks, self.mixture
+            self.corpus,
+            self.config.training,
+            progress.pairs,
+            self.sampling,
+            self.marks,
+            self.mixture,
+            earlier_budgets(progress.changes),
         )
         try:
             first = next(stream)

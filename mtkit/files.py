@@ -1,4 +1,7 @@
-"""What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time."""
+"""What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time.
+
+A path may be a symbolic link, by which people keep large things on another disk: the link is followed and stays.
+"""
 
 import os
 import shutil
@@ -46,6 +49,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 def new_directory(path: Path) -> Path:
     """An empty directory beside path, to be filled and put in its place; what a kill left of earlier ones goes."""
+    path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_beside(path)
     _beside(path, "new").mkdir()
@@ -54,6 +58,7 @@ def new_directory(path: Path) -> Path:
 
 def put_in_place(path: Path) -> None:
     """Put what new_directory began in the place of path, once the disk holds it; only then the old one goes."""
+    path = followed(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     for part in [*new.rglob("*"), new]:
         sync(part)
@@ -61,12 +66,12 @@ def put_in_place(path: Path) -> None:
         path.rename(old)
     new.rename(path)
     sync(path.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    remove(old)
 
 
 def settle(path: Path) -> None:
     """Put the old directory back if a kill came between the two renames; for the one who may write there."""
+    path = followed(path)
     if not path.exists() and _beside(path, "old").exists():
         _beside(path, "old").rename(path)
 
@@ -74,9 +79,8 @@ def settle(path: Path) -> None:
 def clear_beside(path: Path) -> None:
     """Remove what a kill left of putting directories in the place of path; for the one who may write there."""
     settle(path)
-    for leftover in (_beside(path, "new"), _beside(path, "old")):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    for kind in ("new", "old"):
+        remove(_beside(path, kind))
 
 
 def standing(path: Path) -> Path:
@@ -85,7 +89,68 @@ def standing(path: Path) -> Path:
     return old if old.exists() and not path.exists() else path
 
 
+def put_aside(path: Path) -> None:
+    """Rename a file or directory to a hidden name beside it, from which bring_back returns it."""
+    path = followed(path)
+    if path.exists():
+        path.rename(_beside(path, "before"))
+
+
+def bring_back(path: Path) -> None:
+    """Undo put_aside: what has taken the place meanwhile goes. Does nothing where nothing stands aside."""
+    path = followed(path)
+    before = _beside(path, "before")
+    if before.exists():
+        remove(path)
+        before.rename(path)
+
+
+def drop_aside(path: Path) -> None:
+    """Delete what put_aside renamed."""
+    remove(_beside(path, "before"))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a directory with all it holds, or a link but not what it leads to; or nothing."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def followed(path: Path) -> Path:
+    """Where a link leads, which need not be there yet; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def require_folder(path: Path, replaced: bool = True) -> None:
+    """Refuse a path at which no folder can be written; a missing one can. Ask before any work is done.
+
+    replaced tells that the whole folder is going to be exchanged for another, by a rename beside it.
+    """
+    place = followed(path)
+    link = f" (a link to {place})" if path.is_symlink() else ""
+    if path.is_symlink() and not (
+        place.exists() or _beside(place, "old").exists() or _beside(place, "before").exists()
+    ):
+        raise CheckpointError(
+            f"{path}: a link to {place}, which is not there; mount its disk, make that folder, or remove the link"
+        )
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(f"{path}{link}: found a file, wants a folder; move the file away")
+    if not place.exists():
+        return
+    if replaced and os.path.ismount(place):
+        raise CheckpointError(
+            f"{path}{link}: is a whole disk, which cannot be replaced by a rename; link to a folder on that disk"
+        )
+    for folder in {place, place.parent if replaced else place}:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CheckpointError(f"{path}{link}: {folder} cannot be written; give yourself write access to it")
+
+
 def _beside(path: Path, kind: str) -> Path:
+    path = followed(path)
     return path.with_name(f".{path.name}.{kind}")
 
 
@@ -98,6 +163,7 @@ def write_file(path: Path, data: bytes) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """A fresh file to fill, which takes the place of path when the block ends without an error."""
+    path = followed(path)
     new = _beside(path, "new")
     try:
         with new.open("wb") as file:

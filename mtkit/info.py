@@ -8,7 +8,7 @@ from typing import Any
 
 from mtkit.config.section import Section
 from mtkit.formats.bundle import Bundle, open_bundle, read_scores
-from mtkit.formats.card import decoding_text, settings_of, weights_text
+from mtkit.formats.card import changes_text, decoding_text, settings_of, weights_text
 from mtkit.formats.storage import Packed
 
 SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
@@ -89,6 +89,8 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
         yield from _lengths(data)
     if training:
         yield "training", f"{_number(training, 'steps')} updates in {training.get('minutes', '?')} minutes"
+        if changed := changes_text(training):
+            yield "changed", changed
         if steps := training.get("averaged_steps"):
             chosen = f"chosen by {config.training.select_by} of the validation text"
             yield "weights", f"{weights_text(steps, config.training.ema_decay)}, {chosen}"

@@ -25,7 +25,12 @@ SettingsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Start training anew; what was trained is deleted.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start training anew; the old run goes once the new one has a checkpoint.")
+]
+ChangeOption = Annotated[
+    bool, typer.Option("--change", help="Go on with settings that change what the run becomes, from here on.")
+]
 BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
 LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
 BatchTokensOption = Annotated[

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.evaluate import ScoredSet, evaluate
-from mtkit.files import clear_beside, only_writer, write_file
+from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, write_file
 from mtkit.formats.bundle import open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
+from mtkit.fresh import FreshStart, fresh_start, settle_fresh
+from mtkit.messages import say
 from mtkit.models.device import pick_device
 from mtkit.prepare import (
     binarize,
@@ -23,30 +24,33 @@ from mtkit.prepare import (
     read_validation,
     tokenizer_is_current,
 )
-from mtkit.records import is_trained
+from mtkit.records import changed_since_trained, has_model, is_trained
 from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
+from mtkit.training.checkpoint import checkpoint_steps, step_directories
+from mtkit.training.stop import without_usr1
 from mtkit.translator import load
+
+REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are exchanged for others as a whole
 
 
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
     config = carried_over(config)
-    with only_writer(config.run_path):
-        _clear_leftovers(config)
+    with _opened(config):
         try:
             is_current = tokenizer_is_current(config)
         except CheckpointError as error:
             if _is_begun(config):
                 raise
             is_current = False
-            _say(f"warning: {error}")
+            say(f"warning: {error}")
         if is_current:
-            _say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
+            say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
         else:
             _renew_tokenizer(config)
 
@@ -57,41 +61,51 @@ def run_binarize(config: Config) -> None:
     The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
     """
     config = carried_over(config)
-    with only_writer(config.run_path):
-        _clear_leftovers(config)
+    with _opened(config):
         if not tokenizer_is_current(config):
             _renew_tokenizer(config)
         binarize(config)
 
 
-def run_train(config: Config, fresh: bool = False) -> None:
-    """`mtkit train`: what is missing above, then training, which goes on where it stopped."""
+def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
+    """`mtkit train`: what is missing above, then training, which goes on where it stopped.
+
+    fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
+    """
     config = carried_over(config)
-    with only_writer(config.run_path):
-        _clear_leftovers(config)
-        _train(config, fresh)
+    with _opened(config):
+        _train(config, fresh, change)
 
 
-def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
+def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
     config = carried_over(config)
-    with only_writer(config.run_path):
-        _clear_leftovers(config)
-        _train(config, fresh)
+    with _opened(config):
+        _train(config, fresh, change)
         return _evaluate(config)
 
 
-def _clear_leftovers(config: Config) -> None:
-    """What a kill left half written of a stage may be large, and the stage may never be done again.
+@contextmanager
+def _opened(config: Config) -> Iterator[None]:
+    """The run directory, for writing: nobody else writes there, it can be written, and what a kill left is gone.
 
-    Only names that mtkit gives are touched, since the run directory may hold files of the user. Training clears the
-    checkpoints.
+    Leftovers may be large, and the stage that they are of may never be done again. Only names that mtkit gives are
+    touched, since the run directory may hold files of the user. Training clears the checkpoints.
     """
-    for name in ("tokenizer", "data/train", "data/valid", "model"):
-        clear_beside(config.run_path / name)
+    run = config.run_path
+    require_folder(run, replaced=False)
+    with only_writer(run), without_usr1():
+        for name in REPLACED:
+            clear_beside(run / name)
+        settle_fresh(run)
+        for name in REPLACED:
+            require_folder(run / name)
+        for name in ("data", "checkpoints", "tensorboard", "translations"):
+            require_folder(run / name, replaced=False)
+        yield
 
 
-def _train(config: Config, fresh: bool) -> None:
+def _train(config: Config, fresh: bool, change: bool) -> None:
     if not config.data.valid:
         raise ConfigError(
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
@@ -104,26 +118,27 @@ def _train(config: Config, fresh: bool) -> None:
     if fresh or not _is_begun(config):
         start_bundle(config)  # if it does not fit, that too
     if fresh:
-        _forget(config)
+        with fresh_start(config.run_path) as start:
+            _prepare_anew(config, start)
+            train(config, read_validation(config), after_save=start.keep_new)
+        return
     _prepare(config)
     if is_trained(config):
         write_file(config.run_path / "config.yaml", config_text(config).encode())
-        _say(f"training: {config.run_path / 'model'} is up to date")
-    else:
-        train(config, read_validation(config))
-
-
-def _forget(config: Config) -> None:
-    """All that training left; the tokenizer and the data stay if they are up to date."""
-    for name in ("checkpoints", "model", "tensorboard"):
-        shutil.rmtree(config.run_path / name, ignore_errors=True)
-    for name in ("log.jsonl", "trained.json", "evaluated.json"):
-        (config.run_path / name).unlink(missing_ok=True)
+        say(f"training: {config.run_path / 'model'} is up to date")
+        return
+    if has_model(config) and not checkpoint_steps(config.run_path / "checkpoints"):
+        raise CheckpointError(
+            f"{config.run_path}: holds a finished model, but no checkpoints that training could go on from, and this "
+            f"changed: {'; '.join(changed_since_trained(config))}. Change it back, give the run another name "
+            f"(training.start_from={config.run_path} starts it from this model), or replace the model with --fresh"
+        )
+    train(config, read_validation(config), change)
 
 
 def _prepare(config: Config) -> None:
     if _raw_text_is_gone(config):
-        _say("the training text is not where the settings say; going on with what was binarized from it")
+        say("the training text is not where the settings say; going on with what was binarized from it")
         return
     if not tokenizer_is_current(config):
         _renew_tokenizer(config)
@@ -132,10 +147,30 @@ def _prepare(config: Config) -> None:
         binarize(config)
 
 
+def _prepare_anew(config: Config, start: FreshStart) -> None:
+    """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
+    if not _is_sound(tokenizer_is_current, config):
+        start.put_aside("tokenizer", "data/train", "data/valid")
+        make_tokenizer(config)
+    if not _is_sound(binarized_is_current, config):
+        start.put_aside("data/train", "data/valid")
+        binarize(config)
+
+
+def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
+    """Whether a stage need not be done again; what is damaged needs it."""
+    try:
+        return is_current(config)
+    except (CheckpointError, DataError) as error:
+        say(f"warning: {error}")
+        return False
+
+
 def _renew_tokenizer(config: Config) -> None:
     _refuse_if_trained(config)
-    shutil.rmtree(config.run_path / "data", ignore_errors=True)  # another tokenizer's ids mean nothing
     make_tokenizer(config)
+    for name in ("train", "valid"):
+        remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
 
 
 def _raw_text_is_gone(config: Config) -> bool:
@@ -145,7 +180,8 @@ def _raw_text_is_gone(config: Config) -> bool:
 
 
 def _is_begun(config: Config) -> bool:
-    return any((config.run_path / "checkpoints").glob("step-*"))
+    """Whether there is something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
+    return bool(step_directories(config.run_path / "checkpoints")) or has_model(config)
 
 
 def _refuse_if_trained(config: Config) -> None:
@@ -168,7 +204,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     if stored and record.exists() and record.read_text(encoding="utf-8") == inputs:
-        _say(f"scores: {bundle.path / 'scores.json'} is up to date")
+        say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
     translator = load(bundle.path, [f"device={config.device}", *decoding])
@@ -205,7 +241,3 @@ def _evaluation_inputs(config: Config, bundle: Path, sets: dict[str, SetFiles]) 
         },
         sort_keys=True,
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -18,18 +18,20 @@ from mtkit.canaries import make_canaries
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
+from mtkit.data.manifest import checksum
 from mtkit.errors import CheckpointError
-from mtkit.files import write_file
+from mtkit.files import standing, write_file
 from mtkit.formats.bundle import save_bundle
-from mtkit.identity import completion_of, differences, with_defaults
+from mtkit.identity import WITHOUT_EFFECT, completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
 from mtkit.start import start_checksum
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.checkpoint import Progress
 from mtkit.translator import translator_of
 
 
 def write_start(
-    config: Config, corpus: Corpus, model: TranslationModel, precision: str, start: str | None
+    config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, start: str | None
 ) -> dict[str, Any]:
     """Write the settings, and the facts of this process, which come back.
 
@@ -42,8 +44,9 @@ def write_start(
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": torch.get_num_threads(),
-        "precision": precision,
+        "precision": progress.precision,
         "start_from": start,
+        **({"changes": progress.changes} if progress.changes else {}),
         "parameters": model.num_parameters,
         "command": sys.argv,
         "data": corpus.facts(),
@@ -78,35 +81,55 @@ def write_trained(config: Config, start: str | None) -> None:
 
     start is the checksum of the weights that training started from, which may be gone.
     """
-    _write_json(config.run_path / "trained.json", completion_of(config, _data(config), start))
+    _write_json(config.run_path / "trained.json", _completion(config, start))
 
 
 def is_trained(config: Config) -> bool:
-    """Whether training with these settings has come to its end, and its bundle is there.
+    """Whether training with these settings has come to its end, and its bundle is there."""
+    return has_model(config) and not changed_since_trained(config)
+
+
+def has_model(config: Config) -> bool:
+    """Whether the run directory holds a model that training finished, with these settings or with others."""
+    return (standing(config.run_path / "model") / "bundle.json").exists()
+
+
+def changed_since_trained(config: Config) -> list[str]:
+    """What is not as it was when training came to its end, in words; nothing if training again would give the same.
 
     A model that it started from and that is gone counts as the one that it was, and it may lie elsewhere now.
     """
     done = config.run_path / "trained.json"
-    if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
-        return False
     try:
         found = json.loads(done.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    if not isinstance(found, dict):
-        return False
-    training = found.get("training")
-    # Earlier versions noted where it lay, and not always what it was.
-    lay = training.pop("start_from", None) if isinstance(training, dict) else None
+    except (OSError, ValueError):
+        found = None
+    training = found.get("training") if isinstance(found, dict) else None
+    if not isinstance(training, dict):
+        return [f"{done} does not tell what it was trained with"]
+    # Earlier versions noted where the start lay, and not always what it was; and settings without effect.
+    lay = training.pop("start_from", None)
+    found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
     start = None
     if config.training.start_from is not None:
         start = start_checksum(config) or found.get("start_from") or (None if lay else "a model that is not there")
-    now = completion_of(config, _data(config), start)
-    return not any(differences(with_defaults(found, now, config), now))
+    now = _completion(config, start)
+    found.setdefault("validation", now["validation"])
+    return list(map(str, differences(with_defaults(found, now, config), now)))
 
 
-def _data(config: Config) -> str:
-    return Corpus.open(config.run_path / "data" / "train").digest
+def _completion(config: Config, start: str | None) -> dict[str, Any]:
+    data = Corpus.open(config.run_path / "data" / "train").digest
+    return completion_of(config, data, validation_digest(config), start)
+
+
+def validation_digest(config: Config) -> str:
+    """A checksum of the validation text as it was kept when the data was binarized; empty where it cannot be told."""
+    try:
+        manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
 
 
 def _write_json(path: Path, value: object) -> None:

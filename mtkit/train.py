@@ -5,9 +5,10 @@ runs/NAME/checkpoints/step-…/   log.jsonl
 
 import math
 import signal
-import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,16 +18,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtkit.batch import Batch
+from mtkit.changes import require_allowed, setting_at, with_changes
 from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.verification import Verification
-from mtkit.errors import CheckpointError, MtkitError, StoppedError
+from mtkit.errors import MtkitError, StoppedError, is_out_of_memory
 from mtkit.feed import Feed, Stream
-from mtkit.identity import differences, identity_of, with_defaults
+from mtkit.identity import MEASURES, Changes, changes_since, identity_of
+from mtkit.messages import on_terminal, say
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
-from mtkit.records import write_bundle, write_start, write_trained
+from mtkit.records import validation_digest, write_bundle, write_start, write_trained
 from mtkit.start import start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
@@ -43,35 +47,42 @@ from mtkit.training.checkpoint import (
     measured_weights,
     read_progress,
     save_checkpoint,
+    step_directory,
 )
 from mtkit.training.limits import divergence, expected_steps, reason_to_end
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
-from mtkit.training.scaler import LossScaler
+from mtkit.training.scaler import FIRST_SCALE, LossScaler
 from mtkit.training.schedule import learning_rate, lowers_rate
 from mtkit.training.stop import Stop, stopping_by_signal
-from mtkit.validation import Validation, measures_text, selection_score
+from mtkit.validation import Validation, best_logged, measures_text, selection_score
 
 NUM_SAMPLES = 3  # translations shown at each validation
 
 
-def say(text: str) -> None:
-    """A line for the user, on stderr, that does not break a progress bar."""
-    tqdm.write(text, file=sys.stderr)
+def nothing() -> None:
+    """What is done after a checkpoint unless somebody waits for one."""
 
 
-def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
+def train(
+    config: Config,
+    validation: tuple[list[str], list[str]],
+    change: bool = False,
+    after_save: Callable[[], None] = nothing,
+) -> None:
     """Train until a limit of the settings is reached, and leave the bundle in the run directory.
 
-    validation holds the sources and the references. Goes on from the last checkpoint there is. Raises StoppedError
-    after Ctrl-C or SIGTERM, the state saved.
+    validation holds the sources and the references. Goes on from the last checkpoint there is, with other settings than
+    it was made with if change says so. after_save is called after each checkpoint. Raises StoppedError after Ctrl-C,
+    SIGTERM or SIGHUP, the state saved.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
     corpus = Corpus.open(run / "data" / "train")
     corpus.require_tokenizer(tokenizer.hash)
     with Verification(corpus) as verification:
-        trainer = Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *validation))
+        measured = Validation.prepare(config, tokenizer, *validation)
+        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save)
         with stopping_by_signal() as stop:
             trainer.run(stop, verification)
 
@@ -79,8 +90,17 @@ def train(config: Config, validation: tuple[list[str], list[str]]) -> None:
 class Trainer:
     """The training loop and all that it needs at hand."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, corpus: Corpus, validation: Validation) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        validation: Validation,
+        change: bool = False,
+        after_save: Callable[[], None] = nothing,
+    ) -> None:
         self.config = config
+        self.after_save = after_save
         self.settings = config.training
         self.run_path = config.run_path
         self.checkpoints = config.run_path / "checkpoints"
@@ -99,8 +119,10 @@ class Trainer:
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
+        self.shapes = ""  # of the batch at hand, for messages
         self.start = start_checksum(config)  # of the weights that training started from
-        self._resume()
+        self.changes = Changes([], [], [])  # since the checkpoint that training goes on from
+        self._resume(change)
         progress = self.state.progress
         self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
         board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
@@ -109,30 +131,74 @@ class Trainer:
     # Going on.
 
     def _identity(self) -> dict[str, Any]:
-        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, self.start)
+        validation = validation_digest(self.config)
+        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.start)
 
-    def _resume(self) -> None:
+    def _resume(self, change: bool) -> None:
+        """Go on from the newest checkpoint, if there is one; with other settings, if that is free or asked for."""
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
             self._start()
             return
-        _, found, _ = read_progress(self.checkpoints, steps[-1])
+        step = steps[-1]
+        _, found, _ = read_progress(self.checkpoints, step)
         if self.settings.start_from and not self.start:
             self.start = found["training"].get("start_from") or "a model that is not there"
-        now = self._identity()
-        if changes := list(differences(with_defaults(found, now, self.config), now)):
-            raise CheckpointError(
-                f"{self.run_path}: cannot go on from step {steps[-1]:,}, since these changed: {'; '.join(changes)}. "
-                "Change them back, give the run another name, or start anew with --fresh"
-            )
-        load_checkpoint(self.checkpoints, steps[-1], self.state)
+        self.changes = changes_since(found, self._identity(), self.config)
+        require_allowed(self.changes, self.run_path, step, change)
+        load_checkpoint(self.checkpoints, step, self.state)
         self.is_saved = True
-        say(f"going on from step {steps[-1]:,} in {self.run_path}")
+        say(f"going on from step {step:,} in {self.run_path}")
         progress = self.state.progress
         if progress.best_step and progress.best_step not in steps:
             say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
             progress.best_step, progress.best_score = 0, float("-inf")
+        if self.changes.all:
+            self._change(found)
+
+    def _change(self, found: dict[str, Any]) -> None:
+        """Take over what changed since the checkpoint, whose identity was found, and tell of it."""
+        progress, differences = self.state.progress, self.changes.all
+        changed = {difference.name for difference in differences}
+        chain = progress.changes
+        progress.changes = with_changes(chain, progress.step, progress.pairs, differences)
+        self.is_saved = False
+        say(f"from step {progress.step + 1:,} on: {'; '.join(map(str, differences))}")
+        if "training.precision" in changed:
+            progress.precision = pick_precision(self.settings.precision, self.device, self.config.model.d_model)
+            progress.loss_scale, progress.scale_updates = FIRST_SCALE, 0
+        then = self.settings.model_copy(update=found["training"])
+        rate = self._rate(progress.step + 1, then)
+        if changed & {"training.learning_rate", "training.schedule"}:
+            progress.rate_lowered = progress.stale_validations = 0
+        if (now := self._rate(progress.step + 1, self.settings)) != rate:
+            say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
+        if progress.best_step and changed & MEASURES:
+            logged = changed & MEASURES == {"training.select_by"} and not any(
+                MEASURES & c["settings"].keys() for c in chain
+            )
+            if logged and (
+                best := best_logged(
+                    self.run_path / "log.jsonl", progress, self.settings, checkpoint_steps(self.checkpoints)
+                )
+            ):
+                progress.best_step, progress.best_score, progress.bad_validations = best
+            else:
+                self._measure_best_again()
+            say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
+
+    def _measure_best_again(self) -> None:
+        """Scores of another measure cannot be compared with the best one so far, which is measured again."""
+        progress = self.state.progress
+        weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        self._put(measured_weights(self.checkpoints, progress.best_step))
+        measured, _ = self.validation.measure(self.model, self.tokenizer, Stop())
+        progress.best_score = selection_score(measured, self.settings)
+        self._put(weights)
+
+    def _rate(self, step: int, settings: TrainingConfig) -> float:
+        return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
 
     def _start(self) -> None:
         """Step 0: random weights stay, or make way for those that the settings name."""
@@ -149,7 +215,12 @@ class Trainer:
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
-        return step % self.settings.save_every == 0 or step % self.settings.validate_every == 0
+        """Whether a checkpoint is due after this step, by the settings that it was made with."""
+        chain, settings = self.state.progress.changes, self.settings
+        return any(
+            step % setting_at(chain, f"training.{name}", step, getattr(settings, name)) == 0
+            for name in ("save_every", "validate_every")
+        )
 
     def _save(self) -> None:
         self.state.progress.log_bytes = self.log.length
@@ -158,6 +229,12 @@ class Trainer:
         settings = self.settings
         best = self.state.progress.best_step
         delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
+        self.after_save()
+
+    @property
+    def _is_good(self) -> bool:
+        """Whether the last update was made; where it was skipped, training may be diverging, and nothing is saved."""
+        return self.state.progress.skipped_in_row == 0
 
     # The loop.
 
@@ -169,6 +246,10 @@ class Trainer:
         (self.run_path / "trained.json").unlink(missing_ok=True)
         try:
             self._write_start()
+            if self.changes.all:
+                told = {change.name: [change.before, change.after] for change in self.changes.all}
+                self.log.write("change", step=progress.step, settings=told)
+                self._save()  # so that from here on no one has to ask for it again
             with self.feed.batches(progress) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
@@ -176,10 +257,11 @@ class Trainer:
                 verification.wait(stop.check)
             self._finish(stop)
         except StoppedError:
-            if not self.is_saved:
+            if not self.is_saved and self._is_good:
                 self._save()
+            saved = "the state" if self.is_saved else f"the state of step {self._last_saved()}"
             raise StoppedError(
-                f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}; the state is saved in "
+                f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}; {saved} is saved in "
                 f"{self.checkpoints}, and the same command goes on from there"
             ) from None
         finally:
@@ -193,23 +275,26 @@ class Trainer:
             total=settings.max_steps,
             initial=progress.step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not on_terminal(),
             smoothing=0.05,
         ) as bar:
             while True:
                 # A checkpoint follows each validation, so that no kill repeats or loses one.
                 step = progress.step
-                if step % settings.validate_every == 0 and progress.validated_step < step:
-                    self._validate(stop)
+                if step % settings.validate_every == 0 and progress.validated_step < step and self._is_good:
+                    self._validate_or_save(stop)
                     progress.seconds = time.monotonic() - begun
                     progress.window = Window(since=progress.seconds)
-                if step and self._saves_at(step) and not self.is_saved:
+                if step and self._saves_at(step) and not self.is_saved and self._is_good:
                     self._save()
+                if stop.save:
+                    stop.save = False
+                    self._save_as_asked()
                 if reason := reason_to_end(progress, settings):
                     return reason
                 stop.check()
 
-                epoch = self._update(stream)
+                epoch = self._update_or_save(stream)
                 if what := divergence(progress, settings):
                     raise MtkitError(self._with_remedy(what))
                 bar.update()
@@ -228,6 +313,57 @@ class Trainer:
         """Passes over the corpus so far."""
         return self.state.progress.pairs / len(self.corpus)
 
+    def _save_as_asked(self) -> None:
+        """What SIGUSR1 asks for."""
+        if not self.is_saved and self._is_good and self.state.progress.step:
+            self._save()
+        say(f"SIGUSR1: the state of step {self._last_saved()} is saved; going on")
+
+    def _last_saved(self) -> str:
+        return f"{max(checkpoint_steps(self.checkpoints, resumable=True), default=0):,}"
+
+    def _update_or_save(self, stream: Stream) -> int:
+        """An update; if it runs out of memory, the state before it is saved and the error says what to change."""
+        progress = self.state.progress
+        before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
+        try:
+            return self._update(stream)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here, since the tensors of the update are freed with the error.
+        step = progress.step
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.progress, self.is_saved = before, was_saved
+        raise self._out_of_memory(
+            f"in step {step:,}, {self.shapes}",
+            f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
+            f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
+            f"training.accumulate={self.settings.accumulate * 2})",
+        )
+
+    def _validate_or_save(self, stop: Stop) -> None:
+        """A validation; if it runs out of memory, the state is saved and the error says what to change."""
+        try:
+            self._validate(stop)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._out_of_memory(
+            f"in the validation of step {self.state.progress.step:,}",
+            f"lower decoding.batch_tokens, which is {self.config.decoding.batch_tokens:,}, or, with --change, "
+            f"training.batch_tokens, which is {self.settings.batch_tokens:,}",
+        )
+
+    def _out_of_memory(self, where: str, advice: str) -> MtkitError:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self.is_saved and self._is_good and self.state.progress.step:
+            self._save()
+        saved = f"the state of step {self._last_saved()} is saved" if self.is_saved else "nothing is lost"
+        return MtkitError(f"{self.run_path}: out of memory {where}; {saved}. To go on, {advice}")
+
     def _update(self, stream: Stream) -> int:
         """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
 
@@ -239,13 +375,14 @@ class Trainer:
         self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
-        rate = learning_rate(progress.step, settings, self.config.model.d_model, progress.rate_lowered)
+        rate = self._rate(progress.step, settings)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
 
         tokens = sum(batch.target_tokens for batch in batches)
         sums = []
         for number, batch in enumerate(batches):
+            self.shapes = f"with {_shape(batch)}"
             batch = batch.to(self.device)
             # No random state is kept: chance is a function of where training is.
             torch.manual_seed(chance_seed(settings.seed, progress.step, number))
@@ -293,12 +430,17 @@ class Trainer:
         self.log.write("overflow", step=progress.step, loss_scale=progress.loss_scale)
 
     def _with_remedy(self, divergence: str) -> str:
+        remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
         steps = checkpoint_steps(self.checkpoints, resumable=True)
-        last = f"the last good checkpoint is that of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
-        return (
-            f"{self.run_path}: {divergence}; {last}. Start anew with --fresh and a lower training.learning_rate, with "
-            "training.clip_norm, or with training.precision fp32"
-        )
+        if steps:
+            newest = step_directory(self.checkpoints, steps[-1])
+            older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
+            return (
+                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved()}. With "
+                f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
+                "or start anew with --fresh and one of these"
+            )
+        return f"{self.run_path}: {divergence}; there is no checkpoint yet. Start again with {remedy}"
 
     # Validation, choice, average.
 
@@ -344,7 +486,7 @@ class Trainer:
         """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
         progress, settings = self.state.progress, self.settings
         if progress.validated_step < progress.step or not progress.best_step:
-            self._validate(stop)
+            self._validate_or_save(stop)
         if not self.is_saved:
             self._save()
         best = progress.best_step or progress.step  # the last one if no figure was a number
@@ -376,6 +518,7 @@ class Trainer:
             "pairs_seen": progress.pairs,
             "averaged_steps": steps,
             "start_from": self.start,
+            **({"changes": progress.changes} if progress.changes else {}),
             "data": self.corpus.facts(),
         }
         path = write_bundle(self.config, self.tokenizer, weights, self.validation.sources, training)
@@ -383,7 +526,7 @@ class Trainer:
 
     def _write_start(self) -> None:
         progress = self.state.progress
-        facts = write_start(self.config, self.corpus, self.model, progress.precision, self.start)
+        facts = write_start(self.config, self.corpus, self.model, progress, self.start)
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
@@ -394,6 +537,11 @@ class Trainer:
 def chance_seed(seed: int, step: int, micro_batch: int) -> int:
     """The seed of one forward pass: a function of where training is, so that no random state has to be saved."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _shape(batch: Batch) -> str:
+    source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
+    return f"a batch of {batch.num_pairs:,} pairs of up to {source:,} source and {target:,} target tokens"
 
 
 def _padding(batches: list[Batch]) -> float:

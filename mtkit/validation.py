@@ -1,6 +1,10 @@
 """How good a model is while it trains: its loss and likelihood, and the scores of real translations."""
 
+import json
 import math
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +16,12 @@ from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
+from mtkit.errors import DataError
+from mtkit.messages import say
 from mtkit.models.interface import TranslationModel
 from mtkit.scores import validation_score
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.checkpoint import Progress
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.stop import Stop
 from mtkit.translator import Translator
@@ -33,18 +40,32 @@ class Validation:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the pairs; the loss is over those that are not blank or too long, as in training."""
+        """Encode the pairs; the loss is over those that are not blank or too long, as in training.
+
+        Pairs that are left out are told; without any other it is a DataError, since no figure would mean anything.
+        """
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
+        is_blank = [
+            not (source.strip() and reference.strip()) for source, reference in zip(sources, references, strict=True)
+        ]
         most = config.data.max_length
-        pairs = [(s, t) for s, t in encoded if 0 < len(s) <= most and 0 < len(t) <= most]
+        pairs: list[tuple[list[int], list[int]]] = []
+        left_out: Counter[str] = Counter()
+        for (source, target), blank in zip(encoded, is_blank, strict=True):
+            if blank or not source or not target:
+                left_out["blank"] += 1
+            elif max(len(source), len(target)) > most:
+                left_out["too long"] += 1
+            else:
+                pairs.append((source, target))
+        _tell_left_out(config, len(pairs), left_out)
         batches: list[tuple[Ragged, Ragged]] = []
-        if pairs:
-            lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
-            tokens = max(config.training.batch_tokens, most + 1)
-            plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
-            for b in range(len(plan)):
-                chosen = [pairs[i] for i in plan.batch(b)]
-                batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+        lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
+        tokens = max(config.training.batch_tokens, most + 1)
+        plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
+        for b in range(len(plan)):
+            chosen = [pairs[i] for i in plan.batch(b)]
+            batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
         # Greedy, and not much longer than the source: a young model may go on and on.
         decoding = DecodingConfig(
@@ -86,6 +107,41 @@ class Validation:
         smoothing = self.config.training.label_smoothing
         sums = label_smoothed_cross_entropy(features, model.output, batch.labels, smoothing)
         return torch.stack(sums).cpu().double()
+
+
+def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
+    num_pairs = num_kept + left_out.total()
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    limit = f"data.max_length is {config.data.max_length} tokens"
+    if not num_kept:
+        files = ", ".join(str(path) for corpus in config.data.valid for path in corpus.paths) or "data.valid"
+        raise DataError(
+            f"{files}: none of {num_pairs:,} validation pairs can be used ({counts or 'there are none'}; {limit}); "
+            "checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
+        )
+    if left_out:
+        say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")
+
+
+def best_logged(
+    path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
+) -> tuple[int, float, int] | None:
+    """Of these steps the best one by what log.jsonl tells of its validations, its score, and how many came after it.
+
+    None where the log does not tell of any of them.
+    """
+    with path.open("rb") as file:
+        lines = file.read(progress.log_bytes).decode("utf-8", "replace").splitlines()
+    events = [event for event in map(json.loads, lines) if event["event"] == "validation"]
+    scores = {
+        event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
+        for event in events
+    }
+    known = [step for step in scores if step in steps]
+    if not known:
+        return None
+    best = max(known, key=lambda step: (scores[step], -step))
+    return best, scores[best], sum(step > best for step in scores)
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:

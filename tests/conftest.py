@@ -2,15 +2,17 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtkit.config.settings import Config
-from mtkit.pipeline import run_all
+from mtkit.pipeline import run_all, run_binarize
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -134,3 +136,29 @@ def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory
     run_dir = tmp_path_factory.mktemp("tiny") / "run"
     run_all(config_with(toy_settings(corpus_files, run_dir)))
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a tokenizer and a hundred binarized pairs, and nothing trained."""
+    root = tmp_path_factory.mktemp("prepared")
+    config = config_with(
+        toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run"), tokenizer={"vocab_size": 330}
+    )
+    run_binarize(config)
+    return root / "run"
+
+
+@pytest.fixture
+def make(make_config: Callable[..., Config], prepared: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Makes the settings of a run that can be trained: training settings, its name and its device may be given."""
+    from runs import MODEL, TRAINING
+
+    def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:
+        if not (tmp_path / name).exists():
+            shutil.copytree(prepared, tmp_path / name)
+        model = model if model and "architecture" in model else {**MODEL, **(model or {})}
+        config = make_config(tmp_path / name, model=model, training={**TRAINING, **training})
+        return config.model_copy(update={"device": device})
+
+    return made

@@ -4,11 +4,12 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial, reduce
 from itertools import islice, pairwise, takewhile
@@ -19,6 +20,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import (
+    MIXED,
+    MODEL,
+    RECURRENT,
+    TRAINING,
+    Killed,
+    Make,
+    always,
+    at_step,
+    doing,
+    events,
+    interrupt,
+    kill,
+    outcome,
+    trained,
+    trainer_of,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -37,7 +55,7 @@ from mtkit.prepare import read_validation
 from mtkit.records import is_trained
 from mtkit.symbols import OWN, START_TOKENS, Marks
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import NUM_SAMPLES, Trainer, chance_seed, train
+from mtkit.train import NUM_SAMPLES, Trainer, chance_seed
 from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.scaler import LossScaler
@@ -51,133 +69,6 @@ DEVICES = [
         "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
     ),
 ]
-
-# Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
-# of the stretch between two checkpoints.
-MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
-RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
-MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
-TRAINING = {
-    "batch_tokens": 96,
-    "accumulate": 2,
-    "max_steps": 24,
-    "warmup_steps": 8,
-    "validate_every": 8,
-    "validation_sentences": 5,
-    "save_every": 4,
-    "log_every": 5,
-    "label_smoothing": 0.1,
-    "average_checkpoints": 3,
-}
-
-Make = Callable[..., Config]
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with a tokenizer and a hundred binarized pairs, and nothing trained."""
-    from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-
-    root = tmp_path_factory.mktemp("prepared")
-    config = config_with(
-        toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run"), tokenizer={"vocab_size": 330}
-    )
-    run_binarize(config)
-    return root / "run"
-
-
-@pytest.fixture
-def make(make_config: Make, prepared: Path, tmp_path: Path) -> Make:
-    """Makes the settings of a run that can be trained: training settings, its name and its device may be given."""
-
-    def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:
-        if not (tmp_path / name).exists():
-            shutil.copytree(prepared, tmp_path / name)
-        model = model if model and "architecture" in model else {**MODEL, **(model or {})}
-        config = make_config(tmp_path / name, model=model, training={**TRAINING, **training})
-        return config.model_copy(update={"device": device})
-
-    return made
-
-
-def trained(config: Config) -> Path:
-    """Train to the end; the run directory."""
-    train(config, read_validation(config))
-    return config.run_path
-
-
-def trainer_of(config: Config) -> Trainer:
-    """A trainer that stands where the last checkpoint is."""
-    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
-    corpus = Corpus.open(config.run_path / "data" / "train")
-    return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
-
-
-def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The log's events, or those of some kinds, without what clocks say."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    clocks = ("seconds", "minutes", "tokens_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clocks}
-        for line in lines
-        if (line["event"] in kinds if kinds else line["event"] != "start")
-    ]
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves but what clocks say: two runs are the same if this is equal."""
-    found: dict[str, Any] = {
-        str(path.relative_to(run)): path.read_bytes()
-        for folder in ("checkpoints", "model")
-        for path in (run / folder).rglob("*.safetensors")
-    }
-    for step in checkpoint_steps(run / "checkpoints"):
-        progress, identity, _ = read_progress(run / "checkpoints", step)
-        progress.seconds = progress.log_bytes = progress.window.since = 0
-        found[f"progress {step}"] = (progress, identity)
-    found["folders"] = sorted(path.name for path in (run / "checkpoints").iterdir())
-    found["log"] = events(run)
-    return found
-
-
-class Killed(BaseException):
-    """What stands in for the end of the process: nothing of mtkit handles it."""
-
-
-def kill() -> None:
-    """End it all."""
-    raise Killed
-
-
-def interrupt() -> None:
-    """What Ctrl-C does."""
-    signal.raise_signal(signal.SIGINT)
-
-
-def at_step(step: int) -> Callable[[Trainer], bool]:
-    """Whether so many updates are done."""
-    return lambda trainer: trainer.state.progress.step == step
-
-
-def always(_: object) -> bool:
-    """At the first call."""
-    return True
-
-
-@contextmanager
-def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[Any], bool]) -> Iterator[None]:
-    """Do something before the calls of a function of mtkit whose time it is."""
-    function = getattr(owner, name)
-
-    def disturbed(*arguments: Any, **options: Any) -> Any:
-        if is_time(arguments[0]):
-            action()
-        return function(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, disturbed)
-        yield
-
 
 # Law: a run that was killed and resumed equals one that was not.
 
@@ -252,7 +143,7 @@ def test_a_process_that_was_killed_and_started_again_equals_one_that_was_not(mak
     assert outcome(trained(config)) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("step", [5, 8, 23])
 def test_a_run_that_was_interrupted_saves_its_state_and_goes_on_as_if_it_had_not_been(
     make, uninterrupted, number, step, capfd
@@ -603,7 +494,7 @@ def test_a_finished_run_that_is_older_than_a_setting_is_up_to_date_where_the_set
 
     assert is_trained_without("training", "momentum")
     assert is_trained_without("model", *inside, "activation")
-    assert not is_trained_without("training", "log_every")
+    assert not is_trained_without("training", "save_every")
     assert not is_trained_without("model", *inside, "d_ff")
     assert not is_trained_without("data")
 
@@ -817,17 +708,32 @@ def _name(model: torch.nn.Module, weight: Tensor) -> str:
     return next(name for name, parameter in model.named_parameters() if parameter is weight)
 
 
-def test_many_updates_in_a_row_that_are_not_finite_end_training_with_a_checkpoint_in_place(make):
-    config = make(
-        schedule="constant", warmup_steps=5, learning_rate=1e30, max_skipped=4, save_every=1, validate_every=50
-    )
+def test_many_updates_in_a_row_that_are_not_finite_end_training_with_a_good_checkpoint_in_place(
+    make, capsys, monkeypatch
+):
+    update = Trainer._update
+
+    def diverging(trainer: Trainer, stream: Iterator[Any]) -> int:
+        """Gradients that overflow from step 7 on, unless the rate is low."""
+        bad = trainer.state.progress.step >= 6 and trainer.settings.learning_rate > 0.005
+        hook = trainer.model.output.weight.register_hook(lambda gradient: gradient * math.inf) if bad else None
+        epoch = update(trainer, stream)
+        if hook is not None:
+            hook.remove()
+        return epoch
+
+    monkeypatch.setattr(Trainer, "_update", diverging)
+    config = make(max_skipped=4, save_every=1)
     with pytest.raises(MtkitError) as caught:
         trained(config)
     message = str(caught.value)
     assert "4 updates in a row" in message
     assert "training.learning_rate" in message
     assert "\n" not in message
+    skipped = r"step ([\d,]+): the \w+ is not finite"
+    first_bad = int(re.findall(skipped, capsys.readouterr().err)[-4])
     last = checkpoint_steps(config.run_path / "checkpoints")[-1]
+    assert last == first_bad - 1, "a checkpoint of the bad stretch would take the place of a good one"
     assert f"the last good checkpoint is that of step {last}" in message
     trainer = trainer_of(config)
     trainer.log.close()
@@ -835,6 +741,10 @@ def test_many_updates_in_a_row_that_are_not_finite_end_training_with_a_checkpoin
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
     for event in events(config.run_path):
         json.dumps(event, allow_nan=False)
+    with pytest.raises(MtkitError, match="4 updates in a row"):
+        trained(config)
+    run = trained(make(max_skipped=4, save_every=1, learning_rate=0.001), change=True)
+    assert checkpoint_steps(run / "checkpoints")[-1] == 24
 
 
 # The end of training, and what is chosen.
@@ -944,9 +854,15 @@ def test_a_skipped_update_is_not_averaged(make, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_update", disturbed)
     run = trained(config)
-    averages = [load_file(step_directory(run / "checkpoints", step) / "average.safetensors") for step in range(1, 9)]
+    assert checkpoint_steps(run / "checkpoints") == [1, 2, 3, 4, 5, 7, 8]
+    averages = [load_file(step_directory(run / "checkpoints", step) / "average.safetensors") for step in (4, 5, 7, 8)]
     changed = [any(not torch.equal(one[name], other[name]) for name in one) for one, other in pairwise(averages)]
-    assert changed == [True, True, True, True, False, True, True]
+    assert changed == [True, True, True]
+    weights = read_weights(run / "checkpoints", 7)
+    decay = (1 + 7) / (10 + 7)
+    for name, average in averages[2].items():  # as if the sixth update had not been
+        wanted = averages[1][name] * decay + weights[name] * (1 - decay)
+        torch.testing.assert_close(average, wanted)
     assert all(tensor.isfinite().all() for average in averages for tensor in average.values())
 
 
@@ -1054,15 +970,23 @@ def test_signals_are_as_they_were_when_training_ends(make):
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_run_at_once(second):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_ctrl_c_ends_the_run_at_once(first):
     with stopping_by_signal() as stop:
-        interrupt()
-        assert stop.signal == signal.SIGINT
+        signal.raise_signal(first)
+        assert stop.signal == first
         with pytest.raises(StoppedError):
             stop.check()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(second)
+            interrupt()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_that_no_person_sends_lets_the_state_be_saved(second):
+    with stopping_by_signal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(second)
+        assert stop.signal == signal.SIGHUP
 
 
 def test_a_run_that_was_ended_at_once_goes_on_as_if_it_had_not_been(make, uninterrupted):

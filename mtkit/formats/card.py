@@ -103,8 +103,28 @@ def _training(config: Config, training: dict[str, Any]) -> str:
         return ""
     return (
         f"{training['steps']:,} updates in {training['minutes']} minutes; the weights are "
-        f"{weights_text(training['averaged_steps'], config.training.ema_decay)}. "
+        f"{weights_text(training['averaged_steps'], config.training.ema_decay)}. {_changes(training)}"
     )
+
+
+def _changes(training: dict[str, Any]) -> str:
+    """A sentence on settings that changed on the way, where some did."""
+    told = changes_text(training)
+    return f"Settings changed on the way: {told}. " if told else ""
+
+
+def changes_text(training: dict[str, Any]) -> str:
+    """Which settings of training changed on the way, and after which update."""
+    return "; ".join(
+        f"after update {change['step']:,} "
+        + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
+        for change in training.get("changes", [])
+    )
+
+
+def _change(name: str, sides: list[Any]) -> str:
+    """A setting that changed; of text that changed there is but a checksum, which tells nobody anything."""
+    return f"{name} from {sides[0]} to {sides[1]}" if "." in name else f"the {name} text"
 
 
 def decoding_text(decoding: DecodingConfig) -> str:

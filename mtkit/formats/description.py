@@ -41,6 +41,7 @@ KINDS = {
         "minutes": float,
         "pairs_seen": int,
         "averaged_steps": [int],
+        "changes": [{"step": int, "pairs": int, "settings": Table(list)}],
         "data": {
             "num_pairs": int,
             "source_tokens": int,
@@ -104,8 +105,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_fits(value[key], kind[key]) for key in kind.keys() & value.keys())
     if isinstance(kind, list):
         return isinstance(value, list) and all(_fits(each, kind[0]) for each in value)
-    if kind is str:
-        return isinstance(value, str)
+    if kind in (str, list):
+        return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False
     return math.isfinite(value) and value >= 0

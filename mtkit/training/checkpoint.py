@@ -5,7 +5,7 @@ checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  [average.s
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,13 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtkit.errors import CheckpointError
-from mtkit.files import replaced_directory, settle
+from mtkit.files import remove, replaced_directory, settle
 from mtkit.training.average import MovingAverage
 from mtkit.training.log import Window
-from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
+from mtkit.training.optimizer import optimizer_tensors, remembers_alike, restore_optimizer
 from mtkit.training.scaler import FIRST_SCALE
 
 FORMAT = 1
+
+# What mtkit itself names so; all else that lies beside the checkpoints is the user's.
+STEP = re.compile(r"step-(\d{8,})")
+LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
+
+Change = dict[str, Any]  # step and pairs at which settings changed, and settings: {name: [before, after]}
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
@@ -49,6 +55,7 @@ class Progress:
     loss_scale: float = FIRST_SCALE
     scale_updates: int = 0  # since the loss scale changed
     log_bytes: int = 0  # length of log.jsonl, which is cut back to it
+    changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
 
@@ -70,20 +77,32 @@ def step_directory(checkpoints: Path, step: int) -> Path:
 def clear_leftovers(checkpoints: Path) -> None:
     """Mend what a kill left, so that all that is there is whole; for the one who may write there."""
     for leftover in list(checkpoints.glob(".step-*")):
-        settle(leftover.with_name(leftover.stem[1:]))
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    for directory in list(checkpoints.glob("step-*")):
+        if name := LEFTOVER.fullmatch(leftover.name):
+            settle(leftover.with_name(name[1]))
+            remove(leftover)
+    for directory in step_directories(checkpoints):
         if not (directory / PROGRESS).exists():  # written last and deleted first
-            shutil.rmtree(directory)
+            remove(directory)
+
+
+def step_directories(checkpoints: Path) -> list[Path]:
+    """The directories that are named as checkpoints are, whole or not, in the order of their steps."""
+    found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=_step_of)
+
+
+def _step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
 
 
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
     """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
-    found = (
-        d for d in checkpoints.glob("step-*") if (d / PROGRESS).exists() and (not resumable or (d / OPTIMIZER).exists())
-    )
-    return sorted(int(directory.name.removeprefix("step-")) for directory in found)
+    needed = (PROGRESS, OPTIMIZER) if resumable else (PROGRESS,)
+    return [
+        _step_of(directory)
+        for directory in step_directories(checkpoints)
+        if all((directory / name).exists() for name in needed)
+    ]
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
@@ -126,16 +145,21 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Put model, average, optimizer and progress where they were."""
-    progress, _, _ = read_progress(checkpoints, step)
+    """Put model, average, optimizer and progress where they were.
+
+    An average begins at the weights where the checkpoint has none. The optimizer starts with empty memory where its
+    own is of another kind, such as sgd's beside Adam's.
+    """
+    progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
             parameter.copy_(weights[name])
     if state.average is not None:
-        state.average.restore(_read_tensors(checkpoints, step, AVERAGE))
+        state.average.restore(_read_tensors(checkpoints, step, AVERAGE) if AVERAGE in files else weights)
     memory = _read_tensors(checkpoints, step, OPTIMIZER)
-    restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
+    if remembers_alike(state.optimizer, memory):
+        restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
     state.progress = progress
 
 
@@ -182,8 +206,9 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
     for step in steps:
         directory = step_directory(checkpoints, step)
         if step not in needed:
-            (directory / PROGRESS).unlink()  # first, so that a kill leaves nothing that looks like a checkpoint
-            shutil.rmtree(directory)
+            if not directory.is_symlink():
+                (directory / PROGRESS).unlink()  # first, so that a kill leaves nothing that looks like a checkpoint
+            remove(directory)
         elif step not in newest:
             (directory / OPTIMIZER).unlink(missing_ok=True)
 

@@ -58,8 +58,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     }
 
 
+def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
+    """Whether the tensors, as optimizer_tensors names them, are the memory of an optimizer of this kind.
+
+    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square.
+    """
+    of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
+    return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The opposite."""
+    """Loads what optimizer_tensors returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, parameter = name.split("/", 1)

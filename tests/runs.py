@@ -1,0 +1,117 @@
+"""Small runs over the toy corpus: how they are trained, interrupted in the middle of something, and compared."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtkit.config.settings import Config
+from mtkit.data.corpus import Corpus
+from mtkit.prepare import read_validation
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.train import Trainer, train
+from mtkit.training.checkpoint import checkpoint_steps, read_progress
+from mtkit.validation import Validation
+
+# Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
+# of the stretch between two checkpoints.
+MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
+RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
+MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
+TRAINING = {
+    "batch_tokens": 96,
+    "accumulate": 2,
+    "max_steps": 24,
+    "warmup_steps": 8,
+    "validate_every": 8,
+    "validation_sentences": 5,
+    "save_every": 4,
+    "log_every": 5,
+    "label_smoothing": 0.1,
+    "average_checkpoints": 3,
+}
+
+Make = Callable[..., Config]
+
+
+def trained(config: Config, change: bool = False) -> Path:
+    """Train to the end, with changed settings if change says so; the run directory."""
+    train(config, read_validation(config), change)
+    return config.run_path
+
+
+def trainer_of(config: Config) -> Trainer:
+    """A trainer that stands where the last checkpoint is."""
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    corpus = Corpus.open(config.run_path / "data" / "train")
+    return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
+
+
+def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The log's events, or those of some kinds, without what clocks say."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    clocks = ("seconds", "minutes", "tokens_per_second")
+    return [
+        {key: value for key, value in line.items() if key not in clocks}
+        for line in lines
+        if (line["event"] in kinds if kinds else line["event"] != "start")
+    ]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves but what clocks say: two runs are the same if this is equal."""
+    found: dict[str, Any] = {
+        str(path.relative_to(run)): path.read_bytes()
+        for folder in ("checkpoints", "model")
+        for path in (run / folder).rglob("*.safetensors")
+    }
+    for step in checkpoint_steps(run / "checkpoints"):
+        progress, identity, _ = read_progress(run / "checkpoints", step)
+        progress.seconds = progress.log_bytes = progress.window.since = 0
+        found[f"progress {step}"] = (progress, identity)
+    found["folders"] = sorted(path.name for path in (run / "checkpoints").iterdir())
+    found["log"] = events(run)
+    return found
+
+
+class Killed(BaseException):
+    """What stands in for the end of the process: nothing of mtkit handles it."""
+
+
+def kill() -> None:
+    """End it all."""
+    raise Killed
+
+
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def at_step(step: int) -> Callable[[Trainer], bool]:
+    """Whether so many updates are done."""
+    return lambda trainer: trainer.state.progress.step == step
+
+
+def always(_: object) -> bool:
+    """At the first call."""
+    return True
+
+
+@contextmanager
+def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[Any], bool]) -> Iterator[None]:
+    """Do something before the calls of a function of mtkit whose time it is."""
+    function = getattr(owner, name)
+
+    def disturbed(*arguments: Any, **options: Any) -> Any:
+        if is_time(arguments[0]):
+            action()
+        return function(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, disturbed)
+        yield
