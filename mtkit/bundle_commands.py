@@ -25,6 +25,8 @@ def pack(
 
     target = file or output
     assert target is not None
+    if str(target) == "-":
+        raise UsageError("a packed model goes into a FILE, where it appears whole; - is none")
     print(f"{target}: {pack(model, target):,} bytes", file=sys.stderr)
 
 
