@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mtkit.records import is_trained
 from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
-from mtkit.text.lines import fingerprint
+from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
 from mtkit.translator import load
@@ -167,7 +167,9 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     inputs = _evaluation_inputs(config, bundle.path, sets)
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
-    if stored and record.exists() and record.read_text(encoding="utf-8") == inputs:
+    known = record.read_text(encoding="utf-8") if stored and record.exists() else None
+    # Earlier versions knew packed text by its packed bytes.
+    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, packed_fingerprint)):
         _say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
@@ -188,12 +190,14 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
     return [(score.test_set, score.metric, score.score, score.signature) for score in scores]
 
 
-def _evaluation_inputs(config: Config, bundle: Path, sets: dict[str, SetFiles]) -> str:
+def _evaluation_inputs(
+    config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
+) -> str:
     """All that the scores depend on."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
-        name: [fingerprint(files.source), *map(fingerprint, files.target), *([files.tag] if files.tag else [])]
+        name: [fingerprint_of(files.source), *map(fingerprint_of, files.target), *([files.tag] if files.tag else [])]
         for name, files in sets.items()
     }
     return json.dumps(
