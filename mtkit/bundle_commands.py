@@ -26,6 +26,8 @@ def pack(
 
     target = file or output
     assert target is not None
+    if str(target) == "-":
+        raise UsageError("a packed model goes into a FILE, where it appears whole; - is none")
     say(f"{target}: {pack(model, target):,} bytes")
 
 

@@ -32,6 +32,7 @@ from mtkit.options import (
     count,
     decoding_settings,
     given,
+    one_standard_input,
     opened,
     standard_output,
 )
@@ -168,7 +169,7 @@ def run(
 def translate(
     model: ModelArgument,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Text file, or .gz, .xz, .zst; else standard input.")
+        Path | None, typer.Argument(metavar="FILE", help="Text file, packed or not; else, or for -, standard input.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -176,7 +177,7 @@ def translate(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write here, at the end; until then to FILE.part. Else to standard output.",
+            help="Write here, at the end; until then to FILE.part. Else, or for -, to standard output.",
         ),
     ] = None,
     beam_size: BeamSizeOption = None,
@@ -219,6 +220,7 @@ def translate(
         *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
     ]
     num_best = count("--n-best", n_best)
+    one_standard_input(file or Path("-"), prefix)
     with opened(file) as source:
         from mtkit.text.lines import read_lines
         from mtkit.translator import load
@@ -254,7 +256,7 @@ def _translate(
     from mtkit.translate import translate, writing
 
     at_once = source.isatty()
-    if output is None:
+    if output is None or str(output) == "-":
         translate(translator, source, standard_output(), num_best, scores, at_once, tag, prefixes)
         return
     with writing(output) as out:
@@ -264,7 +266,7 @@ def _translate(
 @app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")
 def score(
     model: ModelArgument,
-    source: Annotated[Path, typer.Option(metavar="FILE", help="Text, or .gz.")],
+    source: Annotated[Path, typer.Option(metavar="FILE", help="Text, packed or not, or -.")],
     target: Annotated[Path, typer.Option(metavar="FILE", help="Its translation, line by line.")],
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
@@ -281,6 +283,7 @@ def score(
     from mtkit.score import score
     from mtkit.translator import load
 
+    one_standard_input(source, target)
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
     score(translator, source, target, standard_output(), tokens)

@@ -13,7 +13,7 @@ from mtkit.errors import DataError
 from mtkit.messages import on_terminal, say
 from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
 from mtkit.testsets import SetFiles, fetch, test_sets
-from mtkit.text.lines import read_lines
+from mtkit.text.lines import named, read_lines
 from mtkit.translator import Translator, load
 
 # A significant difference is marked as the sacrebleu command marks it.
@@ -83,7 +83,8 @@ def score_models(
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
     config = systems[0][1].config
     if material.source is not None:
-        sets = {material.source.name: SetFiles(material.source, material.references, material.tag)}
+        name = named(material.source, material.source.name)
+        sets = {name: SetFiles(material.source, material.references, material.tag)}
     elif material.names:
         sets = {name: fetch(name, config.languages, material.tag) for name in material.names}
     else:
@@ -91,23 +92,17 @@ def score_models(
     return evaluate_models(systems, sets, replace(scoring, languages=config.languages))
 
 
-def score_texts(
-    hypothesis: Path, against: Path | None, lines: Sequence[str] | None, material: Material, scoring: Scoring
-) -> list[ScoredSet]:
-    """The scores of translations, and of those that they are compared with; lines are those of standard input."""
-    if lines is None:
-        name, systems = hypothesis.name, [System(str(hypothesis), list(read_lines(hypothesis)))]
-    else:
-        name, systems = "standard input", [System("standard input", lines)]
+def score_texts(hypothesis: Path, against: Path | None, material: Material, scoring: Scoring) -> list[ScoredSet]:
+    """The scores of translations, and of those that they are compared with."""
+    name = named(hypothesis, hypothesis.name)
+    systems = [System(named(path), list(read_lines(path))) for path in (hypothesis, against) if path is not None]
     source, references = material.source, material.references
-    if against is not None:
-        systems.append(System(str(against), list(read_lines(against))))
     if material.names:
         [name] = material.names
         files = fetch(name, scoring.languages)
         source, references = files.source, files.target
     elif against is not None:
-        name = references[0].name
+        name = named(references[0], references[0].name)
     return evaluate_texts(name, systems, references, scoring, source)
 
 
@@ -158,7 +153,7 @@ def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
     """The source and the references; DataError if a file cannot be read or their numbers of lines differ."""
     sources = list(read_lines(test_set.source))
     references = _read_references(test_set.target)
-    _check_counts(str(test_set.source), len(sources), test_set.target, references)
+    _check_counts(named(test_set.source), len(sources), test_set.target, references)
     return sources, references
 
 
@@ -176,7 +171,7 @@ def evaluate_texts(
     sources = None
     if source_path is not None:
         sources = list(read_lines(source_path))
-        _check_counts(str(source_path), len(sources), reference_paths, references)
+        _check_counts(named(source_path), len(sources), reference_paths, references)
     return score_set(name, systems[0], references, scoring, sources, *systems[1:])
 
 
@@ -315,5 +310,5 @@ def _check_counts(name: str, num_lines: int, paths: Sequence[Path], references: 
     for path, reference in zip(paths, references, strict=True):
         if len(reference) != num_lines:
             raise DataError(
-                f"{name} has {num_lines:,} lines but {path} has {len(reference):,}; line n must translate line n"
+                f"{name} has {num_lines:,} lines but {named(path)} has {len(reference):,}; line n must translate line n"
             )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mtkit.errors import DataError, MtkitError
+from mtkit.errors import MtkitError
 from mtkit.options import (
     BeamSizeOption,
     DeviceOption,
@@ -17,7 +17,7 @@ from mtkit.options import (
     choice,
     decoding_settings,
     language_pair,
-    opened,
+    one_standard_input,
 )
 
 THIRDS = "thirds"
@@ -83,6 +83,7 @@ def evaluate(
     import json as json_text
 
     overrides = decoding_settings(beam_size, length_penalty, None, device)
+    one_standard_input(source, *(reference or ()), hypothesis, against)
     if (model is None) == (hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
     if test is not None and against is None:
@@ -124,24 +125,11 @@ def evaluate(
         scores = score_models(model, against, overrides, material, scoring)
     else:
         assert hypothesis is not None
-        lines = _standard_input() if str(hypothesis) == "-" else None
-        scores = score_texts(hypothesis, against, lines, material, scoring)
+        scores = score_texts(hypothesis, against, material, scoring)
     if json:
         print(json_text.dumps([score.as_json() for score in scores], indent=1, ensure_ascii=False))
     else:
         print(table(scores), end="")
-
-
-def _standard_input() -> list[str]:
-    from mtkit.text.lines import decode_lines
-
-    lines = []
-    with opened(None) as stream:
-        for number, (line, damaged) in enumerate(decode_lines(stream), start=1):
-            if damaged:
-                raise DataError(f"standard input:{number}: not valid UTF-8; convert it to UTF-8")
-            lines.append(line)
-    return lines
 
 
 def _edges(text: str | None) -> tuple[int, ...]:

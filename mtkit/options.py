@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtkit.errors import DataError, MtkitError
+from mtkit.errors import MtkitError
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
 
@@ -82,16 +82,18 @@ def language_pair(text: str | None) -> tuple[str, str] | None:
 
 @contextmanager
 def opened(file: Path | None) -> Iterator[Any]:
-    """A file, or standard input, which stays open."""
-    if file is not None:
-        from mtkit.translate import reading
+    """A file to read, or standard input, which stays open: without a file, or for `-`."""
+    from mtkit.text.packing import STANDARD_INPUT
+    from mtkit.translate import reading
 
-        with reading(file) as stream:
-            yield stream
-    elif sys.stdin is None:
-        raise DataError("standard input is closed; give it some text, or a FILE")
-    else:
-        yield sys.stdin.buffer
+    with reading(file or STANDARD_INPUT) as stream:
+        yield stream
+
+
+def one_standard_input(*files: Path | None) -> None:
+    """A UsageError if more than one of the files is `-`, which can be read once; None is no file."""
+    if sum(str(file) == "-" for file in files) > 1:
+        raise UsageError("standard input, -, can be read once; name files for the others")
 
 
 def standard_output() -> Any:

@@ -20,15 +20,20 @@ from mtkit.models.device import pick_device
 from mtkit.prepare import (
     binarize,
     binarized_is_current,
+    is_there,
     make_tokenizer,
     read_validation,
+    renew_validation,
+    tokenizer_changes,
     tokenizer_is_current,
+    training_text_changes,
+    validation_text_changes,
 )
 from mtkit.records import changed_since_trained, has_model, is_trained
 from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
-from mtkit.text.lines import fingerprint
+from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
 from mtkit.training.checkpoint import checkpoint_steps, step_directories
@@ -43,16 +48,17 @@ def run_tokenizer(config: Config) -> None:
     config = carried_over(config)
     with _opened(config):
         try:
-            is_current = tokenizer_is_current(config)
+            changes = tokenizer_changes(config)
         except CheckpointError as error:
             if _is_begun(config):
                 raise
-            is_current = False
+            changes = [str(error)]
             say(f"warning: {error}")
-        if is_current:
-            say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
-        else:
+        if changes:
+            _refuse_if_begun(config, "tokenizer", changes)
             _renew_tokenizer(config)
+        else:
+            say(f"tokenizer: {config.run_path / 'tokenizer'} is up to date")
 
 
 def run_binarize(config: Config) -> None:
@@ -62,8 +68,14 @@ def run_binarize(config: Config) -> None:
     """
     config = carried_over(config)
     with _opened(config):
-        if not tokenizer_is_current(config):
+        if changes := tokenizer_changes(config):
+            _refuse_if_begun(config, "tokenizer", changes)
             _renew_tokenizer(config)
+        try:
+            changes = training_text_changes(config)
+        except DataError:  # damaged, which is what is to be mended
+            changes = []
+        _refuse_if_begun(config, "data/train", changes)
         binarize(config)
 
 
@@ -140,11 +152,23 @@ def _prepare(config: Config) -> None:
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
-    if not tokenizer_is_current(config):
+    is_begun = _is_begun(config)
+    if changes := tokenizer_changes(config):
+        _refuse_if_begun(config, "tokenizer", changes)
         _renew_tokenizer(config)
-    if not binarized_is_current(config):
-        _refuse_if_trained(config)
+    try:
+        changes = training_text_changes(config)
+    except DataError as error:
+        if is_begun:
+            raise
+        changes = [str(error)]
+        say(f"warning: {error}")
+    if changes:
+        _refuse_if_begun(config, "data/train", changes)
         binarize(config)
+    elif changes := validation_text_changes(config):
+        say(f"the validation text is kept anew: {'; '.join(changes)}")
+        renew_validation(config)
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
@@ -167,8 +191,10 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
 
 
 def _renew_tokenizer(config: Config) -> None:
-    _refuse_if_trained(config)
+    is_begun = _is_begun(config)
     make_tokenizer(config)
+    if is_begun:
+        return  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
 
@@ -184,12 +210,12 @@ def _is_begun(config: Config) -> bool:
     return bool(step_directories(config.run_path / "checkpoints")) or has_model(config)
 
 
-def _refuse_if_trained(config: Config) -> None:
-    if _is_begun(config):
+def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
+    """Refuse to make a tokenizer or data that a run began with into others; what was deleted may be made again."""
+    if changes and is_there(config.run_path / place) and _is_begun(config):
         raise DataError(
-            f"{config.run_path}: cannot go on: the training or validation text, or the settings that it is prepared by "
-            "(tokenizer, data, whether segmentations are sampled), changed since training began. Change them back, "
-            "give the run another name, or start anew with --fresh"
+            f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
+            f"{'; '.join(changes)}. Change that back, give the run another name, or start anew with --fresh"
         )
 
 
@@ -203,7 +229,9 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     inputs = _evaluation_inputs(config, bundle.path, sets)
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
-    if stored and record.exists() and record.read_text(encoding="utf-8") == inputs:
+    known = record.read_text(encoding="utf-8") if stored and record.exists() else None
+    # Earlier versions knew packed text by its packed bytes.
+    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, packed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
@@ -224,12 +252,14 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
     return [(score.test_set, score.metric, score.score, score.signature) for score in scores]
 
 
-def _evaluation_inputs(config: Config, bundle: Path, sets: dict[str, SetFiles]) -> str:
+def _evaluation_inputs(
+    config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
+) -> str:
     """All that the scores depend on."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
-        name: [fingerprint(files.source), *map(fingerprint, files.target), *([files.tag] if files.tag else [])]
+        name: [fingerprint_of(files.source), *map(fingerprint_of, files.target), *([files.tag] if files.tag else [])]
         for name, files in sets.items()
     }
     return json.dumps(

@@ -6,15 +6,17 @@ whether what is there is still what it would make.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
@@ -25,8 +27,17 @@ from mtkit.messages import say
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
-from mtkit.text.lines import read_pairs
-from mtkit.text.parallel import fingerprints, pairs_in_turn, read_source, read_target, tagged, tagged_pairs
+from mtkit.text.lines import read_pairs, require_file
+from mtkit.text.parallel import (
+    COLUMN,
+    fingerprints,
+    known_fingerprints,
+    pairs_in_turn,
+    read_source,
+    read_target,
+    tagged,
+    tagged_pairs,
+)
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
@@ -36,6 +47,7 @@ FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 def make_tokenizer(config: Config) -> None:
     """Train the tokenizer on the training corpora, or copy that of the model to start from, into the run directory."""
+    _check_held_out(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
         return
@@ -76,6 +88,13 @@ def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
 
 
+def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
+    return DataError(
+        f"{_names(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training chooses "
+        "checkpoints by them"
+    )
+
+
 def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
     # No setting decides what is blank.
     advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
@@ -87,25 +106,47 @@ def _names(corpora: Iterable[CorpusConfig]) -> str:
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether the run's tokenizer is what make_tokenizer would make; a damaged one is an error.
+    """Whether the run's tokenizer is what make_tokenizer would make; a damaged one is an error."""
+    return not tokenizer_changes(config)
 
-    A copied one stays current when the model that it was copied from is gone.
+
+def tokenizer_changes(config: Config) -> list[str]:
+    """Why the run's tokenizer is not what make_tokenizer would make: each file and setting that changed.
+
+    A damaged one is an error. A copied one stays current when the model that it was copied from is gone.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
-    if not directory.exists():
-        return False
+    if not is_there(directory):
+        return [f"{directory} is not there"]
     Tokenizer.load(directory)
     provenance = _read_provenance(directory / "provenance.json")
     if config.training.start_from is None:
-        # A setting that an earlier version of mtkit did not have was what is now its default.
-        defaults = TokenizerConfig().model_dump(mode="json")
-        provenance["settings"] = {**defaults, **provenance.get("settings", {})}
-        return provenance == _tokenizer_provenance(config)
+        return _provenance_changes(config, provenance)
     from mtkit.start import start_tokenizer  # here, since all else goes without torch
 
     tokenizer = start_tokenizer(config)
-    return provenance == _copy_provenance(tokenizer) if tokenizer else "copied" in provenance
+    is_current = provenance == _copy_provenance(tokenizer) if tokenizer else "copied" in provenance
+    return [] if is_current else [f"training.start_from: {config.training.start_from} has another tokenizer"]
+
+
+def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
+    """What changed of all that decides the tokenizer, where it is trained."""
+    if "copied" in before:
+        return ["training.start_from was a model, whose tokenizer was copied, is null"]
+    # A setting that an earlier version of mtkit did not have was what is now its default.
+    settings = {**TokenizerConfig().model_dump(mode="json"), **before.get("settings", {})}
+    known = _texts(before.get("fingerprints"))
+    now = _tokenizer_provenance(config)
+    changes = _setting_changes("tokenizer", settings, now["settings"])
+    if known != now["fingerprints"]:
+        changes += _text_changes("data.train", _corpora(config, config.data.train), known)
+    if before.get("tags", []) != now.get("tags", []):
+        tags = [", ".join(_texts(found.get("tags"))) or "none" for found in (before, now)]
+        changes.append(f"the tags of data.train were {tags[0]}, are {tags[1]}")
+    named = {"settings", "fingerprints", "tags"}
+    others = [{name: value for name, value in found.items() if name not in named} for found in (before, now)]
+    return changes + _setting_changes("provenance", *others)
 
 
 def binarize(config: Config) -> None:
@@ -151,19 +192,143 @@ def binarized_is_current(config: Config) -> bool:
     Damaged ones, and ones that another tokenizer made, are an error: nobody should train on them, and nobody should
     find them mended in silence.
     """
-    for directory in (_tokenizer_directory(config), _train_directory(config), _validation_directory(config)):
+    return not binarized_changes(config)
+
+
+def binarized_changes(config: Config) -> list[str]:
+    """Why the run's corpora are not what binarize would make: each file and setting that changed."""
+    directories = (_train_directory(config), _validation_directory(config))
+    for directory in directories:
         settle(directory)
-    if not _train_directory(config).exists() or not _validation_directory(config).exists():
-        return False
-    corpus = Corpus.open(_train_directory(config))
+    if missing := [f"{directory} is not there" for directory in directories if not is_there(directory)]:
+        return missing
+    return training_text_changes(config) + validation_text_changes(config)
+
+
+def training_text_changes(config: Config) -> list[str]:
+    """The same of the training text alone."""
+    directory = _train_directory(config)
+    for each in (_tokenizer_directory(config), directory):
+        settle(each)
+    if not is_there(directory):
+        return [f"{directory} is not there"]
+    corpus = Corpus.open(directory)
     corpus.require_tokenizer(Tokenizer.load(_tokenizer_directory(config)).hash)
+    corpora, manifest = _training_corpora(config), corpus.manifest
+    paths = [raw.path for raw in manifest.raw_files]
+    return [
+        *_text_changes("data.train", corpora, _fingerprints(manifest.raw_files), paths),
+        *_tag_changes("data.train", corpora, manifest.settings),
+        *_preparation_changes(config, manifest.settings),
+    ]
+
+
+def validation_text_changes(config: Config) -> list[str]:
+    """The same of the validation text alone."""
+    directory = _validation_directory(config)
+    settle(directory)
+    if not is_there(directory):
+        return [f"{directory} is not there"]
     read_validation(config)
-    kept = _read_json(_validation_directory(config) / "manifest.json")
-    return (
-        corpus.manifest.settings == _corpus_settings(config)
-        and _fingerprints(corpus.manifest.raw_files) == _fingerprints(_raw_files(_training_corpora(config)))
-        and _what_was_kept(kept) == _what_is_to_keep(config)
+    kept = _read_json(directory / "manifest.json")
+    corpora = _corpora(config, config.data.valid)
+    return [
+        *_text_changes("data.valid", corpora, _texts(kept.get("fingerprints")), _texts(kept.get("paths"))),
+        *_tag_changes("data.valid", corpora, kept),
+    ]
+
+
+def renew_validation(config: Config) -> None:
+    """Keep the validation text of now, where it alone changed."""
+    _check_held_out(config)
+    with _writing(config), replaced_directory(_validation_directory(config)) as directory:
+        _write_validation(config, directory)
+
+
+def is_there(directory: Path) -> bool:
+    """Whether there is something in a directory; an empty one is what a link to another disk leads to at first."""
+    return directory.exists() and any(directory.iterdir())
+
+
+def _preparation_changes(config: Config, before: dict[str, Any]) -> list[str]:
+    """What changed of the settings that decide which pairs stay, and as what; tags aside."""
+    rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
+    named = {"tags", "text"}
+    old, new = (
+        {**rules, **{name: value for name, value in settings.items() if name not in named}}
+        for settings in (before, _corpus_settings(config))
     )
+    changes = _setting_changes("data", old, new)
+    if config.training.samples_subwords != before.get("text", False):
+        was, is_now = ("yes", "no") if before.get("text", False) else ("no", "yes")
+        changes.append(
+            f"whether segmentations are sampled (training.bpe_dropout, training.unigram_alpha): was {was}, is {is_now}"
+        )
+    return changes
+
+
+def _setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
+    """Tags that changed; where the number of corpora changed, that is told instead."""
+    tags = before.get("tags") or [None] * len(corpora)
+    if not isinstance(tags, list) or len(tags) != len(corpora):
+        return []
+    return [
+        f"{section}[{place}].tag was {write_yaml(tag)}, is {write_yaml(corpus.tag)}"
+        for place, (tag, corpus) in enumerate(zip(tags, corpora, strict=True))
+        if tag != corpus.tag
+    ]
+
+
+def _text_changes(
+    section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
+) -> list[str]:
+    """Which files of a list of corpora changed; known are their fingerprints, and paths where they lay, if it is known.
+
+    Both go source, target, source, target, …
+    """
+    now = [known_fingerprints(corpus, known) for corpus in corpora]
+    before = list(zip(known[::2], known[1::2], strict=False))
+    found = [(source[1], target[1]) for source, target in now]
+    if found == before:
+        return []
+    if len(found) != len(before):
+        places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
+        gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
+        new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
+        changes = [f"{section}: {_listed(names) or 'a corpus'} is listed no more" for names in gone]
+        changes += [f"{section}: {_listed(names)} is new" for names in new]
+        return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
+    if sorted(found) == sorted(before):
+        return [f"{section} lists its corpora in another order"]
+    changes = []
+    for place, (sides, pair) in enumerate(zip(now, before, strict=True)):
+        wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
+        if len(set(wholes)) == 1 and found[place] != pair:
+            changes.append(f"{section}[{place}].columns changed")
+            continue
+        changes += [
+            f"{section}: {path} holds other text"
+            for (path, is_now), was in zip(sides, pair, strict=True)
+            if is_now != was
+        ]
+    return list(dict.fromkeys(changes))
+
+
+def _texts(stored: object) -> list[str]:
+    """A list of texts from a file that may have been changed by hand."""
+    return list(map(str, stored)) if isinstance(stored, list) else []
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(name for name in names if name))
 
 
 def read_validation(config: Config) -> tuple[list[str], list[str]]:
@@ -179,6 +344,19 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     return source, target
 
 
+def _check_held_out(config: Config) -> None:
+    """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
+    valid = _corpora(config, config.data.valid)
+    tests = [files for files in local_test_sets(config).values() if files is not None]
+    for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
+        require_file(path)
+    if valid and not sum(1 for _ in tagged_pairs(valid)):
+        raise _no_validation_pairs(config.data.valid)
+    for files in tests:
+        for path in files.target:
+            deque(read_pairs(files.source, path), maxlen=0)
+
+
 def _read_held_out(config: Config) -> list[HeldOut]:
     """The validation corpora as one set, and each test set; all their files are read and checked."""
     found = []
@@ -186,16 +364,15 @@ def _read_held_out(config: Config) -> list[HeldOut]:
         pairs = tagged_pairs(_corpora(config, config.data.valid))
         valid = held_out("data.valid", ((source, (target,)) for source, target in pairs))
         if not valid.num_lines:
-            raise DataError(
-                f"{_names(config.data.valid)}: the validation corpora hold no pairs; list others in data.valid, or none"
-            )
+            raise _no_validation_pairs(config.data.valid)
         found.append(valid)
     for name, files in local_test_sets(config).items():
         if files is None:
             _report(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
             continue
-        readers = [read_pairs(files.source, path) for path in files.target]
-        rows = zip(*readers, strict=True)  # the readers themselves tell of unequal files
+        # Read one after the other, since there may be more references than files that a process may open.
+        texts = [list(read_pairs(files.source, path)) for path in files.target]
+        rows = zip(*texts, strict=True)
         pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
         found.append(held_out(f"data.test.{name}", pairs_of_rows))
     return found
@@ -205,11 +382,12 @@ def _write_validation(config: Config, directory: Path) -> None:
     """The validation text, line for line, those of several corpora in turn, since a validation may translate few."""
     corpora = _corpora(config, config.data.valid)
     manifest: dict[str, Any] = {"format": FORMAT, **_what_is_to_keep(config)}
+    pairs = list(pairs_in_turn(corpora))
     for side, place in (("source", 0), ("target", 1)):
         path = directory / f"{side}.txt"
         digest = hashlib.sha256()
         with path.open("wb") as stream:
-            for pair in pairs_in_turn(corpora):
+            for pair in pairs:
                 raw = pair[place].encode("utf-8") + b"\n"
                 digest.update(raw)
                 stream.write(raw)
@@ -218,13 +396,11 @@ def _write_validation(config: Config, directory: Path) -> None:
 
 
 def _what_is_to_keep(config: Config) -> dict[str, Any]:
-    """All that decides the validation text; tags only where there are some."""
+    """All that decides the validation text, tags only where there are some; and where it lay, to tell of it."""
     corpora = _corpora(config, config.data.valid)
-    return {"fingerprints": _fingerprints(_raw_files(corpora)), **_tags_by_corpus(corpora)}
-
-
-def _what_was_kept(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {name: manifest[name] for name in ("fingerprints", "tags") if name in manifest}
+    raw_files = _raw_files(corpora)
+    paths = [raw.path for raw in raw_files]
+    return {"fingerprints": _fingerprints(raw_files), "paths": paths, **_tags_by_corpus(corpora)}
 
 
 def _read_kept(path: Path, manifest: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from mtkit.likelihood import ScoredTranslation
 from mtkit.messages import on_terminal
 from mtkit.text.lines import read_pairs
+from mtkit.text.packing import STANDARD_INPUT
 from mtkit.translator import Translator
 
 
@@ -20,7 +21,7 @@ def score(translator: Translator, source: Path, target: Path, out: BinaryIO, by_
     [piece, log_prob].
     """
     num_lines = None
-    if source.is_file() and target.is_file():  # a pipe can be read but once
+    if STANDARD_INPUT not in (source, target) and source.is_file() and target.is_file():  # a pipe can be read but once
         num_lines = sum(1 for _ in read_pairs(source, target))  # what is wrong with them is told before work starts
     pairs = read_pairs(source, target)
     shown = tqdm(pairs, unit=" lines", total=num_lines, disable=not on_terminal(), smoothing=0)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
 from mtkit.text.lines import decode_lines
-from mtkit.text.packing import open_to_read, open_to_write, telling_damage
+from mtkit.text.packing import open_to_read, open_to_write
 from mtkit.translator import TranslatedLine, Translator
 
 NUM_NAMED = 10  # damaged or split lines that are named; the rest are counted
@@ -86,11 +86,16 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: "Warnings") -> Iterator[str]:
     """The lines; where bytes were replaced, a warning tells so, and a file that cannot be read on is an error."""
     try:
-        with telling_damage(name):
-            for number, (line, damaged) in enumerate(lines, start=1):
-                if damaged:
-                    warnings.add("is not valid UTF-8; what could not be read was replaced", number)
-                yield line
+        for number, (line, damaged) in enumerate(lines, start=1):
+            if damaged:
+                warnings.add("is not valid UTF-8; what could not be read was replaced", number)
+            if "\r" in line.rstrip("\r"):
+                warnings.add(
+                    "has carriage returns within it, which end no line; text with the line ends of an old Mac must be "
+                    "converted, for example with mac2unix",
+                    number,
+                )
+            yield line
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
 

@@ -1,5 +1,7 @@
 """The command line: data on stdout, the rest on stderr, one line for a mistake, and examples that work."""
 
+import bz2
+import gzip
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +186,76 @@ def test_a_file_standard_input_and_a_packed_file_give_the_same(call: Call, tiny_
     assert (tmp_path / "out").read_text() == results[0].out
     call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "source")
     assert (tmp_path / "source").read_text() == results[0].out
+
+
+def test_packed_standard_input_is_unpacked_and_an_archive_refused(call: Call, tiny_run: Path) -> None:
+    source = b"one two\nthree\n"
+    wanted = call("translate", tiny_run, stdin=source)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("source", source)
+    for packed in (gzip.compress(source), bz2.compress(source), archive.getvalue()):
+        assert call("translate", tiny_run, stdin=packed) == wanted
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("more", source)
+    told = "is a zip archive of 2 files, no text file; unpack it, and name the text files in it"
+    refused = call("translate", tiny_run, stdin=archive.getvalue())
+    assert refused == Result(1, "", f"mtkit: error: standard input: {told}\n")
+
+
+def test_a_dash_is_standard_input_and_standard_output(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    source, target = b"one two\nthree\n", b"1 2\n3\n"
+    files = {name: tmp_path / name for name in ("source", "target", "prefix")}
+    for name, raw in (("source", source), ("target", target), ("prefix", b"9\n9\n")):
+        files[name].write_bytes(raw)
+    wanted = call("translate", tiny_run, stdin=source)
+    assert call("translate", tiny_run, "-", "-o", "-", stdin=source) == wanted
+    begun = call("translate", tiny_run, files["source"], "--prefix", files["prefix"])
+    assert call("translate", tiny_run, files["source"], "--prefix", "-", stdin=b"9\n9\n") == begun != wanted
+    scores = call("score", tiny_run, "--source", files["source"], "--target", files["target"])
+    assert call("score", tiny_run, "--source", "-", "--target", files["target"], stdin=source) == scores
+    assert call("score", tiny_run, "--source", files["source"], "--target", "-", stdin=target) == scores
+    evaluated = call("evaluate", tiny_run, "--source", files["source"], "--reference", files["target"], "--json")
+    for given, raw in ((("-", files["target"]), source), ((files["source"], "-"), target)):
+        result = call("evaluate", tiny_run, "--source", given[0], "--reference", given[1], "--json", stdin=raw)
+        name = "standard input" if given[0] == "-" else "source"
+        assert json.loads(result.out) == [{**score, "test_set": name} for score in json.loads(evaluated.out)]
+    assert not Path("-").exists()
+    for arguments in (
+        ("translate", tiny_run, "-", "--prefix", "-"),
+        ("translate", tiny_run, "--prefix", "-"),
+        ("score", tiny_run, "--source", "-", "--target", "-"),
+        ("evaluate", "--hypothesis", "-", "--reference", "-"),
+        ("evaluate", "--hypothesis", "-", "--against", "-", "--reference", files["target"]),
+    ):
+        assert call(*arguments) == Result(
+            2,
+            "",
+            "mtkit: error: standard input, -, can be read once; name files for the others (mtkit --help shows how)\n",
+        )
+    told = "a packed model goes into a FILE, where it appears whole; - is none (mtkit --help shows how)"
+    assert call("pack", tiny_run, "-") == Result(2, "", f"mtkit: error: {told}\n")
+
+
+def test_settings_may_come_by_standard_input(call: Call) -> None:
+    wanted = call("config", "name=some")
+    assert call("config", "-", stdin=b"name: some\n") == wanted
+    assert call("config", "-", stdin=b"nam: some\n") == Result(
+        1, "", "mtkit: error: standard input:1: unknown key 'nam'; did you mean 'name'?\n"
+    )
+
+
+def test_what_is_wrong_with_standard_input_is_told(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("1\n2\n")
+    for raw, told in (
+        (b"one\n", f"standard input has 1 lines but {tmp_path / 'target'} has 2; line n must translate line n"),
+        (b"one\n\xff\n", "standard input:2: not valid UTF-8 (byte 0xff at column 1); convert the file to UTF-8"),
+    ):
+        for command in (
+            ("score", tiny_run, "--source", "-", "--target"),
+            ("evaluate", "--hypothesis", "-", "--reference"),
+        ):
+            assert call(*command, tmp_path / "target", stdin=raw) == Result(1, "", f"mtkit: error: {told}\n")
 
 
 def test_options_of_the_search_are_heard(call: Call, tiny_run: Path) -> None:

@@ -1,19 +1,23 @@
 """Lines are read exactly, and what cannot be read is told in one line."""
 
+import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import sys
+import tarfile
 import threading
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.text.lines import decode_lines, fingerprint, read_columns, read_lines, read_pairs
-from mtkit.text.packing import PACKER_NAMES, PACKERS, open_to_read, open_to_write
+from mtkit.text.lines import decode_lines, fingerprint, packed_fingerprint, read_columns, read_lines, read_pairs
+from mtkit.text.packing import PACKERS, open_to_read, open_to_write
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -24,7 +28,25 @@ else:
 
     pack_zst = zstandard.ZstdCompressor(write_checksum=True).compress
 
-PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": pack_zst}
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": pack_zst}
+
+
+def pack_zip(raw: bytes, *more: tuple[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text", raw)
+        for name, content in more:
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def pack_tar(raw: bytes, format_: int = tarfile.PAX_FORMAT) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=format_) as archive:
+        member = tarfile.TarInfo("text")
+        member.size = len(raw)
+        archive.addfile(member, io.BytesIO(raw))
+    return packed.getvalue()
 
 
 def lines_of(path: Path, raw: bytes) -> list[str]:
@@ -88,22 +110,23 @@ def test_a_path_through_a_file_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("ending", sorted(PACKERS))
-@pytest.mark.parametrize("damage", ["cut", "changed", "plain"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_packed_file_is_told(tmp_path, damage, ending):
     packed = PACK[ending](os.urandom(1000).hex().encode() + b"\n")
     middle = len(packed) // 2
     flipped = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
-    raw = {"cut": packed[:middle], "changed": flipped, "plain": b"just text\n"}[damage]
-    message = rf"text{ending}: damaged or not {PACKER_NAMES[ending]} \(.+\); compress it again or rename it"
-    with pytest.raises(DataError, match=message):
-        lines_of(tmp_path / f"text{ending}", raw)
+    raw = {"cut": packed[:middle], "changed": flipped}[damage]
+    message = rf"text{{0}}: damaged {PACKERS[ending].name} \(.+\); make or fetch it again$"
+    for name in (f"text{ending}", "text"):
+        with pytest.raises(DataError, match=message.replace("{0}", name.removeprefix("text"))):
+            lines_of(tmp_path / name, raw)
 
 
 @pytest.mark.parametrize("ending", sorted(PACKERS))
 def test_a_packed_file_cut_off_anywhere_is_told(tmp_path, ending):
     packed = PACK[ending](b"one\ntwo\nthree\n")
     for end in range(1, len(packed)):
-        with pytest.raises(DataError, match="damaged or not"):
+        with pytest.raises(DataError, match=f"damaged {PACKERS[ending].name}"):
             lines_of(tmp_path / f"text{ending}", packed[:end])
 
 
@@ -124,6 +147,142 @@ def test_what_is_packed_is_what_is_unpacked(tmp_path, ending):
     with open_to_read(tmp_path / f"text{ending}") as stream:
         assert stream.read() == raw
     assert (tmp_path / f"text{ending}").read_bytes() != raw
+
+
+@pytest.mark.parametrize("name", ["text", "text.gz", "text.GZ", "text.bz2", "text.xz", "text.zst", "text.txt"])
+def test_what_a_file_holds_decides_how_it_is_read_and_not_its_name(tmp_path, name):
+    raw = "".join(f"{number} \u00e9\n" for number in range(2000)).encode()
+    lines = raw.decode().splitlines()
+    assert lines_of(tmp_path / name, raw) == lines
+    assert lines_of(tmp_path / name, b"") == []
+    for pack in (*PACK.values(), pack_zip):
+        assert lines_of(tmp_path / name, pack(raw)) == lines
+        assert lines_of(tmp_path / name, pack(b"")) == []
+    assert lines_of(tmp_path / name, lzma.compress(raw, lzma.FORMAT_ALONE)) == lines
+    assert lines_of(tmp_path / name, gzip.compress(bz2.compress(raw))) == lines
+    assert lines_of(tmp_path / name, pack_zip(gzip.compress(raw))) == lines
+
+
+def test_the_one_file_of_a_zip_archive_may_have_folders_and_what_macos_adds_beside_it(tmp_path):
+    path = tmp_path / "text.zip"
+    packed = pack_zip(b"a\nb\n", ("folder/", b""), ("__MACOSX/._text", b"\0\5\26\7"))
+    assert lines_of(path, packed) == ["a", "b"]
+
+
+def encrypted(packed: bytes) -> bytes:
+    """The zip archive with the flag that says so on its only file."""
+    raw = bytearray(packed)
+    raw[6] |= 1
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (pack_zip(b"a\n", ("more", b"b\n")), "a zip archive of 2 files"),
+        (b"PK\x05\x06" + bytes(18), "a zip archive of 0 files"),
+        (encrypted(pack_zip(b"a\n")), "an encrypted zip archive"),
+        (
+            gzip.compress(pack_zip(b"a\n")),
+            "a zip archive, packed by gzip",
+        ),
+        (pack_tar(b"a\n"), "a tar archive"),
+        (pack_tar(b"a\n", tarfile.USTAR_FORMAT), "a tar archive"),
+        (pack_tar(b"a\n", tarfile.GNU_FORMAT), "a tar archive"),
+        (gzip.compress(pack_tar(b"a\n")), "a tar archive, packed by gzip"),
+        (bz2.compress(pack_tar(b"a\n")), "a tar archive, packed by bzip2"),
+        (lzma.compress(pack_tar(b"a\n")), "a tar archive, packed by xz"),
+        (pack_zst(pack_tar(b"a\n")), "a tar archive, packed by zstd"),
+        (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(100), "a 7z archive"),
+        (b"Rar!\x1a\x07\x01\0" + bytes(100), "a RAR archive"),
+        (b"!<arch>\ndebian-binary", "an ar archive"),
+        (b"\x04\x22\x4d\x18" + bytes(100), "packed by lz4"),
+        (b"LZIP\x01" + bytes(100), "packed by lzip"),
+        (b"\x1f\x9d\x90" + bytes(100), "packed by compress"),
+    ],
+)
+@pytest.mark.parametrize("name", ["text", "text.gz", "text.tgz", "text.txt"])
+def test_an_archive_is_refused_by_name(tmp_path, raw, what, name):
+    for read in (lambda path: lines_of(path, raw), fingerprint):
+        with pytest.raises(DataError) as raised:
+            read(tmp_path / name)
+        assert str(raised.value) == (
+            f"{tmp_path / name}: is {what}, no text file; unpack it, and name the text files in it"
+        )
+
+
+def test_a_damaged_zip_archive_is_told(tmp_path):
+    packed = pack_zip(os.urandom(1000).hex().encode())
+    middle = len(packed) // 3
+    changed = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
+    for raw in (packed[:-30], changed):
+        with pytest.raises(DataError, match=r"text\.zip: damaged zip \(.+\); make or fetch it again$"):
+            lines_of(tmp_path / "text.zip", raw)
+
+
+def test_a_file_that_is_neither_what_its_name_says_nor_text_is_told(tmp_path):
+    for ending, pack in PACK.items():
+        path = tmp_path / f"text{ending}"
+        with pytest.raises(DataError) as raised:
+            lines_of(path, b"\xff" + pack(os.urandom(1000))[1:])
+        name = PACKERS[ending].name
+        assert str(raised.value) == f"{path}: neither {name}, as its name says, nor UTF-8 text; make or fetch it again"
+
+
+OLD_MAC = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"a\rb", ": found 1 carriage return within one line"),
+        (b"a\rb\rc\r", ": found 2 carriage returns within one line"),
+        (b"a\rb\rc\n", ": found 2 carriage returns within one line"),
+        (b"a\rb\r\rc\rd\nx\r\ny\n", ": found 4 carriage returns within 3 lines"),
+        (b"x\n" * 500 + b"a\r" * 499, ":501: found 498 carriage returns within one line"),
+        (b"a\r" * 499 + b"x\n" * 500, ":1: found 499 carriage returns within one line"),
+    ],
+)
+def test_line_ends_of_an_old_mac_are_told(tmp_path, raw, told):
+    path = tmp_path / "text"
+    for packed in (raw, gzip.compress(raw)):
+        with pytest.raises(DataError) as raised:
+            lines_of(path, packed)
+        assert str(raised.value) == f"{path}{told}, {OLD_MAC}"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"a\r",
+        b"a\rb\n",
+        b"a\r\r\n" * 1000,  # what writing \r\n as text twice makes
+        b"a\rb\n" * 1000,
+        b"a\n" * 1000 + b"x\r" * 99 + b"\n",
+        b"a\n" * 100_000 + b"x\r" * 500 + b"\n",
+    ],
+)
+def test_carriage_returns_within_lines_of_an_otherwise_normal_file_are_text(tmp_path, raw):
+    lines = [line.removesuffix("\r") for line in raw.decode().removesuffix("\n").split("\n")]
+    assert lines_of(tmp_path / "text", raw) == lines
+
+
+@pytest.mark.parametrize("mac_side", ["a", "b", "both"])
+def test_line_ends_of_an_old_mac_are_told_of_either_side_of_pairs(tmp_path, mac_side):
+    for name in ("a", "b"):
+        end = b"\r" if mac_side in (name, "both") else b"\n"
+        (tmp_path / name).write_bytes(b"word" + end + b"word" + end + b"word" + end)
+    with pytest.raises(DataError) as raised:
+        list(read_pairs(tmp_path / "a", tmp_path / "b"))
+    name = "a" if mac_side == "both" else mac_side
+    assert str(raised.value) == f"{tmp_path / name}: found 2 carriage returns within one line, {OLD_MAC}"
+
+
+def test_line_ends_of_an_old_mac_are_told_of_a_file_of_columns(tmp_path):
+    (tmp_path / "pairs.tsv").write_bytes(b"1\tone\r2\ttwo\r3\tthree\r")
+    with pytest.raises(DataError, match=r"pairs\.tsv: found 2 carriage returns within one line, which must be"):
+        list(read_columns(tmp_path / "pairs.tsv", 1, 2))
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python has its own")
@@ -166,6 +325,42 @@ def test_a_line_of_a_pipe_comes_before_the_next_is_written():
     assert seen_in_time == [True]
 
 
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress, lzma.compress, pack_zst])
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
+def test_a_pipe_is_unpacked_without_waiting_for_more_than_has_come(tmp_path, pack):
+    os.mkfifo(tmp_path / "pipe")
+    seen = threading.Event()
+    seen_in_time = []
+
+    def write() -> None:
+        with (tmp_path / "pipe").open("wb", buffering=0) as stream:
+            for raw in [b"one\n"] if pack is None else pack(b"one\n") + pack(b""):
+                stream.write(raw if pack is None else bytes([raw]))  # a packed one byte by byte
+            seen_in_time.append(seen.wait(timeout=60))
+            stream.write(b"two\n" if pack is None else pack(b"two\n"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with open_to_read(tmp_path / "pipe") as stream:
+        lines = decode_lines(stream)
+        assert next(lines) == ("one", False)
+        seen.set()
+        assert list(lines) == [("two", False)]
+    writer.join()
+    assert seen_in_time == [True]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
+def test_archives_are_refused_in_a_pipe_too(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for raw, what in ((pack_tar(b"a\n"), "a tar archive"), (pack_zip(b"a\n"), "a zip archive")):
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(raw,))
+        writer.start()
+        with pytest.raises(DataError, match=f"pipe: is {what}"):
+            list(read_lines(tmp_path / "pipe"))
+        writer.join()
+
+
 def test_pairs_are_line_n_with_line_n(tmp_path):
     (tmp_path / "a").write_bytes(b"1\n\n3\n")
     (tmp_path / "b").write_bytes(b"one\ntwo\nthree")
@@ -201,11 +396,34 @@ def test_a_line_without_the_column_is_told_with_its_number(tmp_path):
         list(read_columns(path, 3, 1))
 
 
+def test_a_blank_line_of_columns_is_a_blank_pair_and_at_the_end_of_the_file_nothing(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    for end in (b"", b"\n", b"\r\n", b"\n\n", b"  \n\n"):
+        path.write_bytes(b"1\tone\n2\ttwo\n" + end)
+        assert list(read_columns(path, 1, 2)) == [("1", "one"), ("2", "two")]
+        path.write_bytes(b"1\tone\n" + end + b"2\ttwo\n" + end)
+        num_blank = end.count(b"\n")
+        assert list(read_columns(path, 1, 2)) == [("1", "one"), *[("", "")] * num_blank, ("2", "two")]
+    path.write_bytes(b"\n1 one\n")
+    with pytest.raises(DataError, match=r"pairs\.tsv:2: has 1 of 2 columns"):
+        list(read_columns(path, 1, 2))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
 def test_a_pipe_is_refused_where_text_is_read_more_than_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="pipe: is a pipe; a file is wanted, which can be read more than once"):
         fingerprint(tmp_path / "pipe")
+
+
+def test_a_fingerprint_is_of_the_unpacked_bytes(tmp_path):
+    raw = b"some text\n" * 100
+    (tmp_path / "text").write_bytes(raw)
+    assert packed_fingerprint(tmp_path / "text") == fingerprint(tmp_path / "text")
+    for name, packed in (("gz", gzip.compress(raw, 1)), ("gz9", gzip.compress(raw, 9)), ("zip", pack_zip(raw))):
+        (tmp_path / name).write_bytes(packed)
+        assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "text")
+        assert packed_fingerprint(tmp_path / name) == f"sha256:{hashlib.sha256(packed).hexdigest()}"
 
 
 def test_a_fingerprint_is_of_the_bytes(tmp_path):

@@ -1,17 +1,20 @@
 """A run does what is missing or out of date, by content, and refuses what would mix two runs into one."""
 
+import gzip
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import config_with
 
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
+from mtkit.text.lines import fingerprint, packed_fingerprint
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 
@@ -29,6 +32,11 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def with_settings(config: Config, *overrides: str) -> Config:
     return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])
+
+
+def with_settings_of(config: Config, **data: object) -> Config:
+    """The same with other settings of the data."""
+    return config_with(config.model_dump(mode="json"), data=data)
 
 
 def test_a_second_run_changes_nothing_and_gives_the_same_scores(config, capsys):
@@ -86,6 +94,30 @@ def test_a_changed_test_set_is_scored_again(config):
     reference = config.data.root / "test.tgt"
     reference.write_bytes(b"".join(b"9\n" for _ in range(24)))
     assert [score.score for score in run_all(config)] != [score.score for score in before]
+
+
+def test_a_test_set_that_was_only_packed_anew_is_not_scored_again(config, capsys):
+    data = config.data.root
+    for name in ("test.src", "test.tgt"):
+        (data / f"{name}.gz").write_bytes(gzip.compress((data / name).read_bytes(), 1))
+    test_set = {"source": "test.src.gz", "target": "test.tgt.gz"}
+    config = with_settings_of(config, test={"toy": test_set})
+    scores = run_all(config)
+    record = config.run_path / "evaluated.json"
+    inputs = record.read_text()
+    for name in ("test.src", "test.tgt"):  # as earlier versions wrote it
+        inputs = inputs.replace(fingerprint(data / name), packed_fingerprint(data / f"{name}.gz"))
+    for known in (record.read_text(), inputs):
+        record.write_text(known)
+        capsys.readouterr()
+        assert run_all(config) == scores
+        assert "scores.json is up to date" in capsys.readouterr().err
+    for name in ("test.src", "test.tgt"):
+        (data / f"{name}.gz").write_bytes(gzip.compress((data / name).read_bytes(), 9))
+    run_all(config)
+    assert "scores.json" not in capsys.readouterr().err  # what an earlier version wrote does not tell
+    run_all(config)
+    assert "scores.json is up to date" in capsys.readouterr().err
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(config, capsys):

@@ -1,11 +1,14 @@
 """Two text files become a tokenizer, a corpus and the validation text; what is out of date is known by its content."""
 
+import gzip
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,20 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus
+from mtkit.data.manifest import RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.prepare import (
     binarize,
+    binarized_changes,
     binarized_is_current,
     make_tokenizer,
     read_validation,
+    tokenizer_changes,
     tokenizer_is_current,
+    training_text_changes,
+    validation_text_changes,
 )
+from mtkit.text.lines import packed_fingerprint
 from mtkit.text.tokenizer import Tokenizer
 
 WORDS = {"fr": "le la maison arbre rouge petit garçon où est va", "en": "the a house tree red small boy where is goes"}
@@ -330,6 +339,167 @@ def test_settings_that_matter_make_a_stage_out_of_date(config, change, tokenizer
     assert (tokenizer_is_current(config), binarized_is_current(config)) == (tokenizer_current, binarized_current)
 
 
+SETTINGS_THAT_CHANGE = [
+    ("tokenizer", {"vocab_size": 310, "type": "unigram"}, "tokenizer.type was bpe, is unigram"),
+    ("tokenizer", {"vocab_size": 310, "type": "unigram"}, "tokenizer.vocab_size was 320, is 310"),
+    ("data", {"max_length": 39}, "data.max_length was 40, is 39"),
+    ("data", {"max_length_ratio": None}, "data.max_length_ratio was 9.0, is null"),
+    ("data", {"drop_duplicates": True}, "data.drop_duplicates was false, is true"),
+    ("data", {"source_script": ("Latin",)}, "data.source_script was null, is [Latin]"),
+    (
+        "training",
+        {"bpe_dropout": 0.1},
+        "whether segmentations are sampled (training.bpe_dropout, training.unigram_alpha): was no, is yes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "told"), SETTINGS_THAT_CHANGE)
+def test_settings_that_changed_are_named_and_their_values(config, section, values, told):
+    prepared(config)
+    now = changed(config, section, **values)
+    changes, others = (
+        (tokenizer_changes(now), training_text_changes(now))
+        if section == "tokenizer"
+        else (training_text_changes(now), tokenizer_changes(now))
+    )
+    assert told in changes
+    assert len(changes) == len(values)
+    assert others == validation_text_changes(now) == []
+
+
+def test_files_that_changed_are_named(config):
+    prepared(config)
+    root = config.data.root
+    assert tokenizer_changes(config) == training_text_changes(config) == validation_text_changes(config) == []
+    write_lines(root / "train.fr", ["other", *lines(config, "train.fr")[1:]])
+    told = [f"data.train: {root / 'train.fr'} holds other text"]
+    assert tokenizer_changes(config) == training_text_changes(config) == binarized_changes(config) == told
+    assert validation_text_changes(config) == []
+    write_lines(root / "more.en", ["other", *lines(config, "more.en")[1:]])
+    told.append(f"data.train: {root / 'more.en'} holds other text")
+    assert tokenizer_changes(config) == training_text_changes(config) == told
+    for name in ("valid.fr", "extra.en"):
+        write_lines(root / name, ["other", *lines(config, name)[1:]])
+    held_out = [f"data.valid: {root / name} holds other text" for name in ("valid.fr", "extra.en")]
+    assert validation_text_changes(config) == held_out
+    assert binarized_changes(config) == told + held_out
+
+
+def test_lists_of_corpora_that_changed_are_told(config):
+    prepared(config)
+    root = config.data.root
+    turned = changed(config, "data", train=config.data.train[::-1], valid=config.data.valid[::-1])
+    assert (
+        tokenizer_changes(turned) == training_text_changes(turned) == ["data.train lists its corpora in another order"]
+    )
+    assert validation_text_changes(turned) == ["data.valid lists its corpora in another order"]
+    less = changed(config, "data", train=config.data.train[1:], valid=config.data.valid[:1])
+    assert tokenizer_changes(less) == ["data.train: a corpus is listed no more"]
+    gone = [
+        f"{section}: {root / name}.en and {root / name}.fr is listed no more"
+        for section, name in (("data.train", "train"), ("data.valid", "extra"))
+    ]
+    assert binarized_changes(less) == gone
+    more = changed(config, "data", train=(*config.data.train, corpus("test")))
+    told = [f"data.train: {root / 'test.en'} and {root / 'test.fr'} is new"]
+    assert tokenizer_changes(more) == binarized_changes(more) == told
+    twice = changed(config, "data", train=(*config.data.train, config.data.train[0]))
+    assert binarized_changes(twice) == ["data.train listed 2 corpora, lists 3"]
+    none = changed(config, "data", valid=())
+    assert len(validation_text_changes(none)) == 2
+
+
+def test_columns_and_tags_that_changed_are_told(config):
+    for name in ("train", "valid"):
+        rows = zip(lines(config, f"{name}.fr"), lines(config, f"{name}.en"), lines(config, f"{name}.en"), strict=True)
+        write_lines(config.data.root / f"{name}.tsv", ["\t".join(row) for row in rows])
+    train, valid = CorpusConfig(tsv=Path("train.tsv")), CorpusConfig(tsv=Path("valid.tsv"))
+    config = changed(config, "data", train=(corpus("more"), train), valid=(valid,))
+    prepared(config)
+    train, valid = (each.model_copy(update={"columns": (1, 3)}) for each in (train, valid))
+    now = changed(config, "data", train=(corpus("more"), train), valid=(valid,))
+    assert tokenizer_changes(now) == ["data.train[1].columns changed"]
+    assert binarized_changes(now) == ["data.train[1].columns changed", "data.valid[0].columns changed"]
+    train, valid = (each.model_copy(update={"columns": (1, 2), "tag": "<2en>"}) for each in (train, valid))
+    now = changed(config, "data", train=(corpus("more"), train), valid=(valid,))
+    assert tokenizer_changes(now) == ["the tags of data.train were none, are <2en>"]
+    assert training_text_changes(now) == ["data.train[1].tag was null, is <2en>"]
+    assert validation_text_changes(now) == ["data.valid[0].tag was null, is <2en>"]
+
+
+def test_what_is_not_there_is_told(config):
+    run = config.run_path
+    assert tokenizer_changes(config) == [f"{run / 'tokenizer'} is not there"]
+    assert binarized_changes(config) == [f"{run / 'data' / name} is not there" for name in ("train", "valid")]
+    prepared(config)
+    shutil.rmtree(run / "data" / "valid")
+    assert binarized_changes(config) == validation_text_changes(config) == [f"{run / 'data' / 'valid'} is not there"]
+    assert training_text_changes(config) == []
+
+
+def pack_all(config: Config, level: int) -> Config:
+    """The same text in files that are packed."""
+    for path in [*config.data.root.glob("*.fr"), *config.data.root.glob("*.en")]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), level))
+    train, valid = (
+        tuple(CorpusConfig(source=Path(f"{each.source}.gz"), target=Path(f"{each.target}.gz")) for each in corpora)
+        for corpora in (config.data.train, config.data.valid)
+    )
+    return changed(config, "data", train=train, valid=valid)
+
+
+def test_text_that_was_only_packed_anew_is_the_same_text(config):
+    prepared(pack_all(config, 1))
+    for now in (pack_all(config, 9), config):
+        assert tokenizer_changes(now) == binarized_changes(now) == []
+    path = config.data.root / "train.fr.gz"
+    told = [f"data.train: {path} holds other text"]
+    path.write_bytes(gzip.compress(b"other\n" + gzip.decompress(path.read_bytes()).partition(b"\n")[2]))
+    packed = changed(config, "data", train=(CorpusConfig(source=path, target=Path("train.en")), corpus("more")))
+    assert tokenizer_changes(packed) == binarized_changes(packed) == told
+
+
+def test_packed_text_that_an_earlier_version_knew_by_its_packed_bytes_is_the_same_text(config):
+    packed = pack_all(config, 1)
+    stored = prepared(packed)
+    paths = [path for each in packed.data.train for path in each.paths]
+    older = [packed_fingerprint(packed.data_path(path)) for path in paths]
+    raw_files = tuple(RawFile(str(path), known) for path, known in zip(paths, older, strict=True))
+    write_manifest(stored.directory / "manifest.json", replace(stored.manifest, raw_files=raw_files))
+    provenance = packed.run_path / "tokenizer" / "provenance.json"
+    provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "fingerprints": older}))
+    kept = packed.run_path / "data" / "valid" / "manifest.json"
+    valid = [packed_fingerprint(packed.data_path(path)) for each in packed.data.valid for path in each.paths]
+    manifest = {name: value for name, value in json.loads(kept.read_text()).items() if name != "paths"}
+    kept.write_text(json.dumps({**manifest, "fingerprints": valid}))
+    assert tokenizer_is_current(packed)
+    assert binarized_is_current(packed)
+    (packed.data.root / "more.en.gz").write_bytes(gzip.compress(b"other\n" * 20))
+    told = [f"data.train: {packed.data.root / 'more.en.gz'} holds other text"]
+    assert tokenizer_changes(packed) == binarized_changes(packed) == told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files there")
+def test_there_may_be_more_corpora_than_files_that_may_be_open(config):
+    for i in range(100):
+        for side in ("fr", "en"):
+            write_lines(config.data.root / f"v{i}.{side}", [f"{i}", f"{i} again"][: 1 + i % 2])
+    many = tuple(corpus(f"v{i}") for i in range(100))
+    references = {"source": "test.fr", "target": ["test.en"] * 100}
+    test_set = settings.TestSetConfig.model_validate(references, strict=False)
+    config = changed(config, "data", train=(*config.data.train, *many), valid=many, test={"small": test_set})
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        prepared(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert read_validation(config)[0] == [f"{i}" for i in range(100)] + [f"{i} again" for i in range(1, 100, 2)]
+
+
 def test_a_training_text_that_is_gone_is_named(config):
     prepared(config)
     config = changed(config, "data", train=(*config.data.train, corpus("missing")))
@@ -410,6 +580,28 @@ def test_unequal_training_files_stop_both_stages_and_change_nothing(config, name
     assert files_under(config.run_path) == before
 
 
+@pytest.mark.parametrize("name", ["valid.fr", "extra.en", "test.fr", "test.en", "test2.en"])
+@pytest.mark.parametrize("fault", ["missing", "latin", "longer", "pipe"])
+def test_what_is_wrong_with_held_out_text_is_told_before_a_tokenizer_is_trained(config, name, fault):
+    write_lines(config.data.root / "test2.en", lines(config, "test.en"))
+    config = with_test(config, "test.en", "test2.en")
+    path = config.data.root / name
+    if fault in ("missing", "pipe"):
+        path.unlink()
+    if fault == "pipe":
+        if sys.platform == "win32":
+            pytest.skip("no named pipes there")
+        os.mkfifo(path)
+    if fault == "latin":
+        path.write_bytes(b"caf\xe9\n" + path.read_bytes())
+    if fault == "longer":
+        path.write_bytes(path.read_bytes() + b"one more\n")
+    told = {"missing": "no such file", "latin": "not valid UTF-8", "longer": "line n must", "pipe": "is a pipe"}[fault]
+    with pytest.raises(DataError, match=f"{name}.* {told}"):
+        make_tokenizer(config)
+    assert files_under(config.run_path) == {}
+
+
 @pytest.mark.parametrize("name", ["valid.en", "test.en", "test2.en"])
 def test_unequal_held_out_files_stop_binarizing_and_change_nothing(config, name):
     write_lines(config.data.root / "test2.en", lines(config, "test.en"))
@@ -452,9 +644,17 @@ def test_a_corpus_of_blank_lines_is_told_though_no_setting_decides_them(config):
 def test_validation_corpora_of_nothing_are_told(config):
     for name in ("valid.fr", "valid.en", "extra.fr", "extra.en"):
         write_lines(config.data.root / name, [])
-    make_tokenizer(config)
-    with pytest.raises(DataError, match=r"the validation corpora hold no pairs; list others in data.valid, or none"):
+    told = (
+        "valid.fr, valid.en, extra.fr, extra.en: the validation corpora hold no pairs; list others in data.valid, "
+        "since training chooses checkpoints by them"
+    )
+    with pytest.raises(DataError) as raised:
+        make_tokenizer(config)
+    assert str(raised.value) == told
+    make_tokenizer(changed(config, "data", valid=()))
+    with pytest.raises(DataError) as raised:
         binarize(config)
+    assert str(raised.value) == told
 
 
 def test_validation_text_that_changed_is_told(config):

@@ -8,7 +8,7 @@ import pytest
 
 import mtkit
 from mtkit.errors import DataError, MtkitError
-from mtkit.text.packing import PACKER_NAMES, PACKERS, open_to_read
+from mtkit.text.packing import PACKERS, open_to_read
 from mtkit.translate import NUM_NAMED, reading, translate, writing
 from mtkit.translator import Translator
 
@@ -101,6 +101,18 @@ def test_bytes_that_are_no_utf8_are_replaced_and_the_first_ten_lines_named(
     ]
 
 
+def test_carriage_returns_within_a_line_are_warned_of_and_it_stays_one_line(
+    translator: Translator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert translated(translator, b"one\r\ntwo\r\r\nthree\rfour\n").count(b"\n") == 3
+    assert translated(translator, b"one\rtwo\rthree\r").count(b"\n") == 1
+    told = (
+        "has carriage returns within it, which end no line; text with the line ends of an old Mac must be converted, "
+        "for example with mac2unix"
+    )
+    assert capsys.readouterr().err.splitlines() == [f"mtkit: warning: line {number} {told}" for number in (3, 1)]
+
+
 def test_lines_too_long_for_the_model_are_warned_of(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     out = translated(translator, b"one\n" + b"one two three. " * 50 + b"\nfour\n")
     assert out.count(b"\n") == 3
@@ -174,7 +186,7 @@ def test_a_packed_file_that_is_cut_off_is_an_error(translator: Translator, tmp_p
     with writing(path) as stream:
         stream.write(os.urandom(10_000))
     os.truncate(path, path.stat().st_size // 2)
-    message = rf"{path}: damaged or not {PACKER_NAMES[ending]} \("
+    message = rf"{path}: damaged {PACKERS[ending].name} \("
     with reading(path) as source, pytest.raises(DataError, match=message):
         translate(translator, source, io.BytesIO())
 

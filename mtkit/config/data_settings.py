@@ -25,7 +25,9 @@ class CorpusConfig(Section):
     # What an editor should offer; which forms there are is checked below.
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
 
-    source: Path | None = Field(None, description="The source side: a text file, or .gz, .xz, .zst.")
+    source: Path | None = Field(
+        None, description="The source side: a text file, also packed (gzip, bzip2, xz, zstd, zip)."
+    )
     target: Path | None = Field(None, description="The target side: such a file with as many lines.")
     tsv: Path | None = Field(
         None, description="Instead of source and target: one such file, its columns separated by tabs."
@@ -62,7 +64,7 @@ class TestSetConfig(Section):
         json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}]}
     )
 
-    source: Path | None = Field(None, description="Text file, or .gz, .xz, .zst.")
+    source: Path | None = Field(None, description="Text file, also packed.")
     target: tuple[Path, ...] = Field((), description="The reference, or a list of references.")
     sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
     tag: str | None = Field(

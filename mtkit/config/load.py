@@ -5,6 +5,7 @@ All faults are reported together, a line each, and say where, what was found and
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -49,10 +50,12 @@ class _Fault:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
 
-    A value is read as YAML and takes the place of the file's, whole sections, lists and tables too.
+    `-` is standard input. A value is read as YAML and takes the place of the file's, whole sections, lists and tables
+    too.
     """
-    text = _read_text(path) if path else ""
-    return _config(text, str(path) if path else "", overrides)
+    if path is None:
+        return _config("", "", overrides)
+    return _config(_read_text(path), _named(path), overrides)
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
@@ -107,7 +110,7 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
 
 def _read_text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = sys.stdin.buffer.read() if _is_standard_input(path) else path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; wants a YAML file of settings") from None
     except IsADirectoryError:
@@ -118,7 +121,15 @@ def _read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: found byte 0x{error.object[error.start]:02x}, wants UTF-8") from None
+        raise ConfigError(f"{_named(path)}:{line}: found byte 0x{error.object[error.start]:02x}, wants UTF-8") from None
+
+
+def _is_standard_input(path: Path) -> bool:
+    return str(path) == "-" and sys.stdin is not None
+
+
+def _named(path: Path) -> str:
+    return "standard input" if _is_standard_input(path) else str(path)
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:

@@ -1,12 +1,15 @@
 """The corpora of the settings as pairs of lines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import zip_longest
+from pathlib import Path
 
 from mtkit.config.data_settings import CorpusConfig
-from mtkit.text.lines import fingerprint, read_columns, read_lines, read_pairs
+from mtkit.text.lines import fingerprint, packed_fingerprint, read_columns, read_lines, read_pairs
 
 Pair = tuple[str, str]
+
+COLUMN = ", column "  # between the fingerprint of a file of columns and the column of a side
 
 
 def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
@@ -43,15 +46,32 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
 def pairs_in_turn(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
     """The pairs of all corpora, tagged, one of each in turn, so that the first few are from all of them.
 
-    A corpus that has ended is passed over; the pairs of each keep their order.
+    A corpus that has ended is passed over; the pairs of each keep their order. All are read into memory one after
+    the other, since there may be more of them than files that a process may open.
     """
-    for row in zip_longest(*(tagged_pairs([corpus]) for corpus in corpora)):
+    for row in zip_longest(*[list(tagged_pairs([corpus])) for corpus in corpora]):
         yield from (pair for pair in row if pair is not None)
 
 
-def fingerprints(corpus: CorpusConfig) -> list[tuple[str, str]]:
+def fingerprints(
+    corpus: CorpusConfig, fingerprint_of: Callable[[Path], str] = fingerprint
+) -> tuple[tuple[str, str], tuple[str, str]]:
     """The path of each side's text, and what tells whether the text is still the same."""
-    if corpus.tsv is None:
-        return [(str(path), fingerprint(path)) for path in corpus.paths]
-    whole = fingerprint(corpus.tsv)
-    return [(str(corpus.tsv), f"{whole}, column {column}") for column in corpus.columns]
+    if corpus.tsv is not None:
+        path, whole = str(corpus.tsv), fingerprint_of(corpus.tsv)
+        first, second = (f"{whole}{COLUMN}{column}" for column in corpus.columns)
+        return (path, first), (path, second)
+    source, target = corpus.paths
+    return (str(source), fingerprint_of(source)), (str(target), fingerprint_of(target))
+
+
+def known_fingerprints(corpus: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The same, where a packed file may also be known by its packed bytes, as earlier versions of mtkit knew it."""
+    found = fingerprints(corpus)
+    if all(fingerprint in known for _, fingerprint in found):
+        return found
+    first, second = (
+        older if older[1] in known and now[1] not in known else now
+        for now, older in zip(found, fingerprints(corpus, packed_fingerprint), strict=True)
+    )
+    return first, second
