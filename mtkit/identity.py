@@ -29,7 +29,9 @@ class Difference:
 
     def __str__(self) -> str:
         """As messages tell it; a checksum tells nobody anything."""
-        return f"{self.name} was {self.before}, is {self.after}" if "." in self.name else f"the {self.name}"
+        if "." in self.name:
+            return f"{self.name} was {self.before}, is {self.after}"
+        return "the validation text" if self.name == "validation" else f"the {self.name}"
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class Trainer:
         chain = progress.changes
         progress.changes = with_changes(chain, progress.step, progress.pairs, differences)
         self.is_saved = False
-        say(f"from step {progress.step + 1:,} on: {'; '.join(map(str, differences))}")
+        say(f"changed from step {progress.step + 1:,} on: {'; '.join(map(str, differences))}")
         if "training.precision" in changed:
             progress.precision = pick_precision(self.settings.precision, self.device, self.config.model.d_model)
             progress.loss_scale, progress.scale_updates = FIRST_SCALE, 0

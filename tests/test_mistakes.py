@@ -246,5 +246,6 @@ def test_a_corpus_that_changes_on_the_way(trained: Place, told: Told) -> None:
         path = trained.root / f"train.{side}"
         path.write_bytes(path.read_bytes() + b"one more\n")
     [line] = told("train", trained.recipe)
-    assert line.startswith(f"{trained.run}: cannot go on: ")
+    assert line.startswith(f"{trained.run}: cannot go on, since ")
+    assert f"data.train: {trained.root}/train.src holds other text" in line
     assert "--fresh" in line

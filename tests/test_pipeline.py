@@ -14,7 +14,9 @@ from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
+from mtkit.prepare import validation_text_changes
 from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.training.checkpoint import checkpoint_steps
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 
@@ -127,15 +129,59 @@ def test_more_steps_go_on_from_the_last_checkpoint(config, capsys):
     assert "going on from step 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["train.src", "valid.tgt"])
-def test_changed_text_is_refused_once_training_began(config, name):
+@pytest.mark.parametrize("name", ["train.src", "train.tgt"])
+@pytest.mark.parametrize("stage", [run_tokenizer, run_binarize, run_train, run_all])
+def test_changed_text_is_refused_once_training_began(config, name, stage):
     run_train(config)
     before = contents(config.run_path)
     path = config.data.root / name
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 1).replace(b"one", b"two", 1))
-    with pytest.raises(DataError, match=r"changed since training began.*--fresh"):
-        run_train(config)
+    with pytest.raises(
+        DataError, match=rf"changed since training began: data\.train: \S*{name} holds other text.*--fresh"
+    ):
+        stage(config)
     assert contents(config.run_path) == before
+
+
+def test_other_validation_text_is_kept_anew_and_the_best_checkpoint_measured_again(config, capsys):
+    run_train(config)
+    weights = contents(config.run_path / "checkpoints" / "step-00000004")["weights.safetensors"]
+    path = config.data.root / "valid.tgt"
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    capsys.readouterr()
+    run_train(with_settings(config, "training.max_steps=6"))
+    said = capsys.readouterr().err
+    assert "the validation text is kept anew: data.valid:" in said
+    assert "changed from step 5 on: the validation text" in said
+    assert "best checkpoint so far by the new measure" in said
+    assert contents(config.run_path / "checkpoints" / "step-00000004")["weights.safetensors"] == weights
+    assert not validation_text_changes(config)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "data", "data/train", "data/valid"])
+@pytest.mark.parametrize("stage", [run_binarize, run_train])
+def test_what_was_deleted_of_a_run_is_made_again_and_the_run_goes_on(config, name, stage):
+    run_train(config)
+    before = contents(config.run_path / name)
+    shutil.rmtree(config.run_path / name)
+    more = with_settings(config, "training.max_steps=6")
+    stage(more)
+    assert contents(config.run_path / name) == before
+    run_train(more)
+    assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 6
+
+
+def test_a_tokenizer_that_was_deleted_and_whose_text_changed_costs_no_checkpoint(config):
+    run_train(config)
+    shutil.rmtree(config.run_path / "tokenizer")
+    path = config.data.root / "train.src"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"one", b"twenty", 900))
+    with pytest.raises((DataError, CheckpointError)):
+        run_train(config)
+    path.write_bytes(before)
+    shutil.rmtree(config.run_path / "tokenizer")
+    run_train(with_settings(config, "training.max_steps=6"))
 
 
 def test_changed_text_before_training_is_prepared_again(config):
