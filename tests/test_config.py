@@ -69,6 +69,82 @@ def test_an_override_is_read_as_yaml() -> None:
     assert (config.name, config.data.root) == ("a=b", None)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("exp #2/run", "exp #2/run"),
+        ("#2", "#2"),
+        ("# all of it", "# all of it"),
+        ("exp#2", "exp#2"),
+        ("1 #2", "1 #2"),
+        ("true #x", "true #x"),
+        ('"exp #2"', "exp #2"),
+        ("'exp #2' ", "exp #2"),
+        ("C++ &x *y", "C++ &x *y"),
+    ],
+)
+def test_an_override_has_no_comments(text: str, value: str) -> None:
+    assert load_config(None, [f"name={text.replace('/', '-')}"]).name == value.replace("/", "-")
+    assert load_config(None, [f"run_dir={text}"]).run_dir == Path(value)
+
+
+def test_lists_and_tables_of_an_override_have_no_comments() -> None:
+    config = load_config(None, ["data.train=[{source: a #1.fr, target: 'b # 2.en'}, {tsv: \"#3\"}]"])
+    assert [corpus.paths for corpus in config.data.train] == [(Path("a #1.fr"), Path("b # 2.en")), (Path("#3"),)]
+    config = load_config(None, ["data.train=[&first {source: a, target: b}, *first]"])
+    assert config.data.train[0] == config.data.train[1]
+
+
+def test_text_of_an_override_that_would_be_lost_is_refused() -> None:
+    for override in ("name=&some", "name=&some thing"):
+        with pytest.raises(ConfigError) as raised:
+            load_config(None, [override])
+        assert str(raised.value) == f"{override}:1: not valid YAML: found text that begins with &; quote it"
+    assert load_config(None, ["name='&some'"]).name == "&some"
+
+
+def test_a_file_still_has_comments(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("name: some # the first\nrun_dir: 'a #b' # where\n")
+    config = load_config(tmp_path / "x.yaml")
+    assert (config.name, config.run_dir) == ("some", Path("a #b"))
+
+
+def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    (tmp_path / "x.yaml").write_text(
+        "run_dir: ~/exp\n"
+        "data:\n"
+        "  root: ~/\n"
+        "  train: [{source: ~/a, target: b~}, {tsv: ~/c}]\n"
+        "  test: {one: {source: ~/d, target: ~/e}, two: {source: d/~, target: [~/e, ~/f]}}\n"
+        "training: {start_from: ~/model}\n"
+    )
+    config = load_config(tmp_path / "x.yaml")
+    assert (config.run_path, config.data.root) == (home / "exp", home)
+    assert [corpus.paths for corpus in config.data.train] == [(home / "a", Path("b~")), (home / "c",)]
+    assert config.data_path(config.data.train[0].paths[0]) == home / "a"
+    one, two = config.data.test.values()
+    assert (one.source, one.target, two.source, two.target) == (
+        *(home / "d", (home / "e",)),
+        *(Path("d/~"), (home / "e", home / "f")),
+    )
+    assert config.training.start_from == home / "model"
+    assert load_config(None, ["run_dir=~/exp", "training.start_from=~/model"]).run_path == home / "exp"
+    (tmp_path / "y.yaml").write_text(config_text(config))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(tmp_path / "y.yaml") == config
+
+
+def test_a_home_folder_that_is_not_known_is_told() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, ["run_dir=~no-such-user/exp"])
+    assert str(raised.value) == (
+        "run_dir=~no-such-user/exp: found ~no-such-user/exp, but it is not known where the home folder ~no-such-user is"
+    )
+
+
 def test_an_override_reaches_into_tables_and_replaces_whole_sections(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("data: {test: {a: {source: x, target: y}}}\ntraining: {seed: 5}\n")

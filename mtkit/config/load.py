@@ -26,7 +26,7 @@ from mtkit.config.show import (
     wanted,
     without_kinds,
 )
-from mtkit.config.yaml_text import Keys, read_yaml, write_yaml
+from mtkit.config.yaml_text import Keys, read_value, read_yaml, write_yaml
 from mtkit.errors import ConfigError
 
 # Where each setting was said, "recipe.yaml:12" or "training.max_steps=100"; what was said last stands last.
@@ -138,7 +138,7 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
     place = _short(override)
     if not equals or not name:
         raise ConfigError(f"{place}: wants key=value, such as training.max_steps=1000")
-    return place, tuple(name.split(".")), read_yaml(text, place).data
+    return place, tuple(name.split(".")), read_value(text, place)
 
 
 def _with(data: Any, keys: tuple[str, ...], value: Any) -> Any:

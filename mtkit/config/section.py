@@ -1,6 +1,8 @@
 """What every section of the settings is."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from mtkit.config.yaml_text import write_yaml
 
@@ -10,6 +12,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def paths_may_begin_at_home(cls, value: object) -> object:
+        """`~` at the beginning of a path is the user's home folder, and `~name` another's."""
+        if isinstance(value, tuple):
+            return tuple(map(_expanded, value))
+        return _expanded(value)
+
     def first_changed(self, *names: str) -> str | None:
         """The first of these settings that is not at its default, as a message tells it: its name and value.
 
@@ -17,3 +27,12 @@ class Section(BaseModel):
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(getattr(self, name))}" for name in changed), None)
+
+
+def _expanded(value: object) -> object:
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError(f"found {value}, but it is not known where the home folder {value.parts[0]} is") from None

@@ -45,6 +45,21 @@ class _Loader(yaml.SafeLoader):
     """Reads what the rules above say."""
 
 
+class _ValueLoader(_Loader):
+    """Reads a value of the command line: it has no comments, and `#` is a character like any other."""
+
+    def peek(self, index: int = 0) -> str:
+        """The next character, as the parser sees it before it decides; what it takes is the text itself."""
+        character = super().peek(index)
+        return "x" if character == "#" else character
+
+    def fetch_anchor(self) -> None:
+        """An anchor, which only something that stands beside it can refer to; alone it must be text."""
+        if not self.flow_level:
+            raise yaml.scanner.ScannerError(None, None, "found text that begins with &; quote it", self.get_mark())
+        super().fetch_anchor()
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes all text that the loader would take for something else."""
 
@@ -63,8 +78,17 @@ _Dumper.add_representer(str, _text_on_one_line)
 
 def read_yaml(text: str, name: str) -> Document:
     """The data of a YAML text; name stands in messages."""
+    return _read(_Loader, text, name)
+
+
+def read_value(text: str, name: str) -> Any:
+    """The data of a value of the command line, which is YAML without comments; name stands in messages."""
+    return _read(_ValueLoader, text, name).data
+
+
+def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
     try:
-        loader = _Loader(text)
+        loader = make_loader(text)
         node = loader.get_single_node()
         lines: dict[Keys, int] = {}
         data = None if node is None else _build(loader, node, (), lines, name)
