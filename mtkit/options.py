@@ -24,7 +24,7 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 SettingsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
 ]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory, checkpoint or model bundle.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start training anew; what was trained is deleted.")]
 BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
 LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]

@@ -23,6 +23,7 @@ from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.identity import completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
+from mtkit.opening import TRAINED
 from mtkit.start import start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translator import translator_of
@@ -66,9 +67,6 @@ def write_bundle(
         "training": training,
     }
     path = config.run_path / "model"
-    # The data stays where it is: a bundle names no folder of the machine that it was trained on.
-    settings = config.training.model_copy(update={"start_from": None})
-    config = config.model_copy(update={"run_dir": None, "training": settings})
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
     return path
 
@@ -78,7 +76,7 @@ def write_trained(config: Config, start: str | None) -> None:
 
     start is the checksum of the weights that training started from, which may be gone.
     """
-    _write_json(config.run_path / "trained.json", completion_of(config, _data(config), start))
+    _write_json(config.run_path / TRAINED, completion_of(config, _data(config), start))
 
 
 def is_trained(config: Config) -> bool:
@@ -86,7 +84,7 @@ def is_trained(config: Config) -> bool:
 
     A model that it started from and that is gone counts as the one that it was, and it may lie elsewhere now.
     """
-    done = config.run_path / "trained.json"
+    done = config.run_path / TRAINED
     if not done.exists() or not (config.run_path / "model" / "bundle.json").exists():
         return False
     try:
@@ -100,7 +98,8 @@ def is_trained(config: Config) -> bool:
     lay = training.pop("start_from", None) if isinstance(training, dict) else None
     start = None
     if config.training.start_from is not None:
-        start = start_checksum(config) or found.get("start_from") or (None if lay else "a model that is not there")
+        noted = found.get("start_from")
+        start = start_checksum(config, noted) or noted or (None if lay else "a model that is not there")
     now = completion_of(config, _data(config), start)
     return not any(differences(with_defaults(found, now, config), now))
 

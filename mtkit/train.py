@@ -27,7 +27,7 @@ from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
 from mtkit.records import write_bundle, write_start, write_trained
-from mtkit.start import start_bundle, start_checksum
+from mtkit.start import noted_start, start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.training.board import Board
@@ -99,7 +99,7 @@ class Trainer:
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
-        self.start = start_checksum(config)  # of the weights that training started from
+        self.start: str | None = None  # checksum of the weights that training started from
         self._resume()
         progress = self.state.progress
         self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
@@ -118,8 +118,10 @@ class Trainer:
             self._start()
             return
         _, found, _ = read_progress(self.checkpoints, steps[-1])
+        noted = found["training"].get("start_from")
+        self.start = start_checksum(self.config, noted)
         if self.settings.start_from and not self.start:
-            self.start = found["training"].get("start_from") or "a model that is not there"
+            self.start = noted or "a model that is not there"
         now = self._identity()
         if changes := list(differences(with_defaults(found, now, self.config), now)):
             raise CheckpointError(
@@ -140,6 +142,7 @@ class Trainer:
             weights = bundle.weights()
             require_weights_of(self.model, weights, str(bundle.path))
             self._put(weights)
+            self.start = noted_start(bundle)
             if self.settings.ema_decay:
                 self.state.average = MovingAverage(self.model, self.settings.ema_decay)
             say(f"starting from the weights of {bundle.path}")

@@ -376,7 +376,11 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
         ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count"),
         ("--set", "stop=1", "decoding.stop=1: unknown key 'decoding.stop'; did you mean 'top_p'?"),
         ("--prefix", "nowhere", "nowhere: no such file"),
-        ("--ensemble", "nowhere", "nowhere: no such directory; MODEL is a run directory or a model bundle"),
+        (
+            "--ensemble",
+            "nowhere",
+            "nowhere: no such directory; MODEL is a run directory, a checkpoint or a model bundle",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_and_ends_with_1(

@@ -35,7 +35,7 @@ FLOORS = [
     {"canaries"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},
-    {"decode", "encode", "scores", "testsets"},
+    {"decode", "encode", "scores", "testsets", "opening"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},

@@ -41,6 +41,7 @@ KINDS = {
         "minutes": float,
         "pairs_seen": int,
         "averaged_steps": [int],
+        "choice": str,
         "data": {
             "num_pairs": int,
             "source_tokens": int,

@@ -5,6 +5,7 @@ checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  [average.s
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,9 @@ from mtkit.training.optimizer import optimizer_tensors, restore_optimizer
 from mtkit.training.scaler import FIRST_SCALE
 
 FORMAT = 1
+
+# What mtkit itself names so; all else that lies beside the checkpoints is the user's.
+STEP = re.compile(r"step-(\d{8,})")
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
@@ -111,13 +115,16 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
     """How far a checkpoint is, the identity of its run, and the checksums of its files."""
     path = step_directory(checkpoints, step) / PROGRESS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("sha256")
-        intact = found == _digest(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}")
+        return parse_progress(path.read_bytes(), path)
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}") from None
+
+
+def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
+    """The same from the bytes of a progress.json that lies at path; a damaged one is a ValueError."""
+    content = json.loads(data)
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
+        raise ValueError("its checksum is not the one it was saved with")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
     values = content["progress"]
