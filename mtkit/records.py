@@ -57,7 +57,21 @@ def write_start(
 def write_bundle(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
 ) -> Path:
-    """Write the bundle, with what is told of its training and canaries among the lines, and return where it lies."""
+    """Write the bundle of a run, with canaries among the lines, and return where it lies."""
+    path = config.run_path / "model"
+    write_model(path, config, tokenizer, weights, lines, training)
+    return path
+
+
+def write_model(
+    path: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: dict[str, Tensor],
+    lines: Sequence[str],
+    training: dict[str, Any],
+) -> None:
+    """Write a bundle at a path, with what is told of its training and canaries among the lines."""
     translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
@@ -66,9 +80,7 @@ def write_bundle(
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
     }
-    path = config.run_path / "model"
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
-    return path
 
 
 def write_trained(config: Config, start: str | None) -> None:

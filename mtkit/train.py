@@ -44,7 +44,7 @@ from mtkit.training.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from mtkit.training.limits import divergence, expected_steps, reason_to_end
+from mtkit.training.limits import divergence, expected_steps, reason_to_end, saves_at
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.scaler import LossScaler
@@ -152,7 +152,7 @@ class Trainer:
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
-        return step % self.settings.save_every == 0 or step % self.settings.validate_every == 0
+        return saves_at(step, self.settings)
 
     def _save(self) -> None:
         self.state.progress.log_bytes = self.log.length

@@ -24,7 +24,7 @@ from mtkit.text.packing import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
-COMMANDS += ["pack", "info", "check"]
+COMMANDS += ["bundle", "pack", "info", "check"]
 COMMANDS += ["export", "extend", "import"]
 
 
@@ -125,7 +125,7 @@ def test_the_example_of_each_command_works(
         assert result.out == ""
     elif command == "translate":
         assert Path("test.en").read_text().count("\n") == Path("data/demo/test.fr").read_text().count("\n")
-    elif command in ("export", "extend", "import"):
+    elif command in ("bundle", "export", "extend", "import"):
         assert any(Path(example[-1]).iterdir())
         assert result.out == ""
     elif command == "pack":

@@ -16,7 +16,7 @@ FLOORS = [
     {"cli"},
     {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
     {"options"},
-    {"pipeline"},
+    {"pipeline", "bundling"},
     {
         "prepare",
         "train",

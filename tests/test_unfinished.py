@@ -14,7 +14,9 @@ import torch
 from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 
 import mtkit
-from mtkit import opening
+from mtkit import bundling, opening
+from mtkit.bundling import bundle
+from mtkit.check import check
 from mtkit.cli import _run
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, MtkitError
@@ -22,9 +24,11 @@ from mtkit.files import only_writer
 from mtkit.formats.bundle import open_bundle
 from mtkit.info import info_json, info_of, info_text
 from mtkit.opening import find_model, open_model
+from mtkit.pack import pack
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.training import checkpoint
 from mtkit.training.checkpoint import (
+    average_weights,
     checkpoint_steps,
     measured_weights,
     read_progress,
@@ -386,6 +390,7 @@ def deleted_once_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         return step, choice
 
     monkeypatch.setattr(opening, "best_step", choosing)
+    monkeypatch.setattr(bundling, "best_step", choosing)
 
 
 def test_another_checkpoint_is_chosen_where_the_chosen_one_is_deleted_before_it_is_read(run, monkeypatch, capsys):
@@ -517,3 +522,130 @@ def test_a_run_and_its_own_checkpoints_are_no_start_for_itself(run, child, tmp_p
                 with pytest.raises(ConfigError, match="is this run itself; give the run another name"):
                     run_train(own.model_copy(update={"training": training}), fresh)
     assert state_of(tmp_path / "elsewhere") == before
+
+
+# mtkit bundle.
+
+
+def test_a_bundle_of_the_best_checkpoint_is_what_training_would_write(run, finished, capsys):
+    step, score = best_of(run)
+    told = bundle(run)
+    place = run / "bundles" / f"step-{step:08d}"
+    assert told == f"model: {place}: those after update {step}, the best so far (BLEU {score:.2f})"
+    written, wanted = open_bundle(place), open_bundle(finished)
+    assert same(written.weights(), wanted.weights())
+    assert written.canaries() == wanted.canaries()
+    assert written.config == wanted.config
+    assert written.description["training"]["data"] == wanted.description["training"]["data"]
+    assert check(place).faults == []
+
+
+def test_the_card_and_info_of_a_bundle_tell_that_training_was_not_finished(run):
+    step, score = best_of(run)
+    bundle(run)
+    bundle(run, "4")
+    best, named = (run / "bundles" / f"step-{number:08d}" for number in (step, 4))
+    card = (best / "README.md").read_text("utf-8")
+    assert f"the weights are those after update {step}, the best so far (BLEU {score:.2f}). Training was not " in card
+    assert "minutes; training was not finished\n" in info_text(info_of(best))
+    card = (named / "README.md").read_text("utf-8")
+    assert "\n4 updates in " in card
+    assert "minutes; the weights are those after update 4. Training was not finished. All settings" in card
+    assert same(open_bundle(named).weights(), read_weights(run / "checkpoints", 4))
+
+
+def test_of_a_finished_run_a_bundle_can_be_made_of_any_step(finished, tmp_path):
+    bundle(finished, "8", tmp_path / "eight")
+    assert same(open_bundle(tmp_path / "eight").weights(), read_weights(finished / "checkpoints", 8))
+    card = (tmp_path / "eight" / "README.md").read_text("utf-8")
+    assert "the weights are those after update 8. All settings" in card
+
+
+def test_a_bundle_of_the_average_is_what_training_would_try_at_its_end(tmp_path):
+    run = unfinished(train_small(tmp_path, average_checkpoints=3, select_by="loss"), tmp_path / "unfinished")
+    best, score = best_of(run)
+    steps = [step for step in (4, 8, 12) if step <= best]
+    assert len(steps) > 1
+    shutil.copytree(step_directory(run / "checkpoints", 4), step_directory(run / "checkpoints", 5))
+    shown = ", ".join(map(str, steps))
+    assert bundle(run, "average") == (
+        f"model: {run / 'bundles' / 'average'}: the average of those after updates {shown}, which ends at the best so "
+        f"far (nll {-score:.4f})"
+    )
+    written = open_bundle(run / "bundles" / "average")
+    assert same(written.weights(), average_weights(run / "checkpoints", steps))
+    assert written.description["training"]["averaged_steps"] == steps
+
+
+def test_making_a_bundle_while_training_goes_on_touches_nothing_of_the_run(run):
+    before = state_of(run)
+    with only_writer(run):
+        locked = state_of(run)
+        bundle(run)
+        bundle(run, "average")
+        shutil.rmtree(run / "bundles")
+        found = state_of(run)
+    assert found == locked
+    assert before.keys() == found.keys()
+
+
+def test_a_bundle_is_made_of_another_checkpoint_where_the_chosen_one_is_deleted(run, monkeypatch):
+    make_best(run, 8)
+    deleted_once_chosen(monkeypatch)
+    assert bundle(run).endswith("step-00000012: those after update 12, the newest (the best, step 8, is gone)")
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("7", "{run}: has no checkpoint of step 7; there are those of steps 4, 8, 12"),
+        ("0", "{run}: has no checkpoint of step 0; there are those of steps 4, 8, 12"),
+        ("newest", "--step: found newest, wants a step such as 1000, best or average"),
+        ("-8", "--step: found -8, wants a step such as 1000, best or average"),
+        ("", "--step: found , wants a step such as 1000, best or average"),
+    ],
+)
+def test_a_step_that_is_not_there_is_told_with_those_that_are(run, capsys, step, told):
+    assert _run(["bundle", str(run), f"--step={step}"]) == 1
+    assert capsys.readouterr().err == f"mtkit: error: {told.format(run=run)}\n"
+    assert not (run / "bundles").exists()
+
+
+def test_what_is_no_run_with_checkpoints_gets_no_bundle(run, finished, tmp_path, capsys):
+    pack(finished, tmp_path / "packed.mtkit")
+    emptied = Path(shutil.copytree(finished, tmp_path / "emptied"))
+    shutil.rmtree(emptied / "checkpoints")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    step = run / "checkpoints" / "step-00000008"
+    wanted = {
+        tmp_path / "packed.mtkit": "is a bundle already; mtkit bundle wants a run directory",
+        finished / "model": "is a bundle already; mtkit bundle wants a run directory",
+        step: "is a checkpoint; name its run directory, and the step by --step",
+        emptied: f"has no checkpoints any more, only its finished model, {emptied / 'model'}",
+        tmp_path / "begun": "training has not found a first model yet; go on with mtkit train",
+        tmp_path / "none": "no such directory; MODEL is a run directory, a checkpoint or a model bundle",
+    }
+    for path, told in wanted.items():
+        assert _run(["bundle", str(path), "-o", str(tmp_path / "new")]) == 1
+        assert capsys.readouterr().err == f"mtkit: error: {path}: {told}\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bundle_replaces_a_bundle_and_nothing_else(run, finished, tmp_path, capsys):
+    kept = Path(shutil.copytree(finished, tmp_path / "kept"))
+    before = state_of(kept)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    for target in (tmp_path / "mine", tmp_path / "mine" / "notes", kept, kept / "data"):
+        assert _run(["bundle", str(kept), "-o", str(target)]) == 1
+        assert (
+            capsys.readouterr().err == f"mtkit: error: {target}: is there already and is no bundle; name a new folder\n"
+        )
+    for target in (kept / "model", kept / "checkpoints", kept / "checkpoints" / "best", kept / "model" / "new"):
+        assert _run(["bundle", str(kept), "-o", str(target)]) == 1
+        assert capsys.readouterr().err == f"mtkit: error: {target}: is where training writes; name a folder elsewhere\n"
+    assert state_of(kept) == before
+    for step in ("4", "8"):
+        assert _run(["bundle", str(run), "--step", step, "-o", str(tmp_path / "new")]) == 0
+        assert capsys.readouterr().err == f"model: {tmp_path / 'new'}: those after update {step}\n"
+    assert same(open_bundle(tmp_path / "new").weights(), read_weights(run / "checkpoints", 8))

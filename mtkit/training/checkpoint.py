@@ -162,12 +162,18 @@ def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor
 
     It is summed in double precision.
     """
-    steps = list(steps)
+    return mean_weights(measured_weights(checkpoints, step) for step in steps)
+
+
+def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, which are read one at a time."""
     total: dict[str, Tensor] = {}
-    for step in steps:
-        for name, tensor in measured_weights(checkpoints, step).items():
+    count = 0
+    for weights in checkpoints:
+        count += 1
+        for name, tensor in weights.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {name: (tensor / len(steps)).float() for name, tensor in total.items()}
+    return {name: (tensor / count).float() for name, tensor in total.items()}
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:

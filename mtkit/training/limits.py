@@ -1,7 +1,12 @@
-"""When training ends: at a limit on updates, minutes or validations that bring nothing better, or in divergence."""
+"""When training saves, and when it ends: at a limit on updates, minutes or validations, or in divergence."""
 
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.training.checkpoint import Progress
+
+
+def saves_at(step: int, config: TrainingConfig) -> bool:
+    """Whether a checkpoint is due after so many updates; one made because the run was stopped is not averaged."""
+    return step % config.save_every == 0 or step % config.validate_every == 0
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
