@@ -1,4 +1,4 @@
-"""`mtkit pack`, `info` and `check`: a model as a thing that travels."""
+"""`mtkit bundle`, `pack`, `info` and `check`: a model as a thing that travels."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,26 @@ import typer
 from mtkit.errors import CheckpointError
 from mtkit.messages import say
 from mtkit.options import EXAMPLE, DeviceOption, ModelArgument, UsageError
+
+
+def bundle(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; training may be going on.")],
+    step: Annotated[
+        str,
+        typer.Option(metavar="N", help="A step, best (so far), or average: what training would try at its end."),
+    ] = "best",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="MODEL", help="The bundle to write; else RUN/bundles/step-N."),
+    ] = None,
+) -> None:
+    """Write a model from the checkpoints of a run.
+
+    Training need not be finished, and is not disturbed.
+    """
+    from mtkit.bundling import bundle
+
+    say(str(bundle(run, step, output)))
 
 
 def pack(
@@ -59,6 +79,7 @@ def check(model: ModelArgument, device: DeviceOption = None) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of the program."""
+    app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
     app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
     app.command(epilog=f"{EXAMPLE}info runs/demo")(info)
     app.command(epilog=f"{EXAMPLE}check runs/demo")(check)

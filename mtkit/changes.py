@@ -45,12 +45,6 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
     return [*chain, {"step": step, "pairs": pairs, "settings": settings}] if settings else chain
 
 
-def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
-    """The value that a setting had when update number step was made; now is the one that it has at the end."""
-    later = (change["settings"] for change in chain if change["step"] >= step)
-    return next((settings[name][0] for settings in later if name in settings), now)
-
-
 def earlier_budgets(chain: Sequence[Change]) -> list[Earlier]:
     """Other values that training.batch_tokens had before, and until how many pairs were consumed."""
     name = "training.batch_tokens"

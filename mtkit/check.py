@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.canaries import Heard, hear
-from mtkit.formats.bundle import CANARIES, Bundle, bundle_of, describe, find_storage
+from mtkit.formats.bundle import CANARIES, Bundle, bundle_of, describe
 from mtkit.formats.sums import all_sums
 from mtkit.formats.verification import faults_of_files
+from mtkit.opening import CheckpointStorage, find_model, tell
 from mtkit.translator import load_bundle
 
 # A log-probability may drift so far for each token: more than rounding does on any device in fp32.
@@ -24,10 +25,12 @@ class Report:
 
 def check(model: Path, device: str | None = None) -> Report:
     """Read every file once and compare it with its checksum; if all are whole, hear the canaries on the device."""
-    storage = find_storage(model)
+    storage = find_model(model)
+    tell(storage)
     description = describe(storage)
     sums = all_sums(storage)
-    lines = [f"{storage.path}: bundle format {description['format']}, written by mtkit {description.get('mtkit', '?')}"]
+    kind = "a checkpoint" if isinstance(storage, CheckpointStorage) else f"bundle format {description['format']}"
+    lines = [f"{storage.path}: {kind}, written by mtkit {description.get('mtkit', '?')}"]
     if faults := faults_of_files(storage, description, sums):
         return Report(lines, faults)
     bundle = bundle_of(storage)

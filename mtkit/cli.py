@@ -65,7 +65,7 @@ def options(
 ) -> None:
     """Train neural machine translation models and translate with them.
 
-    CONFIG is a YAML file, MODEL a run directory or a model bundle.
+    CONFIG is a YAML file, MODEL a run directory, a checkpoint in it or a model bundle; the run may still be training.
     """
 
 

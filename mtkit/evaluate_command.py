@@ -36,7 +36,9 @@ class EvaluateCommand(TyperCommand):
 
 
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Run directory, checkpoint or model bundle.")
+    ] = None,
     source: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to translate, in the place of the test sets.")
     ] = None,

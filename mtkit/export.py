@@ -12,7 +12,7 @@ from mtkit.config.settings import Config
 from mtkit.decode import decode
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.files import replaced_directory
-from mtkit.formats.bundle import Bundle, open_bundle
+from mtkit.formats.bundle import Bundle
 from mtkit.formats.ctranslate2 import QUANTIZATIONS, check_ctranslate2, observe_with_ctranslate2, write_ctranslate2
 from mtkit.formats.exported_card import CARDS
 from mtkit.formats.huggingface_config import silent_ids
@@ -23,6 +23,7 @@ from mtkit.formats.observed import Observed, observe_with_transformers
 from mtkit.formats.portable import PortableModel, Vocabulary
 from mtkit.likelihood import log_probs_of
 from mtkit.messages import say
+from mtkit.opening import open_and_tell
 from mtkit.translator import Translator, load_bundle
 
 MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
@@ -69,7 +70,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
         raise MtkitError(_no_quantization(to, quantization))
-    bundle = open_bundle(path)
+    bundle = open_and_tell(path)
     format_.check(bundle.config)
     if bundle.config.tokenizer.type == "word":
         raise CheckpointError(
@@ -143,7 +144,7 @@ def _comparison(format_: Format, bundle: Bundle, translator: Translator, model: 
     """What comes of translating the bundle's canaries here and there."""
     sources = [canary.source_tokens for canary in bundle.canaries()]
     if not sources:
-        return "the bundle is of a format without canaries, so nothing was compared"
+        return "the model carries no canaries, so nothing was compared"
     tokenizer = translator.tokenizer
     said = [best.tokens for best, *_ in decode(translator.model, DecodingConfig(beam_size=1), sources)]
     log_probs = log_probs_of(translator.model, sources, said, TOKENS)

@@ -14,6 +14,7 @@ from mtkit.formats.bundle import DESCRIPTION, UNTRAINED, open_bundle, save_bundl
 from mtkit.formats.card import card_text
 from mtkit.messages import say
 from mtkit.models.registry import empty_model
+from mtkit.opening import open_and_tell
 from mtkit.text.extending import extended
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translator import load_bundle, translator_of
@@ -28,7 +29,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
-    bundle = open_bundle(path)
+    bundle = open_and_tell(path)
     old = load_bundle(bundle, ["device=cpu"])
     tokenizer = extended(old.tokenizer, pieces, tags)
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)

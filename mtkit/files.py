@@ -85,6 +85,8 @@ def clear_beside(path: Path) -> None:
 
 def standing(path: Path) -> Path:
     """Where a reader finds the directory, though it is just being replaced or a kill came between the two renames."""
+    if not path.name:  # the working directory, or the root: neither is ever replaced
+        return path
     old = _beside(path, "old")
     return old if old.exists() and not path.exists() else path
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.config.section import Section
-from mtkit.formats.bundle import Bundle, open_bundle, read_scores
+from mtkit.config.training_settings import TrainingConfig
+from mtkit.formats.bundle import Bundle, read_scores
 from mtkit.formats.card import changes_text, decoding_text, settings_of, weights_text
 from mtkit.formats.storage import Packed
+from mtkit.opening import CheckpointStorage, newest_step, open_model
 
 SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
 WIDTH = 100
@@ -24,13 +26,17 @@ class Info:
     scores: list[dict[str, Any]]
     num_bytes: int
     num_parameters: int
+    newest_step: int | None = None  # of its run, if training has gone on since the bundle was written
 
 
 def info_of(model: Path) -> Info:
-    """What there is to tell; of the weights only the header is read."""
-    bundle = open_bundle(model)
+    """What there is to tell; of the weights of a bundle only the header is read."""
+    bundle = open_model(model)
     num_parameters = sum(tensor.numel() for tensor in bundle.weights().values())
-    return Info(bundle, read_scores(bundle), bundle.storage.num_bytes, num_parameters)
+    newest = None if isinstance(bundle.storage, CheckpointStorage) else newest_step(model)
+    if newest == bundle.description.get("training", {}).get("steps"):
+        newest = None
+    return Info(bundle, read_scores(bundle), bundle.storage.num_bytes, num_parameters, newest)
 
 
 def info_json(info: Info) -> dict[str, Any]:
@@ -39,6 +45,7 @@ def info_json(info: Info) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "packed": isinstance(bundle.storage, Packed),
+        "checkpoint": isinstance(bundle.storage, CheckpointStorage),
         "bytes": info.num_bytes,
         **{key: value for key, value in bundle.description.items() if key not in _NOT_TOLD},
         "name": config.name,
@@ -46,6 +53,7 @@ def info_json(info: Info) -> dict[str, Any]:
         "num_parameters": info.num_parameters,
         "config": config.model_dump(mode="json"),
         "scores": info.scores,
+        **({"newest_step": info.newest_step} if info.newest_step else {}),
     }
 
 
@@ -74,9 +82,10 @@ def info_text(info: Info) -> str:
 
 def _rows(info: Info) -> Iterator[tuple[str, str]]:
     bundle, config, about = info.bundle, info.bundle.config, info.bundle.description
-    kind = "in one file" if isinstance(bundle.storage, Packed) else "in a folder"
-    yield "size", f"{info.num_bytes:,} bytes, {kind}"
-    yield "format", f"{about['format']}, written by mtkit {about.get('mtkit', '?')}"
+    kinds = {Packed: "in one file", CheckpointStorage: "without what training needs to go on"}
+    yield "size", f"{info.num_bytes:,} bytes, {kinds.get(type(bundle.storage), 'in a folder')}"
+    format_ = "a checkpoint" if isinstance(bundle.storage, CheckpointStorage) else about["format"]
+    yield "format", f"{format_}, written by mtkit {about.get('mtkit', '?')}"
     yield "architecture", ", ".join([config.model.architecture, *_telling(config.model)])
     yield "parameters", f"{info.num_parameters:,}"
     shared = "one vocabulary for both sides" if config.tokenizer.shared else "a vocabulary for each side"
@@ -88,12 +97,23 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
         yield "data", f"{_number(data, 'num_pairs')} pairs, {left_out:,} left out"
         yield from _lengths(data)
     if training:
-        yield "training", f"{_number(training, 'steps')} updates in {training.get('minutes', '?')} minutes"
+        unfinished = "" if training.get("finished", True) else "; training was not finished"
+        updates = f"{_number(training, 'steps')} updates in {training.get('minutes', '?')} minutes"
+        yield "training", f"{updates}{unfinished}"
+        if info.newest_step:
+            yield "since then", f"training goes on; its newest checkpoint is step {info.newest_step:,}"
         if changed := changes_text(training):
             yield "changed", changed
         if steps := training.get("averaged_steps"):
-            chosen = f"chosen by {config.training.select_by} of the validation text"
-            yield "weights", f"{weights_text(steps, config.training.ema_decay)}, {chosen}"
+            yield "weights", f"{weights_text(steps, config.training.ema_decay)}{_chosen(training, config.training)}"
+
+
+def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
+    """By what the weights were chosen; nothing where they are those of a checkpoint that was named."""
+    if "choice" in training:
+        return f", {training['choice']}"
+    is_checkpoint = "finished" in training
+    return "" if is_checkpoint else f", chosen by {settings.select_by} of the validation text"
 
 
 def _lengths(data: dict[str, Any]) -> Iterator[tuple[str, str]]:

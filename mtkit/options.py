@@ -24,7 +24,7 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 SettingsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
 ]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory or model bundle.")]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory, checkpoint or model bundle.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start training anew; the old run goes once the new one has a checkpoint.")
 ]

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from mtkit.errors import CheckpointError
-from mtkit.formats.bundle import bundle_of, describe, find_storage
+from mtkit.formats.bundle import bundle_of, describe
 from mtkit.formats.packing import write_packed
 from mtkit.formats.sums import all_sums
 from mtkit.formats.verification import faults_of_files
+from mtkit.opening import find_model, tell
 
 
 def pack(model: Path, output: Path) -> int:
@@ -16,7 +17,8 @@ def pack(model: Path, output: Path) -> int:
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")
-    storage = find_storage(model)
+    storage = find_model(model)
+    tell(storage)
     sums = all_sums(storage)
     if faults := faults_of_files(storage, describe(storage), sums):
         raise CheckpointError("\n".join(faults))

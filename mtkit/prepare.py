@@ -335,6 +335,11 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     """The sources and the references that binarize kept; changed or missing ones are a DataError."""
     directory = _validation_directory(config)
     settle(directory)
+    return kept_validation(directory)
+
+
+def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
+    """The same from the directory, by a reader that may not write there."""
     manifest = _read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise DataError(

@@ -24,6 +24,7 @@ from mtkit.files import standing, write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.identity import WITHOUT_EFFECT, completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
+from mtkit.opening import TRAINED
 from mtkit.start import start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import Progress
@@ -59,7 +60,21 @@ def write_start(
 def write_bundle(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
 ) -> Path:
-    """Write the bundle, with what is told of its training and canaries among the lines, and return where it lies."""
+    """Write the bundle of a run, with canaries among the lines, and return where it lies."""
+    path = config.run_path / "model"
+    write_model(path, config, tokenizer, weights, lines, training)
+    return path
+
+
+def write_model(
+    path: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: dict[str, Tensor],
+    lines: Sequence[str],
+    training: dict[str, Any],
+) -> None:
+    """Write a bundle at a path, with what is told of its training and canaries among the lines."""
     translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
@@ -68,12 +83,7 @@ def write_bundle(
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
     }
-    path = config.run_path / "model"
-    # The data stays where it is: a bundle names no folder of the machine that it was trained on.
-    settings = config.training.model_copy(update={"start_from": None})
-    config = config.model_copy(update={"run_dir": None, "training": settings})
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
-    return path
 
 
 def write_trained(config: Config, start: str | None) -> None:
@@ -81,7 +91,7 @@ def write_trained(config: Config, start: str | None) -> None:
 
     start is the checksum of the weights that training started from, which may be gone.
     """
-    _write_json(config.run_path / "trained.json", _completion(config, start))
+    _write_json(config.run_path / TRAINED, _completion(config, start))
 
 
 def is_trained(config: Config) -> bool:
@@ -99,7 +109,7 @@ def changed_since_trained(config: Config) -> list[str]:
 
     A model that it started from and that is gone counts as the one that it was, and it may lie elsewhere now.
     """
-    done = config.run_path / "trained.json"
+    done = config.run_path / TRAINED
     try:
         found = json.loads(done.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,7 +122,8 @@ def changed_since_trained(config: Config) -> list[str]:
     found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
     start = None
     if config.training.start_from is not None:
-        start = start_checksum(config) or found.get("start_from") or (None if lay else "a model that is not there")
+        noted = found.get("start_from")
+        start = start_checksum(config, noted) or noted or (None if lay else "a model that is not there")
     now = _completion(config, start)
     found.setdefault("validation", now["validation"])
     return list(map(str, differences(with_defaults(found, now, config), now)))

@@ -7,10 +7,14 @@ from mtkit.config.load import config_from_text, with_sections
 from mtkit.config.section import Section
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError
-from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, find_storage, open_bundle, tokenizer_files
+from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, tokenizer_files
 from mtkit.formats.storage import Storage
 from mtkit.formats.sums import sums_of
+from mtkit.opening import CheckpointStorage, find_model, open_model
 from mtkit.text.tokenizer import Tokenizer
+
+# Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
+UNFINISHED = "of a run that was not finished"
 
 
 def start_bundle(config: Config) -> Bundle | None:
@@ -19,12 +23,12 @@ def start_bundle(config: Config) -> Bundle | None:
     if path is None:
         return None
     try:
-        bundle = open_bundle(path)
+        bundle = open_model(path)
         bundle.require_own_tokenizer()
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
-    if bundle.path.resolve().is_relative_to(config.run_path.resolve()):
-        raise ConfigError(f"training.start_from {path} is this run itself; give the run another name")
+    if _belongs_to(bundle.storage, config):
+        raise _own_run(config)
     found = config.model_dump(mode="json", include={"model", "tokenizer"})
     wanted = bundle.config.model_dump(mode="json", include={"model", "tokenizer"})
     if different := list(_different("model", wanted["model"], found["model"])):
@@ -46,7 +50,10 @@ def carried_over(config: Config) -> Config:
     if config.training.start_from is None:
         return config
     try:
-        carried = open_bundle(config.training.start_from).config
+        bundle = open_model(config.training.start_from)
+        if isinstance(bundle.storage, CheckpointStorage) and _belongs_to(bundle.storage, config):
+            raise _own_run(config)
+        carried = bundle.config
     except CheckpointError:
         resolved = config.run_path / "config.yaml"
         if not resolved.is_file():
@@ -57,6 +64,18 @@ def carried_over(config: Config) -> Config:
         raise _other_model(config, different)
     sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
     return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+
+
+def _belongs_to(storage: Storage, config: Config) -> bool:
+    """Whether a model is the run's own, or a checkpoint of the run, which may lie elsewhere by a link."""
+    place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
+    return place.resolve().is_relative_to(config.run_path.resolve())
+
+
+def _own_run(config: Config) -> ConfigError:
+    return ConfigError(
+        f"training.start_from {config.training.start_from} is this run itself; give the run another name"
+    )
 
 
 def _other_model(config: Config, different: list[str]) -> ConfigError:
@@ -109,18 +128,40 @@ def start_tokenizer(config: Config) -> Tokenizer | None:
     return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.path / TOKENIZER)
 
 
-def start_checksum(config: Config) -> str | None:
-    """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them."""
+def start_checksum(config: Config, noted: object = None) -> str | None:
+    """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them.
+
+    noted is what was noted at step 0. A run that was not finished then has other weights by now, though it may be
+    finished, and what was noted of it comes back. None, too, while the run is not finished.
+    """
+    if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
+        return noted
     storage = _start_storage(config)
-    if storage is None or WEIGHTS not in storage.names():
+    if storage is None or WEIGHTS not in storage.names() or _stands_for_its_run(storage):
         return None
+    return _checksum_of(storage)
+
+
+def noted_start(bundle: Bundle) -> str:
+    """What is noted of the weights that training starts from: their checksum."""
+    storage = bundle.storage
+    if isinstance(storage, CheckpointStorage) and _stands_for_its_run(storage):
+        return f"{_checksum_of(storage)}, step {storage.step:,} {UNFINISHED}"
+    return _checksum_of(storage)
+
+
+def _checksum_of(storage: Storage) -> str:
     return f"sha256:{sums_of(storage.view(WEIGHTS)).sha256}"
+
+
+def _stands_for_its_run(storage: Storage) -> bool:
+    return isinstance(storage, CheckpointStorage) and storage.choice is not None
 
 
 def _start_storage(config: Config) -> Storage | None:
     if config.training.start_from is None:
         return None
     try:
-        return find_storage(config.training.start_from)
+        return find_model(config.training.start_from)
     except CheckpointError:
         return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtkit.batch import Batch
-from mtkit.changes import require_allowed, setting_at, with_changes
+from mtkit.changes import require_allowed, with_changes
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
@@ -31,7 +31,7 @@ from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
 from mtkit.records import validation_digest, write_bundle, write_start, write_trained
-from mtkit.start import start_bundle, start_checksum
+from mtkit.start import noted_start, start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.training.board import Board
@@ -49,7 +49,7 @@ from mtkit.training.checkpoint import (
     save_checkpoint,
     step_directory,
 )
-from mtkit.training.limits import divergence, expected_steps, reason_to_end
+from mtkit.training.limits import divergence, expected_steps, reason_to_end, saves_at
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.scaler import FIRST_SCALE, LossScaler
@@ -120,7 +120,7 @@ class Trainer:
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
         self.shapes = ""  # of the batch at hand, for messages
-        self.start = start_checksum(config)  # of the weights that training started from
+        self.start: str | None = None  # checksum of the weights that training started from
         self.changes = Changes([], [], [])  # since the checkpoint that training goes on from
         self._resume(change)
         progress = self.state.progress
@@ -143,8 +143,10 @@ class Trainer:
             return
         step = steps[-1]
         _, found, _ = read_progress(self.checkpoints, step)
+        noted = found["training"].get("start_from")
+        self.start = start_checksum(self.config, noted)
         if self.settings.start_from and not self.start:
-            self.start = found["training"].get("start_from") or "a model that is not there"
+            self.start = noted or "a model that is not there"
         self.changes = changes_since(found, self._identity(), self.config)
         require_allowed(self.changes, self.run_path, step, change)
         load_checkpoint(self.checkpoints, step, self.state)
@@ -175,21 +177,26 @@ class Trainer:
         if (now := self._rate(progress.step + 1, self.settings)) != rate:
             say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
         if progress.best_step and changed & MEASURES:
-            logged = changed & MEASURES == {"training.select_by"} and not any(
-                MEASURES & c["settings"].keys() for c in chain
-            )
-            if logged and (
-                best := best_logged(
-                    self.run_path / "log.jsonl", progress, self.settings, checkpoint_steps(self.checkpoints)
-                )
-            ):
-                progress.best_step, progress.best_score, progress.bad_validations = best
-            else:
-                self._measure_best_again()
-            say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
+            # The log has every figure of every validation, unless the sentences were others.
+            is_logged = changed & MEASURES == {"training.select_by"}
+            is_logged &= not any(MEASURES & change["settings"].keys() for change in chain)
+            self._find_best_again(is_logged)
+
+    def _find_best_again(self, is_logged: bool) -> None:
+        """The best checkpoint by another measure, whose scores cannot be compared with the best one so far.
+
+        It is the best of all that are there if the log tells their scores; else the one that was the best is measured
+        again.
+        """
+        progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
+        best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
+        if best:
+            progress.best_step, progress.best_score, progress.bad_validations = best
+        else:
+            self._measure_best_again()
+        say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
 
     def _measure_best_again(self) -> None:
-        """Scores of another measure cannot be compared with the best one so far, which is measured again."""
         progress = self.state.progress
         weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._put(measured_weights(self.checkpoints, progress.best_step))
@@ -206,6 +213,7 @@ class Trainer:
             weights = bundle.weights()
             require_weights_of(self.model, weights, str(bundle.path))
             self._put(weights)
+            self.start = noted_start(bundle)
             if self.settings.ema_decay:
                 self.state.average = MovingAverage(self.model, self.settings.ema_decay)
             say(f"starting from the weights of {bundle.path}")
@@ -215,12 +223,7 @@ class Trainer:
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step, by the settings that it was made with."""
-        chain, settings = self.state.progress.changes, self.settings
-        return any(
-            step % setting_at(chain, f"training.{name}", step, getattr(settings, name)) == 0
-            for name in ("save_every", "validate_every")
-        )
+        return saves_at(step, self.settings, self.state.progress.changes)
 
     def _save(self) -> None:
         self.state.progress.log_bytes = self.log.length

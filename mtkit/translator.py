@@ -11,13 +11,14 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.decode import Model, decode
 from mtkit.errors import CheckpointError, DataError, MtkitError
-from mtkit.formats.bundle import Bundle, open_bundle
+from mtkit.formats.bundle import Bundle
 from mtkit.likelihood import ScoredTranslation, log_probs_of
 from mtkit.mbr import elect
 from mtkit.models.device import pick_device, pick_dtype
 from mtkit.models.ensemble import Ensemble
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
+from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
 from mtkit.text.parallel import tagged
@@ -309,19 +310,19 @@ def _windows(pairs: Iterable[tuple[str, str]], at_once: bool) -> Iterator[list[t
 def load(
     path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
 ) -> Translator:
-    """The translator of a run directory or a model bundle.
+    """The translator of a run directory, a checkpoint in it, or a model bundle.
 
     overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
     used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
     with the first as one, by its settings; all have the same tokenizer.
     """
-    first = _open(open_bundle(Path(path)), overrides, precision)
+    first = _open(open_and_tell(Path(path)), overrides, precision)
     if not ensemble:
         return Translator(*first)
     model, tokenizer, config = first
     members = [model]
     for other in ensemble:
-        member, others, _ = _open(open_bundle(Path(other)), [f"device={config.device}"], precision)
+        member, others, _ = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
         if others.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.marks != model.marks:

@@ -53,11 +53,11 @@ def test_a_bundle_names_no_device_and_no_folder_of_results(bundle: Path) -> None
 
 def test_what_is_no_model_is_told_from_what_is_none_yet(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such directory; " + (
-        "MODEL is a run directory or a model bundle"
+        "MODEL is a run directory, a checkpoint or a model bundle"
     )
     (tmp_path / "file").write_text("")
     assert refusal(tmp_path / "file") == f"{tmp_path / 'file'}: is a file that mtkit pack did not write; " + (
-        "MODEL is a run directory or a model bundle"
+        "MODEL is a run directory, a checkpoint or a model bundle"
     )
     assert refusal(tmp_path) == f"{tmp_path}: not a model: it holds no bundle.json and no model/bundle.json"
     (tmp_path / "checkpoints").mkdir()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import Killed, always, at_step, doing, events, interrupt, kill, outcome, trained, trainer_of
 
-from mtkit.changes import earlier_budgets, require_allowed, setting_at, with_changes
+from mtkit.changes import earlier_budgets, require_allowed, with_changes
 from mtkit.config.settings import Config
 from mtkit.data.plan import Earlier, batches_from
 from mtkit.errors import CheckpointError, StoppedError
@@ -17,7 +17,7 @@ from mtkit.formats.card import card_text
 from mtkit.identity import Changes, Difference
 from mtkit.info import info_of, info_text
 from mtkit.train import Trainer
-from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights
+from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, setting_at
 from mtkit.training.schedule import learning_rate
 from mtkit.training.stop import Stop
 

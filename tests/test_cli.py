@@ -27,7 +27,7 @@ from mtkit.text.packing import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
-COMMANDS += ["pack", "info", "check"]
+COMMANDS += ["bundle", "pack", "info", "check"]
 COMMANDS += ["export", "extend", "import"]
 
 
@@ -128,7 +128,7 @@ def test_the_example_of_each_command_works(
         assert result.out == ""
     elif command == "translate":
         assert Path("test.en").read_text().count("\n") == Path("data/demo/test.fr").read_text().count("\n")
-    elif command in ("export", "extend", "import"):
+    elif command in ("bundle", "export", "extend", "import"):
         assert any(Path(example[-1]).iterdir())
         assert result.out == ""
     elif command == "pack":
@@ -449,7 +449,11 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
         ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count"),
         ("--set", "stop=1", "decoding.stop=1: unknown key 'decoding.stop'; did you mean 'top_p'?"),
         ("--prefix", "nowhere", "nowhere: no such file"),
-        ("--ensemble", "nowhere", "nowhere: no such directory; MODEL is a run directory or a model bundle"),
+        (
+            "--ensemble",
+            "nowhere",
+            "nowhere: no such directory; MODEL is a run directory, a checkpoint or a model bundle",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_and_ends_with_1(

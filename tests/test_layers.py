@@ -16,7 +16,7 @@ FLOORS = [
     {"cli"},
     {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
     {"options"},
-    {"pipeline"},
+    {"pipeline", "bundling"},
     {
         "prepare",
         "train",
@@ -35,7 +35,7 @@ FLOORS = [
     {"canaries", "changes", "fresh"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},
-    {"decode", "encode", "scores", "testsets"},
+    {"decode", "encode", "scores", "testsets", "opening"},
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},

@@ -158,7 +158,9 @@ def test_a_device_that_is_not_there(place: Place, told: Told, tiny_run: Path) ->
 def test_a_folder_that_is_no_model(place: Place, told: Told, command: str) -> None:
     assert told(command, place.root) == [f"{place.root}: not a model: it holds no bundle.json and no model/bundle.json"]
     missing = place.root / "none"
-    assert told(command, missing) == [f"{missing}: no such directory; MODEL is a run directory or a model bundle"]
+    assert told(command, missing) == [
+        f"{missing}: no such directory; MODEL is a run directory, a checkpoint or a model bundle"
+    ]
 
 
 def test_text_to_translate_that_is_not_there(place: Place, told: Told, tiny_run: Path) -> None:

@@ -13,8 +13,9 @@ class TrainingConfig(Section):
 
     start_from: Path | None = Field(
         None,
-        description="Run directory or model bundle whose weights training starts from, with its tokenizer; what the "
-        "sections model, tokenizer, languages and decoding do not say is taken from it, too; null: random weights.",
+        description="Run directory, checkpoint or model bundle whose weights training starts from, with its tokenizer; "
+        "what the sections model, tokenizer, languages and decoding do not say is taken from it, too; null: random "
+        "weights.",
     )
     batch_tokens: int = Field(
         4096, ge=1, description="Most sentences x longest side, in tokens, of a batch; end marks count."

@@ -39,6 +39,9 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
 # Ids of the target's vocabulary that were added and that no training has seen: they are never said.
 UNTRAINED = "untrained"
 
+# What is in a run directory, some of it from the first second on, and in no bundle.
+RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
+
 SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
 
 
@@ -112,17 +115,28 @@ class Bundle:
 
 def find_bundle(path: Path) -> Path:
     """The bundle that a path names: a bundle itself, or the one of a run directory."""
+    bundle = bundle_at(path)
+    if bundle is None:
+        raise no_model(path)
+    return bundle
+
+
+def bundle_at(path: Path) -> Path | None:
+    """The same; None if there is none."""
     if is_packed(path):
         return path
-    for candidate in map(standing, (path, path / "model")):
-        if (candidate / DESCRIPTION).is_file():
-            return candidate
+    candidates = map(standing, (path, path / "model"))
+    return next((candidate for candidate in candidates if (candidate / DESCRIPTION).is_file()), None)
+
+
+def no_model(path: Path) -> CheckpointError:
+    """What to say of a path that names neither a bundle nor a checkpoint."""
     if not path.is_dir():
         found = "is a file that mtkit pack did not write" if path.exists() else "no such directory"
-        raise CheckpointError(f"{path}: {found}; MODEL is a run directory or a model bundle")
-    if (path / "checkpoints").is_dir():
-        raise CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
-    raise CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}")
+        return CheckpointError(f"{path}: {found}; MODEL is a run directory, a checkpoint or a model bundle")
+    if any((path / name).exists() for name in RUN_SIGNS):
+        return CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
+    return CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}")
 
 
 def find_storage(path: Path) -> Storage:
@@ -186,23 +200,37 @@ def save_bundle(
         with replaced_directory(path) as new:
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
-            # A model may be carried to where there is another device.
-            (new / CONFIG).write_bytes(config_text(config.model_copy(update={"device": "auto"})).encode())
+            (new / CONFIG).write_bytes(carried_config(config))
             shutil.copymode(new / CONFIG, new / WEIGHTS)  # which safetensors lets nobody else read
             (new / CANARIES).write_bytes(canaries_text(canaries))
             storage = Folder(new)
-            description = {
-                "format": FORMAT,
-                "name": config.name,
-                "languages": config.languages.model_dump(mode="json"),
-                "weights_bytes": (new / WEIGHTS).stat().st_size,
-                "tokenizer_sha256": _checksum(tokenizer_files(storage)),
-                **about,
-                "files": {name: sums.told for name, sums in all_sums(storage).items()},
-            }
-            (new / DESCRIPTION).write_bytes(sealed(description))
+            files = {name: sums.told for name, sums in all_sums(storage).items()}
+            (new / DESCRIPTION).write_bytes(description_of(config, tokenizer_files(storage), files, about))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
+
+
+def carried_config(config: Config) -> bytes:
+    """config.yaml of a bundle, which names no folder and no device of the machine that the model was made on."""
+    training = config.training.model_copy(update={"start_from": None})
+    return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
+
+
+def description_of(
+    config: Config, tokenizer: Mapping[str, bytes], files: Mapping[str, dict[str, Any]], about: Mapping[str, Any]
+) -> bytes:
+    """bundle.json; tokenizer holds the tokenizer's files, files the size and checksum of every file but bundle.json."""
+    return sealed(
+        {
+            "format": FORMAT,
+            "name": config.name,
+            "languages": config.languages.model_dump(mode="json"),
+            "weights_bytes": files[WEIGHTS]["bytes"],
+            "tokenizer_sha256": _checksum(tokenizer),
+            **about,
+            "files": files,
+        }
+    )
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:

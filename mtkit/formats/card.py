@@ -101,9 +101,12 @@ def _lengths(lengths: dict[str, Any]) -> str:
 def _training(config: Config, training: dict[str, Any]) -> str:
     if not training:
         return ""
+    weights = weights_text(training["averaged_steps"], config.training.ema_decay)
+    choice = f", {training['choice']}" if "choice" in training else ""
+    unfinished = "" if training.get("finished", True) else "Training was not finished. "
     return (
-        f"{training['steps']:,} updates in {training['minutes']} minutes; the weights are "
-        f"{weights_text(training['averaged_steps'], config.training.ema_decay)}. {_changes(training)}"
+        f"{training['steps']:,} updates in {training['minutes']} minutes; the weights are {weights}{choice}. "
+        f"{unfinished}{_changes(training)}"
     )
 
 

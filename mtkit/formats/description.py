@@ -42,6 +42,7 @@ KINDS = {
         "pairs_seen": int,
         "averaged_steps": [int],
         "changes": [{"step": int, "pairs": int, "settings": Table(list)}],
+        "choice": str,
         "data": {
             "num_pairs": int,
             "source_tokens": int,

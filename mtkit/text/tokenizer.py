@@ -115,10 +115,13 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write the files that load reads; the directory is made if need be."""
         directory.mkdir(parents=True, exist_ok=True)
-        for name, model in self._models.items():
-            (directory / name).write_bytes(model)
+        for name, content in self.files().items():
+            (directory / name).write_bytes(content)
+
+    def files(self) -> dict[str, bytes]:
+        """What save writes, by the names of the files."""
         content = {"format": FORMAT, **self._description.content, "hash": self.hash}
-        (directory / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return {**self._models, SETTINGS_FILE: (json.dumps(content, indent=2) + "\n").encode()}
 
     def changed(
         self,

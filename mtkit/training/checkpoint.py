@@ -6,7 +6,7 @@ checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  [average.s
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,12 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
     average: MovingAverage | None = None
+
+
+def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
+    """The value that a setting had when update number step was made; now is the one that it has at the end."""
+    later = (change["settings"] for change in chain if change["step"] >= step)
+    return next((settings[name][0] for settings in later if name in settings), now)
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
@@ -130,13 +136,16 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
     """How far a checkpoint is, the identity of its run, and the checksums of its files."""
     path = step_directory(checkpoints, step) / PROGRESS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("sha256")
-        intact = found == _digest(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}")
+        return parse_progress(path.read_bytes(), path)
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}") from None
+
+
+def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
+    """The same from the bytes of a progress.json that lies at path; a damaged one is a ValueError."""
+    content = json.loads(data)
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
+        raise ValueError("its checksum is not the one it was saved with")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
     values = content["progress"]
@@ -179,12 +188,18 @@ def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor
 
     It is summed in double precision.
     """
-    steps = list(steps)
+    return mean_weights(measured_weights(checkpoints, step) for step in steps)
+
+
+def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, which are read one at a time."""
     total: dict[str, Tensor] = {}
-    for step in steps:
-        for name, tensor in measured_weights(checkpoints, step).items():
+    count = 0
+    for weights in checkpoints:
+        count += 1
+        for name, tensor in weights.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {name: (tensor / len(steps)).float() for name, tensor in total.items()}
+    return {name: (tensor / count).float() for name, tensor in total.items()}
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:

@@ -1,7 +1,20 @@
-"""When training ends: at a limit on updates, minutes or validations that bring nothing better, or in divergence."""
+"""When training saves, and when it ends: at a limit on updates, minutes or validations, or in divergence."""
+
+from collections.abc import Sequence
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.training.checkpoint import Progress
+from mtkit.training.checkpoint import Change, Progress, setting_at
+
+
+def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
+    """Whether a checkpoint was due after so many updates, by the settings of then.
+
+    One made because the run was stopped is not averaged.
+    """
+    return any(
+        step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
+        for name in ("save_every", "validate_every")
+    )
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
