@@ -25,6 +25,7 @@ from mtkit.options import (
     ModelArgument,
     PrecisionOption,
     SettingsArgument,
+    TagOption,
     UsageError,
     choice,
     count,
@@ -181,10 +182,7 @@ def translate(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
-    tag: Annotated[
-        str | None,
-        typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
-    ] = None,
+    tag: TagOption = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
@@ -250,6 +248,7 @@ def score(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
     ] = False,
+    tag: TagOption = None,
     ensemble: EnsembleOption = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
@@ -264,7 +263,7 @@ def score(
 
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
-    score(translator, source, target, standard_output(), tokens)
+    score(translator, source, target, standard_output(), tokens, tag)
 
 
 app.command(

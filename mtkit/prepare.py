@@ -51,7 +51,7 @@ def make_tokenizer(config: Config) -> None:
                 lambda: chain.from_iterable(map(read_target, corpora)),
                 config.tokenizer,
                 directory,
-                _tags(config),
+                config.data.train_tags,
             )
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
@@ -279,7 +279,7 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
 def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags = _tags(config)
+    tags = config.data.train_tags
     return {
         "format": FORMAT,
         "settings": config.tokenizer.model_dump(mode="json"),
@@ -301,11 +301,6 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"format": FORMAT, "copied": tokenizer.hash}
-
-
-def _tags(config: Config) -> list[str]:
-    """The tags of the training corpora, each once."""
-    return sorted({corpus.tag for corpus in config.data.train if corpus.tag is not None})
 
 
 def _tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
