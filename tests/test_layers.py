@@ -31,7 +31,7 @@ FLOORS = [
         "info",
         "check",
     },
-    {"validation", "objective", "feed", "records"},
+    {"validation", "objective", "feed", "records", "proof"},
     {"canaries"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},
