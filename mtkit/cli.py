@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mtkit import bundle_commands, exchange_commands
-from mtkit.errors import MtkitError, StoppedError
+from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.evaluate_command import EvaluateCommand, evaluate
 from mtkit.options import (
     EXAMPLE,
@@ -144,6 +144,28 @@ def run(config: ConfigArgument, settings: SettingsArgument = None, fresh: FreshO
     scores = run_all(load_config(config, settings or []), fresh)
     if scores:
         print(table(scores), end="")
+
+
+@app.command(epilog=f"{EXAMPLE}verify runs/demo")
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run directory or YAML file.")],
+    settings: SettingsArgument = None,
+    files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
+) -> None:
+    """Tell whether a run is whole, and a killed training goes on exactly here.
+
+    All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
+    once with kills, and both must leave the same to the bit. The run itself is only read.
+    """
+    from mtkit.verify import verify, verify_settings
+
+    faults = []
+    for report in verify(verify_settings(run, settings or []), files_only):
+        for line in report.lines:
+            print(line, flush=True)
+        faults += report.faults
+    if faults:
+        raise CheckpointError("\n".join(faults))
 
 
 @app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")

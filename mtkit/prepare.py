@@ -6,27 +6,38 @@ whether what is there is still what it would make.
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.data.corpus import Corpus, CorpusWriter
-from mtkit.data.manifest import Manifest, RawFile
+from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
+from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
 from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.files import replaced_directory, settle
+from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import read_pairs
-from mtkit.text.parallel import fingerprints, pairs_in_turn, read_source, read_target, tagged, tagged_pairs
+from mtkit.text.parallel import (
+    Pair,
+    fingerprints,
+    pairs_in_turn,
+    read_corpus,
+    read_source,
+    read_target,
+    tagged,
+    tagged_pairs,
+)
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
@@ -170,6 +181,11 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     """The sources and the references that binarize kept; changed or missing ones are a DataError."""
     directory = _validation_directory(config)
     settle(directory)
+    return kept_validation(directory)
+
+
+def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
+    """The same from the folder that they are in, to which nothing is done."""
     manifest = _read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise DataError(
@@ -177,6 +193,50 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
         )
     source, target = (_read_kept(directory / f"{side}.txt", manifest) for side in ("source", "target"))
     return source, target
+
+
+def is_prepared(config: Config) -> bool:
+    """Whether a tokenizer and corpora are there that such settings make, whatever has become of the text since.
+
+    Nothing is written; what is damaged is an error.
+    """
+    directories = _tokenizer_directory(config), _train_directory(config), _validation_directory(config)
+    tokenizer, train, validation = map(standing, directories)
+    if not (tokenizer.exists() and train.exists() and validation.exists()):
+        return False
+    provenance = _read_provenance(tokenizer / "provenance.json")
+    settings = {**TokenizerConfig().model_dump(mode="json"), **provenance.get("settings", {})}
+    manifest = read_manifest(train / MANIFEST)
+    return (
+        (config.training.start_from is not None or settings == config.tokenizer.model_dump(mode="json"))
+        and manifest.settings == _corpus_settings(config)
+        and len(manifest.corpora or config.data.train) == len(config.data.train)
+    )
+
+
+def adopt(config: Config, run: Path) -> None:
+    """Take over the tokenizer and the corpora of another run, as if the texts of these settings had given them.
+
+    Large files are linked. The validation text is that of data.valid.
+    """
+    tokenizer, train = _tokenizer_directory(config), _train_directory(config)
+    shutil.copytree(standing(run / "tokenizer"), tokenizer)
+    if config.training.start_from is None:
+        _write_json(tokenizer / "provenance.json", _tokenizer_provenance(config))
+    theirs = standing(run / "data" / "train")
+    manifest = read_manifest(theirs / MANIFEST)
+    train.mkdir(parents=True)
+    for name in manifest.files():
+        link_or_copy(theirs / name, train / name)
+    raw_files = _raw_files(_training_corpora(config))
+    write_manifest(train / MANIFEST, replace(manifest, raw_files=raw_files, settings=_corpus_settings(config)))
+    with replaced_directory(_validation_directory(config)) as directory:
+        _write_validation(config, directory)
+
+
+def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
+    """Up to so many pairs of each of these corpora, without their tags."""
+    return [list(islice(read_corpus(corpus), most)) for corpus in _corpora(config, corpora)]
 
 
 def _read_held_out(config: Config) -> list[HeldOut]:

@@ -16,7 +16,8 @@ FLOORS = [
     {"cli"},
     {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
     {"options"},
-    {"pipeline"},
+    {"verify"},
+    {"pipeline", "intact"},
     {
         "prepare",
         "train",
