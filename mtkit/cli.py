@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mtkit import bundle_commands, exchange_commands
-from mtkit.errors import MtkitError, StoppedError, is_out_of_memory
+from mtkit.errors import CheckpointError, MtkitError, StoppedError, is_out_of_memory
 from mtkit.evaluate_command import EvaluateCommand, evaluate
 from mtkit.messages import say
 from mtkit.options import (
@@ -27,6 +27,7 @@ from mtkit.options import (
     ModelArgument,
     PrecisionOption,
     SettingsArgument,
+    TagOption,
     UsageError,
     choice,
     count,
@@ -165,6 +166,28 @@ def run(
         print(table(scores), end="")
 
 
+@app.command(epilog=f"{EXAMPLE}verify runs/demo")
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run directory or YAML file.")],
+    settings: SettingsArgument = None,
+    files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
+) -> None:
+    """Tell whether a run is whole, and a killed training goes on exactly here.
+
+    All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
+    once with kills, and both must leave the same to the bit. The run itself is only read.
+    """
+    from mtkit.verify import verify, verify_settings
+
+    faults = []
+    for report in verify(verify_settings(run, settings or []), files_only):
+        for line in report.lines:
+            print(line, flush=True)
+        faults += report.faults
+    if faults:
+        raise CheckpointError("\n".join(faults))
+
+
 @app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")
 def translate(
     model: ModelArgument,
@@ -201,10 +224,7 @@ def translate(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
-    tag: Annotated[
-        str | None,
-        typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
-    ] = None,
+    tag: TagOption = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
@@ -271,6 +291,7 @@ def score(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
     ] = False,
+    tag: TagOption = None,
     ensemble: EnsembleOption = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
@@ -286,7 +307,7 @@ def score(
     one_standard_input(source, target)
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
-    score(translator, source, target, standard_output(), tokens)
+    score(translator, source, target, standard_output(), tokens, tag)
 
 
 app.command(

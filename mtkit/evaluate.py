@@ -9,11 +9,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mtkit.config.data_settings import LanguagesConfig
-from mtkit.errors import DataError
+from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
 from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
+from mtkit.text.parallel import tagged
 from mtkit.translator import Translator, load
 
 # A significant difference is marked as the sacrebleu command marks it.
@@ -108,6 +109,7 @@ def score_texts(hypothesis: Path, against: Path | None, material: Material, scor
 
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
     """Translate a test set and score it; the translations are kept where save_to says."""
+    _require_tag(translator, name, test_set.tag)
     sources, references = read_test_set(test_set)
     system = System(name, translate_set(translator, name, sources, test_set.tag))
     if save_to is not None:
@@ -121,6 +123,9 @@ def evaluate_models(
 ) -> list[ScoredSet]:
     """The scores of one model, or of the first of two and of the second, which it is compared with."""
     # All at once, so that what is wrong with the last one is told before the first is translated.
+    for name, test_set in sets.items():
+        for system, translator in systems:
+            _require_tag(translator, f"{system}, {name}", _tag(translator, name, test_set))
     texts = {name: read_test_set(test_set) for name, test_set in sets.items()}
     scores = []
     for name, test_set in sets.items():
@@ -139,10 +144,20 @@ def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
     return own.tag if own else test_set.tag
 
 
+def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
+    """Refuse a tag that the model does not know; where names the test set."""
+    if tag is not None:
+        try:
+            translator.require_tag(tag)
+        except MtkitError as error:
+            raise MtkitError(f"{where}: {error}") from None
+
+
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
     """The translations of a test set, each source with the tag before it unless it is blank."""
-    tagged = [f"{tag} {line}" if tag and line.strip() else line for line in sources]
-    bar = tqdm(tagged, unit=" lines", desc=name, leave=False, disable=not on_terminal())
+    bar = tqdm(
+        [tagged(line, tag) for line in sources], unit=" lines", desc=name, leave=False, disable=not on_terminal()
+    )
     lines = list(translator.translate_lines(bar))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")

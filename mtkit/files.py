@@ -156,6 +156,18 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}")
 
 
+def link_or_copy(path: Path, copy: Path) -> None:
+    """The same file in another place: a link where the system makes one, else a copy. It is not to be written to."""
+    whole = path.resolve()
+    for make in (os.link, os.symlink, shutil.copyfile):
+        try:
+            make(whole, copy)
+            return
+        except OSError:
+            if make is shutil.copyfile:
+                raise
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replace a file whole."""
     with replaced_file(path) as file:

@@ -40,6 +40,10 @@ EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model that speaks along; more may be given.")
 ]
 PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
+TagOption = Annotated[
+    str | None,
+    typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
+]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
 

@@ -6,10 +6,12 @@ whether what is there is still what it would make.
 
 import hashlib
 import json
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, zip_longest
+from dataclasses import replace
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.config.yaml_text import write_yaml
-from mtkit.data.corpus import Corpus, CorpusWriter
-from mtkit.data.manifest import Manifest, RawFile
+from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
+from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
 from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.files import replaced_directory, settle
+from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import say
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
@@ -30,9 +32,11 @@ from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import read_pairs, require_file
 from mtkit.text.parallel import (
     COLUMN,
+    Pair,
     fingerprints,
     known_fingerprints,
     pairs_in_turn,
+    read_corpus,
     read_source,
     read_target,
     tagged,
@@ -63,7 +67,7 @@ def make_tokenizer(config: Config) -> None:
                 lambda: chain.from_iterable(map(read_target, corpora)),
                 config.tokenizer,
                 directory,
-                _tags(config),
+                config.data.train_tags,
             )
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
@@ -362,6 +366,50 @@ def _check_held_out(config: Config) -> None:
             deque(read_pairs(files.source, path), maxlen=0)
 
 
+def is_prepared(config: Config) -> bool:
+    """Whether a tokenizer and corpora are there that such settings make, whatever has become of the text since.
+
+    Nothing is written; what is damaged is an error.
+    """
+    directories = _tokenizer_directory(config), _train_directory(config), _validation_directory(config)
+    tokenizer, train, validation = map(standing, directories)
+    if not (tokenizer.exists() and train.exists() and validation.exists()):
+        return False
+    provenance = _read_provenance(tokenizer / "provenance.json")
+    settings = {**TokenizerConfig().model_dump(mode="json"), **provenance.get("settings", {})}
+    manifest = read_manifest(train / MANIFEST)
+    return (
+        (config.training.start_from is not None or settings == config.tokenizer.model_dump(mode="json"))
+        and manifest.settings == _corpus_settings(config)
+        and len(manifest.corpora or config.data.train) == len(config.data.train)
+    )
+
+
+def adopt(config: Config, run: Path) -> None:
+    """Take over the tokenizer and the corpora of another run, as if the texts of these settings had given them.
+
+    Large files are linked. The validation text is that of data.valid.
+    """
+    tokenizer, train = _tokenizer_directory(config), _train_directory(config)
+    shutil.copytree(standing(run / "tokenizer"), tokenizer)
+    if config.training.start_from is None:
+        _write_json(tokenizer / "provenance.json", _tokenizer_provenance(config))
+    theirs = standing(run / "data" / "train")
+    manifest = read_manifest(theirs / MANIFEST)
+    train.mkdir(parents=True)
+    for name in manifest.files():
+        link_or_copy(theirs / name, train / name)
+    raw_files = _raw_files(_training_corpora(config))
+    write_manifest(train / MANIFEST, replace(manifest, raw_files=raw_files, settings=_corpus_settings(config)))
+    with replaced_directory(_validation_directory(config)) as directory:
+        _write_validation(config, directory)
+
+
+def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
+    """Up to so many pairs of each of these corpora, without their tags."""
+    return [list(islice(read_corpus(corpus), most)) for corpus in _corpora(config, corpora)]
+
+
 def _read_held_out(config: Config) -> list[HeldOut]:
     """The validation corpora as one set, and each test set; all their files are read and checked."""
     found = []
@@ -460,7 +508,7 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
 def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags = _tags(config)
+    tags = config.data.train_tags
     return {
         "format": FORMAT,
         "settings": config.tokenizer.model_dump(mode="json"),
@@ -482,11 +530,6 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"format": FORMAT, "copied": tokenizer.hash}
-
-
-def _tags(config: Config) -> list[str]:
-    """The tags of the training corpora, each once."""
-    return sorted({corpus.tag for corpus in config.data.train if corpus.tag is not None})
 
 
 def _tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:

@@ -1,9 +1,10 @@
 """Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from mtkit.config.load import config_from_text, with_sections
+from mtkit.config.load import check_tags, config_from_text, with_sections
 from mtkit.config.section import Section
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError
@@ -11,7 +12,9 @@ from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, tokenizer_files
 from mtkit.formats.storage import Storage
 from mtkit.formats.sums import sums_of
 from mtkit.opening import CheckpointStorage, find_model, open_model
+from mtkit.text.parallel import describe_tags, extend_command
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.checkpoint import checkpoint_steps
 
 # Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
 UNFINISHED = "of a run that was not finished"
@@ -25,6 +28,7 @@ def start_bundle(config: Config) -> Bundle | None:
     try:
         bundle = open_model(path)
         bundle.require_own_tokenizer()
+        tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
     if _belongs_to(bundle.storage, config):
@@ -38,6 +42,7 @@ def start_bundle(config: Config) -> Bundle | None:
             f"training.start_from {path}: its tokenizer goes with its weights and is another one; leave these out of "
             f"your settings, or copy them: {', '.join(different)}"
         )
+    _require_train_tags(config, tokenizer)
     return bundle
 
 
@@ -46,9 +51,19 @@ def carried_over(config: Config) -> Config:
 
     The model's settings and its tokenizer's must then be its own, but for dropout, which is no part of the weights, and
     what suited much data seldom suits little. If the model is gone, the run's own config.yaml tells what was taken.
+
+    Tags that the model does not know are a ConfigError; see _check_tags.
     """
     if config.training.start_from is None:
+        check_tags(config)
         return config
+    carried = _carried_over(config)
+    _check_tags(carried)
+    return carried
+
+
+def _carried_over(config: Config) -> Config:
+    assert config.training.start_from is not None
     try:
         bundle = open_model(config.training.start_from)
         if isinstance(bundle.storage, CheckpointStorage) and _belongs_to(bundle.storage, config):
@@ -76,6 +91,55 @@ def _own_run(config: Config) -> ConfigError:
     return ConfigError(
         f"training.start_from {config.training.start_from} is this run itself; give the run another name"
     )
+
+
+def _check_tags(config: Config) -> None:
+    """Refuse tags that neither training sees nor the model to start from knows.
+
+    A run that has begun keeps those that it is trained with: earlier versions read unknown ones as several pieces.
+    """
+    if not config.data.train_tags and not any(config.data.untrained_tags(())):
+        return
+    tokenizer = _known_tokenizer(config)
+    if tokenizer is None:
+        return  # told when it is to be opened
+    if not _has_begun(config):
+        _require_train_tags(config, tokenizer)
+    check_tags(config, tokenizer.tags)
+
+
+def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse tags of data.train that the tokenizer would cut into pieces."""
+    unknown = [tag for tag in config.data.train_tags if tag not in tokenizer.tags]
+    if not unknown:
+        return
+    start = config.training.start_from
+    told = f"training.start_from {start}: the model does not know tag {', '.join(unknown)} of data.train"
+    pieces = set(tokenizer.source_pieces(range(tokenizer.source_vocab_size)))
+    if taken := [tag for tag in unknown if tag in pieces]:
+        raise ConfigError(
+            f"{told}, and {', '.join(taken)} is a piece of its vocabulary that other words are made of; take another "
+            "tag, such as <2de>"
+        )
+    raise ConfigError(
+        f"{told}; {describe_tags(tokenizer.tags)}. Add what is missing by "
+        f"`{extend_command(shlex.quote(str(start)), unknown)}`, and start from LARGER"
+    )
+
+
+def _known_tokenizer(config: Config) -> Tokenizer | None:
+    """That of the model to start from, or the run's own copy of it; None if neither can be read."""
+    try:
+        if tokenizer := start_tokenizer(config):
+            return tokenizer
+        return Tokenizer.load(config.run_path / "tokenizer")
+    except CheckpointError:
+        return None
+
+
+def _has_begun(config: Config) -> bool:
+    """Whether there is something that training made."""
+    return bool(checkpoint_steps(config.run_path / "checkpoints")) or (config.run_path / "model").exists()
 
 
 def _other_model(config: Config, different: list[str]) -> ConfigError:

@@ -21,7 +21,7 @@ from mtkit.models.registry import empty_model, fill_model
 from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
-from mtkit.text.parallel import tagged
+from mtkit.text.parallel import describe_tags, extend_command, tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
 
@@ -79,6 +79,8 @@ class Translator:
         special = tokenizer.specials.target
         shown = special.unknown if tokenizer.target_shows_unknown else None
         self._forbidden = tuple(token for token in special.silent if token != shown)
+        # Models of earlier versions may have been trained with tags that are several pieces.
+        self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
@@ -113,11 +115,14 @@ class Translator:
         return self._translated(lines, num_best, at_once, prefixes)
 
     def require_tag(self, tag: str) -> None:
-        """Refuse a tag that the model was not trained with."""
-        known = self.tokenizer.symbols
-        if tag not in known:
-            there = f"it knows {', '.join(known)}" if known else "it was trained without any"
-            raise MtkitError(f"tag {tag}: the model does not know it; {there}")
+        """Refuse a tag that the model does not know."""
+        if tag.split() != [tag]:
+            raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
+        if tag not in self.tags:
+            raise MtkitError(
+                f"tag {tag}: the model does not know it; {describe_tags(self.tags)}. "
+                f"`{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER teaches it"
+            )
 
     def _translated(
         self, lines: Iterable[str], num_best: int, at_once: bool, prefixes: Iterable[str] | None
@@ -141,7 +146,7 @@ class Translator:
     def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
         encoded = self.tokenizer.encode_target(prefixes) if any(prefixes) else [[]] * len(lines)
         for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
-            tags, text = split_tags(lines[number], self.tokenizer.symbols)
+            tags, text = split_tags(lines[number], self.tags)
             tag_tokens = self._source_tokens(tags) if tags else []
             self._check_prefix(prefixes[number], encoded[number])
             if len(tokens) == len(tag_tokens):
@@ -230,17 +235,24 @@ class Translator:
         elected = elect([translation.text for translation in translations], self._utility)
         return [Translation(text, score) for text, score in elected]
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[ScoredTranslation]:
+    def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
         """What the model thinks of the translation of each line; blank ones, of either side, are the end mark alone.
 
-        A line is scored whole, whatever its length; one that is longer than the model can take is a DataError.
+        A tag is put before each source, as translate_lines does. A line is scored whole, whatever its length; one that
+        is longer than the model can take is a DataError.
         """
         if isinstance(sources, str) or isinstance(targets, str):
             raise TypeError("score() takes lists of lines; give it [line] for a single one")
-        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations"))))
+        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
 
-    def score_lines(self, pairs: Iterable[tuple[str, str]]) -> Iterator[ScoredTranslation]:
+    def score_lines(self, pairs: Iterable[tuple[str, str]], tag: str | None = None) -> Iterator[ScoredTranslation]:
         """The same for a stream of sources and translations, in order and in constant memory."""
+        if tag is not None:
+            self.require_tag(tag)
+            pairs = ((tagged(source, tag), target) for source, target in pairs)
+        return self._scored(pairs)
+
+    def _scored(self, pairs: Iterable[tuple[str, str]]) -> Iterator[ScoredTranslation]:
         decoding, number = self.config.decoding, 0
         for window in _windows(pairs, at_once=False):
             sources = self.tokenizer.encode_source([source for source, _ in window])

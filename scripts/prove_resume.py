@@ -4,30 +4,27 @@
 
 A small Transformer is trained on the demo corpus by `mtkit train`. SIGKILL, which no program can notice, comes a random
 moment after a random step; every fourth time it waits for a checkpoint that is just being written. The same command
-then goes on. At the end all weights and the optimizer's memory must equal those of an uninterrupted run, bit for bit:
-prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core. KEY=VALUE is a setting
-over those below, such as training.ema_decay=0.99.
+then goes on. At the end all weights, the optimizer's memory and the log must equal those of an uninterrupted run, bit
+for bit: prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core. KEY=VALUE is a
+setting over those below, such as training.ema_decay=0.99. `mtkit verify` does this for any settings, with two kills.
 """
 
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
 from mtkit.data.corpus import Corpus
 from mtkit.data.plan import batches_from
+from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
-PAUSE_SECONDS = 0.002  # between looks at what a run does
-MOST_SECONDS = 600  # that any one process may take
 BATCH_TOKENS, MAX_STEPS, SAVE_EVERY, VALIDATE_EVERY, SEED = 1024, 600, 20, 100, 1
 
 SETTINGS = f"""
@@ -51,15 +48,6 @@ training:
 """
 
 
-@dataclass(frozen=True)
-class Kill:
-    """When a run is to be killed."""
-
-    step: int
-    delay: float  # seconds after that step, or after a checkpoint began to be written
-    while_saving: bool
-
-
 def main() -> None:
     """Kill, resume, compare."""
     arguments = parsed()
@@ -75,16 +63,21 @@ def main() -> None:
 
         begun = time.monotonic()
         for number, kill in enumerate(kills(arguments.kills, chance), 1):
-            print(f"kill {number:2}: {run_until(kill, train(killed), killed)}", flush=True)
-        if subprocess.run(train(killed), stderr=subprocess.DEVNULL).returncode:
-            sys.exit("the killed run did not end by itself")
+            moment = train_and_kill(train(killed), killed, kill, folder / "killed.stderr")
+            if moment is None:
+                sys.exit("the run ended before it was killed")
+            print(f"kill {number:2}: {described(moment, killed)}", flush=True)
+        train_to_end(train(killed), folder / "killed.stderr")
         print(f"the killed run ended by itself after {time.monotonic() - begun:.0f} s", flush=True)
 
         begun = time.monotonic()
-        if subprocess.run(train(whole), stderr=subprocess.DEVNULL).returncode:
-            sys.exit("the uninterrupted run failed")
+        train_to_end(train(whole), folder / "whole.stderr")
         print(f"the uninterrupted run took {time.monotonic() - begun:.0f} s")
-        sys.exit(compare(killed, whole))
+        same = compare(killed, whole)
+        for name, is_same in same.items():
+            print(f"{'identical' if is_same else 'different'}: {name}")
+        print("IDENTICAL" if all(same.values()) else "DIFFERENT")
+        sys.exit(not all(same.values()))
 
 
 def parsed() -> argparse.Namespace:
@@ -103,7 +96,7 @@ def kills(count: int, chance: random.Random) -> Iterator[Kill]:
     steps = sorted(chance.sample(range(1, MAX_STEPS - SAVE_EVERY - 1), count))
     for number, step in enumerate(steps):
         while_saving = number % 4 == 3
-        yield Kill(step, chance.uniform(0, 0.02 if while_saving else 0.3), while_saving)
+        yield Kill(step, while_saving, chance.uniform(0, 0.02 if while_saving else 0.3))
 
 
 def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[str]:
@@ -117,46 +110,11 @@ def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[
     return [sys.executable, "-m", "mtkit", "train", *arguments]
 
 
-def run_until(kill: Kill, arguments: list[str], run: Path) -> str:
-    """Start, or go on, and kill; where that was."""
-    told = run.with_suffix(".stderr")
-    with told.open("wb") as stderr:
-        process = subprocess.Popen(arguments, stderr=stderr)
-    limit = time.monotonic() + MOST_SECONDS
-    began = began_at(run)
-    resumed = None
-    while process.poll() is None and time.monotonic() < limit:
-        if began_at(run) > began:
-            resumed = last_step(run) if resumed is None else resumed
-            if last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
-                time.sleep(kill.delay)
-                break
-        time.sleep(PAUSE_SECONDS)
-    process.kill()
-    process.wait()
-    if process.returncode >= 0:
-        sys.exit(f"the run ended before it was killed:\n{told.read_text(encoding='utf-8')}")
-    step = last_step(run)
-    where = "writing a checkpoint" if is_saving(run) else "between checkpoints" if step % SAVE_EVERY else "at one"
-    return f"step {step:3}, {place(run, step)}, {where}"
-
-
-def began_at(run: Path) -> int:
-    """When a process last began to train, by what it then wrote."""
-    path = run / "run.json"
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def last_step(run: Path) -> int:
-    """The step of the newest whole line of the log; 0 before the first."""
-    path = run / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return next((json.loads(line)["step"] for line in reversed(lines) if line.endswith("\n")), 0)
-
-
-def is_saving(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the run was killed."""
-    return any((run / "checkpoints").glob(".step-*"))
+def described(killed: Killed, run: Path) -> str:
+    """Where a run was when it was killed."""
+    between = "between checkpoints" if killed.step % SAVE_EVERY else "at one"
+    where = "writing a checkpoint" if killed.while_saving else between
+    return f"step {killed.step:3}, {place(run, killed.step)}, {where}"
 
 
 def place(run: Path, step: int) -> str:
@@ -166,25 +124,6 @@ def place(run: Path, step: int) -> str:
     batches = islice(batches_from(0, *sides, BATCH_TOKENS, SEED), step)
     epoch, pairs = divmod(max(accumulate(len(batch) for _, batch in batches), default=0), len(corpus))
     return f"{pairs / len(corpus):4.0%} of epoch {epoch + 1}"
-
-
-def compare(killed: Path, whole: Path) -> int:
-    """Whether the two runs left the same; 0 if so."""
-    found, wanted = tensor_files(killed), tensor_files(whole)
-    different = sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
-    for name in sorted({**found, **wanted}):
-        print(f"{'different' if name in different else 'identical'}: {name}")
-    print("DIFFERENT" if different or not wanted else "IDENTICAL")
-    return 1 if different or not wanted else 0
-
-
-def tensor_files(run: Path) -> dict[str, bytes]:
-    """All weights and all memory of optimizers below a run directory."""
-    return {
-        path.relative_to(run).as_posix(): path.read_bytes()
-        for folder in ("checkpoints", "model")
-        for path in (run / folder).rglob("*.safetensors")
-    }
 
 
 def corpus_folder(folder: Path) -> Path:

@@ -287,7 +287,11 @@ LINES_OF_VALUES = [
     ),
     (
         "data: {train: [{tsv: a, tag: <2de>}, {tsv: b}], valid: [{tsv: c, tag: <2fr>}]}",
-        "data: valid[0] has tag <2fr>, which no corpus of train has; found <2de>",
+        "data.valid[0].tag: found <2fr>, which no corpus of data.train has; they have <2de>",
+    ),
+    (
+        "data: {train: [{tsv: a, tag: <2de>}, {tsv: b, tag: <2at>}], test: {t: {sacrebleu: wmt14, tag: <2fr>}}}",
+        "data.test.t.tag: found <2fr>, which no corpus of data.train has; they have <2at>, <2de>",
     ),
     (
         "data: {test: [a]}",
@@ -554,8 +558,8 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         ),
         (
             "data.valid=[{tsv: a}, {tsv: b, tag: <2de>}]",
-            "data.valid=[{tsv: a}, {tsv: b, tag: <2de>}]: data: valid[1] has tag <2de>, which no corpus of train has; "
-            "found none",
+            "data.valid=[{tsv: a}, {tsv: b, tag: <2de>}]: data.valid[1].tag: found <2de>, which no corpus of "
+            "data.train has; they have none",
         ),
         (
             "data.valid=[{tsv: a, weight: 3}]",

@@ -202,6 +202,12 @@ def test_a_tag_of_a_target_language_is_one_token_outside_sentencepiece(opus, tmp
     (tmp_path / "in").write_text("one two\n")
     assert _run(["translate", str(tmp_path / "model"), str(tmp_path / "in"), "--tag", ">>deu<<"]) == 1
     assert "tag >>deu<<: the model does not know it; it knows >>fra<<" in capsys.readouterr().err
+    path = tmp_path / "tune.yaml"
+    for tag, code in ((">>fra<<", 0), (">>deu<<", 1)):
+        train = {"source": "in", "target": "in", "tag": tag}
+        path.write_text(json.dumps({"data": {"train": [train]}, "training": {"start_from": str(tmp_path / "model")}}))
+        assert _run(["config", str(path)]) == code
+    assert f"`mtkit extend {tmp_path / 'model'} --tag '>>deu<<' -o LARGER`" in capsys.readouterr().err
 
 
 def test_an_import_may_be_told_its_languages(opus, tmp_path):

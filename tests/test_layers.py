@@ -16,7 +16,8 @@ FLOORS = [
     {"cli"},
     {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
     {"options"},
-    {"pipeline", "bundling"},
+    {"verify"},
+    {"pipeline", "bundling", "intact"},
     {
         "prepare",
         "train",
@@ -31,7 +32,7 @@ FLOORS = [
         "info",
         "check",
     },
-    {"validation", "objective", "feed", "records"},
+    {"validation", "objective", "feed", "records", "proof"},
     {"canaries", "changes", "fresh"},
     {"translator", "start", "identity"},
     {"likelihood", "mbr"},

@@ -1,6 +1,7 @@
 """One model, two target languages: a tag before the line says which is wanted, however the tag came there."""
 
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
-from mtkit.cli import main
+import mtkit.start
+from mtkit.cli import _run, main
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, MtkitError
+from mtkit.evaluate import evaluate
+from mtkit.extend import extend
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import binarized_is_current, read_validation, tokenizer_is_current
+from mtkit.testsets import SetFiles
+from mtkit.text.parallel import describe_tags
 from mtkit.text.splitting import split_tags
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translate import translate
@@ -70,6 +76,14 @@ def translator(run: Path) -> Translator:
     return load(run, ["device=cpu", "decoding.beam_size=1"])
 
 
+def refusal(tag: str, known: str) -> str:
+    """What is said of a tag that the model does not know."""
+    return (
+        f"tag {tag}: the model does not know it; {known}. `mtkit extend MODEL --tag '{tag}' -o LARGER` adds it, and "
+        "training with training.start_from LARGER teaches it"
+    )
+
+
 def test_the_tag_decides_the_language(run: Path, translator: Translator) -> None:
     sources = (run.parent / "test.src").read_text("utf-8").splitlines()
     digits = (run.parent / "test.tgt").read_text("utf-8").splitlines()
@@ -111,14 +125,14 @@ def test_a_tag_is_a_piece_of_its_own_and_is_never_split(run: Path) -> None:
 
 
 def test_blank_lines_stay_blank_and_every_line_has_its_line(translator: Translator) -> None:
-    source = f"four two\n\n   \n{BACKWARD}\n \u200b\n{FORWARD}  \nnine\n".encode()
-    for tag in (FORWARD, BACKWARD):
+    source = f"four two\n\n   \n{BACKWARD}\n \u200b\n{FORWARD}  \nnine one\n".encode()
+    for tag, last in ((FORWARD, "9 1"), (BACKWARD, "1 9")):
         out = io.BytesIO()
         translate(translator, io.BytesIO(source), out, tag=tag)
         lines = out.getvalue().decode().split("\n")
         assert len(lines) == 8
         assert lines[1:6] == [""] * 5
-        assert lines[6] == "9"
+        assert lines[6] == last
 
 
 @pytest.mark.parametrize("by_option", [True, False])
@@ -152,13 +166,16 @@ def test_a_single_word_too_long_for_the_model_carries_its_tag_too(translator: Tr
     assert "\n" not in found.text
 
 
-def test_a_tag_that_the_model_does_not_know_is_refused(translator: Translator, tiny_run: Path) -> None:
+def test_a_tag_that_the_model_does_not_know_is_refused(run: Path, translator: Translator, tiny_run: Path) -> None:
     with pytest.raises(MtkitError) as raised:
         translator.translate_lines(["one"], tag="<2fr>")
-    assert str(raised.value) == f"tag <2fr>: the model does not know it; it knows {FORWARD}, {BACKWARD}"
+    assert str(raised.value) == refusal("<2fr>", f"it knows {FORWARD}, {BACKWARD}")
     with pytest.raises(MtkitError) as raised:
         load(tiny_run, ["device=cpu"]).translate(["one"], tag=FORWARD)
-    assert str(raised.value) == f"tag {FORWARD}: the model does not know it; it was trained without any"
+    assert str(raised.value) == refusal(FORWARD, "it knows no tags")
+    with pytest.raises(MtkitError) as raised:
+        load(run, ["device=cpu"], ensemble=[run]).score(["one"], ["1"], "<2fr>")
+    assert str(raised.value) == refusal("<2fr>", f"it knows {FORWARD}, {BACKWARD}")
 
 
 def test_the_command_line_takes_a_tag_and_refuses_an_unknown_one_before_it_writes(
@@ -179,8 +196,8 @@ def test_the_command_line_takes_a_tag_and_refuses_an_unknown_one_before_it_write
         return int(end.value.code or 0)
 
     assert call("<2fr>") == 1
-    told = f"mtkit: error: tag <2fr>: the model does not know it; it knows {FORWARD}, {BACKWARD}\n"
-    assert capfd.readouterr().err == told
+    told = refusal("<2fr>", f"it knows {FORWARD}, {BACKWARD}")
+    assert capfd.readouterr().err == f"mtkit: error: {told}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     for tag in (FORWARD, BACKWARD):
         assert call(tag) == 0
@@ -263,3 +280,173 @@ def test_the_tags_of_a_line_are_its_first_words(line: str, split: tuple[str, str
 def test_settings_with_tags_are_printed_and_read_back(run: Path) -> None:
     config = config_with(settings_of(run.parent, run))
     assert f"  - {{source: train.src, target: train.tgt, tag: {FORWARD}}}\n" in config_text(config)
+
+
+# What is said of a tag.
+
+
+@pytest.mark.parametrize("tag", ["", " ", f" {FORWARD}", f"{FORWARD} ", f"{FORWARD} {BACKWARD}", f"{FORWARD}\t"])
+def test_a_tag_is_one_word(translator: Translator, tag: str) -> None:
+    for call in (translator.translate, lambda lines, tag: translator.score(lines, lines, tag)):
+        with pytest.raises(MtkitError) as raised:
+            call(["one"], tag=tag)
+        assert str(raised.value) == f"tag {tag!r}: wants one word, without spaces; it knows {FORWARD}, {BACKWARD}"
+
+
+@pytest.mark.parametrize("tag", [FORWARD[:-1], f"{FORWARD}>", FORWARD.upper(), "two"])
+def test_what_is_nearly_a_tag_is_none(translator: Translator, tag: str) -> None:
+    with pytest.raises(MtkitError, match="the model does not know it"):
+        translator.require_tag(tag)
+
+
+def test_of_many_tags_a_message_lists_some() -> None:
+    tags = [f"<{number}>" for number in range(130)]
+    assert describe_tags(tags[:20]) == f"it knows {', '.join(tags[:20])}"
+    assert describe_tags(tags) == f"it knows {', '.join(tags[:20])} and 110 more"
+
+
+def test_one_tag_may_begin_as_another_does(run: Path, tmp_path: Path) -> None:
+    tags = ["<2pt", "<2pt>", "<2pt>br", "2pt"]
+    train = [{"source": "test.src", "target": "test.tgt", "tag": tag} for tag in tags]
+    config = config_with(settings_of(run.parent, tmp_path / "run"), data={"train": train, "valid": []})
+    run_binarize(config)
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    for tag in tags:
+        ids = tokenizer.encode_source([f"{tag} nine"])[0]
+        assert tag in tokenizer.source_pieces(ids)
+
+
+def test_score_takes_a_tag(
+    run: Path, translator: Translator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources, targets = ["four two", "nine", ""], ["4 2", "9", ""]
+    tagged = translator.score([f"{BACKWARD} four two", f"{BACKWARD} nine", ""], targets)
+    assert translator.score(sources, targets, tag=BACKWARD) == tagged
+    assert translator.score(sources, targets) != tagged
+    write_lines(tmp_path / "source", sources)
+    write_lines(tmp_path / "target", targets)
+    files = ["--source", str(tmp_path / "source"), "--target", str(tmp_path / "target"), "--device", "cpu"]
+    assert _run(["score", str(run), *files, "--tag", "<2fr>"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"mtkit: error: {refusal('<2fr>', f'it knows {FORWARD}, {BACKWARD}')}\n"
+
+
+def test_evaluate_refuses_unknown_tags_of_the_option_and_of_the_settings(
+    run: Path, translator: Translator, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = str(run.parent / "test.src"), str(run.parent / "test.tgt")
+    files = ["--source", source, "--reference", target, "--device", "cpu"]
+    for tag, told in (
+        ("<2fr>", refusal("<2fr>", f"it knows {FORWARD}, {BACKWARD}")),
+        ("", f"tag '': wants one word, without spaces; it knows {FORWARD}, {BACKWARD}"),
+    ):
+        assert _run(["evaluate", str(run), *files, "--tag", tag]) == 1
+        assert capsys.readouterr().err == f"mtkit: error: {run}, test.src: {told}\n"
+    assert _run(["evaluate", str(run), *files, "--tag", FORWARD, "--against", str(tiny_run)]) == 1
+    told = f"mtkit: error: {tiny_run}, test.src: {refusal(FORWARD, 'it knows no tags')}\n"
+    assert capsys.readouterr().err == told
+    with pytest.raises(MtkitError) as raised:
+        evaluate(translator, "t", SetFiles(Path(source), (Path(target),), "<2fr>"), save_to=tmp_path / "translations")
+    assert str(raised.value) == f"t: {refusal('<2fr>', f'it knows {FORWARD}, {BACKWARD}')}"
+    assert not list(tmp_path.iterdir())
+
+
+# What is said of the tags of a run that starts from a model.
+
+
+def settings_from(run: Path, start: Path, run_dir: Path, tags: tuple[str, str, str]) -> dict[str, object]:
+    """Settings of a run that starts from a model; tags are those of train, valid and test."""
+    train, valid, test = ({"source": "test.src", "target": "test.tgt", "tag": tag} for tag in tags)
+    settings = settings_of(run.parent, run_dir)
+    data = settings["data"]
+    assert isinstance(data, dict)
+    training = {"start_from": str(start), "max_steps": 2, "validate_every": 2, "save_every": 2, "learning_rate": 0.001}
+    return {
+        "run_dir": str(run_dir),
+        "device": "cpu",
+        "data": {**data, "train": [train], "valid": [valid], "test": {"t": test}},
+        "training": {**training, "batch_tokens": 512, "validation_sentences": 2},
+    }
+
+
+COMMANDS = ("run", "train", "binarize", "train-tokenizer", "config")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_tag_that_the_model_to_start_from_would_cut_into_pieces_is_refused_before_any_work(
+    run: Path, tiny_run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_from(run, tiny_run, tmp_path / "run", ("<2x>", "<2x>", "<2x>"))
+    (tmp_path / "x.yaml").write_text(json.dumps(settings))
+    assert _run([command, str(tmp_path / "x.yaml")]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        f"mtkit: error: training.start_from {tiny_run}: the model does not know tag <2x> of data.train; it knows no "
+        f"tags. Add what is missing by `mtkit extend {tiny_run} --tag '<2x>' -o LARGER`, and start from LARGER\n"
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == ["x.yaml"]
+    assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+def test_the_model_that_the_message_names_can_be_started_from(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    extend(tiny_run, tmp_path / "larger", [], ["<2x>"])
+    config = config_with(settings_from(run, tmp_path / "larger", tmp_path / "run", ("<2x>", "<2x>", "<2x>")))
+    run_all(config)
+    load(tmp_path / "run", ["device=cpu"]).translate(["one"], tag="<2x>")
+
+
+def test_tags_of_validation_and_test_sets_may_be_those_that_the_start_knows(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_from(run, run, tmp_path / "run", (FORWARD, BACKWARD, BACKWARD))
+    run_all(config_with(settings))
+    assert _run(["evaluate", str(tmp_path / "run"), "--json"]) == 0  # though its own settings have no such corpus
+    capsys.readouterr()
+    for tags, at in (((FORWARD, "<2x>", FORWARD), "valid[0]"), ((FORWARD, FORWARD, "<2x>"), "test.t")):
+        with pytest.raises(ConfigError) as raised:
+            run_all(config_with(settings_from(run, run, tmp_path / "other", tags)))
+        assert str(raised.value) == (
+            f"data.{at}.tag: found <2x>, which neither data.train nor the model to start from has; they have "
+            f"{FORWARD}, {BACKWARD}"
+        )
+        with pytest.raises(ConfigError, match=r"which no corpus of data\.train has; they have <2digits>"):
+            run_all(config_with(settings_from(run, run, tmp_path / "o", tags), training={"start_from": None}))
+
+
+def test_a_piece_of_the_vocabulary_is_no_tag(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_run / "tokenizer")
+    piece = next(
+        piece for piece in tokenizer.source_pieces(range(260, tokenizer.source_vocab_size)) if "\u2581" not in piece
+    )
+    with pytest.raises(ConfigError) as raised:
+        run_all(config_with(settings_from(run, tiny_run, tmp_path / "run", (piece, piece, piece))))
+    assert str(raised.value).endswith(
+        f"does not know tag {piece} of data.train, and {piece} is a piece of its vocabulary that other words are made "
+        "of; take another tag, such as <2de>"
+    )
+
+
+def test_a_run_that_began_with_such_a_tag_goes_on_and_translates_as_it_was_trained(
+    run: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_from(run, tiny_run, tmp_path / "run", ("<2x>", "<2x>", "<2x>"))
+    with monkeypatch.context() as earlier:  # as earlier versions trained it
+        earlier.setattr(mtkit.start, "_require_train_tags", lambda *_: None)
+        run_all(config_with(settings))
+    run_all(config_with(settings, training={"max_steps": 4}))
+    translator = load(tmp_path / "run", ["device=cpu"])
+    assert translator.config.training.max_steps == 4
+    assert translator.translate(["one two"], tag="<2x>") == translator.translate(["<2x> one two"])
+    line = " ".join(["one two three four."] * 20)
+    tag = translator.tokenizer.encode_source(["<2x>"])[0]
+    assert len(tag) > 1
+    parts = list(translator._parts([f"<2x> {line}"], [""]))
+    assert len(parts) > 1
+    assert all(part.tokens[: len(tag)] == tag for part in parts)
+    with pytest.raises(ConfigError, match=r"does not know tag <2x> of data\.train"):
+        run_all(config_with(settings, training={"max_steps": 4}), fresh=True)
+    assert (tmp_path / "run" / "model" / "bundle.json").exists()
+    with pytest.raises(ConfigError, match=r"does not know tag <2x> of data\.train"):
+        run_all(config_with({**settings, "run_dir": str(tmp_path / "another")}))

@@ -245,6 +245,7 @@ def test_a_run_is_scored_on_named_sets_and_looks_for_them_in_its_training_text_o
 
 def test_a_tag_stands_before_each_source_line_that_is_not_blank(tiny_run: Path, tmp_path: Path) -> None:
     translator = mtkit.load(tiny_run)
+    translator.tags = ("three",)  # a word that it can say
     lines = ["one two", "", "nine  four", " "]
     assert translate_set(translator, "a", lines, "three") == translator.translate(
         ["three one two", "", "three nine  four", " "]

@@ -1,5 +1,6 @@
 """Settings of the text: its languages, the corpora and test sets, and which pairs are left out."""
 
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,14 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mtkit.config.scripts import SCRIPTS, nearest_script
 from mtkit.config.section import Section
+
+MOST_TAGS_SHOWN = 20  # some models know more than a hundred languages
+
+
+def listed_tags(tags: Sequence[str]) -> str:
+    """Tags as a message lists them."""
+    shown, more = ", ".join(tags[:MOST_TAGS_SHOWN]) or "none", len(tags) - MOST_TAGS_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 class LanguagesConfig(Section):
@@ -166,12 +175,16 @@ class DataConfig(Section):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
         return self
 
-    @model_validator(mode="after")
-    def tags_are_trained(self) -> "DataConfig":
-        """A tag means something only if training has seen it."""
-        known = {corpus.tag for corpus in self.train}
-        for i, corpus in enumerate(self.valid):
+    @property
+    def train_tags(self) -> list[str]:
+        """The tags of the training corpora, each once, sorted."""
+        return sorted({corpus.tag for corpus in self.train if corpus.tag is not None})
+
+    def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The tags of validation corpora and test sets that are not known, each with the keys of its setting."""
+        for number, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:
-                there = ", ".join(sorted(tag for tag in known if tag)) or "none"
-                raise ValueError(f"valid[{i}] has tag {corpus.tag}, which no corpus of train has; found {there}")
-        return self
+                yield ("valid", number, "tag"), corpus.tag
+        for name, test_set in self.test.items():
+            if test_set.tag is not None and test_set.tag not in known:
+                yield ("test", name, "tag"), test_set.tag

@@ -6,7 +6,7 @@ All faults are reported together, a line each, and say where, what was found and
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mtkit.config.data_settings import listed_tags
 from mtkit.config.settings import Config
 from mtkit.config.show import (
     Schema,
@@ -51,16 +52,40 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
 
     `-` is standard input. A value is read as YAML and takes the place of the file's, whole sections, lists and tables
-    too.
+    too. Tags are checked as check_tags does, unless training starts from a model, which may know others.
     """
-    if path is None:
-        return _config("", "", overrides)
-    return _config(_read_text(path), _named(path), overrides)
+    config, places = _config(_read_text(path) if path else "", _named(path) if path else "", overrides)
+    if config.training.start_from is None:
+        _check_tags(config, places)
+    return config
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML text, with overrides put over them as load_config does; name stands in messages."""
-    return _config(text, name, overrides)
+    """The settings of a YAML text, with overrides put over them as load_config does; name stands in messages.
+
+    Tags are not checked: a model may know some that no corpus of its own settings has.
+    """
+    return _config(text, name, overrides)[0]
+
+
+def check_tags(config: Config, known: Collection[str] | None = None) -> None:
+    """A ConfigError if a validation or test set has a tag that training does not see.
+
+    It must be a tag of data.train, or one of those that the model to start from knows, if there is one.
+    """
+    _check_tags(config, {}, known)
+
+
+def _check_tags(config: Config, places: Places, known: Collection[str] | None = None) -> None:
+    trained = config.data.train_tags
+    there = listed_tags(list(dict.fromkeys([*trained, *(known or ())])))
+    who = "no corpus of data.train has" if known is None else "neither data.train nor the model to start from has"
+    faults = [
+        _Fault(_place(("data", *keys), places), ("data", *keys), f"found {tag}, which {who}; they have {there}")
+        for keys, tag in config.data.untrained_tags({*trained, *(known or ())})
+    ]
+    if faults:
+        raise ConfigError("\n".join(_lines(faults, places)))
 
 
 def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
@@ -74,7 +99,8 @@ def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config
         raise ConfigError("\n".join(_lines(faults, places))) from None
 
 
-def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
+def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
+    """The settings, and where each was said."""
     document = read_yaml(text, name)
     data = {} if document.data is None else document.data
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
@@ -105,7 +131,7 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> Config:
             faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
     if faults or refused:
         raise ConfigError("\n".join([*_lines(faults, places), *refused]))
-    return config
+    return config, places
 
 
 def _read_text(path: Path) -> str:

@@ -1,10 +1,11 @@
 """The corpora of the settings as pairs of lines."""
 
-from collections.abc import Callable, Container, Iterable, Iterator
+import shlex
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from mtkit.config.data_settings import CorpusConfig
+from mtkit.config.data_settings import CorpusConfig, listed_tags
 from mtkit.text.lines import fingerprint, packed_fingerprint, read_columns, read_lines, read_pairs
 
 Pair = tuple[str, str]
@@ -34,6 +35,16 @@ def read_target(corpus: CorpusConfig) -> Iterator[str]:
 def tagged(line: str, tag: str | None) -> str:
     """The line with a tag before it, which tells a multilingual model what is wanted; a blank line stays blank."""
     return f"{tag} {line}" if tag is not None and line.strip() else line
+
+
+def describe_tags(tags: Sequence[str]) -> str:
+    """What a message says of the tags that a model knows."""
+    return f"it knows {listed_tags(tags)}" if tags else "it knows no tags"
+
+
+def extend_command(model: str, tags: Iterable[str]) -> str:
+    """The command that adds tags to a model."""
+    return f"mtkit extend {model} {' '.join(f'--tag {shlex.quote(tag)}' for tag in tags)} -o LARGER"
 
 
 def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:

@@ -149,6 +149,11 @@ class Tokenizer:
         return self._models[names[0]], self._models[names[-1]]
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """Words that a source line may begin with, which tell a multilingual model what is wanted."""
+        return self.symbols
+
+    @property
     def is_shared(self) -> bool:
         """Whether both sides have one vocabulary."""
         return self._description.shared
