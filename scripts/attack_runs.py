@@ -24,6 +24,7 @@ from pathlib import Path
 
 from mtkit.cli import main as mtkit_main
 from mtkit.errors import MtkitError
+from mtkit.files import standing
 from mtkit.pipeline import run_all  # noqa: F401  all that a command imports is imported once, before it is forked
 from mtkit.translator import load
 
@@ -128,12 +129,12 @@ class Attacked:
         return self.folder / "run"
 
     def has_model(self) -> bool:
-        """Whether there is a model that can be loaded."""
+        """Whether there is a finished model that can be loaded."""
         try:
-            load(self.run, ["device=cpu"])
+            load(standing(self.run / "model"), ["device=cpu"])
         except MtkitError:
             return False
-        return (self.run / "model").exists() or (self.run / ".model.old").exists()
+        return True
 
     def fault(self, text: str) -> None:
         """Note that something that must hold does not."""
