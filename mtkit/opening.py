@@ -54,6 +54,10 @@ class CheckpointStorage:
     choice: str | None  # why it stands for its run; None if it was named itself
     files: Mapping[str, memoryview]
 
+    def place(self, name: str) -> Path:
+        """The weights lie in the checkpoint, all else in its run."""
+        return self.path / name if name == WEIGHTS else self.run / name
+
     def names(self) -> list[str]:
         """Those of all files."""
         return sorted(self.files)

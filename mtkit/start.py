@@ -189,7 +189,7 @@ def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> I
 def start_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer of the model to start from; None if none is named, or if it is gone."""
     storage = _start_storage(config)
-    return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.path / TOKENIZER)
+    return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.place(TOKENIZER))
 
 
 def start_checksum(config: Config, noted: object = None) -> str | None:

@@ -471,7 +471,9 @@ def test_a_training_starts_from_the_best_checkpoint_of_an_unfinished_run(run, ch
     step, _ = best_of(run)
     path = step_directory(run / "checkpoints", step)
     run_train(child())
-    assert f"starting from the weights of {path}\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"tokenizer: copied from {run / 'tokenizer'}; " in told
+    assert f"starting from the weights of {path}\n" in told
     assert (
         begun_from(child()) == f"{checksum(path / 'weights.safetensors')}, step {step} of a run that was not finished"
     )

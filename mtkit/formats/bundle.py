@@ -61,7 +61,7 @@ class Bundle:
     @property
     def tokenizer_path(self) -> Path:
         """Where messages say that the tokenizer lies."""
-        return self.path / TOKENIZER
+        return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
         """A file of the bundle, such as tokenizer/tokenizer.json; CheckpointError if it is not there."""

@@ -22,6 +22,9 @@ class Storage(Protocol):
     def path(self) -> Path:
         """The folder, or the one file."""
 
+    def place(self, name: str) -> Path:
+        """Where messages say that a file or a folder of files lies."""
+
     def names(self) -> list[str]:
         """Of all files, in order."""
 
@@ -41,6 +44,10 @@ class Folder:
     """A file for each name."""
 
     path: Path
+
+    def place(self, name: str) -> Path:
+        """In the folder."""
+        return self.path / name
 
     def names(self) -> list[str]:
         """Those of all files below the folder."""
@@ -78,6 +85,10 @@ class Packed:
                 return Packed(path, data, read_members(file, data))
             except ValueError as error:
                 raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
+
+    def place(self, name: str) -> Path:
+        """In the archive, as if it were a folder."""
+        return self.path / name
 
     def names(self) -> list[str]:
         """Those of all members."""
