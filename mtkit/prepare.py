@@ -391,7 +391,9 @@ def adopt(config: Config, run: Path) -> None:
     Large files are linked. The validation text is that of data.valid.
     """
     tokenizer, train = _tokenizer_directory(config), _train_directory(config)
-    shutil.copytree(standing(run / "tokenizer"), tokenizer)
+    tokenizer.mkdir(parents=True)
+    for path in standing(run / "tokenizer").iterdir():
+        shutil.copyfile(path, tokenizer / path.name)
     if config.training.start_from is None:
         _write_json(tokenizer / "provenance.json", _tokenizer_provenance(config))
     theirs = standing(run / "data" / "train")

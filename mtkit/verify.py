@@ -73,9 +73,9 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 def verify_resuming(config: Config) -> Report:
     """Train a few updates twice, once with kills, in a folder that is removed, and compare what both left."""
     config, from_run = _with_data(config)
-    with _interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
+    with _interrupted_by_signals(), _temporary_folder() as temporary:
         for steps in STEPS:
-            folder = Path(temporary) / str(steps)
+            folder = temporary / str(steps)
             folder.mkdir()
             short = _short(config, steps, folder, from_run)
             kills = _train_with_kills(short, config.run_path if from_run else None, folder / "killed")
@@ -126,8 +126,8 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     if not different:
         return Report([*lines, "a killed training ends here as one that is left alone, to the bit"], [])
     fault = (
-        f"a killed training does not end here as one that is left alone, since this differs: {', '.join(different)}; "
-        "try device=cpu or training.precision=fp32, and count on no run of these settings to go on exactly"
+        f"a killed training does not end here as one that is left alone: {len(different)} of {len(same)} files differ, "
+        f"first {different[0]}; try device=cpu or training.precision=fp32; runs of these settings do not go on exactly"
     )
     return Report(lines, [fault])
 
@@ -217,6 +217,21 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
         file.write_text("".join(f"{pair[place]}\n" for pair in pairs), encoding="utf-8", newline="\n")
         files[side] = str(file.resolve())
     return files
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is removed after the block; an error in writing to it tells how to have it elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
+        try:
+            yield Path(temporary)
+        except (MtkitError, OSError) as error:
+            if temporary not in str(error):
+                raise
+            told = str(error)
+            if isinstance(error, OSError):
+                told = f"{error.filename2 or error.filename}: cannot be written: {error.strerror}"
+            raise CheckpointError(f"{told}; TMPDIR=FOLDER before the command has its trainings elsewhere") from None
 
 
 @contextmanager

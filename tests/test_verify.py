@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from mtkit.files import link_or_copy
 from mtkit.intact import check_data, check_results
 from mtkit.pipeline import run_train
 from mtkit.prepare import adopt, binarized_is_current, is_prepared, read_validation, tokenizer_is_current
-from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
+from mtkit.proof import Kill, Killed, _process, compare, train_and_kill, train_to_end
 from mtkit.train import Trainer
 from mtkit.training.checkpoint import PROGRESS, checkpoint_steps, step_directory
 from mtkit.training.schedule import SCHEDULES
@@ -33,7 +34,9 @@ from mtkit.verify import (
     MOST_VALIDATION,
     _command,
     _compared,
+    _interrupted_by_signals,
     _short,
+    _temporary_folder,
     _train_with_kills,
     _with_data,
     verify,
@@ -256,8 +259,9 @@ def test_a_difference_is_told_with_what_to_do(short_run: Config, tmp_path: Path)
     assert "different: model/weights.safetensors" in report.lines
     assert "identical: log.jsonl" in report.lines
     assert report.faults == [
-        "a killed training does not end here as one that is left alone, since this differs: model/weights.safetensors; "
-        "try device=cpu or training.precision=fp32, and count on no run of these settings to go on exactly"
+        f"a killed training does not end here as one that is left alone: 1 of {len(report.lines) - 1} files differ, "
+        "first model/weights.safetensors; try device=cpu or training.precision=fp32; runs of these settings do not go "
+        "on exactly"
     ]
 
 
@@ -352,6 +356,42 @@ def test_a_checkpoint_that_is_never_caught_being_written_is_told(
     [kill] = _train_with_kills(short, tiny_run, tmp_path / "run")
     assert 4 <= kill.step < 60
     assert capsys.readouterr().err.endswith("no checkpoint was written slowly enough for that\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_training_and_removes_the_folder(name: str, tmp_path: Path) -> None:
+    if not hasattr(signal, name):
+        pytest.skip("there is no such signal")
+    before = signal.getsignal(getattr(signal, name))
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _interrupted_by_signals(),
+        _temporary_folder() as folder,
+        _process(sleeping, tmp_path / "told") as process,
+    ):
+        signal.raise_signal(getattr(signal, name))
+    assert process.returncode not in (None, 0)
+    assert not folder.exists()
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_where_the_folder_is_full_another_one_is_proposed_and_it_is_removed() -> None:
+    full = "No space left on device"
+    for error in (
+        lambda path: CheckpointError(f"{path}: cannot be written: {full}"),
+        lambda path: OSError(28, full, path),
+        lambda path: OSError(28, full, "from", None, path),
+    ):
+        with pytest.raises(CheckpointError) as told, _temporary_folder() as folder:
+            raise error(f"{folder}/12/killed")
+        assert str(told.value) == (
+            f"{folder}/12/killed: cannot be written: {full}; TMPDIR=FOLDER before the command has its trainings "
+            "elsewhere"
+        )
+        assert not folder.exists()
+    with pytest.raises(MtkitError, match=r"^elsewhere$"), _temporary_folder():
+        raise MtkitError("elsewhere")
 
 
 # What the trainings are.
