@@ -1,12 +1,15 @@
 """Kills a training run at random moments until it ends by itself, and compares it with one that was left alone.
 
-    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--folder FOLDER] [KEY=VALUE]...
+    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--changes] [--folder FOLDER] [KEY=VALUE]...
 
 A small Transformer is trained on the demo corpus by `mtkit train`. SIGKILL, which no program can notice, comes a random
 moment after a random step; every fourth time it waits for a checkpoint that is just being written. The same command
 then goes on. At the end all weights, the optimizer's memory and the log must equal those of an uninterrupted run, bit
 for bit: prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core. KEY=VALUE is a
 setting over those below, such as training.ema_decay=0.99. `mtkit verify` does this for any settings, with two kills.
+
+With --changes the settings of both runs are changed four times on the way (--change), every 120 steps: the learning
+rate, the size of a batch, to a linear schedule, and to a longer one.
 """
 
 import argparse
@@ -47,6 +50,15 @@ training:
   seed: {SEED}
 """
 
+# The step up to which a run is trained, and what is changed from the end of the phase before on.
+PHASES: list[tuple[int, list[str]]] = [
+    (120, []),
+    (240, ["training.learning_rate=0.002"]),
+    (360, ["training.batch_tokens=512", "training.accumulate=2"]),
+    (480, ["training.schedule=linear"]),
+    (600, []),  # a longer line, since linear falls until max_steps
+]
+
 
 def main() -> None:
     """Kill, resume, compare."""
@@ -59,19 +71,25 @@ def main() -> None:
         (folder / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
         corpus = corpus_folder(folder)
         killed, whole = folder / "killed", folder / "whole"
-        train = partial(command, folder, corpus, arguments.settings)
+        train = partial(command, folder, corpus)
+        phases = (
+            list(settings_of_phases(arguments.settings)) if arguments.changes else [(MAX_STEPS, arguments.settings)]
+        )
 
         begun = time.monotonic()
-        for number, kill in enumerate(kills(arguments.kills, chance), 1):
-            moment = train_and_kill(train(killed), killed, kill, folder / "killed.stderr")
-            if moment is None:
-                sys.exit("the run ended before it was killed")
-            print(f"kill {number:2}: {described(moment, killed)}", flush=True)
-        train_to_end(train(killed), folder / "killed.stderr")
+        moments = list(kills(arguments.kills, chance, [end for end, _ in phases]))
+        for begin, (end, settings) in zip([0, *(end for end, _ in phases)], phases, strict=False):
+            for kill in (kill for kill in moments if begin <= kill.step < end):
+                moment = train_and_kill(train(settings, killed), killed, kill, folder / "killed.stderr")
+                if moment is None:
+                    sys.exit("the run ended before it was killed")
+                print(f"kill: {described(moment, killed, arguments.changes)}", flush=True)
+            train_to_end(train(settings, killed), folder / "killed.stderr")
         print(f"the killed run ended by itself after {time.monotonic() - begun:.0f} s", flush=True)
 
         begun = time.monotonic()
-        train_to_end(train(whole), folder / "whole.stderr")
+        for _, settings in phases:
+            train_to_end(train(settings, whole), folder / "whole.stderr")
         print(f"the uninterrupted run took {time.monotonic() - begun:.0f} s")
         same = compare(killed, whole)
         for name, is_same in same.items():
@@ -85,15 +103,24 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the moments")
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--changes", action="store_true", help="change settings on the way")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; else they are deleted")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     return parser.parse_args()
 
 
-def kills(count: int, chance: random.Random) -> Iterator[Kill]:
+def settings_of_phases(settings: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The last step of each phase, and all that is said in it."""
+    for end, changes in PHASES:
+        settings = [*settings, *changes]
+        yield end, [*settings, f"training.max_steps={end}", "--change"]
+
+
+def kills(count: int, chance: random.Random, ends: list[int]) -> Iterator[Kill]:
     """Random moments, spread over the run; every fourth one is while a checkpoint is written."""
-    # The last checkpoint is not waited for: the run may be over before it is seen.
-    steps = sorted(chance.sample(range(1, MAX_STEPS - SAVE_EVERY - 1), count))
+    # The last checkpoint before an end is not waited for: the run may be over before it is seen.
+    places = [step for step in range(1, MAX_STEPS) if not any(0 <= end - step <= SAVE_EVERY + 1 for end in ends)]
+    steps = sorted(chance.sample(places, count))
     for number, step in enumerate(steps):
         while_saving = number % 4 == 3
         yield Kill(step, while_saving, chance.uniform(0, 0.02 if while_saving else 0.3))
@@ -110,11 +137,11 @@ def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[
     return [sys.executable, "-m", "mtkit", "train", *arguments]
 
 
-def described(killed: Killed, run: Path) -> str:
-    """Where a run was when it was killed."""
+def described(killed: Killed, run: Path, is_changed: bool) -> str:
+    """Where a run was when it was killed; how far into an epoch, where batches are of one size."""
     between = "between checkpoints" if killed.step % SAVE_EVERY else "at one"
     where = "writing a checkpoint" if killed.while_saving else between
-    return f"step {killed.step:3}, {place(run, killed.step)}, {where}"
+    return f"step {killed.step:3}, {'' if is_changed else place(run, killed.step) + ', '}{where}"
 
 
 def place(run: Path, step: int) -> str:
