@@ -26,7 +26,11 @@ MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, VOCAB_SIZE = 3, 4
-CHARSMAP = 2
+RULE_NAME, CHARSMAP = 1, 2
+
+OWN_RULE = b"user_defined"  # what SentencePiece calls a rule that is none of its own
+
+HAS_LEAF = 1 << 8  # in a unit of a compiled rule: a sequence of characters ends here
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a value is written
 FIXED_WIDTH = {FIXED64: 8, FIXED32: 4}
@@ -62,6 +66,38 @@ def normalizer_of(model: bytes) -> bytes:
 def charsmap_of(model: bytes) -> bytes:
     """The compiled rule of normalizer_of; empty where characters stay as they are."""
     return _message(normalizer_of(model), CHARSMAP)
+
+
+def keeping(rule: bytes, text: str) -> bytes:
+    """The NormalizerSpec with text left as it is, which the rule must replace by something else.
+
+    A compiled rule is the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit of the
+    trie holds the byte that leads to it, whether a sequence ends there, and where the next bytes are; so one bit
+    decides whether a sequence is replaced.
+    """
+    charsmap = bytearray(_message(rule, CHARSMAP))
+    place = 0
+    offset = _offset(_unit(charsmap, 0))
+    for byte in text.encode():
+        place = offset ^ byte
+        unit = _unit(charsmap, place)
+        if unit & 0xFF != byte:
+            raise ValueError(f"the rule does not know {text!r}")
+        offset = place ^ _offset(unit)
+    if not _unit(charsmap, place) & HAS_LEAF:
+        raise ValueError(f"the rule does not replace {text!r}")
+    struct.pack_into("<I", charsmap, 4 * place + 4, _unit(charsmap, place) & ~HAS_LEAF)
+    rule = _replaced(rule, RULE_NAME, _field(RULE_NAME, OWN_RULE))
+    return _replaced(rule, CHARSMAP, _field(CHARSMAP, bytes(charsmap)))
+
+
+def _unit(charsmap: bytearray, place: int) -> int:
+    unit: int = struct.unpack_from("<I", charsmap, 4 * place + 4)[0]
+    return unit
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
 def with_normalizer(model: bytes, rule: bytes) -> bytes:

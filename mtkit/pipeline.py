@@ -17,6 +17,7 @@ from mtkit.formats.bundle import open_bundle, read_scores, save_scores
 from mtkit.formats.card import card_text
 from mtkit.models.device import pick_device
 from mtkit.prepare import (
+    as_begun,
     binarize,
     binarized_is_current,
     make_tokenizer,
@@ -38,6 +39,7 @@ def run_tokenizer(config: Config) -> None:
     config = carried_over(config)
     with only_writer(config.run_path):
         _clear_leftovers(config)
+        config = as_begun(config)
         try:
             is_current = tokenizer_is_current(config)
         except CheckpointError as error:
@@ -59,6 +61,7 @@ def run_binarize(config: Config) -> None:
     config = carried_over(config)
     with only_writer(config.run_path):
         _clear_leftovers(config)
+        config = as_begun(config)
         if not tokenizer_is_current(config):
             _renew_tokenizer(config)
         binarize(config)
@@ -69,6 +72,7 @@ def run_train(config: Config, fresh: bool = False) -> None:
     config = carried_over(config)
     with only_writer(config.run_path):
         _clear_leftovers(config)
+        config = config if fresh else as_begun(config)
         _train(config, fresh)
 
 
@@ -77,6 +81,7 @@ def run_all(config: Config, fresh: bool = False) -> list[ScoredSet]:
     config = carried_over(config)
     with only_writer(config.run_path):
         _clear_leftovers(config)
+        config = config if fresh else as_begun(config)
         _train(config, fresh)
         return _evaluate(config)
 

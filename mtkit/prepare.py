@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import Rule, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
@@ -56,6 +56,31 @@ def make_tokenizer(config: Config) -> None:
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
+
+
+def as_begun(config: Config) -> Config:
+    """The settings, and where they do not say a rule for the source, that of the tokenizer that the run has.
+
+    Earlier versions of mtkit had another default, by which their runs go on. What is damaged tells nothing here; it is
+    an error when the tokenizer is looked at.
+    """
+    directory = _tokenizer_directory(config)
+    settle(directory)
+    path = directory / "provenance.json"
+    if "source_normalization" in config.tokenizer.model_fields_set or not path.exists():
+        return config
+    try:
+        made = _read_provenance(path).get("settings", {}).get("source_normalization")
+    except CheckpointError:
+        return config
+    if made not in get_args(Rule) or made == config.tokenizer.source_normalization:
+        return config
+    _report(
+        f"tokenizer.source_normalization stays {made}, by which this run's tokenizer was made; for new runs it is "
+        f"{config.tokenizer.source_normalization} now"
+    )
+    tokenizer = config.tokenizer.model_copy(update={"source_normalization": made})
+    return config.model_copy(update={"tokenizer": tokenizer})
 
 
 def _copy_tokenizer(config: Config) -> None:

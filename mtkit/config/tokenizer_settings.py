@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from mtkit.config.section import Section
 
+Rule = Literal["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj", "model"]
+
 LEAST_WITH_BYTES = 264  # pieces: 4 special ones, 256 bytes, and a few characters
 
 
@@ -24,12 +26,13 @@ class TokenizerConfig(Section):
         None, description="Spell in bytes what has no piece, so that nothing is <unk>; null: true but for word."
     )
     shared: bool = Field(True, description="One vocabulary for both sides, or one each.")
-    source_normalization: Literal["identity", "nfkc", "nmt_nfkc", "model"] = Field(
-        "nmt_nfkc",
-        description="What SentencePiece does to the characters of the source first; identity: nothing; model: what the "
-        "model of a tokenizer from elsewhere does by itself.",
+    source_normalization: Rule = Field(
+        "nmt_nfkc_zwnj",
+        description="What SentencePiece does to the characters of the source first; identity: nothing; nmt_nfkc_zwnj: "
+        "nmt_nfkc, but U+200C stays, which nmt_nfkc turns into a space; model: what the model of a tokenizer from "
+        "elsewhere does by itself.",
     )
-    target_normalization: Literal["identity", "nfkc", "nmt_nfkc", "model"] = Field(
+    target_normalization: Rule = Field(
         "identity",
         description="What SentencePiece does to the characters of the target first; identity can produce every "
         "character of a reference.",

@@ -14,13 +14,17 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.model_proto import normalizer_of, with_normalizer
+from mtkit.model_proto import keeping, normalizer_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
+
+# Rules that are one of SentencePiece's but for a character that they keep: U+200C, the zero width non-joiner, which
+# Persian, Telugu, Tamil and others write within words.
+KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
 
 class Tokenizer:
@@ -235,14 +239,12 @@ class Tokenizer:
 
 
 class Normalizer:
-    """One of SentencePiece's rules, then single spaces."""
+    """One of the rules of the settings, then single spaces."""
 
     def __init__(self, rule_name: str) -> None:
-        """By the name that SentencePiece has for the rule."""
+        """By the name that the settings have for the rule."""
         self._rule_name = rule_name
-        self._rule: Any = sentencepiece.SentencePieceNormalizer(
-            rule_name=rule_name, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
-        )
+        self._rule = _rule(rule_name, marks_spaces=False)
 
     def __call__(self, line: str) -> str:
         """The line as models see it."""
@@ -255,10 +257,19 @@ class Normalizer:
     @property
     def spec(self) -> bytes:
         """The same as SentencePiece's models hold it."""
-        rule: Any = sentencepiece.SentencePieceNormalizer(
-            rule_name=self._rule_name, add_dummy_prefix=True, escape_whitespaces=True, remove_extra_whitespaces=True
-        )
-        return normalizer_of(rule.serialized_model_proto())
+        return normalizer_of(_rule(self._rule_name, marks_spaces=True).serialized_model_proto())
+
+
+def _rule(name: str, marks_spaces: bool) -> Any:
+    """SentencePiece's normalizer for a rule; as models use it, it writes spaces as marks and one before the line."""
+    options: dict[str, Any] = {"add_dummy_prefix": marks_spaces, "escape_whitespaces": marks_spaces}
+    options["remove_extra_whitespaces"] = True
+    if name not in KEEPING:
+        return sentencepiece.SentencePieceNormalizer(rule_name=name, **options)
+    base, kept = KEEPING[name]
+    model = sentencepiece.SentencePieceNormalizer(rule_name=base, **options).serialized_model_proto()
+    model = with_normalizer(model, keeping(normalizer_of(model), kept))
+    return sentencepiece.SentencePieceNormalizer(model_proto=model, **options)
 
 
 class _Model:

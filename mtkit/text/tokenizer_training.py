@@ -60,7 +60,7 @@ def train_tokenizer(
         if rule == "model":
             raise ConfigError(
                 f"tokenizer.{side}_normalization model is of tokenizers that come from elsewhere; a new one wants "
-                "identity, nfkc or nmt_nfkc"
+                "identity, nfkc, nmt_nfkc or nmt_nfkc_zwnj"
             )
     _check_symbols(symbols, Normalizer(settings.source_normalization))
     normalized_source = _normalized(source, Normalizer(settings.source_normalization))
