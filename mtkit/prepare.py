@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import Rule, TokenizerConfig
+from mtkit.config.tokenizer_settings import Rule, Side, TokenizerConfig
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile
 from mtkit.data.mixing import is_natural, mix
@@ -25,7 +25,7 @@ from mtkit.files import replaced_directory, settle
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.held_out import HeldOut, Search, held_out
-from mtkit.text.lines import read_pairs
+from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.parallel import fingerprints, pairs_in_turn, read_source, read_target, tagged, tagged_pairs
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
@@ -47,8 +47,8 @@ def make_tokenizer(config: Config) -> None:
             raise _no_pairs(corpora)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
-                lambda: chain.from_iterable(map(read_source, corpora)),
-                lambda: chain.from_iterable(map(read_target, corpora)),
+                lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
+                lambda: chain(chain.from_iterable(map(read_target, corpora)), _more_text(config, "target")),
                 config.tokenizer,
                 directory,
                 _tags(config),
@@ -124,7 +124,7 @@ def tokenizer_is_current(config: Config) -> bool:
     provenance = _read_provenance(directory / "provenance.json")
     if config.training.start_from is None:
         # A setting that an earlier version of mtkit did not have was what is now its default.
-        defaults = TokenizerConfig().model_dump(mode="json")
+        defaults = _tokenizer_settings(TokenizerConfig())
         provenance["settings"] = {**defaults, **provenance.get("settings", {})}
         return provenance == _tokenizer_provenance(config)
     from mtkit.start import start_tokenizer  # here, since all else goes without torch
@@ -304,13 +304,32 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
 def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags = _tags(config)
+    tags, text = _tags(config), _fingerprints_of_more_text(config)
     return {
         "format": FORMAT,
-        "settings": config.tokenizer.model_dump(mode="json"),
+        "settings": _tokenizer_settings(config.tokenizer),
         "fingerprints": _fingerprints(raw_files),
         **({"tags": tags} if tags else {}),
+        **({"text": text} if text else {}),
     }
+
+
+def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
+    """Those that tell of no file, since what a file holds counts, and not where it lies."""
+    return settings.model_dump(mode="json", exclude={"text"})
+
+
+def _more_text(config: Config, side: Side) -> Iterator[str]:
+    """The lines of a side that only the tokenizer is trained on."""
+    paths = (getattr(text, side) for text in config.tokenizer.text)
+    return chain.from_iterable(read_lines(config.data_path(path)) for path in paths if path is not None)
+
+
+def _fingerprints_of_more_text(config: Config) -> list[dict[str, str]]:
+    return [
+        {side: fingerprint(config.data_path(path)) for side, path in text if path is not None}
+        for text in config.tokenizer.text
+    ]
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
