@@ -20,7 +20,7 @@ from mtkit.formats.huggingface_weights import CONFIG, read_json
 from mtkit.formats.m2m100 import read_m2m100
 from mtkit.formats.marian import read_marian
 from mtkit.formats.portable import MARKER, PortableModel
-from mtkit.model_proto import model_type_of
+from mtkit.model_proto import ModelType, model_type_of
 from mtkit.models.registry import empty_model, require_weights_of
 from mtkit.symbols import SpecialIds, Specials
 from mtkit.text.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def _begin(begin: int | None, special: SpecialIds) -> int | None:
     return None if begin in (special.pad, special.end) else begin
 
 
-def _type(directory: Path, found: MarianVocabulary) -> str:
+def _type(directory: Path, found: MarianVocabulary) -> ModelType:
     try:
         return model_type_of(found.source.sentencepiece)
     except ValueError as error:

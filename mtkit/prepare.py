@@ -24,6 +24,7 @@ from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import replaced_directory, settle
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
+from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.parallel import fingerprints, pairs_in_turn, read_source, read_target, tagged, tagged_pairs
@@ -35,9 +36,12 @@ FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
 def make_tokenizer(config: Config) -> None:
-    """Train the tokenizer on the training corpora, or copy that of the model to start from, into the run directory."""
+    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from."""
     if config.training.start_from is not None:
         _copy_tokenizer(config)
+        return
+    if config.tokenizer.model is not None:
+        _take_tokenizer(config)
         return
     corpora = _training_corpora(config)
     with _writing(config):
@@ -67,7 +71,8 @@ def as_begun(config: Config) -> Config:
     directory = _tokenizer_directory(config)
     settle(directory)
     path = directory / "provenance.json"
-    if "source_normalization" in config.tokenizer.model_fields_set or not path.exists():
+    said = config.tokenizer.model_fields_set
+    if "source_normalization" in said or config.tokenizer.model is not None or not path.exists():
         return config
     try:
         made = _read_provenance(path).get("settings", {}).get("source_normalization")
@@ -97,6 +102,26 @@ def _copy_tokenizer(config: Config) -> None:
     _report(f"tokenizer: copied from {path}; " + ", ".join(f"{size:,} {side} pieces" for side, size in sizes.items()))
 
 
+def _take_tokenizer(config: Config) -> None:
+    paths = _given_models(config)
+    tokenizer = existing_tokenizer(
+        paths["source"], paths["target"], config.tokenizer.shared, _tags(config), config.tokenizer.symbols
+    )
+    _check_sampling(config, tokenizer)
+    with _writing(config), replaced_directory(_tokenizer_directory(config)) as directory:
+        tokenizer.save(directory)
+        _write_json(directory / "provenance.json", _given_provenance(config, _given_fingerprints(config)))
+    where = ", ".join(dict.fromkeys(map(str, paths.values())))
+    _report(
+        f"tokenizer: {where}, of type {tokenizer.type}; {tokenizer.source_vocab_size:,} source pieces, "
+        f"{tokenizer.target_vocab_size:,} target pieces"
+    )
+
+
+def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
+    check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
+
+
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
 
@@ -114,7 +139,7 @@ def _names(corpora: Iterable[CorpusConfig]) -> str:
 def tokenizer_is_current(config: Config) -> bool:
     """Whether the run's tokenizer is what make_tokenizer would make; a damaged one is an error.
 
-    A copied one stays current when the model that it was copied from is gone.
+    A copied one stays current when the model that it was copied from is gone, and so does one of tokenizer.model.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -122,6 +147,11 @@ def tokenizer_is_current(config: Config) -> bool:
         return False
     Tokenizer.load(directory)
     provenance = _read_provenance(directory / "provenance.json")
+    if config.training.start_from is None and config.tokenizer.model is not None:
+        models = provenance.get("models")
+        if not models or any(path.exists() for path in _given_models(config).values()):
+            models = _given_fingerprints(config)
+        return provenance == _given_provenance(config, models)
     if config.training.start_from is None:
         # A setting that an earlier version of mtkit did not have was what is now its default.
         defaults = _tokenizer_settings(TokenizerConfig())
@@ -141,6 +171,7 @@ def binarize(config: Config) -> None:
     corpora = _training_corpora(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
+    _check_sampling(config, tokenizer)
     with _writing(config):
         raw_files = _raw_files(corpora)
         search = Search(_read_held_out(config))
@@ -316,7 +347,29 @@ def _tokenizer_provenance(config: Config) -> dict[str, Any]:
 
 def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
     """Those that tell of no file, since what a file holds counts, and not where it lies."""
-    return settings.model_dump(mode="json", exclude={"text"})
+    return settings.model_dump(mode="json", exclude={"text", "model"})
+
+
+def _given_models(config: Config) -> dict[Side, Path]:
+    """The SentencePiece models to take, where they lie."""
+    return {side: config.data_path(path) for side, path in config.tokenizer.models().items()}
+
+
+def _given_fingerprints(config: Config) -> list[str]:
+    """Of the SentencePiece models to take, each of which must be one."""
+    models = map(read_model, _given_models(config).values())
+    return [f"sha256:{hashlib.sha256(model).hexdigest()}" for model in models]
+
+
+def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
+    """All that decides what is made of models with these checksums."""
+    tags, settings = _tags(config), config.tokenizer
+    return {
+        "format": FORMAT,
+        "settings": {"shared": settings.shared, "symbols": list(settings.symbols)},
+        "models": models,
+        **({"tags": tags} if tags else {}),
+    }
 
 
 def _more_text(config: Config, side: Side) -> Iterator[str]:

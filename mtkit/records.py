@@ -24,6 +24,7 @@ from mtkit.formats.bundle import save_bundle
 from mtkit.identity import completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
 from mtkit.start import start_checksum
+from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translator import translator_of
 
@@ -68,7 +69,8 @@ def write_bundle(
     path = config.run_path / "model"
     # The data stays where it is: a bundle names no folder of the machine that it was trained on.
     settings = config.training.model_copy(update={"start_from": None})
-    config = config.model_copy(update={"run_dir": None, "training": settings})
+    given = handed_on(config.tokenizer, tokenizer)
+    config = config.model_copy(update={"run_dir": None, "training": settings, "tokenizer": given})
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
     return path
 

@@ -65,13 +65,18 @@ class Config(Section):
     def tokenizer_fits(self) -> "Config":
         """Segmentations are drawn from the right type of tokenizer, and no symbol is a tag too."""
         type_ = self.tokenizer.type
-        if self._is_carried("type"):
+        if self._is_carried("type") or self.tokenizer.model is not None:
             type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
         if self.training.bpe_dropout and type_ != "bpe":
             raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
         if self.training.unigram_alpha is not None and type_ != "unigram":
             raise ValueError(
                 f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
+            )
+        if self.training.start_from is not None and (said := self.tokenizer.first_changed("model")):
+            raise ValueError(
+                f"tokenizer.{said} is for a model that starts from nothing; that of training.start_from has a "
+                "tokenizer of its own"
             )
         tags = [corpus.tag for corpus in self.data.train]
         if both := next((symbol for symbol in self.tokenizer.symbols if symbol in tags), None):

@@ -22,6 +22,13 @@ class SideSizes(Section):
     target: Size = Field(description="Most pieces of the target.")
 
 
+class SideModels(Section):
+    """A SentencePiece model for each side."""
+
+    source: Path = Field(description="The model of the source.")
+    target: Path = Field(description="The model of the target.")
+
+
 class TokenizerTextConfig(Section):
     """More text for the tokenizer alone: a file of either side, or one of each, which need not go together."""
 
@@ -42,6 +49,14 @@ class TokenizerTextConfig(Section):
 class TokenizerConfig(Section):
     """The vocabulary, and how text becomes pieces of it."""
 
+    model: (
+        Annotated[Annotated[Path, Tag(FOR_BOTH)] | Annotated[SideModels, Tag(FOR_EACH)], Discriminator(form_of)] | None
+    ) = Field(
+        None,
+        description="A SentencePiece model to take instead of training one, or with shared false one for each side; "
+        "it keeps its type, its size, its normalisation and its ids, and what it lacks of padding, begin and end mark "
+        "is added behind. Relative paths start from data.root.",
+    )
     type: Literal["bpe", "unigram", "char", "word"] = Field(
         "bpe",
         description="Pieces are merged byte pairs (Sennrich et al. 2016), those of a unigram model (Kudo 2018), "
@@ -100,10 +115,26 @@ class TokenizerConfig(Section):
         return symbols
 
     @model_validator(mode="after")
-    def sizes_have_vocabularies(self) -> "TokenizerConfig":
-        """One vocabulary has one size."""
-        if self.shared and (said := self._said_for_each("vocab_size")):
-            raise ValueError(f"{said} wants shared false; one vocabulary has one size")
+    def sides_have_vocabularies(self) -> "TokenizerConfig":
+        """One vocabulary has one size, and is of one model."""
+        for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
+            if self.shared and form_of(getattr(self, name)) == FOR_EACH:
+                raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
+        return self
+
+    @model_validator(mode="after")
+    def model_says_all(self) -> "TokenizerConfig":
+        """Nothing is said about training where a model is taken."""
+        if self.model is None:
+            return self
+        said = self.first_changed(
+            "type", "vocab_size", "byte_fallback", "split_digits", "character_coverage", "sample_lines", "text"
+        )
+        for name in ("source_normalization", "target_normalization"):
+            if getattr(self, name) != "model":
+                said = said or self.first_changed(name)
+        if said:
+            raise ValueError(f"{said} is for a tokenizer that is trained, and model names one; take out one of both")
         return self
 
     @model_validator(mode="after")
@@ -134,6 +165,14 @@ class TokenizerConfig(Section):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)
         return "vocab_size", self.vocab_size
 
+    def models(self) -> dict[Side, Path]:
+        """The models to take, by side; nothing where one is trained."""
+        if self.model is None:
+            return {}
+        if isinstance(self.model, SideModels):
+            return {"source": self.model.source, "target": self.model.target}
+        return {"source": self.model, "target": self.model}
+
     def with_room_for(self, source: int, target: int) -> "TokenizerConfig":
         """The same with vocabularies of so many pieces at least."""
         sizes = {"source": max(self.size_of("source")[1], source), "target": max(self.size_of("target")[1], target)}
@@ -142,7 +181,3 @@ class TokenizerConfig(Section):
 
     def _sizes(self) -> list[tuple[str, int]]:
         return [self.size_of("source"), self.size_of("target")]
-
-    def _said_for_each(self, name: str) -> str | None:
-        """The setting as a message tells it, if it has a value for each side."""
-        return self.first_changed(name) if form_of(getattr(self, name)) == FOR_EACH else None

@@ -15,7 +15,7 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.model_proto import keeping, normalizer_of, pieces_of, with_normalizer
+from mtkit.model_proto import ModelType, keeping, normalizer_of, pieces_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
@@ -40,7 +40,7 @@ class Tokenizer:
         self,
         source_model: bytes,
         target_model: bytes,
-        type_: str,
+        type_: ModelType,
         shared: bool,
         source_normalization: str,
         target_normalization: str,
@@ -158,6 +158,11 @@ class Tokenizer:
         """SentencePiece's, of source and target; the same one twice where it is shared."""
         names = _model_names(self._description.shared, self._description.is_mapped)
         return self._models[names[0]], self._models[names[-1]]
+
+    @property
+    def type(self) -> ModelType:
+        """How it cuts text."""
+        return self._description.type
 
     @property
     def is_shared(self) -> bool:
@@ -357,7 +362,7 @@ class _Words(_Model):
 class _Description:
     """The content of tokenizer.json but for its format and hash."""
 
-    type: str
+    type: ModelType
     shared: bool
     source_normalization: str
     target_normalization: str
