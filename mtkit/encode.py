@@ -76,9 +76,9 @@ def _see(
 ) -> None:
     """Count the sides that can hold something unknown."""
     if tokenizer.source_shows_unknown:
-        unknown.see(f"{name} source", sources)
+        unknown.see(f"{name} source", sources, tokenizer.specials.source.unknown)
     if tokenizer.target_shows_unknown:
-        unknown.see(f"{name} target", targets)
+        unknown.see(f"{name} target", targets, tokenizer.specials.target.unknown)
 
 
 def see_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:

@@ -20,13 +20,11 @@ from mtkit.formats.huggingface_tokenizer import write_m2m100_tokenizer, write_ma
 from mtkit.formats.m2m100 import check_m2m100, in_m2m100_order, write_m2m100_weights
 from mtkit.formats.marian import check_marian, in_marian_order, write_marian_weights
 from mtkit.formats.observed import Observed, observe_with_transformers
-from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.formats.portable import MARKER, PortableModel, Vocabulary
 from mtkit.likelihood import log_probs_of
 from mtkit.messages import say
 from mtkit.opening import open_and_tell
 from mtkit.translator import Translator, load_bundle
-
-MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
 
 TOKENS = 4096  # of a batch
 
@@ -87,7 +85,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     with replaced_directory(directory) as new:
         format_.write(model, new, quantization)
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
-        _write_marker(new / MARKER, to, bundle, quantization)
+        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.own_symbols)
         for path in new.glob("*.safetensors"):
             shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
     say(f"{to}: {directory}")
@@ -127,7 +125,7 @@ def _require_free(directory: Path) -> None:
         raise MtkitError(f"{directory}: holds files that no export wrote; name an empty folder or a new one")
 
 
-def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None) -> None:
+def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None, own_symbols: Sequence[str]) -> None:
     config = bundle.config
     content = {
         "format": to,
@@ -136,6 +134,7 @@ def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None)
         "languages": config.languages.model_dump(mode="json"),
         "quantization": quantization,
         "decoding": config.decoding.model_dump(mode="json"),
+        **({"own_symbols": list(own_symbols)} if own_symbols else {}),
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

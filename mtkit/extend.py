@@ -38,13 +38,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
     for name, parameter in wanted.named_parameters():
         if parameter.shape != weights[name].shape:
             weights[name] = _longer(weights[name], _spellings(old.tokenizer, tokenizer, name.startswith("encoder.")))
-    config = bundle.config.model_copy(
-        update={
-            "tokenizer": bundle.config.tokenizer.model_copy(
-                update={"vocab_size": max(bundle.config.tokenizer.vocab_size, *sizes)}
-            )
-        }
-    )
+    config = bundle.config.model_copy(update={"tokenizer": bundle.config.tokenizer.with_room_for(*sizes)})
     untrained = [*bundle.untrained, *range(old.tokenizer.target_vocab_size, sizes[1])]
     about: dict[str, Any] = {
         **{key: bundle.description[key] for key in ("training", "imported") if key in bundle.description},

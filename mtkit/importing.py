@@ -18,9 +18,9 @@ from mtkit.formats.huggingface_tokenizer import MarianVocabulary, read_marian_vo
 from mtkit.formats.huggingface_weights import CONFIG, read_json
 from mtkit.formats.m2m100 import read_m2m100
 from mtkit.formats.marian import read_marian
-from mtkit.formats.portable import PortableModel
+from mtkit.formats.portable import MARKER, PortableModel
 from mtkit.messages import say
-from mtkit.model_proto import model_type_of
+from mtkit.model_proto import ModelType, model_type_of
 from mtkit.models.registry import empty_model, require_weights_of
 from mtkit.symbols import SpecialIds, Specials
 from mtkit.text.tokenizer import Tokenizer
@@ -80,6 +80,7 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
             raise CheckpointError(
                 f"{directory}: a special id of the {side} is {max(special.all)}, and its vocabulary has {size:,} pieces"
             )
+    own_symbols = _own_symbols(directory, found)
     return Tokenizer(
         found.source.sentencepiece,
         found.target.sentencepiece,
@@ -87,10 +88,17 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
         found.shared,
         "model",
         "model",
-        (*found.symbols, *found.defined),
+        (*found.symbols, *(symbol for symbol in found.defined if symbol not in own_symbols)),
         (found.source.pieces, found.target.pieces),
         Specials(source, target),
+        own_symbols,
     )
+
+
+def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
+    """What an export of mtkit tells to be placeholders; all else that is never split may be a tag."""
+    told = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
+    return [symbol for symbol in found.defined if symbol in told] if isinstance(told, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
@@ -98,7 +106,7 @@ def _begin(begin: int | None, special: SpecialIds) -> int | None:
     return None if begin in (special.pad, special.end) else begin
 
 
-def _type(directory: Path, found: MarianVocabulary) -> str:
+def _type(directory: Path, found: MarianVocabulary) -> ModelType:
     try:
         return model_type_of(found.source.sentencepiece)
     except ValueError as error:

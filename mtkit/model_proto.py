@@ -25,8 +25,12 @@ MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char
 # The numbers of fields: of a model, of a piece, of how it was trained, of its normalisation.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
-MODEL_TYPE, VOCAB_SIZE = 3, 4
-CHARSMAP = 2
+MODEL_TYPE, VOCAB_SIZE, MARK_BEHIND = 3, 4, 24
+RULE_NAME, CHARSMAP, MARK_FIRST, SINGLE_SPACES, MARKS = 1, 2, 3, 4, 5
+
+OWN_RULE = b"user_defined"  # what SentencePiece calls a rule that is none of its own
+
+HAS_LEAF = 1 << 8  # in a unit of a compiled rule: a sequence of characters ends here
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a value is written
 FIXED_WIDTH = {FIXED64: 8, FIXED32: 4}
@@ -64,6 +68,46 @@ def charsmap_of(model: bytes) -> bytes:
     return _message(normalizer_of(model), CHARSMAP)
 
 
+def keeping(rule: bytes, text: str) -> bytes:
+    """The NormalizerSpec with text left as it is, which the rule must replace by something else.
+
+    A compiled rule is the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit of the
+    trie holds the byte that leads to it, whether a sequence ends there, and where the next bytes are; so one bit
+    decides whether a sequence is replaced.
+    """
+    charsmap = bytearray(_message(rule, CHARSMAP))
+    place = 0
+    offset = _offset(_unit(charsmap, 0))
+    for byte in text.encode():
+        place = offset ^ byte
+        unit = _unit(charsmap, place)
+        if unit & 0xFF != byte:
+            raise ValueError(f"the rule does not know {text!r}")
+        offset = place ^ _offset(unit)
+    if not _unit(charsmap, place) & HAS_LEAF:
+        raise ValueError(f"the rule does not replace {text!r}")
+    struct.pack_into("<I", charsmap, 4 * place + 4, _unit(charsmap, place) & ~HAS_LEAF)
+    rule = _replaced(rule, RULE_NAME, _field(RULE_NAME, OWN_RULE))
+    return _replaced(rule, CHARSMAP, _field(CHARSMAP, bytes(charsmap)))
+
+
+def _unit(charsmap: bytearray, place: int) -> int:
+    unit: int = struct.unpack_from("<I", charsmap, 4 * place + 4)[0]
+    return unit
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 1 << 9) >> 6)
+
+
+def cuts_at_spaces(model: bytes, mark: str) -> bool:
+    """Whether the pieces of a text are those of its words: one mark before each word, and none within a piece."""
+    rule = normalizer_of(model)
+    usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARKS))
+    usual &= not _last_number(_message(model, TRAINER), MARK_BEHIND, default=0)
+    return usual and not any(mark in piece.text[1:] for piece in pieces_of(model) if piece.type == "normal")
+
+
 def with_normalizer(model: bytes, rule: bytes) -> bytes:
     """The model with another NormalizerSpec."""
     return _replaced(model, NORMALIZER, _field(NORMALIZER, rule))
@@ -72,9 +116,26 @@ def with_normalizer(model: bytes, rule: bytes) -> bytes:
 def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
     """The model with these pieces behind its own, and its size told anew."""
     old = [field.written for field in _fields(model) if field.number == PIECES]
-    pieces = b"".join([*old, *(_field(PIECES, _written(piece)) for piece in new)])
-    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(old) + len(new)))
-    return _replaced(_replaced(model, PIECES, pieces), TRAINER, _field(TRAINER, trainer))
+    return _with_written(model, [*old, *(_field(PIECES, _written(piece)) for piece in new)])
+
+
+def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
+    """The model that never splits these texts: pieces that it has change their type, others stand behind its own."""
+    old = [field.written for field in _fields(model) if field.number == PIECES]
+    pieces = pieces_of(model)
+    places = {piece.text: place for place, piece in enumerate(pieces)}
+    for text in texts:
+        if (place := places.get(text)) is None:
+            old.append(_field(PIECES, _written(Piece(text, 0.0, "user_defined"))))
+        elif pieces[place].type != "user_defined":
+            old[place] = _field(PIECES, _written(Piece(text, pieces[place].score, "user_defined")))
+    return _with_written(model, old)
+
+
+def _with_written(model: bytes, pieces: Sequence[bytes]) -> bytes:
+    """The model with these pieces, as they are written, in the place of its own."""
+    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(pieces)))
+    return _replaced(_replaced(model, PIECES, b"".join(pieces)), TRAINER, _field(TRAINER, trainer))
 
 
 @dataclass(frozen=True)

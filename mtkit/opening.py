@@ -37,6 +37,7 @@ from mtkit.formats.storage import Storage, open_storage
 from mtkit.formats.sums import sums_of
 from mtkit.formats.tensors import read_tensors
 from mtkit.messages import say
+from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import STEP, step_directory
 from mtkit.training.snapshot import Snapshot, is_checkpoint, read_progress_at, read_snapshot, readable_steps, retried
@@ -150,6 +151,7 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
+    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
     tokenizer_files = tokenizer.files()
     files = {
         CONFIG: carried_config(config),

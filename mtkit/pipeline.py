@@ -18,6 +18,7 @@ from mtkit.fresh import FreshStart, fresh_start, settle_fresh
 from mtkit.messages import say
 from mtkit.models.device import pick_device
 from mtkit.prepare import (
+    as_begun,
     binarize,
     binarized_is_current,
     is_there,
@@ -47,6 +48,7 @@ def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
     config = carried_over(config)
     with _opened(config):
+        config = as_begun(config)
         try:
             changes = tokenizer_changes(config)
         except CheckpointError as error:
@@ -68,6 +70,7 @@ def run_binarize(config: Config) -> None:
     """
     config = carried_over(config)
     with _opened(config):
+        config = as_begun(config)
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
             _renew_tokenizer(config)
@@ -86,6 +89,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
     """
     config = carried_over(config)
     with _opened(config):
+        config = config if fresh else as_begun(config)
         _train(config, fresh, change)
 
 
@@ -93,6 +97,7 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
     config = carried_over(config)
     with _opened(config):
+        config = config if fresh else as_begun(config)
         _train(config, fresh, change)
         return _evaluate(config)
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.tokenizer_settings import Rule, Side, TokenizerConfig
 from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
@@ -28,8 +28,9 @@ from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import say
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
+from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
 from mtkit.text.held_out import HeldOut, Search, held_out
-from mtkit.text.lines import read_pairs, require_file
+from mtkit.text.lines import fingerprint, read_lines, read_pairs, require_file
 from mtkit.text.parallel import (
     COLUMN,
     Pair,
@@ -50,10 +51,13 @@ FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
 def make_tokenizer(config: Config) -> None:
-    """Train the tokenizer on the training corpora, or copy that of the model to start from, into the run directory."""
+    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from."""
     _check_held_out(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
+        return
+    if config.tokenizer.model is not None:
+        _take_tokenizer(config)
         return
     corpora = _training_corpora(config)
     with _writing(config):
@@ -63,8 +67,8 @@ def make_tokenizer(config: Config) -> None:
             raise _no_pairs(corpora)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
-                lambda: chain.from_iterable(map(read_source, corpora)),
-                lambda: chain.from_iterable(map(read_target, corpora)),
+                lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
+                lambda: chain(chain.from_iterable(map(read_target, corpora)), _more_text(config, "target")),
                 config.tokenizer,
                 directory,
                 config.data.train_tags,
@@ -72,6 +76,32 @@ def make_tokenizer(config: Config) -> None:
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
+
+
+def as_begun(config: Config) -> Config:
+    """The settings, and where they do not say a rule for the source, that of the tokenizer that the run has.
+
+    Earlier versions of mtkit had another default, by which their runs go on. What is damaged tells nothing here; it is
+    an error when the tokenizer is looked at.
+    """
+    directory = _tokenizer_directory(config)
+    settle(directory)
+    path = directory / "provenance.json"
+    said = config.tokenizer.model_fields_set
+    if "source_normalization" in said or config.tokenizer.model is not None or not path.exists():
+        return config
+    try:
+        made = _read_provenance(path).get("settings", {}).get("source_normalization")
+    except CheckpointError:
+        return config
+    if made not in get_args(Rule) or made == config.tokenizer.source_normalization:
+        return config
+    _report(
+        f"tokenizer.source_normalization stays {made}, by which this run's tokenizer was made; for new runs it is "
+        f"{config.tokenizer.source_normalization} now"
+    )
+    tokenizer = config.tokenizer.model_copy(update={"source_normalization": made})
+    return config.model_copy(update={"tokenizer": tokenizer})
 
 
 def _copy_tokenizer(config: Config) -> None:
@@ -86,6 +116,26 @@ def _copy_tokenizer(config: Config) -> None:
         _write_json(directory / "provenance.json", _copy_provenance(tokenizer))
     sizes = {"source": tokenizer.source_vocab_size, "target": tokenizer.target_vocab_size}
     _report(f"tokenizer: copied from {path}; " + ", ".join(f"{size:,} {side} pieces" for side, size in sizes.items()))
+
+
+def _take_tokenizer(config: Config) -> None:
+    paths = _given_models(config)
+    tokenizer = existing_tokenizer(
+        paths["source"], paths["target"], config.tokenizer.shared, config.data.train_tags, config.tokenizer.symbols
+    )
+    _check_sampling(config, tokenizer)
+    with _writing(config), replaced_directory(_tokenizer_directory(config)) as directory:
+        tokenizer.save(directory)
+        _write_json(directory / "provenance.json", _given_provenance(config, _given_fingerprints(config)))
+    where = ", ".join(dict.fromkeys(map(str, paths.values())))
+    _report(
+        f"tokenizer: {where}, of type {tokenizer.type}; {tokenizer.source_vocab_size:,} source pieces, "
+        f"{tokenizer.target_vocab_size:,} target pieces"
+    )
+
+
+def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
+    check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
 
 
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
@@ -117,7 +167,8 @@ def tokenizer_is_current(config: Config) -> bool:
 def tokenizer_changes(config: Config) -> list[str]:
     """Why the run's tokenizer is not what make_tokenizer would make: each file and setting that changed.
 
-    A damaged one is an error. A copied one stays current when the model that it was copied from is gone.
+    A damaged one is an error. A copied one stays current when the model that it was copied from is gone,
+    and so does one of tokenizer.model.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -125,6 +176,8 @@ def tokenizer_changes(config: Config) -> list[str]:
         return [f"{directory} is not there"]
     Tokenizer.load(directory)
     provenance = _read_provenance(directory / "provenance.json")
+    if config.training.start_from is None and config.tokenizer.model is not None:
+        return _given_changes(config, provenance)
     if config.training.start_from is None:
         return _provenance_changes(config, provenance)
     from mtkit.start import start_tokenizer  # here, since all else goes without torch
@@ -134,21 +187,45 @@ def tokenizer_changes(config: Config) -> list[str]:
     return [] if is_current else [f"training.start_from: {config.training.start_from} has another tokenizer"]
 
 
+def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
+    """What changed of all that decides the tokenizer, where SentencePiece models are taken; they may be gone since."""
+    paths = _given_models(config)
+    models = before.get("models")
+    if not models:
+        return ["tokenizer.model names a model, and the run's tokenizer was made without"]
+    now = _given_fingerprints(config) if any(path.exists() for path in paths.values()) else models
+    changes = _setting_changes("tokenizer", before.get("settings", {}), _given_provenance(config, now)["settings"])
+    if now != models:
+        names = ", ".join(dict.fromkeys(map(str, paths.values())))
+        changes.append(f"tokenizer.model: {names} holds another model")
+    return changes + _train_tag_changes(config, before)
+
+
+def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
+    """Whether the tags that the tokenizer knows are others."""
+    then, now = _texts(before.get("tags")), config.data.train_tags
+    if then == now:
+        return []
+    return [f"the tags of data.train were {', '.join(then) or 'none'}, are {', '.join(now) or 'none'}"]
+
+
 def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """What changed of all that decides the tokenizer, where it is trained."""
     if "copied" in before:
         return ["training.start_from was a model, whose tokenizer was copied, is null"]
+    if "models" in before:
+        return ["tokenizer.model was a SentencePiece model, is null"]
     # A setting that an earlier version of mtkit did not have was what is now its default.
-    settings = {**TokenizerConfig().model_dump(mode="json"), **before.get("settings", {})}
+    settings = {**_tokenizer_settings(TokenizerConfig()), **before.get("settings", {})}
     known = _texts(before.get("fingerprints"))
     now = _tokenizer_provenance(config)
     changes = _setting_changes("tokenizer", settings, now["settings"])
     if known != now["fingerprints"]:
         changes += _text_changes("data.train", _corpora(config, config.data.train), known)
-    if before.get("tags", []) != now.get("tags", []):
-        tags = [", ".join(_texts(found.get("tags"))) or "none" for found in (before, now)]
-        changes.append(f"the tags of data.train were {tags[0]}, are {tags[1]}")
-    named = {"settings", "fingerprints", "tags"}
+    changes += _train_tag_changes(config, before)
+    if before.get("text", []) != now.get("text", []):
+        changes.append("tokenizer.text lists other files, or they hold other text")
+    named = {"settings", "fingerprints", "tags", "text"}
     others = [{name: value for name, value in found.items() if name not in named} for found in (before, now)]
     return changes + _setting_changes("provenance", *others)
 
@@ -161,6 +238,7 @@ def binarize(config: Config) -> None:
     corpora = _training_corpora(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
+    _check_sampling(config, tokenizer)
     with _writing(config):
         raw_files = _raw_files(corpora)
         search = Search(_read_held_out(config))
@@ -376,10 +454,10 @@ def is_prepared(config: Config) -> bool:
     if not (tokenizer.exists() and train.exists() and validation.exists()):
         return False
     provenance = _read_provenance(tokenizer / "provenance.json")
-    settings = {**TokenizerConfig().model_dump(mode="json"), **provenance.get("settings", {})}
+    settings = {**_tokenizer_settings(TokenizerConfig()), **provenance.get("settings", {})}
     manifest = read_manifest(train / MANIFEST)
     return (
-        (config.training.start_from is not None or settings == config.tokenizer.model_dump(mode="json"))
+        (config.training.start_from is not None or settings == _tokenizer_settings(config.tokenizer))
         and manifest.settings == _corpus_settings(config)
         and len(manifest.corpora or config.data.train) == len(config.data.train)
     )
@@ -510,13 +588,54 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
 def _tokenizer_provenance(config: Config) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags = config.data.train_tags
+    tags, text = config.data.train_tags, _fingerprints_of_more_text(config)
     return {
         "format": FORMAT,
-        "settings": config.tokenizer.model_dump(mode="json"),
+        "settings": _tokenizer_settings(config.tokenizer),
         "fingerprints": _fingerprints(raw_files),
         **({"tags": tags} if tags else {}),
+        **({"text": text} if text else {}),
     }
+
+
+def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
+    """Those that tell of no file, since what a file holds counts, and not where it lies."""
+    return settings.model_dump(mode="json", exclude={"text", "model"})
+
+
+def _given_models(config: Config) -> dict[Side, Path]:
+    """The SentencePiece models to take, where they lie."""
+    return {side: config.data_path(path) for side, path in config.tokenizer.models().items()}
+
+
+def _given_fingerprints(config: Config) -> list[str]:
+    """Of the SentencePiece models to take, each of which must be one."""
+    models = map(read_model, _given_models(config).values())
+    return [f"sha256:{hashlib.sha256(model).hexdigest()}" for model in models]
+
+
+def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
+    """All that decides what is made of models with these checksums."""
+    tags, settings = config.data.train_tags, config.tokenizer
+    return {
+        "format": FORMAT,
+        "settings": {"shared": settings.shared, "symbols": list(settings.symbols)},
+        "models": models,
+        **({"tags": tags} if tags else {}),
+    }
+
+
+def _more_text(config: Config, side: Side) -> Iterator[str]:
+    """The lines of a side that only the tokenizer is trained on."""
+    paths = (getattr(text, side) for text in config.tokenizer.text)
+    return chain.from_iterable(read_lines(config.data_path(path)) for path in paths if path is not None)
+
+
+def _fingerprints_of_more_text(config: Config) -> list[dict[str, str]]:
+    return [
+        {side: fingerprint(config.data_path(path)) for side, path in text if path is not None}
+        for text in config.tokenizer.text
+    ]
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

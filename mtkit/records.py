@@ -26,6 +26,7 @@ from mtkit.identity import WITHOUT_EFFECT, completion_of, differences, with_defa
 from mtkit.models.interface import TranslationModel
 from mtkit.opening import TRAINED
 from mtkit.start import start_checksum
+from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import Progress
 from mtkit.translator import translator_of
@@ -83,6 +84,7 @@ def write_model(
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
     }
+    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
 
 

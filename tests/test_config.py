@@ -213,7 +213,8 @@ LINES_OF_VALUES = [
     ),
     (
         "tokenizer: {vocab_size: 10000000000}",  # more than SentencePiece can count
-        "tokenizer.vocab_size: found 10000000000, wants a whole number, at least 5, at most 10000000",
+        "tokenizer.vocab_size: found 10000000000, wants a whole number, at least 5, at most 10000000, "
+        "or {source: …, target: …}",
     ),
     (
         "training: {consistency: both}",

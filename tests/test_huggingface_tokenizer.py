@@ -131,7 +131,7 @@ def test_both_encode_as_mtkit(tmp_path, type_, rule, byte_fallback, tags):
         assert [ours.strip() for ours, _ in said] == [theirs for _, theirs in said]
 
 
-@pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc"])
+@pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"])
 def test_a_rule_does_in_tokenizer_json_what_it_does(tmp_path, rule):
     characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")]
     decomposed = [text for one in characters if (text := unicodedata.normalize("NFD", one)) != one]

@@ -58,7 +58,7 @@ HOMES: dict[str, set[str]] = {
     "yaml": {"config"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
-    "sentencepiece": {"text/tokenizer.py", "text/tokenizer_training.py", "text/mapped.py"},
+    "sentencepiece": {"text/tokenizer.py", "text/tokenizer_training.py", "text/mapped.py", "text/existing.py"},
     "sacrebleu": {"scores.py", "testsets.py"},
     "tensorboard": {"training/board.py"},
     "torch.utils.tensorboard": {"training/board.py"},

@@ -9,9 +9,11 @@ import sentencepiece
 from mtkit.model_proto import (
     Piece,
     charsmap_of,
+    cuts_at_spaces,
     model_type_of,
     normalizer_of,
     pieces_of,
+    with_defined,
     with_normalizer,
     with_pieces,
 )
@@ -88,6 +90,33 @@ def test_new_pieces_stand_behind_the_others(model, type_):
     assert size in processor.encode("a >>fra<< the") or type_ == "word"
     # The processor writes the message anew, in the order and the form that are protobuf's.
     assert processor.serialized_model_proto() == larger
+
+
+def test_pieces_that_are_never_split_are_the_models_own_or_stand_behind_them(model):
+    old = pieces_of(model)
+    (own,) = (place for place, piece in enumerate(old) if piece.text == "<2de>")
+    plain = next(place for place, piece in enumerate(old) if piece.type == "normal")
+    changed = pieces_of(with_defined(model, ["<new>", old[plain].text, "<2de>"]))
+    assert changed[-1] == Piece("<new>", 0.0, "user_defined")
+    assert changed[plain] == Piece(old[plain].text, old[plain].score, "user_defined")
+    assert [place for place, piece in enumerate(old) if changed[place] != piece] == [plain]
+    assert changed[own] == old[own]
+    larger = sentencepiece.SentencePieceProcessor(model_proto=with_defined(model, ["<new>"]))
+    assert larger.vocab_size() == len(old) + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "usual"),
+    [
+        ({}, True),
+        ({"add_dummy_prefix": False}, False),
+        ({"remove_extra_whitespaces": False}, False),
+        ({"treat_whitespace_as_suffix": True}, False),
+        ({"split_by_whitespace": False}, False),
+    ],
+)
+def test_whether_pieces_are_those_of_words_is_told(options, usual):
+    assert cuts_at_spaces(model_of("unigram", **options), "▁") == usual
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity", "nfkc_cf"])

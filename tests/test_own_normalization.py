@@ -17,7 +17,7 @@ from mtkit.text.tokenizer_training import train_tokenizer
 
 TAGS = ["<2de>", "<2fr>"]
 TAGGED = ["<2de> the house", "the<2de>house", "<2de>", " <2de> <2fr>  a", "＜2de＞ x", "<2de>\u0301 x", "<2d < 2de>"]
-RULES = ["identity", "nfkc", "nmt_nfkc"]
+RULES = ["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"]
 
 
 def hostile_lines() -> list[str]:

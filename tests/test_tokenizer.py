@@ -71,7 +71,7 @@ def tokenizer(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("tokenizer"))[0]
 
 
-@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
+@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_decoding_what_was_encoded_is_the_normalised_text(tmp_path, rule, shared):
     tokenizer, _ = trained(tmp_path, shared=shared, source_normalization=rule, target_normalization=rule)

@@ -20,7 +20,9 @@ from mtkit.config.settings import Config
 from mtkit.config.show import (
     Schema,
     is_setting,
+    keys_of,
     kinds_with,
+    need_be_no_section,
     setting_names,
     setting_schema,
     takes_text,
@@ -167,12 +169,18 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
     return place, tuple(name.split(".")), read_value(text, place)
 
 
-def _with(data: Any, keys: tuple[str, ...], value: Any) -> Any:
-    """The data with the value at keys; what is no section stays, and is told as the fault that it is."""
+def _with(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
+    """The data of a section with the value at keys below it.
+
+    What is no section stays, and is told as the fault that it is, but where the setting need not be one.
+    """
     if not keys:
         return value
-    data = {} if data is None else data
-    return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value)} if isinstance(data, dict) else data
+    if data is None or (not isinstance(data, dict) and need_be_no_section(section)):
+        data = {}
+    if not isinstance(data, dict):
+        return data
+    return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
 
 
 def _validated(data: dict[str, Any]) -> Config:
@@ -238,9 +246,10 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     """The message for keys, whose last is the one that is unknown."""
     section, key = keys[:-1], str(keys[-1])
     message = f"unknown key '{_dotted(keys)}'"
-    here = _schema(section, data).get("properties")
-    if here is None:
-        return f"{message}; '{_dotted(section)}' takes {wanted(_schema(section, data))}"
+    schema = _schema(section, data)
+    here = keys_of(schema)
+    if here is None or ("properties" not in schema and not get_close_matches(key, here)):
+        return f"{message}; '{_dotted(section)}' takes {wanted(schema)}"
     around, dot, inner = key.rpartition(".")
     if dot and is_setting((*section, *key.split("."))):
         return f"{message}; write '{inner}' on a line of its own below '{around}:'"
@@ -248,7 +257,7 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     below = any(name[-1] == key and name[: len(section)] == section for name in names)
     if not below and (kinds := kinds_with(keys)):
         return f"{message}; only architecture {' and '.join(kinds)} has it"
-    meant = " or ".join(_nearest_names(key, list(here), names))
+    meant = " or ".join(_nearest_names(key, here, names))
     return f"{message}; did you mean {meant}?" if meant else message
 
 

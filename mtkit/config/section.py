@@ -6,6 +6,14 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from mtkit.config.yaml_text import write_yaml
 
+# What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
+FOR_BOTH, FOR_EACH = FORMS = ("one for both sides", "one for each side")
+
+
+def form_of(value: object) -> str:
+    """Which of the two forms a value has."""
+    return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
+
 
 class Section(BaseModel):
     """Settings that belong together: immutable, strict about types, and no key is unknown."""
@@ -26,7 +34,7 @@ class Section(BaseModel):
         What has no meaning beside other settings is refused only then, so that a printed config can hold all of them.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
-        return next((f"{name} {write_yaml(getattr(self, name))}" for name in changed), None)
+        return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
 
 
 def _expanded(value: object) -> object:

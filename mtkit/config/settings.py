@@ -44,15 +44,6 @@ class Config(Section):
         """Settings of different sections that only make sense together."""
         if not self._is_carried("tie_embeddings") and self.model.tie_embeddings == "all" and not self.tokenizer.shared:
             raise ValueError("model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without")
-        type_ = self.tokenizer.type
-        if self._is_carried("type"):
-            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
-        if self.training.bpe_dropout and type_ != "bpe":
-            raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
-        if self.training.unigram_alpha is not None and type_ != "unigram":
-            raise ValueError(
-                f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
-            )
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "
@@ -68,6 +59,30 @@ class Config(Section):
             )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
+        return self
+
+    @model_validator(mode="after")
+    def tokenizer_fits(self) -> "Config":
+        """Segmentations are drawn from the right type of tokenizer, and no symbol is a tag too."""
+        type_ = self.tokenizer.type
+        if self._is_carried("type") or self.tokenizer.model is not None:
+            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
+        if self.training.bpe_dropout and type_ != "bpe":
+            raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
+        if self.training.unigram_alpha is not None and type_ != "unigram":
+            raise ValueError(
+                f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
+            )
+        if self.training.start_from is not None and (said := self.tokenizer.first_changed("model")):
+            raise ValueError(
+                f"tokenizer.{said} is for a model that starts from nothing; that of training.start_from has a "
+                "tokenizer of its own"
+            )
+        tags = [corpus.tag for corpus in self.data.train]
+        if both := next((symbol for symbol in self.tokenizer.symbols if symbol in tags), None):
+            raise ValueError(
+                f"tokenizer.symbols has {both}, which is a tag of data.train, too; take it out of one of them"
+            )
         return self
 
     def _is_carried(self, name: str) -> bool:

@@ -8,6 +8,7 @@ import textwrap
 from functools import cache
 from typing import Any
 
+from mtkit.config.section import FORMS
 from mtkit.config.settings import Config
 from mtkit.config.yaml_text import Keys, write_yaml
 
@@ -67,14 +68,27 @@ def kinds_with(keys: Keys) -> list[str]:
     return [name for name, kind in _kinds(schema or {}).items() if keys[-1] in kind["properties"]]
 
 
+def need_be_no_section(keys: Keys) -> bool:
+    """Whether the setting at keys may be a section or something else."""
+    schema = setting_schema(keys)
+    return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
+
+
+def keys_of(schema: Schema) -> list[str] | None:
+    """The keys of a section, or of the form of a setting that is one; None where no form is."""
+    return next((list(choice["properties"]) for choice in _choices(schema) if "properties" in choice), None)
+
+
 def without_kinds(places: Keys) -> Keys:
-    """Keys as a file has them, of what pydantic says, which names the kind of a section after the section."""
+    """Keys as a file has them, of what pydantic says, which names the kind or the form of a value after its key."""
     keys: Keys = ()
     schema: Schema | None = _root()
     for key in places:
         kinds = _kinds(schema or {})
         if key in kinds:
             schema = kinds[str(key)]
+        elif key in FORMS and _forms(schema or {}):
+            continue
         else:
             keys = (*keys, key)
             schema = _child(schema, key) if schema else None
@@ -91,7 +105,7 @@ def setting_names(data: Any = None) -> list[tuple[str, ...]]:
 
 def wanted(schema: Schema) -> str:
     """What a setting takes, in words: "a whole number, at least 1"."""
-    if "anyOf" in schema:
+    if _forms(schema):
         return ", or ".join(map(wanted, _choices(schema)))
     if "const" in schema:
         return f"only {schema['const']}"
@@ -121,14 +135,25 @@ def _resolved(schema: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    choices: list[Schema] = schema.get("anyOf") or list(_kinds(schema).values()) or [schema]
-    return [_resolved(choice) for choice in choices]
+    forms = [_resolved(form) for form in _forms(schema)]
+    if forms:
+        return [choice for form in forms for choice in _choices(form)]
+    return [_resolved(choice) for choice in _kinds(schema).values()] or [schema]
+
+
+def _forms(schema: Schema) -> list[Schema]:
+    """What a setting may be instead of one another, such as a number or null; nothing where there is no choice."""
+    if "properties" in schema or _kinds(schema):  # of a section they tell which keys go together
+        return []
+    forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
+    return forms
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
     """What a section may be, by architecture; nothing where there is no choice."""
-    kinds = map(_resolved, schema.get("oneOf", []))  # of other sections it tells which keys go together
-    return {kind["properties"]["architecture"]["const"]: kind for kind in kinds if "properties" in kind}
+    kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
+    architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
+    return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
 
 
 def _chosen(schema: Schema, data: Any) -> Schema:
@@ -180,7 +205,8 @@ def _kind(schema: Schema) -> str:
         case "object":
             if isinstance(schema.get("additionalProperties"), dict):
                 return f"names, each with {wanted(_resolved(schema['additionalProperties']))}"
-            forms = [form["required"] for form in schema.get("oneOf", [schema]) if "required" in form]
+            forms = schema.get("oneOf") or schema.get("anyOf") or [schema]
+            forms = [form["required"] for form in forms if "required" in form]
             shown = ["{" + ", ".join(f"{key}: …" for key in form) + "}" for form in forms]
             return " or ".join(shown) or "keys and values"
         case kind:

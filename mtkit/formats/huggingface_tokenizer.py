@@ -12,8 +12,8 @@ from typing import Any
 
 from mtkit.errors import CheckpointError, ConfigError
 from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.formats.tokenizer_json import tokenizer_json
-from mtkit.model_proto import model_type_of, pieces_of
+from mtkit.formats.tokenizer_json import SPACE_MARK, tokenizer_json
+from mtkit.model_proto import cuts_at_spaces, model_type_of, pieces_of
 from mtkit.symbols import SpecialIds
 
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
@@ -37,7 +37,11 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
     names = [[side.pieces[id_] for id_ in side.special.all] for side in (model.source, model.target)]
-    assert names[0] == names[1], "special tokens have one name for both sides"
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"the special tokens of the source are {' '.join(names[0])}, those of the target {' '.join(names[1])}; "
+            "Hugging Face's Marian wants the same for both, --to ctranslate2 takes them as they are"
+        )
     _write_vocabularies(model, directory, shared)
     settings = {"separate_vocabs": not shared, "sp_model_kwargs": {}}
     _write_settings(model, directory, "MarianTokenizer", settings)
@@ -53,6 +57,11 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
     if model.source.pieces != model.target.pieces:
         raise ConfigError(
             "tokenizer.shared false: M2M100 has one vocabulary for both sides; train with tokenizer.shared true"
+        )
+    if not cuts_at_spaces(model.source.sentencepiece, SPACE_MARK):
+        raise ConfigError(
+            "the SentencePiece model of this tokenizer does not cut text at its spaces, as a tokenizer.json does; "
+            "--to ctranslate2 and --to marian take it as it is"
         )
     _write_vocabularies(model, directory, shared=True)
     _write(directory / TOKENIZER, tokenizer_json(model.source))

@@ -11,6 +11,8 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.symbols import OWN, SpecialIds
 
+MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
+
 
 @dataclass(frozen=True)
 class Vocabulary:

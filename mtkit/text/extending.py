@@ -43,6 +43,13 @@ def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:
             )
         if piece in known or piece in new[:number]:
             raise ConfigError(f"piece {piece}: the vocabulary has it already; leave it out")
+        if symbol := next((symbol for symbol in tokenizer.own_symbols if _splits(piece, symbol)), None):
+            raise ConfigError(f"piece {piece}: would split {symbol} of tokenizer.symbols, which is never split")
+
+
+def _splits(piece: str, symbol: str) -> bool:
+    """Whether a text can hold a piece and a symbol that share characters, so that only the piece is found."""
+    return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import sentencepiece
 
+from mtkit.model_proto import cuts_at_spaces
 from mtkit.symbols import SpecialIds
 from mtkit.text.segmentation import SPACE_MARK, Pieces
 from mtkit.text.splitting import split_tags
@@ -30,16 +31,21 @@ class MappedModel:
         self.vocab_size = len(self._vocabulary)
         # Ids of SentencePiece's own to those of the vocabulary; pieces that it lacks are left out.
         self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
+        # Where no piece has another id, and no tag is looked for, the ids are the model's own.
+        self._keeps_ids = self._vocabulary[: len(pieces)] == pieces and not self._tags
+        self._blank_may_have_pieces = not cuts_at_spaces(model, SPACE_MARK)
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 
     def normalizer(self, line: str) -> str:
         """The line as the model sees it, what it begins with as a tag left as it is."""
-        tags, text = split_tags(_encodable(line), self._tags)
+        tags, text = ("", _encodable(line)) if self._keeps_ids else split_tags(_encodable(line), self._tags)
         normal: str = self._processor.normalize(text).replace(SPACE_MARK, " ").strip(" ")
         return f"{tags} {normal}".strip(" ") if tags else normal
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
         """The ids of each line, tags first; what the vocabulary lacks is unknown."""
+        if self._keeps_ids:
+            return self._own_ids(list(map(_encodable, lines)), num_threads)
         split = [split_tags(_encodable(line), self._tags) for line in lines]
         # As text and not as ids: what this side's model has no piece for, the vocabulary may have from the other side.
         pieces = self._processor.encode([text for _, text in split], out_type=str, num_threads=num_threads)
@@ -48,6 +54,12 @@ class MappedModel:
             [self._ids[tag] for tag in tags.split()] + [self._ids.get(piece, unknown) for piece in row]
             for (tags, _), row in zip(split, pieces, strict=True)
         ]
+
+    def _own_ids(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        rows: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
+        if self._blank_may_have_pieces:  # but a blank line stays blank, as everywhere
+            rows = [row if self.normalizer(text) else [] for text, row in zip(texts, rows, strict=True)]
+        return rows
 
     def normalizing(self) -> bytes:
         """The model as it came."""

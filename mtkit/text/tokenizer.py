@@ -5,6 +5,7 @@ Each side's text is normalised by its own rule before any model sees it, so one 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +15,17 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.model_proto import normalizer_of, with_normalizer
+from mtkit.model_proto import ModelType, keeping, normalizer_of, pieces_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
+
+# Rules that are one of SentencePiece's but for a character that they keep: U+200C, the zero width non-joiner, which
+# Persian, Telugu, Tamil and others write within words.
+KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
 
 class Tokenizer:
@@ -35,15 +40,19 @@ class Tokenizer:
         self,
         source_model: bytes,
         target_model: bytes,
-        type_: str,
+        type_: ModelType,
         shared: bool,
         source_normalization: str,
         target_normalization: str,
         symbols: Sequence[str] = (),
         vocabularies: tuple[Sequence[str], Sequence[str]] | None = None,
         specials: Specials | None = None,
+        own_symbols: Sequence[str] = (),
     ) -> None:
         """From the bytes of SentencePiece models; both are the same one where it is shared.
+
+        symbols are tags: words of the source that a line may begin with. own_symbols are placeholders, which may stand
+        anywhere on both sides. Both are one piece each.
 
         A tokenizer from elsewhere has two models that normalise by themselves (normalization "model"), and gives its
         own ids: vocabularies are the pieces of source and target in their order, and specials are what it has.
@@ -53,8 +62,9 @@ class Tokenizer:
         self._target: _Model | MappedModel
         if vocabularies is None:
             kind = _Words if type_ == "word" else _Model
-            self._source = kind(source_model, Normalizer(source_normalization))
-            self._target = kind(target_model, Normalizer(target_normalization))
+            apart = own_symbols if type_ == "word" else ()
+            self._source = kind(source_model, Normalizer(source_normalization, apart))
+            self._target = kind(target_model, Normalizer(target_normalization, apart))
         else:
             self._source = MappedModel(source_model, vocabularies[0], self.specials.source, symbols)
             self._target = MappedModel(target_model, vocabularies[1], self.specials.target, ())
@@ -70,9 +80,11 @@ class Tokenizer:
             target_normalization=target_normalization,
             sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             symbols=list(symbols),
+            own_symbols=list(own_symbols),
             specials=asdict(specials) if specials else {},
         )
-        self.symbols = tuple(symbols)  # words of the source that are one piece each
+        self.symbols = tuple(symbols)
+        self.own_symbols = tuple(own_symbols)
         self._segmenters: dict[tuple[_Model | MappedModel, float, int], Segmenter] = {}
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
@@ -110,6 +122,7 @@ class Tokenizer:
             symbols=description.symbols,
             vocabularies=vocabularies,
             specials=_specials(description.specials) if description.specials else None,
+            own_symbols=description.own_symbols,
         )
 
     def save(self, directory: Path) -> None:
@@ -140,6 +153,7 @@ class Tokenizer:
             symbols=symbols,
             vocabularies=vocabularies,
             specials=self.specials if description.is_mapped else None,
+            own_symbols=self.own_symbols,
         )
 
     @property
@@ -152,6 +166,11 @@ class Tokenizer:
     def tags(self) -> tuple[str, ...]:
         """Words that a source line may begin with, which tell a multilingual model what is wanted."""
         return self.symbols
+
+    @property
+    def type(self) -> ModelType:
+        """How it cuts text."""
+        return self._description.type
 
     @property
     def is_shared(self) -> bool:
@@ -187,11 +206,16 @@ class Tokenizer:
     def _segmenter(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> Segmenter:
         """One for each way to draw, since it remembers words."""
         if (model, alpha, nbest) not in self._segmenters:
-            pieces = model.varied_pieces(self.symbols)
+            defined = self._defined(self.models[model is self._target])
+            pieces = model.varied_pieces(tuple(dict.fromkeys((*self.symbols, *defined))))
             unigram = self._description.type == "unigram"
             prepare = unigram_sampling(pieces, alpha, nbest) if unigram else bpe_dropout(pieces, alpha)
             self._segmenters[model, alpha, nbest] = Segmenter(prepare)
         return self._segmenters[model, alpha, nbest]
+
+    def _defined(self, model: bytes) -> list[str]:
+        """The pieces that a model never splits."""
+        return [piece.text for piece in pieces_of(model) if piece.type == "user_defined"]
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of ids; bytes that are no UTF-8 become U+FFFD.
@@ -243,30 +267,41 @@ class Tokenizer:
 
 
 class Normalizer:
-    """One of SentencePiece's rules, then single spaces."""
+    """One of the rules of the settings, then single spaces."""
 
-    def __init__(self, rule_name: str) -> None:
-        """By the name that SentencePiece has for the rule."""
+    def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
+        """By the name that the settings have for the rule; what is to stand apart gets spaces around it."""
         self._rule_name = rule_name
-        self._rule: Any = sentencepiece.SentencePieceNormalizer(
-            rule_name=rule_name, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
-        )
+        self._rule = _rule(rule_name, marks_spaces=False)
+        longest_first = sorted(apart, key=len, reverse=True)
+        self._apart = re.compile("|".join(map(re.escape, longest_first))) if apart else None
 
     def __call__(self, line: str) -> str:
         """The line as models see it."""
         # Half of a surrogate pair has no UTF-8; it becomes a question mark.
         text: str = self._rule.normalize(line.encode("utf-8", errors="replace").decode("utf-8"))
-        if SPACE_MARK in text:
+        if self._apart:
+            text = self._apart.sub(r" \g<0> ", text)
+        if self._apart or SPACE_MARK in text:
             text = " ".join(word for word in text.replace(SPACE_MARK, " ").split(" ") if word)
         return text
 
     @property
     def spec(self) -> bytes:
         """The same as SentencePiece's models hold it."""
-        rule: Any = sentencepiece.SentencePieceNormalizer(
-            rule_name=self._rule_name, add_dummy_prefix=True, escape_whitespaces=True, remove_extra_whitespaces=True
-        )
-        return normalizer_of(rule.serialized_model_proto())
+        return normalizer_of(_rule(self._rule_name, marks_spaces=True).serialized_model_proto())
+
+
+def _rule(name: str, marks_spaces: bool) -> Any:
+    """SentencePiece's normalizer for a rule; as models use it, it writes spaces as marks and one before the line."""
+    options: dict[str, Any] = {"add_dummy_prefix": marks_spaces, "escape_whitespaces": marks_spaces}
+    options["remove_extra_whitespaces"] = True
+    if name not in KEEPING:
+        return sentencepiece.SentencePieceNormalizer(rule_name=name, **options)
+    base, kept = KEEPING[name]
+    model = sentencepiece.SentencePieceNormalizer(rule_name=base, **options).serialized_model_proto()
+    model = with_normalizer(model, keeping(normalizer_of(model), kept))
+    return sentencepiece.SentencePieceNormalizer(model_proto=model, **options)
 
 
 class _Model:
@@ -335,18 +370,19 @@ class _Words(_Model):
 class _Description:
     """The content of tokenizer.json but for its format and hash."""
 
-    type: str
+    type: ModelType
     shared: bool
     source_normalization: str
     target_normalization: str
     sha256: dict[str, str]
     symbols: list[str] = field(default_factory=list)
+    own_symbols: list[str] = field(default_factory=list)
     specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere
 
     @property
     def content(self) -> dict[str, Any]:
         """What is written; no word is lost about what is not there, as older versions did not know it."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("symbols", "specials")}
+        return {name: value for name, value in asdict(self).items() if value or name not in _MAY_BE_MISSING}
 
     @property
     def is_mapped(self) -> bool:
@@ -357,6 +393,9 @@ class _Description:
     def hash(self) -> str:
         """One checksum over the models and all that is done to text before them."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+
+_MAY_BE_MISSING = ("symbols", "own_symbols", "specials")
 
 
 def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
@@ -371,12 +410,13 @@ def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
         expected = content.pop("hash")
         description = _Description(**content)
         TokenizerConfig.model_validate(
-            {name: value for name, value in content.items() if name not in ("sha256", "symbols", "specials")}
+            {name: value for name, value in content.items() if name not in ("sha256", *_MAY_BE_MISSING)}
         )
         names = _model_names(description.shared, description.is_mapped)
         names += _vocabulary_names(description.shared) if description.is_mapped else []
         damaged = description.hash != expected or list(description.sha256.keys()) != names
-        damaged |= not isinstance(description.symbols, list) or not all(isinstance(s, str) for s in description.symbols)
+        for symbols in (description.symbols, description.own_symbols):
+            damaged |= not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols)
         damaged |= description.is_mapped and not all(
             isinstance(id_, int) for side in asdict(_specials(description.specials)).values() for id_ in _told(side)
         )

@@ -8,7 +8,7 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,10 @@ MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
 # Characters that mean something else to its training.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
+# SentencePiece splits digits of ASCII and those of full width itself; no piece reaches over a boundary.
+OTHER_DIGIT = re.compile(r"(?![0-9\uff10-\uff19])\d")
+BOUNDARY = "\ufdd1"  # which Unicode keeps out of text
+
 RESERVED = re.compile(r"<pad>|<unk>|<s>|</s>|<0x[0-9A-F]{2}>")
 
 Lines = Callable[[], Iterable[str]]  # gives a fresh iterator at each call
@@ -49,30 +53,34 @@ class Vocabulary:
 
 
 def train_tokenizer(
-    source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, symbols: Sequence[str] = ()
+    source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, tags: Sequence[str] = ()
 ) -> list[Vocabulary]:
     """Train one model on both sides, or one each, into a directory that Tokenizer.load reads.
 
-    The same lines and settings give the same bytes. Each side is read twice for each model that it trains. symbols are
+    The same lines and settings give the same bytes. Each side is read twice for each model that it trains. tags are
     words of the source that are one piece each, wherever they stand, and need not stand in the lines.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
             raise ConfigError(
                 f"tokenizer.{side}_normalization model is of tokenizers that come from elsewhere; a new one wants "
-                "identity, nfkc or nmt_nfkc"
+                "identity, nfkc, nmt_nfkc or nmt_nfkc_zwnj"
             )
-    _check_symbols(symbols, Normalizer(settings.source_normalization))
-    normalized_source = _normalized(source, Normalizer(settings.source_normalization))
-    normalized_target = _normalized(target, Normalizer(settings.target_normalization))
+    symbols = settings.symbols
+    apart = symbols if settings.type == "word" else ()
+    normalize_source = Normalizer(settings.source_normalization, apart)
+    normalize_target = Normalizer(settings.target_normalization, apart)
+    _check_tags(tags, normalize_source)
+    check_symbols(symbols, {"source": normalize_source, "target": normalize_target})
+    normalized_source, normalized_target = _normalized(source, normalize_source), _normalized(target, normalize_target)
     if settings.shared:
         model, report = _train_model(
-            "shared", lambda: chain(normalized_source(), normalized_target()), settings, symbols
+            "shared", lambda: chain(normalized_source(), normalized_target()), settings, [*tags, *symbols]
         )
         models, reports = (model, model), [report]
     else:
-        source_model, source_report = _train_model("source", normalized_source, settings, symbols)
-        target_model, target_report = _train_model("target", normalized_target, settings)
+        source_model, source_report = _train_model("source", normalized_source, settings, [*tags, *symbols])
+        target_model, target_report = _train_model("target", normalized_target, settings, symbols)
         models, reports = (source_model, target_model), [source_report, target_report]
     Tokenizer(
         *models,
@@ -80,58 +88,50 @@ def train_tokenizer(
         shared=settings.shared,
         source_normalization=settings.source_normalization,
         target_normalization=settings.target_normalization,
-        symbols=symbols,
+        symbols=tags,
+        own_symbols=symbols,
     ).save(directory)
     return reports
 
 
-def _check_symbols(symbols: Sequence[str], normalizer: Normalizer) -> None:
-    """Refuse symbols that no text could hold after normalisation, and those that mean something else."""
-    for symbol in symbols:
-        if normalizer(symbol) != symbol:
+def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
+    """Refuse tags that no text could hold after normalisation, and those that mean something else."""
+    for tag in tags:
+        if normalizer(tag) != tag:
             raise ConfigError(
-                f"tag {symbol}: becomes {normalizer(symbol) or 'nothing'} by tokenizer.source_normalization; "
+                f"tag {tag}: becomes {normalizer(tag) or 'nothing'} by tokenizer.source_normalization; "
                 "take another tag, such as <2de>"
             )
+        if RESERVED.fullmatch(tag):
+            raise ConfigError(f"tag {tag}: every vocabulary has a piece of that name; take another, such as <2de>")
+
+
+def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
+    """The same for symbols of both sides; normalizers are those of the sides."""
+    for symbol in symbols:
+        for side, normalizer in normalizers.items():
+            if normalizer(symbol) != symbol:
+                raise ConfigError(
+                    f"tokenizer.symbols: {symbol} becomes {normalizer(symbol) or 'nothing'} by "
+                    f"tokenizer.{side}_normalization; take another, such as <url>"
+                )
         if RESERVED.fullmatch(symbol):
-            raise ConfigError(f"tag {symbol}: every vocabulary has a piece of that name; take another, such as <2de>")
+            raise ConfigError(
+                f"tokenizer.symbols: every vocabulary has a piece of the name {symbol}; take another, such as <url>"
+            )
 
 
 def _train_model(
-    side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str] = ()
+    side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
 ) -> tuple[bytes, Vocabulary]:
     """The bytes of a model, and what came out."""
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
     if not words:
         raise DataError(f"the training {_text(side)} is empty or blank; a tokenizer needs some to be trained on")
-    model = io.BytesIO()
-    # Words whose rare letters SentencePiece blots out would be known by nobody.
-    coverage = 1.0 if settings.type == "word" else settings.character_coverage
-    # Left at its default where nothing is unknown, so that models of an earlier mtkit have the same bytes.
-    surface: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
+    size_name, size = settings.size_of("target" if side == "target" else "source")
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            # Nothing can go wrong in there that SentencePiece would hide, but for Ctrl-C.
-            sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
-            input_format="tsv",
-            model_writer=model,
-            model_type=settings.type,
-            vocab_size=settings.vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=coverage,
-            byte_fallback=settings.spells_bytes,
-            normalization_rule_name="identity",
-            pad_id=PAD,
-            unk_id=UNKNOWN,
-            bos_id=BEGIN,
-            eos_id=END,
-            user_defined_symbols=list(symbols),
-            max_sentence_length=MAX_SENTENCE_BYTES,
-            num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
-            minloglevel=2,
-            **surface,
-        )
+        model = _sentencepiece_model(words, settings, size, symbols)
     except RuntimeError as error:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from None
@@ -139,19 +139,57 @@ def _train_model(
         if not too_small:
             raise
         raise ConfigError(
-            f"tokenizer.vocab_size {settings.vocab_size} is too small for the characters of the training "
+            f"tokenizer.{size_name} {size} is too small for the characters of the training "
             f"{_text(side)}; set it to {too_small[1]} or more, or lower tokenizer.character_coverage"
         ) from None
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces_made = processor.vocab_size()
     if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
         # Only char leaves out characters that the coverage asks for.
-        name = "vocab_size" if settings.type == "char" and pieces_made == settings.vocab_size else "character_coverage"
+        is_full = settings.type == "char" and pieces_made == size
+        setting = f"{size_name} {size}" if is_full else f"character_coverage {settings.character_coverage}"
         raise ConfigError(
-            f"tokenizer.{name} {getattr(settings, name)} leaves no piece for the space in the training {_text(side)}; "
-            "set it higher"
+            f"tokenizer.{setting} leaves no piece for the space in the training {_text(side)}; set it higher"
         )
-    return model.getvalue(), Vocabulary(side, settings.type, settings.vocab_size, pieces_made, lines_seen, num_lines)
+    return model, Vocabulary(side, settings.type, size, pieces_made, lines_seen, num_lines)
+
+
+def _sentencepiece_model(
+    words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
+) -> bytes:
+    """What SentencePiece makes of words and how often they stand in the text; it tells problems as RuntimeErrors."""
+    model = io.BytesIO()
+    # Words whose rare letters SentencePiece blots out would be known by nobody.
+    coverage = 1.0 if settings.type == "word" else settings.character_coverage
+    # Left at their defaults where they mean nothing, so that models of an earlier mtkit have the same bytes.
+    options: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
+    most_bytes = MAX_SENTENCE_BYTES
+    if settings.split_digits and settings.type != "char":
+        options |= {"split_digits": True, "pretokenization_delimiter": BOUNDARY}
+        words = {OTHER_DIGIT.sub(rf"{BOUNDARY}\g<0>{BOUNDARY}", word): count for word, count in words.items()}
+        most_bytes *= 1 + 2 * len(BOUNDARY.encode())
+    sentencepiece.SentencePieceTrainer.train(
+        # Nothing can go wrong in there that SentencePiece would hide, but for Ctrl-C.
+        sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
+        input_format="tsv",
+        model_writer=model,
+        model_type=settings.type,
+        vocab_size=size,
+        hard_vocab_limit=False,
+        character_coverage=coverage,
+        byte_fallback=settings.spells_bytes,
+        normalization_rule_name="identity",
+        pad_id=PAD,
+        unk_id=UNKNOWN,
+        bos_id=BEGIN,
+        eos_id=END,
+        user_defined_symbols=list(symbols),
+        max_sentence_length=most_bytes,
+        num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
 
 
 def _text(side: Side) -> str:

@@ -13,11 +13,11 @@ class UnknownShares:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
-    def see(self, name: str, rows: Iterable[Sequence[int]]) -> None:
-        """Sentences of the text of that name."""
+    def see(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
+        """Sentences of the text of that name; unknown is the id of what is."""
         for row in rows:
             self._tokens[name] += len(row)
-            self._unknown[name] += row.count(UNKNOWN)
+            self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
         """The share of each text, in the order in which they were first seen."""
