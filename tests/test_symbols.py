@@ -320,11 +320,12 @@ def test_a_symbol_is_no_tag(run: Path, capfd: pytest.CaptureFixture[str], monkey
     translator = load(run)
     with pytest.raises(MtkitError) as raised:
         translator.translate(["one"], tag="<url>")
-    assert str(raised.value) == "tag <url>: the model does not know it; it knows <2de>"
+    told = "tag <url>: the model does not know it; it knows <2de>."
+    assert str(raised.value).startswith(told)
     monkeypatch.setattr(sys, "argv", ["mtkit", "translate", str(run), "--tag", "<url>"])
     with pytest.raises(SystemExit):
         main()
-    assert capfd.readouterr().err == "mtkit: error: tag <url>: the model does not know it; it knows <2de>\n"
+    assert capfd.readouterr().err.startswith(f"mtkit: error: {told}")
     searched: list[list[int]] = []
 
     class Watched(Translator):
