@@ -172,7 +172,7 @@ def verify(
     settings: SettingsArgument = None,
     files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
 ) -> None:
-    """Tell whether a run is whole, and a killed training goes on exactly here.
+    """Tell whether a run is whole and resumes exactly.
 
     All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
     once with kills, and both must leave the same to the bit. The run itself is only read.
