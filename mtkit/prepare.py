@@ -139,7 +139,7 @@ def _names(corpora: Iterable[CorpusConfig]) -> str:
 def tokenizer_is_current(config: Config) -> bool:
     """Whether the run's tokenizer is what make_tokenizer would make; a damaged one is an error.
 
-    A copied one stays current when the model that it was copied from is gone, and so does one of tokenizer.model.
+    It stays current when the files of tokenizer.text or tokenizer.model are gone, or the model that it was copied from.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -156,7 +156,9 @@ def tokenizer_is_current(config: Config) -> bool:
         # A setting that an earlier version of mtkit did not have was what is now its default.
         defaults = _tokenizer_settings(TokenizerConfig())
         provenance["settings"] = {**defaults, **provenance.get("settings", {})}
-        return provenance == _tokenizer_provenance(config)
+        texts = [config.data_path(path) for text in config.tokenizer.text for path in text.paths]
+        text = provenance.get("text") if texts and not any(path.exists() for path in texts) else None
+        return provenance == _tokenizer_provenance(config, text)
     from mtkit.start import start_tokenizer  # here, since all else goes without torch
 
     tokenizer = start_tokenizer(config)
@@ -332,10 +334,10 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
     return [raw.fingerprint for raw in raw_files]
 
 
-def _tokenizer_provenance(config: Config) -> dict[str, Any]:
-    """All that decides what the tokenizer stage makes."""
+def _tokenizer_provenance(config: Config, text: Any = None) -> dict[str, Any]:
+    """All that decides what the tokenizer stage makes; text is what is known of tokenizer.text where it is gone."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags, text = _tags(config), _fingerprints_of_more_text(config)
+    tags, text = _tags(config), text or _fingerprints_of_more_text(config)
     return {
         "format": FORMAT,
         "settings": _tokenizer_settings(config.tokenizer),
