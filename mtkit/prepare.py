@@ -167,8 +167,8 @@ def tokenizer_is_current(config: Config) -> bool:
 def tokenizer_changes(config: Config) -> list[str]:
     """Why the run's tokenizer is not what make_tokenizer would make: each file and setting that changed.
 
-    A damaged one is an error. A copied one stays current when the model that it was copied from is gone,
-    and so does one of tokenizer.model.
+    A damaged one is an error. It stays current when the files of tokenizer.text or tokenizer.model are gone, or the
+    model that it was copied from.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -218,7 +218,9 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     # A setting that an earlier version of mtkit did not have was what is now its default.
     settings = {**_tokenizer_settings(TokenizerConfig()), **before.get("settings", {})}
     known = _texts(before.get("fingerprints"))
-    now = _tokenizer_provenance(config)
+    texts = [config.data_path(path) for text in config.tokenizer.text for path in text.paths]
+    is_text_gone = bool(texts) and not any(path.exists() for path in texts)
+    now = _tokenizer_provenance(config, before.get("text") if is_text_gone else None)
     changes = _setting_changes("tokenizer", settings, now["settings"])
     if known != now["fingerprints"]:
         changes += _text_changes("data.train", _corpora(config, config.data.train), known)
@@ -585,10 +587,10 @@ def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
     return [raw.fingerprint for raw in raw_files]
 
 
-def _tokenizer_provenance(config: Config) -> dict[str, Any]:
-    """All that decides what the tokenizer stage makes."""
+def _tokenizer_provenance(config: Config, text: Any = None) -> dict[str, Any]:
+    """All that decides what the tokenizer stage makes; text is what is known of tokenizer.text where it is gone."""
     raw_files = _raw_files(_corpora(config, config.data.train))
-    tags, text = config.data.train_tags, _fingerprints_of_more_text(config)
+    tags, text = config.data.train_tags, text or _fingerprints_of_more_text(config)
     return {
         "format": FORMAT,
         "settings": _tokenizer_settings(config.tokenizer),

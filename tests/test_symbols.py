@@ -288,6 +288,11 @@ def test_text_that_changed_makes_the_tokenizer_out_of_date_and_text_that_moved_d
     assert tokenizer_is_current(elsewhere)
     write_lines(moved, ["another"])
     assert not tokenizer_is_current(elsewhere)
+    assert text.target is not None
+    text.target.unlink()
+    assert tokenizer_is_current(with_text), "all of it is gone, so nothing says that it changed"
+    other = with_text.model_copy(update={"tokenizer": with_text.tokenizer.model_copy(update={"type": "unigram"})})
+    assert not tokenizer_is_current(other)
 
 
 def test_text_lies_below_the_root_of_the_data(make_config: Callable[..., Config], corpus_files: CorpusFiles) -> None:

@@ -45,6 +45,11 @@ class TokenizerTextConfig(Section):
             raise ValueError("found no file, wants source, target or both")
         return self
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its files."""
+        return tuple(path for path in (self.source, self.target) if path is not None)
+
 
 class TokenizerConfig(Section):
     """The vocabulary, and how text becomes pieces of it."""
