@@ -260,12 +260,13 @@ class Trainer:
                 verification.wait(stop.check)
             self._finish(stop)
         except StoppedError:
-            if not self.is_saved and self._is_good:
-                self._save()
-            saved = "the state" if self.is_saved else f"the state of step {self._last_saved()}"
+            self._save_what_is_new()
+            where = f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}"
+            saved = "the state is saved" if self.is_saved else self._told_of_saved()
             raise StoppedError(
-                f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}; {saved} is saved in "
-                f"{self.checkpoints}, and the same command goes on from there"
+                f"{where}; {saved} in {self.checkpoints}, and the same command (without --fresh) goes on from there"
+                if self._last_saved()
+                else f"{where}, before there was anything to save"
             ) from None
         finally:
             self.log.close()
@@ -292,7 +293,8 @@ class Trainer:
                     self._save()
                 if stop.save:
                     stop.save = False
-                    self._save_as_asked()
+                    self._save_what_is_new()
+                    say(f"SIGUSR1: {self._told_of_saved()}; going on")
                 if reason := reason_to_end(progress, settings):
                     return reason
                 stop.check()
@@ -316,14 +318,17 @@ class Trainer:
         """Passes over the corpus so far."""
         return self.state.progress.pairs / len(self.corpus)
 
-    def _save_as_asked(self) -> None:
-        """What SIGUSR1 asks for."""
+    def _save_what_is_new(self) -> None:
+        """Save the state if it is good and not saved yet; at step 0 there is nothing that could be lost."""
         if not self.is_saved and self._is_good and self.state.progress.step:
             self._save()
-        say(f"SIGUSR1: the state of step {self._last_saved()} is saved; going on")
 
-    def _last_saved(self) -> str:
-        return f"{max(checkpoint_steps(self.checkpoints, resumable=True), default=0):,}"
+    def _last_saved(self) -> int:
+        """The step of the newest checkpoint that training can go on from; 0 if there is none."""
+        return max(checkpoint_steps(self.checkpoints, resumable=True), default=0)
+
+    def _told_of_saved(self) -> str:
+        return f"the state of step {self._last_saved():,} is saved" if self._last_saved() else "nothing is lost"
 
     def _update_or_save(self, stream: Stream) -> int:
         """An update; if it runs out of memory, the state before it is saved and the error says what to change."""
@@ -362,10 +367,8 @@ class Trainer:
     def _out_of_memory(self, where: str, advice: str) -> MtkitError:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not self.is_saved and self._is_good and self.state.progress.step:
-            self._save()
-        saved = f"the state of step {self._last_saved()} is saved" if self.is_saved else "nothing is lost"
-        return MtkitError(f"{self.run_path}: out of memory {where}; {saved}. To go on, {advice}")
+        self._save_what_is_new()
+        return MtkitError(f"{self.run_path}: out of memory {where}; {self._told_of_saved()}. To go on, {advice}")
 
     def _update(self, stream: Stream) -> int:
         """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
@@ -439,7 +442,7 @@ class Trainer:
             newest = step_directory(self.checkpoints, steps[-1])
             older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
             return (
-                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved()}. With "
+                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved():,}. With "
                 f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
                 "or start anew with --fresh and one of these"
             )

@@ -285,3 +285,16 @@ def test_a_tokenizer_that_cannot_be_made_leaves_the_old_data(config):
         run_train(wrong)
     config.run_path.joinpath("config.yaml").unlink()
     assert contents(config.run_path) == before
+
+
+def test_a_fresh_start_that_is_stopped_before_its_first_update_brings_the_old_run_back(config):
+    run_all(config)
+    before = contents(config.run_path)
+    anew = with_settings(config, "training.seed=7")
+    with (
+        doing(interrupt, Trainer, "_write_start", lambda _: True),
+        pytest.raises(StoppedError, match="before there was anything to save"),
+    ):
+        run_train(anew, fresh=True)
+    run_tokenizer(config)
+    assert contents(config.run_path) == before
