@@ -39,7 +39,7 @@ from mtkit.formats.tensors import read_tensors
 from mtkit.messages import say
 from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.checkpoint import STEP, step_directory
+from mtkit.training.checkpoint import STEP, step_directories, step_directory
 from mtkit.training.snapshot import Snapshot, is_checkpoint, read_progress_at, read_snapshot, readable_steps, retried
 
 TRAINED = "trained.json"  # in a run directory: training has come to its end, and does not go on
@@ -77,6 +77,16 @@ class CheckpointStorage:
     def strange(self, members: Sequence[Member]) -> str | None:
         """There is nothing around the files."""
         return None
+
+
+def has_model(run: Path) -> bool:
+    """Whether a run directory holds a model that training finished."""
+    return (standing(run / "model") / DESCRIPTION).exists()
+
+
+def is_begun(run: Path) -> bool:
+    """Whether a run has something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
+    return bool(step_directories(run / "checkpoints")) or has_model(run)
 
 
 def find_model(path: Path) -> Storage:

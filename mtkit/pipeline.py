@@ -17,6 +17,7 @@ from mtkit.formats.card import card_text
 from mtkit.fresh import FreshStart, fresh_start, settle_fresh
 from mtkit.messages import say
 from mtkit.models.device import pick_device
+from mtkit.opening import has_model, is_begun
 from mtkit.prepare import (
     as_begun,
     binarize,
@@ -30,14 +31,14 @@ from mtkit.prepare import (
     training_text_changes,
     validation_text_changes,
 )
-from mtkit.records import changed_since_trained, has_model, is_trained
+from mtkit.records import changed_since_trained, is_trained
 from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
-from mtkit.training.checkpoint import checkpoint_steps, step_directories
+from mtkit.training.checkpoint import checkpoint_steps
 from mtkit.training.stop import without_usr1
 from mtkit.translator import load
 
@@ -52,7 +53,7 @@ def run_tokenizer(config: Config) -> None:
         try:
             changes = tokenizer_changes(config)
         except CheckpointError as error:
-            if _is_begun(config):
+            if is_begun(config.run_path):
                 raise
             changes = [str(error)]
             say(f"warning: {error}")
@@ -132,7 +133,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
     pick_device(config.device)  # if there is none of that name, better told before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
-    if fresh or not _is_begun(config):
+    if fresh or not is_begun(config.run_path):
         start_bundle(config)  # if it does not fit, that too
     if fresh:
         with fresh_start(config.run_path) as start:
@@ -144,7 +145,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
         write_file(config.run_path / "config.yaml", config_text(config).encode())
         say(f"training: {config.run_path / 'model'} is up to date")
         return
-    if has_model(config) and not checkpoint_steps(config.run_path / "checkpoints"):
+    if has_model(config.run_path) and not checkpoint_steps(config.run_path / "checkpoints"):
         raise CheckpointError(
             f"{config.run_path}: holds a finished model, but no checkpoints that training could go on from, and this "
             f"changed: {'; '.join(changed_since_trained(config))}. Change it back, give the run another name "
@@ -157,14 +158,14 @@ def _prepare(config: Config) -> None:
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
-    is_begun = _is_begun(config)
+    has_begun = is_begun(config.run_path)
     if changes := tokenizer_changes(config):
         _refuse_if_begun(config, "tokenizer", changes)
         _renew_tokenizer(config)
     try:
         changes = training_text_changes(config)
     except DataError as error:
-        if is_begun:
+        if has_begun:
             raise
         changes = [str(error)]
         say(f"warning: {error}")
@@ -196,9 +197,9 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
 
 
 def _renew_tokenizer(config: Config) -> None:
-    is_begun = _is_begun(config)
+    has_begun = is_begun(config.run_path)
     make_tokenizer(config)
-    if is_begun:
+    if has_begun:
         return  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
@@ -207,17 +208,12 @@ def _renew_tokenizer(config: Config) -> None:
 def _raw_text_is_gone(config: Config) -> bool:
     """A run that was carried elsewhere has all it needs in its directory."""
     raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
-    return _is_begun(config) and bool(raw) and not any(path.exists() for path in raw)
-
-
-def _is_begun(config: Config) -> bool:
-    """Whether there is something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
-    return bool(step_directories(config.run_path / "checkpoints")) or has_model(config)
+    return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
 def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
     """Refuse to make a tokenizer or data that a run began with into others; what was deleted may be made again."""
-    if changes and is_there(config.run_path / place) and _is_begun(config):
+    if changes and is_there(config.run_path / place) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
             f"{'; '.join(changes)}. Change that back, give the run another name, or start anew with --fresh"

@@ -20,11 +20,11 @@ from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
 from mtkit.data.manifest import checksum
 from mtkit.errors import CheckpointError
-from mtkit.files import standing, write_file
+from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
 from mtkit.identity import WITHOUT_EFFECT, completion_of, differences, with_defaults
 from mtkit.models.interface import TranslationModel
-from mtkit.opening import TRAINED
+from mtkit.opening import TRAINED, has_model
 from mtkit.start import start_checksum
 from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
@@ -98,12 +98,7 @@ def write_trained(config: Config, start: str | None) -> None:
 
 def is_trained(config: Config) -> bool:
     """Whether training with these settings has come to its end, and its bundle is there."""
-    return has_model(config) and not changed_since_trained(config)
-
-
-def has_model(config: Config) -> bool:
-    """Whether the run directory holds a model that training finished, with these settings or with others."""
-    return (standing(config.run_path / "model") / "bundle.json").exists()
+    return has_model(config.run_path) and not changed_since_trained(config)
 
 
 def changed_since_trained(config: Config) -> list[str]:

@@ -11,10 +11,9 @@ from mtkit.errors import CheckpointError, ConfigError
 from mtkit.formats.bundle import TOKENIZER, WEIGHTS, Bundle, tokenizer_files
 from mtkit.formats.storage import Storage
 from mtkit.formats.sums import sums_of
-from mtkit.opening import CheckpointStorage, find_model, open_model
+from mtkit.opening import CheckpointStorage, find_model, is_begun, open_model
 from mtkit.text.parallel import describe_tags, extend_command
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.checkpoint import checkpoint_steps
 
 # Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
 UNFINISHED = "of a run that was not finished"
@@ -103,7 +102,7 @@ def _check_tags(config: Config) -> None:
     tokenizer = _known_tokenizer(config)
     if tokenizer is None:
         return  # told when it is to be opened
-    if not _has_begun(config):
+    if not is_begun(config.run_path):
         _require_train_tags(config, tokenizer)
     check_tags(config, tokenizer.tags)
 
@@ -135,11 +134,6 @@ def _known_tokenizer(config: Config) -> Tokenizer | None:
         return Tokenizer.load(config.run_path / "tokenizer")
     except CheckpointError:
         return None
-
-
-def _has_begun(config: Config) -> bool:
-    """Whether there is something that training made."""
-    return bool(checkpoint_steps(config.run_path / "checkpoints")) or (config.run_path / "model").exists()
 
 
 def _other_model(config: Config, different: list[str]) -> ConfigError:
