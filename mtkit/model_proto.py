@@ -91,6 +91,13 @@ def keeping(rule: bytes, text: str) -> bytes:
     return _replaced(rule, CHARSMAP, _field(CHARSMAP, bytes(charsmap)))
 
 
+def marking_spaces(rule: bytes) -> bytes:
+    """The NormalizerSpec that strips spaces, makes them single, and writes marks for them and before the first word."""
+    for number in (MARK_FIRST, SINGLE_SPACES, MARKS):
+        rule = _replaced(rule, number, _field(number, 1))
+    return rule
+
+
 def _unit(charsmap: bytearray, place: int) -> int:
     unit: int = struct.unpack_from("<I", charsmap, 4 * place + 4)[0]
     return unit

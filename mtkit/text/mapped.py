@@ -88,8 +88,10 @@ class MappedModel:
         if not len(tokens):
             return []
         rows = [[piece for id_ in map(int, row) for piece in self._shown(id_)] for row in tokens]
+        # SentencePiece 0.2.1 decodes no list of which the first row is empty.
+        found = iter(self._processor.decode([row for row in rows if row]) if any(rows) else ())
         # A piece that this side's model does not know is written as it is, its space mark too.
-        return [text.replace(SPACE_MARK, " ").strip(" ") for text in self._processor.decode(rows)]
+        return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
         """The pieces to be decoded."""

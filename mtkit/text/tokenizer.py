@@ -4,10 +4,12 @@ Each side's text is normalised by its own rule before any model sees it, so one 
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.model_proto import ModelType, keeping, normalizer_of, pieces_of, with_normalizer
+from mtkit.model_proto import ModelType, keeping, marking_spaces, normalizer_of, pieces_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
@@ -272,7 +274,7 @@ class Normalizer:
     def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
         """By the name that the settings have for the rule; what is to stand apart gets spaces around it."""
         self._rule_name = rule_name
-        self._rule = _rule(rule_name, marks_spaces=False)
+        self._rule = _rule(rule_name)
         longest_first = sorted(apart, key=len, reverse=True)
         self._apart = re.compile("|".join(map(re.escape, longest_first))) if apart else None
 
@@ -289,19 +291,34 @@ class Normalizer:
     @property
     def spec(self) -> bytes:
         """The same as SentencePiece's models hold it."""
-        return normalizer_of(_rule(self._rule_name, marks_spaces=True).serialized_model_proto())
+        return marking_spaces(normalizer_of(_model_with_rule(self._rule_name)))
 
 
-def _rule(name: str, marks_spaces: bool) -> Any:
-    """SentencePiece's normalizer for a rule; as models use it, it writes spaces as marks and one before the line."""
-    options: dict[str, Any] = {"add_dummy_prefix": marks_spaces, "escape_whitespaces": marks_spaces}
-    options["remove_extra_whitespaces"] = True
-    if name not in KEEPING:
-        return sentencepiece.SentencePieceNormalizer(rule_name=name, **options)
-    base, kept = KEEPING[name]
-    model = sentencepiece.SentencePieceNormalizer(rule_name=base, **options).serialized_model_proto()
-    model = with_normalizer(model, keeping(normalizer_of(model), kept))
-    return sentencepiece.SentencePieceNormalizer(model_proto=model, **options)
+def _rule(name: str) -> Any:
+    """SentencePiece's normalizer for a rule, which strips spaces and makes them single, and marks none."""
+    options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
+    if name in KEEPING:
+        return sentencepiece.SentencePieceNormalizer(model_proto=_model_with_rule(name), **options)
+    return sentencepiece.SentencePieceNormalizer(rule_name=name, **options)
+
+
+@cache
+def _model_with_rule(name: str) -> bytes:
+    """Some model that holds a rule; SentencePiece 0.2.1 gives a compiled rule in no other way."""
+    base, kept = KEEPING.get(name, (name, None))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a"]),
+        model_writer=model,
+        model_type="char",
+        vocab_size=5,
+        hard_vocab_limit=False,
+        normalization_rule_name=base,
+        num_threads=1,
+        minloglevel=2,
+    )
+    rule = normalizer_of(model.getvalue())
+    return with_normalizer(model.getvalue(), keeping(rule, kept) if kept else rule)
 
 
 class _Model:
