@@ -155,6 +155,12 @@ def main() -> None:
         begun = time.monotonic()
         while attacked.seen["commands"] < arguments.commands:
             attack(attacked)
+            if not attacked.seen["commands"] % 10:
+                faults = len(attacked.faults)
+                print(
+                    f"{attacked.seen['commands']} commands, {faults} faults, {time.monotonic() - begun:.0f} s",
+                    flush=True,
+                )
     for fault in attacked.faults:
         print(f"FAULT: {fault}")
     print(f"seed {arguments.seed}, {time.monotonic() - begun:.0f} s:", dict(attacked.seen.most_common()))
@@ -209,12 +215,16 @@ def require_way_out(attacked: Attacked, said: str) -> None:
 def execute(attacked: Attacked, command: list[str], is_killed: bool) -> tuple[int, str]:
     """Exit code and stderr of a command in a process of its own, which may be killed at a random moment."""
     log = attacked.elsewhere / "stderr"
+    log.write_bytes(b"")
     number = attacked.chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     delay = attacked.chance.choice([attacked.chance.uniform(0, 0.5), attacked.chance.uniform(0, 4)])
     attacked.history.append(" ".join(command[:1] + command[3:]) + (f" [{number.name} after {delay:.2f} s]" * is_killed))
     child = os.fork()
     if child == 0:
-        become_mtkit(command, log)
+        try:
+            become_mtkit(command, log)
+        finally:
+            os._exit(130)  # killed so early that nothing of mtkit runs yet; nothing of this script may run either
     limit = time.monotonic() + MOST_SECONDS
     if is_killed:
         time.sleep(delay)
