@@ -11,7 +11,8 @@ from tqdm import tqdm
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
-from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.scores import Score, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.significance import Test
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged

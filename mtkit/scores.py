@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
-from sacrebleu.significance import PairedTest, Result
 
 from mtkit.errors import DataError, MtkitError
+from mtkit.significance import NUM_RESAMPLES, Test, compare
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,6 @@ def _ter(_: str, __: bool) -> Metric:
 METRICS: dict[str, Callable[[str, bool], Metric]] = {"bleu": _bleu, "chrf": _chrf, "ter": _ter}
 
 
-NUM_RESAMPLES = 1000  # as the sacrebleu command draws them for --confidence
-
-
 def corpus_scores(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -94,12 +91,6 @@ def corpus_scores(
     return scores
 
 
-Test = Literal["bootstrap", "randomization"]
-
-# sacreBLEU's names. Both draw from its seed, and as often as its command does: 1,000 resamples or 10,000 trials.
-TESTS: dict[Test, str] = {"bootstrap": "bs", "randomization": "ar"}
-
-
 def paired_scores(
     hypotheses: Sequence[str],
     baseline: Sequence[str],
@@ -112,29 +103,24 @@ def paired_scores(
     """For each metric the scores of the baseline and of the hypotheses, the latter with the p-value of the difference.
 
     Paired bootstrap resampling (Koehn, 2004) gives means and intervals too; paired approximate randomization (Riezler
-    & Maxwell, 2005) is the test that rejects less often what is true.
+    & Maxwell, 2005) is the test that rejects less often what is true. See mtkit.significance for what is counted.
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
-    paired = PairedTest(
-        [("baseline", _stripped(baseline)), ("system", _stripped(hypotheses))],
-        {name: METRICS[name](target_language, lowercase) for name in metrics},
-        [_stripped(reference) for reference in references],
-        test_type=TESTS[test],
-        n_jobs=1,
-    )
-    signatures, results = paired()
-    return [
-        (_of_result(name, signature.format(), results[name][0]), _of_result(name, signature.format(), results[name][1]))
-        for name, signature in signatures.items()
-    ]
-
-
-def _of_result(metric: str, signature: str, result: Result | str) -> Score:
-    assert isinstance(result, Result)
-    # NumPy's numbers, some of them in single precision, become Python's.
-    figures = (None if figure is None else float(figure) for figure in (result.mean, result.ci, result.p_value))
-    return Score(metric, float(result.score), signature, *figures)
+    texts = _stripped(baseline), _stripped(hypotheses), [_stripped(reference) for reference in references]
+    pairs = []
+    for name in metrics:
+        compared = compare(METRICS[name](target_language, lowercase), *texts, test)
+        first, second = compared.baseline, compared.system
+        pairs.append(
+            (
+                Score(compared.metric, first.score, compared.signature, first.mean, first.interval),
+                Score(
+                    compared.metric, second.score, compared.signature, second.mean, second.interval, compared.p_value
+                ),
+            )
+        )
+    return pairs
 
 
 def count_words(lines: Sequence[str], language: str) -> list[int]:
