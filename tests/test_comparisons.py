@@ -253,7 +253,11 @@ def test_a_model_is_scored_by_length_on_its_test_sets(run: Run, tiny_run: Path, 
         ),
         (("m", "--by-length=3,2"), 1, "--by-length: found 3,2, wants rising whole numbers such as 10,20,30"),
         (("m", "--by-length=x"), 1, "--by-length: found x, wants rising whole numbers such as 10,20,30"),
-        (("m", "--languages", "en"), 1, "--languages: found en, wants the codes of source and target, such as en-de"),
+        (
+            ("m", "--languages", "en"),
+            1,
+            "--languages: found en, wants the codes of source and target, such as en-de or en-zh-CN",
+        ),
         (("m", "--test-set", "x", "--source", "y"), 2, "--test-set has its own source and reference"),
         (("m", "--tag", "x"), 2, "--tag goes with --source or --test-set; those of the settings have their own"),
         (
