@@ -137,7 +137,7 @@ _LARGE_SHARE = 0.25  # of the letters
 # Segmented text has a space after every few characters; where spaces part phrases, there are fewer.
 _SPACED_SHARE = 0.1
 _KANA_SHARE = 0.1  # Japanese mixes kana with Chinese characters
-_MOST_LINES = 10_000
+_MOST_LINES = 2_000
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _warn_of_unspaced(
             advice = found.advice("give --tokenize flores200 or char, or other metrics such as --metrics chrf")
             _warn(
                 f"{name}, reference: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
-                f"takes whole phrases for words, so BLEU tells nothing; {advice}"
+                f"takes whole phrases for words, so BLEU tells little; {advice}"
             )
             break
     if scoring.by_length and sources is not None:

@@ -132,7 +132,7 @@ def _tell_unspaced(config: Config, references: list[str]) -> None:
         advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
         say(
             f"warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
-            f"takes whole phrases for words, so BLEU tells nothing; {advice}"
+            f"takes whole phrases for words, so BLEU tells little; {advice}"
         )
 
 

@@ -65,7 +65,7 @@ def test_text_without_spaces_is_noticed_where_the_tokenizer_needs_them(
     assert (found and (found.script, found.language)) == wanted
 
 
-FACT = "text has no spaces between words, and BLEU's tokenizer 13a takes whole phrases for words, so BLEU tells nothing"
+FACT = "text has no spaces between words, and BLEU's tokenizer 13a takes whole phrases for words, so BLEU tells little"
 OTHERWISE = "give --tokenize flores200 or char, or other metrics such as --metrics chrf"
 
 
