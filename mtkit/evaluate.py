@@ -8,10 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mtkit.bleu import bleu, tokenizer_of, unspaced
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
-from mtkit.scores import Score, Test, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.significance import Test
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged
@@ -55,8 +57,15 @@ class Scoring:
     lowercase: bool = False
     confidence: bool = False  # bootstrap intervals of a system that is not compared
     test: Test = "bootstrap"  # of significance, of systems that are compared
-    by_length: bool = False  # parts the test set by words of the source, and leaves out TER
+    by_length: bool = False  # parts the test set by words of the source
     edges: tuple[int, ...] = ()  # most words of each bucket but the last; none: thirds of the test set
+    metrics: tuple[str, ...] = ()  # none: BLEU, chrF and TER, by length without TER
+    tokenizer: str | None = None  # of BLEU, one of sacreBLEU's; None: the one for the target language
+
+    @property
+    def chosen_metrics(self) -> tuple[str, ...]:
+        """By their names in METRICS."""
+        return self.metrics or (("bleu", "chrf") if self.by_length else ("bleu", "chrf", "ter"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,8 @@ def score_models(
     """The scores of a model, and of the one that it is compared with; languages are those of the first."""
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
     config = systems[0][1].config
+    scoring = replace(scoring, languages=config.languages)
+    _require_tokenizers(scoring)
     if material.source is not None:
         name = named(material.source, material.source.name)
         sets = {name: SetFiles(material.source, material.references, material.tag)}
@@ -90,11 +101,12 @@ def score_models(
         sets = {name: fetch(name, config.languages, material.tag) for name in material.names}
     else:
         sets = test_sets(config)
-    return evaluate_models(systems, sets, replace(scoring, languages=config.languages))
+    return evaluate_models(systems, sets, scoring)
 
 
 def score_texts(hypothesis: Path, against: Path | None, material: Material, scoring: Scoring) -> list[ScoredSet]:
     """The scores of translations, and of those that they are compared with."""
+    _require_tokenizers(scoring)
     name = named(hypothesis, hypothesis.name)
     systems = [System(named(path), list(read_lines(path))) for path in (hypothesis, against) if path is not None]
     source, references = material.source, material.references
@@ -105,6 +117,14 @@ def score_texts(hypothesis: Path, against: Path | None, material: Material, scor
     elif against is not None:
         name = named(references[0], references[0].name)
     return evaluate_texts(name, systems, references, scoring, source)
+
+
+def _require_tokenizers(scoring: Scoring) -> None:
+    """Refuse what BLEU's tokenizer cannot do before anything is translated."""
+    if "bleu" in scoring.chosen_metrics:
+        bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
+    if scoring.by_length:
+        bleu(scoring.languages.source)
 
 
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
@@ -200,13 +220,14 @@ def score_set(
 ) -> list[ScoredSet]:
     """The scores of one system, or of the one that it is compared with and its own; by length the sources are needed.
 
-    Text that looks tokenised is warned of.
+    Text that looks tokenised is warned of, and text whose words BLEU's tokenizer cannot find.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]
     for what, lines in (*texts, *(("reference", reference) for reference in references)):
         if warning := looks_tokenized(lines):
             _warn(f"{name}, {what}: {warning}")
+    _warn_of_unspaced(name, references, scoring, sources)
     if not scoring.by_length:
         return list(_scored(name, system, references, scoring, against))
     assert sources is not None
@@ -224,6 +245,28 @@ def score_set(
     return scores
 
 
+def _warn_of_unspaced(
+    name: str, references: Sequence[Sequence[str]], scoring: Scoring, sources: Sequence[str] | None
+) -> None:
+    tokenizer = scoring.tokenizer or tokenizer_of(scoring.languages.target)
+    for reference in references if "bleu" in scoring.chosen_metrics else ():
+        if found := unspaced(reference, tokenizer):
+            advice = found.advice("give --tokenize flores200 or char, or other metrics such as --metrics chrf")
+            _warn(
+                f"{name}, reference: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
+                f"takes whole phrases for words, so BLEU tells little; {advice}"
+            )
+            break
+    if scoring.by_length and sources is not None:
+        tokenizer = tokenizer_of(scoring.languages.source)
+        if found := unspaced(sources, tokenizer):
+            code = f"{found.language}-{scoring.languages.target}" if found.language else None
+            _warn(
+                f"{name}, source: {found.script} text has no spaces between words, so its phrases are counted as words"
+                + (f"; name the language of the source, such as --languages {code}" if code else "")
+            )
+
+
 def _at(places: Sequence[int], lines: Sequence[str]) -> list[str]:
     return [lines[place] for place in places]
 
@@ -236,13 +279,17 @@ def _scored(
     against: System | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Iterator[ScoredSet]:
-    language, lowercase = scoring.languages.target, scoring.lowercase
-    metrics = ("bleu", "chrf") if scoring.by_length else ("bleu", "chrf", "ter")
+    how: dict[str, Any] = {
+        "target_language": scoring.languages.target,
+        "metrics": scoring.chosen_metrics,
+        "lowercase": scoring.lowercase,
+        "tokenizer": scoring.tokenizer,
+    }
     if against is None:
-        scores = corpus_scores(system.lines, references, language, metrics, lowercase, confidence=scoring.confidence)
+        scores = corpus_scores(system.lines, references, confidence=scoring.confidence, **how)
         yield from (_row(name, None, score, details) for score in scores)
         return
-    pairs = paired_scores(system.lines, against.lines, references, language, scoring.test, metrics, lowercase)
+    pairs = paired_scores(system.lines, against.lines, references, test=scoring.test, **how)
     for baseline, score in pairs:
         yield _row(name, against.name, baseline, details)
         yield _row(name, system.name, score, details)

@@ -46,7 +46,7 @@ def evaluate(
         list[Path] | None, typer.Option(metavar="FILE", help="Its reference; several may be given.")
     ] = None,
     test_set: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of sacreBLEU, such as wmt14/full; several may be given.")
+        list[str] | None, typer.Option(metavar="NAME", help="Of sacreBLEU, such as wmt14/full; may be repeated.")
     ] = None,
     tag: Annotated[
         str | None, typer.Option("--tag", metavar="TAG", help="Put before each line of --source or --test-set.")
@@ -67,7 +67,11 @@ def evaluate(
         str | None, typer.Option(metavar="PAIR", help="Such as en-de; picks tokenizers and the text of --test-set.")
     ] = None,
     target_language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Language of --hypothesis, which picks BLEU's tokenizer.")
+        str | None, typer.Option(metavar="CODE", help="Of --hypothesis; picks BLEU's tokenizer.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="NAMES", help="Some of bleu,chrf,chrf++,ter.")] = None,
+    tokenize: Annotated[
+        str | None, typer.Option(metavar="NAME", help="BLEU's tokenizer in sacreBLEU, such as flores200.")
     ] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
     beam_size: BeamSizeOption = None,
@@ -117,10 +121,26 @@ def evaluate(
         if not test_set and (source is None) == (by_length is not None):
             raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
 
+    from mtkit.bleu import require_tokenizer_name
     from mtkit.config.data_settings import LanguagesConfig
     from mtkit.evaluate import Material, Scoring, score_models, score_texts, table
+    from mtkit.scores import metric_names
 
-    scoring = Scoring(LanguagesConfig(**pair), lowercase, confidence, chosen_test, by_length is not None, edges)
+    chosen_metrics = metric_names(metrics) if metrics is not None else ()
+    if tokenize is not None:
+        require_tokenizer_name(tokenize)
+        if chosen_metrics and "bleu" not in chosen_metrics:
+            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    scoring = Scoring(
+        LanguagesConfig(**pair),
+        lowercase,
+        confidence,
+        chosen_test,
+        by_length is not None,
+        edges,
+        chosen_metrics,
+        tokenize,
+    )
     material = Material(source, tuple(reference or ()), tuple(test_set or ()), tag)
     if model is not None:
         overrides += [f"languages.{side}={code!r}" for side, code in pair.items()]

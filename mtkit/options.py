@@ -3,6 +3,7 @@
 Numbers and choices come as text: mtkit checks them itself, so that every message is in its own words.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,14 +75,35 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+# As in BCP 47: a language, which may be two codes as in zh-yue, a script, a region, variants.
+_CODE = re.compile(
+    r"[a-z]{2,3}(-[a-z]{3})?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*", re.IGNORECASE
+)
+
+
 def language_pair(text: str | None) -> tuple[str, str] | None:
-    """The codes of --languages, if it was given."""
+    """The codes of --languages, if it was given; either may have a script and a region, as in en-zh-CN."""
     if text is None:
         return None
-    source, _, target = text.partition("-")
-    if not source or not target or "-" in target:
-        raise MtkitError(f"--languages: found {text}, wants the codes of source and target, such as en-de")
-    return source, target
+    parts = text.split("-")
+    pairs = [("-".join(parts[:cut]), "-".join(parts[cut:])) for cut in range(1, len(parts))]
+    if len(parts) > 2:
+        pairs = [pair for pair in pairs if all(_is_code(code, not text.isupper()) for code in pair)]
+    if len(pairs) > 1:
+        meanings = " or ".join(f"{source} to {target}" for source, target in pairs)
+        wanted = "-".join(code.replace("-", "_") for code in pairs[0])
+        raise MtkitError(
+            f"--languages: found {text}, which may mean {meanings}; join the parts of a code by underscores: {wanted}"
+        )
+    if not pairs or not all(pairs[0]):
+        raise MtkitError(f"--languages: found {text}, wants the codes of source and target, such as en-de or en-zh-CN")
+    return pairs[0]
+
+
+def _is_code(code: str, case_tells: bool) -> bool:
+    """Whether it is the code of a language; where case tells, one in capitals is a region and begins none."""
+    language = code.partition("-")[0]
+    return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
 
 
 @contextmanager

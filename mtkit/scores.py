@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
-from sacrebleu.significance import PairedTest, Result
 
+from mtkit.bleu import bleu
 from mtkit.errors import DataError, MtkitError
+from mtkit.significance import NUM_RESAMPLES, Test, compare
 
 
 @dataclass(frozen=True)
@@ -26,45 +26,45 @@ class Score:
     p_value: float | None = None  # how probable so large a difference is if both systems are alike
 
 
-# sacreBLEU has tokenizers of their own for these languages, and knows them by two letters.
-_TWO_LETTERS = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
+INSTEAD = "choose another with --tokenize, or leave BLEU out of --metrics"
 
 
-def _bleu(target_language: str, lowercase: bool, effective_order: bool = False) -> Metric:
-    return _tokenizing_bleu(target_language, lowercase, effective_order)
+def _bleu(target_language: str, lowercase: bool, tokenizer: str | None) -> Metric:
+    return bleu(target_language, tokenizer, lowercase, instead=INSTEAD)
 
 
-def _tokenizing_bleu(of_language: str, lowercase: bool = False, effective_order: bool = False) -> BLEU:
-    """With the tokenizer that sacreBLEU has for that language."""
-    language = re.split("[-_]", of_language.lower())[0]
-    language = _TWO_LETTERS.get(language, language)
-    try:
-        # looks_tokenized warns instead of force.
-        return BLEU(lowercase=lowercase, trg_lang=language, force=True, effective_order=effective_order)
-    except RuntimeError as error:  # MeCab is not installed
-        raise MtkitError(
-            f"BLEU of '{of_language}' needs a tokenizer that is not installed; install it with: "
-            f"pip install 'mtkit[{language}]', or choose another metric"
-        ) from error
+def _chrf(_: str, lowercase: bool, __: str | None) -> Metric:
+    return CHRF(lowercase=lowercase)
+
+
+def _chrf_plus_plus(_: str, lowercase: bool, __: str | None) -> Metric:
+    return CHRF(lowercase=lowercase, word_order=2)
+
+
+def _ter(_: str, __: bool, ___: str | None) -> Metric:
+    return TER()  # lowercases unless told otherwise
+
+
+# From the target language, whether case is ignored, and the name of BLEU's tokenizer or None.
+METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "chrf++": _chrf_plus_plus,
+    "ter": _ter,
+}
 
 
 def check_language(target_language: str) -> None:
     """An MtkitError if BLEU of that language needs a tokenizer that is not installed (asked before training)."""
-    _bleu(target_language, lowercase=False)
+    bleu(target_language)
 
 
-def _chrf(_: str, lowercase: bool) -> Metric:
-    return CHRF(lowercase=lowercase)
-
-
-def _ter(_: str, __: bool) -> Metric:
-    return TER()  # lowercases unless told otherwise
-
-
-METRICS: dict[str, Callable[[str, bool], Metric]] = {"bleu": _bleu, "chrf": _chrf, "ter": _ter}
-
-
-NUM_RESAMPLES = 1000  # as the sacrebleu command draws them for --confidence
+def metric_names(text: str) -> tuple[str, ...]:
+    """The metrics of --metrics, such as bleu,chrf++."""
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if not set(names) <= set(METRICS) or len(set(names)) < len(names):
+        raise MtkitError(f"--metrics: found {text}, wants some of {','.join(METRICS)}, each once")
+    return names
 
 
 def corpus_scores(
@@ -75,29 +75,24 @@ def corpus_scores(
     lowercase: bool = False,
     names: Sequence[str] = (),
     confidence: bool = False,
+    tokenizer: str | None = None,
 ) -> list[Score]:
     """Scores of raw text, a list of lines for each reference, with sacreBLEU's defaults.
 
-    target_language picks BLEU's tokenizer. An empty reference line is a reference that says nothing, as it is to the
-    sacrebleu command. names are those of the references, for messages. With confidence each score has a mean and an
-    interval by bootstrap resampling (Koehn, 2004).
+    target_language picks BLEU's tokenizer unless one is named. An empty reference line is a reference that says
+    nothing, as it is to the sacrebleu command. names are those of the references, for messages. With confidence each
+    score has a mean and an interval by bootstrap resampling (Koehn, 2004).
     """
     _check_lengths(hypotheses, references, names)
     stripped, stripped_references = _stripped(hypotheses), [_stripped(reference) for reference in references]
     scores = []
     for name in metrics:
-        metric = METRICS[name](target_language, lowercase)
+        metric = METRICS[name](target_language, lowercase, tokenizer)
         result = metric.corpus_score(stripped, stripped_references, NUM_RESAMPLES if confidence else 1)
         # sacreBLEU shows them in no other way than as text, rounded.
         mean, interval = (float(result._mean), float(result._ci)) if confidence else (None, None)
         scores.append(Score(result.name, result.score, metric.get_signature().format(), mean, interval))
     return scores
-
-
-Test = Literal["bootstrap", "randomization"]
-
-# sacreBLEU's names. Both draw from its seed, and as often as its command does: 1,000 resamples or 10,000 trials.
-TESTS: dict[Test, str] = {"bootstrap": "bs", "randomization": "ar"}
 
 
 def paired_scores(
@@ -108,38 +103,34 @@ def paired_scores(
     test: Test = "bootstrap",
     metrics: Sequence[str] = ("bleu", "chrf", "ter"),
     lowercase: bool = False,
+    tokenizer: str | None = None,
 ) -> list[tuple[Score, Score]]:
     """For each metric the scores of the baseline and of the hypotheses, the latter with the p-value of the difference.
 
     Paired bootstrap resampling (Koehn, 2004) gives means and intervals too; paired approximate randomization (Riezler
-    & Maxwell, 2005) is the test that rejects less often what is true.
+    & Maxwell, 2005) is the test that rejects less often what is true. See mtkit.significance for what is counted.
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
-    paired = PairedTest(
-        [("baseline", _stripped(baseline)), ("system", _stripped(hypotheses))],
-        {name: METRICS[name](target_language, lowercase) for name in metrics},
-        [_stripped(reference) for reference in references],
-        test_type=TESTS[test],
-        n_jobs=1,
-    )
-    signatures, results = paired()
-    return [
-        (_of_result(name, signature.format(), results[name][0]), _of_result(name, signature.format(), results[name][1]))
-        for name, signature in signatures.items()
-    ]
-
-
-def _of_result(metric: str, signature: str, result: Result | str) -> Score:
-    assert isinstance(result, Result)
-    # NumPy's numbers, some of them in single precision, become Python's.
-    figures = (None if figure is None else float(figure) for figure in (result.mean, result.ci, result.p_value))
-    return Score(metric, float(result.score), signature, *figures)
+    texts = _stripped(baseline), _stripped(hypotheses), [_stripped(reference) for reference in references]
+    pairs = []
+    for name in metrics:
+        compared = compare(METRICS[name](target_language, lowercase, tokenizer), *texts, test)
+        first, second = compared.baseline, compared.system
+        pairs.append(
+            (
+                Score(compared.metric, first.score, compared.signature, first.mean, first.interval),
+                Score(
+                    compared.metric, second.score, compared.signature, second.mean, second.interval, compared.p_value
+                ),
+            )
+        )
+    return pairs
 
 
 def count_words(lines: Sequence[str], language: str) -> list[int]:
     """Words of each line, as sacreBLEU's tokenizer for that language parts them; punctuation counts."""
-    tokenizer = _tokenizing_bleu(language).tokenizer
+    tokenizer = bleu(language).tokenizer
     return [len(tokenizer(line.strip()).split()) for line in lines]
 
 
@@ -186,7 +177,9 @@ class Utility:
 
 UTILITIES: dict[str, Callable[[str], Metric]] = {
     "chrf": lambda _: CHRF(),
-    "bleu": lambda target_language: _bleu(target_language, lowercase=False, effective_order=True),
+    "bleu": lambda target_language: bleu(
+        target_language, effective_order=True, instead="set decoding.mbr_utility: chrf"
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtkit.batch import Batch
+from mtkit.bleu import tokenizer_of, unspaced
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
@@ -59,6 +60,7 @@ class Validation:
             else:
                 pairs.append((source, target))
         _tell_left_out(config, len(pairs), left_out)
+        _tell_unspaced(config, references)
         batches: list[tuple[Ragged, Ragged]] = []
         lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
         tokens = max(config.training.batch_tokens, most + 1)
@@ -121,6 +123,17 @@ def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> Non
         )
     if left_out:
         say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")
+
+
+def _tell_unspaced(config: Config, references: list[str]) -> None:
+    tokenizer = tokenizer_of(config.languages.target)
+    if found := unspaced(references, tokenizer):
+        by_bleu = config.training.select_by == "bleu"
+        advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
+        say(
+            f"warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
+            f"takes whole phrases for words, so BLEU tells little; {advice}"
+        )
 
 
 def best_logged(

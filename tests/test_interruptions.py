@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import Trainer, at_step, doing, events, outcome, trained
 
+from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.errors import DataError, MtkitError, is_out_of_memory
@@ -216,3 +217,22 @@ def test_validation_pairs_that_are_left_out_are_counted_and_told(make, capsys):
     assert "validation: 2 of 4 pairs are left out of its loss: 1 blank, 1 too long" in capsys.readouterr().err
     validation_of(config, *read_validation(config))
     assert not capsys.readouterr().err
+
+
+def test_validation_text_without_spaces_is_told_where_bleu_cannot_cut_it_into_words(make, capsys):
+    thai, chinese = "วันนี้อากาศดีมาก เราไปสวนกัน", "今天天气很好。"
+    fact = "text has no spaces between words, and BLEU's tokenizer 13a takes whole phrases for words"
+    for references, language, select_by, told in (
+        ([chinese] * 3, "target", "bleu", "name the language, such as zh"),
+        ([chinese] * 3, "zh-CN", "bleu", None),
+        ([thai] * 3, "th", "bleu", "let training.select_by: chrf choose the checkpoints"),
+        ([thai] * 3, "th", "loss", "for it: go by chrF"),
+        (["1 2", "3 4 " + "five " * 12, thai[:9]], "target", "bleu", None),
+    ):
+        languages = LanguagesConfig(target=language)
+        config = make(select_by=select_by).model_copy(update={"languages": languages})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": 400})})
+        validation_of(config, ["one", "two", "three"], references)
+        error = capsys.readouterr().err
+        assert (fact in error) == (told is not None)
+        assert told is None or told in error

@@ -99,8 +99,8 @@ def test_a_tokenizer_that_is_missing_is_named(language, extra, monkeypatch):
     with pytest.raises(MtkitError) as caught:
         corpus_scores(["こんにちは。"], [["今日は。"]], language)
     assert str(caught.value) == (
-        f"BLEU of '{language}' needs a tokenizer that is not installed; install it with: "
-        f"pip install 'mtkit[{extra}]', or choose another metric"
+        f"BLEU of '{language}' needs the tokenizer {extra}-mecab, which is not installed; install it with: "
+        f"pip install 'mtkit[{extra}]', or choose another with --tokenize, or leave BLEU out of --metrics"
     )
     assert corpus_scores(["こんにちは。"], [["今日は。"]], language, ("chrf",))[0].metric == "chrF2"
 
