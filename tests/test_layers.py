@@ -41,7 +41,7 @@ FLOORS = [
     {"config"},
     {"files"},
     {"messages"},
-    {"batch", "errors", "symbols", "model_proto"},
+    {"batch", "errors", "symbols", "model_proto", "json_text"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
