@@ -1,7 +1,7 @@
 """A model and lines in, translations out."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat, zip_longest
 from pathlib import Path
@@ -98,13 +98,14 @@ class Translator:
         self,
         lines: Iterable[str],
         num_best: int = 1,
-        at_once: bool = False,
+        at_once: bool | Callable[[], bool] = False,
         tag: str | None = None,
         prefixes: Iterable[str] | None = None,
     ) -> Iterator[TranslatedLine]:
         """Up to num_best translations of each line, in order, in constant memory for any number of lines.
 
-        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A tag
+        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A
+        function given as at_once is asked after each line whether to answer now what has come. A tag
         tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
         There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
         part, and its tag before each.
@@ -125,7 +126,11 @@ class Translator:
             )
 
     def _translated(
-        self, lines: Iterable[str], num_best: int, at_once: bool, prefixes: Iterable[str] | None
+        self,
+        lines: Iterable[str],
+        num_best: int,
+        at_once: bool | Callable[[], bool],
+        prefixes: Iterable[str] | None,
     ) -> Iterator[TranslatedLine]:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
@@ -245,16 +250,26 @@ class Translator:
             raise TypeError("score() takes lists of lines; give it [line] for a single one")
         return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
 
-    def score_lines(self, pairs: Iterable[tuple[str, str]], tag: str | None = None) -> Iterator[ScoredTranslation]:
-        """The same for a stream of sources and translations, in order and in constant memory."""
+    def score_lines(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tag: str | None = None,
+        at_once: bool | Callable[[], bool] = False,
+    ) -> Iterator[ScoredTranslation]:
+        """The same for a stream of sources and translations, in order and in constant memory.
+
+        at_once is as in translate_lines.
+        """
         if tag is not None:
             self.require_tag(tag)
             pairs = ((tagged(source, tag), target) for source, target in pairs)
-        return self._scored(pairs)
+        return self._scored(pairs, at_once)
 
-    def _scored(self, pairs: Iterable[tuple[str, str]]) -> Iterator[ScoredTranslation]:
+    def _scored(
+        self, pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]
+    ) -> Iterator[ScoredTranslation]:
         decoding, number = self.config.decoding, 0
-        for window in _windows(pairs, at_once=False):
+        for window in _windows(pairs, at_once):
             sources = self.tokenizer.encode_source([source for source, _ in window])
             targets = self.tokenizer.encode_target([target for _, target in window])
             for both in zip(sources, targets, strict=True):
@@ -306,13 +321,14 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
         yield line, other
 
 
-def _windows(pairs: Iterable[tuple[str, str]], at_once: bool) -> Iterator[list[tuple[str, str]]]:
+def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
     window: list[tuple[str, str]] = []
     size = 0
     for line, other in pairs:
         window.append((line, other))
         size += len(line) + len(other)
-        if at_once or len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS:
+        is_full = len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS
+        if is_full or (at_once() if callable(at_once) else at_once):
             yield window
             window, size = [], 0
     if window:
