@@ -10,7 +10,7 @@ from tqdm import tqdm
 from mtkit.errors import DataError
 from mtkit.json_text import json_text
 from mtkit.likelihood import ScoredTranslation
-from mtkit.messages import on_terminal
+from mtkit.messages import Warnings, on_terminal
 from mtkit.text.arriving import Arrivals
 from mtkit.text.lines import named, read_lines, read_pairs
 from mtkit.text.packing import STANDARD_INPUT, path_may_pause
@@ -112,11 +112,14 @@ def score(
     """
     if tag is not None:
         translator.require_tag(tag)
+    warnings = Warnings()
     num_lines = None
     if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # those can be read but once
         num_lines = sum(1 for _ in texts.pairs(read_lines))  # what is wrong with them is told before work starts
     with Arrivals(out.flush, line_buffered) as arrivals:
         pairs = texts.pairs(lambda path: iter(arrivals.of(read_lines(path), path_may_pause(path), len)))
+        if tag is None:
+            pairs = _watched(pairs, translator, warnings)
         hidden = line_buffered or not on_terminal()
         shown = tqdm(pairs, unit=" lines", total=num_lines, disable=hidden, smoothing=0)
         for line in _written(translator.score_lines(shown, tag, arrivals.answer_now), by_token):
@@ -124,6 +127,15 @@ def score(
             if line_buffered:
                 out.flush()
     out.flush()
+    warnings.close()
+
+
+def _watched(pairs: Iterable[tuple[str, str]], translator: Translator, warnings: Warnings) -> Iterator[tuple[str, str]]:
+    """The pairs; sources that do not begin with a tag as they should are warned of."""
+    for number, (source, target) in enumerate(pairs, start=1):
+        if fault := translator.tag_fault(source):
+            warnings.add(fault, number)
+        yield source, target
 
 
 def _written(lines: Iterable[ScoredTranslation], by_token: bool) -> Iterator[str]:

@@ -40,7 +40,7 @@ FLOORS = [
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
-    {"messages"},
+    {"messages", "arguments"},
     {"batch", "errors", "symbols", "model_proto", "json_text"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
