@@ -60,7 +60,7 @@ def test_an_n_best_list_is_scored_as_its_pairs_are(
     assert scored(translator, NBestList(source, without)) == wanted
     upside_down = write(tmp_path / "upside down", ["\t".join(row) for row in reversed(rows)])
     assert sorted(scored(translator, NBestList(source, upside_down))) == sorted(wanted)
-    # Of a beam, the score is the log-probability a token where the length penalty is 1; nothing is said of a blank line.
+    # A beam's score is the log-probability a token where the length penalty is 1; of a blank line nothing is said.
     said = [(float(row[1]), float(line.split("\t")[2])) for row, line in zip(rows, wanted, strict=True) if row[2]]
     assert [score for score, _ in said] == pytest.approx([mean for _, mean in said], abs=2e-3)
 
