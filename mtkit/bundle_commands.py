@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.errors import CheckpointError
+from mtkit.json_text import json_text
 from mtkit.messages import say
 from mtkit.options import EXAMPLE, DeviceOption, ModelArgument, UsageError
 
@@ -55,12 +56,10 @@ def info(
     model: ModelArgument, json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False
 ) -> None:
     """Tell what a model is and what it learnt from."""
-    import json as json_text
-
     from mtkit.info import info_json, info_of, info_text
 
     found = info_of(model)
-    print(json_text.dumps(info_json(found), indent=1, ensure_ascii=False) if json else info_text(found))
+    print(json_text(info_json(found), indent=1) if json else info_text(found))
 
 
 def check(model: ModelArgument, device: DeviceOption = None) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -24,6 +23,7 @@ from mtkit.options import (
     EnsembleOption,
     FreshOption,
     LengthPenaltyOption,
+    LineBufferedOption,
     ModelArgument,
     PrecisionOption,
     SettingsArgument,
@@ -36,6 +36,7 @@ from mtkit.options import (
     one_standard_input,
     opened,
     standard_output,
+    typed,
 )
 from mtkit.plot_commands import plot
 
@@ -228,6 +229,7 @@ def translate(
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
+    line_buffered: LineBufferedOption = False,
 ) -> None:
     """Translate standard input or a file, line by line.
 
@@ -242,14 +244,14 @@ def translate(
     num_best = count("--n-best", n_best)
     one_standard_input(file or Path("-"), prefix)
     with opened(file) as source:
-        from mtkit.text.lines import read_lines
         from mtkit.translator import load
 
         translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
         _check_num_best(num_best, translator.config.decoding)
         if tag is not None:
             translator.require_tag(tag)
-        _translate(translator, source, output, num_best, scores, tag, read_lines(prefix) if prefix else None)
+        at_once = line_buffered or source.isatty()
+        _translate(translator, source, output, num_best, scores, at_once, tag, prefix)
 
 
 def _check_num_best(num_best: int, decoding: Any) -> None:
@@ -270,12 +272,12 @@ def _translate(
     output: Path | None,
     num_best: int,
     scores: bool,
+    at_once: bool,
     tag: str | None,
-    prefixes: Iterator[str] | None,
+    prefixes: Path | None,
 ) -> None:
     from mtkit.translate import translate, writing
 
-    at_once = source.isatty()
     if output is None or str(output) == "-":
         translate(translator, source, standard_output(), num_best, scores, at_once, tag, prefixes)
         return
@@ -286,8 +288,14 @@ def _translate(
 @app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")
 def score(
     model: ModelArgument,
-    source: Annotated[Path, typer.Option(metavar="FILE", help="Text, packed or not, or -.")],
-    target: Annotated[Path, typer.Option(metavar="FILE", help="Its translation, line by line.")],
+    source: Annotated[Path | None, typer.Option(metavar="FILE", help="Text, packed or not, or -.")] = None,
+    target: Annotated[Path | None, typer.Option(metavar="FILE", help="Its translation, line by line, or -.")] = None,
+    n_best: Annotated[
+        bool, typer.Option("--n-best", help="--target is as translate --n-best writes it: number, score and text.")
+    ] = False,
+    tsv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead: source, tab and translation in each line, or -.")
+    ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
     ] = False,
@@ -296,18 +304,35 @@ def score(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
+    line_buffered: LineBufferedOption = False,
 ) -> None:
     """Score given translations by their log-probability.
 
     Each line tells log-probability, tokens, and log-probability a token, with tabs between; the end mark counts.
     """
-    from mtkit.score import score
+    _require_texts(source, target, tsv, n_best)
+    from mtkit.score import NBestList, PairsFile, ParallelFiles, score
     from mtkit.translator import load
 
-    one_standard_input(source, target)
+    texts: ParallelFiles | NBestList | PairsFile
+    if tsv is not None:
+        texts = PairsFile(tsv)
+    else:
+        assert source is not None
+        assert target is not None
+        texts = NBestList(source, target) if n_best else ParallelFiles(source, target)
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
-    score(translator, source, target, standard_output(), tokens, tag)
+    at_once = line_buffered or typed(*texts.paths)
+    score(translator, texts, standard_output(), tokens, tag, at_once)
+
+
+def _require_texts(source: Path | None, target: Path | None, tsv: Path | None, n_best: bool) -> None:
+    if tsv is not None and (source is not None or target is not None or n_best):
+        raise UsageError("--tsv goes without --source, --target and --n-best; each of its lines has both sides")
+    if tsv is None and (source is None or target is None):
+        raise UsageError("give --source and --target, or --tsv")
+    one_standard_input(source, target)
 
 
 app.command(

@@ -175,13 +175,24 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
     """The translations of a test set, each source with the tag before it unless it is blank."""
-    bar = tqdm(
-        [tagged(line, tag) for line in sources], unit=" lines", desc=name, leave=False, disable=not on_terminal()
-    )
+    given = [tagged(line, tag) for line in sources]
+    _warn_of_tags(translator, name, given)
+    bar = tqdm(given, unit=" lines", desc=name, leave=False, disable=not on_terminal())
     lines = list(translator.translate_lines(bar))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
     return [line.text for line in lines]
+
+
+def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> None:
+    """Tell of lines that do not begin with a tag as they should, the first of each kind and how many there are."""
+    faults: dict[str, list[int]] = {}
+    for number, line in enumerate(lines, start=1):
+        if fault := translator.tag_fault(line):
+            faults.setdefault(fault, []).append(number)
+    for fault, numbers in faults.items():
+        more = f"; and so with {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        _warn(f"{name}: line {numbers[0]:,} {fault}{more}")
 
 
 def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from mtkit.errors import MtkitError
+from mtkit.json_text import json_text
 from mtkit.options import (
     BeamSizeOption,
     DeviceOption,
@@ -86,8 +87,6 @@ def evaluate(
     A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
     signature.
     """
-    import json as json_text
-
     overrides = decoding_settings(beam_size, length_penalty, None, device)
     one_standard_input(source, *(reference or ()), hypothesis, against)
     if (model is None) == (hypothesis is None):
@@ -149,7 +148,7 @@ def evaluate(
         assert hypothesis is not None
         scores = score_texts(hypothesis, against, material, scoring)
     if json:
-        print(json_text.dumps([score.as_json() for score in scores], indent=1, ensure_ascii=False))
+        print(json_text([score.as_json() for score in scores], indent=1))
     else:
         print(table(scores), end="")
 

@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+NUM_NAMED = 10  # lines of each kind that a warning names; the rest are counted
+
 
 def on_terminal() -> bool:
     """Whether somebody watches stderr, so that a progress bar is of use."""
@@ -23,3 +25,22 @@ def say(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):  # ValueError: stderr is closed
         pass
+
+
+class Warnings:
+    """Names the first lines of each kind on stderr, and counts the rest."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def add(self, what: str, number: int) -> None:
+        """Line number, from 1, is so."""
+        self.counts[what] = count = self.counts.get(what, 0) + 1
+        if count <= NUM_NAMED:
+            say(f"mtkit: warning: line {number:,} {what}")
+
+    def close(self) -> None:
+        """Tell of the lines that were not named."""
+        for what, count in self.counts.items():
+            if count > NUM_NAMED:
+                say(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}")

@@ -45,6 +45,9 @@ TagOption = Annotated[
     str | None,
     typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
 ]
+LineBufferedOption = Annotated[
+    bool, typer.Option("--line-buffered", help="Answer each line before the next is read, however fast they come.")
+]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
 
@@ -120,6 +123,11 @@ def one_standard_input(*files: Path | None) -> None:
     """A UsageError if more than one of the files is `-`, which can be read once; None is no file."""
     if sum(str(file) == "-" for file in files) > 1:
         raise UsageError("standard input, -, can be read once; name files for the others")
+
+
+def typed(*files: Path) -> bool:
+    """Whether one of the files is `-` and somebody types standard input."""
+    return any(str(file) == "-" for file in files) and sys.stdin is not None and sys.stdin.isatty()
 
 
 def standard_output() -> Any:

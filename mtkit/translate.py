@@ -9,12 +9,11 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from mtkit.errors import DataError, MtkitError
-from mtkit.messages import on_terminal, say
-from mtkit.text.lines import decode_lines
-from mtkit.text.packing import open_to_read, open_to_write
+from mtkit.messages import Warnings, on_terminal
+from mtkit.text.arriving import Arrivals
+from mtkit.text.lines import decode_lines, read_lines
+from mtkit.text.packing import may_pause, open_to_read, open_to_write, path_may_pause
 from mtkit.translator import TranslatedLine, Translator
-
-NUM_NAMED = 10  # damaged or split lines that are named; the rest are counted
 
 
 def translate(
@@ -25,22 +24,33 @@ def translate(
     with_scores: bool = False,
     at_once: bool = False,
     tag: str | None = None,
-    prefixes: Iterable[str] | None = None,
+    prefixes: Path | Iterable[str] | None = None,
 ) -> None:
     """Translate each line of one stream to a line of the other, line n beginning with the n-th prefix if there are any.
 
     With scores, a line is `score TAB text`; with num_best over 1, each line gives several `number TAB score TAB text`.
-    Undecodable bytes are replaced and lines too long for the model are translated in parts, with a warning.
+    Undecodable bytes are replaced and lines too long for the model are translated in parts, with a warning. Lines that
+    lack the tag that the model was trained with are warned of, too.
+
+    Lines are answered in large groups, at_once one by one. Where a pipe pauses, the lines that have come are answered
+    and flushed. How lines are grouped changes no translation.
     """
     warnings = Warnings()
-    lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
-    shown = tqdm(lines, unit=" lines", disable=at_once or not on_terminal(), smoothing=0)
-    for number, line in enumerate(translator.translate_lines(shown, num_best, at_once, tag, prefixes), start=1):
-        if line.num_parts > 1:
-            warnings.add("was too long for the model; translated in parts", number)
-        out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
-        if at_once:
-            out.flush()
+    with Arrivals(out.flush, at_once) as arrivals:
+        decoded = arrivals.of(decode_lines(source), may_pause(source), lambda line: len(line[0]))
+        lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
+        if tag is None:
+            lines = _watched(lines, translator, warnings)
+        if isinstance(prefixes, Path):
+            prefixes = arrivals.of(read_lines(prefixes), path_may_pause(prefixes), len)
+        shown = tqdm(lines, unit=" lines", disable=at_once or not on_terminal(), smoothing=0)
+        translated = translator.translate_lines(shown, num_best, arrivals.answer_now, tag, prefixes)
+        for number, line in enumerate(translated, start=1):
+            if line.num_parts > 1:
+                warnings.add("was too long for the model; translated in parts", number)
+            out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
+            if at_once:
+                out.flush()
     out.flush()
     warnings.close()
 
@@ -54,6 +64,9 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if may_pause(stream):
+        yield stream  # closing it would wait for a thread that waits for a line
+        return
     with stream:
         yield stream
 
@@ -83,7 +96,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: "Warnings") -> Iterator[str]:
+def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
     """The lines; where bytes were replaced, a warning tells so, and a file that cannot be read on is an error."""
     try:
         for number, (line, damaged) in enumerate(lines, start=1):
@@ -100,28 +113,17 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: "Warnings"
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
+def _watched(lines: Iterable[str], translator: Translator, warnings: Warnings) -> Iterator[str]:
+    """The lines; those that do not begin with a tag as they should are warned of."""
+    for number, line in enumerate(lines, start=1):
+        if fault := translator.tag_fault(line):
+            warnings.add(fault, number)
+        yield line
+
+
 def _written(line: TranslatedLine, number: int, num_best: int, with_scores: bool) -> str:
     if num_best > 1:
         return "".join(f"{number}\t{best.score:.4f}\t{best.text}\n" for best in line.translations)
     if with_scores:
         return f"{line.translations[0].score:.4f}\t{line.text}\n"
     return f"{line.text}\n"
-
-
-class Warnings:
-    """Names the first lines of each kind on stderr, and counts the rest."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def add(self, what: str, number: int) -> None:
-        """Line number, from 1, is so."""
-        self.counts[what] = count = self.counts.get(what, 0) + 1
-        if count <= NUM_NAMED:
-            say(f"mtkit: warning: line {number:,} {what}")
-
-    def close(self) -> None:
-        """Tell of the lines that were not named."""
-        for what, count in self.counts.items():
-            if count > NUM_NAMED:
-                say(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}")

@@ -1,32 +1,45 @@
 """A model and lines in, translations out."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat, zip_longest
 from pathlib import Path
 
 from torch import Tensor
 
+from mtkit.arguments import (
+    checked_lines,
+    checked_pairs,
+    require_count,
+    require_list,
+    require_path,
+    require_texts,
+    shown,
+)
 from mtkit.config.settings import Config
 from mtkit.decode import Model, decode
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.formats.bundle import Bundle
 from mtkit.likelihood import ScoredTranslation, log_probs_of
 from mtkit.mbr import elect
-from mtkit.models.device import pick_device, pick_dtype
+from mtkit.models.device import pick_device, pick_dtype, use_one_thread_after_fork
 from mtkit.models.ensemble import Ensemble
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
 from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
+from mtkit.text.expected_tags import ExpectedTags
 from mtkit.text.parallel import describe_tags, extend_command, tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
 
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
+PRECISIONS = ("fp32", "bf16", "fp64")
 LONGEST_SHOWN = 40  # characters of a prefix that a message shows
 
 BREAKS = re.compile(r"[\n\r\0]")
@@ -81,6 +94,9 @@ class Translator:
         self._forbidden = tuple(token for token in special.silent if token != shown)
         # Models of earlier versions may have been trained with tags that are several pieces.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
+        self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config))
+        self._told_of_tags = False
+        self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
@@ -88,34 +104,69 @@ class Translator:
     ) -> list[str]:
         """The best translation of each line, in order; a blank line gives a blank one.
 
-        Each translation begins with the prefix of its line; a blank prefix is none.
+        Each translation begins with the prefix of its line; a blank prefix is none. Lines that lack the tag that the
+        model was trained with are told of once, as a UserWarning.
         """
-        if isinstance(lines, str) or isinstance(prefixes, str):
-            raise TypeError("translate() takes a list of lines; give it [line] for a single one")
+        require_list(lines, "lines")
+        if tag is None:
+            lines = list(checked_lines(lines, "lines"))
+            self._warn_of_tags(lines)
         return [line.text for line in self.translate_lines(lines, tag=tag, prefixes=prefixes)]
 
     def translate_lines(
         self,
         lines: Iterable[str],
         num_best: int = 1,
-        at_once: bool = False,
+        at_once: bool | Callable[[], bool] = False,
         tag: str | None = None,
         prefixes: Iterable[str] | None = None,
     ) -> Iterator[TranslatedLine]:
         """Up to num_best translations of each line, in order, in constant memory for any number of lines.
 
-        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A tag
+        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A
+        function given as at_once is asked after each line whether to answer now what has come. A tag
         tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
         There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
-        part, and its tag before each.
+        part, and its tag before each. No line is warned of; tag_fault tells of which to warn.
         """
+        require_list(lines, "lines")
+        lines = checked_lines(lines, "lines")
+        if prefixes is not None:
+            require_list(prefixes, "prefixes")
+            prefixes = checked_lines(prefixes, "prefixes")
+        num_best = require_count(num_best, "num_best")
+        self._require_own_process()
         if tag is not None:
             self.require_tag(tag)
             lines = (tagged(line, tag) for line in lines)
         return self._translated(lines, num_best, at_once, prefixes)
 
+    def tag_fault(self, line: str) -> str | None:
+        """What to warn of if a line lacks the tag that the model was trained with, or begins with an unknown one."""
+        return self._expected_tags.fault(line)
+
+    def _warn_of_tags(self, lines: Sequence[str]) -> None:
+        """Told once for each translator, to whoever called its method."""
+        if self._told_of_tags:
+            return
+        for number, line in enumerate(lines, start=1):
+            if fault := self.tag_fault(line):
+                self._told_of_tags = True
+                warnings.warn(f"line {number:,} {fault}; others are not told of", stacklevel=3)
+                return
+
+    def _require_own_process(self) -> None:
+        """A GPU cannot be used by a child of the process that it was first used in."""
+        if self.model.device.type != "cpu" and os.getpid() != self._process:
+            raise MtkitError(
+                f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
+                "cannot use it; load the model in each child, or start them by another method than fork"
+            )
+
     def require_tag(self, tag: str) -> None:
         """Refuse a tag that the model does not know."""
+        if not isinstance(tag, str):
+            raise TypeError(f"tag: found {shown(tag)}, wants a str such as '<2de>'")
         if tag.split() != [tag]:
             raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
         if tag not in self.tags:
@@ -125,7 +176,11 @@ class Translator:
             )
 
     def _translated(
-        self, lines: Iterable[str], num_best: int, at_once: bool, prefixes: Iterable[str] | None
+        self,
+        lines: Iterable[str],
+        num_best: int,
+        at_once: bool | Callable[[], bool],
+        prefixes: Iterable[str] | None,
     ) -> Iterator[TranslatedLine]:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
@@ -241,20 +296,37 @@ class Translator:
         A tag is put before each source, as translate_lines does. A line is scored whole, whatever its length; one that
         is longer than the model can take is a DataError.
         """
-        if isinstance(sources, str) or isinstance(targets, str):
-            raise TypeError("score() takes lists of lines; give it [line] for a single one")
+        require_list(sources, "sources")
+        require_list(targets, "targets")
+        sources = list(checked_lines(sources, "sources"))
+        targets = list(checked_lines(targets, "targets"))
+        if tag is None:
+            self._warn_of_tags(sources)
         return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
 
-    def score_lines(self, pairs: Iterable[tuple[str, str]], tag: str | None = None) -> Iterator[ScoredTranslation]:
-        """The same for a stream of sources and translations, in order and in constant memory."""
+    def score_lines(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tag: str | None = None,
+        at_once: bool | Callable[[], bool] = False,
+    ) -> Iterator[ScoredTranslation]:
+        """The same for a stream of sources and translations, in order and in constant memory.
+
+        at_once and tag_fault are as in translate_lines.
+        """
+        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
+        pairs = checked_pairs(pairs)
+        self._require_own_process()
         if tag is not None:
             self.require_tag(tag)
             pairs = ((tagged(source, tag), target) for source, target in pairs)
-        return self._scored(pairs)
+        return self._scored(pairs, at_once)
 
-    def _scored(self, pairs: Iterable[tuple[str, str]]) -> Iterator[ScoredTranslation]:
+    def _scored(
+        self, pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]
+    ) -> Iterator[ScoredTranslation]:
         decoding, number = self.config.decoding, 0
-        for window in _windows(pairs, at_once=False):
+        for window in _windows(pairs, at_once):
             sources = self.tokenizer.encode_source([source for source, _ in window])
             targets = self.tokenizer.encode_target([target for _, target in window])
             for both in zip(sources, targets, strict=True):
@@ -273,6 +345,21 @@ class Translator:
                     f"line {number:,}: the {side} has {len(tokens):,} tokens, and the model can take {limit - 1:,}; "
                     "split the line"
                 )
+
+
+def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config) -> bool:
+    """Whether the model was trained with a tag before every line.
+
+    An imported model does not tell what it was trained on: Marian's tags are part of a vocabulary because they were.
+    """
+    if config.data.train:
+        return all(corpus.tag is not None for corpus in config.data.train)
+    tags = [tag for tag in tokenizer.tags if tag.startswith(">>") and tag.endswith("<<")]
+    if not tags or not tokenizer.is_shared:
+        return bool(tags)
+    first = model.members[0] if isinstance(model, Ensemble) else model
+    untrained = set(first.output.closed)
+    return any(untrained.isdisjoint(tokens) for tokens in tokenizer.encode_source(tags))
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
@@ -306,13 +393,14 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
         yield line, other
 
 
-def _windows(pairs: Iterable[tuple[str, str]], at_once: bool) -> Iterator[list[tuple[str, str]]]:
+def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
     window: list[tuple[str, str]] = []
     size = 0
     for line, other in pairs:
         window.append((line, other))
         size += len(line) + len(other)
-        if at_once or len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS:
+        is_full = len(window) >= WINDOW_LINES or size >= WINDOW_CHARACTERS
+        if is_full or (at_once() if callable(at_once) else at_once):
             yield window
             window, size = [], 0
     if window:
@@ -327,7 +415,18 @@ def load(
     overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
     used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
     with the first as one, by its settings; all have the same tokenizer.
+
+    A process that is forked afterwards (by multiprocessing's fork, or a web server that loads before it forks) computes
+    with one thread on the CPU, since PyTorch's other threads do not live on in it; a model on a GPU is an MtkitError
+    there. Each gets all threads, and a GPU, by loading the model itself.
     """
+    require_path(path, "path")
+    if precision not in PRECISIONS:
+        raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(PRECISIONS)}")
+    require_texts(overrides, "overrides", 'a list of settings such as ["decoding.beam_size=1"]')
+    require_list(ensemble, "ensemble", "a list of paths of models")
+    for other in ensemble:
+        require_path(other, "ensemble")
     first = _open(open_and_tell(Path(path)), overrides, precision)
     if not ensemble:
         return Translator(*first)
@@ -349,6 +448,7 @@ def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = 
 
 
 def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:
+    use_one_thread_after_fork()
     config = bundle.config_with(overrides)
     device = pick_device(config.device)
     dtype = pick_dtype(precision, device)

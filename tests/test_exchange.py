@@ -199,6 +199,9 @@ def test_a_tag_of_a_target_language_is_one_token_outside_sentencepiece(opus, tmp
     [tagged, plain] = translator.tokenizer.encode_source([">>fra<< one two", "one two"])
     assert tagged == [vocabulary[unused], *plain]
     assert translator.translate(["one two"], tag=">>fra<<") == translator.translate([">>fra<< one two"])
+    assert "the model was trained with one: >>fra<<" in str(translator.tag_fault("one two"))
+    assert "looks like a tag" in str(translator.tag_fault(">>deu<< one two"))
+    assert translator.tag_fault(">>fra<< one two") is None
     (tmp_path / "in").write_text("one two\n")
     assert _run(["translate", str(tmp_path / "model"), str(tmp_path / "in"), "--tag", ">>deu<<"]) == 1
     assert "tag >>deu<<: the model does not know it; it knows >>fra<<" in capsys.readouterr().err

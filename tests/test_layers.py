@@ -41,8 +41,8 @@ FLOORS = [
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
-    {"messages"},
-    {"batch", "errors", "symbols", "model_proto"},
+    {"messages", "arguments"},
+    {"batch", "errors", "symbols", "model_proto", "json_text"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mtkit.extend import extend
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import binarized_is_current, read_validation, tokenizer_is_current
 from mtkit.testsets import SetFiles
+from mtkit.text.expected_tags import ExpectedTags
 from mtkit.text.parallel import describe_tags
 from mtkit.text.splitting import split_tags
 from mtkit.text.tokenizer import Tokenizer
@@ -322,7 +324,7 @@ def test_score_takes_a_tag(
     sources, targets = ["four two", "nine", ""], ["4 2", "9", ""]
     tagged = translator.score([f"{BACKWARD} four two", f"{BACKWARD} nine", ""], targets)
     assert translator.score(sources, targets, tag=BACKWARD) == tagged
-    assert translator.score(sources, targets) != tagged
+    assert list(translator.score_lines(zip(sources, targets, strict=True))) != tagged
     write_lines(tmp_path / "source", sources)
     write_lines(tmp_path / "target", targets)
     files = ["--source", str(tmp_path / "source"), "--target", str(tmp_path / "target"), "--device", "cpu"]
@@ -450,3 +452,89 @@ def test_a_run_that_began_with_such_a_tag_goes_on_and_translates_as_it_was_train
     assert (tmp_path / "run" / "model" / "bundle.json").exists()
     with pytest.raises(ConfigError, match=r"does not know tag <2x> of data\.train"):
         run_all(config_with({**settings, "run_dir": str(tmp_path / "another")}))
+
+
+# Lines that lack a tag.
+
+LINES = [f"{FORWARD} four two", "nine one", "", " ", "<2fr> nine", FORWARD, f" {BACKWARD}  one"]
+KNOWN = f"{FORWARD}, {BACKWARD}"
+MISSING = f"begins with none of the model's tags, and the model was trained with one: {KNOWN}"
+UNKNOWN = f"begins with what looks like a tag, and is none of the model's: {KNOWN}"
+
+
+def test_lines_without_a_tag_are_warned_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lines(tmp_path / "source", LINES)
+    write_lines(tmp_path / "target", [""] * len(LINES))
+    told = f"mtkit: warning: line 2 {MISSING}\nmtkit: warning: line 5 {UNKNOWN}\n"
+    files = ["--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")]
+    for command in (["translate", str(run), str(tmp_path / "source")], ["score", str(run), *files]):
+        assert _run([*command, "--device", "cpu"]) == 0
+        assert capsys.readouterr().err == told
+        assert _run([*command, "--device", "cpu", "--tag", FORWARD]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_evaluate_warns_of_lines_without_a_tag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lines(tmp_path / "source", [*LINES, "four", "five"])
+    write_lines(tmp_path / "reference", ["1"] * (len(LINES) + 2))
+    files = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference"), "--device", "cpu"]
+    assert _run(["evaluate", str(run), *files]) == 0
+    assert capsys.readouterr().err == (
+        f"mtkit: warning: source: line 2 {MISSING}; and so with 2 more\nmtkit: warning: source: line 5 {UNKNOWN}\n"
+    )
+    assert _run(["evaluate", str(run), *files, "--tag", FORWARD]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_python_is_warned_once(run: Path) -> None:
+    translator = load(run, ["device=cpu", "decoding.beam_size=1"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        translator.translate([LINES[0], "", LINES[6]])
+        translator.translate(["nine"], tag=FORWARD)
+        list(translator.translate_lines(["nine"]))
+    with pytest.warns(UserWarning, match=f"line 2 {MISSING}") as told:
+        translator.translate(LINES)
+    translator.score(LINES, LINES)
+    assert [Path(warning.filename) for warning in told] == [Path(__file__)]
+    with pytest.warns(UserWarning, match=f"line 1 {UNKNOWN}"):
+        load(run, ["device=cpu"]).score(["<2fr> nine"], ["9"])
+
+
+@pytest.mark.parametrize(
+    ("tags", "needed", "line", "fault"),
+    [
+        ((">>fra<<", ">>deu<<"), True, ">>spa<< hello", "looks like a tag"),
+        ((">>fra<<", ">>deu<<"), True, ">>fra<< hello", None),
+        ((">>fra<<", ">>deu<<"), True, "hello >>fra<<", "none of the model's tags"),
+        ((">>fra<<", ">>deu<<"), False, "hello", None),
+        ((">>fra<<", ">>deu<<"), False, ">>xx_Latn<< hello", "looks like a tag"),
+        (("__de__",), False, "__fr__ hello", "looks like a tag"),
+        (("__de__",), False, "__init__.py is a file", None),
+        (("deu_Latn",), False, "fra_Latn hello", None),
+        (("deu_Latn",), True, "fra_Latn hello", "none of the model's tags"),
+        (("<2de>",), True, "\u3000", None),
+        ((), False, "<2de> hello", None),
+    ],
+)
+def test_what_looks_like_a_tag(tags: tuple[str, ...], needed: bool, line: str, fault: str | None) -> None:
+    found = ExpectedTags(tags, needed).fault(line)
+    assert (found is None) == (fault is None)
+    assert fault is None or fault in str(found)
+
+
+def test_a_model_trained_without_tags_too_or_extended_by_one_wants_none(
+    run: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    translator = load(run, ["device=cpu"])
+    first, second = translator.config.data.train
+    data = translator.config.data.model_copy(update={"train": (first, second.model_copy(update={"tag": None}))})
+    config = translator.config.model_copy(update={"data": data})
+    mixed = Translator(translator.model, translator.tokenizer, config)
+    assert mixed.tag_fault("nine one") is None
+    assert mixed.tag_fault("<2fr> nine") is not None
+    extend(tiny_run, tmp_path / "larger", [], ["<2eo>"])
+    larger = load(tmp_path / "larger", ["device=cpu"])
+    assert larger.tag_fault("nine one") is None
+    assert larger.tag_fault("<2fr> nine") is not None
+    assert load(tiny_run).tag_fault("<2fr> nine") is None

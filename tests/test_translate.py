@@ -8,8 +8,9 @@ import pytest
 
 import mtkit
 from mtkit.errors import DataError, MtkitError
+from mtkit.messages import NUM_NAMED
 from mtkit.text.packing import PACKERS, open_to_read
-from mtkit.translate import NUM_NAMED, reading, translate, writing
+from mtkit.translate import reading, translate, writing
 from mtkit.translator import Translator
 
 

@@ -1,7 +1,9 @@
 """Where a model runs, and in which precision that place is fast."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 
 import torch
 
@@ -33,6 +35,16 @@ def pick_device(name: str) -> torch.device:
         # Its recurrent layers would round fp32 to the ten bits of TF32, as no product elsewhere does.
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
+
+
+@cache
+def use_one_thread_after_fork() -> None:
+    """From now on the children that this process forks compute with one thread.
+
+    The threads that PyTorch computes with do not live on in a child, and waiting for them would never end.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

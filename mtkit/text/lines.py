@@ -7,7 +7,7 @@ that they must be the line ends of an old Mac. Packed files are unpacked on the 
 
 import hashlib
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from itertools import zip_longest
@@ -46,9 +46,11 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
             yield line.decode("utf-8", errors="replace"), True
 
 
-def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
+def read_pairs(
+    source: Path, target: Path, lines_of: Callable[[Path], Iterator[str]] = read_lines
+) -> Iterator[tuple[str, str]]:
     """Line n of the one file with line n of the other; files of unequal length are an error at their end."""
-    source_lines, target_lines = read_lines(source), read_lines(target)
+    source_lines, target_lines = lines_of(source), lines_of(target)
     for number, (source_line, target_line) in enumerate(zip_longest(source_lines, target_lines)):
         if source_line is None or target_line is None:
             rest = 1 + sum(1 for _ in (target_lines if source_line is None else source_lines))

@@ -6,6 +6,8 @@ gzip, bzip2, xz and zstd are unpacked, and a zip archive with one file in it. Ot
 import bz2
 import gzip
 import lzma
+import os
+import stat
 import sys
 import tarfile
 import zlib
@@ -139,8 +141,32 @@ def open_to_read(path: Path) -> BinaryIO:
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("standard input is closed; give it some text, or a FILE")
-        return BufferedReader(_Unpacked(sys.stdin.buffer, "standard input"), CHUNK_BYTES)
+        return BufferedReader(_Unpacked(_standard_input(), "standard input"), CHUNK_BYTES)
     return BufferedReader(_UnpackedFile(path.open("rb"), str(path)), CHUNK_BYTES)
+
+
+def _standard_input() -> IO[bytes]:
+    """A reader of its own: a thread may still wait in it when Python ends, which then could not close sys.stdin."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except OSError:  # it is no file of the system
+        return sys.stdin.buffer
+    return open(descriptor, "rb", closefd=False)
+
+
+def may_pause(stream: BinaryIO) -> bool:
+    """Whether more may come later, as from a pipe: no regular file, and nothing that is in memory."""
+    try:
+        return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # there is no file of the system
+        return False
+
+
+def path_may_pause(path: Path) -> bool:
+    """The same of what open_to_read would open."""
+    if path != STANDARD_INPUT:
+        return path.exists() and not path.is_file()
+    return sys.stdin is not None and may_pause(sys.stdin.buffer)
 
 
 def open_to_write(path: Path, name: Path) -> BinaryIO:
@@ -227,6 +253,9 @@ class _Unpacked(RawIOBase):
 
     def isatty(self) -> bool:
         return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
     def readinto(self, buffer: Any) -> int:
         try:

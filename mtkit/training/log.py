@@ -1,11 +1,11 @@
 """log.jsonl, and what a line of it sums up."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.errors import CheckpointError
+from mtkit.json_text import json_text
 from mtkit.training.board import Board
 
 
@@ -81,11 +81,7 @@ class Log:
 
     def write(self, event: str, **values: object) -> None:
         """Add one event; a figure that is not finite, which JSON cannot say, is null."""
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        line = json.dumps({"event": event, **finite}, ensure_ascii=False, allow_nan=False)
+        line = json_text({"event": event, **values})
         data = line.encode("utf-8", "replace") + b"\n"
         try:
             written = self._file.write(data)
