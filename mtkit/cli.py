@@ -254,12 +254,15 @@ def translate(
         _translate(translator, source, output, num_best, scores, at_once, tag, prefix)
 
 
+MOST_SAMPLES = 10_000
+
+
 def _check_num_best(num_best: int, decoding: Any) -> None:
-    """A search has no more to give than it keeps; samples may be any number."""
+    """A search has no more to give than it keeps."""
     if decoding.mbr_samples:
         most, what = decoding.mbr_samples, "the samples that elect"
     elif decoding.draws:
-        return
+        most, what = MOST_SAMPLES, "as many samples of a line as mtkit draws"
     else:
         most, what = decoding.beam_size, "the beam size"
     if num_best > most:

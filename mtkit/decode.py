@@ -18,7 +18,15 @@ from mtkit.models.ensemble import Ensemble
 from mtkit.models.interface import State, TranslationModel, next_rows
 from mtkit.search.beam import beam_search
 from mtkit.search.candidates import Groups
-from mtkit.search.constraints import Constraint, Said, begin_with, constrained, min_length, no_repeat_ngram
+from mtkit.search.constraints import (
+    Constraint,
+    Said,
+    begin_with,
+    constrained,
+    min_length,
+    never,
+    no_repeat_ngram,
+)
 from mtkit.search.coverage import Covered, coverage_penalty, covering
 from mtkit.search.greedy import greedy_search
 from mtkit.search.length_penalty import LENGTH_PENALTIES
@@ -54,7 +62,7 @@ def decode(
 
     Up to num_best of a beam's, and as many to spare where it is more than one, since different tokens may be the same
     text; of samples num_best. Each begins with the prefix of its sentence, if there are any. What is forbidden, by
-    default all special ids but the end mark, is never said.
+    default all special ids but the end mark, is never said but in a prefix.
     """
     if forbidden is None:
         forbidden = model.special.silent
@@ -62,7 +70,7 @@ def decode(
     start = torch.full((len(sentences),), model.marks.start, device=model.device)
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sentences))
-    max_lengths = torch.maximum(max_lengths.long(), prefix_lengths).to(model.device)
+    max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
     if model.limits.target is not None:
         max_lengths = max_lengths.clamp(max=model.limits.target - 1)
     task = _Task(
@@ -70,12 +78,16 @@ def decode(
     )
 
     source = source_rows(sources, model.marks.source_end).to(model.device)
+    first: list[Constraint] = []  # before the other constraints
+    if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
+        first, forbidden = [never(forbidden)], ()  # a prefix stands above constraints
     step, state = partial(next_log_probs, model, forbidden), model.encode(source, watch=decoding.coverage_penalty > 0)
     if not decoding.coverage_penalty:
-        return _constrain(step, state, None, prefixes, task)
+        return _constrain(step, state, None, prefixes, first, task)
     covered = Covered.nothing(state, source.mask, torch.promote_types(model.dtype, torch.float32))
     bonus = partial(coverage_penalty, strength=decoding.coverage_penalty)
-    return _constrain(covering(step, _last_attention), covered, bonus, prefixes, task)
+    attention = partial(last_attention, wanted_by="coverage_penalty")
+    return _constrain(covering(step, attention), covered, bonus, prefixes, first, task)
 
 
 def _constrain(
@@ -83,10 +95,11 @@ def _constrain(
     state: AnyState,
     bonus: Callable[[AnyState], Tensor] | None,
     prefixes: Sequence[Sequence[int]],
+    first: Sequence[Constraint],
     task: _Task,
 ) -> list[list[Hypothesis]]:
-    """Search under the constraints that the settings and the prefixes make."""
-    constraints: list[Constraint] = []
+    """Search under these constraints, and those that the settings and the prefixes make."""
+    constraints = [*first]
     if task.decoding.min_length:
         constraints.append(min_length(task.max_lengths.clamp(max=task.decoding.min_length), task.end))
     if task.decoding.no_repeat_ngram:
@@ -113,7 +126,7 @@ def _search(
         hypotheses = greedy_search(step, state, start, max_lengths, end)
         lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
         return [
-            [replace(hypothesis, score=hypothesis.log_prob / divisor)]
+            [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
             for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
         ]
     return beam_search(
@@ -142,10 +155,13 @@ def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: S
     return log_probs, state
 
 
-def _last_attention(state: State) -> Tensor:
-    """(R, W, S): how the last layer looked at the source, its heads' mean."""
+def last_attention(state: State, wanted_by: str) -> Tensor:
+    """(R, W, S): how the last layer looked at the source, its heads' mean; wanted_by is the setting that needs it."""
     if not state.attention:
-        raise MtkitError("decoding.coverage_penalty: this model has no attention to tell what was covered; set it to 0")
+        raise MtkitError(
+            f"decoding.{wanted_by}: this model, or one of the ensemble, has no attention to the source; "
+            "leave the setting at its default"
+        )
     return state.attention[-1].mean(1)
 
 

@@ -1,5 +1,6 @@
 """Scoring translations of raw text against raw references, alone or against those of another system."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -181,6 +182,8 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
     lines = list(translator.translate_lines(bar))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
+    for note, count in Counter(note for line in lines for note in line.notes).items():
+        _warn(f"{name}: {count:,} of {len(lines):,} lines, each of which {note}")
     return [line.text for line in lines]
 
 

@@ -10,8 +10,10 @@ import torch
 
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.decode import Model
+from mtkit.models.ensemble import Ensemble
 
 CHUNK_TOKENS = 1024  # whose logits are in memory at once
+CHUNK_ELEMENTS = 1 << 25  # of those logits, however large the vocabulary
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,28 @@ def log_probs_of(
     Either side may be empty: then it is the end mark alone.
     """
     found: list[list[float]] = [[] for _ in sources]
-    order = sorted(range(len(sources)), key=lambda i: -max(len(sources[i]), len(targets[i])))
-    for chosen in _batches(
-        order, [max(len(s), len(t)) + 1 for s, t in zip(sources, targets, strict=True)], batch_tokens
-    ):
+    lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
+    if isinstance(model, Ensemble):  # whose members give the log-probabilities of a whole batch
+        batch_tokens = min(batch_tokens, chunk_tokens(model))
+    for chosen in batches_by_length(lengths, batch_tokens):
         scored = _batch_log_probs(model, [sources[i] for i in chosen], [targets[i] for i in chosen])
         for i, log_probs in zip(chosen, scored, strict=True):
             found[i] = log_probs
     return found
 
 
-def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Neighbours in an order that begins with the longest."""
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """The places of rows of these lengths, longest first, in batches of at most so many tokens, padding counted."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         most = max(1, batch_tokens // lengths[order[0]])
         yield order[:most]
         order = order[most:]
+
+
+def chunk_tokens(model: Model) -> int:
+    """How many tokens have their logits in memory at once."""
+    return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.elements_per_token))
 
 
 @torch.inference_mode()
@@ -71,7 +79,9 @@ def _batch_log_probs(
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
     real = batch.target.mask
     log_probs = []
-    for some, labels in zip(*(torch.split(x[real], CHUNK_TOKENS) for x in (features, batch.labels)), strict=True):
+    for some, labels in zip(
+        *(torch.split(x[real], chunk_tokens(model)) for x in (features, batch.labels)), strict=True
+    ):
         logits = model.output(some)  # (M, V)
         all_of_them = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
         log_probs.append(all_of_them.gather(1, labels[:, None])[:, 0])

@@ -145,6 +145,14 @@ def _with_written(model: bytes, pieces: Sequence[bytes]) -> bytes:
     return _replaced(_replaced(model, PIECES, b"".join(pieces)), TRAINER, _field(TRAINER, trainer))
 
 
+def without_last_pieces(model: bytes, count: int) -> bytes:
+    """The model without so many of its last pieces: undoes with_pieces."""
+    pieces = [field.written for field in _fields(model) if field.number == PIECES]
+    kept = pieces[: len(pieces) - count]
+    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(kept)))
+    return _replaced(_replaced(model, PIECES, b"".join(kept)), TRAINER, _field(TRAINER, trainer))
+
+
 @dataclass(frozen=True)
 class _Field:
     number: int

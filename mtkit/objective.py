@@ -78,9 +78,22 @@ def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
     )
 
 
+def _halves(rows: Rows) -> list[Rows]:
+    """What _twice joined."""
+    parts = [rows.ids.chunk(2), rows.segments.chunk(2), rows.positions.chunk(2)]
+    cuts = (None, None) if rows.cut is None else rows.cut.chunk(2)
+    return [
+        replace(rows, ids=ids, segments=segments, positions=positions, cut=cut)
+        for ids, segments, positions, cut in zip(*parts, cuts, strict=True)
+    ]
+
+
 def _agreeing(
     model: TranslationModel, source: Rows, target: Rows, labels: Tensor, smoothing: float, shares: Shares
 ) -> BatchLoss:
-    features = model(source, target).unflatten(0, (2, -1))  # (2, R, T, D)
+    if model.drops_layers:  # the layers are drawn once a call, and each pass is to have its own
+        features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
+    else:
+        features = model(source, target).unflatten(0, (2, -1))  # (2, R, T, D)
     total, *parts = consistent_cross_entropy(features, model.output, labels, smoothing, shares)
     return BatchLoss(total, torch.stack(parts))

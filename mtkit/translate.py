@@ -48,6 +48,8 @@ def translate(
         for number, line in enumerate(translated, start=1):
             if line.num_parts > 1:
                 warnings.add("was too long for the model; translated in parts", number)
+            for note in line.notes:
+                warnings.add(note, number)
             out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
             if at_once:
                 out.flush()

@@ -1,15 +1,17 @@
 """A model and lines in, translations out."""
 
+import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat, zip_longest
 from pathlib import Path
 
 from torch import Tensor
 
+from mtkit.alignment import source_attention
 from mtkit.arguments import (
     checked_lines,
     checked_pairs,
@@ -33,6 +35,8 @@ from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
 from mtkit.text.expected_tags import ExpectedTags
+from mtkit.text.extending import without_last
+from mtkit.text.mapped import UNKNOWN_TEXT
 from mtkit.text.parallel import describe_tags, extend_command, tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
@@ -40,7 +44,19 @@ from mtkit.text.tokenizer import Tokenizer
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
 PRECISIONS = ("fp32", "bf16", "fp64")
+STEP_ELEMENTS = 2048  # log-probabilities of a step, sentences x beam x vocabulary, for each of batch_tokens
 LONGEST_SHOWN = 40  # characters of a prefix that a message shows
+
+# What is told of a line, behind "line N".
+NOTHING_FOUND = (
+    "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding forbid every way "
+    "to an end"
+)
+NOT_A_NUMBER = (
+    "has no translation, and is left blank: the model's log-probabilities are not numbers (NaN); its weights are "
+    "damaged, or too large for this precision"
+)
+UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model reads <unk> in it"
 
 BREAKS = re.compile(r"[\n\r\0]")
 SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certain
@@ -64,6 +80,7 @@ class TranslatedLine:
 
     translations: list[Translation]
     num_parts: int  # more than one: the line was too long for the model and was split
+    notes: tuple[str, ...] = ()  # what went wrong, to be read behind "line N": nothing was found, a strange prefix
 
     @property
     def text(self) -> str:
@@ -79,6 +96,8 @@ class _Part:
     tokens: list[int]  # none where nothing is left after normalisation: there is nothing to translate
     separator: str  # stands between this part's translation and the next
     prefix: list[int]  # how its translation begins
+    words: list[str] | None = None  # of each token the source word, blank for tags; only where they are copied
+    prefix_texts: list[str] | None = None  # of each token of the prefix; only where they take the place of <unk>
 
 
 class Translator:
@@ -90,8 +109,13 @@ class Translator:
         self.config = config
         decoding = config.decoding
         special = tokenizer.specials.target
-        shown = special.unknown if tokenizer.target_shows_unknown else None
-        self._forbidden = tuple(token for token in special.silent if token != shown)
+        self._unknown = special.unknown if tokenizer.target_shows_unknown else None
+        said = None if decoding.unknown == "ban" else self._unknown
+        self._forbidden = tuple(token for token in special.silent if token != said)
+        self._replaces = self._unknown is not None and decoding.unknown != "keep"
+        untrained = len(model.untrained)
+        # Prefixes and given translations are spelled without pieces that no training has seen.
+        self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
         # Models of earlier versions may have been trained with tags that are several pieces.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config))
@@ -105,13 +129,18 @@ class Translator:
         """The best translation of each line, in order; a blank line gives a blank one.
 
         Each translation begins with the prefix of its line; a blank prefix is none. Lines that lack the tag that the
-        model was trained with are told of once, as a UserWarning.
+        model was trained with are told of once, as a UserWarning; so is what goes wrong with a line, each time.
         """
         require_list(lines, "lines")
         if tag is None:
             lines = list(checked_lines(lines, "lines"))
             self._warn_of_tags(lines)
-        return [line.text for line in self.translate_lines(lines, tag=tag, prefixes=prefixes)]
+        texts = []
+        for number, line in enumerate(self.translate_lines(lines, tag=tag, prefixes=prefixes), start=1):
+            for note in line.notes:
+                warnings.warn(f"line {number:,} {note}", stacklevel=2)
+            texts.append(line.text)
+        return texts
 
     def translate_lines(
         self,
@@ -195,35 +224,51 @@ class Translator:
         for chosen in self._batches(order, parts, num_wanted):
             tokens, begun = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
             for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, begun), strict=True):
+                if self._utility is not None:
+                    hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
         return self._joined(len(lines), parts, found, num_best)
 
     def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
-        encoded = self.tokenizer.encode_target(prefixes) if any(prefixes) else [[]] * len(lines)
+        encoded = self._target_speller.encode_target(prefixes) if any(prefixes) else [[]] * len(lines)
         for number, tokens in enumerate(self.tokenizer.encode_source(lines)):
             tags, text = split_tags(lines[number], self.tags)
             tag_tokens = self._source_tokens(tags) if tags else []
             self._check_prefix(prefixes[number], encoded[number])
+            prefix_texts = None
+            if self._replaces and self._unknown in encoded[number]:
+                [prefix_texts] = self._target_speller.target_texts([prefixes[number]])
             if len(tokens) == len(tag_tokens):
                 yield _Part(number, [], "", encoded[number])  # a tag alone asks for nothing
             elif len(tokens) <= self.max_source_length:
-                yield _Part(number, tokens, "", encoded[number])
+                words = self._words(lines[number], len(tag_tokens))
+                yield _Part(number, tokens, "", encoded[number], words, prefix_texts)
             else:
-                yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number])
+                yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
-    def _parts_of_long_line(self, number: int, text: str, tag_tokens: list[int], prefix: list[int]) -> Iterator[_Part]:
+    def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
+        """For each source token the word that it is a part of, blank for tags; None where no words are copied."""
+        if not self._replaces or self.config.decoding.unknown != "copy":
+            return None
+        return [""] * num_tags + self.tokenizer.source_words([text])[0][num_tags:]
+
+    def _parts_of_long_line(
+        self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
+    ) -> Iterator[_Part]:
         """Whole sentences where they fit; where a single character has too many tokens, they are parted, too.
 
         What stood before the line as a tag stands before each part.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
-            tokens = self._source_tokens(part.text)
+            tokens, words = self._source_tokens(part.text), self._words(part.text)
             for begin in range(0, max(len(tokens), 1), most):
                 is_last = begin + most >= len(tokens)
                 here = tokens[begin : begin + most]
                 separator = part.separator if is_last else ""
-                yield _Part(number, [*tag_tokens, *here] if here else [], separator, prefix)
+                here_words = None if words is None else [*[""] * len(tag_tokens), *words[begin : begin + most]]
+                whole = [*tag_tokens, *here] if here else []
+                yield _Part(number, whole, separator, prefix, here_words, prefix_texts)
                 if tokens:
                     prefix = []
 
@@ -246,14 +291,18 @@ class Translator:
         return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Neighbours in order, at most batch_tokens: sentences x longest source x beam or samples."""
+        """Neighbours in order, at most batch_tokens: sentences x longest source x beam or samples.
+
+        Where lines are short, the log-probabilities of a step take most of the memory; they are bounded, too.
+        """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
+        most_in_step = decoding.batch_tokens * STEP_ELEMENTS // (width * self.model.elements_per_token)
         batch: list[int] = []
         most = 0
         for p in order:
             if not batch:
-                most = max(1, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * width))
+                most = max(1, min(most_in_step, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * width)))
             batch.append(p)
             if len(batch) == most:
                 yield batch
@@ -270,15 +319,46 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        texts = iter(self.tokenizer.decode_target([h.tokens for hypotheses in found for h in hypotheses]))
+        tokens = [h.tokens for hypotheses in found for h in hypotheses]
+        unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
+        texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
         lines: list[list[list[Translation]]] = [[] for _ in range(num_lines)]
+        notes: list[dict[str, None]] = [{} for _ in range(num_lines)]
         for part, hypotheses in zip(parts, found, strict=True):
+            notes[part.line] |= dict.fromkeys(self._notes(part, hypotheses))
             translations = [Translation(BREAKS.sub(" ", next(texts)), h.score) for h in hypotheses]
             lines[part.line].append(self._ranked(translations)[:num_best] if part.tokens else translations)
         separators: list[list[str]] = [[] for _ in range(num_lines)]
         for part in parts:
             separators[part.line].append(part.separator)
-        return [_line(*both) for both in zip(lines, separators, strict=True)]
+        joined = [_line(*both) for both in zip(lines, separators, strict=True)]
+        return [replace(line, notes=tuple(told)) if told else line for line, told in zip(joined, notes, strict=True)]
+
+    def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
+        """What is to be told of a part of a line."""
+        if self._unknown is not None and self._unknown in part.prefix and part.tokens:
+            yield UNKNOWN_PREFIX
+        for hypothesis in hypotheses:
+            if not hypothesis.found:
+                yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
+
+    def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
+        """For each hypothesis, in order, the texts that take the place of its unknown tokens."""
+        pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
+        copied: dict[int, list[str]] = {}  # by pair, for each token the word that it attends to most
+        if self.config.decoding.unknown == "copy":
+            chosen = [p for p, (part, said) in enumerate(pairs) if self._unknown in said[len(part.prefix) :]]
+            sources, targets = [pairs[p][0].tokens for p in chosen], [pairs[p][1] for p in chosen]
+            budget = self.config.decoding.batch_tokens // self.config.decoding.beam_size
+            for p, weights in zip(chosen, source_attention(self.model, sources, targets, budget), strict=True):
+                copied[p] = _most_attended(weights, pairs[p][0].words or [])
+        texts = []
+        for p, (part, said) in enumerate(pairs):
+            shown = copied.get(p, [UNKNOWN_TEXT] * len(said))
+            if part.prefix_texts is not None:
+                shown = [*part.prefix_texts[: len(part.prefix)], *shown[len(part.prefix) :]]
+            texts.append([text for text, token in zip(shown, said, strict=False) if token == self._unknown])
+        return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
         """Best first: a beam's different texts, all samples, or what they elect."""
@@ -328,7 +408,7 @@ class Translator:
         decoding, number = self.config.decoding, 0
         for window in _windows(pairs, at_once):
             sources = self.tokenizer.encode_source([source for source, _ in window])
-            targets = self.tokenizer.encode_target([target for _, target in window])
+            targets = self._target_speller.encode_target([target for _, target in window])
             for both in zip(sources, targets, strict=True):
                 number += 1
                 self._check_lengths(number, *both)
@@ -360,6 +440,14 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config) -> bool:
     first = model.members[0] if isinstance(model, Ensemble) else model
     untrained = set(first.output.closed)
     return any(untrained.isdisjoint(tokens) for tokens in tokenizer.encode_source(tags))
+
+
+def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
+    """For each row of weights, (T, S), the word of the source token that it is largest at; tags have none."""
+    places = [place for place, word in enumerate(words) if word]
+    if not places:
+        return [UNKNOWN_TEXT] * len(weights)
+    return [words[places[i]] for i in weights[:, places].argmax(1).tolist()]
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
@@ -433,11 +521,13 @@ def load(
     model, tokenizer, config = first
     members = [model]
     for other in ensemble:
-        member, others, _ = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
+        member, others, others_config = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
         if others.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.marks != model.marks:
             raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
+        if config.decoding.unknown == "copy" and not others_config.model.has_attention:
+            raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
     return Translator(Ensemble(members), tokenizer, config)
 

@@ -87,12 +87,15 @@ class Validation:
             batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
             sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
             count = sum(batch.target_tokens for batch in batches)
-            translations = []
+            translations, notes = [], Counter[str]()
             for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
                 stop.check()
                 translations.append(line.text)
+                notes.update(line.notes)
         finally:
             model.train()
+        for note, number in notes.items():
+            say(f"mtkit: warning: validation: {number:,} of {len(translations):,} lines, each of which {note}")
         language = self.config.languages.target
         loss, nll = sums / max(count, 1)
         measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}

@@ -536,7 +536,7 @@ def test_of_settings_that_do_not_fit_the_last_said_is_told(tmp_path: Path) -> No
 def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_path: Path) -> None:
     text = "decoding:\n  beam_size: 0\ntraining:\n  seed: -1\n  sed: 1\nmodel:\n  d_model: 30\nname: no\n"
     assert faults(text, "device=tpu", "training.seed=x", "data.max_len=3", folder=tmp_path) == [
-        "x.yaml:2: decoding.beam_size: found 0, wants a whole number, at least 1",
+        "x.yaml:2: decoding.beam_size: found 0, wants a whole number, at least 1, at most 10000",
         "x.yaml:5: unknown key 'training.sed'; did you mean 'seed'?",
         "x.yaml:7: model: d_model 30 is not a multiple of num_heads 8",
         'x.yaml:8: name: found false; quote it, "no", if text is meant',
@@ -816,7 +816,7 @@ KINDS = "transformer, rnn, mixed"
         ("model: {architecture: rnn, cell: rnn}", "model.cell: found rnn, wants one of lstm, gru, tanh"),
         (
             "model: {architecture: mixed, decoder: {dropout: 1}}",
-            "model.decoder.dropout: found 1, wants a number, at least 0, less than 1",
+            "model.decoder.dropout: found 1, wants a number, at least 0, at most 0.999",
         ),
         ("model: {architecture: rnn, cel: gru}", "unknown key 'model.cel'; did you mean 'cell'?"),
         ("model: {architecture: rnn, num_head: 4}", "unknown key 'model.num_head'"),

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from mtkit.config.load import config_from_text
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.errors import ConfigError
 from mtkit.models.dropout import dropout
+from mtkit.models.registry import new_model
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
@@ -38,3 +43,42 @@ def test_nothing_is_dropped_where_it_should_not_be():
     x = torch.randn(10)
     assert dropout(x, 0.5, training=False) is x
     assert dropout(x, 0.0, training=True) is x
+
+
+@pytest.mark.parametrize("rate", [0.9999999, 1 - 1e-16, 0.99999])
+def test_a_rate_near_1_leaves_numbers(rate):
+    torch.manual_seed(0)
+    y = dropout(torch.ones(1 << 20), rate, training=True)
+    assert y.isfinite().all()
+    assert 0 < (y != 0).sum() < 100
+
+
+def test_a_rate_near_0_still_drops():
+    torch.manual_seed(0)
+    assert 0 < (dropout(torch.ones(1 << 20), 1e-9, training=True) == 0).sum() < 100
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "dropout: 0.9999999999",
+        "attention_dropout: 0.9999999999",
+        "activation_dropout: 0.9999999999",
+        "{architecture: rnn, dropout: 0.9999999999}",
+        "{architecture: mixed, encoder: {attention_dropout: 0.9999999999}}",
+        "{architecture: mixed, decoder: {dropout: 0.9999999999}}",
+    ],
+)
+def test_a_dropout_so_near_to_1_that_a_device_divides_by_zero_is_refused(model):
+    with pytest.raises(ConfigError, match=r"dropout: found 0.9999999999, wants a number, at least 0, at most 0.999$"):
+        config_from_text(f"model: {model if model[0] == '{' else '{' + model + '}'}", "x.yaml")
+
+
+def test_the_largest_dropouts_that_are_taken_give_numbers():
+    rates = dict.fromkeys(["dropout", "attention_dropout", "activation_dropout", "layer_dropout"], 0.999)
+    model = new_model(TransformerConfig(d_model=16, num_heads=2, d_ff=32, **rates), 30, 30, 1).train()
+    batch = padded_batch(ragged([[5, 6, 7, 8]]), ragged([[5, 6, 7, 8]]), model.marks)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model(batch.source, batch.target).sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -35,6 +35,7 @@ FLOORS = [
     {"validation", "objective", "feed", "records", "proof"},
     {"canaries", "changes", "fresh"},
     {"translator", "start", "identity"},
+    {"alignment"},
     {"likelihood", "mbr"},
     {"decode", "encode", "scores", "testsets", "opening"},
     {"bleu", "significance"},

@@ -11,7 +11,7 @@ from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
 from mtkit.training import loss
-from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
 
 # N real tokens, R rows, T length, D model width, V vocabulary size.
 R, T, D, V = 5, 7, 16, 41
@@ -242,3 +242,50 @@ def test_weights_that_are_embedding_and_output_at_once_get_both_gradients():
     assert distance(by_found, by_wanted) < 1e-12
     unread = sorted(set(range(V)) - set(batch.source.ids.flatten().tolist()) - set(batch.target.ids.flatten().tolist()))
     assert by_found[unread].any(), "the output's gradient reaches every row, the embedding's those that were read"
+
+
+# fp16, whose largest number is 65,504.
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("biased", [False, True])
+def test_in_fp16_the_gradient_of_the_output_layer_is_summed_in_fp32(device: str, passes: int, biased: bool) -> None:
+    output = (biased_output_layer if biased else output_layer)(device=device)
+    torch.manual_seed(3)
+    features = (40 + 20 * torch.rand(1, 4000, D)).to(device, torch.float16)  # all of a sign: their sums are large
+    labels = torch.full((1, 4000), 5, device=device)
+    output.weight.detach().mul_(1e-3)
+
+    def gradient(features: Tensor) -> Tensor:
+        output.weight.grad = None
+        if passes == 1:
+            total, _ = label_smoothed_cross_entropy(features, output, labels, 0.1)
+        else:
+            shares = Shares(likelihood=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5)
+            total, *_ = consistent_cross_entropy(torch.stack([features, features]), output, labels, 0.1, shares)
+        (total / 4000).backward()
+        assert output.weight.grad is not None
+        return output.weight.grad
+
+    found, wanted = gradient(features).clone(), gradient(features.float())
+    assert found.isfinite().all()
+    assert distance(found, wanted) < 2e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_product_in_half_precision_is_added_in_fp32(device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    by_logits, h = (torch.randn(300, width).to(device, dtype) for width in (V, D))
+    total = torch.ones(V, D, device=device)
+    loss._add_product(total, by_logits, h)
+    assert distance(total, 1 + by_logits.double().T @ h.double()) < (1e-5 if dtype == torch.float16 else 1e-2)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_logits_of_a_chunk_are_bounded_however_large_the_vocabulary(passes: int) -> None:
+    for vocab_size in (1000, 32_000, 256_000, 5_000_000):
+        assert passes * vocab_size * loss.chunk_tokens("cuda", passes, vocab_size) <= 1 << 28
+        assert passes * vocab_size * loss.chunk_tokens("cpu", passes, vocab_size) <= max(1 << 21, passes * vocab_size)
+    assert loss.chunk_tokens("cuda", passes, 32_000) == (1 << 13) // passes

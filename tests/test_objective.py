@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkit.batch import NO_LABEL, Batch, Rows
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.models.interface import Embedding, TranslationModel
@@ -307,3 +307,25 @@ def test_without_dropout_only_the_cut_makes_simcuts_passes_differ_and_its_loss_i
 
 def test_every_consistency_on_offer_exists():
     assert set(get_args(TrainingConfig.model_fields["consistency"].annotation)) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", ["rdrop", "simcut"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_layers_are_left_out_of_each_pass_by_itself(name: str, mixed: bool) -> None:
+    sizes = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 3, "decoder_layers": 3, "dropout": 0.0}
+    half = TransformerConfig(**sizes, layer_dropout=0.5, tie_embeddings="none")
+    config = MixedConfig(encoder=half, decoder=RecurrentConfig(d_model=16, dropout=0.0)) if mixed else half
+    if mixed:
+        config = config.model_copy(update={"tie_embeddings": "none"})
+    model = new_model(config, 30, 30, 1).train()
+    sentences = ragged([[5, 6, 7, 8], [9, 10]])
+    batch = padded_batch(sentences, sentences, model.marks)
+    # Nothing is cut, so that only the layers can tell the passes apart.
+    settings = TrainingConfig(consistency=name, **({"cutoff": 1e-9} if name == "simcut" else {}))
+    torch.manual_seed(1)
+    found = [OBJECTIVES[name](model, batch, settings) for _ in range(8)]
+    assert sum(batch_loss.sums[2].item() > 1e-3 for batch_loss in found) >= 4
+    sum(batch_loss.total for batch_loss in found).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.eval()
+    assert OBJECTIVES[name](model, batch, settings).sums[2].abs().item() < 1e-4

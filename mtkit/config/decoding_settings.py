@@ -13,8 +13,11 @@ class DecodingConfig(Section):
     method: Literal["beam", "sample"] = Field(
         "beam", description="Look for the best translation (beam), or draw one by its probability (sample)."
     )
-    beam_size: int = Field(5, ge=1, description="Hypotheses kept at each step; 1 is greedy search.")
-    length_penalty: float = Field(1.0, description="Exponent of the length penalty; 0 is none, more favours longer.")
+    beam_size: int = Field(5, ge=1, le=10_000, description="Hypotheses kept at each step; 1 is greedy search.")
+    # Beyond this, a power of a length no longer fits into fp32.
+    length_penalty: float = Field(
+        1.0, ge=-10, le=10, description="Exponent of the length penalty; 0 is none, more favours longer."
+    )
     length_penalty_form: Literal["power", "gnmt"] = Field(
         "power", description="A score is divided by length^p, or by ((5 + length) / 6)^p (Wu et al. 2016, equation 14)."
     )
@@ -22,27 +25,38 @@ class DecodingConfig(Section):
         "exact", description="Search while a better translation may come (exact), or until beam_size ended (count)."
     )
     min_length: int = Field(
-        0, ge=0, description="Fewest target tokens of a translation, but no more than the most that it may have."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Fewest target tokens of a translation, but no more than the most that it may have.",
     )
     max_length_ratio: float = Field(
-        2.0, gt=0, description="Target tokens that each source token allows; max_length_extra come on top."
+        2.0, gt=0, le=100, description="Target tokens that each source token allows; max_length_extra come on top."
     )
     max_length_extra: int = Field(
-        20, ge=0, description="Target tokens that a translation may have beyond what max_length_ratio allows."
+        20,
+        ge=0,
+        le=10_000,
+        description="Target tokens that a translation may have beyond what max_length_ratio allows.",
     )
     no_repeat_ngram: int = Field(
         0, ge=0, description="Number of tokens in a row that no translation says twice; 0: any may be repeated."
     )
     coverage_penalty: float = Field(
-        0.0, ge=0, description="Weight of source tokens that were not looked at (Wu et al. 2016, equation 15); 0: none."
+        0.0,
+        ge=0,
+        le=100,
+        description="Weight of source tokens that were not looked at (Wu et al. 2016, equation 15); 0: none.",
     )
     diversity_groups: int = Field(
         1, ge=1, description="Groups that a diverse beam is divided into (Vijayakumar et al. 2018); 1: it is not."
     )
     diversity_strength: float = Field(
-        0.5, ge=0, description="How much a group avoids what those before it say, in log-probability."
+        0.5, ge=0, le=1000, description="How much a group avoids what those before it say, in log-probability."
     )
-    temperature: float = Field(1.0, gt=0, description="Samples: below 1 likelier ones, above 1 more different ones.")
+    temperature: float = Field(
+        1.0, ge=1e-9, le=1000, description="Samples: below 1 likelier ones, above 1 more different ones."
+    )
     top_k: int | None = Field(None, ge=1, description="Samples: drawn from so many likeliest tokens; null: from all.")
     top_p: float | None = Field(
         None,
@@ -53,13 +67,24 @@ class DecodingConfig(Section):
     )
     seed: int = Field(1, ge=0, description="Samples: all chance comes from it and from the text of the line.")
     mbr_samples: int = Field(
-        0, ge=0, description="Samples of which the one most like the others is chosen (Eikema & Aziz 2020); 0: none."
+        0,
+        ge=0,
+        le=10_000,
+        description="Samples of which the one most like the others is chosen (Eikema & Aziz 2020); 0: none.",
     )
     mbr_utility: Literal["chrf", "bleu"] = Field(
         "chrf", description="How the samples of mbr_samples are compared with each other."
     )
+    unknown: Literal["keep", "ban", "copy"] = Field(
+        "keep",
+        description="<unk>, where the vocabulary has it: said as any token (keep), never (ban), or replaced by the "
+        "source word that it attends to most (copy).",
+    )
     batch_tokens: int = Field(
-        16384, ge=1, description="Most sentences x longest source, in tokens, x beam size or samples of a batch."
+        16384,
+        ge=1,
+        description="Most sentences x longest source, in tokens, x beam size or samples of a batch; sentences x beam "
+        "size or samples x vocabulary is at most 2,048 times as much.",
     )
 
     @model_validator(mode="after")

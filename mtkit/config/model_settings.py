@@ -7,6 +7,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from mtkit.config.section import Section
 
+# Values that stay are divided by the share that stays; nearer to 1 that share would be 0 to a device.
+MOST_DROPOUT = 0.999
+
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
 TieEmbeddings = Annotated[
     Literal["none", "decoder", "all"],
@@ -55,9 +58,11 @@ class TransformerConfig(Section):
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
     start_token: StartToken = "begin"
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings and of each sublayer's output.")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
-    activation_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the feed-forward layers.")
+    dropout: float = Field(
+        0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings and of each sublayer's output."
+    )
+    attention_dropout: float = Field(0.0, ge=0, le=MOST_DROPOUT, description="Dropout of attention weights.")
+    activation_dropout: float = Field(0.0, ge=0, le=MOST_DROPOUT, description="Dropout inside the feed-forward layers.")
     layer_dropout: float = Field(
         0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch (Fan et al. 2020)."
     )
@@ -128,7 +133,9 @@ class RecurrentConfig(Section):
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
     start_token: StartToken = "begin"
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of embeddings, between layers and of features.")
+    dropout: float = Field(
+        0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings, between layers and of features."
+    )
 
     @model_validator(mode="after")
     def choices_fit(self) -> "RecurrentConfig":

@@ -57,6 +57,10 @@ class Config(Section):
                 f"decoding.coverage_penalty {self.decoding.coverage_penalty} wants a model with attention, "
                 "which tells what was covered; set it to 0"
             )
+        if self.decoding.unknown == "copy" and not self.model.has_attention:
+            raise ValueError(
+                "decoding.unknown copy wants a model with attention, which tells the source word; set it to ban or keep"
+            )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
         return self

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS = 1 << 16  # the rate is rounded to so many
+LEVELS = 1 << 16  # the rate is rounded to so many; one above 0 never to none, and none to all
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -13,7 +13,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    dropped = round(rate * LEVELS)
+    dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
     factor = (drawn >= dropped - LEVELS // 2).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))

@@ -44,6 +44,16 @@ class Ensemble:
         self.device = members[0].device
         self.dtype = members[0].dtype
 
+    @property
+    def untrained(self) -> list[int]:
+        """The last tokens of the vocabulary, where no training of any member has seen them."""
+        return min((member.untrained for member in self.members), key=len)
+
+    @property
+    def elements_per_token(self) -> int:
+        """How many numbers predict one token: the vocabulary of every member."""
+        return sum(member.elements_per_token for member in self.members)
+
     def encode(self, source: Rows, watch: bool = False) -> State:
         """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""
         return EnsembleState([member.encode(source, watch) for member in self.members])

@@ -191,6 +191,21 @@ class TranslationModel(nn.Module):
         return self.decode(target, self.encode(source))[0]
 
     @property
+    def elements_per_token(self) -> int:
+        """How many numbers predict one token: the size of the target vocabulary."""
+        return len(self.output.weight)
+
+    @property
+    def drops_layers(self) -> bool:
+        """Whether each pass in training leaves out layers, the same ones for all of its rows."""
+        return any(getattr(half, "layer_dropout", 0.0) > 0 for half in (self.encoder, self.decoder))
+
+    @property
+    def untrained(self) -> list[int]:
+        """The last tokens of the target vocabulary, where no training has seen them; they are impossible."""
+        return self.output.closed
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.output.weight.dtype

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtkit.search.candidates import Groups, continue_beam
-from mtkit.search.step import COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
+from mtkit.search.step import BROKEN, COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
 from mtkit.search.stopping import Progress, Stopping, exact
 
 WHOLE = Groups()  # the beam is not divided
@@ -106,6 +106,7 @@ def beam_search(
     none = torch.full((len(start), num_best + num_spare), -torch.inf, device=device)
     results = finished = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
     tree = _Tree(device)
+    all_broken = torch.zeros(len(start), dtype=torch.bool, device=device)  # sentences whose log-probabilities are NaN
 
     rows = torch.arange(len(start), device=device)  # (R,) which sentence stands where
     num_ended = torch.zeros_like(rows)
@@ -128,6 +129,7 @@ def beam_search(
 
         # What goes on.
         totals, ids = going_on.log_probs, going_on.tokens
+        all_broken[rows] |= totals.isnan().any(1)
         nodes = tree.grow(nodes.gather(1, going_on.parents), ids)
 
         # What is done: log-probabilities only fall, and the penalty is largest at one end of the lengths to come.
@@ -145,11 +147,11 @@ def beam_search(
             rows, num_ended, ids, totals, nodes = rows[kept], num_ended[kept], ids[kept], totals[kept], nodes[kept]
             max_lengths, finished, state = max_lengths[kept], finished.keep(kept), state.keep(kept)
 
-    return _to_lists(results, tree)
+    return _to_lists(results, tree, all_broken.tolist())
 
 
-def _to_lists(results: _Finished, tree: _Tree) -> list[list[Hypothesis]]:
-    """The hypotheses that were found, and NOTHING for a sentence without."""
+def _to_lists(results: _Finished, tree: _Tree, broken: list[bool]) -> list[list[Hypothesis]]:
+    """The hypotheses that were found; for a sentence without any, BROKEN or NOTHING."""
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())
     hypotheses = []
@@ -159,5 +161,5 @@ def _to_lists(results: _Finished, tree: _Tree) -> list[list[Hypothesis]]:
             for place, score in enumerate(scores)
             if score > -torch.inf
         ]
-        hypotheses.append(found or [NOTHING])
+        hypotheses.append(found or [BROKEN if broken[row] else NOTHING])
     return hypotheses

@@ -71,7 +71,7 @@ def _continue_group(
     ends, real = tokens == end, scores > -torch.inf
     if ranked is not log_probs:
         gains = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + tokens)
-        scores = (totals.gather(1, parents) + gains).masked_fill(~real, -torch.inf)
+        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # NaN stays
 
     # Only among the first W: a beam of one is greedy, and a poor end does not push out better ones.
     ended = scores.masked_fill(~(ends & real), -torch.inf)[:, :width]

@@ -59,6 +59,15 @@ def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step
     return constrained_step
 
 
+def never(forbidden: Sequence[int]) -> Constraint:
+    """None of these tokens."""
+
+    def forbid_them(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
+        return log_probs.index_fill(2, torch.tensor(list(forbidden), device=log_probs.device), -torch.inf)
+
+    return forbid_them
+
+
 def min_length(least: Tensor, end: int) -> Constraint:
     """No end before so many tokens; least is (N,)."""
 
@@ -82,8 +91,10 @@ def no_repeat_ngram(size: int) -> Constraint:
         last = tokens[:, :, None, num_said - size + 1 :]  # (R, W, 1, size - 1)
         begun = (ngrams[:, :, :, :-1] == last).all(3)  # those that begin as the hypothesis ends
         follows = ngrams[:, :, :, -1]
-        times = torch.zeros_like(log_probs).scatter_add(2, follows, begun.to(log_probs.dtype))  # (R, W, V)
-        return log_probs.masked_fill(times > 0, -torch.inf)
+        limits = torch.zeros_like(follows, dtype=log_probs.dtype).masked_fill(
+            begun, -torch.inf
+        )  # no log_prob is above 0
+        return log_probs.scatter_reduce(2, follows, limits, "amin")  # (R, W, V)
 
     return forbid_what_followed
 

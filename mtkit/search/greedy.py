@@ -6,7 +6,7 @@ Letters: R rows (sentences in flight), T longest hypothesis with its end mark, V
 import torch
 from torch import Tensor
 
-from mtkit.search.step import COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
+from mtkit.search.step import BROKEN, COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
 
 
 def greedy_search(
@@ -44,6 +44,8 @@ def greedy_search(
 
     hypotheses = []
     for tokens, total in zip(all_tokens.tolist(), all_log_probs.tolist(), strict=True):
-        found = total > -torch.inf
-        hypotheses.append(Hypothesis(tokens[: tokens.index(end)], total, total) if found else NOTHING)
+        if total > -torch.inf:
+            hypotheses.append(Hypothesis(tokens[: tokens.index(end)], total, total))
+        else:
+            hypotheses.append(NOTHING if total == -torch.inf else BROKEN)
     return hypotheses

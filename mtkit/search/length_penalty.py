@@ -4,6 +4,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+# A divisor beyond these is replaced by them: fp32 would hold it as 0 or infinity, and a quotient would be no number.
+LEAST, MOST = 1e-30, 1e30
+
 
 class LengthPenalty(Protocol):
     """By length, which counts the end mark, and exponent."""
@@ -14,12 +17,12 @@ class LengthPenalty(Protocol):
 
 def power(length: Tensor, exponent: float) -> Tensor:
     """length^p: an exponent of 1 gives the mean log-probability, 0 the sum."""
-    return length**exponent
+    return (length**exponent).clamp(LEAST, MOST)
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
     """((5 + length) / 6)^p (Wu et al., 2016, equation 14)."""
-    return ((5 + length) / 6) ** exponent
+    return (((5 + length) / 6) ** exponent).clamp(LEAST, MOST)
 
 
 LENGTH_PENALTIES: dict[str, LengthPenalty] = {"power": power, "gnmt": gnmt}

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtkit.search.step import COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
+from mtkit.search.step import BROKEN, COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: steps of a counter that is to be mixed
+CHUNK_ELEMENTS = 1 << 22  # fp64 weights that are drawn from at once: 32 MB
 FIRST = 128  # tokens in which a nucleus is looked for before all are
 
 
@@ -30,8 +31,14 @@ class Draw:
     def __call__(self, log_probs: Tensor, chances: Tensor) -> Tensor:
         """(R, W) tokens for (R, 1 or W, V) log-probabilities and (R, W) chances from 0 to 1, 1 not among them.
 
-        Where all is forbidden, some forbidden token.
+        Where all is forbidden, some forbidden token. Sentences are drawn for by themselves, some at a time.
         """
+        most = max(1, CHUNK_ELEMENTS // (chances.shape[1] * log_probs.shape[2]))
+        parts = zip(torch.split(log_probs, most), torch.split(chances, most), strict=True)
+        return torch.cat([self._drawn(*part) for part in parts])
+
+    def _drawn(self, log_probs: Tensor, chances: Tensor) -> Tensor:
+        """The same, all at once."""
         order = None  # (R, W, K): the tokens, where only some are left
         if self.top_k is not None and self.top_k < log_probs.shape[2]:
             log_probs, order = log_probs.topk(self.top_k, dim=2)
@@ -154,10 +161,11 @@ def sample_search(
 
     samples = []
     for all_of_one, totals in zip(all_tokens.tolist(), all_log_probs.tolist(), strict=True):
-        samples.append(
-            [
-                Hypothesis(tokens[: tokens.index(end)], total, total) if total > -torch.inf else NOTHING
-                for tokens, total in zip(all_of_one, totals, strict=True)
-            ]
-        )
+        samples.append([_sample(tokens, total, end) for tokens, total in zip(all_of_one, totals, strict=True)])
     return samples
+
+
+def _sample(tokens: list[int], total: float, end: int) -> Hypothesis:
+    if total > -torch.inf:
+        return Hypothesis(tokens[: tokens.index(end)], total, total)
+    return NOTHING if total == -torch.inf else BROKEN

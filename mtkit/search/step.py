@@ -33,12 +33,18 @@ COMPACT_AT = 0.75  # done sentences leave the batch when no more than this share
 class Hypothesis:
     """What a search says; better when the score is higher.
 
-    Where every way to an end is forbidden there are no tokens, and both numbers are -inf.
+    Where nothing was found there are no tokens and the score is -inf: NOTHING or BROKEN below.
     """
 
     tokens: list[int]  # without start and end mark
     log_prob: float  # sum over the tokens and the end mark
     score: float  # after the length penalty
 
+    @property
+    def found(self) -> bool:
+        """Whether the search reached an end."""
+        return self.score > float("-inf")
 
-NOTHING = Hypothesis([], float("-inf"), float("-inf"))
+
+NOTHING = Hypothesis([], float("-inf"), float("-inf"))  # every way to an end is forbidden
+BROKEN = Hypothesis([], float("nan"), float("-inf"))  # the model gave NaN in the place of log-probabilities

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mtkit.errors import ConfigError
-from mtkit.model_proto import Piece, pieces_of, with_pieces
+from mtkit.model_proto import Piece, pieces_of, with_pieces, without_last_pieces
 from mtkit.text.segmentation import SPACE_MARK
 from mtkit.text.tokenizer import Tokenizer
 
@@ -25,6 +25,24 @@ def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -
     source_model = _with(source_model, [*pieces, *tags])
     target_model = source_model if tokenizer.is_shared else _with(target_model, pieces)
     return tokenizer.changed((source_model, target_model), None, symbols)
+
+
+def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
+    """A tokenizer whose target side lacks the last pieces that extended added, so many of them.
+
+    It spells target text as the tokenizer did before it had them; only its target side is to be used.
+    """
+    new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
+    model = tokenizer.models[1]
+    texts = [piece.text for piece in pieces_of(model)]
+    if not tokenizer.is_mapped:
+        model = without_last_pieces(model, count)
+        return tokenizer.changed((model, model), None, ())
+    kept = len(texts)  # a model from elsewhere may have had some of the pieces already
+    while texts[kept - 1] in new:
+        kept -= 1
+    vocabulary = tokenizer.target_pieces(range(tokenizer.target_vocab_size - count))
+    return tokenizer.changed((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
 
 
 def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:

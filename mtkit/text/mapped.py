@@ -34,6 +34,7 @@ class MappedModel:
         # Where no piece has another id, and no tag is looked for, the ids are the model's own.
         self._keeps_ids = self._vocabulary[: len(pieces)] == pieces and not self._tags
         self._blank_may_have_pieces = not cuts_at_spaces(model, SPACE_MARK)
+        self._silent = {id_ for id_ in special.all if id_ != special.unknown}
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 
     def normalizer(self, line: str) -> str:
@@ -61,6 +62,12 @@ class MappedModel:
             rows = [row if self.normalizer(text) else [] for text, row in zip(texts, rows, strict=True)]
         return rows
 
+    def texts(self, lines: Sequence[str]) -> list[list[str]]:
+        """The pieces of each line, as the line has them where they are unknown."""
+        split = [split_tags(_encodable(line), self._tags) for line in lines]
+        rows = self._processor.encode([text for _, text in split], out_type=str)
+        return [[*tags.split(), *row] for (tags, _), row in zip(split, rows, strict=True)]
+
     def normalizing(self) -> bytes:
         """The model as it came."""
         return self._bytes
@@ -83,11 +90,19 @@ class MappedModel:
         scores = {piece: processor.get_score(id_) for piece, id_ in own.items()}
         return Pieces(ids, scores, symbols, lambda word: self.encode([word], 1)[0])
 
-    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+    def decode(
+        self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
         """The text of each row of ids, special ones left out but for the unknown where it is shown."""
         if not len(tokens):
             return []
         rows = [[piece for id_ in map(int, row) for piece in self._shown(id_)] for row in tokens]
+        if unknown_texts is not None and self.shows_unknown:
+            kept = [[id_ for id_ in map(int, row) if id_ not in self._silent] for row in tokens]
+            rows = [
+                with_unknown(row, self.pieces(row), self._special.unknown, unknown)
+                for row, unknown in zip(kept, unknown_texts, strict=True)
+            ]
         # SentencePiece 0.2.1 decodes no list of which the first row is empty.
         found = iter(self._processor.decode([row for row in rows if row]) if any(rows) else ())
         # A piece that this side's model does not know is written as it is, its space mark too.
@@ -102,6 +117,18 @@ class MappedModel:
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The piece that each id stands for."""
         return [self._vocabulary[id_] for id_ in tokens]
+
+
+def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
+    """The pieces of these tokens for SentencePiece to decode, with texts in the places of unknown ones.
+
+    A text goes in character by character: as a whole it might be a piece, such as <unk>, that decoding does not show.
+    """
+    left = iter(texts)
+    shown: list[str] = []
+    for token, piece in zip(tokens, pieces, strict=True):
+        shown += next(left, UNKNOWN_TEXT) if token == unknown else [piece]
+    return shown
 
 
 def _encodable(line: str) -> str:

@@ -6,16 +6,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-_WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
+WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
 _ENOUGH_ALONE = frozenset("。！？｡—、，；：")  # these are an end whatever follows; a full stop may be a decimal point
-_MAY_FOLLOW = re.compile(rf"\s|[{_WIDE}]|\Z")
+_MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
-_WIDE_FIRST = re.compile(rf"[{_WIDE}]")
+_WIDE_FIRST = re.compile(rf"[{WIDE}]")
 _FIRST_TRY = 256  # characters; the search for what fits doubles or halves from here
 _WORD = re.compile(r"(\S+)\s*")
 _JOINER = "\u200d"  # makes one emoji of several

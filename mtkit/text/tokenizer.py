@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
 from mtkit.model_proto import ModelType, keeping, marking_spaces, normalizer_of, pieces_of, with_normalizer
 from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
-from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel
+from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel, with_unknown
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
+from mtkit.text.words import group_by_word
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
@@ -226,9 +228,19 @@ class Tokenizer:
         """
         return self._source.decode(tokens)
 
-    def decode_target(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The same for the target."""
-        return self._target.decode(tokens)
+    def decode_target(
+        self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
+        """The same for the target; the n-th unknown token of a row is shown as the n-th of its unknown_texts."""
+        return self._target.decode(tokens, unknown_texts)
+
+    def source_words(self, lines: Sequence[str]) -> list[list[str]]:
+        """For each id that encode_source gives the word of the line that it is a part of."""
+        return [_words(row) for row in self._source.texts(lines)]
+
+    def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
+        """For each id that encode_target gives the text that it stands for, that of unknown ones too."""
+        return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.texts(lines)]
 
     def source_pieces(self, tokens: Sequence[int]) -> list[str]:
         """The piece that each id stands for, as SentencePiece writes it."""
@@ -346,11 +358,25 @@ class _Model:
         scores = {piece: processor.get_score(id_) for piece, id_ in ids.items()}
         return Pieces(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
-    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+    def texts(self, lines: Sequence[str]) -> list[list[str]]:
+        """The pieces of each line, as the line has them where they are unknown."""
+        pieces: list[list[str]] = self._processor.encode([self.normalizer(line) for line in lines], out_type=str)
+        return pieces
+
+    def decode(
+        self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
         if not len(tokens):
             return []
-        texts: list[str] = self._processor.decode([list(map(int, filter(self._is_text, row))) for row in tokens])
-        return texts
+        rows = [list(map(int, filter(self._is_text, row))) for row in tokens]
+        if unknown_texts is None:
+            texts: list[str] = self._processor.decode(rows)
+            return texts
+        return [self._decode_with(row, unknown) for row, unknown in zip(rows, unknown_texts, strict=True)]
+
+    def _decode_with(self, tokens: list[int], unknown_texts: Sequence[str]) -> str:
+        text: str = self._processor.decode(with_unknown(tokens, self.pieces(tokens), UNKNOWN, unknown_texts))
+        return text
 
     def _is_text(self, id_: int) -> bool:
         return id_ >= NUM_SPECIAL or (id_ == UNKNOWN and self.shows_unknown)
@@ -379,8 +405,29 @@ class _Words(_Model):
         texts = map(self.normalizer, lines)
         return [[self._ids.get(word, UNKNOWN) for word in text.split(" ") if word] for text in texts]
 
-    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        return [" ".join(self._words[id_] for id_ in row if self._is_text(id_)) for row in tokens]
+    def texts(self, lines: Sequence[str]) -> list[list[str]]:
+        return [[f"{SPACE_MARK}{word}" for word in self.normalizer(line).split(" ") if word] for line in lines]
+
+    def decode(
+        self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
+        shown = []
+        for row, unknown in zip(tokens, unknown_texts or repeat(()), strict=False):
+            texts = iter(unknown)
+            words = [
+                next(texts, UNKNOWN_TEXT) if id_ == UNKNOWN else self._words[id_] for id_ in row if self._is_text(id_)
+            ]
+            shown.append(" ".join(words))
+        return shown
+
+
+def _words(pieces: Sequence[str]) -> list[str]:
+    """For each piece the word that it is a part of."""
+    groups = group_by_word(pieces)
+    words: dict[int, str] = {}
+    for group, piece in zip(groups, pieces, strict=True):
+        words[group] = words.get(group, "") + piece
+    return [words[group].replace(SPACE_MARK, " ").strip(" ") for group in groups]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from mtkit.batch import NO_LABEL
 
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB in fp32, so that they stay in a processor's cache
+DEVICE_CHUNK_TOKENS = 1 << 13  # on other devices: enough to keep them busy
+DEVICE_CHUNK_ELEMENTS = 1 << 28  # 1 GB in fp32, however large the vocabulary
 
 
 class Output(Protocol):
@@ -55,7 +57,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         likelihood = features.new_zeros((), dtype=exact)
         sum_lse = features.new_zeros((), dtype=exact)
 
-        chunk = max(1, CHUNK_ELEMENTS // len(weight)) if features.device.type == "cpu" else 1 << 13
+        chunk = chunk_tokens(features.device.type, 1, len(weight))
         for start in range(0, len(features), chunk):
             h, y = features[start : start + chunk], labels[start : start + chunk, None]
             logits = F.linear(h, table, added)  # (C, V)
@@ -70,10 +72,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
                 by_bias += by_logits.sum(0)
             by_logits = by_logits.to(dtype)
             by_features[start : start + chunk] = by_logits @ table
-            if dtype == exact:
-                by_weight.addmm_(by_logits.T, h)
-            else:
-                by_weight += by_logits.T @ h
+            _add_product(by_weight, by_logits, h)
 
         sum_h = features.to(exact).sum(0)  # (D,)
         mean_log_prob = (sum_h * mean_row).sum() - sum_lse  # not by @, which autocast would round
@@ -94,6 +93,29 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         by_features, by_weight, by_bias = ctx.saved_tensors
         by_bias = None if by_bias is None else by_bias * by_loss
         return by_features * by_loss, by_weight * by_loss, by_bias, None, None, None
+
+
+def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
+    """How many tokens, of so many passes each, have their logits in memory at once."""
+    if device == "cpu":
+        return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
+    return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
+
+
+def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
+    """Add by_logits' @ h of a chunk, (C, V) and (C, D), to by_weight (V, D) in its precision.
+
+    In fp16 the sums over the tokens of a chunk do not fit into fp16's range, and no loss scale could help, since it
+    comes only after them. bf16 has the range.
+    """
+    if by_logits.dtype == by_weight.dtype:
+        by_weight.addmm_(by_logits.T, h)
+    elif by_logits.dtype != torch.float16:
+        by_weight += by_logits.T @ h
+    elif by_logits.device.type == "cuda" and torch.version.hip is None:
+        by_weight += torch.mm(by_logits.T, h, out_dtype=by_weight.dtype)
+    else:
+        by_weight.addmm_(by_logits.T.to(by_weight.dtype), h.to(by_weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,7 @@ class _ConsistentCrossEntropy(torch.autograd.Function):
         by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and gradient else None
         likelihood, sum_lse, divergence = features.new_zeros(3, 2, dtype=exact)  # each for both passes
 
-        chunk = max(1, CHUNK_ELEMENTS // (2 * len(weight))) if features.device.type == "cpu" else 1 << 12
+        chunk = chunk_tokens(features.device.type, 2, len(weight))
         for start in range(0, len(labels), chunk):
             h = features[:, start : start + chunk]  # (2, C, D)
             y = labels[start : start + chunk, None].expand(2, -1, 1)  # (2, C, 1)
@@ -156,10 +178,7 @@ class _ConsistentCrossEntropy(torch.autograd.Function):
                 by_bias += by_logits.sum((0, 1))
             by_logits = by_logits.to(dtype).flatten(0, 1)
             by_features[:, start : start + chunk] = (by_logits @ table).view(h.shape)
-            if dtype == exact:
-                by_weight.addmm_(by_logits.T, h.flatten(0, 1))
-            else:
-                by_weight += by_logits.T @ h.flatten(0, 1)
+            _add_product(by_weight, by_logits, h.flatten(0, 1))
 
         first, second = shares.likelihood
         sums_h = features.to(exact).sum(1)  # (2, D)
