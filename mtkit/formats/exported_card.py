@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mtkit.formats.huggingface_config import silent_ids
-from mtkit.formats.huggingface_tokenizer import cut_off_tags
+from mtkit.formats.huggingface_tokenizer import misread_tags
 from mtkit.formats.portable import PortableModel
 
 # SentencePiece does not know these tags: each is a token of its own before the pieces of the line.
@@ -52,10 +52,10 @@ wants no translation: leave it out.{form}
 
 def marian_card(model: PortableModel) -> str:
     """With transformers."""
-    if not (tags := cut_off_tags(model)):
+    if not (tags := misread_tags(model)):
         return _huggingface(model, "MarianMTModel", "MarianTokenizer")
     return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
-Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would drop the space mark before {", ".join(tags)}.
+Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {", ".join(tags)} as other ids.
 """
 
 

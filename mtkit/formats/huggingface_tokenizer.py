@@ -40,18 +40,16 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     token is that token; decoding with skip_special_tokens leaves <unk> out, and strips white space of all kinds. A
     ConfigError for words, as it makes one of unknown words in a row.
 
-    A model whose SentencePiece knows tags such as >>eng<< was trained with a space mark before them, which a
-    MarianTokenizer cannot give. AutoTokenizer then opens a tokenizer.json, as of write_m2m100_tokenizer; a ConfigError
-    where each side has a vocabulary of its own, for which there is none.
+    For misread_tags AutoTokenizer opens a tokenizer.json, as of write_m2m100_tokenizer; a ConfigError where each side
+    has a vocabulary of its own, for which there is none.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
-    if tags := cut_off_tags(model):
+    if tags := misread_tags(model):
         if not shared:
             raise ConfigError(
-                f"tag {tags[0]}: a MarianTokenizer drops the space mark before a tag of this form, so the model would "
-                "get other ids, and with tokenizer.shared false no other tokenizer there reads it; export --to "
-                "ctranslate2, or train with tags of another form, such as <2xx>"
+                f"tag {tags[0]}: a MarianTokenizer would read it as other ids, and with tokenizer.shared false no "
+                "other tokenizer there reads the model; export --to ctranslate2, or train with tags such as <2xx>"
             )
         write_m2m100_tokenizer(model, directory)
         return
@@ -62,10 +60,15 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     _write_settings(model, directory, "MarianTokenizer", settings)
 
 
-def cut_off_tags(model: PortableModel) -> list[str]:
-    """The tags that a MarianTokenizer takes off a line before SentencePiece, which knows them, sees it."""
+def misread_tags(model: PortableModel) -> list[str]:
+    """The tags that a MarianTokenizer would read as other ids.
+
+    Those of the form >>eng<< lose the space mark before them if SentencePiece knows them; others are cut into pieces if
+    it does not.
+    """
     pieces = pieces_of(model.source.sentencepiece)
-    return [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
+    known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
+    return [*known, *(tag for tag in model.loose_tags if not _is_language(tag))]
 
 
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:

@@ -141,6 +141,8 @@ def our_weights(
     ours, theirs_bias = OUTPUT_BIAS
     if config.output_bias:
         bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
+        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings alone
+            bias = torch.nn.functional.pad(bias, (0, sizes[1] - bias.shape[1]))
         _require_shape(path, theirs_bias, bias, (1, sizes[1]))
         found[ours] = bias[0]
     if left:
