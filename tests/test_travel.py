@@ -82,9 +82,11 @@ def test_a_model_without_bytes_is_compared_under_the_same_conditions(kind, corpu
     _always_unknown(run)
     for to in ("marian", "ctranslate2"):
         text = told(to, run, tmp_path / to, capsys)
-        same_ids, lines, _ = map(int, ALIKE.search(text).groups())
-        assert same_ids == lines
-        assert f"({lines} more in tokens, but not in how they are written)" in text  # each shows <unk> in its own way
+        if to == "ctranslate2":
+            require_alike(text)
+        else:  # which leaves <unk> out
+            assert "8 of 8 lines have the same ids, 0 the same" in text
+            assert "(8 more in tokens, but not in how they are written)" in text
 
 
 def _always_unknown(run: Path) -> None:
@@ -137,7 +139,7 @@ def change(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 1, "min_length": 3}], ids=str
+    "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 3, "min_length": 4}], ids=str
 )
 @pytest.mark.parametrize("to", ["marian", "ctranslate2"])
 def test_constraints_of_decoding_travel_and_come_back(decoding, to, corpus_files, tmp_path, capsys):
