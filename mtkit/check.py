@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.canaries import Heard, hear
-from mtkit.formats.bundle import CANARIES, Bundle, bundle_of, describe
+from mtkit.formats.bundle import CANARIES, WEIGHTS, Bundle, bundle_of, describe
 from mtkit.formats.sums import all_sums
+from mtkit.formats.tensors import not_finite
 from mtkit.formats.verification import faults_of_files
 from mtkit.opening import CheckpointStorage, find_model, tell
 from mtkit.translator import load_bundle
@@ -35,6 +36,8 @@ def check(model: Path, device: str | None = None) -> Report:
         return Report(lines, faults)
     bundle = bundle_of(storage)
     bundle.require_own_tokenizer()
+    if fault := not_finite(bundle.weights()):
+        return Report(lines, [f"{bundle.path / WEIGHTS}: {fault}; train the model again"])
     if description["format"] == 1:
         lines.append(
             "format 1 has a checksum of the tokenizer and the size of the weights, and these are right; it has none of "

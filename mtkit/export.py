@@ -2,33 +2,30 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit import __version__
+from mtkit.agreement import Observe, compare, lines_to_compare
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
-from mtkit.decode import decode
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.files import replaced_directory
 from mtkit.formats.bundle import Bundle
 from mtkit.formats.ctranslate2 import QUANTIZATIONS, check_ctranslate2, observe_with_ctranslate2, write_ctranslate2
 from mtkit.formats.exported_card import CARDS
-from mtkit.formats.huggingface_config import silent_ids
+from mtkit.formats.huggingface_config import not_carried
 from mtkit.formats.huggingface_tokenizer import write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.formats.m2m100 import check_m2m100, in_m2m100_order, write_m2m100_weights
 from mtkit.formats.marian import check_marian, in_marian_order, write_marian_weights
-from mtkit.formats.observed import Observed, observe_with_transformers
+from mtkit.formats.observed import Observed, Texts, observe_with_transformers, texts_of_transformers
 from mtkit.formats.portable import MARKER, PortableModel, Vocabulary
-from mtkit.likelihood import log_probs_of
+from mtkit.formats.tensors import not_finite
 from mtkit.messages import say
 from mtkit.opening import open_and_tell
+from mtkit.text.tokenizer import open_sentencepiece
 from mtkit.translator import Translator, load_bundle
-
-TOKENS = 4096  # of a batch
-
-Pieces = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,8 @@ class Format:
 
     check: Callable[[Config], None]  # raises what the format cannot express, before any work
     write: Callable[[PortableModel, Path, str | None], None]
-    observe: Callable[[Path, Pieces, Pieces, Sequence[str]], Observed | None]
+    texts: Callable[[Path, PortableModel], Texts | None]  # the tokenizer that its users have; None where it is not here
+    observe: Observe
     extra: str  # what is installed to have that library, mtkit[extra]
     quantizations: tuple[str, ...] = ()
 
@@ -54,12 +52,47 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
     write_m2m100_tokenizer(model, directory)
 
 
+def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
+    """SentencePiece's models beside the model, used as the card says."""
+    source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
+    known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
+    tags = model.loose_tags
+
+    def pieces(line: str) -> list[str]:
+        first, _, rest = line.partition(" ")
+        found: list[str] = [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+        return [piece if piece in known else unknown for piece in found]
+
+    return Texts(
+        lambda lines: [pieces(line) for line in lines], lambda rows: target.decode([list(row) for row in rows])
+    )
+
+
+def _texts_of_transformers(directory: Path, _: PortableModel) -> Texts | None:
+    return texts_of_transformers(directory)
+
+
+def _observe_with_transformers(
+    directory: Path,
+    sources: Sequence[Sequence[str]],
+    targets: Sequence[Sequence[str]],
+    silent: Sequence[str],
+    _: DecodingConfig,  # which is in generation_config.json
+) -> Observed | None:
+    return observe_with_transformers(directory, sources, targets, silent)
+
+
 FORMATS = {
     "ctranslate2": Format(
-        check_ctranslate2, write_ctranslate2, observe_with_ctranslate2, "ctranslate2", tuple(QUANTIZATIONS)
+        check_ctranslate2,
+        write_ctranslate2,
+        _texts_of_ctranslate2,
+        observe_with_ctranslate2,
+        "ctranslate2",
+        tuple(QUANTIZATIONS),
     ),
-    "marian": Format(check_marian, _write_marian, observe_with_transformers, "huggingface"),
-    "m2m100": Format(check_m2m100, _write_m2m100, observe_with_transformers, "huggingface"),
+    "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+    "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
 }
 
 
@@ -80,6 +113,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
             f"{path}: {len(bundle.untrained):,} pieces were added that no training has seen; train from it first"
         )
     _require_free(directory)
+    if fault := not_finite(bundle.weights()):
+        raise CheckpointError(f"{path}: {fault}; train it again, or take an earlier checkpoint")
     translator = load_bundle(bundle, ["device=cpu"])
     model = portable(bundle, translator)
     with replaced_directory(directory) as new:
@@ -89,7 +124,10 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         for path in new.glob("*.safetensors"):
             shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
     say(f"{to}: {directory}")
-    say(_comparison(format_, bundle, translator, model, directory))
+    if lost := not_carried(bundle.config, to):
+        say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
+    for line in _comparison(format_, bundle, translator, model, directory):
+        say(line)
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
@@ -139,26 +177,17 @@ def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None,
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _comparison(format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path) -> str:
-    """What comes of translating the bundle's canaries here and there."""
-    sources = [canary.source_tokens for canary in bundle.canaries()]
-    if not sources:
-        return "the model carries no canaries, so nothing was compared"
-    tokenizer = translator.tokenizer
-    said = [best.tokens for best, *_ in decode(translator.model, DecodingConfig(beam_size=1), sources)]
-    log_probs = log_probs_of(translator.model, sources, said, TOKENS)
-    ours, theirs = [tokenizer.source_pieces(row) for row in sources], [tokenizer.target_pieces(row) for row in said]
-    silent = [model.target.pieces[id_] for id_ in silent_ids(model.target)]
-    observed = format_.observe(directory, ours, theirs, silent)
-    if observed is None:
-        return f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
-    alike = sum(one == other for one, other in zip(theirs, observed.translations, strict=True))
-    furthest = max(
-        abs(one - other)
-        for row, others in zip(log_probs, observed.log_probs, strict=True)
-        for one, other in zip(row, others, strict=True)
-    )
-    return (
-        f"{observed.library} translates {alike} of {len(sources)} canaries alike; log-probabilities of tokens differ "
-        f"by at most {furthest:.1e}"
-    )
+def _comparison(
+    format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
+) -> Iterator[str]:
+    """What comes of translating the bundle's canaries here and there, from text to text."""
+    lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
+    if not lines:
+        yield "the model carries no canaries, so nothing was compared"
+        return
+    texts = format_.texts(directory, model)
+    agreement = None if texts is None else compare(translator, model, lines, texts, format_.observe, directory)
+    if agreement is None:
+        yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
+    else:
+        yield from agreement.told()

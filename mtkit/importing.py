@@ -13,12 +13,12 @@ from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.formats.bundle import DESCRIPTION, open_bundle, save_bundle, save_scores
 from mtkit.formats.card import card_text
-from mtkit.formats.huggingface_config import FIRST_BYTE
+from mtkit.formats.huggingface_config import FIRST_BYTE, TheirConfig
 from mtkit.formats.huggingface_tokenizer import MarianVocabulary, read_marian_vocabulary
 from mtkit.formats.huggingface_weights import CONFIG, read_json
 from mtkit.formats.m2m100 import read_m2m100
 from mtkit.formats.marian import read_marian
-from mtkit.formats.portable import MARKER, PortableModel
+from mtkit.formats.portable import MARKER, PortableModel, reordered
 from mtkit.messages import say
 from mtkit.model_proto import ModelType, model_type_of
 from mtkit.models.registry import empty_model, require_weights_of
@@ -43,6 +43,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
         raise CheckpointError(f"{directory / CONFIG}: model_type is {layout!r}; mtkit imports {' and '.join(READERS)}")
     model = READERS[layout](directory)
     vocabulary = read_marian_vocabulary(directory)
+    model = _without_spare_rows(model, vocabulary)
     tokenizer = _tokenizer(directory, model, vocabulary)
     config = _config(model, vocabulary, tokenizer, languages)
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
@@ -59,8 +60,22 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
     save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
     bundle = open_bundle(output)
     save_scores(bundle, [], card_text(bundle, []))
+    if ignored := TheirConfig(directory).ignored(tokenizer.specials.target.silent):
+        say(f"{directory}: not carried over, so translations may differ: {', '.join(ignored)}")
     say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
     say(f"model: {output}")
+
+
+def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
+    """Without the rows behind the vocabulary's, with which embeddings are padded and that no token has."""
+    sides = (model.source, found.source), (model.target, found.target)
+    spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
+    are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
+    if max(spare) <= 0 or not are_there:  # the latter is told with the special ids
+        return model
+    say(f"{max(spare):,} rows of the embeddings belong to no token of the tokenizer; they are left out")
+    source, target = (range(min(len(rows.pieces), len(named.pieces))) for rows, named in sides)
+    return reordered(model, source, target)
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:

@@ -50,6 +50,11 @@ def pieces_of(model: bytes) -> list[Piece]:
     return [_piece(field.value) for field in _fields(model) if field.number == PIECES]
 
 
+def is_whole(model: bytes) -> bool:
+    """Whether all parts that SentencePiece writes are there: a model that is cut off may lack the last ones."""
+    return {PIECES, TRAINER, NORMALIZER} <= {field.number for field in _fields(model)}
+
+
 def model_type_of(model: bytes) -> ModelType:
     """How the model cuts text."""
     number = _last_number(_message(model, TRAINER), MODEL_TYPE, default=1)

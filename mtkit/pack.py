@@ -6,6 +6,7 @@ from mtkit.errors import CheckpointError
 from mtkit.formats.bundle import bundle_of, describe
 from mtkit.formats.packing import write_packed
 from mtkit.formats.sums import all_sums
+from mtkit.formats.tensors import not_finite
 from mtkit.formats.verification import faults_of_files
 from mtkit.opening import find_model, tell
 
@@ -24,6 +25,7 @@ def pack(model: Path, output: Path) -> int:
         raise CheckpointError("\n".join(faults))
     bundle = bundle_of(storage)
     bundle.require_own_tokenizer()
-    bundle.weights()  # their header is whole
+    if fault := not_finite(bundle.weights()):  # whose header is whole
+        raise CheckpointError(f"{bundle.path}: {fault}; train the model again")
     write_packed(storage, sums, output)
     return output.stat().st_size

@@ -2,26 +2,32 @@
 
 .venv/bin/python scripts/compare_exports.py MODEL SOURCE REFERENCE
 
-Writes every export that takes the model to a temporary folder, opens each with its library, and tells how far the
-logits of the references differ under teacher forcing (log-probabilities, for CTranslate2), which greedy translations
-differ, and what BLEU a beam of 5 has here and there. Runs on the CPU in fp32; a thousand captions take minutes.
+Writes every export that takes the model to a temporary folder, opens each with its library, and tells how many lines
+have the same ids and the same greedy translation from text to text, with each tag of the model before them in turn;
+how far the logits of the references differ under teacher forcing (log-probabilities, for CTranslate2); which greedy
+translations differ; and what BLEU a beam of 5 has here and there. Runs on the CPU in fp32; a thousand captions take
+minutes.
 """
 
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mtkit.agreement import compare
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.export import FORMATS, export
+from mtkit.export import FORMATS, export, portable
 from mtkit.likelihood import log_probs_of
+from mtkit.opening import open_model
 from mtkit.scores import validation_score
 from mtkit.text.lines import read_lines
+from mtkit.text.parallel import tagged
 from mtkit.translator import Translator, load
 
 BATCH = 32
@@ -44,6 +50,7 @@ def main(model: Path, source: Path, reference: Path) -> None:
             except CheckpointError as error:
                 print(f"{name}: not exported: {error}")
                 continue
+            print(f"{name}: {shares(here, model, name, Path(folder) / name, sources)}")
             there = OPENED[name](Path(folder) / name, here)
             print(f"{name}: largest difference of {there.what}: {there.difference(sources, references):.1e}")
             found = timed("greedy there", lambda there=there: there.translate(sources, 1))
@@ -53,6 +60,16 @@ def main(model: Path, source: Path, reference: Path) -> None:
                 print(f"    line {number + 1}: {greedy[number]} | {found[number]}")
             translated = timed("beam there", lambda there=there: there.translate(sources, 5))
             print(f"{name}: beam 5 BLEU {bleu(here, translated, references):.2f}")
+
+
+def shares(here: Translator, path: Path, name: str, directory: Path, lines: Sequence[str]) -> str:
+    """How many lines the library reads and translates alike, with the tags of the model before them in turn."""
+    tags = here.tags or [None]
+    text = [tagged(line, tag) for line, tag in zip(lines, cycle(tags), strict=False) if line.strip()]
+    exported, format_ = portable(open_model(path), here), FORMATS[name]
+    texts = format_.texts(directory, exported)
+    agreement = None if texts is None else compare(here, exported, text, texts, format_.observe, directory)
+    return "its library is not here" if agreement is None else next(agreement.told())
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:

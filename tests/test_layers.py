@@ -33,7 +33,7 @@ FLOORS = [
         "check",
     },
     {"validation", "objective", "feed", "records", "proof"},
-    {"canaries", "changes", "fresh"},
+    {"canaries", "changes", "fresh", "agreement"},
     {"translator", "start", "identity"},
     {"alignment"},
     {"likelihood", "mbr"},

@@ -24,7 +24,8 @@ from mtkit.formats.canary import Canary, canaries_text, read_canaries
 from mtkit.formats.description import FORMAT, read_description, sealed
 from mtkit.formats.storage import Folder, Storage, is_packed, open_storage
 from mtkit.formats.sums import all_sums, sums_of
-from mtkit.formats.tensors import read_tensors
+from mtkit.formats.tensors import not_finite, read_tensors
+from mtkit.messages import say
 
 WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
@@ -208,6 +209,8 @@ def save_bundle(
             (new / DESCRIPTION).write_bytes(description_of(config, tokenizer_files(storage), files, about))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
+    if fault := not_finite(weights):
+        say(f"warning: {path}: {fault}; it cannot translate")
 
 
 def carried_config(config: Config) -> bytes:

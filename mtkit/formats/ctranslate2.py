@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
@@ -28,6 +29,8 @@ ACTIVATIONS = {"relu": 0, "silu": 2, "gelu": 3, "reglu": 0, "swiglu": 2, "geglu"
 GATED = ("reglu", "geglu", "swiglu")
 NORM_EPS = 1e-5  # what our norms have
 LEAST_PLACES = 1024  # of sinusoids, whose table CTranslate2 does not grow
+
+ANY_LENGTH = DecodingConfig()
 
 Variables = dict[str, Tensor]  # scalars have no dimension
 
@@ -287,11 +290,16 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def observe_with_ctranslate2(
-    directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
+    directory: Path,
+    sources: Sequence[Sequence[str]],
+    targets: Sequence[Sequence[str]],
+    silent: Sequence[str],
+    decoding: DecodingConfig = ANY_LENGTH,
 ) -> Observed | None:
     """What CTranslate2 makes of a model; None where it is not installed.
 
-    sources are translated without what is silent; targets are translations whose log-probabilities are asked for.
+    sources are translated without what is silent, under the constraints of decoding; targets are translations whose
+    log-probabilities are asked for.
     """
     try:
         with warnings.catch_warnings():
@@ -305,8 +313,9 @@ def observe_with_ctranslate2(
         translator.translate_batch(
             [source],
             beam_size=1,
-            min_decoding_length=0,  # its own default is one token
+            min_decoding_length=min(decoding.min_length, most_tokens(source)),  # its own default is one token
             max_decoding_length=most_tokens(source),
+            no_repeat_ngram_size=decoding.no_repeat_ngram,
             suppress_sequences=[[piece] for piece in silent],
         )[0]
         for source in tokens

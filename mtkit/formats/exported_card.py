@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from mtkit.formats.huggingface_config import silent_ids
+from mtkit.formats.huggingface_tokenizer import misread_tags
 from mtkit.formats.portable import PortableModel
+
+# SentencePiece does not know these tags: each is a token of its own before the pieces of the line.
+_CUT_TAGS = """    tags = {tags}
+    def pieces(line):
+        first, _, rest = line.partition(" ")
+        return [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+"""
 
 
 def ctranslate2_card(model: PortableModel) -> str:
@@ -19,6 +27,8 @@ def ctranslate2_card(model: PortableModel) -> str:
             " CTranslate2 divides a score by length^p, where this model's settings have the form of GNMT: tune p anew."
         )
     )
+    encoded = "[pieces(line) for line in lines]" if model.loose_tags else "source.encode(lines, out_type=str)"
+    tags = _CUT_TAGS.format(tags=list(model.loose_tags)) if model.loose_tags else ""
     return f"""{_heading(model, "CTranslate2")}
     import ctranslate2
     import sentencepiece
@@ -26,11 +36,12 @@ def ctranslate2_card(model: PortableModel) -> str:
     source = sentencepiece.SentencePieceProcessor(model_file="source.spm")
     target = sentencepiece.SentencePieceProcessor(model_file="target.spm")
     translator = ctranslate2.Translator(".")
-    results = translator.translate_batch(
-        source.encode(lines, out_type=str),
+{tags}    results = translator.translate_batch(
+        {encoded},
         beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
         suppress_sequences={silent}{unknown},
-        max_input_length={model.config.data.max_length}, min_decoding_length=0, max_decoding_length={longest},
+        max_input_length={model.config.data.max_length}, max_decoding_length={longest},
+        min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
     )
     print(target.decode([result.hypotheses[0] for result in results]))
 
@@ -41,7 +52,11 @@ wants no translation: leave it out.{form}
 
 def marian_card(model: PortableModel) -> str:
     """With transformers."""
-    return _huggingface(model, "MarianMTModel", "MarianTokenizer")
+    if not (tags := misread_tags(model)):
+        return _huggingface(model, "MarianMTModel", "MarianTokenizer")
+    return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
+Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {", ".join(tags)} as other ids.
+"""
 
 
 def m2m100_card(model: PortableModel) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
@@ -120,8 +121,43 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
             "length_penalty": config.decoding.length_penalty,
             "max_length": _positions(config),
             "num_beams": config.decoding.beam_size,
+            **_constraints(config.decoding, start == special.end),
         },
     )
+
+
+def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
+    """What their search must keep to. There the start token counts as one of the translation."""
+    found = {}
+    if decoding.min_length:
+        found["min_length"] = decoding.min_length + 1
+    if decoding.no_repeat_ngram and not (starts_with_end and decoding.no_repeat_ngram == 1):
+        found["no_repeat_ngram_size"] = decoding.no_repeat_ngram
+    return found
+
+
+# Settings of decoding that a format has no place for; its card tells of some.
+_NOWHERE = (
+    "method",
+    "length_penalty_form",
+    "coverage_penalty",
+    "diversity_groups",
+    "diversity_strength",
+    "temperature",
+    "top_k",
+    "top_p",
+    "mbr_samples",
+    "mbr_utility",
+)
+
+
+def not_carried(config: Config, to: str) -> list[str]:
+    """The settings of decoding, with their values, that an export to that format loses."""
+    decoding, default = config.decoding, DecodingConfig()
+    lost = [name for name in _NOWHERE if getattr(decoding, name) != getattr(default, name)]
+    if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
+        lost.append("no_repeat_ngram")  # which would forbid the end mark there, with which it starts
+    return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]
 
 
 def silent_ids(vocabulary: Vocabulary) -> list[int]:
@@ -138,6 +174,52 @@ def _positions(config: Config) -> int:
 def _one(value: Any) -> Any:
     """The value of a list of one, which stands for it; else what was found."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+# Settings of generation that mtkit does not have, and the values with which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "constraints": ([],),
+    "diversity_penalty": (0.0,),
+    "do_sample": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": ([],),
+    "forced_decoder_ids": ([],),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1.0,),
+    "max_time": (),
+    "min_p": (0.0,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "sequence_bias": ([], {}),
+    "stop_strings": ([],),
+    "suppress_tokens": ([],),
+    "typical_p": (1.0,),
+}
+LONGEST_SHOWN = 60  # characters of a value that a message shows
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _row(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _rows(value: Any) -> list[list[Any]]:
+    return [_row(each) for each in _row(value)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 class TheirConfig:
@@ -228,6 +310,7 @@ class TheirConfig:
                 **({"beam_size": beam_size} if type(beam_size) is int and beam_size > 0 else {}),
                 **({"length_penalty": float(length_penalty)} if type(length_penalty) in (int, float) else {}),
                 **({"stopping": "count"} if self.told("early_stopping") is True else {}),
+                **self._constraints(),
             },
         }
         try:
@@ -239,6 +322,36 @@ class TheirConfig:
             if told == problem:
                 told = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
             raise CheckpointError(f"{self.path}: {told}") from None
+
+    def _constraints(self) -> dict[str, int]:
+        """Settings of decoding that forbid something. Their min_length counts the start token."""
+        found = {}
+        least, new, ngram = (self.told(key) for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"))
+        shortest = new if _is_count(new) else least - 1 if _is_count(least) else 0
+        if shortest > 0:
+            found["min_length"] = shortest
+        if _is_count(ngram) and ngram > 0:
+            found["no_repeat_ngram"] = ngram
+        return found
+
+    def ignored(self, silent: Collection[int]) -> list[str]:
+        """What of its generation settings changes translations there and is not carried over, with the values.
+
+        silent are the ids that no translation holds anyway.
+        """
+        found = {key: value for key in NEUTRAL if (value := self.told(key)) not in (None, *NEUTRAL[key])}
+        # Padding and the like are forbidden here, too.
+        words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
+        suppressed = [id_ for id_ in _row(found.pop("suppress_tokens", [])) if id_ not in silent]
+        end = _one(self.content.get("eos_token_id"))
+        if _one(found.get("forced_eos_token_id")) == end:
+            found.pop("forced_eos_token_id", None)  # which ends a translation that is cut off; here so, too
+        for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
+            if (value := self.told(key)) is not None and not _is_count(value):
+                found[key] = value
+        found |= {"bad_words_ids": words} if words else {}
+        found |= {"suppress_tokens": suppressed} if suppressed else {}
+        return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
 
     def _check_generation(self) -> None:
         """What would be searched otherwise there than here."""

@@ -5,20 +5,26 @@ which says the same in the words of another library.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mtkit.errors import CheckpointError, ConfigError
+from mtkit.formats.huggingface_weights import require_fetched
 from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.formats.tokenizer_json import SPACE_MARK, tokenizer_json
-from mtkit.model_proto import cuts_at_spaces, model_type_of, pieces_of
+from mtkit.formats.tokenizer_json import SPACE_MARK, added_token, tokenizer_json
+from mtkit.model_proto import cuts_at_spaces, is_whole, model_type_of, pieces_of
 from mtkit.symbols import SpecialIds
 
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
 SETTINGS, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
+
+ADDED_TOKENS = "added_tokens.json"
+TAG = re.compile(r"[<\[_>]\S*[>\]_<]")  # an added token that is read as a tag
+SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "<mask>")
 
 MAX_LENGTH = 512  # tokens; what OPUS-MT's models say, and all that Marian has positions for unless told otherwise
 
@@ -33,9 +39,20 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     with no space mark before it; what Tokenizer.source_sentencepiece tells; unknown text that is written like a special
     token is that token; decoding with skip_special_tokens leaves <unk> out, and strips white space of all kinds. A
     ConfigError for words, as it makes one of unknown words in a row.
+
+    For misread_tags AutoTokenizer opens a tokenizer.json, as of write_m2m100_tokenizer; a ConfigError where each side
+    has a vocabulary of its own, for which there is none.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
+    if tags := misread_tags(model):
+        if not shared:
+            raise ConfigError(
+                f"tag {tags[0]}: a MarianTokenizer would read it as other ids, and with tokenizer.shared false no "
+                "other tokenizer there reads the model; export --to ctranslate2, or train with tags such as <2xx>"
+            )
+        write_m2m100_tokenizer(model, directory)
+        return
     names = [[side.pieces[id_] for id_ in side.special.all] for side in (model.source, model.target)]
     if names[0] != names[1]:
         raise ConfigError(
@@ -47,11 +64,23 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     _write_settings(model, directory, "MarianTokenizer", settings)
 
 
+def misread_tags(model: PortableModel) -> list[str]:
+    """The tags that a MarianTokenizer would read as other ids.
+
+    Those of the form >>eng<< lose the space mark before them if SentencePiece knows them; others are cut into pieces if
+    it does not.
+    """
+    pieces = pieces_of(model.source.sentencepiece)
+    known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
+    return [*known, *(tag for tag in model.loose_tags if not _is_language(tag))]
+
+
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
     """A tokenizer.json and what goes with it, and the files of write_marian_tokenizer, which mtkit can read back.
 
-    AutoTokenizer encodes as encode_source and adds the end; tokenizer_json tells the exceptions. Labels are normalised
-    by the source's rule. A ConfigError for words, and where each side has a vocabulary of its own.
+    AutoTokenizer encodes as encode_source and adds the end; tokenizer_json tells the exceptions. A tag that
+    SentencePiece does not know is one token wherever it stands. Labels are normalised by the source's rule. A
+    ConfigError for words, and where each side has a vocabulary of its own.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
@@ -64,7 +93,7 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
             "--to ctranslate2 and --to marian take it as it is"
         )
     _write_vocabularies(model, directory, shared=True)
-    _write(directory / TOKENIZER, tokenizer_json(model.source))
+    _write(directory / TOKENIZER, tokenizer_json(model.source, model.loose_tags))
     _write_settings(model, directory, "PreTrainedTokenizerFast", {})
 
 
@@ -102,6 +131,16 @@ def _write_settings(model: PortableModel, directory: Path, tokenizer_class: str,
         "clean_up_tokenization_spaces": False,
         **more,
     }
+    if loose := [tag for tag in model.loose_tags if not _is_language(tag)]:
+        if words := [tag for tag in loose if not TAG.fullmatch(tag)]:
+            raise ConfigError(
+                f"tag {words[0]}: SentencePiece does not know it, and transformers would cut it out of lines wherever "
+                "it stands; export --to ctranslate2"
+            )
+        settings["added_tokens_decoder"] = {
+            str(pieces.index(token)): added_token(token, special=token in tokens.values())
+            for token in (*tokens.values(), *loose)
+        }
     _write(directory / SETTINGS, settings)
 
 
@@ -123,6 +162,7 @@ class MarianVocabulary:
 
 def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
     """The vocabularies of a directory; a missing, damaged or impossible file is a CheckpointError."""
+    _require_parts(directory)
     settings = _read(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
     if (directory / SPECIAL_TOKENS).exists():
         settings = {**_read(directory / SPECIAL_TOKENS), **settings}
@@ -132,18 +172,72 @@ def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
         _read_side(directory / name, directory / model, settings)
         for name, model in zip(names, (SOURCE_MODEL, TARGET_MODEL), strict=True)
     )
-    defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
+    added = _added_tokens(directory, settings, source.pieces)
+    source = _with_added(source, added)
+    target = target if separate else _with_added(target, added)
+    known = {piece.text: piece.type for piece in pieces_of(source.sentencepiece)}
+    defined = tuple(text for text, kind in known.items() if kind == "user_defined")
     return MarianVocabulary(
         source,
         target,
         shared=not separate,
         languages=(_text(settings.get("source_lang")), _text(settings.get("target_lang"))),
-        symbols=tuple(piece for piece in source.pieces if _is_language(piece) and piece not in defined),
+        symbols=tuple(
+            piece for piece in source.pieces if (_is_language(piece) and piece not in defined) or piece in added
+        ),
         defined=defined,
     )
 
 
+def _require_parts(directory: Path) -> None:
+    """Tell what lacks where transformers has saved a tokenizer in a form of its own."""
+    missing = [name for name in (VOCABULARY, SOURCE_MODEL, TARGET_MODEL) if not (directory / name).exists()]
+    if missing and (directory / TOKENIZER).exists():
+        raise CheckpointError(
+            f"{directory}: its tokenizer is {TOKENIZER} alone, which mtkit does not read; copy {', '.join(missing)} "
+            "here from the folder that the model was loaded from"
+        )
+
+
+def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
+    """The tokens that were added to the tokenizer and that SentencePiece does not know, by their ids.
+
+    A token in brackets, such as <2eo>, becomes a tag, which a line may begin with. In transformers an added token is
+    cut out of a line wherever it stands; mtkit cannot do that, so words are a CheckpointError.
+    """
+    path = directory / ADDED_TOKENS
+    told: dict[str, Any] = _read(path) if path.exists() else {}
+    decoder = settings.get("added_tokens_decoder")
+    for id_, token in decoder.items() if isinstance(decoder, dict) else ():
+        content = _text(token)
+        if content is not None and id_.isdecimal():
+            told.setdefault(content, int(id_))
+            path = path if path.exists() else directory / SETTINGS
+    ids = {piece: id_ for id_, piece in enumerate(pieces)}
+    found: dict[int, str] = {}
+    for content, id_ in told.items():
+        if type(id_) is not int or ids.get(content, id_) != id_ or (id_ < len(pieces) and pieces[id_] != content):
+            raise CheckpointError(f"{path}: gives {content!r} the id {id_!r}, and {VOCABULARY} says otherwise")
+        if id_ >= len(pieces) or (TAG.fullmatch(content) and content not in SPECIAL):
+            found[id_] = content
+    for place, id_ in enumerate(sorted(id_ for id_ in found if id_ >= len(pieces)), start=len(pieces)):
+        if id_ != place:
+            raise CheckpointError(f"{path}: gives {found[id_]!r} the id {id_}, and no token has the id {place}")
+        if not TAG.fullmatch(found[id_]):
+            raise CheckpointError(
+                f"{path}: transformers cuts the added token {found[id_]!r} out of lines wherever it stands, which "
+                "mtkit cannot do; it reads added tokens such as <2eo> or [eo], as tags"
+            )
+    return [found[id_] for id_ in sorted(found)]
+
+
+def _with_added(side: Vocabulary, added: Sequence[str]) -> Vocabulary:
+    new = [token for token in added if token not in side.pieces]
+    return replace(side, pieces=[*side.pieces, *new], scores=[*side.scores, *(0.0 for _ in new)])
+
+
 def _is_language(piece: str) -> bool:
+    """Whether a MarianTokenizer takes it off the beginning of a line."""
     return piece.startswith(">>") and piece.endswith("<<")
 
 
@@ -193,6 +287,7 @@ def _read_pieces(path: Path) -> list[str]:
 
 
 def _read_model(path: Path) -> bytes:
+    require_fetched(path)
     try:
         return path.read_bytes()
     except OSError:
@@ -206,11 +301,14 @@ def _scores(path: Path, model: bytes) -> dict[str, float]:
         pieces = []
     if not pieces:
         raise CheckpointError(f"{path}: not a SentencePiece model; copy it again")
+    if not is_whole(model):
+        raise CheckpointError(f"{path}: the SentencePiece model is cut off after its pieces; copy it again")
     return {piece.text: piece.score for piece in pieces}
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
+    require_fetched(path)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError:

@@ -5,7 +5,7 @@ here, so what is cut on the way out is joined on the way in, byte for byte.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.errors import CheckpointError
+from mtkit.formats.tensors import not_finite
 
-WEIGHTS, INDEX, PICKLED, CONFIG, GENERATION = (
+WEIGHTS, INDEX, PICKLED, PICKLED_INDEX, CONFIG, GENERATION = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "config.json",
     "generation_config.json",
 )
@@ -71,6 +73,8 @@ KINDS = ("weight", "bias")
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # by our names
 ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
 
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # all that float32 holds unchanged
 
@@ -137,6 +141,8 @@ def our_weights(
     ours, theirs_bias = OUTPUT_BIAS
     if config.output_bias:
         bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
+        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings alone
+            bias = torch.nn.functional.pad(bias, (0, sizes[1] - bias.shape[1]))
         _require_shape(path, theirs_bias, bias, (1, sizes[1]))
         found[ours] = bias[0]
     if left:
@@ -156,53 +162,86 @@ def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
 
 def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
     """The tensors of a checkpoint in float32, and the file that tells of them. No code in it is run."""
-    if (directory / WEIGHTS).exists():
-        path = directory / WEIGHTS
-        weights = _load_safetensors(path)
-    elif (directory / INDEX).exists():
-        path = directory / INDEX
-        weights = {}
-        for name in sorted(set(_shards(path))):
-            weights |= _load_safetensors(directory / name)
-    elif (directory / PICKLED).exists():
-        path = directory / PICKLED
-        weights = _load_pickled(path)
+    path = next((directory / name for name in READERS if (directory / name).exists()), None)
+    if path is None:
+        raise CheckpointError(f"{directory}: holds no weights; wants one of {', '.join(READERS)}")
+    read = READERS[path.name]
+    if path.name in (INDEX, PICKLED_INDEX):
+        weights: dict[str, Tensor] = {}
+        shards = _shards(path)
+        for file in sorted({*shards.values()}):
+            weights |= read(directory / file)
+        if missing := sorted(shards.keys() - weights.keys()):
+            raise CheckpointError(
+                f"{directory / shards[missing[0]]}: holds no {missing[0]}, which {path.name} says; "
+                "copy the checkpoint again"
+            )
     else:
-        raise CheckpointError(f"{directory}: holds neither {WEIGHTS} nor {INDEX} nor {PICKLED}")
+        weights = read(path)
     for name, weight in weights.items():
         if weight.dtype not in FLOATS:
             kinds = " and ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
             found = str(weight.dtype).removeprefix("torch.")
             raise CheckpointError(f"{path}: {name} is {found}; mtkit imports {kinds}")
+    if fault := not_finite(weights):
+        raise CheckpointError(f"{path}: {fault}; take a checkpoint whose training did not fail")
     return {name: weight.float() for name, weight in weights.items()}, path
 
 
+def require_fetched(path: Path) -> None:
+    """Refuse the pointer that Git LFS leaves in the place of a file it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:
+        return  # told as missing by who reads it
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` or download it"
+        )
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    require_fetched(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or missing: {error}; copy the checkpoint again") from None
 
 
-def _shards(path: Path) -> list[str]:
-    """The files that hold the weights; each lies beside the index."""
+def _shards(path: Path) -> dict[str, str]:
+    """The file that holds each of the weights; all lie beside the index."""
     shards = read_json(path).get("weight_map")
-    names: list[Any] = list(shards.values()) if isinstance(shards, dict) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
+    ):
         raise CheckpointError(f"{path}: damaged; copy the checkpoint again")
-    return names
+    return shards
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """With PyTorch's reader that knows tensors alone."""
+    """With PyTorch's reader that knows tensors alone; what it says of failures may be the advice to run code."""
+    require_fetched(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; copy the checkpoint again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes of a reader
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: is not read, since it holds more than tensors or is damaged: {first}") from None
+    except Exception:  # whatever a damaged or hostile file makes of a reader
+        raise CheckpointError(
+            f"{path}: is cut off or damaged, or holds more than tensors, and mtkit runs no code of a checkpoint; "
+            f"copy it again, or save the model as {WEIGHTS}"
+        ) from None
     if not isinstance(content, dict) or not all(map(_is_plain, content, content.values())):
         raise CheckpointError(f"{path}: holds no table of tensors; copy the checkpoint again")
     return {name: weight.detach() for name, weight in content.items()}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file that is looked for, in this order
+    WEIGHTS: _load_safetensors,
+    INDEX: _load_safetensors,
+    PICKLED: _load_pickled,
+    PICKLED_INDEX: _load_pickled,
+}
 
 
 def _is_plain(name: object, weight: object) -> bool:
@@ -217,6 +256,7 @@ def _is_plain(name: object, weight: object) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object; missing or damaged is a CheckpointError."""
+    require_fetched(path)
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

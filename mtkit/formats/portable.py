@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from mtkit.config.settings import Config
+from mtkit.model_proto import pieces_of
 from mtkit.symbols import OWN, SpecialIds
 
 MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
@@ -35,13 +36,20 @@ class PortableModel:
     symbols: tuple[str, ...] = ()  # words of the source that are one piece each, such as the tags of languages
     card: str = ""  # the text of the model card
 
+    @property
+    def loose_tags(self) -> tuple[str, ...]:
+        """Tags that SentencePiece does not know: a token of its own before the pieces of a line."""
+        known = {piece.text for piece in pieces_of(self.source.sentencepiece)}
+        return tuple(tag for tag in self.symbols if tag not in known)
+
 
 def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
     """The same model with id n of a side being what was id order[n]; a shared vocabulary has one order.
 
+    Ids that an order leaves out are gone; special ones must not be.
     Embeddings, output layer and its bias go along, and so do the special ids.
     """
-    own = range(len(source_order)), range(len(target_order))
+    own = range(len(model.source.pieces)), range(len(model.target.pieces))
     if list(source_order) == list(own[0]) and list(target_order) == list(own[1]):
         return model
     orders = {

@@ -6,6 +6,7 @@ The file: 8 bytes that tell the length of the header, the header in JSON, and th
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,15 @@ def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{where}: damaged: {error}; copy it again") from None
     except RecursionError:
         raise CheckpointError(f"{where}: damaged: its header is nested too deeply; copy it again") from None
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with weights that are not all finite, the first such tensor named; None if all are."""
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            count = weight.numel() - int(weight.isfinite().sum())
+            return f"weight {name} holds {count:,} values of {weight.numel():,} that are infinite or no number"
+    return None
 
 
 def _entries(header: bytes) -> dict[str, _Entry]:

@@ -5,6 +5,7 @@ Its parts run in order: normalizer, pre_tokenizer, model, post_processor; the de
 
 import base64
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from mtkit.formats.portable import Vocabulary
@@ -13,17 +14,19 @@ from mtkit.model_proto import Piece, charsmap_of, model_type_of, pieces_of
 SPACE_MARK = "\u2581"
 NO_CHARACTER = "\ufdd0"  # that Unicode keeps out of text
 
+MOST_SPACES = 1 << 16  # SentencePiece removes every space that a text begins with
+
 Part = dict[str, Any]
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> Part:
+def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Part:
     """What encodes as the vocabulary's tokenizer does, ends each line with its end, and decodes.
 
     Transformers must be told to split special tokens, or what is written like one is one. The same but for these: with
     a rule, several combining marks come in the order of Unicode, marks behind what the rule takes away join what stands
     before it, and U+FDD0 is lost; a name such as </s> right behind a symbol ends a piece of bpe; and of unigram, where
     two orders of the same pieces differ by rounding alone, it may take the other one. Decoding with skip_special_tokens
-    leaves <unk> out.
+    leaves <unk> out. loose_tags are pieces that SentencePiece does not know.
     """
     pieces = _pieces(vocabulary)
     model_type = model_type_of(vocabulary.sentencepiece)
@@ -33,16 +36,9 @@ def tokenizer_json(vocabulary: Vocabulary) -> Part:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": id_,
-                "content": vocabulary.pieces[id_],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for id_ in sorted({*vocabulary.special.all})
+            {"id": id_, **added_token(piece, special=id_ in vocabulary.special.all)}
+            for id_, piece in enumerate(vocabulary.pieces)
+            if id_ in vocabulary.special.all or piece in loose_tags
         ],
         "normalizer": _sequence("normalizers", _normalizers(vocabulary, pieces)),
         "pre_tokenizer": _sequence("pretokenizers", _pre_tokenizers(model_type, pieces)),
@@ -53,11 +49,17 @@ def tokenizer_json(vocabulary: Vocabulary) -> Part:
                 _replace({"String": SPACE_MARK}, " "),
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                {"type": "Strip", "content": " ", "start": MOST_SPACES, "stop": 0},
             ],
         ),
         "model": _unigram(vocabulary, pieces) if model_type == "unigram" else _bpe(vocabulary, pieces),
     }
+
+
+def added_token(content: str, special: bool) -> Part:
+    """A token that is found in text before anything else is done to it, unless it is special and those are split."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": content, **flags, "special": special}
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:

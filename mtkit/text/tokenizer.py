@@ -280,6 +280,11 @@ class Tokenizer:
         return self._target.normalizer(line)
 
 
+def open_sentencepiece(path: Path) -> Any:
+    """SentencePiece's own processor of a model file, as any program has it."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
 class Normalizer:
     """One of the rules of the settings, then single spaces."""
 
