@@ -104,7 +104,7 @@ def write_native(directory: Path, kind: str = "spm", transposed: bool = False, *
         lists = [pieces_of(model) for model in models]
         if not has_two(options):  # as OPUS-MT has it: the pieces of both, in one list
             lists = [list(dict.fromkeys(lists[0] + lists[1]))] * 2
-        names = tuple(name.replace("vocab", "opus.spm32k-spm32k.vocab").replace(".spm", ".yml") for name in names)  # type: ignore[assignment]
+        names = tuple(f"opus.spm32k-spm32k.{name.removesuffix('.spm')}.yml" for name in names)  # type: ignore[assignment]
         for name, pieces in zip(names, lists, strict=True):
             (directory / name).write_text(as_yaml(pieces), encoding="utf-8")
     else:
@@ -172,7 +172,7 @@ def random_arrays(options: dict[str, Any], transposed: bool) -> Arrays:
             arrays["decoder_ff_logit_out_W"] = arrays["decoder_ff_logit_out_W"].T.copy()
     if not options["output-omit-bias"]:
         add("decoder_ff_logit_out_b", 1, target)
-        arrays["decoder_ff_logit_out_b"][0, :2] = 2.5, -30.0  # sentences end, and nothing is unknown
+        arrays["decoder_ff_logit_out_b"][0, :2] = 3.5, -30.0  # sentences end, and nothing is unknown
     return arrays
 
 

@@ -150,7 +150,7 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
 def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
     """The options of a model and its tensors in float32."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; copy the model again") from None
