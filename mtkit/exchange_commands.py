@@ -30,16 +30,19 @@ def export(
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a Hugging Face checkpoint, such as OPUS-MT's.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of a Hugging Face checkpoint or of Marian's files.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The bundle to write.")],
     languages: Annotated[
         str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not tell.")
     ] = None,
 ) -> None:
-    """Make a model of a Hugging Face checkpoint.
+    """Make a model of a Hugging Face checkpoint, or of what Marian itself wrote.
 
-    It is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Its ids and weights are kept, and no
-    code in it is run.
+    The checkpoint is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Of Marian it is a folder
+    with an .npz and its vocabularies, such as an archive of OPUS-MT, or one of several .npz or decoder.yml in it. Ids
+    and weights are kept, and no code is run.
     """
     pair = language_pair(languages)
     from mtkit.importing import import_model

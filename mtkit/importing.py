@@ -18,6 +18,7 @@ from mtkit.formats.huggingface_tokenizer import MarianVocabulary, read_marian_vo
 from mtkit.formats.huggingface_weights import CONFIG, read_json
 from mtkit.formats.m2m100 import read_m2m100
 from mtkit.formats.marian import read_marian
+from mtkit.formats.native_marian import is_native_marian, read_native_marian
 from mtkit.formats.portable import MARKER, PortableModel, reordered
 from mtkit.messages import say
 from mtkit.model_proto import ModelType, model_type_of
@@ -38,11 +39,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
-    layout = read_json(directory / CONFIG).get("model_type")
-    if not isinstance(layout, str) or layout not in READERS:
-        raise CheckpointError(f"{directory / CONFIG}: model_type is {layout!r}; mtkit imports {' and '.join(READERS)}")
-    model = READERS[layout](directory)
-    vocabulary = read_marian_vocabulary(directory)
+    model, vocabulary, files, layout = _read(directory)
     model = _without_spare_rows(model, vocabulary)
     tokenizer = _tokenizer(directory, model, vocabulary)
     config = _config(model, vocabulary, tokenizer, languages)
@@ -53,7 +50,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
         "source_vocab_size": tokenizer.source_vocab_size,
         "target_vocab_size": tokenizer.target_vocab_size,
         "num_parameters": sum(weight.numel() for weight in model.weights.values()),
-        "imported": _provenance(directory, layout),
+        "imported": _provenance(files, layout),
     }
     translator = translator_of(config, tokenizer, model.weights)
     canaries = make_canaries(translator, _made_up_lines(tokenizer))
@@ -76,6 +73,18 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
     say(f"{max(spare):,} rows of the embeddings belong to no token of the tokenizer; they are left out")
     source, target = (range(min(len(rows.pieces), len(named.pieces))) for rows, named in sides)
     return reordered(model, source, target)
+
+
+def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
+    """The model, its vocabularies, the files that make it, and the name of their layout."""
+    if not (directory / CONFIG).exists() and is_native_marian(directory):
+        native = read_native_marian(directory)
+        return native.model, native.vocabulary, native.files, "native-marian"
+    layout = read_json(directory / CONFIG).get("model_type")
+    if not isinstance(layout, str) or layout not in READERS:
+        raise CheckpointError(f"{directory / CONFIG}: model_type is {layout!r}; mtkit imports {' and '.join(READERS)}")
+    model, vocabulary = READERS[layout](directory), read_marian_vocabulary(directory)
+    return model, vocabulary, [path for path in directory.iterdir() if path.is_file()], layout
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
@@ -146,11 +155,10 @@ def _config(
     return Config.model_validate_json(json.dumps(settings))
 
 
-def _provenance(directory: Path, layout: str) -> dict[str, Any]:
+def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
     """What it was made of: the files by their checksums, not where they lay."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
     sums = {}
-    for path in files:
+    for path in sorted(files):
         with path.open("rb") as file:
             sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return {"layout": layout, "files": sums}
