@@ -137,8 +137,9 @@ class Attacked:
         return True
 
     def fault(self, text: str) -> None:
-        """Note that something that must hold does not."""
+        """Note and tell that something that must hold does not."""
         self.faults.append(f"{text}\n    " + "\n    ".join(self.history[-6:]))
+        print(f"FAULT: {self.faults[-1]}", flush=True)
 
 
 def main() -> None:
@@ -161,8 +162,6 @@ def main() -> None:
                     f"{attacked.seen['commands']} commands, {faults} faults, {time.monotonic() - begun:.0f} s",
                     flush=True,
                 )
-    for fault in attacked.faults:
-        print(f"FAULT: {fault}")
     print(f"seed {arguments.seed}, {time.monotonic() - begun:.0f} s:", dict(attacked.seen.most_common()))
     print(f"{len(attacked.faults)} faults")
     sys.exit(1 if attacked.faults else 0)
