@@ -1,5 +1,6 @@
 """The command line: each command reads its arguments, calls one function, prints."""
 
+import errno
 import os
 import sys
 from io import TextIOWrapper
@@ -39,6 +40,8 @@ from mtkit.options import (
     typed,
 )
 from mtkit.plot_commands import plot
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
 
 app = typer.Typer(
     name="mtkit",
@@ -403,7 +406,8 @@ def _run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            _tell(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
+            what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+            _tell(what + ("; make room and start again" if error.errno in FULL else ""))
         # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
         if sys.stdout is not None:
             _opened_null(sys.stdout.fileno())

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -180,13 +180,23 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     path = followed(path)
     new = _beside(path, "new")
     try:
-        with new.open("wb") as file:
+        with _naming(path), new.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds the path to an error that does not tell which file it is about, as where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -203,6 +213,6 @@ def only_writer(directory: Path) -> Iterator[None]:
                 f"{directory}: in use by {holder}; wait for it, or stop it, then start again"
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds all the same, and nobody learns who has it
+            os.write(file.fileno(), f"process {os.getpid()}".encode())
         yield

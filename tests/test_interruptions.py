@@ -1,21 +1,24 @@
 """What comes from outside costs no work: signals, a stderr that is gone, memory that runs out, data of no use."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
 from runs import Trainer, at_step, doing, events, outcome, trained
 
+from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
-from mtkit.errors import DataError, MtkitError, is_out_of_memory
+from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memory
+from mtkit.files import only_writer, write_file
 from mtkit.messages import on_terminal, say
 from mtkit.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
@@ -236,3 +239,52 @@ def test_validation_text_without_spaces_is_told_where_bleu_cannot_cut_it_into_wo
         error = capsys.readouterr().err
         assert (fact in error) == (told is not None)
         assert told is None or told in error
+
+
+# A full disk.
+
+
+@pytest.fixture
+def full_filesystem(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own without any room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small disk can only be made by one who may mount")
+    with suppress(OSError):
+        (disk / "filler").write_bytes(bytes(1 << 20))
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_that_no_disk_has_room_for_is_named(full_filesystem):
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_file(full_filesystem / "config.yaml", b"x" * 10_000)
+    assert caught.value.filename == str(full_filesystem / "config.yaml")
+    assert not list(full_filesystem.glob(".config*"))
+
+
+def test_a_full_disk_is_locked_all_the_same(full_filesystem):
+    with (
+        only_writer(full_filesystem),
+        pytest.raises(CheckpointError, match="in use by another process"),
+        only_writer(full_filesystem),
+    ):
+        pass
+
+
+def test_a_full_disk_ends_a_command_in_one_line_that_says_what_to_do(
+    make, full_filesystem, tmp_path, capfd, monkeypatch
+):
+    config = make()
+    (tmp_path / "config.yaml").write_text(config_text(config), "utf-8")
+    run = f"run_dir={full_filesystem / 'run'}"
+    monkeypatch.setattr(sys, "argv", ["mtkit", "train", str(tmp_path / "config.yaml"), run])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()[-1:]
+    assert line.startswith("mtkit: error: ")
+    assert str(full_filesystem) in line
+    assert "No space left" in line
