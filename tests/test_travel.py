@@ -139,7 +139,7 @@ def change(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 3, "min_length": 4}], ids=str
+    "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 1, "min_length": 3}], ids=str
 )
 @pytest.mark.parametrize("to", ["marian", "ctranslate2"])
 def test_constraints_of_decoding_travel_and_come_back(decoding, to, corpus_files, tmp_path, capsys):
