@@ -38,9 +38,9 @@ def import_(
         str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not tell.")
     ] = None,
 ) -> None:
-    """Make a model of a Hugging Face checkpoint, or of what Marian itself wrote.
+    """Make a model of a Hugging Face or Marian checkpoint.
 
-    The checkpoint is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Of Marian it is a folder
+    It is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Of Marian itself it is a folder
     with an .npz and its vocabularies, such as an archive of OPUS-MT, or one of several .npz or decoder.yml in it. Ids
     and weights are kept, and no code is run.
     """

@@ -27,7 +27,7 @@ from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.formats.bundle import Bundle
 from mtkit.likelihood import ScoredTranslation, log_probs_of
 from mtkit.mbr import elect
-from mtkit.models.device import pick_device, pick_dtype, use_one_thread_after_fork
+from mtkit.models.device import DTYPES, pick_device, pick_dtype, use_one_thread_after_fork
 from mtkit.models.ensemble import Ensemble
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model
@@ -43,7 +43,6 @@ from mtkit.text.tokenizer import Tokenizer
 
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
-PRECISIONS = ("fp32", "bf16", "fp64")
 STEP_ELEMENTS = 2048  # log-probabilities of a step, sentences x beam x vocabulary, for each of batch_tokens
 LONGEST_SHOWN = 40  # characters of a prefix that a message shows
 
@@ -509,8 +508,8 @@ def load(
     there. Each gets all threads, and a GPU, by loading the model itself.
     """
     require_path(path, "path")
-    if precision not in PRECISIONS:
-        raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(PRECISIONS)}")
+    if precision not in DTYPES:
+        raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(DTYPES)}")
     require_texts(overrides, "overrides", 'a list of settings such as ["decoding.beam_size=1"]')
     require_list(ensemble, "ensemble", "a list of paths of models")
     for other in ensemble:

@@ -433,9 +433,9 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--beam-size", "0", "decoding.beam_size=0: found 0, wants a whole number, at least 1"),
-        ("--beam-size", "many", "decoding.beam_size=many: found many, wants a whole number, at least 1"),
-        ("--length-penalty", "x", "decoding.length_penalty=x: found x, wants a number"),
+        ("--beam-size", "0", "decoding.beam_size=0: found 0, wants a whole number, at least 1, at most 10000"),
+        ("--beam-size", "many", "decoding.beam_size=many: found many, wants a whole number, at least 1, at most 10000"),
+        ("--length-penalty", "x", "decoding.length_penalty=x: found x, wants a number, at least -10, at most 10"),
         ("--batch-tokens", "-1", "decoding.batch_tokens=-1: found -1, wants a whole number, at least 1"),
         ("--device", "gpu", "device=gpu: found gpu, wants one of auto, cpu, cuda, mps"),
         ("--precision", "fp8", "--precision: found fp8, wants one of fp32, bf16, fp64"),
@@ -444,9 +444,9 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
         ("--n-best", "9", "--n-best: found 9, wants at most the beam size, 2"),
         ("--top-k", "0", "decoding.top_k=0: found 0, wants a whole number, at least 1, or null"),
         ("--top-p", "2", "decoding.top_p=2: found 2, wants a number, more than 0, at most 1, or null"),
-        ("--temperature", "0", "decoding.temperature=0: found 0, wants a number, more than 0"),
+        ("--temperature", "0", "decoding.temperature=0: found 0, wants a number, at least 1e-09, at most 1000"),
         ("--seed", "-1", "decoding.seed=-1: found -1, wants a whole number, at least 0"),
-        ("--mbr", "x", "decoding.mbr_samples=x: found x, wants a whole number, at least 0"),
+        ("--mbr", "x", "decoding.mbr_samples=x: found x, wants a whole number, at least 0, at most 10000"),
         ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count"),
         ("--set", "stop=1", "decoding.stop=1: unknown key 'decoding.stop'; did you mean 'top_p'?"),
         ("--prefix", "nowhere", "nowhere: no such file"),
@@ -470,7 +470,7 @@ def test_several_faults_of_a_file_are_a_line_each(call: Call, tmp_path: Path) ->
     assert (result.code, result.out) == (1, "")
     assert result.error.splitlines() == [
         f"mtkit: error: {path}:1: unknown key 'training.max_stesp'; did you mean 'max_steps'?",
-        f"mtkit: error: {path}:2: decoding.beam_size: found 0, wants a whole number, at least 1",
+        f"mtkit: error: {path}:2: decoding.beam_size: found 0, wants a whole number, at least 1, at most 10000",
     ]
 
 
@@ -492,7 +492,7 @@ def test_output_that_cannot_be_written_is_told_in_one_line(tiny_run: Path) -> No
     for command in ("mtkit config", "mtkit --version", f"echo one | mtkit translate '{tiny_run}'"):
         result = shell(f"{command} > /dev/full")
         assert result.returncode == 1
-        assert result.stderr == b"mtkit: error: No space left on device\n"
+        assert result.stderr == b"mtkit: error: No space left on device; make room and start again\n"
 
 
 @pytest.mark.parametrize(

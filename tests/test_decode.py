@@ -245,7 +245,8 @@ def test_a_model_without_attention_has_no_coverage_penalty(tokenizer: Tokenizer)
     with pytest.raises(MtkitError) as error:
         blind.translate(["the cat"])
     assert str(error.value) == (
-        "decoding.coverage_penalty: this model has no attention to tell what was covered; set it to 0"
+        "decoding.coverage_penalty: this model, or one of the ensemble, has no attention to the source; leave the "
+        "setting at its default"
     )
 
 
@@ -357,7 +358,7 @@ def test_what_cannot_be_scored_is_told(tokenizer: Tokenizer) -> None:
     ):
         with pytest.raises(DataError, match=f"^{told}$"):
             translator.score(sources, targets)
-    with pytest.raises(TypeError, match="lists of lines"):
+    with pytest.raises(TypeError, match="wants a list of lines"):
         translator.score("a", ["b"])
 
 

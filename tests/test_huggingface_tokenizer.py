@@ -212,8 +212,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def marian(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported(tokenizer, write_marian_tokenizer, tmp_path_factory.mktemp("marian"))
+def marian(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Without a tag between arrows, which a MarianTokenizer misreads."""
+    tokenizer = trained(tmp_path_factory.mktemp("without"), source_normalization="nfkc")
+    exported = Exported(tokenizer, write_marian_tokenizer, tmp_path_factory.mktemp("marian"))
+    assert type(exported.theirs).__name__ == "MarianTokenizer"
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +225,14 @@ def m2m100(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ex
     return Exported(tokenizer, write_m2m100_tokenizer, tmp_path_factory.mktemp("m2m100"))
 
 
-def test_a_tag_between_arrows_has_no_space_mark_before_it_in_marian(marian, m2m100):
-    assert marian.differing(["<2de> the house", "the >>fra<< house"]) == []
-    line = ">>fra<< the house"
-    (row,) = marian.rows([line])
-    assert marian.theirs.convert_ids_to_tokens(row)[:3] == [SPACE_MARK, ">>fra<<", "▁the"]
-    assert marian.theirs(line).input_ids == row[1:]
-    assert m2m100.differing([line]) == []
+def test_a_tag_between_arrows_which_marian_misreads_is_read_by_a_tokenizer_json(tokenizer, m2m100, tmp_path):
+    arrows = Exported(tokenizer, write_marian_tokenizer, tmp_path)
+    assert type(arrows.theirs).__name__ != "MarianTokenizer"
+    lines = ["<2de> the house", "the >>fra<< house", ">>fra<< the house"]
+    assert arrows.differing(lines) == []
+    assert m2m100.differing(lines) == []
+    own = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    assert own(lines[2]).input_ids == arrows.rows(lines)[2][1:], "it has no space mark before the tag"
 
 
 def test_arrows_around_what_is_no_tag_are_an_unknown_token_in_marian(marian, m2m100):

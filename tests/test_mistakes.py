@@ -136,10 +136,10 @@ def test_text_that_is_not_utf8(place: Place, told: Told) -> None:
 
 def test_a_beam_of_nothing(place: Place, told: Told, tiny_run: Path) -> None:
     assert told("run", place.recipe, "decoding.beam_size=0") == [
-        "decoding.beam_size=0: found 0, wants a whole number, at least 1"
+        "decoding.beam_size=0: found 0, wants a whole number, at least 1, at most 10000"
     ]
     assert told("translate", tiny_run, "--beam-size", "0") == [
-        "decoding.beam_size=0: found 0, wants a whole number, at least 1"
+        "decoding.beam_size=0: found 0, wants a whole number, at least 1, at most 10000"
     ]
 
 

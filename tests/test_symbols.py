@@ -339,7 +339,8 @@ def test_a_symbol_is_no_tag(run: Path, capfd: pytest.CaptureFixture[str], monkey
             return translator.search(sentences, num_best, prefixes)
 
     watched = Watched(translator.model, translator.tokenizer, translator.config)
-    watched.translate(["<url>", "<2de>"])
+    with pytest.warns(UserWarning, match="looks like a tag"):
+        watched.translate(["<url>", "<2de>"])
     assert searched == translator.tokenizer.encode_source(["<url>"]), "of a tag alone there is nothing to translate"
 
 
