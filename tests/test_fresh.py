@@ -170,8 +170,9 @@ def test_a_fresh_start_makes_anew_what_is_damaged(config):
     run_all(config)
     (config.run_path / "tokenizer" / "tokenizer.model").write_bytes(b"damaged")
     (config.run_path / "data" / "train" / "source.tokens").write_bytes(b"")
-    run_all(config, fresh=True)
-    run_all(config)
+    scores = run_all(config, fresh=True)
+    assert (config.run_path / "tokenizer" / "tokenizer.model").read_bytes() != b"damaged"
+    assert run_all(config) == scores
 
 
 # A finished model whose checkpoints are gone.
