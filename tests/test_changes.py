@@ -257,3 +257,13 @@ def test_signals_that_come_during_a_change_find_it_done_or_not_begun(make):
         trained(config, change=True)
     assert read_progress(config.run_path / "checkpoints", 6)[0].changes
     trained(config)
+
+
+def test_a_run_that_was_not_changed_has_nothing_in_its_checkpoints_that_earlier_versions_cannot_read(make):
+    config = make()
+    stopped_at(config, 6)
+    path = config.run_path / "checkpoints" / "step-00000006" / "progress.json"
+    assert "changes" not in json.loads(path.read_text())["progress"]
+    trained(make(learning_rate=0.02), change=True)
+    path = config.run_path / "checkpoints" / "step-00000024" / "progress.json"
+    assert len(json.loads(path.read_text())["progress"]["changes"]) == 1

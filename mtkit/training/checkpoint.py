@@ -123,13 +123,19 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
             for name in tensors:
                 save_file(tensors[name], new / name)
             files = {name: _checksum(new / name) for name in tensors}
-            content = {"format": FORMAT, "progress": asdict(state.progress), "identity": identity, "files": files}
+            content = {"format": FORMAT, "progress": _told(state.progress), "identity": identity, "files": files}
             text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
             (new / PROGRESS).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error}; the checkpoints before it are untouched: make room and start again"
         ) from None
+
+
+def _told(progress: Progress) -> dict[str, Any]:
+    """Progress as JSON has it; changes only where there are some, so that earlier versions read the others."""
+    told = asdict(progress)
+    return told if progress.changes else {name: value for name, value in told.items() if name != "changes"}
 
 
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
