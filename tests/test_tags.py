@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_corpus(tmp_path_factory.mktemp("tags"))
     run_all(
         config_with(
-            settings_of(root, root / "run"), training={"max_steps": 800, "validate_every": 400, "save_every": 400}
+            settings_of(root, root / "run"), training={"max_steps": 1600, "validate_every": 400, "save_every": 400}
         )
     )
     return root / "run"
