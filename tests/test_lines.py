@@ -225,7 +225,7 @@ def test_a_file_that_is_neither_what_its_name_says_nor_text_is_told(tmp_path):
     for ending, pack in PACK.items():
         path = tmp_path / f"text{ending}"
         with pytest.raises(DataError) as raised:
-            lines_of(path, b"\xff" + pack(os.urandom(1000))[1:])
+            lines_of(path, b"\xff\rx\rx" + pack(os.urandom(1000))[1:].replace(b"\n", b""))  # no old Mac's
         name = PACKERS[ending].name
         assert str(raised.value) == f"{path}: neither {name}, as its name says, nor UTF-8 text; make or fetch it again"
 

@@ -27,12 +27,12 @@ def read_lines(path: Path) -> Iterator[str]:
     with _reading(path), open_to_read(path) as stream:
         for number, raw in enumerate(_raw_lines(stream), start=1):
             line = raw.removesuffix(b"\n").removesuffix(b"\r")
-            if b"\r" in line:
-                returns.see(number, line, is_last=not raw.endswith(b"\n"))
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line, error.start) from None
+            if b"\r" in line:  # only in text: random bytes have carriage returns, too
+                returns.see(number, line, is_last=not raw.endswith(b"\n"))
             yield text
         returns.check(number)
 
