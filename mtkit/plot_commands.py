@@ -26,20 +26,23 @@ def schedule(
 ) -> None:
     """Draw the learning rate by update."""
     from mtkit.config.load import load_config
+    from mtkit.config.training_settings import settled
     from mtkit.plot.figure import check_output
     from mtkit.plot.schedule import paper_schedule, plot_schedules, schedule_of
 
     check_output(output)
     loaded = [(path, load_config(path, [])) for path in configs or []]
-    schedules = [schedule_of(path.stem, config) for path, config in loaded]
+    num_steps = None if steps is None else count("--steps", steps)
+    schedules = [schedule_of(path.stem, config, num_steps) for path, config in loaded]
     schedules += [paper_schedule(text) for text in setting or []]
     if not schedules:
         raise MtkitError("there is nothing to draw; name a CONFIG, or give --setting such as 512:4000")
     # Without a config, five times the longest warmup shows the rise and the fall.
+    drawn = [one.training for one in schedules]
     longest = max(
-        [config.training.max_steps for _, config in loaded] or [5 * one.training.warmup_steps for one in schedules]
+        [settled(one.max_steps) for one in drawn[: len(loaded)]] or [5 * settled(one.warmup_steps) for one in drawn]
     )
-    plot_schedules(schedules, longest if steps is None else count("--steps", steps), output)
+    plot_schedules(schedules, num_steps or longest, output)
 
 
 @plot.command(epilog=f"{EXAMPLE}positions configs/demo.yaml -o positions.png")

@@ -49,6 +49,7 @@ def write_start(
         "precision": progress.precision,
         "start_from": start,
         **({"changes": progress.changes} if progress.changes else {}),
+        **({"plan": progress.plan} if progress.plan else {}),
         "parameters": model.num_parameters,
         "command": sys.argv,
         "data": corpus.facts(),

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -20,21 +20,23 @@ from tqdm import tqdm
 from mtkit.batch import Batch
 from mtkit.changes import require_allowed, with_changes
 from mtkit.config.settings import Config
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.data.corpus import Corpus
 from mtkit.data.verification import Verification
-from mtkit.errors import MtkitError, StoppedError, is_out_of_memory
+from mtkit.errors import CheckpointError, MtkitError, StoppedError, is_out_of_memory
 from mtkit.feed import Feed, Stream
 from mtkit.identity import MEASURES, Changes, changes_since, identity_of
 from mtkit.messages import on_terminal, say
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
+from mtkit.pace import measure_pace
 from mtkit.records import validation_digest, write_bundle, write_start, write_trained
 from mtkit.start import noted_start, start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.training.board import Board
+from mtkit.training.budget import Forecast, Plan, advice, make_plan, shortcomings, with_shares
 from mtkit.training.checkpoint import (
     Progress,
     TrainState,
@@ -99,9 +101,9 @@ class Trainer:
         change: bool = False,
         after_save: Callable[[], None] = nothing,
     ) -> None:
-        self.config = config
+        self.given = config
+        self.config = config  # with numbers for what is auto, once they are known
         self.after_save = after_save
-        self.settings = config.training
         self.run_path = config.run_path
         self.checkpoints = config.run_path / "checkpoints"
         self.tokenizer = tokenizer
@@ -115,6 +117,8 @@ class Trainer:
         self.feed = Feed.prepare(config, tokenizer, corpus, self.model.marks)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
+        if config.training.max_steps != "auto":
+            self._settle(with_shares(config.training))
         decay = config.training.ema_decay
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
@@ -127,6 +131,15 @@ class Trainer:
         self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
         board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
         self.log = Log(self.run_path / "log.jsonl", progress.log_bytes, board)
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """The settings of training."""
+        return self.config.training
+
+    def _settle(self, training: TrainingConfig) -> None:
+        """Numbers take the place of what is auto."""
+        self.config = self.given.model_copy(update={"training": training})
 
     # Going on.
 
@@ -142,7 +155,9 @@ class Trainer:
             self._start()
             return
         step = steps[-1]
-        _, found, _ = read_progress(self.checkpoints, step)
+        saved, found, _ = read_progress(self.checkpoints, step)
+        if self.settings.max_steps == "auto":
+            self._settle(self._plan_of(saved, step).settings(self.given.training))
         noted = found["training"].get("start_from")
         self.start = start_checksum(self.config, noted)
         if self.settings.start_from and not self.start:
@@ -150,6 +165,8 @@ class Trainer:
         self.changes = changes_since(found, self._identity(), self.config)
         require_allowed(self.changes, self.run_path, step, change)
         load_checkpoint(self.checkpoints, step, self.state)
+        if self.given.training.max_steps == "auto":
+            self.state.progress.plan = asdict(self._plan_of(saved, step))
         self.is_saved = True
         say(f"going on from step {step:,} in {self.run_path}")
         progress = self.state.progress
@@ -158,6 +175,34 @@ class Trainer:
             progress.best_step, progress.best_score = 0, float("-inf")
         if self.changes.all:
             self._change(found)
+
+    def _plan_of(self, progress: Progress, step: int) -> Plan:
+        """What auto settings were fixed at when the run began; other minutes than then make it so much longer."""
+        if progress.plan is None:
+            raise CheckpointError(
+                f"{self.run_path}: cannot go on from step {step:,} with training.max_steps auto, since the run began "
+                "with numbers; give those, or start anew with --fresh"
+            )
+        minutes = self.given.training.max_minutes
+        assert minutes is not None, "the settings check it"
+        plan = Plan(**progress.plan)
+        return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
+
+    def _make_plan(self, stop: Stop) -> None:
+        """Fix what is auto by the speed of updates on a copy of the model, whose time counts as training."""
+        begun = time.monotonic()
+        progress = self.state.progress
+        try:
+            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
+        progress.seconds = time.monotonic() - begun
+        plan = make_plan(self.settings, pace, progress.seconds)
+        progress.plan = asdict(plan)
+        self._settle(plan.settings(self.given.training))
+        say(f"training.max_steps auto: {plan.told(pace)}")
 
     def _change(self, found: dict[str, Any]) -> None:
         """Take over what changed since the checkpoint, whose identity was found, and tell of it."""
@@ -248,6 +293,8 @@ class Trainer:
         progress = self.state.progress
         (self.run_path / "trained.json").unlink(missing_ok=True)
         try:
+            if self.settings.max_steps == "auto":
+                self._make_plan(stop)
             self._write_start()
             if self.changes.all:
                 told = {change.name: [change.before, change.after] for change in self.changes.all}
@@ -256,6 +303,8 @@ class Trainer:
             with self.feed.batches(progress) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
+            if found := shortcomings(self.settings, progress.step):
+                say(f"mtkit: warning: training ended too early: {'; '.join(found)}. {advice(self.given.training)}")
             if verification:
                 verification.wait(stop.check)
             self._finish(stop)
@@ -275,8 +324,10 @@ class Trainer:
         progress, settings = self.state.progress, self.settings
         self.model.train()
         begun = time.monotonic() - progress.seconds
+        forecast = Forecast(settings)
+        forecast.begin(progress.step)
         with tqdm(
-            total=settings.max_steps,
+            total=settled(settings.max_steps),
             initial=progress.step,
             unit="step",
             disable=not on_terminal(),
@@ -285,7 +336,7 @@ class Trainer:
             while True:
                 # A checkpoint follows each validation, so that no kill repeats or loses one.
                 step = progress.step
-                if step % settings.validate_every == 0 and progress.validated_step < step and self._is_good:
+                if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_good:
                     self._validate_or_save(stop)
                     progress.seconds = time.monotonic() - begun
                     progress.window = Window(since=progress.seconds)
@@ -304,6 +355,7 @@ class Trainer:
                     raise MtkitError(self._with_remedy(what))
                 bar.update()
                 progress.seconds = time.monotonic() - begun
+                forecast.see(progress.step, progress.seconds)
                 if progress.step % settings.log_every == 0 and progress.window.updates:
                     record = progress.window.record(progress.seconds)
                     self.log.write("train", step=progress.step, epoch=epoch, **record)
@@ -345,9 +397,14 @@ class Trainer:
         self.state.progress, self.is_saved = before, was_saved
         raise self._out_of_memory(
             f"in step {step:,}, {self.shapes}",
+            self._less_memory(),
+        )
+
+    def _less_memory(self) -> str:
+        return (
             f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
             f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
-            f"training.accumulate={self.settings.accumulate * 2})",
+            f"training.accumulate={self.settings.accumulate * 2})"
         )
 
     def _validate_or_save(self, stop: Stop) -> None:
@@ -462,7 +519,7 @@ class Trainer:
             progress.stale_validations = 0
         else:
             progress.bad_validations += 1
-            progress.stale_validations += progress.step > self.settings.warmup_steps
+            progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
         progress.validated_step = progress.step
         self.is_saved = False
         seconds = time.monotonic() - begun
@@ -476,7 +533,7 @@ class Trainer:
 
     def _show_samples(self, translations: list[str]) -> None:
         """Other lines each time, the same ones for the same step."""
-        first = self.state.progress.step // self.settings.validate_every * NUM_SAMPLES
+        first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
             i %= len(translations)
             sample = {
@@ -509,7 +566,7 @@ class Trainer:
             if better:
                 weights, steps = average, chosen
         self._write_bundle(weights, steps)
-        write_trained(self.config, self.start)
+        write_trained(self.given, self.start)
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -532,7 +589,7 @@ class Trainer:
 
     def _write_start(self) -> None:
         progress = self.state.progress
-        facts = write_start(self.config, self.corpus, self.model, progress, self.start)
+        facts = write_start(self.given, self.corpus, self.model, progress, self.start)
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
@@ -26,6 +27,8 @@ from mtkit.training.checkpoint import Progress
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.stop import Stop
 from mtkit.translator import Translator
+
+TIMED_BATCHES, TIMED_LINES = 4, 64  # by which the time of a validation is told beforehand
 
 
 class Validation:
@@ -102,6 +105,29 @@ class Validation:
         for metric in ("bleu", "chrf"):
             measured[metric] = validation_score(translations, self.references, metric, language)
         return measured, translations
+
+    def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
+        """About how long a validation takes, by the time of a few batches and lines from all over the text.
+
+        A model that has learnt nothing goes on to the limit of length, so that time is scaled to the references'.
+        """
+        model.eval()
+        try:
+            begun = time.monotonic()
+            batches = self.batches[:: -(-len(self.batches) // TIMED_BATCHES)]
+            for source, target in batches:
+                self._sums(model, padded_batch(source, target, model.marks), stop)
+            losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
+            begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
+            lines, references = self.sources[::stride], self.references[::stride]
+            length = 0
+            for line in Translator(model, tokenizer, self.config).translate_lines(lines):
+                stop.check()
+                length += len(line.text)
+            searching = (time.monotonic() - begun) * len(self.sources) / len(lines)
+        finally:
+            model.train()
+        return losses + searching * min(1.0, sum(map(len, references)) / max(length, 1))
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:

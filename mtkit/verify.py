@@ -15,6 +15,7 @@ from mtkit.check import Report
 from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
+from mtkit.config.training_settings import settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import standing
 from mtkit.intact import check_data, check_results
@@ -23,6 +24,7 @@ from mtkit.models.device import pick_device
 from mtkit.prepare import adopt, first_pairs, is_prepared, kept_validation
 from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
 from mtkit.start import carried_over, start_tokenizer
+from mtkit.training.budget import with_shares
 from mtkit.training.schedule import ENDING
 
 # Updates of each training: a model so small that these are over before they can be killed is tried with the next.
@@ -90,12 +92,13 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
     """Train to the end, killed once between checkpoints, and once while one is written if that can be caught."""
     training = config.training
     command, told = _command(config, data, run), run.with_name("told")
+    every = settled(training.save_every)
     say(f"training {training.max_steps} updates, to be killed after the first checkpoint")
-    first = train_and_kill(command, run, Kill(training.save_every + 1), told)
+    first = train_and_kill(command, run, Kill(every + 1), told)
     if first is None:
         return []
     say(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
-    second = train_and_kill(command, run, Kill(training.save_every, while_saving=True), told)
+    second = train_and_kill(command, run, Kill(every, while_saving=True), told)
     if second is None:
         say("no checkpoint was written slowly enough for that")
         return [first]
@@ -163,9 +166,9 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
         for name, text in texts.items()
     }
     training = config.training
-    warmup_steps = training.warmup_steps
+    warmup_steps = with_shares(training.model_copy(update={"max_steps": steps})).warmup_steps
     if training.schedule in ENDING:
-        warmup_steps = min(warmup_steps, steps // 4)
+        warmup_steps = min(settled(warmup_steps), steps // 4)
     changed = {
         "max_steps": steps,
         "max_minutes": None,

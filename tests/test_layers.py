@@ -32,6 +32,7 @@ FLOORS = [
         "info",
         "check",
     },
+    {"pace"},
     {"validation", "objective", "feed", "records", "proof"},
     {"canaries", "changes", "fresh", "agreement"},
     {"translator", "start", "identity"},

@@ -7,12 +7,20 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from mtkit.config.yaml_text import write_yaml
 
 # What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
-FOR_BOTH, FOR_EACH = FORMS = ("one for both sides", "one for each side")
+FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
+# And what it calls the forms of one that is a number or worked out by mtkit.
+NUMBER, AUTO = ("a number", "auto")
+FORMS = (FOR_BOTH, FOR_EACH, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
     """Which of the two forms a value has."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
+
+
+def number_or_auto(value: object) -> str:
+    """Which form the value of a setting has that is a number or auto."""
+    return AUTO if value == "auto" else NUMBER
 
 
 class Section(BaseModel):

@@ -106,7 +106,7 @@ def setting_names(data: Any = None) -> list[tuple[str, ...]]:
 def wanted(schema: Schema) -> str:
     """What a setting takes, in words: "a whole number, at least 1"."""
     if _forms(schema):
-        return ", or ".join(map(wanted, _choices(schema)))
+        return ", or ".join(choice["const"] if "const" in choice else wanted(choice) for choice in _choices(schema))
     if "const" in schema:
         return f"only {schema['const']}"
     if "enum" in schema:

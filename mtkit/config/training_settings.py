@@ -1,11 +1,22 @@
 """Settings of training."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from mtkit.config.section import Section
+from mtkit.config.section import AUTO, NUMBER, Section, number_or_auto
+
+Auto = Literal["auto"]
+Updates = Annotated[
+    Annotated[Annotated[int, Field(ge=1)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
+]
+WarmupUpdates = Annotated[
+    Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
+]
+
+# Settings that follow from max_steps: where that is auto they are auto too, unless they are said.
+SHARES = ("warmup_steps", "validate_every", "save_every")
 
 
 class TrainingConfig(Section):
@@ -21,12 +32,16 @@ class TrainingConfig(Section):
         4096, ge=1, description="Most sentences x longest side, in tokens, of a batch; end marks count."
     )
     accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
-    max_steps: int = Field(100_000, ge=1, description="Updates after which training ends.")
+    max_steps: Updates = Field(
+        100_000,
+        description="Updates after which training ends; auto: as many as fit into max_minutes, fixed once by the speed "
+        "of the first ones, and with them warmup_steps, validate_every and save_every unless you say them.",
+    )
     max_minutes: float | None = Field(
         None,
         gt=0,
         description="Minutes of training after which it ends; null: any. linear and cosine still end at max_steps: "
-        "set that to what fits into the minutes.",
+        "set that to auto, or to what fits into the minutes.",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="How weights follow gradients.")
     adam_betas: tuple[float, float] = Field(
@@ -42,7 +57,11 @@ class TrainingConfig(Section):
         description="How the learning rate moves after warm-up; linear and cosine fall until max_steps, plateau when "
         "validations bring nothing better.",
     )
-    warmup_steps: int = Field(4000, ge=0, description="Updates during which the learning rate rises to its peak.")
+    warmup_steps: WarmupUpdates = Field(
+        4000,
+        description="Updates during which the learning rate rises to its peak; auto, the default where max_steps is "
+        "auto: a tenth of max_steps, at most 4000.",
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -98,11 +117,18 @@ class TrainingConfig(Section):
         description="Numbers of matrix products; auto: bf16 where the device is fast at it, fp16 on older GPUs that "
         "are fast at that, else fp32.",
     )
-    validate_every: int = Field(1000, ge=1, description="Updates between validations.")
+    validate_every: Updates = Field(
+        1000,
+        description="Updates between validations; auto, the default where max_steps is auto: a tenth of max_steps, or "
+        "more where validations would take too much of max_minutes.",
+    )
     validation_sentences: int = Field(
         1000, ge=1, description="Most sentences that a validation translates, one of each corpus of data.valid in turn."
     )
-    save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")
+    save_every: Updates = Field(
+        1000,
+        description="Updates between checkpoints; auto, the default where max_steps is auto: as validate_every.",
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")
     select_by: Literal["bleu", "chrf", "loss"] = Field(
         "bleu", description="What the best checkpoint is best at; loss is the likelihood's, without label smoothing."
@@ -122,6 +148,17 @@ class TrainingConfig(Section):
     seed: int = Field(1, ge=0, description="All chance in training comes from it.")
 
     @model_validator(mode="after")
+    def updates_fit(self) -> "TrainingConfig":
+        """Updates without a number follow from the minutes, and what depends on them follows them."""
+        if self.max_steps != "auto":
+            return self
+        if self.max_minutes is None:
+            raise ValueError("max_steps auto wants max_minutes, the time that the updates are to fit into")
+        said = self.model_fields_set
+        self.__dict__.update({name: "auto" for name in SHARES if name not in said})
+        return self
+
+    @model_validator(mode="after")
     def schedule_fits(self) -> "TrainingConfig":
         """A schedule has all that it needs, and nothing is said of another."""
         if self.learning_rate is None and self.schedule != "noam":
@@ -136,7 +173,12 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"final_learning_rate {self.final_learning_rate} must be at most learning_rate {self.learning_rate}"
             )
-        if self.schedule in ("linear", "cosine") and self.max_steps <= max(self.warmup_steps, 1):
+        if (
+            self.schedule in ("linear", "cosine")
+            and self.max_steps != "auto"
+            and self.warmup_steps != "auto"
+            and self.max_steps <= max(self.warmup_steps, 1)
+        ):
             raise ValueError(
                 f"schedule {self.schedule} wants max_steps above warmup_steps {self.warmup_steps} and 1, found "
                 f"{self.max_steps}"
@@ -178,3 +220,9 @@ class TrainingConfig(Section):
     def samples_subwords(self) -> bool:
         """Whether each epoch sees other segmentations of the text."""
         return self.bpe_dropout > 0 or self.unigram_alpha is not None
+
+
+def settled(updates: int | Auto) -> int:
+    """A setting in updates, where the number that auto stands for has taken its place."""
+    assert updates != "auto", "training fixes it before it begins"
+    return updates

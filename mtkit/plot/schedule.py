@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.config.settings import Config
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import MtkitError
 from mtkit.plot.figure import line_of, new_figure, save, style
+from mtkit.training.budget import with_shares
 from mtkit.training.schedule import learning_rate
 
 MOST_POINTS = 2000  # more than a picture can show
@@ -22,9 +23,17 @@ class Schedule:
     d_model: int
 
 
-def schedule_of(label: str, config: Config) -> Schedule:
-    """That of a run."""
-    return Schedule(label, config.training, config.model.d_model)
+def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
+    """The schedule of a run, with what is auto as it would be in a run of num_steps updates.
+
+    Raises MtkitError if the number of updates is auto and num_steps is None.
+    """
+    training = config.training
+    if training.max_steps == "auto":
+        if num_steps is None:
+            raise MtkitError(f"{label}: training.max_steps is auto, a number that training fixes; give --steps")
+        training = training.model_copy(update={"max_steps": num_steps})
+    return Schedule(label, with_shares(training), config.model.d_model)
 
 
 def paper_schedule(text: str) -> Schedule:
@@ -39,7 +48,12 @@ def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list
     """Steps from 1 to num_steps, the peak among them, and the rate of each."""
     stride = -(-num_steps // MOST_POINTS)
     steps = sorted(
-        {1, *range(stride, num_steps, stride), min(max(schedule.training.warmup_steps, 1), num_steps), num_steps}
+        {
+            1,
+            *range(stride, num_steps, stride),
+            min(max(settled(schedule.training.warmup_steps), 1), num_steps),
+            num_steps,
+        }
     )
     return steps, [learning_rate(step, schedule.training, schedule.d_model) for step in steps]
 

@@ -56,6 +56,7 @@ class Progress:
     scale_updates: int = 0  # since the loss scale changed
     log_bytes: int = 0  # length of log.jsonl, which is cut back to it
     changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
+    plan: dict[str, Any] | None = None  # what auto settings were fixed at, see budget.Plan
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
 
@@ -133,9 +134,8 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 
 
 def _told(progress: Progress) -> dict[str, Any]:
-    """Progress as JSON has it; changes only where there are some, so that earlier versions read the others."""
-    told = asdict(progress)
-    return told if progress.changes else {name: value for name, value in told.items() if name != "changes"}
+    """Progress as JSON has it; changes and plan only where there are some, so that earlier versions read the others."""
+    return {name: value for name, value in asdict(progress).items() if value or name not in ("changes", "plan")}
 
 
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.training.checkpoint import Change, Progress, setting_at
 
 
@@ -19,8 +19,8 @@ def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bo
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
     """Which limit is reached; nothing while none is."""
-    if progress.step >= config.max_steps:
-        return f"training.max_steps {config.max_steps:,} is reached"
+    if progress.step >= settled(config.max_steps):
+        return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
     if config.patience is not None and progress.bad_validations >= config.patience:
@@ -32,8 +32,8 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
     """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
     if config.max_minutes is None:
-        return config.max_steps
-    return min(config.max_steps, round(progress.step * 60 * config.max_minutes / progress.seconds))
+        return settled(config.max_steps)
+    return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig) -> str:

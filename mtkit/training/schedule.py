@@ -6,7 +6,7 @@ lowered is how many times validations that brought nothing better have lowered i
 import math
 from collections.abc import Callable
 
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig, settled
 
 
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
@@ -14,14 +14,14 @@ def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float
 
     The paper's factor is 1; a learning_rate is the peak, factor = learning_rate x sqrt(d_model x warmup_steps).
     """
-    warmup = max(config.warmup_steps, 1)
+    warmup = max(settled(config.warmup_steps), 1)
     factor = 1.0 if config.learning_rate is None else config.learning_rate * (d_model * warmup) ** 0.5
     return float(factor * d_model**-0.5 * min(step**-0.5, step * warmup**-1.5))
 
 
 def inverse_sqrt(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """A linear rise to the peak, then peak x sqrt(warmup / step), as in fairseq."""
-    warmup = max(config.warmup_steps, 1)
+    warmup = max(settled(config.warmup_steps), 1)
     return float(_peak(config) * min(step / warmup, (warmup / step) ** 0.5))
 
 
@@ -59,13 +59,13 @@ def _peak(config: TrainingConfig) -> float:
 
 def _warmth(step: int, config: TrainingConfig) -> float:
     """How far warm-up is, from 0 to 1."""
-    return min(1.0, step / max(config.warmup_steps, 1))
+    return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
     """How far the way from the end of warm-up to max_steps is gone, from 0 to 1."""
-    warmup = max(config.warmup_steps, 1)
-    return min(max(step - warmup, 0) / (config.max_steps - warmup), 1.0)
+    warmup = max(settled(config.warmup_steps), 1)
+    return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
 
 SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {

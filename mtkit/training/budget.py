@@ -1,0 +1,172 @@
+"""What fits into the updates and minutes of a run: its auto settings, warm-up, validations, and a falling schedule."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.errors import ConfigError
+from mtkit.messages import say
+from mtkit.training.schedule import ENDING
+
+MOST_VALIDATIONS = 10  # that auto plans
+VALIDATION_SHARE = 0.2  # of the minutes; auto plans no more validations than fit into it, but one
+APART = 10  # updates from one validation to the next, at least
+WARMUP_SHARE = 0.1  # of the updates
+MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
+RESERVE = 0.05  # of the minutes, for a machine that becomes slower
+LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates, and seconds of them, by which the speed is known
+FALLEN = 0.95  # share of max_steps after which a schedule that ends there is as good as down
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast training is on this machine."""
+
+    update: float  # seconds of one update
+    validation: float  # seconds of one validation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was fixed for a run whose max_steps is auto. It is kept in every checkpoint."""
+
+    max_minutes: float
+    max_steps: int
+    warmup_steps: int
+    validate_every: int
+    save_every: int
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """The settings with these numbers where they say auto."""
+        numbers = {name: value for name, value in asdict(self).items() if getattr(config, name) == "auto"}
+        return config.model_copy(update=numbers)
+
+    def told(self, pace: Pace) -> str:
+        """The plan in words."""
+        return (
+            f"{in_minutes(self.max_minutes)} are {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
+            f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
+            f"{self.validate_every:,}"
+        )
+
+    def for_minutes(self, max_minutes: float) -> "Plan":
+        """The same for other minutes: max_steps changes as they do, and nothing else."""
+        max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
+        return Plan(**{**asdict(self), "max_minutes": max_minutes, "max_steps": max_steps})
+
+
+def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
+    """The plan for a run of max_minutes, of which measuring the pace has taken spent seconds.
+
+    The last validation comes with the last update. Raises ConfigError if a given warmup_steps does not fit.
+    """
+    assert config.max_minutes is not None, "the settings check it"
+    seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
+    if config.validate_every == "auto":
+        fit = math.floor(min(VALIDATION_SHARE * seconds / max(pace.validation, 1e-9), seconds / pace.update / APART))
+        validations = min(max(fit, 1), MOST_VALIDATIONS)
+        every = max(int((seconds - validations * pace.validation) / (validations * pace.update)), 1)
+        max_steps = every * validations
+    else:
+        every = config.validate_every
+        max_steps = max(int(seconds / (pace.update + pace.validation / every)), 2)
+    max_steps = max(max_steps, 2)
+    settings = with_shares(config.model_copy(update={"max_steps": max_steps, "validate_every": every}))
+    warmup_steps = settled(settings.warmup_steps)
+    if config.schedule in ENDING and warmup_steps >= max_steps:
+        raise ConfigError(
+            f"training.warmup_steps {warmup_steps:,} does not fit: {config.max_minutes:g} minutes are about "
+            f"{max_steps:,} updates here; leave it out, lower it, or raise training.max_minutes"
+        )
+    return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every))
+
+
+def with_shares(config: TrainingConfig) -> TrainingConfig:
+    """The settings with shares of max_steps where warmup_steps, validate_every and save_every are auto."""
+    max_steps = settled(config.max_steps)
+    every = config.validate_every
+    shares = {
+        "warmup_steps": min(max(round(WARMUP_SHARE * max_steps), 1), MOST_WARMUP),
+        "validate_every": max(math.ceil(max_steps / MOST_VALIDATIONS), 1),
+        "save_every": max(math.ceil(max_steps / MOST_VALIDATIONS), 1) if every == "auto" else every,
+    }
+    return config.model_copy(update={name: value for name, value in shares.items() if getattr(config, name) == "auto"})
+
+
+class Forecast:
+    """Tells once, as soon as the speed is known, how far the minutes reach, and what does not fit into them."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self._config = config
+        self._first: tuple[int, float] | None = None  # the first step that was seen, and its seconds
+        self._is_told = config.max_minutes is None
+
+    def begin(self, step: int) -> None:
+        """Training goes on from a step; where no minutes end it, all is known already."""
+        if self._is_told and step < settled(self._config.max_steps):
+            _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
+
+    def see(self, step: int, seconds: float) -> None:
+        """An update was made, the one of that step, after so many seconds of training."""
+        if self._is_told or self._config.max_minutes is None:
+            return
+        if self._first is None:
+            self._first = step, seconds
+        first, since = self._first
+        if step - first < LEAST_SEEN or (seconds - since < SECONDS_SEEN and step - first < MOST_SEEN):
+            return
+        self._is_told = True
+        update = max(seconds - since, 1e-9) / (step - first)
+        last = step + max(int((60 * self._config.max_minutes - seconds) / update), 0)
+        max_steps = settled(self._config.max_steps)
+        if last < max_steps:
+            told = f"{in_minutes(self._config.max_minutes)} are about {last:,} updates here"
+            if not _warn(told, self._config, last):
+                say(f"{told}; {_shares(self._config, last, update)}")
+
+
+def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
+    """What does not fit into a training whose last update is that of last_step; nothing where all does."""
+    warmup, every, max_steps = (settled(config.warmup_steps), settled(config.validate_every), settled(config.max_steps))
+    found = []
+    if warmup > 1 and last_step <= warmup:
+        found.append(f"the learning rate is still rising at the end (training.warmup_steps {warmup:,})")
+    if last_step < every:
+        found.append(f"there is no validation before the last one (training.validate_every {every:,})")
+    if config.schedule in ENDING and last_step < FALLEN * max_steps:
+        found.append(f"the {config.schedule} schedule has not come down (training.max_steps {max_steps:,})")
+    return found
+
+
+def advice(config: TrainingConfig) -> str:
+    """How to make the settings of a run fit."""
+    if config.max_minutes is None:
+        return "Raise training.max_steps, or lower the others"
+    if config.max_steps == "auto":
+        return "Raise training.max_minutes, or leave out what does not fit, which is auto then"
+    return (
+        "Raise training.max_minutes, or set training.max_steps to auto and leave out warmup_steps, validate_every and "
+        "save_every, which are fitted to the minutes then"
+    )
+
+
+def _shares(config: TrainingConfig, last_step: int, update_seconds: float) -> str:
+    """How warm-up and validations lie in the updates, where all of them fit."""
+    every = settled(config.validate_every)
+    first = f"the first validation comes after {in_minutes(every * update_seconds / 60)}"
+    return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
+
+
+def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
+    """Whether there was something to warn of in a training that ends at a step."""
+    found = shortcomings(config, last_step)
+    if found:
+        say(f"mtkit: warning: {told}, which is not enough: {'; '.join(found)}. {advice(config)}")
+    return bool(found)
+
+
+def in_minutes(minutes: float) -> str:
+    if minutes < 1:
+        return f"{round(60 * minutes)} seconds"
+    amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"
+    return "1 minute" if amount == "1" else f"{amount} minutes"
