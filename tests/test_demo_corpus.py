@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from itertools import pairwise
@@ -75,6 +76,23 @@ def test_sides_have_as_many_lines_and_the_files_stay_small():
         assert len(sources) == len(targets) == len(set(sources))
     assert 8_000 <= sum(len(lines(f"{split}.fr")) for split in SPLITS) <= 20_000
     assert sum((CORPUS / name).stat().st_size for name in NAMES) < 2_000_000
+
+
+def test_the_demo_shows_new_sentences_with_words_of_the_training_text_and_others_with_words_that_it_lacks():
+    script = (ROOT / "scripts" / "demo").read_text("utf-8")
+    sentences = re.findall(r'^  "(.+)"$', script, re.MULTILINE)
+    assert len(sentences) == len(set(sentences)) == 6
+    assert not set(sentences) & {line for split in SPLITS for line in lines(f"{split}.fr")}
+    known = words(" ".join(lines("train.fr")))
+    lacking = [words(sentence) - known for sentence in sentences]
+    assert not any(lacking[:3])
+    assert all(lacking[3:])
+    (shown,) = re.findall(r"has never seen \((.*)\)", script)
+    assert words(shown) == set().union(*lacking[3:])
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def test_every_line_is_clean_text():

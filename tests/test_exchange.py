@@ -388,7 +388,7 @@ def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path):
         assert result.returncode == 0, result.stderr
         assert "mtkit: error" not in result.stderr
     assert (tmp_path / "new.en").read_text("utf-8").count("\n") == 24
-    python = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    python = re.search(r"```python\n(.*?)```", (ROOT / "configs" / "README.md").read_text("utf-8"), re.DOTALL)
     assert python
     code = python[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
