@@ -36,6 +36,7 @@ from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.text.parts import with_plain_files
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
 from mtkit.training.checkpoint import checkpoint_steps
@@ -47,7 +48,7 @@ REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that ar
 
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
         try:
@@ -69,7 +70,7 @@ def run_binarize(config: Config) -> None:
 
     The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
     """
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
         if changes := tokenizer_changes(config):
@@ -88,7 +89,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
     fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
     """
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = config if fresh else as_begun(config)
         _train(config, fresh, change)
@@ -96,7 +97,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = config if fresh else as_begun(config)
         _train(config, fresh, change)

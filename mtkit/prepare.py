@@ -15,7 +15,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig, listed
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import Rule, Side, TokenizerConfig
 from mtkit.config.yaml_text import write_yaml
@@ -43,10 +43,12 @@ from mtkit.text.parallel import (
     tagged,
     tagged_pairs,
 )
+from mtkit.text.parts import data_file
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 
+MOST_NAMED = 6  # files of a corpus that a message lists
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
@@ -156,7 +158,9 @@ def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
 
 
 def _names(corpora: Iterable[CorpusConfig]) -> str:
-    return ", ".join(str(path) for corpus in corpora for path in corpus.paths)
+    paths = [str(path) for corpus in corpora for path in corpus.paths]
+    more = len(paths) - MOST_NAMED
+    return ", ".join(paths[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def tokenizer_is_current(config: Config) -> bool:
@@ -378,7 +382,8 @@ def _text_changes(
 
     Both go source, target, source, target, …
     """
-    now = [known_fingerprints(corpus, known) for corpus in corpora]
+    parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
+    now = [known_fingerprints(part, known) for _, part in parts]
     before = list(zip(known[::2], known[1::2], strict=False))
     found = [(source[1], target[1]) for source, target in now]
     if found == before:
@@ -393,9 +398,9 @@ def _text_changes(
     if sorted(found) == sorted(before):
         return [f"{section} lists its corpora in another order"]
     changes = []
-    for place, (sides, pair) in enumerate(zip(now, before, strict=True)):
+    for (place, _), sides, pair in zip(parts, now, before, strict=True):
         wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
-        if len(set(wholes)) == 1 and found[place] != pair:
+        if len(set(wholes)) == 1 and (sides[0][1], sides[1][1]) != pair:
             changes.append(f"{section}[{place}].columns changed")
             continue
         changes += [
@@ -568,18 +573,21 @@ def _training_corpora(config: Config) -> list[CorpusConfig]:
 
 
 def _corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora with the paths where their files lie."""
+    """The same corpora with the paths where their files lie; one that is missing is a DataError."""
     sides = ("source", "target", "tsv")
     found = []
     for corpus in corpora:
-        paths = {side: getattr(corpus, side) for side in sides}
-        here = {side: config.data_path(path) for side, path in paths.items() if path is not None}
+        here: dict[str, Path | tuple[Path, ...]] = {}
+        for side in sides:
+            files = getattr(corpus, side)
+            paths = tuple(data_file(config, path) for path in listed(files))
+            here |= {} if files is None else {side: paths[0] if isinstance(files, Path) else paths}
         found.append(corpus.model_copy(update=here))
     return found
 
 
 def _raw_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    return tuple(RawFile(*known) for corpus in corpora for known in fingerprints(corpus))
+    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
 
 
 def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
@@ -630,12 +638,12 @@ def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
 def _more_text(config: Config, side: Side) -> Iterator[str]:
     """The lines of a side that only the tokenizer is trained on."""
     paths = (getattr(text, side) for text in config.tokenizer.text)
-    return chain.from_iterable(read_lines(config.data_path(path)) for path in paths if path is not None)
+    return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
 
 def _fingerprints_of_more_text(config: Config) -> list[dict[str, str]]:
     return [
-        {side: fingerprint(config.data_path(path)) for side, path in text if path is not None}
+        {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text
     ]
 

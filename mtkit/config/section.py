@@ -7,12 +7,22 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from mtkit.config.yaml_text import write_yaml
 
 # What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
-FOR_BOTH, FOR_EACH = FORMS = ("one for both sides", "one for each side")
+FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
+
+# The same of a setting that is one file or a list of them.
+ONE_FILE, MANY_FILES = ("one file", "several files")
+
+FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES)
 
 
 def form_of(value: object) -> str:
     """Which of the two forms a value has."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
+
+
+def number_of_files(value: object) -> str:
+    """Whether a value is one file or a list of them."""
+    return MANY_FILES if isinstance(value, list | tuple) else ONE_FILE
 
 
 class Section(BaseModel):
