@@ -29,6 +29,7 @@ from mtkit.prepare import (
     tokenizer_changes,
     tokenizer_is_current,
     training_text_changes,
+    validation_is_spread,
     validation_text_changes,
 )
 from mtkit.records import changed_since_trained, is_trained
@@ -176,6 +177,8 @@ def _prepare(config: Config) -> None:
     elif changes := validation_text_changes(config):
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
+    elif not has_begun and not validation_is_spread(config):
+        renew_validation(config)  # an earlier version kept it, and a validation would translate its beginning alone
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
@@ -186,6 +189,9 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
     if not _is_sound(binarized_is_current, config):
         start.put_aside("data/train", "data/valid")
         binarize(config)
+    elif not validation_is_spread(config):
+        start.put_aside("data/valid")
+        renew_validation(config)
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:

@@ -20,7 +20,7 @@ from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import Rule, Side, TokenizerConfig
 from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
-from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
+from mtkit.data.manifest import Manifest, RawFile, read_manifest, validation_sum, write_manifest
 from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
@@ -49,6 +49,7 @@ from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 
 MOST_NAMED = 6  # files of a corpus that a message lists
+SPREAD = "spread"  # the order of a validation text whose first lines are spread over all of it
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
@@ -518,21 +519,48 @@ def _read_held_out(config: Config) -> list[HeldOut]:
     return found
 
 
+def validation_is_spread(config: Config) -> bool:
+    """Whether the validation text is kept so that its first lines are spread over all of it."""
+    return _read_json(_validation_directory(config) / "manifest.json").get("order") == SPREAD
+
+
 def _write_validation(config: Config, directory: Path) -> None:
-    """The validation text, line for line, those of several corpora in turn, since a validation may translate few."""
+    """The validation text, so ordered that its first lines are spread over all of it: a validation may translate few.
+
+    Earlier versions kept the lines of each corpus in their order, and a run that was validated by those keeps them so.
+    """
     corpora = _corpora(config, config.data.valid)
-    manifest: dict[str, Any] = {"format": FORMAT, **_what_is_to_keep(config)}
-    pairs = list(pairs_in_turn(corpora))
-    for side, place in (("source", 0), ("target", 1)):
-        path = directory / f"{side}.txt"
-        digest = hashlib.sha256()
-        with path.open("wb") as stream:
-            for pair in pairs:
-                raw = pair[place].encode("utf-8") + b"\n"
-                digest.update(raw)
-                stream.write(raw)
-        manifest[path.name] = digest.hexdigest()
-    _write_json(directory / "manifest.json", manifest)
+    sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
+    noted = _noted_validation(config)
+    if noted is not None and noted != validation_sum(_sums(sides)):
+        in_file_order = _sides(pairs_in_turn(corpora, is_spread=False))
+        if noted in ("", validation_sum(_sums(in_file_order))):
+            sides, order = in_file_order, {}
+    for name, text in sides.items():
+        (directory / name).write_bytes(text)
+    _write_json(directory / "manifest.json", {"format": FORMAT, **order, **_what_is_to_keep(config), **_sums(sides)})
+
+
+def _noted_validation(config: Config) -> str | None:
+    """A checksum of the text that validates a run which has begun, "" where that was not noted; None for a new run."""
+    if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
+        return None
+    from mtkit.records import noted_validation  # here, since all else goes without torch
+
+    return noted_validation(config.run_path)
+
+
+def _sides(pairs: Iterable[Pair]) -> dict[str, bytes]:
+    """Both sides of the pairs, line for line, by the names of their files."""
+    kept = list(pairs)
+    return {
+        f"{side}.txt": "".join(f"{pair[place]}\n" for pair in kept).encode()
+        for place, side in enumerate(get_args(Side))
+    }
+
+
+def _sums(sides: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(text).hexdigest() for name, text in sides.items()}
 
 
 def _what_is_to_keep(config: Config) -> dict[str, Any]:

@@ -100,7 +100,10 @@ class TrainingConfig(Section):
     )
     validate_every: int = Field(1000, ge=1, description="Updates between validations.")
     validation_sentences: int = Field(
-        1000, ge=1, description="Most sentences that a validation translates, one of each corpus of data.valid in turn."
+        1000,
+        ge=1,
+        description="Most sentences that a validation translates: one of each corpus of data.valid in turn, spread "
+        "evenly over it.",
     )
     save_every: int = Field(1000, ge=1, description="Updates between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")

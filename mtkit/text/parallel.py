@@ -67,14 +67,27 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
             yield tagged(source, corpus.tag), target
 
 
-def pairs_in_turn(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
+def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
     """The pairs of all corpora, tagged, one of each in turn, so that the first few are from all of them.
 
-    A corpus that has ended is passed over; the pairs of each keep their order. All are read into memory one after
-    the other, since there may be more of them than files that a process may open.
+    is_spread orders the pairs of each so that the first few, however many, stand evenly over all of it; without it they
+    keep their order. A corpus that has ended is passed over. All are read into memory one after the other, since there
+    may be more of them than files that a process may open.
     """
-    for row in zip_longest(*[list(tagged_pairs([corpus])) for corpus in corpora]):
+    texts = [list(tagged_pairs([corpus])) for corpus in corpora]
+    if is_spread:
+        texts = [[text[place] for place in spread(len(text))] for text in texts]
+    for row in zip_longest(*texts):
         yield from (pair for pair in row if pair is not None)
+
+
+def spread(count: int) -> list[int]:
+    """The numbers below count, so ordered that the first few, however many, are spread evenly: 0 4 2 6 1 5 3 7.
+
+    That is the order of their reversed bits (van der Corput, 1935).
+    """
+    width = max(count - 1, 0).bit_length()
+    return sorted(range(count), key=lambda number: f"{number:0{width}b}"[::-1])
 
 
 def fingerprints(
