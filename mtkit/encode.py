@@ -1,7 +1,7 @@
 """Pairs of text to pairs of ids: which of them stay, and what is not known of them."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -23,9 +23,16 @@ class Encoder:
     """Writes the pairs that stay, and counts the others by reason."""
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, writer: CorpusWriter, search: Search, unknown: UnknownShares
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        writer: CorpusWriter,
+        search: Search,
+        unknown: UnknownShares,
+        read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
     ) -> None:
-        """Writes with writer, and lets search and unknown see what stays."""
+        """Reads each part with read, writes with writer, and lets search and unknown see what stays."""
+        self._read = read
         self.drops = Drops()
         self._rules = config.data
         self._keeps_text = config.training.samples_subwords
@@ -41,7 +48,7 @@ class Encoder:
         before = self._writer.num_pairs
         for part in corpus.parts:
             line = 1
-            for chunk in _chunks(progress(read_part(part), "encoding")):
+            for chunk in _chunks(progress(self._read(part), "encoding")):
                 self._encode_chunk(chunk, part, line)
                 line += len(chunk)
         return self._writer.num_pairs - before

@@ -74,15 +74,16 @@ def run_binarize(config: Config) -> None:
     config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
+        told: list[str] = []
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
-            _renew_tokenizer(config)
+            told = _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
         except DataError:  # damaged, which is what is to be mended
             changes = []
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, told)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
@@ -161,9 +162,10 @@ def _prepare(config: Config) -> None:
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
     has_begun = is_begun(config.run_path)
+    told: list[str] = []
     if changes := tokenizer_changes(config):
         _refuse_if_begun(config, "tokenizer", changes)
-        _renew_tokenizer(config)
+        told = _renew_tokenizer(config)
     try:
         changes = training_text_changes(config)
     except DataError as error:
@@ -173,7 +175,7 @@ def _prepare(config: Config) -> None:
         say(f"warning: {error}")
     if changes:
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, told)
     elif changes := validation_text_changes(config):
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
@@ -183,12 +185,13 @@ def _prepare(config: Config) -> None:
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
+    told: list[str] = []
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
-        make_tokenizer(config)
+        told = make_tokenizer(config)
     if not _is_sound(binarized_is_current, config):
         start.put_aside("data/train", "data/valid")
-        binarize(config)
+        binarize(config, told)
     elif not validation_is_spread(config):
         start.put_aside("data/valid")
         renew_validation(config)
@@ -203,13 +206,17 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
         return False
 
 
-def _renew_tokenizer(config: Config) -> None:
+def _renew_tokenizer(config: Config) -> list[str]:
+    """Make the tokenizer anew; returns what the user was warned of in the text."""
     has_begun = is_begun(config.run_path)
-    make_tokenizer(config)
+    told = make_tokenizer(config)
     if has_begun:
-        return  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
+        return (
+            told  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
+        )
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
+    return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:

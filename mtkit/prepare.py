@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
@@ -31,6 +31,7 @@ from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import fingerprint, read_lines, read_pairs, require_file
+from mtkit.text.oversights import Oversights
 from mtkit.text.parallel import (
     COLUMN,
     Pair,
@@ -38,6 +39,7 @@ from mtkit.text.parallel import (
     known_fingerprints,
     pairs_in_turn,
     read_corpus,
+    read_part,
     read_source,
     read_target,
     tagged,
@@ -53,21 +55,30 @@ SPREAD = "spread"  # the order of a validation text whose first lines are spread
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
-def make_tokenizer(config: Config) -> None:
-    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from."""
-    _check_held_out(config)
+def make_tokenizer(config: Config) -> list[str]:
+    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from.
+
+    Returns what the user was warned of in the text.
+    """
+    oversights = _oversights(config)
+    _check_held_out(config, oversights)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
-        return
+        return []
     if config.tokenizer.model is not None:
         _take_tokenizer(config)
-        return
+        return []
     corpora = _training_corpora(config)
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
-        if not sum(1 for _ in progress(tagged_pairs(corpora), "reading")):
+        read = _watched(oversights, "data.train")
+        pairs = chain.from_iterable(read(part) for corpus in corpora for part in corpus.parts)
+        if not sum(1 for _ in progress(pairs, "reading")):
             raise _no_pairs(corpora)
+        warnings = list(oversights.warnings())
+        for warning in warnings:
+            _report(warning)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
                 lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
@@ -79,6 +90,16 @@ def make_tokenizer(config: Config) -> None:
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
+    return warnings
+
+
+def _oversights(config: Config) -> Oversights:
+    return Oversights(config.languages, config.data.drop_identical)
+
+
+def _watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
+    """Reads a part of the corpora of that name as oversights watches."""
+    return lambda part: oversights.watched(name, part.paths, read_part(part), name == "data.train")
 
 
 def as_begun(config: Config) -> Config:
@@ -237,12 +258,14 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     return changes + _setting_changes("provenance", *others)
 
 
-def binarize(config: Config) -> None:
+def binarize(config: Config, told: Sequence[str] = ()) -> None:
     """Encode the training corpora with the run's tokenizer, and keep the validation text, in the run directory.
 
-    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text.
+    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text. told
+    are warnings of the text that make_tokenizer gave just before.
     """
-    corpora = _training_corpora(config)
+    corpora, oversights = _training_corpora(config), _oversights(config)
+    _check_held_out(config, oversights)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     _check_sampling(config, tokenizer)
@@ -257,7 +280,7 @@ def binarize(config: Config) -> None:
             keeps_text=config.training.samples_subwords,
         ) as writer:
             unknown = UnknownShares()
-            encoder = Encoder(config, tokenizer, writer, search, unknown)
+            encoder = Encoder(config, tokenizer, writer, search, unknown, _watched(oversights, "data.train"))
             counts = [encoder.encode(corpus) for corpus in corpora]
             drops = encoder.drops
             num_pairs = writer.num_pairs + drops.counts.total()
@@ -271,7 +294,7 @@ def binarize(config: Config) -> None:
                 manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
-    for warning in search.warnings():
+    for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in told)):
         _report(warning)
 
 
@@ -329,7 +352,7 @@ def validation_text_changes(config: Config) -> list[str]:
 
 def renew_validation(config: Config) -> None:
     """Keep the validation text of now, where it alone changed."""
-    _check_held_out(config)
+    _check_held_out(config, _oversights(config))
     with _writing(config), replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
 
@@ -439,17 +462,19 @@ def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def _check_held_out(config: Config) -> None:
+def _check_held_out(config: Config, oversights: Oversights) -> None:
     """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
     valid = _corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
     for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
         require_file(path)
-    if valid and not sum(1 for _ in tagged_pairs(valid)):
+    read = _watched(oversights, "data.valid")
+    if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
         raise _no_validation_pairs(config.data.valid)
     for files in tests:
         for path in files.target:
-            deque(read_pairs(files.source, path), maxlen=0)
+            paths = (files.source, path)
+            deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
 
 
 def is_prepared(config: Config) -> bool:
