@@ -1,7 +1,7 @@
 """Pairs of text to pairs of ids: which of them stay, and what is not known of them."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -11,7 +11,7 @@ from mtkit.data.corpus import CorpusWriter
 from mtkit.text.cleaning import Drops, drop_reason
 from mtkit.text.duplicates import Seen
 from mtkit.text.held_out import Search
-from mtkit.text.parallel import Pair, read_corpus, tagged
+from mtkit.text.parallel import Pair, read_part, tagged
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.unknown import UnknownShares
 
@@ -23,9 +23,16 @@ class Encoder:
     """Writes the pairs that stay, and counts the others by reason."""
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, writer: CorpusWriter, search: Search, unknown: UnknownShares
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        writer: CorpusWriter,
+        search: Search,
+        unknown: UnknownShares,
+        read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
     ) -> None:
-        """Writes with writer, and lets search and unknown see what stays."""
+        """Reads each part with read, writes with writer, and lets search and unknown see what stays."""
+        self._read = read
         self.drops = Drops()
         self._rules = config.data
         self._keeps_text = config.training.samples_subwords
@@ -39,18 +46,19 @@ class Encoder:
     def encode(self, corpus: CorpusConfig) -> int:
         """All of a corpus; how many pairs stay."""
         before = self._writer.num_pairs
-        line = 1
-        for chunk in _chunks(progress(read_corpus(corpus), "encoding")):
-            self._encode_chunk(chunk, corpus, line)
-            line += len(chunk)
+        for part in corpus.parts:
+            line = 1
+            for chunk in _chunks(progress(self._read(part), "encoding")):
+                self._encode_chunk(chunk, part, line)
+                line += len(chunk)
         return self._writer.num_pairs - before
 
-    def _encode_chunk(self, raw: list[Pair], corpus: CorpusConfig, first_line: int) -> None:
+    def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
         """The rules look at the text as it is; the model sees it with its tag."""
-        pairs = [(tagged(source, corpus.tag), target) for source, target in raw]
+        pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
-        nothing = len(self._tokenizer.encode_source([corpus.tag])[0]) if corpus.tag else 0
+        nothing = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
         reasons: list[str | None] = []
         for place, (source, target) in enumerate(raw):
             source_length = len(sources[place]) if len(sources[place]) > nothing else 0
@@ -61,7 +69,7 @@ class Encoder:
                 reasons[place] = None if is_new else "duplicate"
         for place, reason in enumerate(reasons):
             if reason:
-                self.drops.add(reason, corpus.paths[0], first_line + place, *raw[place])
+                self.drops.add(reason, part.paths[0], first_line + place, *raw[place])
             else:
                 self._search.see(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]

@@ -29,6 +29,7 @@ from mtkit.prepare import (
     tokenizer_changes,
     tokenizer_is_current,
     training_text_changes,
+    validation_is_spread,
     validation_text_changes,
 )
 from mtkit.records import changed_since_trained, is_trained
@@ -36,6 +37,7 @@ from mtkit.scores import check_language
 from mtkit.start import carried_over, start_bundle
 from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.text.parts import with_plain_files
 from mtkit.train import train
 from mtkit.training.board import require_tensorboard
 from mtkit.training.checkpoint import checkpoint_steps
@@ -47,7 +49,7 @@ REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that ar
 
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
         try:
@@ -69,18 +71,19 @@ def run_binarize(config: Config) -> None:
 
     The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
     """
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
+        told: list[str] = []
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
-            _renew_tokenizer(config)
+            told = _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
         except DataError:  # damaged, which is what is to be mended
             changes = []
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, told)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
@@ -88,7 +91,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
     fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
     """
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = config if fresh else as_begun(config)
         _train(config, fresh, change)
@@ -96,7 +99,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
-    config = carried_over(config)
+    config = with_plain_files(carried_over(config))
     with _opened(config):
         config = config if fresh else as_begun(config)
         _train(config, fresh, change)
@@ -159,9 +162,10 @@ def _prepare(config: Config) -> None:
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
     has_begun = is_begun(config.run_path)
+    told: list[str] = []
     if changes := tokenizer_changes(config):
         _refuse_if_begun(config, "tokenizer", changes)
-        _renew_tokenizer(config)
+        told = _renew_tokenizer(config)
     try:
         changes = training_text_changes(config)
     except DataError as error:
@@ -171,20 +175,26 @@ def _prepare(config: Config) -> None:
         say(f"warning: {error}")
     if changes:
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, told)
     elif changes := validation_text_changes(config):
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
+    elif not has_begun and not validation_is_spread(config):
+        renew_validation(config)  # an earlier version kept it, and a validation would translate its beginning alone
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
+    told: list[str] = []
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
-        make_tokenizer(config)
+        told = make_tokenizer(config)
     if not _is_sound(binarized_is_current, config):
         start.put_aside("data/train", "data/valid")
-        binarize(config)
+        binarize(config, told)
+    elif not validation_is_spread(config):
+        start.put_aside("data/valid")
+        renew_validation(config)
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
@@ -196,13 +206,17 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
         return False
 
 
-def _renew_tokenizer(config: Config) -> None:
+def _renew_tokenizer(config: Config) -> list[str]:
+    """Make the tokenizer anew; returns what the user was warned of in the text."""
     has_begun = is_begun(config.run_path)
-    make_tokenizer(config)
+    told = make_tokenizer(config)
     if has_begun:
-        return  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
+        return (
+            told  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
+        )
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
+    return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:

@@ -8,19 +8,19 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig, listed
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import Rule, Side, TokenizerConfig
 from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
-from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
+from mtkit.data.manifest import Manifest, RawFile, read_manifest, validation_sum, write_manifest
 from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +31,7 @@ from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
 from mtkit.text.held_out import HeldOut, Search, held_out
 from mtkit.text.lines import fingerprint, read_lines, read_pairs, require_file
+from mtkit.text.oversights import Oversights
 from mtkit.text.parallel import (
     COLUMN,
     Pair,
@@ -38,33 +39,46 @@ from mtkit.text.parallel import (
     known_fingerprints,
     pairs_in_turn,
     read_corpus,
+    read_part,
     read_source,
     read_target,
     tagged,
     tagged_pairs,
 )
+from mtkit.text.parts import data_file
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 
+MOST_NAMED = 6  # files of a corpus that a message lists
+SPREAD = "spread"  # the order of a validation text whose first lines are spread over all of it
 FORMAT = 1  # of the validation text and of the tokenizer's provenance
 
 
-def make_tokenizer(config: Config) -> None:
-    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from."""
-    _check_held_out(config)
+def make_tokenizer(config: Config) -> list[str]:
+    """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from.
+
+    Returns what the user was warned of in the text.
+    """
+    oversights = _oversights(config)
+    _check_held_out(config, oversights)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
-        return
+        return []
     if config.tokenizer.model is not None:
         _take_tokenizer(config)
-        return
+        return []
     corpora = _training_corpora(config)
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
-        if not sum(1 for _ in progress(tagged_pairs(corpora), "reading")):
+        read = _watched(oversights, "data.train")
+        pairs = chain.from_iterable(read(part) for corpus in corpora for part in corpus.parts)
+        if not sum(1 for _ in progress(pairs, "reading")):
             raise _no_pairs(corpora)
+        warnings = list(oversights.warnings())
+        for warning in warnings:
+            _report(warning)
         with replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
                 lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
@@ -76,6 +90,16 @@ def make_tokenizer(config: Config) -> None:
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
         _report(_describe_vocabulary(vocabulary))
+    return warnings
+
+
+def _oversights(config: Config) -> Oversights:
+    return Oversights(config.languages, config.data.drop_identical)
+
+
+def _watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
+    """Reads a part of the corpora of that name as oversights watches."""
+    return lambda part: oversights.watched(name, part.paths, read_part(part), name == "data.train")
 
 
 def as_begun(config: Config) -> Config:
@@ -156,7 +180,9 @@ def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
 
 
 def _names(corpora: Iterable[CorpusConfig]) -> str:
-    return ", ".join(str(path) for corpus in corpora for path in corpus.paths)
+    paths = [str(path) for corpus in corpora for path in corpus.paths]
+    more = len(paths) - MOST_NAMED
+    return ", ".join(paths[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def tokenizer_is_current(config: Config) -> bool:
@@ -232,12 +258,14 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     return changes + _setting_changes("provenance", *others)
 
 
-def binarize(config: Config) -> None:
+def binarize(config: Config, told: Sequence[str] = ()) -> None:
     """Encode the training corpora with the run's tokenizer, and keep the validation text, in the run directory.
 
-    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text.
+    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text. told
+    are warnings of the text that make_tokenizer gave just before.
     """
-    corpora = _training_corpora(config)
+    corpora, oversights = _training_corpora(config), _oversights(config)
+    _check_held_out(config, oversights)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     _check_sampling(config, tokenizer)
@@ -252,7 +280,7 @@ def binarize(config: Config) -> None:
             keeps_text=config.training.samples_subwords,
         ) as writer:
             unknown = UnknownShares()
-            encoder = Encoder(config, tokenizer, writer, search, unknown)
+            encoder = Encoder(config, tokenizer, writer, search, unknown, _watched(oversights, "data.train"))
             counts = [encoder.encode(corpus) for corpus in corpora]
             drops = encoder.drops
             num_pairs = writer.num_pairs + drops.counts.total()
@@ -266,7 +294,7 @@ def binarize(config: Config) -> None:
                 manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
-    for warning in search.warnings():
+    for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in told)):
         _report(warning)
 
 
@@ -324,7 +352,7 @@ def validation_text_changes(config: Config) -> list[str]:
 
 def renew_validation(config: Config) -> None:
     """Keep the validation text of now, where it alone changed."""
-    _check_held_out(config)
+    _check_held_out(config, _oversights(config))
     with _writing(config), replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
 
@@ -378,7 +406,8 @@ def _text_changes(
 
     Both go source, target, source, target, …
     """
-    now = [known_fingerprints(corpus, known) for corpus in corpora]
+    parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
+    now = [known_fingerprints(part, known) for _, part in parts]
     before = list(zip(known[::2], known[1::2], strict=False))
     found = [(source[1], target[1]) for source, target in now]
     if found == before:
@@ -393,9 +422,9 @@ def _text_changes(
     if sorted(found) == sorted(before):
         return [f"{section} lists its corpora in another order"]
     changes = []
-    for place, (sides, pair) in enumerate(zip(now, before, strict=True)):
+    for (place, _), sides, pair in zip(parts, now, before, strict=True):
         wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
-        if len(set(wholes)) == 1 and found[place] != pair:
+        if len(set(wholes)) == 1 and (sides[0][1], sides[1][1]) != pair:
             changes.append(f"{section}[{place}].columns changed")
             continue
         changes += [
@@ -433,17 +462,19 @@ def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def _check_held_out(config: Config) -> None:
+def _check_held_out(config: Config, oversights: Oversights) -> None:
     """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
     valid = _corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
     for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
         require_file(path)
-    if valid and not sum(1 for _ in tagged_pairs(valid)):
+    read = _watched(oversights, "data.valid")
+    if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
         raise _no_validation_pairs(config.data.valid)
     for files in tests:
         for path in files.target:
-            deque(read_pairs(files.source, path), maxlen=0)
+            paths = (files.source, path)
+            deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
 
 
 def is_prepared(config: Config) -> bool:
@@ -513,21 +544,48 @@ def _read_held_out(config: Config) -> list[HeldOut]:
     return found
 
 
+def validation_is_spread(config: Config) -> bool:
+    """Whether the validation text is kept so that its first lines are spread over all of it."""
+    return _read_json(_validation_directory(config) / "manifest.json").get("order") == SPREAD
+
+
 def _write_validation(config: Config, directory: Path) -> None:
-    """The validation text, line for line, those of several corpora in turn, since a validation may translate few."""
+    """The validation text, so ordered that its first lines are spread over all of it: a validation may translate few.
+
+    Earlier versions kept the lines of each corpus in their order, and a run that was validated by those keeps them so.
+    """
     corpora = _corpora(config, config.data.valid)
-    manifest: dict[str, Any] = {"format": FORMAT, **_what_is_to_keep(config)}
-    pairs = list(pairs_in_turn(corpora))
-    for side, place in (("source", 0), ("target", 1)):
-        path = directory / f"{side}.txt"
-        digest = hashlib.sha256()
-        with path.open("wb") as stream:
-            for pair in pairs:
-                raw = pair[place].encode("utf-8") + b"\n"
-                digest.update(raw)
-                stream.write(raw)
-        manifest[path.name] = digest.hexdigest()
-    _write_json(directory / "manifest.json", manifest)
+    sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
+    noted = _noted_validation(config)
+    if noted is not None and noted != validation_sum(_sums(sides)):
+        in_file_order = _sides(pairs_in_turn(corpora, is_spread=False))
+        if noted in ("", validation_sum(_sums(in_file_order))):
+            sides, order = in_file_order, {}
+    for name, text in sides.items():
+        (directory / name).write_bytes(text)
+    _write_json(directory / "manifest.json", {"format": FORMAT, **order, **_what_is_to_keep(config), **_sums(sides)})
+
+
+def _noted_validation(config: Config) -> str | None:
+    """A checksum of the text that validates a run which has begun, "" where that was not noted; None for a new run."""
+    if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
+        return None
+    from mtkit.records import noted_validation  # here, since all else goes without torch
+
+    return noted_validation(config.run_path)
+
+
+def _sides(pairs: Iterable[Pair]) -> dict[str, bytes]:
+    """Both sides of the pairs, line for line, by the names of their files."""
+    kept = list(pairs)
+    return {
+        f"{side}.txt": "".join(f"{pair[place]}\n" for pair in kept).encode()
+        for place, side in enumerate(get_args(Side))
+    }
+
+
+def _sums(sides: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(text).hexdigest() for name, text in sides.items()}
 
 
 def _what_is_to_keep(config: Config) -> dict[str, Any]:
@@ -568,18 +626,21 @@ def _training_corpora(config: Config) -> list[CorpusConfig]:
 
 
 def _corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora with the paths where their files lie."""
+    """The same corpora with the paths where their files lie; one that is missing is a DataError."""
     sides = ("source", "target", "tsv")
     found = []
     for corpus in corpora:
-        paths = {side: getattr(corpus, side) for side in sides}
-        here = {side: config.data_path(path) for side, path in paths.items() if path is not None}
+        here: dict[str, Path | tuple[Path, ...]] = {}
+        for side in sides:
+            files = getattr(corpus, side)
+            paths = tuple(data_file(config, path) for path in listed(files))
+            here |= {} if files is None else {side: paths[0] if isinstance(files, Path) else paths}
         found.append(corpus.model_copy(update=here))
     return found
 
 
 def _raw_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    return tuple(RawFile(*known) for corpus in corpora for known in fingerprints(corpus))
+    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
 
 
 def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
@@ -630,12 +691,12 @@ def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
 def _more_text(config: Config, side: Side) -> Iterator[str]:
     """The lines of a side that only the tokenizer is trained on."""
     paths = (getattr(text, side) for text in config.tokenizer.text)
-    return chain.from_iterable(read_lines(config.data_path(path)) for path in paths if path is not None)
+    return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
 
 def _fingerprints_of_more_text(config: Config) -> list[dict[str, str]]:
     return [
-        {side: fingerprint(config.data_path(path)) for side, path in text if path is not None}
+        {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text
     ]
 

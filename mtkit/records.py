@@ -18,7 +18,7 @@ from mtkit.canaries import make_canaries
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus
-from mtkit.data.manifest import checksum
+from mtkit.data.manifest import validation_sum
 from mtkit.errors import CheckpointError
 from mtkit.files import write_file
 from mtkit.formats.bundle import save_bundle
@@ -28,7 +28,7 @@ from mtkit.opening import TRAINED, has_model
 from mtkit.start import start_checksum
 from mtkit.text.existing import handed_on
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.checkpoint import Progress
+from mtkit.training.checkpoint import Progress, checkpoint_steps, read_progress
 from mtkit.translator import translator_of
 
 
@@ -138,7 +138,25 @@ def validation_digest(config: Config) -> str:
         manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return ""
-    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
+    return validation_sum(manifest)
+
+
+def noted_validation(run: Path) -> str | None:
+    """The checksum of the validation text that training noted; "" where an earlier version did not.
+
+    It is that of the newest checkpoint that can be read, else of the finished training; None if there is neither.
+    """
+    for step in reversed(checkpoint_steps(run / "checkpoints")):
+        try:
+            _, identity, _ = read_progress(run / "checkpoints", step)
+        except CheckpointError:
+            continue
+        return str(identity.get("validation", ""))
+    try:
+        found = json.loads((run / TRAINED).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(found.get("validation", "")) if isinstance(found, dict) else None
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -16,6 +16,7 @@ from portalocker.exceptions import LockException  # sacreBLEU's way of letting o
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
+from mtkit.text.parts import data_file
 
 if TYPE_CHECKING:
     from sacrebleu.dataset.base import Dataset
@@ -40,9 +41,8 @@ def test_sets(config: Config) -> dict[str, SetFiles]:
             sets[name] = fetch(test_set.sacrebleu, config.languages, test_set.tag)
         else:
             assert test_set.source is not None, "the settings check it"
-            sets[name] = SetFiles(
-                config.data_path(test_set.source), tuple(map(config.data_path, test_set.target)), test_set.tag
-            )
+            source, *targets = (data_file(config, path) for path in (test_set.source, *test_set.target))
+            sets[name] = SetFiles(source, tuple(targets), test_set.tag)
     return sets
 
 

@@ -24,6 +24,7 @@ from mtkit.models.device import pick_device
 from mtkit.prepare import adopt, first_pairs, is_prepared, kept_validation
 from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
 from mtkit.start import carried_over, start_tokenizer
+from mtkit.text.parts import with_plain_files
 from mtkit.training.budget import with_shares
 from mtkit.training.schedule import ENDING
 
@@ -41,7 +42,7 @@ Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # train and valid: settin
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
     """The settings of a run directory, or of a YAML file, with overrides put over them."""
     if not target.is_dir():
-        return carried_over(load_config(target, overrides))
+        return with_plain_files(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
     if (target / "bundle.json").exists():
         raise CheckpointError(f"{target}: is a model, not a run directory; mtkit check tells whether it is whole")

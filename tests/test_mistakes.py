@@ -98,7 +98,8 @@ def test_a_recipe_that_is_not_there(place: Place, told: Told) -> None:
 @pytest.mark.parametrize("name", ["train.src", "valid.tgt", "test.src"])
 def test_a_corpus_that_is_not_there(place: Place, told: Told, name: str) -> None:
     (place.root / name).unlink()
-    assert told("run", place.recipe) == [f"{place.root / name}: no such file"]
+    where = f"relative paths start from data.root, {place.root}"
+    assert told("run", place.recipe) == [f"{place.root / name}: no such file; {where}"]
     assert not (place.run / "checkpoints").exists()
 
 
@@ -189,7 +190,8 @@ def test_a_test_set_that_is_not_there_is_told_before_the_first_is_translated(tra
     sets = {"long": corpus.pair("long"), "missing": corpus.pair("none")}
     settings = config_with(toy_settings(corpus, trained.run), data={"test": sets})
     (trained.run / "model" / "config.yaml").write_text(config_text(settings))
-    assert told("evaluate", trained.run, "--device", "cpu") == [f"{trained.root / 'none.src'}: no such file"]
+    where = f"relative paths start from data.root, {trained.root}"
+    assert told("evaluate", trained.run, "--device", "cpu") == [f"{trained.root / 'none.src'}: no such file; {where}"]
 
 
 def test_weights_that_are_cut_off(trained: Place, told: Told) -> None:

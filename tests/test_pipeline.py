@@ -1,6 +1,7 @@
 """A run does what is missing or out of date, by content, and refuses what would mix two runs into one."""
 
 import gzip
+import hashlib
 import json
 import shutil
 import sys
@@ -14,8 +15,9 @@ from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
-from mtkit.prepare import validation_text_changes
+from mtkit.prepare import read_validation, validation_text_changes
 from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.train import train
 from mtkit.training.checkpoint import checkpoint_steps
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
@@ -317,3 +319,60 @@ def test_binarizing_mends_damaged_data_and_training_goes_on(config):
 def test_a_small_model_learns_its_language_nearly_perfectly(tiny_run):
     scores = {score["metric"]: score["score"] for score in json.loads((tiny_run / "model" / "scores.json").read_text())}
     assert scores["BLEU"] > 90
+
+
+def kept_by_an_earlier_version(config: Config) -> tuple[list[str], list[str]]:
+    """Keep the validation text in the order of its files, as earlier versions did; its lines."""
+    directory = config.run_path / "data" / "valid"
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["order"]
+    for side, ending in (("source", "src"), ("target", "tgt")):
+        text = (config.data.root / f"valid.{ending}").read_bytes()
+        (directory / f"{side}.txt").write_bytes(text)
+        manifest[f"{side}.txt"] = hashlib.sha256(text).hexdigest()
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return read_validation(config)
+
+
+def longer(config: Config) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 6})})
+
+
+@pytest.mark.parametrize("gone", ["nothing", "the validation text", "all data", "checkpoints"])
+def test_a_run_that_was_validated_by_the_first_lines_keeps_them(config, gone, capsys):
+    run_binarize(config)
+    kept = kept_by_an_earlier_version(config)
+    train(config, kept)
+    if gone != "nothing":
+        places = {"the validation text": "data/valid", "all data": "data", "checkpoints": "checkpoints"}
+        shutil.rmtree(config.run_path / places[gone])
+    run_binarize(config)
+    assert read_validation(config) == kept
+    capsys.readouterr()
+    run_train(config if gone == "checkpoints" else longer(config))
+    assert "changed from" not in capsys.readouterr().err
+    assert read_validation(config) == kept
+
+
+def test_a_run_whose_checkpoints_do_not_tell_the_validation_text_keeps_the_first_lines(config):
+    run_binarize(config)
+    kept = kept_by_an_earlier_version(config)
+    train(config, kept)
+    for step in checkpoint_steps(config.run_path / "checkpoints"):
+        path = config.run_path / "checkpoints" / f"step-{step:08d}" / "progress.json"
+        content = json.loads(path.read_text())
+        del content["identity"]["validation"]
+        path.write_text(json.dumps(content))
+    run_binarize(config)
+    assert read_validation(config) == kept
+
+
+def test_what_an_earlier_version_kept_is_spread_before_training_begins_and_by_a_fresh_start(config):
+    run_binarize(config)
+    spread_out = read_validation(config)
+    assert kept_by_an_earlier_version(config) != spread_out
+    run_train(config)
+    assert read_validation(config) == spread_out
+    kept_by_an_earlier_version(config)
+    run_train(config, fresh=True)
+    assert read_validation(config) == spread_out

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,7 @@ from mtkit.prepare import (
     validation_text_changes,
 )
 from mtkit.text.lines import packed_fingerprint
+from mtkit.text.parallel import spread
 from mtkit.text.tokenizer import Tokenizer
 
 WORDS = {"fr": "le la maison arbre rouge petit garçon où est va", "en": "the a house tree red small boy where is goes"}
@@ -235,10 +238,16 @@ def test_the_validation_text_is_kept_as_it_is(config):
     write_lines(config.data.root / "extra.en", map(str, range(6)))
     prepared(config)
     sources, references = read_validation(config)
-    assert sources == in_turn(lines(config, "valid.fr"), hostile)
-    assert references == in_turn(lines(config, "valid.en"), ["0", "1", "2", "3", "4", "5"])
+    few = evenly(list(zip(hostile, "012345", strict=True)))
+    assert sources == in_turn(evenly(lines(config, "valid.fr")), [line for line, _ in few])
+    assert references == in_turn(evenly(lines(config, "valid.en")), [number for _, number in few])
     kept = config.run_path / "data" / "valid" / "source.txt"
     assert kept.read_bytes() == "".join(line + "\n" for line in sources).encode()
+
+
+def evenly(text: list[Any]) -> list[Any]:
+    """In the order in which the first few are spread over all."""
+    return [text[place] for place in spread(len(text))]
 
 
 def in_turn(many: list[str], few: list[str]) -> list[str]:
@@ -246,16 +255,18 @@ def in_turn(many: list[str], few: list[str]) -> list[str]:
     return [line for pair in zip(many, few, strict=False) for line in pair] + many[len(few) :]
 
 
-def test_the_lines_of_one_validation_corpus_stay_in_order_and_those_of_several_come_in_turn(config):
+def test_the_first_validation_lines_are_spread_over_a_corpus_and_those_of_several_come_in_turn(config):
     config = changed(config, "data", valid=(corpus("valid"),))
     prepared(config)
-    assert read_validation(config) == (lines(config, "valid.fr"), lines(config, "valid.en"))
+    assert read_validation(config) == (evenly(lines(config, "valid.fr")), evenly(lines(config, "valid.en")))
     config = changed(config, "data", valid=(corpus("extra"), corpus("valid"), corpus("test")))
     prepared(config)
     wanted = []
     for i in range(10):
         wanted += [
-            lines(config, f"{name}.fr")[i] for name, count in (("extra", 5), ("valid", 10), ("test", 7)) if i < count
+            evenly(lines(config, f"{name}.fr"))[i]
+            for name, count in (("extra", 5), ("valid", 10), ("test", 7))
+            if i < count
         ]
     sources, references = read_validation(config)
     assert sources == wanted
@@ -265,6 +276,16 @@ def test_the_lines_of_one_validation_corpus_stay_in_order_and_those_of_several_c
         for pair in zip(lines(config, f"{name}.fr"), lines(config, f"{name}.en"), strict=True)
     )
     assert references == [translation[source] for source in sources]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 100, 1000, 1023])
+def test_the_first_of_spread_numbers_are_even_however_many_they_are(count):
+    order = spread(count)
+    assert sorted(order) == list(range(count))
+    for few in range(1, count + 1, max(count // 20, 1)):
+        chosen = [0, *sorted(order[:few]), count]
+        gaps = [after - before for before, after in pairwise(chosen)]
+        assert max(gaps) <= max(4 * count / few, 2)
 
 
 def test_validation_text_that_was_kept_in_another_order_stays_as_it_is(config):

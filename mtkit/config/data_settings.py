@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from mtkit.config.scripts import SCRIPTS, nearest_script
-from mtkit.config.section import Section
+from mtkit.config.section import MANY_FILES, ONE_FILE, Section, number_of_files
 
 MOST_TAGS_SHOWN = 20  # some models know more than a hundred languages
 
@@ -26,20 +26,34 @@ class LanguagesConfig(Section):
 
 
 ColumnNumber = Annotated[int, Field(ge=1)]
+Files = Annotated[
+    Annotated[Path, Tag(ONE_FILE)] | Annotated[tuple[Path, ...], Tag(MANY_FILES)],
+    Discriminator(number_of_files),
+]
 
 
 class CorpusConfig(Section):
-    """Sentence pairs: two files, of which line n translates line n, or one file with both in columns."""
+    """Sentence pairs: two files, of which line n translates line n, or one file with both in columns.
+
+    Where there are several files of each, part n of the source goes with part n of the target.
+    """
 
     # What an editor should offer; which forms there are is checked below.
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
 
-    source: Path | None = Field(
-        None, description="The source side: a text file, also packed (gzip, bzip2, xz, zstd, zip)."
+    source: Files | None = Field(
+        None,
+        description="The source side: a text file, also packed (gzip, bzip2, xz, zstd, zip), or its parts: a list of "
+        "files, or a pattern such as parts/*.en.gz.",
     )
-    target: Path | None = Field(None, description="The target side: such a file with as many lines.")
-    tsv: Path | None = Field(
-        None, description="Instead of source and target: one such file, its columns separated by tabs."
+    target: Files | None = Field(
+        None,
+        description="The target side: such a file with as many lines, or as many parts; those of two patterns go "
+        "together where the wildcards stand for the same text.",
+    )
+    tsv: Files | None = Field(
+        None,
+        description="Instead of source and target: such a file, its columns separated by tabs, or its parts.",
     )
     columns: tuple[ColumnNumber, ColumnNumber] = Field((1, 2), description="Columns of tsv: the source, the target.")
     weight: float = Field(
@@ -50,19 +64,40 @@ class CorpusConfig(Section):
     @model_validator(mode="after")
     def one_form_is_given(self) -> "CorpusConfig":
         """Two files or one, and columns only of one."""
-        given = [name for name in ("source", "target", "tsv") if getattr(self, name) is not None]
+        given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
         if given not in (["source", "target"], ["tsv"]):
             raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
         if self.tsv is None and self.columns != (1, 2):
             raise ValueError("found columns without tsv; only a file of columns has some to choose")
         if self.columns[0] == self.columns[1]:
             raise ValueError(f"found column {self.columns[0]} for both sides, wants two different columns")
+        num_source, num_target = len(listed(self.source)), len(listed(self.target))
+        if num_source != num_target:
+            raise ValueError(
+                f"found {num_source} in source and {num_target} in target, wants as many of both; part n of the source "
+                "goes with part n of the target"
+            )
         return self
 
     @property
+    def parts(self) -> "tuple[CorpusConfig, ...]":
+        """The same corpus file by file, or pair of files by pair of files."""
+        if self.tsv is not None:
+            return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
+        sides = zip(listed(self.source), listed(self.target), strict=True)
+        return tuple(self.model_copy(update={"source": source, "target": target}) for source, target in sides)
+
+    @property
     def paths(self) -> tuple[Path, ...]:
-        """Its files: both sides, or the one that holds both."""
-        return tuple(path for path in (self.source, self.target, self.tsv) if path is not None)
+        """Its files: both sides of each part, or the one that holds both."""
+        return tuple(
+            path for part in self.parts for files in (part.source, part.target, part.tsv) for path in listed(files)
+        )
+
+
+def listed(files: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    """One file, several, or none as a list."""
+    return () if files is None else (files,) if isinstance(files, Path) else files
 
 
 class TestSetConfig(Section):
@@ -74,7 +109,11 @@ class TestSetConfig(Section):
     )
 
     source: Path | None = Field(None, description="Text file, also packed.")
-    target: tuple[Path, ...] = Field((), description="The reference, or a list of references.")
+    target: tuple[Path, ...] = Field(
+        (),
+        description="The reference, or several references of the same source: a list of files, or a pattern such as "
+        "test.ref*.en.",
+    )
     sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
     tag: str | None = Field(
         None, pattern=r"^\S+$", description="Put before each source line, for models that know several languages."

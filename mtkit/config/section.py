@@ -8,9 +8,12 @@ from mtkit.config.yaml_text import write_yaml
 
 # What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
 FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
-# And what it calls the forms of one that is a number or worked out by mtkit.
+# The same of a setting that is one file or a list of them,
+ONE_FILE, MANY_FILES = ("one file", "several files")
+# and of one that is a number or worked out by mtkit.
 NUMBER, AUTO = ("a number", "auto")
-FORMS = (FOR_BOTH, FOR_EACH, NUMBER, AUTO)
+
+FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
@@ -21,6 +24,11 @@ def form_of(value: object) -> str:
 def number_or_auto(value: object) -> str:
     """Which form the value of a setting has that is a number or auto."""
     return AUTO if value == "auto" else NUMBER
+
+
+def number_of_files(value: object) -> str:
+    """Whether a value is one file or a list of them."""
+    return MANY_FILES if isinstance(value, list | tuple) else ONE_FILE
 
 
 class Section(BaseModel):

@@ -123,7 +123,10 @@ class TrainingConfig(Section):
         "more where validations would take too much of max_minutes.",
     )
     validation_sentences: int = Field(
-        1000, ge=1, description="Most sentences that a validation translates, one of each corpus of data.valid in turn."
+        1000,
+        ge=1,
+        description="Most sentences that a validation translates: one of each corpus of data.valid in turn, spread "
+        "evenly over it.",
     )
     save_every: Updates = Field(
         1000,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ class Manifest:
 def checksum(body: object) -> str:
     """One over anything that JSON can hold."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def validation_sum(manifest: Mapping[str, Any]) -> str:
+    """One over the checksums of both sides of the validation text, as its manifest tells them."""
+    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -73,9 +73,16 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 
 def _files(config: Config, data: dict[str, Any]) -> str:
-    """A row for each file of text, with the pairs of it that were kept; older bundles do not tell these."""
+    """A row for each file of text, with the pairs of it that were kept, where it is no part of a larger corpus.
+
+    Older bundles do not tell these numbers.
+    """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
-    counts = list(chain.from_iterable([f"{pairs:,}"] * len(corpus.paths) for corpus, pairs in corpora))
+    counts = list(
+        chain.from_iterable(
+            [f"{pairs:,}" if len(corpus.parts) == 1 else ""] * len(corpus.paths) for corpus, pairs in corpora
+        )
+    )
     if len(counts) != len(data["files"]):
         counts = [""] * len(data["files"])
     return "\n".join(

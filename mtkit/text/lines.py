@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mtkit.errors import DataError
+from mtkit.text.comma_separated import conversion
 from mtkit.text.packing import PACKERS, STANDARD_INPUT, is_misnamed, open_to_read
 
 MANY_RETURNS = 100  # carriage returns in one line that are hardly text
@@ -76,9 +77,8 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
             num_blank += 1
             continue
         if len(columns) < least:
-            raise DataError(
-                f"{named(path)}:{number}: has {len(columns)} of {least} columns; wants a tab between one and the next"
-            )
+            found = f"{named(path)}:{number}: has {len(columns)} of {least} columns"
+            raise DataError(f"{found}; {conversion(path, line) or 'wants a tab between one and the next'}")
         yield from [("", "")] * num_blank
         num_blank = 0
         yield columns[source - 1], columns[target - 1]
