@@ -770,6 +770,28 @@ def test_a_setting_that_differs_is_printed_with_its_default() -> None:
     )
 
 
+def test_the_printed_examples_of_corpora_and_test_sets_are_yaml_that_loads() -> None:
+    text = config_text(Config())
+    examples = re.findall(r"((?:  # .*\n)+)  (\w+): (?:\[\]|\{\})\n", text)
+    shown = {key: comment.partition("# Example:\n")[2].replace("  # ", "  ") for comment, key in examples}
+    assert all(f"  {key}:\n    " in shown[key] for key in ("train", "valid", "test", "text"))
+    data = "data:\n" + "".join(shown[key] for key in ("train", "valid", "test"))
+    config = config_from_text(f"{data}tokenizer:\n{shown['text']}", "examples")
+    corpora = config.data.train
+    assert [corpus.weight for corpus in corpora] == [1, 0.5, 1, 1]
+    assert (corpora[2].tsv, corpora[2].columns, corpora[3].tag) == (Path("subtitles.tsv"), (3, 1), "<2de>")
+    assert len(config.data.valid) == 2
+    assert len(config.data.test["two-references"].target) == 2
+    assert len(config.tokenizer.text) == 2
+
+
+def test_the_printed_config_explains_each_key_of_a_corpus_and_of_a_test_set_once() -> None:
+    text = config_text(odd_config())
+    for key in ("tsv", "columns", "weight", "sacrebleu"):
+        assert text.count(f"  # - {key}: ") == 1
+    assert "  # - columns: Columns of tsv: the source, the target. A list of 2 items, each a whole number, at\n" in text
+
+
 def test_the_printed_comments_fit_a_screen() -> None:
     comments = [line for line in config_text(Config()).splitlines() if "#" in line]
     assert max(map(len, comments)) <= 100
