@@ -14,6 +14,7 @@ from mtkit.config.model_settings import MixedConfig, RecurrentConfig, Transforme
 from mtkit.config.section import Section
 from mtkit.config.settings import Config
 from mtkit.config.show import config_schema, config_text, is_setting, setting_names, setting_schema, wanted
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError
 
@@ -504,8 +505,8 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
             "x.yaml:3: model: sinusoid_first 2 wants positions sinusoidal, found learned",
         ),
         (
-            "name: a\ntokenizer:\n  shared: false\n",
-            "x.yaml:3: model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without",
+            "name: a\nmodel:\n  tie_embeddings: all\ntokenizer:\n  shared: false\n",
+            "x.yaml:5: model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out",
         ),
         (
             "model:\n  positions: learned\n  max_positions: 256\n",
@@ -806,6 +807,35 @@ def test_a_corpus_is_printed_without_what_nobody_said() -> None:
 def test_a_script_alone_is_a_list_of_one() -> None:
     config = config_from_text("data: {source_script: Latin, target_script: [Han, Hiragana]}", "x.yaml")
     assert (config.data.source_script, config.data.target_script) == (("Latin",), ("Han", "Hiragana"))
+
+
+# What follows from other settings
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{}",
+        "{d_model: 64}",
+        "{architecture: rnn}",
+        "{architecture: mixed}",
+        "{architecture: mixed, encoder: {d_model: 64}, decoder: {d_model: 32}}",
+    ],
+)
+def test_embeddings_are_tied_in_the_decoder_alone_where_each_side_has_a_vocabulary(model: str) -> None:
+    shared = config_from_text("{}", "x.yaml").model
+    assert shared.tie_embeddings == "all"
+    config = config_from_text(f"tokenizer: {{shared: false}}\nmodel: {model}", "x.yaml")
+    assert config.model.tie_embeddings == "decoder"
+    assert config_from_text(config_text(config), "printed") == config
+    said = config_from_text(f"tokenizer: {{shared: false}}\nmodel: {model}", "x.yaml", ["model.tie_embeddings=none"])
+    assert said.model.tie_embeddings == "none"
+
+
+def test_tied_embeddings_that_follow_count_as_unsaid_and_settings_made_in_python_follow_too() -> None:
+    config = Config(tokenizer=TokenizerConfig(shared=False))
+    assert config.model == TransformerConfig(tie_embeddings="decoder")
+    assert "tie_embeddings" not in config.model.model_fields_set  # so that training.start_from carries over its own
 
 
 # The schema
