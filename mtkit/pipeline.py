@@ -72,15 +72,15 @@ def run_binarize(config: Config) -> None:
     config = carried_over(config)
     with _opened(config):
         config = as_begun(config)
-        if changes := tokenizer_changes(config):
-            _refuse_if_begun(config, "tokenizer", changes)
+        if renewed := tokenizer_changes(config):
+            _refuse_if_begun(config, "tokenizer", renewed)
             _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
         except DataError:  # damaged, which is what is to be mended
             changes = []
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, warns_of_text=not renewed)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
@@ -159,8 +159,8 @@ def _prepare(config: Config) -> None:
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
     has_begun = is_begun(config.run_path)
-    if changes := tokenizer_changes(config):
-        _refuse_if_begun(config, "tokenizer", changes)
+    if renewed := tokenizer_changes(config):
+        _refuse_if_begun(config, "tokenizer", renewed)
         _renew_tokenizer(config)
     try:
         changes = training_text_changes(config)
@@ -171,7 +171,7 @@ def _prepare(config: Config) -> None:
         say(f"warning: {error}")
     if changes:
         _refuse_if_begun(config, "data/train", changes)
-        binarize(config)
+        binarize(config, warns_of_text=not renewed)
     elif changes := validation_text_changes(config):
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
@@ -179,12 +179,13 @@ def _prepare(config: Config) -> None:
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
-    if not _is_sound(tokenizer_is_current, config):
+    renewed = not _is_sound(tokenizer_is_current, config)
+    if renewed:
         start.put_aside("tokenizer", "data/train", "data/valid")
         make_tokenizer(config)
     if not _is_sound(binarized_is_current, config):
         start.put_aside("data/train", "data/valid")
-        binarize(config)
+        binarize(config, warns_of_text=not renewed)
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:

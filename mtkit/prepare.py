@@ -26,6 +26,7 @@ from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import say
+from mtkit.processed import warn_of_processed_text
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
@@ -53,6 +54,7 @@ FORMAT = 1  # of the validation text and of the tokenizer's provenance
 def make_tokenizer(config: Config) -> None:
     """Train the run's tokenizer on the training corpora, or take that of the settings or of the model to start from."""
     _check_held_out(config)
+    _warn_of_text(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
         return
@@ -136,6 +138,10 @@ def _take_tokenizer(config: Config) -> None:
 
 def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
     check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
+
+
+def _warn_of_text(config: Config) -> None:
+    warn_of_processed_text(config, _corpora(config, (*config.data.train, *config.data.valid)))
 
 
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
@@ -232,12 +238,15 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     return changes + _setting_changes("provenance", *others)
 
 
-def binarize(config: Config) -> None:
+def binarize(config: Config, warns_of_text: bool = True) -> None:
     """Encode the training corpora with the run's tokenizer, and keep the validation text, in the run directory.
 
-    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text.
+    Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text; text
+    that is not plain is told with warns_of_text, which make_tokenizer may have done just before.
     """
     corpora = _training_corpora(config)
+    if warns_of_text:
+        _warn_of_text(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     _check_sampling(config, tokenizer)

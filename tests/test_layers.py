@@ -32,7 +32,7 @@ FLOORS = [
         "info",
         "check",
     },
-    {"validation", "objective", "feed", "records", "proof"},
+    {"validation", "objective", "feed", "records", "proof", "processed"},
     {"canaries", "changes", "fresh", "agreement"},
     {"translator", "start", "identity"},
     {"alignment"},
