@@ -71,6 +71,16 @@ def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Con
     return _config(text, name, overrides)[0]
 
 
+def advice_on_option(option: str) -> str:
+    """What a message adds to an unknown option such as --lr, if a setting has that name here or in other toolkits."""
+    key = option.lstrip("-").replace("-", "_")
+    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
+    if names:
+        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
+    alias = alias_of(key)
+    return f"; settings are given without dashes, as section.key=value: {alias.told}" if alias else ""
+
+
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
     """A ConfigError if a validation or test set has a tag that training does not see.
 
