@@ -63,7 +63,7 @@ def bleu(
     or_else = f", or {instead}" if instead else ""
     with _model_of(name, or_else):
         try:
-            # looks_tokenized warns instead of force.
+            # looks_processed warns instead of force.
             return BLEU(lowercase=lowercase, tokenize=name, force=True, effective_order=effective_order)
         except RuntimeError as error:
             if name not in _EXTRAS:

@@ -13,7 +13,7 @@ from mtkit.bleu import bleu, tokenizer_of, unspaced
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
-from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_tokenized, paired_scores
+from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_processed, paired_scores
 from mtkit.significance import Test
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
@@ -239,7 +239,7 @@ def score_set(
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]
     for what, lines in (*texts, *(("reference", reference) for reference in references)):
-        if warning := looks_tokenized(lines):
+        if warning := looks_processed(lines):
             _warn(f"{name}, {what}: {warning}")
     _warn_of_unspaced(name, references, scoring, sources)
     if not scoring.by_length:

@@ -74,7 +74,7 @@ def run_binarize(config: Config) -> None:
     config = with_plain_files(carried_over(config))
     with _opened(config):
         config = as_begun(config)
-        told: list[str] = []
+        told: list[str] | None = None
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
             told = _renew_tokenizer(config)
@@ -162,7 +162,7 @@ def _prepare(config: Config) -> None:
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
     has_begun = is_begun(config.run_path)
-    told: list[str] = []
+    told: list[str] | None = None
     if changes := tokenizer_changes(config):
         _refuse_if_begun(config, "tokenizer", changes)
         told = _renew_tokenizer(config)
@@ -185,7 +185,7 @@ def _prepare(config: Config) -> None:
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
-    told: list[str] = []
+    told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
         told = make_tokenizer(config)
@@ -211,9 +211,7 @@ def _renew_tokenizer(config: Config) -> list[str]:
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return (
-            told  # it was gone and is the same again; if it is not, training says so and needs the data to be as it was
-        )
+        return told  # it was gone and is the same again, or training says so and needs the data to be as it was
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
     return told

@@ -26,6 +26,7 @@ from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import say
+from mtkit.processed import warn_of_processed_text
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
@@ -62,6 +63,7 @@ def make_tokenizer(config: Config) -> list[str]:
     """
     oversights = _oversights(config)
     _check_held_out(config, oversights)
+    _warn_of_text(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
         return []
@@ -162,6 +164,10 @@ def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
     check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
 
 
+def _warn_of_text(config: Config) -> None:
+    warn_of_processed_text(config, _corpora(config, (*config.data.train, *config.data.valid)))
+
+
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
 
@@ -258,14 +264,16 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
     return changes + _setting_changes("provenance", *others)
 
 
-def binarize(config: Config, told: Sequence[str] = ()) -> None:
+def binarize(config: Config, told: Sequence[str] | None = None) -> None:
     """Encode the training corpora with the run's tokenizer, and keep the validation text, in the run directory.
 
     Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text. told
-    are warnings of the text that make_tokenizer gave just before.
+    is what make_tokenizer returned just before, which has warned of the text already.
     """
     corpora, oversights = _training_corpora(config), _oversights(config)
     _check_held_out(config, oversights)
+    if told is None:
+        _warn_of_text(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     _check_sampling(config, tokenizer)
@@ -294,7 +302,7 @@ def binarize(config: Config, told: Sequence[str] = ()) -> None:
                 manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
-    for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in told)):
+    for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in (told or ()))):
         _report(warning)
 
 

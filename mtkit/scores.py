@@ -1,6 +1,5 @@
 """BLEU, chrF and TER, exactly as the sacrebleu command gives them: the home of sacreBLEU (Post, 2018)."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from sacrebleu.metrics.ter import TER
 from mtkit.bleu import bleu
 from mtkit.errors import DataError, MtkitError
 from mtkit.significance import NUM_RESAMPLES, Test, compare
+from mtkit.text.processed import findings
 
 
 @dataclass(frozen=True)
@@ -183,30 +183,16 @@ UTILITIES: dict[str, Callable[[str], Metric]] = {
 }
 
 
-_TOKENIZED = re.compile(r" \.$| ,(?= )| n't\b|&(?:apos|quot|amp|lt|gt|#91|#93|#124);")
-_SEGMENTED = re.compile(r"▁|@@(?: |$)")
-_LARGE_SHARE = 0.2
-
-
-def looks_tokenized(lines: Sequence[str]) -> str | None:
-    """A warning when many hypotheses are tokenised or still cut into subwords, which makes BLEU meaningless.
-
-    Spaces before ? ! ; and : are good French and no sign of it.
-    """
-    full = [line.rstrip() for line in lines if line.strip()]
-    for sign, what in ((_SEGMENTED, "cut into subwords"), (_TOKENIZED, "tokenised")):
-        found = [match for match in map(sign.search, full) if match]
-        if found and len(found) > _LARGE_SHARE * len(full):
-            return (
-                f'{len(found):,} of {_lines(full)} look {what}, such as "{_excerpt(found[0])}"; '
-                "scores are of plain text, so turn it into that first"
-            )
-    return None
-
-
-def _excerpt(match: re.Match[str]) -> str:
-    """What stands around a match."""
-    return match.string[max(0, match.start() - 20) : match.end() + 20].strip()
+def looks_processed(lines: Sequence[str]) -> str | None:
+    """A warning when many lines are tokenised, escaped or still cut into subwords, which makes BLEU meaningless."""
+    found = next(iter(findings(enumerate(lines, start=1))), None)
+    if found is None:
+        return None
+    num_lines = f"{found.num_lines:,} line{'' if found.num_lines == 1 else 's'}"
+    return (
+        f'{found.count:,} of {num_lines} look {found.sign.kind}, such as "{found.excerpt}"; scores are of plain text, '
+        f"so turn it into that first: {found.sign.cure}"
+    )
 
 
 def _lines(lines: Sequence[str]) -> str:

@@ -402,6 +402,12 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         (["train"], "Missing argument 'CONFIG'."),
         (["transalte"], "No such command 'transalte'."),
         (["translate", "model", "--beam"], "No such option: --beam"),
+        (["train", "x.yaml", "--max-steps", "5"], "; settings are given without dashes: training.max_steps=… ("),
+        (["run", "x.yaml", "--training.seed=5"], "; settings are given without dashes: training.seed=… ("),
+        (
+            ["train", "x.yaml", "--lr", "5"],
+            "; settings are given without dashes, as section.key=value: did you mean 'training.learning_rate'? (",
+        ),
         (["translate", "model", "--beam-size"], "Option '--beam-size' requires an argument."),
         (["translate", "model", "file", "more"], "unexpected extra argument"),
         (["evaluate"], "give either MODEL or --hypothesis"),

@@ -1,17 +1,20 @@
 """Settings: what is read, what is refused and how that is said, and that what is printed reads back (law 9)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from mtkit.config.aliases import ALIASES, alias_of
 from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.settings import Config
-from mtkit.config.show import config_schema, config_text, setting_names, setting_schema, wanted
+from mtkit.config.show import config_schema, config_text, is_setting, setting_names, setting_schema, wanted
+from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError
 
@@ -391,6 +394,70 @@ def test_an_unknown_key_is_told_with_the_nearest_right_name_if_any_is_near(
     assert f"x.yaml:1: {line}" in faults(text, folder=tmp_path)
 
 
+# Names of other toolkits
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.lr=1", "did you mean 'training.learning_rate'?"),
+        ("lr=1", "did you mean 'training.learning_rate'?"),
+        ("model.learn-rate=1", "did you mean 'training.learning_rate'?"),
+        ("max_updates=5", "did you mean 'training.max_steps'?"),
+        (
+            "epochs=3",
+            "see 'training.max_steps': training is measured in updates, not epochs; one epoch is about tokens of the "
+            "longer side / training.batch_tokens updates",
+        ),
+        ("update_freq=2", "see 'training.accumulate': the number of batches whose gradients make one update"),
+        ("training.fp16=true", "see 'training.precision': auto, fp32, bf16 or fp16, such as training.precision: fp16"),
+        (
+            "threads=4",
+            "the environment sets the number of threads: OMP_NUM_THREADS=4 mtkit train …; the default is one per core",
+        ),
+        ("model.hidden_size=3", "see 'model.d_model': one width for embeddings and layers of both sides"),
+        ("model.num_layers=3", "see 'model.encoder_layers' and 'model.decoder_layers': one for each side"),
+        (
+            "model.arch=x",
+            "see 'model.architecture': transformer, rnn or mixed; sizes are settings of their own",
+        ),
+        (
+            "tokenizer.vocab_file=x",
+            "see 'tokenizer.model': the vocabulary is made from the training text, so dictionaries are not read; "
+            "tokenizer.model takes a SentencePiece model",
+        ),
+        ("training.encoder_layers=3", "did you mean 'model.encoder_layers'?"),
+        ("training.beam-size=3", "did you mean 'decoding.beam_size'?"),
+        ("training.cell=gru", "did you mean 'model.cell', which only architecture rnn has?"),
+    ],
+)
+def test_names_of_other_toolkits_are_told_by_the_names_they_have_here(override: str, told: str, tmp_path: Path) -> None:
+    keys, value = override.split("=")
+    message = f"unknown key '{keys}'; {told}"
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value) == f"{override}: {message}"
+    section, _, key = keys.rpartition(".")
+    text = f"{section}: {{{key}: {value}}}" if section else f"{key}: {value}"
+    assert faults(text, folder=tmp_path) == [f"x.yaml:1: {message}"]
+
+
+def test_names_of_other_toolkits_lead_to_settings_that_exist() -> None:
+    named = [setting for alias in ALIASES for setting in alias.settings]
+    named += [word for alias in ALIASES for word in re.findall(r"\b[a-z]+\.[a-z_]{2,}", alias.advice)]
+    assert "training.batch_tokens" in named
+    assert [name for name in named if not is_setting(tuple(name.split(".")))] == []
+
+
+def test_each_name_of_another_toolkit_means_one_thing_and_is_no_setting() -> None:
+    names = [name for alias in ALIASES for name in alias.names.split()]
+    assert len(names) == len(set(names)) > 300
+    settings = {name[-1] for kind in KINDS.split(", ") for name in setting_names({"model": {"architecture": kind}})}
+    assert not settings & set(names)
+    assert all(alias_of(f"--{name.replace('_', '-')}") is not None for name in names)
+    assert all(alias.settings or alias.advice for alias in ALIASES)
+
+
 def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
     text = "training:\n  seed: 1\n  max_steps: 2\n  seed: 3\n"
     assert faults(text, folder=tmp_path) == ["x.yaml:4: key 'seed' is given twice; first on line 2"]
@@ -438,8 +505,8 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
             "x.yaml:3: model: sinusoid_first 2 wants positions sinusoidal, found learned",
         ),
         (
-            "name: a\ntokenizer:\n  shared: false\n",
-            "x.yaml:3: model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without",
+            "name: a\nmodel:\n  tie_embeddings: all\ntokenizer:\n  shared: false\n",
+            "x.yaml:5: model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out",
         ),
         (
             "model:\n  positions: learned\n  max_positions: 256\n",
@@ -542,7 +609,8 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         'x.yaml:8: name: found false; quote it, "no", if text is meant',
         "device=tpu: found tpu, wants one of auto, cpu, cuda, mps",
         "training.seed=x: found x, wants a whole number, at least 0",
-        "data.max_len=3: unknown key 'data.max_len'; did you mean 'max_length'?",
+        "data.max_len=3: unknown key 'data.max_len'; see 'data.max_length': in tokens, for both sides of a "
+        "training pair",
     ]
 
 
@@ -703,6 +771,28 @@ def test_a_setting_that_differs_is_printed_with_its_default() -> None:
     )
 
 
+def test_the_printed_examples_of_corpora_and_test_sets_are_yaml_that_loads() -> None:
+    text = config_text(Config())
+    examples = re.findall(r"((?:  # .*\n)+)  (\w+): (?:\[\]|\{\})\n", text)
+    shown = {key: comment.partition("# Example:\n")[2].replace("  # ", "  ") for comment, key in examples}
+    assert all(f"  {key}:\n    " in shown[key] for key in ("train", "valid", "test", "text"))
+    data = "data:\n" + "".join(shown[key] for key in ("train", "valid", "test"))
+    config = config_from_text(f"{data}tokenizer:\n{shown['text']}", "examples")
+    corpora = config.data.train
+    assert [corpus.weight for corpus in corpora] == [1, 0.5, 1, 1]
+    assert (corpora[2].tsv, corpora[2].columns, corpora[3].tag) == (Path("subtitles.tsv"), (3, 1), "<2de>")
+    assert len(config.data.valid) == 2
+    assert len(config.data.test["two-references"].target) == 2
+    assert len(config.tokenizer.text) == 2
+
+
+def test_the_printed_config_explains_each_key_of_a_corpus_and_of_a_test_set_once() -> None:
+    text = config_text(odd_config())
+    for key in ("tsv", "columns", "weight", "sacrebleu"):
+        assert text.count(f"  # - {key}: ") == 1
+    assert "  # - columns: Columns of tsv: the source, the target. A list of 2 items, each a whole number, at\n" in text
+
+
 def test_the_printed_comments_fit_a_screen() -> None:
     comments = [line for line in config_text(Config()).splitlines() if "#" in line]
     assert max(map(len, comments)) <= 100
@@ -717,6 +807,35 @@ def test_a_corpus_is_printed_without_what_nobody_said() -> None:
 def test_a_script_alone_is_a_list_of_one() -> None:
     config = config_from_text("data: {source_script: Latin, target_script: [Han, Hiragana]}", "x.yaml")
     assert (config.data.source_script, config.data.target_script) == (("Latin",), ("Han", "Hiragana"))
+
+
+# What follows from other settings
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{}",
+        "{d_model: 64}",
+        "{architecture: rnn}",
+        "{architecture: mixed}",
+        "{architecture: mixed, encoder: {d_model: 64}, decoder: {d_model: 32}}",
+    ],
+)
+def test_embeddings_are_tied_in_the_decoder_alone_where_each_side_has_a_vocabulary(model: str) -> None:
+    shared = config_from_text("{}", "x.yaml").model
+    assert shared.tie_embeddings == "all"
+    config = config_from_text(f"tokenizer: {{shared: false}}\nmodel: {model}", "x.yaml")
+    assert config.model.tie_embeddings == "decoder"
+    assert config_from_text(config_text(config), "printed") == config
+    said = config_from_text(f"tokenizer: {{shared: false}}\nmodel: {model}", "x.yaml", ["model.tie_embeddings=none"])
+    assert said.model.tie_embeddings == "none"
+
+
+def test_tied_embeddings_that_follow_count_as_unsaid_and_settings_made_in_python_follow_too() -> None:
+    config = Config(tokenizer=TokenizerConfig(shared=False))
+    assert config.model == TransformerConfig(tie_embeddings="decoder")
+    assert "tie_embeddings" not in config.model.model_fields_set  # so that training.start_from carries over its own
 
 
 # The schema
@@ -874,6 +993,10 @@ def test_faults_in_a_section_of_several_kinds_are_told_as_elsewhere(text: str, l
     [
         (["model.cel=gru", RNN], "model.cel=gru: unknown key 'model.cel'; did you mean 'cell'?"),
         (["model.cell=gru"], "model.cell=gru: unknown key 'model.cell'; only architecture rnn has it"),
+        (
+            ["model.encoder.num_layers=3"],
+            "model.encoder.num_layers=3: unknown key 'model.encoder'; only architecture mixed has it",
+        ),
         (["model.architecture=cnn"], f"model.architecture=cnn: found cnn, wants one of {KINDS}"),
         (
             [MIXED, "model.num_head=3"],

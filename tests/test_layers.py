@@ -33,7 +33,7 @@ FLOORS = [
         "check",
     },
     {"pace"},
-    {"validation", "objective", "feed", "records", "proof"},
+    {"validation", "objective", "feed", "records", "proof", "processed"},
     {"canaries", "changes", "fresh", "agreement"},
     {"translator", "start", "identity"},
     {"alignment"},

@@ -13,7 +13,7 @@ from sacrebleu.metrics.chrf import CHRF
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import DataError, MtkitError
-from mtkit.scores import METRICS, UTILITIES, Score, Utility, corpus_scores, looks_tokenized, validation_score
+from mtkit.scores import METRICS, UTILITIES, Score, Utility, corpus_scores, looks_processed, validation_score
 
 GERMAN = [
     "Der Hund läuft über die Straße.",
@@ -139,19 +139,20 @@ def test_blank_translations_score_nothing_and_do_not_fail():
         ("Hello , world", "tokenised"),
         ("The end .", "tokenised"),
         ("It is n't so", "tokenised"),
-        ("It &apos;s here", "tokenised"),
-        ("&quot; Yes", "tokenised"),
+        ("It &apos;s here", "escaped"),
+        ("&quot; Yes", "escaped"),
         ("▁The ▁en d", "cut into subwords"),
         ("the lo@@ west", "cut into subwords"),
         ("the lo@@", "cut into subwords"),
     ],
 )
 def test_text_that_is_not_plain_is_noticed(line, kind):
-    warning = looks_tokenized([line, "", "Plain text."] * 10)
-    assert warning == (
-        f'10 of 20 lines look {kind}, such as "{line}"; scores are of plain text, so turn it into that first'
+    warning = looks_processed([line, "", "Plain text."] * 10)
+    assert warning is not None
+    assert warning.startswith(
+        f'10 of 20 lines look {kind}, such as "{line}"; scores are of plain text, so turn it into that first: '
     )
-    assert looks_tokenized([line] + ["Plain text."] * 9) is None  # one line is no habit
+    assert looks_processed([line] + ["Plain text."] * 9) is None  # one line is no habit
 
 
 @pytest.mark.parametrize(
@@ -166,9 +167,9 @@ def test_text_that_is_not_plain_is_noticed(line, kind):
         "",
     ],
 )
-def test_plain_text_is_not_called_tokenized(line):
-    assert looks_tokenized([line] * 10) is None
-    assert looks_tokenized([]) is None
+def test_plain_text_is_not_called_processed(line):
+    assert looks_processed([line] * 10) is None
+    assert looks_processed([]) is None
 
 
 def test_scoring_writes_nothing(capfd):

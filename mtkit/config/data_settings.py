@@ -140,11 +140,36 @@ class DataConfig(Section):
     """The parallel text, and which pairs are left out of training."""
 
     root: Path | None = Field(None, description="Folder that relative paths start from; null: the working directory.")
-    train: tuple[CorpusConfig, ...] = Field((), description="Corpora to train on.")
-    valid: tuple[CorpusConfig, ...] = Field(
-        (), description="Corpora that validations translate and measure; the best checkpoint is chosen by them."
+    train: tuple[CorpusConfig, ...] = Field(
+        (),
+        description="Corpora to train on.",
+        examples=[
+            [
+                {"source": "news.fr", "target": "news.en"},
+                {"source": "web.fr.gz", "target": "web.en.gz", "weight": 0.5},
+                {"tsv": "subtitles.tsv", "columns": [3, 1]},
+                {"source": "news.fr", "target": "news.de", "tag": "<2de>"},
+            ]
+        ],
     )
-    test: dict[str, TestSetConfig] = Field({}, description="Test sets to evaluate, each under a name of its own.")
+    valid: tuple[CorpusConfig, ...] = Field(
+        (),
+        description="Corpora that validations translate and measure; the best checkpoint is chosen by them.",
+        examples=[
+            [{"source": "dev.fr", "target": "dev.en"}, {"source": "dev.fr", "target": "dev.de", "tag": "<2de>"}],
+        ],
+    )
+    test: dict[str, TestSetConfig] = Field(
+        {},
+        description="Test sets to evaluate, each under a name of its own.",
+        examples=[
+            {
+                "mine": {"source": "test.fr", "target": "test.en"},
+                "two-references": {"source": "talks.fr", "target": ["talks.en.0", "talks.en.1"]},
+                "newstest2014": {"sacrebleu": "wmt14/full"},
+            }
+        ],
+    )
     temperature: float = Field(
         1.0, ge=1, description="Shares of corpora follow weight x pairs^(1/temperature) (Arivazhagan et al. 2019)."
     )

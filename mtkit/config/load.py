@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mtkit.config.aliases import alias_of
 from mtkit.config.data_settings import listed_tags
 from mtkit.config.settings import Config
 from mtkit.config.show import (
@@ -68,6 +69,16 @@ def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Con
     Tags are not checked: a model may know some that no corpus of its own settings has.
     """
     return _config(text, name, overrides)[0]
+
+
+def advice_on_option(option: str) -> str:
+    """What a message adds to an unknown option such as --lr, if a setting has that name here or in other toolkits."""
+    key = option.lstrip("-").replace("-", "_")
+    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
+    if names:
+        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
+    alias = alias_of(key)
+    return f"; settings are given without dashes, as section.key=value: {alias.told}" if alias else ""
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
@@ -243,7 +254,9 @@ def _wrong_value(value: Any, schema: Schema) -> str:
 
 
 def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
-    """The message for keys, whose last is the one that is unknown."""
+    """The message for keys, whose last is the one that is unknown, or the first that this architecture lacks."""
+    while setting_schema(keys[:-1], data) is None:
+        keys = keys[:-1]
     section, key = keys[:-1], str(keys[-1])
     message = f"unknown key '{_dotted(keys)}'"
     schema = _schema(section, data)
@@ -257,7 +270,13 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     below = any(name[-1] == key and name[: len(section)] == section for name in names)
     if not below and (kinds := kinds_with(keys)):
         return f"{message}; only architecture {' and '.join(kinds)} has it"
-    meant = " or ".join(_nearest_names(key, here, names))
+    spelled = key.lstrip("-").replace("-", "_")  # as other toolkits write options
+    if not any(name[-1] == spelled for name in names):
+        if kinds := kinds_with(("model", spelled)):
+            return f"{message}; did you mean 'model.{spelled}', which only architecture {' and '.join(kinds)} has?"
+        if alias := alias_of(key):
+            return f"{message}; {alias.told}"
+    meant = " or ".join(_nearest_names(spelled, here, names))
     return f"{message}; did you mean {meant}?" if meant else message
 
 

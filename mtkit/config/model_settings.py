@@ -13,7 +13,10 @@ MOST_DROPOUT = 0.999
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
 TieEmbeddings = Annotated[
     Literal["none", "decoder", "all"],
-    Field(description="Which embeddings share one matrix: target and output (decoder), or the source too (all)."),
+    Field(
+        description="Which embeddings share one matrix: target and output (decoder), or the source too (all); where "
+        "tokenizer.shared is false, decoder unless said otherwise."
+    ),
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
 StartToken = Annotated[
@@ -192,9 +195,8 @@ class MixedConfig(Section):
     decoder: DecoderConfig = Field(RecurrentConfig(), description="A whole model, of which the decoder is built.")
     tie_embeddings: TieEmbeddings = "all"
 
-    @model_validator(mode="after")
-    def halves_fit(self) -> "MixedConfig":
-        """One matrix of embeddings has one width and one scale."""
+    def check_ties(self) -> None:
+        """One matrix of embeddings has one width and one scale; a ValueError if it has not."""
         for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
             found = [getattr(half, name) for half in (self.encoder, self.decoder)]
             if found[0] != found[1]:
@@ -202,7 +204,6 @@ class MixedConfig(Section):
                     f"tie_embeddings all wants encoder.{name} and decoder.{name} alike, "
                     f"found {found[0]} and {found[1]}".replace("True", "true").replace("False", "false")
                 )
-        return self
 
     @property
     def d_model(self) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mtkit.config.data_settings import DataConfig, LanguagesConfig
 from mtkit.config.decoding_settings import DecodingConfig
-from mtkit.config.model_settings import ModelConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MixedConfig, ModelConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.config.training_settings import TrainingConfig
@@ -35,15 +35,29 @@ class Config(Section):
     languages: LanguagesConfig = Field(LanguagesConfig(), description="What is translated into what.")
     data: DataConfig = Field(DataConfig(), description="The parallel text.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="The vocabulary.")
-    model: ModelConfig = Field(TransformerConfig(), description="The model.")
+    model: ModelConfig = Field(TransformerConfig(), description="The model.", validate_default=True)
     training: TrainingConfig = Field(TrainingConfig(), description="How it is trained.")
     decoding: DecodingConfig = Field(DecodingConfig(), description="How it translates.")
+
+    @field_validator("model")
+    @classmethod
+    def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
+        """Where each side has a vocabulary of its own, tie_embeddings is decoder unless it is said."""
+        tokenizer = info.data.get("tokenizer")  # not there if it is at fault
+        if tokenizer is not None and not tokenizer.shared and "tie_embeddings" not in model.model_fields_set:
+            model = model.model_copy(update={"tie_embeddings": "decoder"})
+            model.model_fields_set.remove("tie_embeddings")  # training.start_from carries over what is not said
+        if isinstance(model, MixedConfig):
+            model.check_ties()
+        return model
 
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
         """Settings of different sections that only make sense together."""
         if not self._is_carried("tie_embeddings") and self.model.tie_embeddings == "all" and not self.tokenizer.shared:
-            raise ValueError("model.tie_embeddings all wants tokenizer.shared true; decoder or none goes without")
+            raise ValueError(
+                "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
+            )
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "

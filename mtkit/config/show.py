@@ -28,7 +28,7 @@ def config_text(config: Config) -> str:
     """YAML that loads back to the same config, each key under a comment with its meaning, choices and limits."""
     schema = setting_schema(())
     assert schema is not None
-    lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema)]
+    lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema, set())]
     return "\n".join(lines) + "\n"
 
 
@@ -234,18 +234,58 @@ def _each_item(schema: Schema) -> str:
     return " or ".join(dict.fromkeys(wanted(_resolved(item)) for item in items))
 
 
-def _section_lines(data: dict[str, Any], schema: Schema, indent: str = "") -> list[str]:
+def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
+    """A section as YAML; told are the kinds of items whose keys have been explained."""
     lines: list[str] = []
     for key, value in data.items():
         child = _child(schema, key)
         assert child is not None
         child = _chosen(child, value)
         if "properties" in child:
-            inner = _section_lines(value, child, indent + "  ")
+            inner = _section_lines(value, child, told, indent + "  ")
             lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]
         else:
-            lines += [*_comment(_meaning(value, child), indent), *_value_lines(key, _as_said(value, child), indent)]
+            lines += [*_comment(_meaning(value, child), indent), *_item_lines(child, told, indent)]
+            lines += [*_example_lines(key, child, indent), *_value_lines(key, _as_said(value, child), indent)]
     return lines
+
+
+def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
+    """A comment on the keys of the items of a list or table, unless such items have been explained."""
+    items = _item_schema(schema)
+    if "properties" not in items or items["title"] in told:
+        return []
+    told.add(items["title"])
+    lines = [f"{indent}# Keys of each:"]
+    for key, child in items["properties"].items():
+        default = child.get("default")
+        known = f" Default: {write_yaml(default)}." if default not in (None, []) else ""
+        meaning = _meaning(default, {"default": default, **child})
+        lines += _comment(f"- {key}: {meaning}{known}", f"{indent}", hanging="  ")
+    return lines
+
+
+def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
+    """The examples of a list or table as a comment, which is YAML without its marks."""
+    if "examples" not in schema:
+        return []
+    order = list(_item_schema(schema).get("properties", {}))  # pydantic sorts the keys of an example
+    items = schema["examples"][0]
+    example: Any = (
+        {name: _in_order(item, order) for name, item in items.items()}
+        if isinstance(items, dict)
+        else [_in_order(item, order) for item in items]
+    )
+    return [f"{indent}# Example:", *(f"{indent}# {line}" for line in _value_lines(key, example, ""))]
+
+
+def _item_schema(schema: Schema) -> Schema:
+    """What each item of a list or table is."""
+    return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
+
+
+def _in_order(item: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    return {key: item[key] for key in order if key in item}
 
 
 def _meaning(value: object, schema: Schema) -> str:
@@ -278,6 +318,7 @@ def _value_lines(key: str, value: Any, indent: str) -> list[str]:
     return [f"{indent}{key}: {write_yaml(value)}"]
 
 
-def _comment(text: str, indent: str = "") -> list[str]:
+def _comment(text: str, indent: str = "", hanging: str = "") -> list[str]:
     width = WIDTH - len(f"{indent}# ")
-    return [f"{indent}# {line}" for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)]
+    lines = textwrap.wrap(text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+    return [f"{indent}# {line}" for line in lines]

@@ -108,6 +108,7 @@ class TokenizerConfig(Section):
         (),
         description="More text for the tokenizer to be trained on, added to that of data.train; no pairs are made of "
         "it. Relative paths start from data.root.",
+        examples=[[{"target": "monolingual.en.gz"}, {"source": "wiki.fr", "target": "wiki.en"}]],
     )
 
     @field_validator("symbols")

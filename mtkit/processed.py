@@ -1,0 +1,113 @@
+"""Warns before training where text is not plain, which would otherwise show only in the scores."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from mtkit.config.data_settings import CorpusConfig
+from mtkit.config.settings import Config
+from mtkit.messages import say
+from mtkit.testsets import local_test_sets
+from mtkit.text.lines import read_lines, require_file
+from mtkit.text.parallel import read_source, read_target
+from mtkit.text.processed import CASED, LOWER_CASED, Finding, Sign, capitals, findings, sample
+
+MOST_NAMED = 3  # other files that a warning names
+LONGEST_SHOWN = 40  # characters of a line that a warning shows
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One side of a corpus or of a test set, and what was found in it."""
+
+    path: str
+    column: str  # such as ", column 2", of a file that holds both sides
+    language: str
+    findings: list[Finding]
+    capitals: float | None
+    example: tuple[int, str]  # number and text of a line, with a capital if there is one
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}{self.column}"
+
+    def at(self, line: int, excerpt: str) -> str:
+        """A place in it, and what stands there."""
+        return f'{self.path}:{line}{self.column}: "{excerpt}"'
+
+
+def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
+    """Warn of text that is cut into subwords, tokenised or escaped, and of lower-cased text beside cased text.
+
+    corpora are those of data.train and data.valid with the paths where their files lie; the test sets are read, too. A
+    sample of each file is looked at. The text is used as it is all the same.
+    """
+    texts = list({text.name: text for text in _texts(config, corpora)}.values())
+    signs: dict[Sign, list[tuple[_Text, Finding]]] = {}
+    for text in texts:
+        for finding in text.findings:
+            signs.setdefault(finding.sign, []).append((text, finding))
+    for found in signs.values():
+        say(f"mtkit: warning: {_told(found, config)}")
+    if warning := _told_case(texts):
+        say(f"mtkit: warning: {warning}")
+
+
+def _told(found: list[tuple[_Text, Finding]], config: Config) -> str:
+    """All files that show one sign."""
+    text, finding = found[0]
+    sign = finding.sign
+    what = (
+        f"{text.at(finding.line, finding.excerpt)} looks {sign.kind} by {sign.by}, as do {finding.count:,} of "
+        f"the {finding.num_lines:,} lines looked at{_others([other.name for other, _ in found[1:]])}"
+    )
+    undo = sign.cure.replace("LANG", text.language)
+    if config.tokenizer.type == "word":
+        return (
+            f"{what}; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this "
+            f"undoes it: {undo}"
+        )
+    setting = f"; or {sign.setting}" if sign.setting and config.tokenizer.model is None else ""
+    return f"{what}; mtkit wants plain text and cuts it by itself, so undo that first: {undo}{setting}"
+
+
+def _told_case(texts: list[_Text]) -> str | None:
+    """Which texts are lower-cased, if others are not."""
+    lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
+    cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
+    if not lower or not cased:
+        return None
+    return (
+        f"{lower[0].at(*lower[0].example)} is lower-cased like all of this file{_others([t.name for t in lower[1:]])}, "
+        f"but {cased[0].at(*cased[0].example)} is not{_others([text.name for text in cased[1:]])}; use text in its "
+        r"original case everywhere, or lower-case all of it: sed 's/.*/\L&/' FILE"
+    )
+
+
+def _others(names: list[str]) -> str:
+    if not names:
+        return ""
+    more = len(names) - MOST_NAMED
+    return f" (and {', '.join(names[:MOST_NAMED])}{f' and {more:,} more files' if more > 0 else ''})"
+
+
+def _texts(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_Text]:
+    source, target = config.languages.source, config.languages.target
+    for corpus in corpora:
+        for path in corpus.paths:
+            require_file(path)
+        columns = [f", column {column}" if corpus.tsv is not None else "" for column in corpus.columns]
+        yield _looked_at(corpus.source or corpus.tsv, columns[0], source, read_source(corpus))
+        yield _looked_at(corpus.target or corpus.tsv, columns[1], target, read_target(corpus))
+    for files in local_test_sets(config).values():
+        if files is not None:
+            yield _looked_at(files.source, "", source, read_lines(files.source))
+            yield from (_looked_at(path, "", target, read_lines(path)) for path in files.target)
+
+
+def _looked_at(path: object, column: str, language: str, lines: Iterable[str]) -> _Text:
+    sampled = list(sample(lines))
+    written = [(number, line.strip()) for number, line in sampled if line.strip()]
+    example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
+    shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
+    share = capitals(line for _, line in sampled)
+    return _Text(str(path), column, language, findings(sampled), share, (example[0], shown))
