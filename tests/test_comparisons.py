@@ -253,6 +253,11 @@ def test_a_model_is_scored_by_length_on_its_test_sets(run: Run, tiny_run: Path, 
             "--confidence is of one system; --against gives intervals by itself, with --test bootstrap",
         ),
         (("m", "--by-length=3,2"), 1, "--by-length: found 3,2, wants rising whole numbers such as 10,20,30"),
+        (
+            ("m", f"--by-length=5,{'9' * 5000}"),
+            1,
+            f"--by-length: found 5,{'9' * 5000}, wants rising whole numbers such as 10,20,30",
+        ),
         (("m", "--by-length=x"), 1, "--by-length: found x, wants rising whole numbers such as 10,20,30"),
         (
             ("m", "--languages", "en"),
