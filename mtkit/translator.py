@@ -35,7 +35,7 @@ from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
 from mtkit.text.expected_tags import ExpectedTags
-from mtkit.text.extending import without_last
+from mtkit.text.extending import fault_of_new, without_last
 from mtkit.text.mapped import UNKNOWN_TEXT
 from mtkit.text.parallel import describe_tags, extend_command, tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
@@ -198,9 +198,12 @@ class Translator:
         if tag.split() != [tag]:
             raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
         if tag not in self.tags:
+            told = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
+            if fault_of_new(self.tokenizer, tag):
+                raise MtkitError(told)
             raise MtkitError(
-                f"tag {tag}: the model does not know it; {describe_tags(self.tags)}. "
-                f"`{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER teaches it"
+                f"{told}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
+                "teaches it"
             )
 
     def _translated(
