@@ -17,13 +17,14 @@ from mtkit.check import check
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.export import export
+from mtkit.extend import extend
 from mtkit.formats.bundle import open_bundle, save_bundle
 from mtkit.formats.huggingface_config import TheirConfig, not_carried
 from mtkit.importing import import_model
 from mtkit.pack import pack
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translator import load
+from mtkit.translator import load, load_bundle
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
@@ -418,3 +419,16 @@ def test_a_tokenizer_that_transformers_saved_in_its_own_form_is_named(corpus_fil
     for name in ("vocab.json", "source.spm", "target.spm"):
         shutil.copy(tmp_path / "out" / name, tmp_path / "again" / name)
     import_model(tmp_path / "again", tmp_path / "model")
+
+
+def test_an_imported_model_with_two_vocabularies_asks_for_no_tag_that_no_training_has_seen(corpus_files, tmp_path):
+    model = {**MARIAN, "tie_embeddings": "decoder"}
+    run = tagged_run(corpus_files, tmp_path / "run", (), model, shared=False)
+    export(run, "marian", tmp_path / "out")
+    import_model(tmp_path / "out", tmp_path / "model")
+    extend(tmp_path / "model", tmp_path / "larger", [], [">>epo<<"])
+    extend(tmp_path / "larger", tmp_path / "largest", [], [">>ina<<"])
+    for name in ("larger", "largest"):
+        for translator in (load(tmp_path / name, ["device=cpu"]), load_bundle(open_bundle(tmp_path / name))):
+            assert translator.tag_fault("one two") is None
+            assert "looks like a tag" in translator.tag_fault(">>fra<< one two")
