@@ -98,7 +98,7 @@ def compare(
 
     model is what the files were written from, with the ids of the translator.
     """
-    tokenizer, silent = translator.tokenizer, silent_ids(model.target)
+    tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
     decoding = _greedy(translator.config.decoding)
     said = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]

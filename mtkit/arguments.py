@@ -8,6 +8,7 @@ from typing import Any
 from mtkit.errors import MtkitError
 
 LONGEST_SHOWN = 40  # characters of a value that a message shows
+MOST_DIGITS = 100  # Python itself refuses more than 4,300
 
 
 def shown(value: object) -> str:
@@ -16,6 +17,11 @@ def shown(value: object) -> str:
         return "None"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= LONGEST_SHOWN else f'{text[:LONGEST_SHOWN]}…'}"
+
+
+def whole_number(text: str) -> int | None:
+    """The number that digits write; None for any other text, and for more digits than anybody needs."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 def require_list(value: object, name: str, wanted: str = "a list of lines; give it [line] for a single one") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mtkit.arguments import whole_number
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.files import standing
@@ -42,7 +43,7 @@ def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     chosen anew.
     """
     _require_run(run)
-    if wanted not in (BEST, AVERAGE) and not (wanted.isascii() and wanted.isdigit()):
+    if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:
         raise MtkitError(f"--step: found {wanted}, wants a step such as 1000, best or average")
     chosen = retried(partial(_read, run, wanted))
     name = AVERAGE if wanted == AVERAGE else step_directory(Path(), chosen.steps[-1]).name

@@ -14,7 +14,7 @@ from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.messages import on_terminal, say
 from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_processed, paired_scores
-from mtkit.significance import Test
+from mtkit.significance import Test, resampling_seed
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged
@@ -91,6 +91,7 @@ def score_models(
     model: Path, against: Path | None, overrides: Sequence[str], material: Material, scoring: Scoring
 ) -> list[ScoredSet]:
     """The scores of a model, and of the one that it is compared with; languages are those of the first."""
+    _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
     config = systems[0][1].config
     scoring = replace(scoring, languages=config.languages)
@@ -107,6 +108,7 @@ def score_models(
 
 def score_texts(hypothesis: Path, against: Path | None, material: Material, scoring: Scoring) -> list[ScoredSet]:
     """The scores of translations, and of those that they are compared with."""
+    _require_seed(scoring, against)
     _require_tokenizers(scoring)
     name = named(hypothesis, hypothesis.name)
     systems = [System(named(path), list(read_lines(path))) for path in (hypothesis, against) if path is not None]
@@ -118,6 +120,12 @@ def score_texts(hypothesis: Path, against: Path | None, material: Material, scor
     elif against is not None:
         name = named(references[0], references[0].name)
     return evaluate_texts(name, systems, references, scoring, source)
+
+
+def _require_seed(scoring: Scoring, against: Path | None) -> None:
+    """Refuse a seed of resamples that is no number before anything is translated."""
+    if scoring.confidence or against is not None:
+        resampling_seed()
 
 
 def _require_tokenizers(scoring: Scoring) -> None:

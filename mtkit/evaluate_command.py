@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mtkit.arguments import whole_number
 from mtkit.errors import MtkitError
 from mtkit.json_text import json_text
 from mtkit.options import (
@@ -159,7 +160,7 @@ def _edges(text: str | None) -> tuple[int, ...]:
         return ()
     assert text is not None
     parts = text.split(",")
-    edges = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    edges = tuple(number for number in map(whole_number, parts) if number is not None)
     if len(edges) != len(parts) or list(edges) != sorted(set(edges)):
         raise MtkitError(f"--by-length: found {text}, wants rising whole numbers such as 10,20,30")
     return edges

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtkit import __version__
 from mtkit.canaries import make_canaries
 from mtkit.errors import MtkitError
-from mtkit.formats.bundle import DESCRIPTION, UNTRAINED, open_bundle, save_bundle, save_scores
+from mtkit.formats.bundle import DESCRIPTION, UNTRAINED, UNTRAINED_TAGS, open_bundle, save_bundle, save_scores
 from mtkit.formats.card import card_text
 from mtkit.messages import say
 from mtkit.models.registry import empty_model
@@ -40,6 +40,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
             weights[name] = _longer(weights[name], _spellings(old.tokenizer, tokenizer, name.startswith("encoder.")))
     config = bundle.config.model_copy(update={"tokenizer": bundle.config.tokenizer.with_room_for(*sizes)})
     untrained = [*bundle.untrained, *range(old.tokenizer.target_vocab_size, sizes[1])]
+    untrained_tags = [*bundle.untrained_tags, *tags]
     about: dict[str, Any] = {
         **{key: bundle.description[key] for key in ("training", "imported") if key in bundle.description},
         "mtkit": __version__,
@@ -47,6 +48,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
         "target_vocab_size": sizes[1],
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         UNTRAINED: untrained,
+        **({UNTRAINED_TAGS: untrained_tags} if untrained_tags else {}),
     }
     translator = translator_of(config, tokenizer, weights, untrained)
     canaries = make_canaries(translator, [canary.source for canary in bundle.canaries()])

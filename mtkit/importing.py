@@ -42,7 +42,8 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
     model, vocabulary, files, layout = _read(directory)
     model = _without_spare_rows(model, vocabulary)
     tokenizer = _tokenizer(directory, model, vocabulary)
-    config = _config(model, vocabulary, tokenizer, languages)
+    bans_unknown = layout in READERS and TheirConfig(directory).bans(tokenizer.specials.target.unknown)
+    config = _config(model, vocabulary, tokenizer, languages, bans_unknown)
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     require_weights_of(empty_model(config.model, *sizes, tokenizer.specials), model.weights, str(directory))
     about = {
@@ -138,7 +139,11 @@ def _type(directory: Path, found: MarianVocabulary) -> ModelType:
 
 
 def _config(
-    model: PortableModel, found: MarianVocabulary, tokenizer: Tokenizer, languages: tuple[str, str] | None
+    model: PortableModel,
+    found: MarianVocabulary,
+    tokenizer: Tokenizer,
+    languages: tuple[str, str] | None,
+    bans_unknown: bool,
 ) -> Config:
     """The settings of the checkpoint, with those of its tokenizer and its languages."""
     source, target = languages or found.languages
@@ -152,6 +157,8 @@ def _config(
         "source_normalization": "model",
         "target_normalization": "model",
     }
+    if bans_unknown and tokenizer.target_shows_unknown:
+        settings.setdefault("decoding", {})["unknown"] = "ban"
     return Config.model_validate_json(json.dumps(settings))
 
 

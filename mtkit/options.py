@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mtkit.arguments import whole_number
 from mtkit.errors import MtkitError
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
@@ -66,9 +67,10 @@ def given(**settings: str | None) -> list[str]:
 
 def count(name: str, value: str) -> int:
     """A whole number, at least 1; name is the option that it was given to."""
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
+    number = whole_number(value)
+    if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
-    return int(value)
+    return number
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:

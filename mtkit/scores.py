@@ -10,7 +10,7 @@ from sacrebleu.metrics.ter import TER
 
 from mtkit.bleu import bleu
 from mtkit.errors import DataError, MtkitError
-from mtkit.significance import NUM_RESAMPLES, Test, compare
+from mtkit.significance import NUM_RESAMPLES, Test, compare, resampling_seed
 from mtkit.text.processed import findings
 
 
@@ -84,6 +84,8 @@ def corpus_scores(
     score has a mean and an interval by bootstrap resampling (Koehn, 2004).
     """
     _check_lengths(hypotheses, references, names)
+    if confidence:
+        resampling_seed()  # a wrong one is a traceback of sacreBLEU's
     stripped, stripped_references = _stripped(hypotheses), [_stripped(reference) for reference in references]
     scores = []
     for name in metrics:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import estimate_ci
 
+from mtkit.errors import MtkitError
+
 Test = Literal["bootstrap", "randomization"]
 
 # The names that signatures have for them.
@@ -23,6 +25,8 @@ TESTS: dict[Test, str] = {"bootstrap": "bs", "randomization": "ar"}
 NUM_RESAMPLES = 1000
 NUM_TRIALS = 10_000
 TRIALS_AT_ONCE = 100  # bounds the memory
+
+LONGEST_SHOWN = 40  # characters of a wrong seed that a message shows
 
 # Scores, from 0 to 100, that are closer than this differ by rounding alone.
 TOLERANCE = 1e-9
@@ -51,6 +55,26 @@ class Comparison:
     p_value: float
 
 
+def resampling_seed() -> int | None:
+    """The seed that the sacrebleu command takes, too; None draws other resamples each time."""
+    text = _seed_text()
+    if text == "none":
+        return None
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if seed < 0:
+        raise MtkitError(
+            f"SACREBLEU_SEED: found {text[:LONGEST_SHOWN]!r}, wants a whole number, at least 0, or none; or unset it"
+        )
+    return seed
+
+
+def _seed_text() -> str:
+    return os.environ.get("SACREBLEU_SEED", "12345").lower()
+
+
 def compare(
     metric: Metric, baseline: Sequence[str], system: Sequence[str], references: Sequence[Sequence[str]], test: Test
 ) -> Comparison:
@@ -63,14 +87,13 @@ def compare(
     results = [metric._aggregate_and_compute(statistics) for statistics in extracted]
     first, second = (np.array(statistics, dtype=np.float64) for statistics in extracted)
     scores = (float(results[0].score), float(results[1].score))
-    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
-    generator = np.random.default_rng(None if seed == "none" else int(seed))
+    generator = np.random.default_rng(resampling_seed())
     if test == "bootstrap":
         figures, p_value = _bootstrap(metric, first, second, scores, generator)
     else:
         figures, p_value = _randomization(metric, first, second, scores, generator)
     signature = metric.get_signature()
-    signature.update("seed", seed)
+    signature.update("seed", _seed_text())
     signature.update(TESTS[test], NUM_RESAMPLES if test == "bootstrap" else NUM_TRIALS)
     p_value = max(p_value, smallest_p_value(first, second))
     return Comparison(results[0].name, signature.format(), *figures, p_value)

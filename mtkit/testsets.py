@@ -1,6 +1,7 @@
 """Where the texts of test sets lie: in files, or under a name that sacreBLEU knows, such as wmt14/full (Post, 2018)."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from portalocker.exceptions import LockException  # sacreBLEU's way of letting o
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
+from mtkit.messages import say
 from mtkit.text.parts import data_file
 
 if TYPE_CHECKING:
@@ -69,8 +71,9 @@ def check_names(config: Config) -> None:
 
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
     """A set that sacreBLEU knows, from its cache, or downloaded into it."""
-    dataset = _dataset(name, languages)
-    pair = _pair(languages)
+    dataset, pair = _dataset(name, languages)
+    if pair != _pair(languages):
+        say(f"test set {name}: taken for {pair}, since it has none of '{_pair(languages)}'")
     with _downloading(dataset):
         source = Path(dataset.get_source_file(pair))
         references = tuple(map(Path, dataset.get_reference_files(pair)))
@@ -81,19 +84,22 @@ def _pair(languages: LanguagesConfig) -> str:
     return f"{languages.source}-{languages.target}"
 
 
-def _dataset(name: str, languages: LanguagesConfig) -> "Dataset":
+def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
+    """The set, and its pair of these languages: codes with a script or a region, or else without."""
     from sacrebleu.dataset import DATASETS  # here, since files, which most sets are, can do without
 
     dataset = DATASETS.get(name)
     if dataset is None:
         near = _nearest(name, sorted(DATASETS))
         raise ConfigError(f"sacreBLEU knows no test set '{name}'; {near}; `sacrebleu --list` names them all")
-    if _pair(languages) not in dataset.langpairs:
+    bare = "-".join(re.split("[-_]", code)[0].lower() for code in (languages.source, languages.target))
+    pair = next((pair for pair in (_pair(languages), bare) if pair in dataset.langpairs), None)
+    if pair is None:
         raise ConfigError(
             f"test set {name} is not there for '{_pair(languages)}', but for {', '.join(sorted(dataset.langpairs))}; "
             "see languages.source and languages.target, or --languages"
         )
-    return dataset
+    return dataset, pair
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -103,8 +109,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
     """Whether it can be read without a download; what fields a set has may itself be known by its download alone."""
-    dataset = _dataset(name, languages)
-    start = Path(dataset._get_txt_file_path(_pair(languages), "src"))
+    dataset, pair = _dataset(name, languages)
+    start = Path(dataset._get_txt_file_path(pair, "src"))
     return start.exists() and any(start.parent.glob(f"{start.stem}.ref*"))
 
 

@@ -35,7 +35,7 @@ from mtkit.opening import open_and_tell
 from mtkit.scores import Utility
 from mtkit.search.step import Hypothesis
 from mtkit.text.expected_tags import ExpectedTags
-from mtkit.text.extending import without_last
+from mtkit.text.extending import fault_of_new, without_last
 from mtkit.text.mapped import UNKNOWN_TEXT
 from mtkit.text.parallel import describe_tags, extend_command, tagged
 from mtkit.text.splitting import join_parts, split_line, split_tags
@@ -102,7 +102,7 @@ class _Part:
 class Translator:
     """Translates lines with one model, or several as one; made by load()."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: Config) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -117,7 +117,7 @@ class Translator:
         self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
         # Models of earlier versions may have been trained with tags that are several pieces.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
-        self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config))
+        self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config, untrained_tags))
         self._told_of_tags = False
         self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
@@ -198,9 +198,12 @@ class Translator:
         if tag.split() != [tag]:
             raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
         if tag not in self.tags:
+            told = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
+            if fault_of_new(self.tokenizer, tag):
+                raise MtkitError(told)
             raise MtkitError(
-                f"tag {tag}: the model does not know it; {describe_tags(self.tags)}. "
-                f"`{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER teaches it"
+                f"{told}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
+                "teaches it"
             )
 
     def _translated(
@@ -426,14 +429,14 @@ class Translator:
                 )
 
 
-def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config) -> bool:
+def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
     An imported model does not tell what it was trained on: Marian's tags are part of a vocabulary because they were.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
-    tags = [tag for tag in tokenizer.tags if tag.startswith(">>") and tag.endswith("<<")]
+    tags = [tag for tag in tokenizer.tags if tag.startswith(">>") and tag.endswith("<<") and tag not in untrained_tags]
     if not tags or not tokenizer.is_shared:
         return bool(tags)
     first = model.members[0] if isinstance(model, Ensemble) else model
@@ -514,10 +517,10 @@ def load(
     require_list(ensemble, "ensemble", "a list of paths of models")
     for other in ensemble:
         require_path(other, "ensemble")
-    first = _open(open_and_tell(Path(path)), overrides, precision)
+    bundle = open_and_tell(Path(path))
+    model, tokenizer, config = _open(bundle, overrides, precision)
     if not ensemble:
-        return Translator(*first)
-    model, tokenizer, config = first
+        return Translator(model, tokenizer, config, bundle.untrained_tags)
     members = [model]
     for other in ensemble:
         member, others, others_config = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
@@ -528,12 +531,12 @@ def load(
         if config.decoding.unknown == "copy" and not others_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
-    return Translator(Ensemble(members), tokenizer, config)
+    return Translator(Ensemble(members), tokenizer, config, bundle.untrained_tags)
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
     """The translator of a bundle that is open, as load() makes it."""
-    return Translator(*_open(bundle, overrides, precision))
+    return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
 
 
 def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:

@@ -170,15 +170,18 @@ def best_logged(
 ) -> tuple[int, float, int] | None:
     """Of these steps the best one by what log.jsonl tells of its validations, its score, and how many came after it.
 
-    None where the log does not tell of any of them.
+    None where the log does not tell of any of them, is damaged, or is gone.
     """
-    with path.open("rb") as file:
-        lines = file.read(progress.log_bytes).decode("utf-8", "replace").splitlines()
-    events = [event for event in map(json.loads, lines) if event["event"] == "validation"]
-    scores = {
-        event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
-        for event in events
-    }
+    try:
+        data = path.read_bytes()[: progress.log_bytes]
+        # Split as bytes: the samples in it may hold U+2028 and others that str.splitlines takes for ends of lines.
+        events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
+        scores = {
+            event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
+            for event in events
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
     known = [step for step in scores if step in steps]
     if not known:
         return None

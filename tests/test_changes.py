@@ -10,6 +10,7 @@ from runs import Killed, always, at_step, doing, events, interrupt, kill, outcom
 
 from mtkit.changes import earlier_budgets, require_allowed, with_changes
 from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.plan import Earlier, batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.formats.bundle import open_bundle
@@ -17,9 +18,11 @@ from mtkit.formats.card import card_text
 from mtkit.identity import Changes, Difference
 from mtkit.info import info_of, info_text
 from mtkit.train import Trainer
-from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, setting_at
+from mtkit.training.checkpoint import Progress, checkpoint_steps, read_progress, read_weights, setting_at
+from mtkit.training.log import Log
 from mtkit.training.schedule import learning_rate
 from mtkit.training.stop import Stop
+from mtkit.validation import best_logged
 
 RATE = Difference("training.learning_rate", 0.1, 0.2)
 
@@ -234,6 +237,33 @@ def test_the_best_checkpoint_is_chosen_by_the_measure_of_now(make):
     progress = trainer.state.progress
     assert (progress.best_step, progress.best_score) == (best, -losses[best])
     assert progress.bad_validations == sum(step > best for step in losses)
+    trainer.log.close()
+
+
+def test_samples_that_hold_other_ends_of_lines_do_not_hide_the_figures_of_the_log(tmp_path):
+    log = Log(tmp_path / "log.jsonl", 0)
+    for step, nll in ((2, 3.0), (4, 1.0), (6, 2.0)):
+        log.write("sample", step=step, source="one\u2028two\u0085three\u2029\x0b\x0c\x1c four\r")
+        log.write("validation", step=step, nll=nll)
+    log.close()
+    settings = TrainingConfig(select_by="loss")
+    assert best_logged(tmp_path / "log.jsonl", Progress(log_bytes=log.length), settings, [2, 4, 6]) == (4, -1.0, 1)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "overwritten", "older"])
+def test_where_the_log_does_not_tell_the_best_checkpoint_is_measured_again(make, damage, capsys):
+    settings = {"validate_every": 2, "save_every": 2, "keep_checkpoints": 9}
+    stopped_at(make(**settings), 6)
+    path = make().run_path / "log.jsonl"
+    log = path.read_bytes()
+    damaged = {"cut": log[:-30], "overwritten": b"\xff\n" * 40, "older": log.replace(b'"nll"', b'"old"')}
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(damaged[damage])
+    trainer = trainer_of(make(**settings, select_by="loss"))
+    assert "the best checkpoint so far by the new measure is that of step" in capsys.readouterr().err
+    assert trainer.state.progress.best_step
     trainer.log.close()
 
 

@@ -447,6 +447,7 @@ def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments:
         ("--precision", "fp8", "--precision: found fp8, wants one of fp32, bf16, fp64"),
         ("--n-best", "0", "--n-best: found 0, wants a whole number, at least 1"),
         ("--n-best", "²", "--n-best: found ², wants a whole number, at least 1"),
+        ("--n-best", "9" * 5000, f"--n-best: found {'9' * 5000}, wants a whole number, at least 1"),
         ("--n-best", "9", "--n-best: found 9, wants at most the beam size, 2"),
         ("--top-k", "0", "decoding.top_k=0: found 0, wants a whole number, at least 1, or null"),
         ("--top-p", "2", "decoding.top_p=2: found 2, wants a number, more than 0, at most 1, or null"),

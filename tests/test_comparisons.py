@@ -16,6 +16,7 @@ from conftest import CorpusFiles
 import mtkit
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
+from mtkit.errors import MtkitError
 from mtkit.evaluate import Bucket, Scoring, System, buckets, score_set, table
 from mtkit.scores import Score, corpus_scores, count_words, paired_scores
 from mtkit.significance import TESTS
@@ -252,6 +253,11 @@ def test_a_model_is_scored_by_length_on_its_test_sets(run: Run, tiny_run: Path, 
             "--confidence is of one system; --against gives intervals by itself, with --test bootstrap",
         ),
         (("m", "--by-length=3,2"), 1, "--by-length: found 3,2, wants rising whole numbers such as 10,20,30"),
+        (
+            ("m", f"--by-length=5,{'9' * 5000}"),
+            1,
+            f"--by-length: found 5,{'9' * 5000}, wants rising whole numbers such as 10,20,30",
+        ),
         (("m", "--by-length=x"), 1, "--by-length: found x, wants rising whole numbers such as 10,20,30"),
         (
             ("m", "--languages", "en"),
@@ -323,3 +329,28 @@ def test_text_of_any_language_has_the_scores_of_the_sacrebleu_command(
     assert found == [Score(score["name"], score["score"], score["signature"]) for score in printed]
     assert f"tok:{tokenizer}" in found[0].signature
     assert 20 < found[0].score < 99
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "", "1.5", "9" * 5000])
+def test_a_seed_that_is_no_number_is_told_before_anything_is_read(
+    run: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", seed)
+    wanted = f"SACREBLEU_SEED: found {seed[:40]!r}, wants a whole number, at least 0, or none; or unset it"
+    texts = ("--hypothesis", tmp_path / "none", "--reference", tmp_path / "none")
+    for arguments in (
+        (*texts, "--against", tmp_path / "none"),
+        (*texts, "--confidence"),
+        (tiny_run, "--against", tiny_run),
+        (tiny_run, "--confidence"),
+    ):
+        assert run(*arguments) == (1, "", f"mtkit: error: {wanted}\n")
+    for scores in (
+        lambda: corpus_scores(["a"], [["a"]], "en", confidence=True),
+        lambda: paired_scores(["a"], ["b"], [["a"]], "en"),
+    ):
+        with pytest.raises(MtkitError, match=r"^SACREBLEU_SEED: found"):
+            scores()
+    assert corpus_scores(["a"], [["a"]], "en")
+    monkeypatch.setenv("SACREBLEU_SEED", "None")
+    assert paired_scores(["a"], ["b"], [["a"]], "en")

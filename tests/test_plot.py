@@ -84,7 +84,9 @@ def test_the_learning_rate_drawn_is_that_of_training_with_its_peak(tiny_config: 
     assert rates == [learning_rate(step, training, 512) for step in steps]
 
 
-@pytest.mark.parametrize("text", ["512", "512:", ":4000", "a:b", "512:4000:1", "0:4000", "512:0", "-1:5"])
+@pytest.mark.parametrize(
+    "text", ["512", "512:", ":4000", "a:b", "512:4000:1", "0:4000", "512:0", "-1:5", "512:" + "9" * 5000]
+)
 def test_a_setting_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(MtkitError, match=f"--setting: found {text}, wants d_model:warmup_steps such as 512:4000"):
         paper_schedule(text)

@@ -22,6 +22,7 @@ from mtkit.pipeline import run_all, run_binarize
 from mtkit.prepare import binarized_is_current, read_validation, tokenizer_is_current
 from mtkit.testsets import SetFiles
 from mtkit.text.expected_tags import ExpectedTags
+from mtkit.text.extending import extended
 from mtkit.text.parallel import describe_tags
 from mtkit.text.splitting import split_tags
 from mtkit.text.tokenizer import Tokenizer
@@ -299,6 +300,20 @@ def test_a_tag_is_one_word(translator: Translator, tag: str) -> None:
 def test_what_is_nearly_a_tag_is_none(translator: Translator, tag: str) -> None:
     with pytest.raises(MtkitError, match="the model does not know it"):
         translator.require_tag(tag)
+
+
+def test_a_tag_that_extend_would_refuse_is_told_without_that_advice(translator: Translator, tmp_path: Path) -> None:
+    [piece, *_] = [
+        piece
+        for piece in translator.tokenizer.source_pieces(range(260, translator.tokenizer.source_vocab_size))
+        if "\u2581" not in piece and piece not in translator.tags
+    ]
+    for tag in (piece, "\ufb01", "a\u2581b"):
+        with pytest.raises(MtkitError) as raised:
+            translator.require_tag(tag)
+        assert str(raised.value) == f"tag {tag}: the model does not know it; it knows {FORWARD}, {BACKWARD}"
+        with pytest.raises(ConfigError):
+            extended(translator.tokenizer, [], [tag])
 
 
 def test_of_many_tags_a_message_lists_some() -> None:

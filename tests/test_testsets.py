@@ -150,6 +150,22 @@ def test_languages_that_a_set_does_not_have_are_told_with_those_that_it_has(know
             stage(other)
 
 
+@pytest.mark.parametrize("pair", ["en-digits-AR", "en-US-digits", "en_GB-digits_Latn", "EN-Digits"])
+def test_codes_with_a_script_or_a_region_take_the_set_of_the_language(
+    known: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str], pair: str
+) -> None:
+    assert known
+    source, target = pair.replace("en-US-", "en_US-").split("-", 1)
+    languages = LanguagesConfig(source=source, target=target)
+    assert fetch(NAME, languages) == fetch(NAME, PAIR)
+    assert capsys.readouterr().err == (
+        f"test set {NAME}: taken for en-digits, since it has none of '{source}-{target}'\n"
+    )
+    config = named(config_with(tiny_config.model_dump(mode="json"), languages={"source": source, "target": target}))
+    check_names(config)
+    assert local_test_sets(config)["newstest"] == fetch(NAME, PAIR)
+
+
 def test_what_goes_wrong_with_a_download_is_one_line(
     served: tuple[str, Path], register: Register, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,13 +17,14 @@ from mtkit.check import check
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.export import export
+from mtkit.extend import extend
 from mtkit.formats.bundle import open_bundle, save_bundle
 from mtkit.formats.huggingface_config import TheirConfig, not_carried
 from mtkit.importing import import_model
 from mtkit.pack import pack
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translator import load
+from mtkit.translator import load, load_bundle
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
@@ -156,7 +157,50 @@ def test_constraints_of_decoding_travel_and_come_back(decoding, to, corpus_files
         assert f"min_decoding_length={decoding.get('min_length', 0)}" in card
 
 
+def test_a_banned_unknown_travels_and_comes_back(corpus_files, tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = config_with(
+        toy_settings(corpus_files, run),
+        model={**MARIAN, "d_ff": 64},
+        training=SHORT,
+        tokenizer={"byte_fallback": False},
+        decoding={"unknown": "ban"},
+    )
+    run_train(settings)
+    _always_unknown(run)
+    require_alike(told("marian", run, tmp_path / "marian", capsys))
+    require_alike(told("ctranslate2", run, tmp_path / "ct2", capsys))
+    assert "disable_unk=True" in (tmp_path / "ct2" / "README.md").read_text("utf-8")
+    import_model(tmp_path / "marian", tmp_path / "back")
+    assert open_bundle(tmp_path / "back").config.decoding.unknown == "ban"
+    lines = ["one two", "nine four"]
+    wanted = load(run, ["device=cpu"]).translate(lines)
+    assert load(tmp_path / "back", ["device=cpu"]).translate(lines) == wanted
+    assert not any("<unk>" in text for text in wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unknown"),
+    [
+        ({}, "keep"),
+        ({"bad_words_ids": [[0], [1]]}, "ban"),
+        ({"bad_words_ids": [[0, 1]]}, "keep"),
+        ({"suppress_tokens": [1]}, "ban"),
+        ({"bad_words_ids": None, "suppress_tokens": [7]}, "keep"),
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_bans_of_the_unknown_is_seen(changes, unknown, opus):
+    (opus / "generation_config.json").write_text("{}")
+    change(opus / "config.json", bad_words_ids=None)
+    change(opus / "generation_config.json", **changes)
+    assert TheirConfig(opus).bans(1) == (unknown == "ban")
+
+
 def test_what_an_export_has_no_place_for_is_named():
+    config = Config.model_validate_json(json.dumps({"decoding": {"unknown": "copy"}}))
+    for to in ("marian", "m2m100", "ctranslate2"):
+        assert not_carried(config, to) == ["decoding.unknown copy"]
     config = Config.model_validate_json(json.dumps({"decoding": {"coverage_penalty": 0.2, "diversity_groups": 5}}))
     assert not_carried(config, "marian") == ["decoding.coverage_penalty 0.2", "decoding.diversity_groups 5"]
     m2m100 = {"model": M2M100, "decoding": {"no_repeat_ngram": 1}}
@@ -375,3 +419,16 @@ def test_a_tokenizer_that_transformers_saved_in_its_own_form_is_named(corpus_fil
     for name in ("vocab.json", "source.spm", "target.spm"):
         shutil.copy(tmp_path / "out" / name, tmp_path / "again" / name)
     import_model(tmp_path / "again", tmp_path / "model")
+
+
+def test_an_imported_model_with_two_vocabularies_asks_for_no_tag_that_no_training_has_seen(corpus_files, tmp_path):
+    model = {**MARIAN, "tie_embeddings": "decoder"}
+    run = tagged_run(corpus_files, tmp_path / "run", (), model, shared=False)
+    export(run, "marian", tmp_path / "out")
+    import_model(tmp_path / "out", tmp_path / "model")
+    extend(tmp_path / "model", tmp_path / "larger", [], [">>epo<<"])
+    extend(tmp_path / "larger", tmp_path / "largest", [], [">>ina<<"])
+    for name in ("larger", "largest"):
+        for translator in (load(tmp_path / name, ["device=cpu"]), load_bundle(open_bundle(tmp_path / name))):
+            assert translator.tag_fault("one two") is None
+            assert "looks like a tag" in translator.tag_fault(">>fra<< one two")

@@ -604,6 +604,7 @@ def test_a_bundle_is_made_of_another_checkpoint_where_the_chosen_one_is_deleted(
         ("7", "{run}: has no checkpoint of step 7; there are those of steps 4, 8, 12"),
         ("0", "{run}: has no checkpoint of step 0; there are those of steps 4, 8, 12"),
         ("newest", "--step: found newest, wants a step such as 1000, best or average"),
+        ("9" * 5000, f"--step: found {'9' * 5000}, wants a step such as 1000, best or average"),
         ("-8", "--step: found -8, wants a step such as 1000, best or average"),
         ("", "--step: found , wants a step such as 1000, best or average"),
     ],

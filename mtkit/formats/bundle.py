@@ -38,7 +38,7 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
 )
 
 # Ids of the target's vocabulary that were added and that no training has seen: they are never said.
-UNTRAINED = "untrained"
+UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
 
 # What is in a run directory, some of it from the first second on, and in no bundle.
 RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
@@ -96,6 +96,12 @@ class Bundle:
                 "the file is cut off or another model's, copy it again"
             )
         return read_tensors(content, str(path))
+
+    @property
+    def untrained_tags(self) -> tuple[str, ...]:
+        """Tags that were added and that no training has seen."""
+        tags = self.description.get(UNTRAINED_TAGS, [])
+        return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def untrained(self) -> list[int]:

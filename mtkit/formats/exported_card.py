@@ -17,8 +17,8 @@ _CUT_TAGS = """    tags = {tags}
 def ctranslate2_card(model: PortableModel) -> str:
     """With CTranslate2 and SentencePiece."""
     decoding, pieces = model.config.decoding, model.target.pieces
-    silent = [[pieces[id_]] for id_ in silent_ids(model.target) if id_ != model.target.special.unknown]
-    unknown = "" if model.target.special.unknown not in silent_ids(model.target) else ", disable_unk=True"
+    silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
+    unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
     longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
     form = (
         ""

@@ -13,7 +13,7 @@ from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
 from mtkit.formats.huggingface_weights import ACTIVATIONS, ACTIVATIONS_READ, CONFIG, GENERATION, read_json, write_json
-from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.formats.portable import PortableModel
 
 FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
 LEAST_POSITIONS = 512
@@ -116,7 +116,7 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
         directory / GENERATION,
         {
             **ids,
-            "bad_words_ids": [[id_] for id_ in silent_ids(model.target)],
+            "bad_words_ids": [[id_] for id_ in silent_ids(model)],
             "early_stopping": config.decoding.stopping == "count",
             "length_penalty": config.decoding.length_penalty,
             "max_length": _positions(config),
@@ -157,12 +157,16 @@ def not_carried(config: Config, to: str) -> list[str]:
     lost = [name for name in _NOWHERE if getattr(decoding, name) != getattr(default, name)]
     if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
         lost.append("no_repeat_ngram")  # which would forbid the end mark there, with which it starts
+    if decoding.unknown == "copy":
+        lost.append("unknown")
     return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]
 
 
-def silent_ids(vocabulary: Vocabulary) -> list[int]:
-    """What no translation holds: padding, the begin mark, and the unknown where there are bytes to spell it in."""
-    shown = None if FIRST_BYTE in vocabulary.pieces else vocabulary.special.unknown
+def silent_ids(model: PortableModel) -> list[int]:
+    """What no translation holds: padding, the begin mark, and the unknown if it is banned or spelled in bytes."""
+    vocabulary = model.target
+    is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
+    shown = vocabulary.special.unknown if is_shown else None
     return [id_ for id_ in vocabulary.special.silent if id_ != shown]
 
 
@@ -352,6 +356,11 @@ class TheirConfig:
         found |= {"bad_words_ids": words} if words else {}
         found |= {"suppress_tokens": suppressed} if suppressed else {}
         return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
+
+    def bans(self, id_: int) -> bool:
+        """Whether no translation there holds a token."""
+        words, suppressed = (self.told(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
+        return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
         """What would be searched otherwise there than here."""

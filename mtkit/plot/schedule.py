@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtkit.arguments import whole_number
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import MtkitError
@@ -39,7 +40,7 @@ def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
 def paper_schedule(text: str) -> Schedule:
     """From "512:4000", d_model and warmup_steps of noam with the paper's factor (Vaswani et al. 2017, equation 3)."""
     d_model, colon, warmup = text.partition(":")
-    if not colon or not all(part.isascii() and part.isdigit() and int(part) for part in (d_model, warmup)):
+    if not colon or not whole_number(d_model) or not whole_number(warmup):
         raise MtkitError(f"--setting: found {text}, wants d_model:warmup_steps such as 512:4000")
     return Schedule(f"d_model {d_model}, warmup {warmup}", TrainingConfig(warmup_steps=int(warmup)), int(d_model))
 

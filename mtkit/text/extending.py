@@ -1,6 +1,6 @@
 """New pieces for a tokenizer that is there: a new language's characters, a word to keep whole, a tag."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from mtkit.errors import ConfigError
 from mtkit.model_proto import Piece, pieces_of, with_pieces, without_last_pieces
@@ -45,24 +45,37 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
     return tokenizer.changed((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
 
 
+def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
+    """Why a piece or tag cannot be added: no text could hold it after normalisation, or it is there already."""
+    return _fault(tokenizer, _known(tokenizer), piece)
+
+
 def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:
-    """Refuse what no text could hold after normalisation, and what is there already."""
-    known = {
+    """Refuse what cannot be added."""
+    known = _known(tokenizer)
+    for piece in new:
+        if fault := _fault(tokenizer, known, piece):
+            raise ConfigError(fault)
+        known.add(piece)
+
+
+def _known(tokenizer: Tokenizer) -> set[str]:
+    return {
         *tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
         *tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
     }
-    for number, piece in enumerate(new):
-        normal = tokenizer.normalize_source(piece)
-        if not piece or SPACE_MARK in piece or any(character.isspace() for character in piece):
-            raise ConfigError(f"piece {piece!r}: is blank or holds a space; a piece is a part of a word")
-        if normal != piece:
-            raise ConfigError(
-                f"piece {piece}: becomes {normal or 'nothing'} when the tokenizer normalises it; take that"
-            )
-        if piece in known or piece in new[:number]:
-            raise ConfigError(f"piece {piece}: the vocabulary has it already; leave it out")
-        if symbol := next((symbol for symbol in tokenizer.own_symbols if _splits(piece, symbol)), None):
-            raise ConfigError(f"piece {piece}: would split {symbol} of tokenizer.symbols, which is never split")
+
+
+def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | None:
+    if not piece or SPACE_MARK in piece or any(character.isspace() for character in piece):
+        return f"piece {piece!r}: is blank or holds a space; a piece is a part of a word"
+    if (normal := tokenizer.normalize_source(piece)) != piece:
+        return f"piece {piece}: becomes {normal or 'nothing'} when the tokenizer normalises it; take that"
+    if piece in known:
+        return f"piece {piece}: the vocabulary has it already; leave it out"
+    if symbol := next((symbol for symbol in tokenizer.own_symbols if _splits(piece, symbol)), None):
+        return f"piece {piece}: would split {symbol} of tokenizer.symbols, which is never split"
+    return None
 
 
 def _splits(piece: str, symbol: str) -> bool:
