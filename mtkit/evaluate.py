@@ -12,9 +12,9 @@ from tqdm import tqdm
 from mtkit.bleu import bleu, tokenizer_of, unspaced
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
-from mtkit.messages import on_terminal, say
+from mtkit.messages import counted, on_terminal, say
 from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_processed, paired_scores
-from mtkit.significance import Test, resampling_seed
+from mtkit.significance import NUM_RESAMPLES, Test, resampling_seed
 from mtkit.testsets import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged
@@ -191,7 +191,7 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
     for note, count in Counter(note for line in lines for note in line.notes).items():
-        _warn(f"{name}: {count:,} of {len(lines):,} lines, each of which {note}")
+        _warn(f"{name}: {count:,} of {counted(len(lines), 'line')}, each of which {note}")
     return [line.text for line in lines]
 
 
@@ -313,8 +313,8 @@ def _scored(
         return
     pairs = paired_scores(system.lines, against.lines, references, test=scoring.test, **how)
     for baseline, score in pairs:
-        yield _row(name, against.name, baseline, details)
         yield _row(name, system.name, score, details)
+        yield _row(name, against.name, baseline, details)
 
 
 def _row(test_set: str, system: str | None, score: Score, details: Mapping[str, Any] | None) -> ScoredSet:
@@ -357,7 +357,7 @@ def table(scores: Sequence[ScoredSet]) -> str:
         (
             score.test_set,
             score.words,
-            f"{score.lines:,} lines" if score.lines is not None else "",
+            counted(score.lines, "line") if score.lines is not None else "",
             score.system or "",
             score.metric,
             f"{score.score:6.2f}",
@@ -370,6 +370,19 @@ def table(scores: Sequence[ScoredSet]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def legend(scores: Sequence[ScoredSet]) -> str:
+    """What the marks in a table of these scores mean, as one line; nothing where it has none."""
+    marks = []
+    if any(score.mean is not None for score in scores):
+        marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval that 95 % of them lie in")
+    if any(score.p_value is not None for score in scores):
+        marks.append(
+            "p: how often chance alone would make the first system differ so much from the second; "
+            f"*: at most {SIGNIFICANT}, a significant difference"
+        )
+    return "; ".join(marks)
 
 
 def _words(least: int, most: int | None) -> str:
@@ -394,5 +407,6 @@ def _check_counts(name: str, num_lines: int, paths: Sequence[Path], references: 
     for path, reference in zip(paths, references, strict=True):
         if len(reference) != num_lines:
             raise DataError(
-                f"{name} has {num_lines:,} lines but {named(path)} has {len(reference):,}; line n must translate line n"
+                f"{name} has {counted(num_lines, 'line')} but {named(path)} has {len(reference):,}; "
+                "line n must translate line n"
             )

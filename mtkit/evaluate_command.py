@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from mtkit.arguments import whole_number
 from mtkit.errors import MtkitError
 from mtkit.json_text import json_text
+from mtkit.messages import say
 from mtkit.options import (
     BeamSizeOption,
     DeviceOption,
@@ -123,7 +124,7 @@ def evaluate(
 
     from mtkit.bleu import require_tokenizer_name
     from mtkit.config.data_settings import LanguagesConfig
-    from mtkit.evaluate import Material, Scoring, score_models, score_texts, table
+    from mtkit.evaluate import Material, Scoring, legend, score_models, score_texts, table
     from mtkit.scores import metric_names
 
     chosen_metrics = metric_names(metrics) if metrics is not None else ()
@@ -152,6 +153,8 @@ def evaluate(
         print(json_text([score.as_json() for score in scores], indent=1))
     else:
         print(table(scores), end="")
+        if marks := legend(scores):
+            say(marks)
 
 
 def _edges(text: str | None) -> tuple[int, ...]:

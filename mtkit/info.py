@@ -11,6 +11,7 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.formats.bundle import Bundle, read_scores
 from mtkit.formats.card import changes_text, decoding_text, settings_of, weights_text
 from mtkit.formats.storage import Packed
+from mtkit.messages import counted
 from mtkit.opening import CheckpointStorage, newest_step, open_model
 
 SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
@@ -94,11 +95,11 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
     training = about.get("training", {})
     if data := training.get("data"):
         left_out = sum(data.get("dropped", {}).values())
-        yield "data", f"{_number(data, 'num_pairs')} pairs, {left_out:,} left out"
+        yield "data", f"{_counted(data, 'num_pairs', 'pair')}, {left_out:,} left out"
         yield from _lengths(data)
     if training:
         unfinished = "" if training.get("finished", True) else "; training was not finished"
-        updates = f"{_number(training, 'steps')} updates in {training.get('minutes', '?')} minutes"
+        updates = f"{_counted(training, 'steps', 'update')} in {training.get('minutes', '?')} minutes"
         yield "training", f"{updates}{unfinished}"
         if info.newest_step:
             yield "since then", f"training goes on; its newest checkpoint is step {info.newest_step:,}"
@@ -129,6 +130,10 @@ def _lengths(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
             )
         else:
             yield f"{side}", f"{_number(data, f'{side}_tokens')} tokens"
+
+
+def _counted(told: dict[str, Any], name: str, noun: str) -> str:
+    return counted(told[name], noun) if name in told else f"? {noun}s"
 
 
 def _number(told: dict[str, Any], name: str) -> str:

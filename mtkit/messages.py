@@ -27,6 +27,11 @@ def say(text: str) -> None:
         pass
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts, whose plural ends in s: 1 pair, 2,000 pairs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Warnings:
     """Names the first lines of each kind on stderr, and counts the rest."""
 

@@ -25,7 +25,7 @@ from mtkit.data.mixing import is_natural, mix
 from mtkit.encode import Encoder, progress, see_validation
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.processed import warn_of_processed_text
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
@@ -182,7 +182,7 @@ def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
     # No setting decides what is blank.
     advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
-    return DataError(f"every one of {num_pairs:,} training pairs is left out: {drops}; see {advice}")
+    return DataError(f"every one of {counted(num_pairs, 'training pair')} is left out: {drops}; see {advice}")
 
 
 def _names(corpora: Iterable[CorpusConfig]) -> str:
@@ -771,20 +771,20 @@ def _report(line: str) -> None:
 
 def _describe_vocabulary(vocabulary: Vocabulary) -> str:
     return (
-        f"{vocabulary.side} {vocabulary.type} vocabulary: {vocabulary.pieces_made:,} pieces of "
+        f"{vocabulary.side} {vocabulary.type} vocabulary: {counted(vocabulary.pieces_made, 'piece')} of "
         f"{vocabulary.pieces_asked:,} asked for, "
-        f"trained on {vocabulary.lines_seen:,} of {vocabulary.lines_offered:,} lines"
+        f"trained on {vocabulary.lines_seen:,} of {counted(vocabulary.lines_offered, 'line')}"
     )
 
 
 def _report_corpus(manifest: Manifest, drops: Drops) -> None:
     _report(
-        f"kept {manifest.num_pairs:,} pairs: {manifest.source.num_tokens:,} source and "
-        f"{manifest.target.num_tokens:,} target tokens; the longest have {manifest.source.longest:,} "
+        f"kept {counted(manifest.num_pairs, 'pair')}: {manifest.source.num_tokens:,} source and "
+        f"{counted(manifest.target.num_tokens, 'target token')}; the longest have {manifest.source.longest:,} "
         f"and {manifest.target.longest:,}"
     )
     if num_drops := drops.counts.total():
-        _report(f"dropped {num_drops:,} of {manifest.num_pairs + num_drops:,} pairs: {drops}")
+        _report(f"dropped {num_drops:,} of {counted(manifest.num_pairs + num_drops, 'pair')}: {drops}")
         for line in drops.examples():
             _report(line)
     if manifest.unknown:

@@ -26,7 +26,7 @@ from mtkit.data.verification import Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, is_out_of_memory
 from mtkit.feed import Feed, Stream
 from mtkit.identity import MEASURES, Changes, changes_since, identity_of
-from mtkit.messages import on_terminal, say
+from mtkit.messages import counted, on_terminal, say
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
@@ -529,7 +529,8 @@ class Trainer:
         self._show_samples(translations)
         if lowers_rate(progress.stale_validations, self.settings, progress.rate_lowered):
             progress.stale_validations, progress.rate_lowered = 0, progress.rate_lowered + 1
-            say(f"nothing better in {self.settings.plateau_patience} validations: the learning rate is lowered")
+            validations = counted(self.settings.plateau_patience, "validation")
+            say(f"nothing better in {validations}: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
         """Other lines each time, the same ones for the same step."""
@@ -593,7 +594,7 @@ class Trainer:
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
-            f"{facts['threads']} threads; {len(self.corpus):,} pairs"
+            f"{counted(facts['threads'], 'thread')}; {counted(len(self.corpus), 'pair')}"
         )
 
 
@@ -604,7 +605,7 @@ def chance_seed(seed: int, step: int, micro_batch: int) -> int:
 
 def _shape(batch: Batch) -> str:
     source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
-    return f"a batch of {batch.num_pairs:,} pairs of up to {source:,} source and {target:,} target tokens"
+    return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
 
 
 def _padding(batches: list[Batch]) -> float:

@@ -27,6 +27,7 @@ from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.formats.bundle import Bundle
 from mtkit.likelihood import ScoredTranslation, log_probs_of
 from mtkit.mbr import elect
+from mtkit.messages import counted
 from mtkit.models.device import DTYPES, pick_device, pick_dtype, use_one_thread_after_fork
 from mtkit.models.ensemble import Ensemble
 from mtkit.models.interface import TranslationModel
@@ -278,8 +279,8 @@ class Translator:
         limit = self.model.limits.target
         if limit is not None and len(tokens) >= limit:
             raise DataError(
-                f"prefix '{text[:LONGEST_SHOWN]}' has {len(tokens):,} tokens, and the model can say {limit - 1:,}; "
-                "shorten it"
+                f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can say "
+                f"{limit - 1:,}; shorten it"
             )
 
     @property
@@ -424,8 +425,8 @@ class Translator:
         for side, tokens, limit in (("source", source, limits.source), ("target", target, limits.target)):
             if limit is not None and len(tokens) >= limit:
                 raise DataError(
-                    f"line {number:,}: the {side} has {len(tokens):,} tokens, and the model can take {limit - 1:,}; "
-                    "split the line"
+                    f"line {number:,}: the {side} has {counted(len(tokens), 'token')}, and the model can take "
+                    f"{limit - 1:,}; split the line"
                 )
 
 
@@ -479,7 +480,7 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
             fewer, more = names if line is None else reversed(names)
-            raise DataError(f"there are {number:,} {fewer} but more {more}; line n of both goes together")
+            raise DataError(f"found {number:,} of the {fewer}, but more {more}; line n of both goes together")
         yield line, other
 
 

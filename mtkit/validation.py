@@ -19,7 +19,7 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Ragged, padded_batch, ragged
 from mtkit.data.plan import plan_batches
 from mtkit.errors import DataError
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.models.interface import TranslationModel
 from mtkit.scores import validation_score
 from mtkit.text.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ class Validation:
         finally:
             model.train()
         for note, number in notes.items():
-            say(f"mtkit: warning: validation: {number:,} of {len(translations):,} lines, each of which {note}")
+            say(f"mtkit: warning: validation: {number:,} of {counted(len(translations), 'line')}, each of which {note}")
         language = self.config.languages.target
         loss, nll = sums / max(count, 1)
         measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
@@ -143,12 +143,12 @@ class Validation:
 def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
     num_pairs = num_kept + left_out.total()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-    limit = f"data.max_length is {config.data.max_length} tokens"
+    limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
     if not num_kept:
         files = ", ".join(str(path) for corpus in config.data.valid for path in corpus.paths) or "data.valid"
         raise DataError(
-            f"{files}: none of {num_pairs:,} validation pairs can be used ({counts or 'there are none'}; {limit}); "
-            "checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
+            f"{files}: none of {counted(num_pairs, 'validation pair')} can be used ({counts or 'there are none'}; "
+            f"{limit}); checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
         )
     if left_out:
         say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")

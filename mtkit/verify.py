@@ -19,7 +19,7 @@ from mtkit.config.training_settings import settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import standing
 from mtkit.intact import check_data, check_results
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.models.device import pick_device
 from mtkit.prepare import adopt, first_pairs, is_prepared, kept_validation
 from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
@@ -122,7 +122,7 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
         f"trained {steps} updates twice: {facts['parameters']:,} parameters on {facts['device']} in "
-        f"{facts['precision']}, {facts['threads']} threads; one training was killed {' and '.join(moments)}"
+        f"{facts['precision']}, {counted(facts['threads'], 'thread')}; one training was killed {' and '.join(moments)}"
     ]
     same = compare(folder / "killed", folder / "whole")
     lines += [f"{'identical' if is_same else 'different'}: {name}" for name, is_same in same.items()]

@@ -249,7 +249,7 @@ def test_settings_may_come_by_standard_input(call: Call) -> None:
 def test_what_is_wrong_with_standard_input_is_told(call: Call, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "target").write_text("1\n2\n")
     for raw, told in (
-        (b"one\n", f"standard input has 1 lines but {tmp_path / 'target'} has 2; line n must translate line n"),
+        (b"one\n", f"standard input has 1 line but {tmp_path / 'target'} has 2; line n must translate line n"),
         (b"one\n\xff\n", "standard input:2: not valid UTF-8 (byte 0xff at column 1); convert the file to UTF-8"),
     ):
         for command in (
@@ -308,7 +308,7 @@ def test_prefixes_settings_and_ensembles_are_heard(call: Call, tiny_run: Path, t
     assert begun[0].startswith("9 9")
     assert begun[1] == text.splitlines()[1]
     (tmp_path / "prefix").write_text("9 9\n")
-    told = "mtkit: error: there are 1 prefixes but more lines; line n of both goes together\n"
+    told = "mtkit: error: found 1 of the prefixes, but more lines; line n of both goes together\n"
     assert call("translate", tiny_run, "--prefix", tmp_path / "prefix", stdin=source).error == told
     unlike = call("translate", tiny_run, "--set", "no_repeat_ngram=1", "--set", "min_length=9", stdin=source).out
     assert unlike != text

@@ -117,12 +117,16 @@ def test_the_table_of_a_comparison_shows_both_systems_and_marks_what_is_signific
     run: Run, files: dict[str, Path]
 ) -> None:
     arguments = ("--against", files["poor"], "--reference", files["reference"])
-    _, out, _ = run("--hypothesis", files["good"], *arguments)
-    poor, good = out.splitlines()[:2]
+    _, out, error = run("--hypothesis", files["good"], *arguments)
+    good, poor = out.splitlines()[:2]
     interval = r"\(μ = \d+\.\d\d ± \d+\.\d\d\)"
     name = re.escape(str(files["poor"]))
     assert re.fullmatch(rf"reference  {name}  BLEU +\d+\.\d\d  {interval} +nrefs:1\|bs:1000\|seed:12345\|.*", poor)
     assert re.fullmatch(rf".*  {interval}  \(p = 0\.\d{{4}}\)\*?  nrefs:1\|.*", good)
+    assert error == (
+        "μ ± : mean of 1,000 bootstrap resamples, and the interval that 95 % of them lie in; p: how often chance alone "
+        "would make the first system differ so much from the second; *: at most 0.05, a significant difference\n"
+    )
     scores = score_set(
         "set", System("a", ["x"] * 9), [["x"] * 9], Scoring(LanguagesConfig()), against=System("b", ["x"] * 9)
     )
@@ -139,11 +143,11 @@ def test_two_models_are_compared_as_their_translations_are(
     (other / "model").symlink_to(tiny_run / "model")
     _, out, _ = run(tiny_run, "--against", other, "--json")
     scores = json.loads(out)
-    assert [score["system"] for score in scores] == [str(other), str(tiny_run)] * 3
+    assert [score["system"] for score in scores] == [str(tiny_run), str(other)] * 3
     lines = mtkit.load(tiny_run).translate(sources)
     for (baseline, system), at in zip(paired_scores(lines, lines, [references], "digits"), (0, 2, 4), strict=True):
-        assert scores[at]["score"] == baseline.score
-        assert scores[at + 1]["p_value"] == system.p_value
+        assert scores[at]["p_value"] == system.p_value
+        assert scores[at + 1]["score"] == baseline.score
         assert scores[at]["test_set"] == "toy"
 
 

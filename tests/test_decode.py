@@ -182,8 +182,8 @@ def test_a_split_line_has_its_prefix_once_and_a_blank_one_none(tokenizer: Tokeni
 def test_prefixes_that_are_too_many_too_few_or_too_long_are_told(tokenizer: Tokenizer) -> None:
     translator = random_translator(tokenizer, settings())
     for prefixes, told in (
-        (["the"], "there are 1 prefixes but more lines; line n of both goes together"),
-        (["the"] * 3, "there are 2 lines but more prefixes; line n of both goes together"),
+        (["the"], "found 1 of the prefixes, but more lines; line n of both goes together"),
+        (["the"] * 3, "found 2 of the lines, but more prefixes; line n of both goes together"),
     ):
         with pytest.raises(DataError) as error:
             translator.translate(["a", "b"], prefixes)
@@ -351,8 +351,8 @@ def test_what_cannot_be_scored_is_told(tokenizer: Tokenizer) -> None:
     translator = random_translator(tokenizer, settings({"positions": "learned", "max_positions": 9}, 8))
     long, short = "x" * 60, "the cat"
     for sources, targets, told in (
-        ([short], [], "there are 0 translations but more sources; line n of both goes together"),
-        ([], [short], "there are 0 sources but more translations; line n of both goes together"),
+        ([short], [], "found 0 of the translations, but more sources; line n of both goes together"),
+        ([], [short], "found 0 of the sources, but more translations; line n of both goes together"),
         ([short, long], [short, short], r"line 2: the source has 6\d tokens, and the model can take 8; split the line"),
         ([short], [long], r"line 1: the target has 6\d tokens, and the model can take 8; split the line"),
     ):

@@ -7,6 +7,7 @@ from typing import Any
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
 from mtkit.formats.bundle import Bundle
+from mtkit.messages import counted
 
 
 def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
@@ -63,7 +64,8 @@ def _data(config: Config, data: dict[str, Any]) -> str:
     return f"""
 ## Data
 
-{data["num_pairs"]:,} sentence pairs, {data["source_tokens"]:,} source and {data["target_tokens"]:,} target tokens. \
+{counted(data["num_pairs"], "sentence pair")}, {data["source_tokens"]:,} source and \
+{counted(data["target_tokens"], "target token")}. \
 Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 | file | pairs | checksum |
@@ -112,7 +114,7 @@ def _training(config: Config, training: dict[str, Any]) -> str:
     choice = f", {training['choice']}" if "choice" in training else ""
     unfinished = "" if training.get("finished", True) else "Training was not finished. "
     return (
-        f"{training['steps']:,} updates in {training['minutes']} minutes; the weights are {weights}{choice}. "
+        f"{counted(training['steps'], 'update')} in {training['minutes']} minutes; the weights are {weights}{choice}. "
         f"{unfinished}{_changes(training)}"
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mtkit.errors import DataError
+from mtkit.messages import counted
 from mtkit.text.comma_separated import conversion
 from mtkit.text.packing import PACKERS, STANDARD_INPUT, is_misnamed, open_to_read
 
@@ -58,7 +59,7 @@ def read_pairs(
             num_source = number if source_line is None else number + rest
             num_target = number if target_line is None else number + rest
             raise DataError(
-                f"{named(source)} has {num_source:,} lines but {named(target)} has {num_target:,}; "
+                f"{named(source)} has {counted(num_source, 'line')} but {named(target)} has {num_target:,}; "
                 "line n must translate line n"
             )
         yield source_line, target_line
@@ -157,7 +158,7 @@ class _CarriageReturns:
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
-            returns = "1 carriage return" if self._total == 1 else f"{self._total:,} carriage returns"
+            returns = counted(self._total, "carriage return")
             lines = "one line" if num_lines == 1 else f"{num_lines:,} lines"
             raise DataError(f"{named(self._path)}: found {returns} within {lines}, {remedy}")
         if self._most >= MANY_RETURNS and self._most * 100 >= num_lines:

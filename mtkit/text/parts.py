@@ -15,6 +15,7 @@ from mtkit.config.data_settings import CorpusConfig, TestSetConfig, listed
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerTextConfig
 from mtkit.errors import DataError
+from mtkit.messages import counted
 from mtkit.text.packing import PACKERS
 
 PACKED = {*PACKERS, ".zip"}  # endings of packed files, which say nothing of the text in them
@@ -36,7 +37,7 @@ class _Found:
         """What messages say of it."""
         if self.keys is None:
             return f"{self.path} is one file"
-        return f"{self.path} matches {len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
+        return f"{self.path} matches {counted(len(self.files), 'file')}"
 
 
 def with_plain_files(config: Config) -> Config:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.messages import counted
 from mtkit.training.checkpoint import Change, Progress, setting_at
 
 
@@ -25,7 +26,8 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
         return f"training.max_minutes {config.max_minutes:g} is reached"
     if config.patience is not None and progress.bad_validations >= config.patience:
         best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
-        return f"no better {config.select_by} in {progress.bad_validations} validations (training.patience){best}"
+        validations = counted(progress.bad_validations, "validation")
+        return f"no better {config.select_by} in {validations} (training.patience){best}"
     return ""
 
 
