@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
 from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
+from mtkit.progress import Meter, is_shown
 from mtkit.text.cleaning import Drops, drop_reason
 from mtkit.text.duplicates import Seen
 from mtkit.text.held_out import Search
+from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, read_corpus, tagged
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.unknown import UnknownShares
@@ -39,10 +39,12 @@ class Encoder:
     def encode(self, corpus: CorpusConfig) -> int:
         """All of a corpus; how many pairs stay."""
         before = self._writer.num_pairs
-        line = 1
-        for chunk in _chunks(progress(read_corpus(corpus), "encoding")):
-            self._encode_chunk(chunk, corpus, line)
-            line += len(chunk)
+        path = corpus.paths[0]
+        num_lines = count_lines(path) if is_shown() else None
+        with Meter("encoding", f"pairs of {path}", num_lines, announced=True) as meter:
+            for chunk in _chunks(read_corpus(corpus)):
+                self._encode_chunk(chunk, corpus, meter.done + 1)
+                meter.add(len(chunk))
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], corpus: CorpusConfig, first_line: int) -> None:
@@ -114,8 +116,3 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 def _num_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def progress(pairs: Iterable[Pair], what: str) -> Iterable[Pair]:
-    """The same pairs; a bar on a terminal tells how many went by."""
-    return tqdm(pairs, desc=what, unit=" pairs", unit_scale=True, leave=False, disable=None)

@@ -22,10 +22,12 @@ from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile, read_manifest, write_manifest
 from mtkit.data.mixing import is_natural, mix
-from mtkit.encode import Encoder, progress, see_validation
+from mtkit.encode import Encoder, see_validation
+from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import say
+from mtkit.progress import Meter, working
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
@@ -63,9 +65,13 @@ def make_tokenizer(config: Config) -> None:
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
-        if not sum(1 for _ in progress(tagged_pairs(corpora), "reading")):
+        with Meter("reading", "pairs") as meter:
+            num_pairs = sum(1 for _ in meter.counting(tagged_pairs(corpora)))
+        if not num_pairs:
             raise _no_pairs(corpora)
-        with replaced_directory(_tokenizer_directory(config)) as directory:
+        more = " and the text of tokenizer.text" if config.tokenizer.text else ""
+        what = f"training the {config.tokenizer.type} tokenizer on {num_pairs:,} pairs{more}"
+        with working(what), replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
                 lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
                 lambda: chain(chain.from_iterable(map(read_target, corpora)), _more_text(config, "target")),
@@ -691,7 +697,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _writing(config: Config) -> Iterator[None]:
     """Tells in one line when the run directory cannot be written; what fails in reading tells so itself."""
     try:
-        yield
+        with undone_when_ended():
+            yield
     except OSError as error:
         raise DataError(f"{error.filename or config.run_path}: cannot be written: {error.strerror or error}") from None
 

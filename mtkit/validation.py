@@ -20,6 +20,7 @@ from mtkit.data.plan import plan_batches
 from mtkit.errors import DataError
 from mtkit.messages import say
 from mtkit.models.interface import TranslationModel
+from mtkit.progress import Meter
 from mtkit.scores import validation_score
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import Progress
@@ -84,14 +85,11 @@ class Validation:
         """
         model.eval()
         try:
-            batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
-            sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
-            count = sum(batch.target_tokens for batch in batches)
-            translations, notes = [], Counter[str]()
-            for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
-                stop.check()
-                translations.append(line.text)
-                notes.update(line.notes)
+            with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
+                batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
+                sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
+                count = sum(batch.target_tokens for batch in batches)
+                translations, notes = self._translate(model, tokenizer, stop, meter)
         finally:
             model.train()
         for note, number in notes.items():
@@ -102,6 +100,18 @@ class Validation:
         for metric in ("bleu", "chrf"):
             measured[metric] = validation_score(translations, self.references, metric, language)
         return measured, translations
+
+    def _translate(
+        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
+    ) -> tuple[list[str], Counter[str]]:
+        """The translations, and how many lines there are of each note."""
+
+        def done(count: int) -> None:
+            stop.check()
+            meter.add(count)
+
+        lines = list(Translator(model, tokenizer, self.config).translate_lines(self.sources, done=done))
+        return [line.text for line in lines], Counter(note for line in lines for note in line.notes)
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
