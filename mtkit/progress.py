@@ -75,7 +75,7 @@ class Meter:
             disable=not shows_bars() or hidden,
         )
         if announced and self._has_lines:
-            say(f"{what} {unit if total is None else f'{total:,} {unit}'} …")
+            say(f"{what} {unit if total is None else _counted(total, unit)} …")
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class Meter:
         self._bar.close()
         was_told = self._is_announced or self._told > self._begun
         if type_ is None and self._has_lines and was_told:
-            say(f"{self._what} {self.done:,} {self._unit} took {duration(monotonic() - self._begun)}")
+            say(f"{self._what} {_counted(self.done, self._unit)} took {duration(monotonic() - self._begun)}")
 
     def add(self, count: int = 1) -> None:
         """So many more are done."""
@@ -109,6 +109,12 @@ class Meter:
             return f"{self._what} {self._unit}: {self.done:,} so far, {speed}"
         left = f", {duration((self._total - self.done) / rate)} left" if 0 < self.done <= self._total else ""
         return f"{self._what} {self.done:,} of {self._total:,} {self._unit}, {speed}{left}"
+
+
+def _counted(number: int, unit: str) -> str:
+    """1 line of a file, 2 lines of a file; unit is the plural."""
+    first, space, rest = unit.partition(" ")
+    return f"{number:,} {first.removesuffix('s') if number == 1 else first}{space}{rest}"
 
 
 def duration(seconds: float) -> str:

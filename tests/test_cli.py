@@ -511,7 +511,7 @@ def test_text_is_utf8_in_the_plainest_locale(call: Call, tiny_run: Path, tmp_pat
     named = tmp_path / "dé"
     named.write_text("one é\n", encoding="utf-8")
     assert "name: é" in shell("mtkit config name=é", LC_ALL="C").stdout.decode("utf-8")
-    scored = shell(f"mtkit evaluate '{tiny_run}' --source '{named}' --reference '{named}' --json", LC_ALL="C")
+    scored = shell(f"mtkit evaluate -q '{tiny_run}' --source '{named}' --reference '{named}' --json", LC_ALL="C")
     assert (scored.returncode, scored.stderr) == (0, b"")
     assert json.loads(scored.stdout.decode("utf-8"))[0]["test_set"] == "dé"
 
