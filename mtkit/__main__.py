@@ -1,5 +1,18 @@
-"""`python -m mtkit`."""
+"""`mtkit` and `python -m mtkit`."""
 
-from mtkit.cli import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line, whose modules take a moment to import."""
+    try:
+        from mtkit.cli import main
+    except KeyboardInterrupt:
+        os.write(2, b"mtkit: error: stopped by SIGINT before it began\n")
+        sys.exit(130)
+    main()
+
+
+if __name__ == "__main__":
+    main()

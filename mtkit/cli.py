@@ -10,7 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mtkit import bundle_commands, exchange_commands
-from mtkit.errors import CheckpointError, MtkitError, StoppedError, is_out_of_memory
+from mtkit.ending import NOTHING_HALF, ended_by_signal
+from mtkit.errors import CheckpointError, MtkitError, SignalError, StoppedError, is_out_of_memory
 from mtkit.evaluate_command import EvaluateCommand, evaluate
 from mtkit.messages import say
 from mtkit.options import (
@@ -27,6 +28,7 @@ from mtkit.options import (
     LineBufferedOption,
     ModelArgument,
     PrecisionOption,
+    QuietOption,
     SettingsArgument,
     TagOption,
     UsageError,
@@ -37,10 +39,12 @@ from mtkit.options import (
     one_standard_input,
     opened,
     standard_output,
+    tell_of_typing,
     typed,
 )
 from mtkit.plot_commands import plot
 
+STOPPED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
 
 app = typer.Typer(
@@ -106,7 +110,7 @@ def config(
 
 
 @app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")
-def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None) -> None:
+def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
     """Train the tokenizer on the training corpora."""
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_tokenizer
@@ -115,7 +119,7 @@ def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None) -
 
 
 @app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")
-def binarize(config: ConfigArgument, settings: SettingsArgument = None) -> None:
+def binarize(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
     """Encode the corpora to memory-mapped ids.
 
     What is left out is counted and reported. The tokenizer is trained first if it is missing.
@@ -132,6 +136,7 @@ def train(
     settings: SettingsArgument = None,
     fresh: FreshOption = False,
     change: ChangeOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train, going on where the run stopped.
 
@@ -155,6 +160,7 @@ def run(
     settings: SettingsArgument = None,
     fresh: FreshOption = False,
     change: ChangeOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Do all that is out of date, then evaluate.
 
@@ -175,6 +181,7 @@ def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run directory or YAML file.")],
     settings: SettingsArgument = None,
     files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Tell whether a run is whole and resumes exactly.
 
@@ -233,6 +240,7 @@ def translate(
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
     line_buffered: LineBufferedOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Translate standard input or a file, line by line.
 
@@ -254,7 +262,9 @@ def translate(
         if tag is not None:
             translator.require_tag(tag)
         at_once = line_buffered or source.isatty()
-        _translate(translator, source, output, num_best, scores, at_once, tag, prefix)
+        if source.isatty():
+            tell_of_typing("to have it translated")
+        _translate(translator, file, source, output, num_best, scores, at_once, tag, prefix)
 
 
 MOST_SAMPLES = 10_000
@@ -274,6 +284,7 @@ def _check_num_best(num_best: int, decoding: Any) -> None:
 
 def _translate(
     translator: Any,
+    file: Path | None,
     source: Any,
     output: Path | None,
     num_best: int,
@@ -282,13 +293,14 @@ def _translate(
     tag: str | None,
     prefixes: Path | None,
 ) -> None:
-    from mtkit.translate import translate, writing
+    from mtkit.translate import lines_to_come, translate, writing
 
+    num_lines = lines_to_come(file)
     if output is None or str(output) == "-":
-        translate(translator, source, standard_output(), num_best, scores, at_once, tag, prefixes)
+        translate(translator, source, standard_output(), num_best, scores, at_once, tag, prefixes, num_lines)
         return
     with writing(output) as out:
-        translate(translator, source, out, num_best, scores, at_once, tag, prefixes)
+        translate(translator, source, out, num_best, scores, at_once, tag, prefixes, num_lines)
 
 
 @app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")
@@ -311,6 +323,7 @@ def score(
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
     line_buffered: LineBufferedOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Score given translations by their log-probability.
 
@@ -330,6 +343,8 @@ def score(
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
     at_once = line_buffered or typed(*texts.paths)
+    if typed(*texts.paths):
+        tell_of_typing("to have it scored" if tsv is not None else "of the text that is to be scored")
     score(translator, texts, standard_output(), tokens, tag, at_once)
 
 
@@ -357,7 +372,8 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, TextIOWrapper):
         # UTF-8 whatever the locale; names of files that are not UTF-8 go out as they came in.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    code = _run(sys.argv[1:])
+    with ended_by_signal():
+        code = _run(sys.argv[1:])
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -391,9 +407,11 @@ def _run(arguments: list[str]) -> int:
         result = app(arguments, prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
+        if result == STOPPED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
     except StoppedError as error:
         _tell(str(error))
-        return 130
+        return error.code
     except MtkitError as error:
         _tell(str(error))
         return 1
@@ -404,7 +422,11 @@ def _run(arguments: list[str]) -> int:
             _tell(f"{error.format_message()}{_advice(arguments[0], error)} (mtkit --help shows how)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        _tell(f"stopped by SIGINT {NOTHING_HALF}")
+        return STOPPED
+    except SignalError as error:
+        _tell(f"stopped by {error.name} {NOTHING_HALF}")
+        return error.code
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
 from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
+from mtkit.progress import Meter, is_shown
 from mtkit.text.cleaning import Drops, drop_reason
 from mtkit.text.duplicates import Seen
 from mtkit.text.held_out import Search
+from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, read_part, tagged
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.unknown import UnknownShares
@@ -46,11 +46,16 @@ class Encoder:
     def encode(self, corpus: CorpusConfig) -> int:
         """All of a corpus; how many pairs stay."""
         before = self._writer.num_pairs
-        for part in corpus.parts:
-            line = 1
-            for chunk in _chunks(progress(self._read(part), "encoding")):
-                self._encode_chunk(chunk, part, line)
-                line += len(chunk)
+        paths = [part.paths[0] for part in corpus.parts]
+        more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
+        num_lines = sum(map(count_lines, paths)) if is_shown() else None
+        with Meter("encoding", f"pairs of {paths[0]}{more}", num_lines, announced=True) as meter:
+            for part in corpus.parts:
+                line = 1
+                for chunk in _chunks(self._read(part)):
+                    self._encode_chunk(chunk, part, line)
+                    line += len(chunk)
+                    meter.add(len(chunk))
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
@@ -122,8 +127,3 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 def _num_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def progress(pairs: Iterable[Pair], what: str) -> Iterable[Pair]:
-    """The same pairs; a bar on a terminal tells how many went by."""
-    return tqdm(pairs, desc=what, unit=" pairs", unit_scale=True, leave=False, disable=None)

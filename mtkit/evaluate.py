@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mtkit.bleu import bleu, tokenizer_of, unspaced
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
-from mtkit.messages import counted, on_terminal, say
+from mtkit.messages import counted, say
+from mtkit.progress import Meter, working
 from mtkit.scores import INSTEAD, Score, corpus_scores, count_words, looks_processed, paired_scores
 from mtkit.significance import NUM_RESAMPLES, Test, resampling_seed
 from mtkit.testsets import SetFiles, fetch, test_sets
@@ -186,8 +186,8 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
     """The translations of a test set, each source with the tag before it unless it is blank."""
     given = [tagged(line, tag) for line in sources]
     _warn_of_tags(translator, name, given)
-    bar = tqdm(given, unit=" lines", desc=name, leave=False, disable=not on_terminal())
-    lines = list(translator.translate_lines(bar))
+    with Meter("translating", f"lines of {name}", len(given), announced=True) as meter:
+        lines = list(translator.translate_lines(given, done=meter.add))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
     for note, count in Counter(note for line in lines for note in line.notes).items():
@@ -308,10 +308,12 @@ def _scored(
         "tokenizer": scoring.tokenizer,
     }
     if against is None:
-        scores = corpus_scores(system.lines, references, confidence=scoring.confidence, **how)
+        with working(f"resampling {name}") if scoring.confidence else nullcontext():
+            scores = corpus_scores(system.lines, references, confidence=scoring.confidence, **how)
         yield from (_row(name, None, score, details) for score in scores)
         return
-    pairs = paired_scores(system.lines, against.lines, references, test=scoring.test, **how)
+    with working(f"comparing {system.name} with {against.name} on {name}"):
+        pairs = paired_scores(system.lines, against.lines, references, test=scoring.test, **how)
     for baseline, score in pairs:
         yield _row(name, system.name, score, details)
         yield _row(name, against.name, baseline, details)

@@ -16,11 +16,14 @@ from mtkit.options import (
     BeamSizeOption,
     DeviceOption,
     LengthPenaltyOption,
+    QuietOption,
     UsageError,
     choice,
     decoding_settings,
     language_pair,
     one_standard_input,
+    tell_of_typing,
+    typed,
 )
 
 THIRDS = "thirds"
@@ -83,6 +86,7 @@ def evaluate(
     json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of {test_set, metric, score, signature}.")
     ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Score a model or a text: BLEU, chrF and TER.
 
@@ -122,6 +126,8 @@ def evaluate(
         if not test_set and (source is None) == (by_length is not None):
             raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
 
+    if typed(*(path for path in (source, *(reference or ()), hypothesis, against) if path is not None)):
+        tell_of_typing("for each line of the text that is to be scored")
     from mtkit.bleu import require_tokenizer_name
     from mtkit.config.data_settings import LanguagesConfig
     from mtkit.evaluate import Material, Scoring, legend, score_models, score_texts, table

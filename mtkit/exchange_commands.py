@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtkit.options import EXAMPLE, ModelArgument, UsageError, choice, language_pair
+from mtkit.options import EXAMPLE, ModelArgument, QuietOption, UsageError, choice, language_pair
 
 FORMATS = ("ctranslate2", "marian", "m2m100")
 
@@ -17,6 +17,7 @@ def export(
     quantization: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of CTranslate2: int8, int16, float16, bfloat16 and others.")
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a model in the files of another library.
 
@@ -37,6 +38,7 @@ def import_(
     languages: Annotated[
         str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not tell.")
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a model of a Hugging Face or Marian checkpoint.
 

@@ -24,6 +24,7 @@ from mtkit.formats.portable import MARKER, PortableModel, Vocabulary
 from mtkit.formats.tensors import not_finite
 from mtkit.messages import say
 from mtkit.opening import open_and_tell
+from mtkit.progress import working
 from mtkit.text.tokenizer import open_sentencepiece
 from mtkit.translator import Translator, load_bundle
 
@@ -117,7 +118,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         raise CheckpointError(f"{path}: {fault}; train it again, or take an earlier checkpoint")
     translator = load_bundle(bundle, ["device=cpu"])
     model = portable(bundle, translator)
-    with replaced_directory(directory) as new:
+    with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
         format_.write(model, new, quantization)
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
         _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.own_symbols)
@@ -186,7 +187,10 @@ def _comparison(
         yield "the model carries no canaries, so nothing was compared"
         return
     texts = format_.texts(directory, model)
-    agreement = None if texts is None else compare(translator, model, lines, texts, format_.observe, directory)
+    agreement = None
+    if texts is not None:
+        with working(f"comparing the translations of {len(lines):,} lines with those of the library"):
+            agreement = compare(translator, model, lines, texts, format_.observe, directory)
     if agreement is None:
         yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
     else:

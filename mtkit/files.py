@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError
 
 if sys.platform == "win32":
@@ -39,12 +40,13 @@ def sync(path: Path) -> None:
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
     """A fresh directory to fill, which takes the place of path when the block ends without an error."""
-    new = new_directory(path)
-    try:
-        yield new
-        put_in_place(path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with undone_when_ended():
+        try:
+            new = new_directory(path)
+            yield new
+            put_in_place(path)
+        finally:
+            shutil.rmtree(_beside(path, "new"), ignore_errors=True)
 
 
 def new_directory(path: Path) -> Path:
@@ -179,14 +181,15 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """A fresh file to fill, which takes the place of path when the block ends without an error."""
     path = followed(path)
     new = _beside(path, "new")
-    try:
-        with _naming(path), new.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with undone_when_ended():
+        try:
+            with _naming(path), new.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mtkit.ending import undone_when_ended
 from mtkit.files import bring_back, drop_aside, put_aside, remove, write_file
 from mtkit.training.checkpoint import STEP, checkpoint_steps, step_directories
 
@@ -60,12 +61,13 @@ class FreshStart:
 def fresh_start(run: Path) -> Iterator[FreshStart]:
     """The old run stands aside within the block; at its end it is back, unless the new one was kept."""
     start = FreshStart(run)
-    try:
-        start.begin()
-        yield start
-    finally:
-        if not start.is_over:
-            settle_fresh(run)
+    with undone_when_ended():
+        try:
+            start.begin()
+            yield start
+        finally:
+            if not start.is_over:
+                settle_fresh(run)
 
 
 def settle_fresh(run: Path) -> None:

@@ -23,6 +23,7 @@ from mtkit.formats.portable import MARKER, PortableModel, reordered
 from mtkit.messages import say
 from mtkit.model_proto import ModelType, model_type_of
 from mtkit.models.registry import empty_model, require_weights_of
+from mtkit.progress import working
 from mtkit.symbols import SpecialIds, Specials
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translator import translator_of
@@ -54,8 +55,9 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
         "imported": _provenance(files, layout),
     }
     translator = translator_of(config, tokenizer, model.weights)
-    canaries = make_canaries(translator, _made_up_lines(tokenizer))
-    save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
+    with working(f"writing {output}"):
+        canaries = make_canaries(translator, _made_up_lines(tokenizer))
+        save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
     bundle = open_bundle(output)
     save_scores(bundle, [], card_text(bundle, []))
     if layout in READERS and (ignored := TheirConfig(directory).ignored(tokenizer.specials.target.silent)):

@@ -14,6 +14,7 @@ import typer
 
 from mtkit.arguments import whole_number
 from mtkit.errors import MtkitError
+from mtkit.progress import inform, show_progress
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
 
@@ -21,6 +22,13 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 
 # What a wrong call raises; typer carries its parent inside and exports it under no name.
 UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def _be_quiet(quiet: bool) -> bool:
+    """Progress is a matter of the whole process, so no command has to hand the option on."""
+    show_progress(not quiet)
+    return quiet
+
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 SettingsArgument = Annotated[
@@ -48,6 +56,15 @@ TagOption = Annotated[
 ]
 LineBufferedOption = Annotated[
     bool, typer.Option("--line-buffered", help="Answer each line before the next is read, however fast they come.")
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_be_quiet,
+        help="No progress on stderr; warnings and results still come.",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
@@ -130,6 +147,12 @@ def one_standard_input(*files: Path | None) -> None:
 def typed(*files: Path) -> bool:
     """Whether one of the files is `-` and somebody types standard input."""
     return any(str(file) == "-" for file in files) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def tell_of_typing(what: str) -> None:
+    """Say that standard input is a terminal, where nothing happens until somebody types."""
+    end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+    inform(f"type a line and press Enter {what}; {end} ends")
 
 
 def standard_output() -> Any:

@@ -22,11 +22,13 @@ from mtkit.config.yaml_text import write_yaml
 from mtkit.data.corpus import MANIFEST, Corpus, CorpusWriter
 from mtkit.data.manifest import Manifest, RawFile, read_manifest, validation_sum, write_manifest
 from mtkit.data.mixing import is_natural, mix
-from mtkit.encode import Encoder, progress, see_validation
+from mtkit.encode import Encoder, see_validation
+from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import counted, say
 from mtkit.processed import warn_of_processed_text
+from mtkit.progress import Meter, working
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
 from mtkit.text.existing import check_sampling, existing_tokenizer, read_model
@@ -76,12 +78,16 @@ def make_tokenizer(config: Config) -> list[str]:
         # Bad data stops at the door.
         read = _watched(oversights, "data.train")
         pairs = chain.from_iterable(read(part) for corpus in corpora for part in corpus.parts)
-        if not sum(1 for _ in progress(pairs, "reading")):
+        with Meter("reading", "pairs") as meter:
+            num_pairs = sum(1 for _ in meter.counting(pairs))
+        if not num_pairs:
             raise _no_pairs(corpora)
         warnings = list(oversights.warnings())
         for warning in warnings:
             _report(warning)
-        with replaced_directory(_tokenizer_directory(config)) as directory:
+        more = " and the text of tokenizer.text" if config.tokenizer.text else ""
+        what = f"training the {config.tokenizer.type} tokenizer on {counted(num_pairs, 'pair')}{more}"
+        with working(what), replaced_directory(_tokenizer_directory(config)) as directory:
             vocabularies = train_tokenizer(
                 lambda: chain(chain.from_iterable(map(read_source, corpora)), _more_text(config, "source")),
                 lambda: chain(chain.from_iterable(map(read_target, corpora)), _more_text(config, "target")),
@@ -760,7 +766,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _writing(config: Config) -> Iterator[None]:
     """Tells in one line when the run directory cannot be written; what fails in reading tells so itself."""
     try:
-        yield
+        with undone_when_ended():
+            yield
     except OSError as error:
         raise DataError(f"{error.filename or config.run_path}: cannot be written: {error.strerror or error}") from None
 

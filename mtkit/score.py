@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
+from mtkit.ending import counted_when_ended
 from mtkit.errors import DataError
 from mtkit.json_text import json_text
 from mtkit.likelihood import ScoredTranslation
-from mtkit.messages import Warnings, on_terminal
+from mtkit.messages import Warnings
+from mtkit.progress import Meter
 from mtkit.text.arriving import Arrivals
 from mtkit.text.lines import named, read_lines, read_pairs
 from mtkit.text.packing import STANDARD_INPUT, path_may_pause
@@ -120,12 +120,15 @@ def score(
         pairs = texts.pairs(lambda path: iter(arrivals.of(read_lines(path), path_may_pause(path), len)))
         if tag is None:
             pairs = _watched(pairs, translator, warnings)
-        hidden = line_buffered or not on_terminal()
-        shown = tqdm(pairs, unit=" lines", total=num_lines, disable=hidden, smoothing=0)
-        for line in _written(translator.score_lines(shown, tag, arrivals.answer_now), by_token):
-            out.write(line.encode("utf-8"))
-            if line_buffered:
-                out.flush()
+        scored = translator.score_lines(pairs, tag, arrivals.answer_now)
+        with (
+            counted_when_ended("scored") as written,
+            Meter("scoring", "lines", num_lines, hidden=line_buffered) as meter,
+        ):
+            for written.number, line in enumerate(_written(meter.counting(scored), by_token), start=1):
+                out.write(line.encode("utf-8"))
+                if line_buffered:
+                    out.flush()
     out.flush()
     warnings.close()
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mtkit.batch import Batch
 from mtkit.changes import require_allowed, with_changes
@@ -26,7 +25,7 @@ from mtkit.data.verification import Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, is_out_of_memory
 from mtkit.feed import Feed, Stream
 from mtkit.identity import MEASURES, Changes, changes_since, identity_of
-from mtkit.messages import counted, on_terminal, say
+from mtkit.messages import counted, say
 from mtkit.models.device import mixed_precision, pick_device, pick_precision
 from mtkit.models.registry import new_model, require_weights_of
 from mtkit.objective import OBJECTIVES
@@ -51,11 +50,12 @@ from mtkit.training.checkpoint import (
     save_checkpoint,
     step_directory,
 )
-from mtkit.training.limits import divergence, expected_steps, reason_to_end, saves_at
+from mtkit.training.limits import divergence, reason_to_end, saves_at
 from mtkit.training.log import Log, Update, Window
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.scaler import FIRST_SCALE, LossScaler
 from mtkit.training.schedule import learning_rate, lowers_rate
+from mtkit.training.shown import ShownTraining
 from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.validation import Validation, best_logged, measures_text, selection_score
 
@@ -326,17 +326,12 @@ class Trainer:
         begun = time.monotonic() - progress.seconds
         forecast = Forecast(settings)
         forecast.begin(progress.step)
-        with tqdm(
-            total=settled(settings.max_steps),
-            initial=progress.step,
-            unit="step",
-            disable=not on_terminal(),
-            smoothing=0.05,
-        ) as bar:
+        with ShownTraining(progress, settings) as shown:
             while True:
                 # A checkpoint follows each validation, so that no kill repeats or loses one.
                 step = progress.step
                 if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_good:
+                    shown.catch_up()
                     self._validate_or_save(stop)
                     progress.seconds = time.monotonic() - begun
                     progress.window = Window(since=progress.seconds)
@@ -353,18 +348,16 @@ class Trainer:
                 epoch = self._update_or_save(stream)
                 if what := divergence(progress, settings):
                     raise MtkitError(self._with_remedy(what))
-                bar.update()
+                shown.update()
                 progress.seconds = time.monotonic() - begun
                 forecast.see(progress.step, progress.seconds)
-                if progress.step % settings.log_every == 0 and progress.window.updates:
+                is_logged = progress.step % settings.log_every == 0
+                if progress.window.updates and (is_logged or shown.is_overdue):
                     record = progress.window.record(progress.seconds)
-                    self.log.write("train", step=progress.step, epoch=epoch, **record)
-                    bar.set_postfix_str(
-                        f"epoch {self._epochs():.1f}, "
-                        f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
-                    )
-                    progress.window = Window(since=progress.seconds)
-                    bar.total = expected_steps(progress, settings)
+                    if is_logged:
+                        self.log.write("train", step=progress.step, epoch=epoch, **record)
+                        progress.window = Window(since=progress.seconds)
+                    shown.tell(self._epochs(), record)
 
     def _epochs(self) -> float:
         """Passes over the corpus so far."""

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
-from mtkit.errors import DataError, MtkitError
-from mtkit.messages import Warnings, on_terminal
+from mtkit.ending import counted_when_ended, undone_when_ended
+from mtkit.errors import DataError, MtkitError, StoppedError
+from mtkit.messages import Warnings
+from mtkit.progress import Meter, is_shown
 from mtkit.text.arriving import Arrivals
-from mtkit.text.lines import decode_lines, read_lines
-from mtkit.text.packing import may_pause, open_to_read, open_to_write, path_may_pause
+from mtkit.text.lines import count_lines, decode_lines, read_lines
+from mtkit.text.packing import STANDARD_INPUT, may_pause, open_to_read, open_to_write, path_may_pause
 from mtkit.translator import TranslatedLine, Translator
 
 
@@ -25,6 +25,7 @@ def translate(
     at_once: bool = False,
     tag: str | None = None,
     prefixes: Path | Iterable[str] | None = None,
+    num_lines: int | None = None,
 ) -> None:
     """Translate each line of one stream to a line of the other, line n beginning with the n-th prefix if there are any.
 
@@ -33,7 +34,8 @@ def translate(
     lack the tag that the model was trained with are warned of, too.
 
     Lines are answered in large groups, at_once one by one. Where a pipe pauses, the lines that have come are answered
-    and flushed. How lines are grouped changes no translation.
+    and flushed. How lines are grouped changes no translation. num_lines, if it is known, tells the progress how many
+    there are. A signal that ends the program is a StoppedError here, which says how many lines were written.
     """
     warnings = Warnings()
     with Arrivals(out.flush, at_once) as arrivals:
@@ -43,18 +45,29 @@ def translate(
             lines = _watched(lines, translator, warnings)
         if isinstance(prefixes, Path):
             prefixes = arrivals.of(read_lines(prefixes), path_may_pause(prefixes), len)
-        shown = tqdm(lines, unit=" lines", disable=at_once or not on_terminal(), smoothing=0)
-        translated = translator.translate_lines(shown, num_best, arrivals.answer_now, tag, prefixes)
-        for number, line in enumerate(translated, start=1):
-            if line.num_parts > 1:
-                warnings.add("was too long for the model; translated in parts", number)
-            for note in line.notes:
-                warnings.add(note, number)
-            out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
-            if at_once:
-                out.flush()
+        with (
+            counted_when_ended("translated") as written,
+            Meter("translating", "lines", num_lines, hidden=at_once) as meter,
+        ):
+            translated = translator.translate_lines(lines, num_best, arrivals.answer_now, tag, prefixes, meter.add)
+            for number, line in enumerate(translated, start=1):
+                if line.num_parts > 1:
+                    warnings.add("was too long for the model; translated in parts", number)
+                for note in line.notes:
+                    warnings.add(note, number)
+                out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
+                written.number = number
+                if at_once:
+                    out.flush()
     out.flush()
     warnings.close()
+
+
+def lines_to_come(file: Path | None) -> int | None:
+    """How many lines a file has, for the progress; None where none is shown, and for what can be read but once."""
+    if file is None or file == STANDARD_INPUT or path_may_pause(file) or not is_shown():
+        return None
+    return count_lines(file)
 
 
 @contextmanager
@@ -77,8 +90,8 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of path when the block ends without an error; packed as its name tells.
 
-    Until then all that was written stands in PATH.part, which stays if the block is left by an error. A path that is
-    a device or a pipe is written to as it is.
+    Until then all that was written stands in PATH.part, which stays if the block is left by an error and anything was
+    written. A path that is a device or a pipe is written to as it is.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -89,13 +102,38 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             raise MtkitError(f"{path}: is a directory; a file to write is wanted")
         whole = path.resolve()  # what a link points at is replaced, not the link
         part = whole.with_name(f"{whole.name}.part")
-        with open_to_write(part, whole) as stream:
+        with _kept_if_it_holds_text(part), open_to_write(part, whole) as stream:
             if whole.exists():
                 shutil.copymode(whole, part)
             yield stream
         part.replace(whole)
     except OSError as error:
         raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
+    """After an error removes a file to which nothing was written; one who stopped the program learns of any other."""
+    try:
+        with undone_when_ended():
+            yield
+    except BaseException as error:
+        if not part.exists():
+            raise
+        if _is_empty(part):
+            part.unlink()
+        elif isinstance(error, StoppedError):
+            raise StoppedError(f"{error}, and stand in {part}", error.code) from None
+        raise
+
+
+def _is_empty(part: Path) -> bool:
+    """Whether a file, packed or not, holds no text; one that is packed has some bytes all the same."""
+    try:
+        with reading(part) as stream:
+            return not stream.read(1)
+    except DataError:  # it was cut off in the middle of something
+        return False
 
 
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:

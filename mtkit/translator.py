@@ -4,6 +4,7 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat, zip_longest
@@ -149,6 +150,7 @@ class Translator:
         at_once: bool | Callable[[], bool] = False,
         tag: str | None = None,
         prefixes: Iterable[str] | None = None,
+        done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
         """Up to num_best translations of each line, in order, in constant memory for any number of lines.
 
@@ -156,7 +158,8 @@ class Translator:
         function given as at_once is asked after each line whether to answer now what has come. A tag
         tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
         There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
-        part, and its tag before each. No line is warned of; tag_fault tells of which to warn.
+        part, and its tag before each. No line is warned of; tag_fault tells of which to warn. After each batch, done is
+        called with the number of further lines whose translation has been found.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -168,7 +171,7 @@ class Translator:
         if tag is not None:
             self.require_tag(tag)
             lines = (tagged(line, tag) for line in lines)
-        return self._translated(lines, num_best, at_once, prefixes)
+        return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
 
     def tag_fault(self, line: str) -> str | None:
         """What to warn of if a line lacks the tag that the model was trained with, or begins with an unknown one."""
@@ -213,23 +216,31 @@ class Translator:
         num_best: int,
         at_once: bool | Callable[[], bool],
         prefixes: Iterable[str] | None,
+        done: Callable[[int], object],
     ) -> Iterator[TranslatedLine]:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
-            yield from self._translate_window([line for line, _ in window], [prefix for _, prefix in window], num_best)
+            lines, begun = [line for line, _ in window], [prefix for _, prefix in window]
+            yield from self._translate_window(lines, begun, num_best, done)
 
-    def _translate_window(self, lines: Sequence[str], prefixes: Sequence[str], num_best: int) -> list[TranslatedLine]:
+    def _translate_window(
+        self, lines: Sequence[str], prefixes: Sequence[str], num_best: int, done: Callable[[int], object]
+    ) -> list[TranslatedLine]:
         parts = list(self._parts(lines, prefixes))
         order = [p for p, part in enumerate(parts) if part.tokens]
         order.sort(key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
         found = [[SILENCE]] * len(parts)
         num_wanted = self.config.decoding.mbr_samples or num_best
+        parts_left = Counter(parts[p].line for p in order)
+        done(len(lines) - len(parts_left))
         for chosen in self._batches(order, parts, num_wanted):
             tokens, begun = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
             for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, begun), strict=True):
                 if self._utility is not None:
                     hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
+            parts_left.subtract(parts[p].line for p in chosen)
+            done(sum(parts_left[line] == 0 for line in {parts[p].line for p in chosen}))
         return self._joined(len(lines), parts, found, num_best)
 
     def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
@@ -428,6 +439,10 @@ class Translator:
                     f"line {number:,}: the {side} has {counted(len(tokens), 'token')}, and the model can take "
                     f"{limit - 1:,}; split the line"
                 )
+
+
+def _nothing(_: int) -> None:
+    """What is done after a batch unless somebody counts the lines."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:

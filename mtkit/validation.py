@@ -21,6 +21,7 @@ from mtkit.data.plan import plan_batches
 from mtkit.errors import DataError
 from mtkit.messages import counted, say
 from mtkit.models.interface import TranslationModel
+from mtkit.progress import Meter
 from mtkit.scores import validation_score
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import Progress
@@ -87,14 +88,11 @@ class Validation:
         """
         model.eval()
         try:
-            batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
-            sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
-            count = sum(batch.target_tokens for batch in batches)
-            translations, notes = [], Counter[str]()
-            for line in Translator(model, tokenizer, self.config).translate_lines(self.sources):
-                stop.check()
-                translations.append(line.text)
-                notes.update(line.notes)
+            with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
+                batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
+                sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
+                count = sum(batch.target_tokens for batch in batches)
+                translations, notes = self._translate(model, tokenizer, stop, meter)
         finally:
             model.train()
         for note, number in notes.items():
@@ -128,6 +126,18 @@ class Validation:
         finally:
             model.train()
         return losses + searching * min(1.0, sum(map(len, references)) / max(length, 1))
+
+    def _translate(
+        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
+    ) -> tuple[list[str], Counter[str]]:
+        """The translations, and how many lines there are of each note."""
+
+        def done(count: int) -> None:
+            stop.check()
+            meter.add(count)
+
+        lines = list(Translator(model, tokenizer, self.config).translate_lines(self.sources, done=done))
+        return [line.text for line in lines], Counter(note for line in lines for note in line.notes)
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:

@@ -16,12 +16,14 @@ from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text
 from mtkit.config.training_settings import settled
+from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import standing
 from mtkit.intact import check_data, check_results
-from mtkit.messages import counted, say
+from mtkit.messages import counted
 from mtkit.models.device import pick_device
 from mtkit.prepare import adopt, first_pairs, is_prepared, kept_validation
+from mtkit.progress import inform
 from mtkit.proof import Kill, Killed, compare, train_and_kill, train_to_end
 from mtkit.start import carried_over, start_tokenizer
 from mtkit.text.parts import with_plain_files
@@ -61,7 +63,7 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
     pick_device(config.device)  # if there is none of that name, better told at once
     data = Report([], [])
     if run.is_dir():
-        say(f"reading the files of {run}")
+        inform(f"reading the files of {run}")
         data = check_data(run)
         yield data
         yield check_results(run, config.device)
@@ -83,7 +85,7 @@ def verify_resuming(config: Config) -> Report:
             short = _short(config, steps, folder, from_run)
             kills = _train_with_kills(short, config.run_path if from_run else None, folder / "killed")
             if kills:
-                say(f"training {steps} updates again, to be left alone")
+                inform(f"training {steps} updates again, to be left alone")
                 train_to_end(_command(short, config.run_path if from_run else None, folder / "whole"), folder / "told")
                 return _compared(folder, steps, kills)
         raise MtkitError(f"a training of {STEPS[-1]} updates was over before it could be killed: nothing is proved")
@@ -94,16 +96,16 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
     training = config.training
     command, told = _command(config, data, run), run.with_name("told")
     every = settled(training.save_every)
-    say(f"training {training.max_steps} updates, to be killed after the first checkpoint")
+    inform(f"training {training.max_steps} updates, to be killed after the first checkpoint")
     first = train_and_kill(command, run, Kill(every + 1), told)
     if first is None:
         return []
-    say(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
+    inform(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
     second = train_and_kill(command, run, Kill(every, while_saving=True), told)
     if second is None:
-        say("no checkpoint was written slowly enough for that")
+        inform("no checkpoint was written slowly enough for that")
         return [first]
-    say(f"killed at step {second.step}; the same command again, to be left alone")
+    inform(f"killed at step {second.step}; the same command again, to be left alone")
     train_to_end(command, told)
     return [first, second]
 
@@ -142,12 +144,14 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
 def _with_data(config: Config) -> tuple[Config, bool]:
     """The settings, and whether the tokenizer and the data of the run fit them."""
     if not is_prepared(config):
-        say(f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken")
+        inform(
+            f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken"
+        )
         return config, False
-    say(f"the tokenizer and the data are those of {config.run_path}")
+    inform(f"the tokenizer and the data are those of {config.run_path}")
     start = config.training.start_from
     if start is not None and start_tokenizer(config) is None:
-        say(f"{start}, which training started from, is gone: random weights are taken")
+        inform(f"{start}, which training started from, is gone: random weights are taken")
         training = config.training.model_copy(update={"start_from": None})
         return config.model_copy(update={"training": training}), True
     return config, True
@@ -226,7 +230,7 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """A folder that is removed after the block; an error in writing to it tells how to have it elsewhere."""
-    with tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
+    with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
             yield Path(temporary)
         except (MtkitError, OSError) as error:

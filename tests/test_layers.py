@@ -43,6 +43,7 @@ FLOORS = [
     {"text", "data", "models", "training", "search", "formats"},
     {"config"},
     {"files"},
+    {"progress", "ending"},
     {"messages", "arguments"},
     {"batch", "errors", "symbols", "model_proto", "json_text"},
 ]

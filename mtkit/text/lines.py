@@ -39,6 +39,12 @@ def read_lines(path: Path) -> Iterator[str]:
         returns.check(number)
 
 
+def count_lines(path: Path) -> int:
+    """How many lines a file has, whatever is in them; `-` and pipes cannot be asked without being read."""
+    with _reading(path), open_to_read(path) as stream:
+        return sum(1 for _ in stream)
+
+
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
     """Each line as soon as it is there, and whether it was damaged: bytes that are not UTF-8 become U+FFFD."""
     for line in map(_without_end, _raw_lines(stream)):

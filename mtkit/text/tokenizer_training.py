@@ -17,7 +17,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import ConfigError, DataError, SignalError
 from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
 from mtkit.text.mapped import UNKNOWN_TEXT
 from mtkit.text.segmentation import SPACE_MARK
@@ -135,6 +135,8 @@ def _train_model(
     except RuntimeError as error:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from None
+        if found := re.search(r"SignalError: (\d+)", str(error)):
+            raise SignalError(int(found[1])) from None
         too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if not too_small:
             raise
