@@ -157,7 +157,7 @@ def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> Non
     if not num_kept:
         files = ", ".join(str(path) for corpus in config.data.valid for path in corpus.paths) or "data.valid"
         raise DataError(
-            f"{files}: none of {counted(num_pairs, 'validation pair')} can be used ({counts or 'there are none'}; "
+            f"{files}: none of the validation pairs can be used ({counts or 'there are none'}; "
             f"{limit}); checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
         )
     if left_out:

@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from mtkit.config.settings import Config
 from mtkit.pipeline import run_all, run_binarize
+from mtkit.progress import show_progress
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -106,6 +107,19 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
         assert isinstance(before, dict)
         changed[name] = values if "architecture" in values else {**before, **values}
     return Config.model_validate_json(json.dumps(changed))
+
+
+@pytest.fixture(autouse=True)
+def progress_is_shown() -> Iterator[None]:
+    """Whatever a test asks for, the next one has progress shown."""
+    yield
+    show_progress(True)
+
+
+@pytest.fixture
+def quiet() -> None:
+    """No progress on stderr, as with --quiet."""
+    show_progress(False)
 
 
 @pytest.fixture(scope="session")

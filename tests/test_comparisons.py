@@ -60,10 +60,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The exit code of `mtkit evaluate ARGUMENTS`, what it prints and what it says on stderr."""
+    """The exit code of `mtkit evaluate --quiet ARGUMENTS`, what it prints and what it says on stderr."""
 
     def run(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", "--quiet", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code or 0, *capfd.readouterr()

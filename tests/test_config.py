@@ -200,11 +200,11 @@ def test_every_recipe_loads_and_prints_what_loads_back(recipe: Path) -> None:
 # Refusing values
 
 LINES_OF_VALUES = [
-    ("training: {max_steps: true}", "training.max_steps: found true, wants a whole number, at least 1"),
-    ("training: {max_steps: 0}", "training.max_steps: found 0, wants a whole number, at least 1"),
-    ("training: {max_steps: 8e3}", "training.max_steps: found 8000.0, wants a whole number, at least 1"),
-    ("training: {max_steps: '5'}", "training.max_steps: found '5', wants a whole number, at least 1"),
-    ("training: {max_steps: }", "training.max_steps: found null, wants a whole number, at least 1"),
+    ("training: {max_steps: true}", "training.max_steps: found true, wants a whole number, at least 1, or auto"),
+    ("training: {max_steps: 0}", "training.max_steps: found 0, wants a whole number, at least 1, or auto"),
+    ("training: {max_steps: 8e3}", "training.max_steps: found 8000.0, wants a whole number, at least 1, or auto"),
+    ("training: {max_steps: '5'}", "training.max_steps: found '5', wants a whole number, at least 1, or auto"),
+    ("training: {max_steps: }", "training.max_steps: found null, wants a whole number, at least 1, or auto"),
     ("training: {adam_eps: .inf}", "training.adam_eps: found .inf, wants a number, more than 0"),
     ("training: {adam_eps: 1e999}", "training.adam_eps: found .inf, wants a number, more than 0"),
     ("training: {weight_decay: .nan}", "training.weight_decay: found .nan, wants a number, at least 0"),
@@ -620,10 +620,10 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         ("foo", "foo: wants key=value, such as training.max_steps=1000"),
         ("=3", "=3: wants key=value, such as training.max_steps=1000"),
         ("zzz=3", "zzz=3: unknown key 'zzz'"),
-        ("training.max_steps=true", "training.max_steps=true: found true, wants a whole number, at least 1"),
+        ("training.max_steps=true", "training.max_steps=true: found true, wants a whole number, at least 1, or auto"),
         (
             "training={max_steps: true}",
-            "training={max_steps: true}: training.max_steps: found true, wants a whole number, at least 1",
+            "training={max_steps: true}: training.max_steps: found true, wants a whole number, at least 1, or auto",
         ),
         (
             "data.valid=[{tsv: a}, {tsv: b, tag: <2de>}]",
@@ -760,15 +760,14 @@ def test_every_key_is_printed_below_its_meaning_choices_and_limits() -> None:
         del lines[: at + 1]
     text = config_text(Config())
     assert "  # How weights follow gradients. One of adam, adamw, sgd.\n  optimizer: adam\n" in text
-    assert "  # Updates after which training ends. A whole number, at least 1.\n  max_steps: 100000\n" in text
+    assert "  # Batches whose gradients make one update. A whole number, at least 1.\n  accumulate: 1\n" in text
     assert "# How the model is trained, and how its checkpoints are kept and chosen.\ntraining:\n" in text
 
 
 def test_a_setting_that_differs_is_printed_with_its_default() -> None:
-    text = config_text(load_config(None, ["training.max_steps=5"]))
-    assert (
-        "  # Updates after which training ends. A whole number, at least 1. Default: 100000.\n  max_steps: 5\n" in text
-    )
+    text = config_text(load_config(None, ["training.accumulate=5"]))
+    comment = "  # Batches whose gradients make one update. A whole number, at least 1. Default: 1.\n"
+    assert f"{comment}  accumulate: 5\n" in text
 
 
 def test_the_printed_examples_of_corpora_and_test_sets_are_yaml_that_loads() -> None:

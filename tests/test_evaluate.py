@@ -25,10 +25,10 @@ Evaluate = Callable[..., tuple[Json, str]]
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Evaluate:
-    """What `mtkit evaluate ARGUMENTS --json` prints, and what it says on stderr."""
+    """What `mtkit evaluate ARGUMENTS --json --quiet` prints, and what it says on stderr."""
 
     def run(*arguments: object, stdin: bytes = b"") -> tuple[Json, str]:
-        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", *map(str, arguments), "--json"])
+        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", *map(str, arguments), "--json", "--quiet"])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as end:
             main()
@@ -193,7 +193,7 @@ def test_text_that_looks_tokenised_is_warned_of_on_stderr(evaluated: Evaluate, t
 
 
 def test_lines_that_were_translated_in_parts_are_told(
-    translator: Translator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    translator: Translator, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None
 ) -> None:
     path = tmp_path / "long"
     path.write_text("one two three. " * 50 + "\none\n")

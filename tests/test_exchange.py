@@ -58,7 +58,7 @@ def test_the_formats_on_offer_are_those_that_there_are():
 
 
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
-def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_path, capsys):
+def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_path, capsys, quiet):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
     run = tiny_run if to == "ctranslate2" else trained[to]
     export(run, to, tmp_path / "out")

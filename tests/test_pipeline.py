@@ -288,9 +288,11 @@ def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(co
         run_binarize(config)
     capsys.readouterr()
     run_tokenizer(config)
-    told, trained = capsys.readouterr().err.splitlines()
+    told, begun, took, trained = capsys.readouterr().err.splitlines()
     assert told.startswith("warning: ")
     assert name in told
+    assert begun.startswith("training the bpe tokenizer on ")
+    assert took.startswith("training the bpe tokenizer on ")
     assert trained.startswith("shared bpe vocabulary: ")
     assert contents(config.run_path) == before
 

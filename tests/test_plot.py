@@ -71,7 +71,7 @@ def config_file(tiny_config: Config, tmp_path: Path) -> Path:
 
 
 def test_the_learning_rate_drawn_is_that_of_training_with_its_peak(tiny_config: Config) -> None:
-    for schedule in (schedule_of("toy", tiny_config), paper_schedule("512:4000")):
+    for schedule in (schedule_of("toy", tiny_config, None), paper_schedule("512:4000")):
         for num_steps in (1, 7, 600, 123_456):
             steps, rates = schedule_points(schedule, num_steps)
             assert (steps[0], steps[-1]) == (1, num_steps)

@@ -198,7 +198,7 @@ def test_the_run_directory_holds_nothing_else(config):
     ]
 
 
-def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys):
+def test_pairs_are_dropped_for_a_reason_and_the_report_says_so(config, capsys, quiet):
     fr, en = lines(config, "train.fr"), lines(config, "train.en")
     fr[0], fr[1], en[2], en[3], fr[4], en[4] = "", " \u3000", "\t", "long " * 50, "a", "the house is red " * 4
     write_lines(config.data.root / "train.fr", fr)

@@ -325,7 +325,7 @@ def test_a_symbol_is_no_tag(run: Path, capfd: pytest.CaptureFixture[str], monkey
     translator = load(run)
     with pytest.raises(MtkitError) as raised:
         translator.translate(["one"], tag="<url>")
-    told = "tag <url>: the model does not know it; it knows <2de>."
+    told = "tag <url>: the model does not know it; it knows <2de>"
     assert str(raised.value).startswith(told)
     monkeypatch.setattr(sys, "argv", ["mtkit", "translate", str(run), "--tag", "<url>"])
     with pytest.raises(SystemExit):

@@ -211,7 +211,7 @@ def test_models_are_scored_on_named_sets_as_on_their_files(
     assert known
 
     def run(*arguments: object) -> list[dict[str, object]]:
-        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", *map(str, arguments), "--json"])
+        monkeypatch.setattr(sys, "argv", ["mtkit", "evaluate", *map(str, arguments), "--json", "--quiet"])
         with pytest.raises(SystemExit) as end:
             main()
         out, error = capfd.readouterr()
