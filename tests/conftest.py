@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -107,6 +108,12 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
         assert isinstance(before, dict)
         changed[name] = values if "architecture" in values else {**before, **values}
     return Config.model_validate_json(json.dumps(changed))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """The processes of pytest-xdist ignore SIGINT, and mtkit leaves ignored what is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
