@@ -13,7 +13,7 @@ VALIDATION_SHARE = 0.2  # of the minutes; auto plans no more validations than fi
 APART = 10  # updates from one validation to the next, at least
 WARMUP_SHARE = 0.1  # of the updates
 MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
-RESERVE = 0.05  # of the minutes, for a machine that becomes slower
+RESERVE = 0.1  # of the minutes, for a machine that becomes slower
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates, and seconds of them, by which the speed is known
 FALLEN = 0.95  # share of max_steps after which a schedule that ends there is as good as down
 
