@@ -43,6 +43,7 @@ from mtkit.options import (
     typed,
 )
 from mtkit.plot_commands import plot
+from mtkit.usage import told_of_wrong_call
 
 STOPPED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
@@ -392,16 +393,6 @@ def _opened_null(descriptor: int) -> int:
     return descriptor
 
 
-def _advice(command: str, error: UsageError) -> str:
-    """What to type for an unknown option that is a setting, as many other toolkits have it."""
-    option = getattr(error, "option_name", None)
-    if option is None or command not in ("config", "train-tokenizer", "binarize", "train", "run"):
-        return ""
-    from mtkit.config.load import advice_on_option
-
-    return advice_on_option(option)
-
-
 def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments, prog_name="mtkit", standalone_mode=False)
@@ -419,7 +410,7 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             say(error.format_message())  # the help
         else:
-            _tell(f"{error.format_message()}{_advice(arguments[0], error)} (mtkit --help shows how)")
+            _tell(told_of_wrong_call(error, arguments))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _tell(f"stopped by SIGINT {NOTHING_HALF}")

@@ -1,5 +1,7 @@
 """How far long work is: a bar where stderr is a terminal, else a line now and then; neither with --quiet."""
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -8,7 +10,7 @@ from typing import Self, TypeVar
 
 from tqdm import tqdm
 
-from mtkit.messages import on_terminal, say
+from mtkit.messages import counted, on_terminal, say
 
 EVERY_SECONDS = 10.0  # between two lines that tell how far something is
 
@@ -31,6 +33,20 @@ def is_shown() -> bool:
 def shows_bars() -> bool:
     """Whether progress is shown as bars: somebody watches stderr."""
     return _is_shown and on_terminal()
+
+
+def bar_size() -> tuple[int | None, int | None]:
+    """Columns and rows for a bar on a terminal that does not tell its size; None where tqdm finds them by itself.
+
+    Terminals without a size are those of `script` in a queue, `docker exec -t` and some CI; tqdm shows nothing there.
+    """
+    if not shows_bars():
+        return None, None
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):  # ValueError: stderr has no descriptor
+        return None, None
+    return None if columns else 80, None if rows else 24
 
 
 def inform(text: str) -> None:
@@ -66,6 +82,7 @@ class Meter:
         self._begun = self._told = monotonic()
         self._has_lines = is_shown() and not on_terminal() and not hidden
         self._is_announced = announced
+        columns, rows = bar_size()
         self._bar = tqdm(
             total=total,
             desc=what,
@@ -73,6 +90,8 @@ class Meter:
             unit_scale=True,
             leave=False,
             disable=not shows_bars() or hidden,
+            ncols=columns,
+            nrows=rows,
         )
         if announced and self._has_lines:
             say(f"{what} {unit if total is None else _counted(total, unit)} …")
@@ -113,8 +132,8 @@ class Meter:
 
 def _counted(number: int, unit: str) -> str:
     """1 line of a file, 2 lines of a file; unit is the plural."""
-    first, space, rest = unit.partition(" ")
-    return f"{number:,} {first.removesuffix('s') if number == 1 else first}{space}{rest}"
+    nouns, space, rest = unit.partition(" ")
+    return f"{counted(number, nouns.removesuffix('s'))}{space}{rest}"
 
 
 def duration(seconds: float) -> str:

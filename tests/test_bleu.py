@@ -251,7 +251,7 @@ def test_a_model_that_cannot_be_downloaded_is_told_in_one_line(
         (
             ("--tokenize", "char", "--metrics", "chrf,ter"),
             2,
-            "--tokenize is of BLEU, which --metrics leaves out (mtkit --help shows how)",
+            "--tokenize is of BLEU, which --metrics leaves out (mtkit evaluate --help shows how)",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from mtkit.opening import open_model
 from mtkit.plot.schedule import schedule_of
 from mtkit.records import is_trained
 from mtkit.train import Trainer
-from mtkit.training.budget import Forecast, Pace, Plan, make_plan, shortcomings, with_shares
+from mtkit.training.budget import Forecast, Pace, Plan, advice, make_plan, shortcomings, with_shares
 from mtkit.training.checkpoint import read_progress
 
 AUTO = {"max_steps": "auto", "warmup_steps": "auto", "validate_every": "auto", "save_every": "auto"}
@@ -191,6 +191,20 @@ def test_updates_that_are_too_few_are_told_before_and_after(make: Make, capsys):
         "(training.warmup_steps 8); there is no validation before the last one (training.validate_every 8). Raise "
         "training.max_steps, or lower the others",
     ]
+
+
+def test_a_run_in_minutes_alone_is_advised_of_what_was_given_and_else_of_timing_anew():
+    anew = "Updates or validations took longer than those that were timed at the beginning"
+    assert advice(settings()).startswith(anew)
+    assert advice(settings()).endswith("; start anew with --fresh, which times them again")
+    given = advice(settings(warmup_steps=50, save_every=10))
+    assert given == "Raise training.max_minutes, or leave out warmup_steps and save_every, which are auto then"
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(1, "1 minute is"), (3, "3 minutes are"), (0.5, "30 seconds are")])
+def test_one_minute_is_and_more_are(minutes: float, told: str):
+    plan = Plan(max_minutes=minutes, max_steps=99, warmup_steps=10, validate_every=11, save_every=11)
+    assert plan.told(Pace(0.4, 1.2)).startswith(f"{told} 99 updates here (")
 
 
 def test_the_picture_of_a_schedule_in_minutes_wants_a_number_of_updates(make: Make):

@@ -229,12 +229,10 @@ def test_a_dash_is_standard_input_and_standard_output(call: Call, tiny_run: Path
         ("evaluate", "--hypothesis", "-", "--reference", "-"),
         ("evaluate", "--hypothesis", "-", "--against", "-", "--reference", files["target"]),
     ):
-        assert call(*arguments) == Result(
-            2,
-            "",
-            "mtkit: error: standard input, -, can be read once; name files for the others (mtkit --help shows how)\n",
-        )
-    told = "a packed model goes into a FILE, where it appears whole; - is none (mtkit --help shows how)"
+        told = "standard input, -, can be read once; name files for the others"
+        error = f"mtkit: error: {told} (mtkit {arguments[0]} --help shows how)\n"
+        assert call(*arguments) == Result(2, "", error)
+    told = "a packed model goes into a FILE, where it appears whole; - is none (mtkit pack --help shows how)"
     assert call("pack", tiny_run, "-") == Result(2, "", f"mtkit: error: {told}\n")
 
 
@@ -401,7 +399,22 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         (["translate"], "Missing argument 'MODEL'."),
         (["train"], "Missing argument 'CONFIG'."),
         (["transalte"], "No such command 'transalte'."),
-        (["translate", "model", "--beam"], "No such option: --beam"),
+        (["translate", "model", "--beam", "5"], "No such option: --beam; say --beam-size N ("),
+        (["translate", "model", "--beam_size", "5"], "No such option: --beam_size (Possible options: --beam-size) ("),
+        (["translate", "model", "--gpu", "0"], "No such option: --gpu; say --device cuda, or --device cpu ("),
+        (["translate", "--model", "x"], "No such option: --model; MODEL is an argument: mtkit translate MODEL FILE ("),
+        (
+            ["translate", "m", "-i", "x"],
+            "No such option: -i; the file is an argument: mtkit translate MODEL FILE -o OUT",
+        ),
+        (["translate", "m", "f", "k=v"], "settings of decoding are given by --set, such as --set beam_size=3 ("),
+        (["evaluate", "m", "--target", "x"], "No such option: --target; say --reference FILE ("),
+        (["evaluate", "m", "a", "b"], "files are options: mtkit evaluate MODEL --source FILE --reference FILE ("),
+        (["train", "--config", "x.yaml"], "No such option: --config; CONFIG is an argument: mtkit train CONFIG ("),
+        (["train", "-h"], "No such option: -h; say --help ("),
+        (["generate", "model"], "No such command 'generate'. Say 'mtkit translate'. ("),
+        (["average", "model"], "No such command 'average'. Say 'mtkit bundle RUN --step average'. ("),
+        (["help"], "No such command 'help'. Say 'mtkit --help'. ("),
         (["train", "x.yaml", "--max-steps", "5"], "; settings are given without dashes: training.max_steps=… ("),
         (["run", "x.yaml", "--training.seed=5"], "; settings are given without dashes: training.seed=… ("),
         (
@@ -409,7 +422,7 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
             "; settings are given without dashes, as section.key=value: did you mean 'training.learning_rate'? (",
         ),
         (["translate", "model", "--beam-size"], "Option '--beam-size' requires an argument."),
-        (["translate", "model", "file", "more"], "unexpected extra argument"),
+        (["translate", "m", "f", "more"], "the output is an option: mtkit translate MODEL FILE -o OUT ("),
         (["evaluate"], "give either MODEL or --hypothesis"),
         (["evaluate", "model", "--hypothesis", "text"], "give either MODEL or --hypothesis"),
         (["evaluate", "--hypothesis", "text"], "--hypothesis goes with --reference, or with one --test-set"),
@@ -427,12 +440,15 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         ),
     ],
 )
-def test_a_wrong_call_is_told_in_one_line_and_ends_with_2(call: Call, arguments: list[str], told: str) -> None:
+def test_a_wrong_call_is_told_in_one_line_with_the_command_whose_help_shows_how_and_ends_with_2(
+    call: Call, arguments: list[str], told: str
+) -> None:
     result = call(*arguments)
     assert (result.code, result.out) == (2, "")
     assert result.error.startswith("mtkit: error: ")
     assert told in result.error
-    assert result.error.endswith(" (mtkit --help shows how)\n")
+    command = "" if told.startswith("No such command") else f" {' '.join(arguments[: 1 + (arguments[0] == 'plot')])}"
+    assert result.error.endswith(f" (mtkit{command} --help shows how)\n")
     assert result.error.count("\n") == 1
 
 

@@ -291,7 +291,11 @@ def test_a_model_is_scored_by_length_on_its_test_sets(run: Run, tiny_run: Path, 
 def test_arguments_that_make_no_sense_together_are_refused(
     run: Run, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    assert run(*arguments) == (code, "", f"mtkit: error: {message}{' (mtkit --help shows how)' if code == 2 else ''}\n")
+    assert run(*arguments) == (
+        code,
+        "",
+        f"mtkit: error: {message}{' (mtkit evaluate --help shows how)' if code == 2 else ''}\n",
+    )
 
 
 DATA = os.environ.get("MTKIT_DATA")

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mtkit"
 FLOORS = [
     {"cli"},
     {"plot_commands", "evaluate_command", "bundle_commands", "exchange_commands"},
-    {"options"},
+    {"options", "usage"},
     {"verify"},
     {"pipeline", "bundling", "intact"},
     {

@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
 def test_the_file_is_named_once(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = (2, "mtkit: error: name the FILE to write, once (mtkit --help shows how)\n")
+    usage = (2, "mtkit: error: name the FILE to write, once (mtkit pack --help shows how)\n")
     assert told("pack", folder, capsys=capsys, monkeypatch=monkeypatch) == usage
     assert told("pack", folder, "a", "-o", "b", capsys=capsys, monkeypatch=monkeypatch) == usage
     for arguments in (["a"], ["-o", "b"]):

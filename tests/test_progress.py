@@ -47,10 +47,15 @@ def told(monkeypatch, capfd):
     return run
 
 
-def on_a_terminal(*arguments: object, typed: bytes = b"", stdout: Any = subprocess.DEVNULL) -> str:
+def on_a_terminal(
+    *arguments: object,
+    typed: bytes = b"",
+    stdout: Any = subprocess.DEVNULL,
+    size: tuple[int, int] = (40, 200),  # a bar needs some room
+) -> str:
     """What `mtkit ARGUMENTS` shows on a terminal, where something is typed and then Ctrl-D."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (40, 200))  # a bar needs some room
+    termios.tcsetwinsize(slave, size)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*PROGRAM, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=slave, stdout=stdout, stderr=slave, env=environment)
@@ -264,6 +269,17 @@ def test_a_bar_tells_how_many_lines_of_a_file_are_translated(tiny_run: Path, tmp
     seen = on_a_terminal("translate", tiny_run, tmp_path / "text", "--device", "cpu", "-o", tmp_path / "out")
     assert re.search(r"translating: +0%\|.*/10\.0 ", seen)
     assert "type a line" not in seen
+
+
+@posix
+@pytest.mark.parametrize("size", [(0, 0), (0, 100), (30, 0)])
+def test_a_terminal_that_does_not_tell_its_size_shows_the_bars_too(make, tmp_path, tiny_run: Path, size):
+    path = write_yaml(make(validate_every=24, max_steps=24), tmp_path / "config.yaml")
+    assert re.search(r"/24 \[", on_a_terminal("train", path, size=size))
+    write_lines(tmp_path / "text", ["one two"] * 10)
+    options = ("--device", "cpu", "-o", tmp_path / "out")
+    told = on_a_terminal("translate", tiny_run, tmp_path / "text", *options, size=size)
+    assert re.search(r"translating: +0%\|", told)
 
 
 @posix

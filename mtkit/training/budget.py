@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import ConfigError
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.training.schedule import ENDING
 
 MOST_VALIDATIONS = 10  # that auto plans
@@ -44,7 +44,7 @@ class Plan:
     def told(self, pace: Pace) -> str:
         """The plan in words."""
         return (
-            f"{in_minutes(self.max_minutes)} are {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
+            f"{_minutes_are(self.max_minutes)} {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
             f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
             f"{self.validate_every:,}"
         )
@@ -75,7 +75,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
     warmup_steps = settled(settings.warmup_steps)
     if config.schedule in ENDING and warmup_steps >= max_steps:
         raise ConfigError(
-            f"training.warmup_steps {warmup_steps:,} does not fit: {config.max_minutes:g} minutes are about "
+            f"training.warmup_steps {warmup_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
             f"{max_steps:,} updates here; leave it out, lower it, or raise training.max_minutes"
         )
     return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every))
@@ -120,7 +120,7 @@ class Forecast:
         last = step + max(int((60 * self._config.max_minutes - seconds) / update), 0)
         max_steps = settled(self._config.max_steps)
         if last < max_steps:
-            told = f"{in_minutes(self._config.max_minutes)} are about {last:,} updates here"
+            told = f"{_minutes_are(self._config.max_minutes)} about {last:,} updates here"
             if not _warn(told, self._config, last):
                 say(f"{told}; {_shares(self._config, last, update)}")
 
@@ -143,7 +143,13 @@ def advice(config: TrainingConfig) -> str:
     if config.max_minutes is None:
         return "Raise training.max_steps, or lower the others"
     if config.max_steps == "auto":
-        return "Raise training.max_minutes, or leave out what does not fit, which is auto then"
+        fixed = [name for name in ("warmup_steps", "validate_every", "save_every") if getattr(config, name) != "auto"]
+        if fixed:
+            return f"Raise training.max_minutes, or leave out {' and '.join(fixed)}, which are auto then"
+        return (
+            "Updates or validations took longer than those that were timed at the beginning, as on a machine that "
+            "others use too; start anew with --fresh, which times them again"
+        )
     return (
         "Raise training.max_minutes, or set training.max_steps to auto and leave out warmup_steps, validate_every and "
         "save_every, which are fitted to the minutes then"
@@ -165,8 +171,14 @@ def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
     return bool(found)
 
 
+def _minutes_are(minutes: float) -> str:
+    """3 minutes are, 1 minute is."""
+    told = in_minutes(minutes)
+    return f"{told} {'is' if told.startswith('1 ') else 'are'}"
+
+
 def in_minutes(minutes: float) -> str:
     if minutes < 1:
-        return f"{round(60 * minutes)} seconds"
+        return counted(round(60 * minutes), "second")
     amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"
     return "1 minute" if amount == "1" else f"{amount} minutes"

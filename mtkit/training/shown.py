@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.messages import on_terminal, say
-from mtkit.progress import duration, is_shown
+from mtkit.progress import bar_size, duration, is_shown
 from mtkit.training.checkpoint import Progress
 from mtkit.training.limits import expected_steps
 
@@ -31,12 +31,15 @@ class ShownTraining:
         self._begun = monotonic()
         self._left_out: str | None = None  # the last line, if it came too soon
         self._has_lines = is_shown() and not on_terminal()
+        columns, rows = bar_size()
         self._bar = tqdm(
             total=settled(settings.max_steps),
             initial=progress.step,
             unit="step",
             disable=not is_shown() or self._has_lines,
             smoothing=0.05,
+            ncols=columns,
+            nrows=rows,
         )
 
     def __enter__(self) -> Self:
