@@ -94,12 +94,20 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
         data = None if node is None else _build(loader, node, (), lines, name)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
+        problem = _unquoted_pattern(error, text) or error.problem or error.context
+        raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: lists or sections are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
     return Document(data, lines)
+
+
+def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
+    """Advice where a value such as *.en.gz stands without quotes, which begins an alias to YAML."""
+    mark = error.context_mark if isinstance(error, yaml.scanner.ScannerError) else None
+    found = re.match(r"\*[^\s,\]}]*", text[mark.index :]) if mark else None
+    return f"text that begins with * needs quotes, '{found[0]}'" if found else None
 
 
 def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -> Any:
