@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.settings import Config
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.testsets import local_test_sets
+from mtkit.text.columns import advice_on_labels, advice_on_table
 from mtkit.text.lines import read_lines, require_file
 from mtkit.text.parallel import files_of, read_source, read_target
 from mtkit.text.processed import (
@@ -25,6 +27,7 @@ from mtkit.text.processed import (
 from mtkit.text.shell import undoing
 
 MOST_NAMED = 3  # other files that a warning names
+ROWS = 100  # first rows of a table by which columns of sentences are found
 LONGEST_SHOWN = 40  # characters of a line that a warning shows
 
 
@@ -37,6 +40,7 @@ class _Text:
     language: str
     findings: list[Finding]
     capitals: float | None
+    advice: str | None  # where its lines are no sentences
     example: tuple[int, str]  # number and text of a line, with a capital if there is one
 
     @property
@@ -64,6 +68,11 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
     for text in texts:
         if text.findings:
             alike.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
+    advised = [text for text in texts if text.advice]
+    for text in advised[:MOST_NAMED]:
+        say(f"mtkit: warning: {text.name}: {text.advice}")
+    if more := [text.name for text in advised[MOST_NAMED:]]:
+        say(f"mtkit: warning: and so with {counted(len(more), 'more file')}{_others(more)}")
     for found in alike.values():
         say(f"mtkit: warning: {_told(found, config)}")
     if warning := _told_case(texts):
@@ -127,14 +136,26 @@ def _texts(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_Text]:
             yield _looked_at(files[1], columns[1], target, read_target(part), most)
     for test_set in local_test_sets(config).values():
         if test_set is not None:
-            yield _looked_at(test_set.source, None, source, read_lines(test_set.source))
-            yield from (_looked_at(path, None, target, read_lines(path)) for path in test_set.target)
+            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
+                yield _looked_at(file, None, language, read_lines(file), is_test_set=True)
 
 
-def _looked_at(file: Path, column: int | None, language: str, lines: Iterable[str], most: int = MOST_LINES) -> _Text:
+def _looked_at(
+    file: Path,
+    column: int | None,
+    language: str,
+    lines: Iterable[str],
+    most: int = MOST_LINES,
+    is_test_set: bool = False,
+) -> _Text:
     sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
     shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
     share = capitals(line for _, line in sampled)
-    return _Text(file, column, language, findings(sampled), share, (example[0], shown))
+    first = [line for _, line in sampled[:FIRST_LINES]]
+    table = advice_on_table(file, first, is_test_set) if column is None else None
+    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
+    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
+    signs = [] if table else findings(sampled)
+    return _Text(file, column, language, signs, share, advice, (example[0], shown))

@@ -645,6 +645,11 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
             "'data.train' takes a list of items, each {source: …, target: …} or {tsv: …}",
         ),
         (
+            "data.test.mine.tsv=x.tsv",
+            "data.test.mine.tsv=x.tsv: unknown key 'data.test.mine.tsv'; a test set has a file of each side: "
+            "cut -f 1 FILE.tsv > SOURCE, cut -f 2 FILE.tsv > TARGET",
+        ),
+        (
             "data.train[0].source=x",
             "data.train[0].source=x: unknown key 'data.train[0]'; items of a list are not set one by one: "
             "give the whole list, 'data.train=[…]'",

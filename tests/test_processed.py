@@ -139,6 +139,7 @@ def test_a_run_is_warned_once_and_binarize_alone_again(tmp_path: Path, capsys: p
         ("the low ##est pri ##ce", "the lowest price"),
         ("▁the ▁low est ▁ pri ce ▁ so ,", "the lowest price so,"),
         ("今天 天气 很 好 。", "今天天气很好。"),
+        ('"say ""hi"", ""&""!"', 'say "hi", "&"!'),
         ("&lt;a&gt; it&apos;s &quot;x&quot; &amp;amp; &#91;1&#93; &#124;", '<a> it\'s "x" &amp; [1] |'),
     ],
 )
@@ -181,6 +182,50 @@ def test_the_part_that_is_not_plain_is_named(told: Told, tmp_path: Path) -> None
     sides = "source: [part-0.en, part-2.en, part-0.en], target: [part-0.en, part-1.en, part-2.en]"
     (warning,) = told(f"data.train=[{{{sides}}}]")
     assert warning.startswith('mtkit: warning: part-1.en:1: "the lo@@ w@@ est" looks cut into subwords')
+
+
+ROWS = [f"{n}\tDix{n} s'il, vous plaît\tTen{n}, please" for n in range(15)]
+
+
+def test_columns_that_are_named_as_plain_text_are_told_with_what_to_name(told: Told) -> None:
+    table = "has 3 columns in each line, which is read as one sentence: 14 | Dix14 s'il, vous pl… | Ten14, please; "
+    assert told(train_fr=ROWS, test_en=ROWS) == [
+        f"mtkit: warning: train.fr: {table}for columns 2 and 3 say {{tsv: train.fr, columns: [2, 3]}}",
+        f"mtkit: warning: test.en: {table}make a file of each column that is wanted: cut -f 2 test.en > "
+        "ROOT/test.column2; cut -f 3 test.en > ROOT/test.column3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_csv_that_is_named_as_plain_text_is_told(told: Told, tmp_path: Path, name: str, separator: str) -> None:
+    rows = [f'"Dix{n}, s\'il vous plaît"{separator}Ten{n}\n' for n in range(24)]
+    (tmp_path / name).write_text("".join(rows), encoding="utf-8")
+    (warning,) = told(f"data.train=[{{source: {name}, target: {name}}}]")
+    assert warning.startswith(f"mtkit: warning: {name}: this is CSV, which is not read. Make columns with tabs of it")
+    subprocess.run(
+        ["sh", "-c", warning.partition(" instead: ")[2].replace("ROOT/", "")], check=True, timeout=10, cwd=tmp_path
+    )
+    (table,) = tmp_path.glob("*.tsv")
+    assert table.read_text(encoding="utf-8").startswith("Dix0, s'il vous plaît\tTen0\nDix1")
+
+
+def test_a_column_of_numbers_is_told_with_the_columns_of_sentences(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("".join(f"{row}\n" for row in ROWS), encoding="utf-8")
+    assert told("data.train=[{tsv: a.tsv}]") == [
+        'mtkit: warning: a.tsv, column 1: 15 of the 15 lines looked at are numbers or names such as "0"; choose the '
+        "columns of source and target, such as columns: [2, 3]; a row is 14 | Dix14 s'il, vous pl… | Ten14, please"
+    ]
+    assert told("data.train=[{tsv: a.tsv, columns: [3, 2]}]") == []
+    (warning,) = told(valid_en=[f"doc-{n}/x" for n in range(15)])
+    assert warning.endswith(
+        '15 of the 15 lines looked at are numbers or names such as "doc-0/x"; name a file of sentences'
+    )
+
+
+def test_prose_is_no_table_for_having_commas_in_each_line(told: Told) -> None:
+    assert told(train_fr=["Oui, merci."] * 15, train_en=["Yes, sir."] * 9 + ["No.", *["Yes, please, sir."] * 5]) == []
+    assert told(train_fr=[f"{n} 2 3 5" for n in range(15)], train_en=[f"第{n}章" for n in range(15)]) == []
 
 
 def test_few_lines_with_a_sign_are_no_habit() -> None:

@@ -271,6 +271,8 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     if (item := re.fullmatch(r"(\w+)\[\d+\]", key)) and item[1] in here:
         whole = _dotted((*section, item[1]))
         return f"{message}; items of a list are not set one by one: give the whole list, '{whole}=[…]'"
+    if section[:2] == ("data", "test") and key in ("tsv", "columns"):
+        return f"{message}; a test set has a file of each side: cut -f 1 FILE.tsv > SOURCE, cut -f 2 FILE.tsv > TARGET"
     around, dot, inner = key.rpartition(".")
     if dot and is_setting((*section, *key.split("."))):
         return f"{message}; write '{inner}' on a line of its own below '{around}:'"

@@ -82,6 +82,13 @@ SIGNS = (
         "sed 's/ //g'",
     ),
     Sign(
+        "quoted",
+        "a writer of CSV",
+        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # only lines with quotes in them are
+        0.002,
+        """sed -E '/^"([^"]|"")*"$/{s/^"(.*)"$/\\1/; s/""/"/g}'""",
+    ),
+    Sign(
         "escaped",
         "Moses or HTML",
         re.compile(r"&(?:apos|quot|amp|lt|gt|#39|#91|#93|#124);"),
