@@ -76,7 +76,9 @@ class Oversights:
                 yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
 
     def _is_header(self, source: str, target: str) -> bool:
-        return source != target and self._names_column(source) and self._names_column(target)
+        if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):
+            return False  # a short word or a name that is the same in both languages
+        return self._names_column(source) and self._names_column(target)
 
     def _names_column(self, text: str) -> bool:
         """Whether a text is made of nothing but words that name columns, such as sentence1, text_en or eng_Latn."""
