@@ -714,6 +714,15 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("name: [a\n", "x.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("data:\n  root: *.gz\n", "x.yaml:2: not valid YAML: text that begins with * needs quotes, '*.gz'"),
         ("a: [**/b, c]\n", "x.yaml:1: not valid YAML: text that begins with * needs quotes, '**/b'"),
+        (
+            "a: {b: part-?.gz}\n",
+            "x.yaml:1: not valid YAML: expected ',' or '}', but got '?'; text with ? in it needs quotes",
+        ),
+        (
+            "a: [part-{1..9}.gz]\n",
+            "x.yaml:1: not valid YAML: expected ',' or ']', but got '{'; text with { in it needs quotes",
+        ),
+        ("a: [b] {c}\n", "x.yaml:1: not valid YAML: expected <block end>, but found '{'"),
         ("a: *unknown\n", "x.yaml:1: not valid YAML: found undefined alias 'unknown'"),
         ("a: 1\n---\nb: 2\n", "x.yaml:2: not valid YAML: but found another document"),
         ("name: !!python/name:os.system a", None),

@@ -104,10 +104,17 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
 
 
 def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
-    """Advice where a value such as *.en.gz stands without quotes, which begins an alias to YAML."""
-    mark = error.context_mark if isinstance(error, yaml.scanner.ScannerError) else None
-    found = re.match(r"\*[^\s,\]}]*", text[mark.index :]) if mark else None
-    return f"text that begins with * needs quotes, '{found[0]}'" if found else None
+    """Advice where a pattern stands without quotes: *.en.gz begins an alias to YAML, and {part-?.en} a key."""
+    if isinstance(error, yaml.scanner.ScannerError) and error.context_mark:
+        found = re.match(r"\*[^\s,\]}]*", text[error.context_mark.index :])
+        return f"text that begins with * needs quotes, '{found[0]}'" if found else None
+    if isinstance(error, yaml.parser.ParserError) and error.problem_mark:
+        # Within [] and {} these characters begin something else, even in the middle of a word.
+        start = re.search(r"[^\s,\[\]{}]*$", text[: error.problem_mark.index])
+        found = re.match(r"[?{\[][^\s,]*", text[error.problem_mark.index :])
+        if start and start[0] and found:
+            return f"{error.problem}; text with {found[0][0]} in it needs quotes"
+    return None
 
 
 def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -> Any:
