@@ -366,7 +366,11 @@ def validation_text_changes(config: Config) -> list[str]:
 
 def renew_validation(config: Config) -> None:
     """Keep the validation text of now, where it alone changed."""
-    _check_held_out(config, _oversights(config))
+    oversights = _oversights(config)
+    _check_held_out(config, oversights)
+    warn_of_processed_text(config, _corpora(config, config.data.valid))
+    for warning in oversights.warnings():
+        _report(warning)
     with _writing(config), replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
 

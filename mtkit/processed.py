@@ -2,16 +2,32 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.settings import Config
-from mtkit.messages import say
+from mtkit.messages import counted, say
 from mtkit.testsets import local_test_sets
+from mtkit.text.columns import advice_on_labels, advice_on_table
 from mtkit.text.lines import read_lines, require_file
-from mtkit.text.parallel import read_source, read_target
-from mtkit.text.processed import CASED, LOWER_CASED, Finding, Sign, capitals, findings, sample
+from mtkit.text.parallel import files_of, read_source, read_target
+from mtkit.text.processed import (
+    CASED,
+    FIRST_LINES,
+    LOWER_CASED,
+    MOSES,
+    MOST_LINES,
+    Finding,
+    Sign,
+    capitals,
+    findings,
+    sample,
+)
+from mtkit.text.shell import undoing
 
 MOST_NAMED = 3  # other files that a warning names
+ROWS = 100  # first rows of a table by which columns of sentences are found
 LONGEST_SHOWN = 40  # characters of a line that a warning shows
 
 
@@ -19,20 +35,26 @@ LONGEST_SHOWN = 40  # characters of a line that a warning shows
 class _Text:
     """One side of a corpus or of a test set, and what was found in it."""
 
-    path: str
-    column: str  # such as ", column 2", of a file that holds both sides
+    file: Path
+    column: int | None  # of a file that holds both sides
     language: str
     findings: list[Finding]
     capitals: float | None
+    advice: str | None  # where its lines are no sentences
     example: tuple[int, str]  # number and text of a line, with a capital if there is one
 
     @property
     def name(self) -> str:
-        return f"{self.path}{self.column}"
+        """What messages call it."""
+        return f"{self.file}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        return "" if self.column is None else f", column {self.column}"
 
     def at(self, line: int, excerpt: str) -> str:
         """A place in it, and what stands there."""
-        return f'{self.path}:{line}{self.column}: "{excerpt}"'
+        return f'{self.file}:{line}{self._where}: "{excerpt}"'
 
 
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
@@ -42,32 +64,43 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
     sample of each file is looked at. The text is used as it is all the same.
     """
     texts = list({text.name: text for text in _texts(config, corpora)}.values())
-    signs: dict[Sign, list[tuple[_Text, Finding]]] = {}
+    alike: dict[tuple[Sign, ...], list[_Text]] = {}
     for text in texts:
-        for finding in text.findings:
-            signs.setdefault(finding.sign, []).append((text, finding))
-    for found in signs.values():
+        if text.findings:
+            alike.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
+    advised = [text for text in texts if text.advice]
+    for text in advised[:MOST_NAMED]:
+        say(f"mtkit: warning: {text.name}: {text.advice}")
+    if more := [text.name for text in advised[MOST_NAMED:]]:
+        say(f"mtkit: warning: and so with {counted(len(more), 'more file')}{_others(more)}")
+    for found in alike.values():
         say(f"mtkit: warning: {_told(found, config)}")
     if warning := _told_case(texts):
         say(f"mtkit: warning: {warning}")
 
 
-def _told(found: list[tuple[_Text, Finding]], config: Config) -> str:
-    """All files that show one sign."""
-    text, finding = found[0]
-    sign = finding.sign
+def _told(alike: list[_Text], config: Config) -> str:
+    """All files that show the same signs."""
+    text = alike[0]
+    finding = text.findings[0]
+    signs = [each.sign for each in text.findings]
+    how = " and ".join(f"{sign.kind} by {sign.by}" for sign in signs)
     what = (
-        f"{text.at(finding.line, finding.excerpt)} looks {sign.kind} by {sign.by}, as do {finding.count:,} of "
-        f"the {finding.num_lines:,} lines looked at{_others([other.name for other, _ in found[1:]])}"
+        f"{text.at(finding.line, finding.excerpt)} looks {how}, "
+        f"as do {finding.count:,} of the {finding.num_lines:,} lines looked at{_others([t.name for t in alike[1:]])}"
     )
-    undo = sign.cure.replace("LANG", text.language)
+    undo = undoing(text.file, text.column, [sign.cure.replace("LANG", text.language) for sign in signs], text.language)
+    undo += " (pip install sacremoses brings that command)" if any(sign.by == MOSES for sign in signs) else ""
     if config.tokenizer.type == "word":
         return (
             f"{what}; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this "
-            f"undoes it: {undo}"
+            f"undoes it, file by file: {undo}"
         )
-    setting = f"; or {sign.setting}" if sign.setting and config.tokenizer.model is None else ""
-    return f"{what}; mtkit wants plain text and cuts it by itself, so undo that first: {undo}{setting}"
+    setting = f"; or {signs[0].setting}" if signs[0].setting and config.tokenizer.model is None else ""
+    return (
+        f"{what}; mtkit wants plain text and cuts it by itself, so undo that first, file by file, and name the new "
+        f"files: {undo}{setting}"
+    )
 
 
 def _told_case(texts: list[_Text]) -> str | None:
@@ -95,19 +128,34 @@ def _texts(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_Text]:
     for corpus in corpora:
         for path in corpus.paths:
             require_file(path)
-        columns = [f", column {column}" if corpus.tsv is not None else "" for column in corpus.columns]
-        yield _looked_at(corpus.source or corpus.tsv, columns[0], source, read_source(corpus))
-        yield _looked_at(corpus.target or corpus.tsv, columns[1], target, read_target(corpus))
-    for files in local_test_sets(config).values():
-        if files is not None:
-            yield _looked_at(files.source, "", source, read_lines(files.source))
-            yield from (_looked_at(path, "", target, read_lines(path)) for path in files.target)
+        most = max(FIRST_LINES, MOST_LINES // len(corpus.parts))
+        columns = corpus.columns if corpus.tsv is not None else (None, None)
+        for part in corpus.parts:
+            files = files_of(part)
+            yield _looked_at(files[0], columns[0], source, read_source(part), most)
+            yield _looked_at(files[1], columns[1], target, read_target(part), most)
+    for test_set in local_test_sets(config).values():
+        if test_set is not None:
+            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
+                yield _looked_at(file, None, language, read_lines(file), is_test_set=True)
 
 
-def _looked_at(path: object, column: str, language: str, lines: Iterable[str]) -> _Text:
-    sampled = list(sample(lines))
+def _looked_at(
+    file: Path,
+    column: int | None,
+    language: str,
+    lines: Iterable[str],
+    most: int = MOST_LINES,
+    is_test_set: bool = False,
+) -> _Text:
+    sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
     shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
     share = capitals(line for _, line in sampled)
-    return _Text(str(path), column, language, findings(sampled), share, (example[0], shown))
+    first = [line for _, line in sampled[:FIRST_LINES]]
+    table = advice_on_table(file, first, is_test_set) if column is None else None
+    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
+    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
+    signs = [] if table else findings(sampled)
+    return _Text(file, column, language, signs, share, advice, (example[0], shown))

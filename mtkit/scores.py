@@ -193,7 +193,7 @@ def looks_processed(lines: Sequence[str]) -> str | None:
     num_lines = f"{found.num_lines:,} line{'' if found.num_lines == 1 else 's'}"
     return (
         f'{found.count:,} of {num_lines} look {found.sign.kind}, such as "{found.excerpt}"; scores are of plain text, '
-        f"so turn it into that first: {found.sign.cure}"
+        f"so turn it into that first: {found.sign.cure} < FILE"
     )
 
 

@@ -645,8 +645,29 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
             "'data.train' takes a list of items, each {source: …, target: …} or {tsv: …}",
         ),
         (
+            "data.test.mine.tsv=x.tsv",
+            "data.test.mine.tsv=x.tsv: unknown key 'data.test.mine.tsv'; a test set has a file of each side: "
+            "cut -f 1 FILE.tsv > SOURCE, cut -f 2 FILE.tsv > TARGET",
+        ),
+        (
+            "data.train[0].source=x",
+            "data.train[0].source=x: unknown key 'data.train[0]'; items of a list are not set one by one: "
+            "give the whole list, 'data.train=[…]'",
+        ),
+        (
             "training.seed=[1",
-            "training.seed=[1:1: not valid YAML: expected ',' or ']', but got '<stream end>'",
+            "training.seed=[1: ends before its [ is closed; put quotes around all of it, 'training.seed=…', "
+            "since the shell cuts at spaces",
+        ),
+        (
+            "model={d_model:",
+            "model={d_model:: ends before its { is closed; put quotes around all of it, 'model=…', "
+            "since the shell cuts at spaces",
+        ),
+        (
+            "data.train=[{source: *.fr.gz, target: a}]",
+            "data.train=[{source: *.fr.gz, target: a}]:1: not valid YAML: text that begins with * needs quotes, "
+            "'*.fr.gz'",
         ),
     ],
 )
@@ -691,6 +712,18 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("[1, 2]", "x.yaml:1: found [1, 2], wants keys and values"),
         ("# comment\nname", "x.yaml:2: found name, wants keys and values"),
         ("name: [a\n", "x.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("data:\n  root: *.gz\n", "x.yaml:2: not valid YAML: text that begins with * needs quotes, '*.gz'"),
+        ("a: [**/b, c]\n", "x.yaml:1: not valid YAML: text that begins with * needs quotes, '**/b'"),
+        (
+            "a: {b: part-?.gz}\n",
+            "x.yaml:1: not valid YAML: expected ',' or '}', but got '?'; text with ? in it needs quotes",
+        ),
+        (
+            "a: [part-{1..9}.gz]\n",
+            "x.yaml:1: not valid YAML: expected ',' or ']', but got '{'; text with { in it needs quotes",
+        ),
+        ("a: [b] {c}\n", "x.yaml:1: not valid YAML: expected <block end>, but found '{'"),
+        ("a: *unknown\n", "x.yaml:1: not valid YAML: found undefined alias 'unknown'"),
         ("a: 1\n---\nb: 2\n", "x.yaml:2: not valid YAML: but found another document"),
         ("name: !!python/name:os.system a", None),
         ("[a]: 1", "x.yaml:1: a key must be a plain word"),

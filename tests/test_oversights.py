@@ -59,7 +59,7 @@ def test_a_line_without_a_tab_is_no_csv_for_having_a_comma(tmp_path: Path) -> No
 
 def warnings_of(*pairs: tuple[str, str], drops: bool = False, trains: bool = True) -> list[str]:
     oversights = Oversights(LanguagesConfig(source="xx-YY", target="zz"), drops)
-    list(oversights.watched("data.train", ["a.tsv"], pairs, trains))
+    list(oversights.watched("data.train", [Path("a.tsv")], pairs, trains))
     return list(oversights.warnings())
 
 
@@ -73,22 +73,40 @@ def warnings_of(*pairs: tuple[str, str], drops: bool = False, trains: bool = Tru
         "xx-YY/zz",
         "English/Yoruba",
         "eng_Latn/yor_Latn",
+        "score/en",
+        "text/text",
+        "id/sentence_en",
     ],
 )
 def test_a_first_line_that_names_columns_is_told(header: str) -> None:
     source, target = header.split("/")
     told = [
         f"warning: data.train: line 1 of a.tsv, {source} / {target}, looks like the names of columns, and is read as a "
-        "pair; delete it, such as by sed -i 1d FILE"
+        "pair; delete it: sed -i 1d a.tsv"
     ]
-    assert warnings_of((source, target), ("one", "un")) == told
-    assert warnings_of(("one", "un"), (source, target)) == []
+    assert warnings_of((source, target), *[("one", "un")] * 9) == told
+    assert warnings_of(*[("one", "un")] * 9, (source, target)) == []
 
 
 @pytest.mark.parametrize("pair", ["one/un", "no/no", "The source is here./La source est ici.", "de/", "yes/oui", "1/2"])
 def test_a_first_line_that_is_text_is_not_told(pair: str) -> None:
     source, target = pair.split("/")
     assert warnings_of((source, target), ("three", "trois"), ("four", "quatre"), *[("a b", "c d")] * 9) == []
+
+
+@pytest.mark.parametrize("name", ["it's a.fr", "a.fr.gz", "a.tsv.xz"])
+def test_the_command_that_deletes_a_header_works_as_printed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    pack: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
+    path.write_bytes(pack.get(path.suffix, bytes)(b"text\none\ntext\n"))
+    oversights = Oversights(LanguagesConfig(), False)
+    list(oversights.watched("data.valid", [path, path], [("text_fr", "text_en"), ("one", "un")], trains=False))
+    (warning,) = oversights.warnings()
+    subprocess.run(
+        ["sh", "-c", warning.partition("delete it: ")[2].partition(", and name ")[0]], check=True, timeout=10
+    )
+    written = path if path.suffix == ".fr" else path.with_suffix("")
+    assert written.read_bytes() == b"one\ntext\n"
 
 
 def test_sides_that_are_the_same_are_told_with_their_share() -> None:
@@ -107,7 +125,7 @@ def test_sides_that_are_the_same_are_told_with_their_share() -> None:
 def test_many_of_a_kind_are_counted() -> None:
     oversights = Oversights(LanguagesConfig(), False)
     for number in range(5):
-        list(oversights.watched("data.train", [f"{number}.tsv"], [("a", "a"), ("b", "b")], True))
+        list(oversights.watched("data.train", [Path(f"{number}.tsv")], [("a", "a"), ("b", "b")], True))
     assert [line[:26] for line in oversights.warnings()] == [
         *(f"warning: data.train: {number}.tsv" for number in range(3)),
         "warning: and so with 2 mor",

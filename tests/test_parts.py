@@ -276,3 +276,30 @@ def test_the_pairs_of_parts_of_one_corpus_are_not_mixed_up(parts: Path) -> None:
         update={side: tuple(parts / path for path in getattr(corpus, side)) for side in ("source", "target")}
     )
     assert dict(read_corpus(here)) == dict(whole_text(parts))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("{a,b}.src", "no such file; braces stand for themselves; write a list of files or patterns, [FIRST, SECOND]"),
+        ("part-{1..9}.src", "no such file; braces stand for themselves; write a list of files or patterns,"),
+        ("$HOME/*.src", "no file matches; variables such as $HOME are not replaced; write what they stand for"),
+        ("my\\ data.src", "no such file; a backslash stands for itself; write the name as it is, and quotes around it"),
+        (
+            "part-1.src:part-*.src",
+            "no file matches; a colon stands for itself; several files are a list, [FIRST, SECOND]",
+        ),
+        ("wmt:14.src", "no such file; relative paths start from data.root"),
+    ],
+)
+def test_a_path_that_a_shell_would_replace_is_told_with_what_to_write(parts: Path, path: str, told: str) -> None:
+    with pytest.raises(DataError) as error:
+        run_binarize(settings(parts, train=[pair(path, path)]))
+    assert str(error.value).startswith(f"{parts}/{path}: {told}")
+
+
+def test_a_habit_of_shells_is_told_where_the_other_side_is_there(parts: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no file matches \$D/\*\.src, but part-\*\.tgt matches 4 files; variables such as"
+    ):
+        run_binarize(settings(parts, train=[pair("$D/*.src", "part-*.tgt")]))

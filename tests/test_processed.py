@@ -1,6 +1,7 @@
 """Text that is not plain is warned of before training: cut into subwords, tokenised, escaped, lower-cased."""
 
 import gzip
+import re
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +13,7 @@ from mtkit.config.load import config_from_text
 from mtkit.pipeline import run_binarize, run_tokenizer
 from mtkit.prepare import binarize
 from mtkit.text.processed import FIRST_LINES, MOST_LINES, SIGNS, capitals, findings, sample
+from mtkit.text.shell import undoing
 
 PLAIN = [
     "He doesn't want low-cost goods, she says.",
@@ -49,8 +51,8 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Told:
 
     def warnings(*overrides: str, **lines: list[str]) -> list[str]:
         run_tokenizer(config_from_text(write_corpus(tmp_path, **lines), "x.yaml", overrides))
-        printed = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
-        return [line for line in printed if line.startswith("mtkit: warning")]
+        printed = re.sub(rf"(?<=[<>] ){tmp_path}/", "ROOT/", capsys.readouterr().err).replace(f"{tmp_path}/", "")
+        return [line for line in printed.splitlines() if line.startswith("mtkit: warning")]
 
     return warnings
 
@@ -63,23 +65,28 @@ def test_pieces_of_subword_nmt_are_told_with_file_line_command_and_the_setting_t
     lines = ["plain", *SUBWORDS[:2]] * 5
     assert told(train_fr=lines, valid_en=lines) == [
         'mtkit: warning: train.fr:2: "the lo@@ w@@ est" looks cut into subwords by subword-nmt, as do 10 of the 15 '
-        "lines looked at (and valid.en); mtkit wants plain text and cuts it by itself, so undo that first: "
-        "sed -r 's/(@@ )|(@@ ?$)//g' FILE; or tokenizer.type: word keeps the pieces as they are"
+        "lines looked at (and valid.en); mtkit wants plain text and cuts it by itself, so undo that first, "
+        "file by file, and name the new files: sed -E 's/(@@ )|(@@ ?$)//g' < ROOT/train.fr > ROOT/train.plain.fr; or "
+        "tokenizer.type: word keeps the pieces as they are"
     ]
 
 
 def test_pieces_of_sentencepiece_are_told_with_the_model_that_cuts_so(told: Told) -> None:
     assert told(train_en=["▁The ▁low est ▁price"] * 15) == [
         'mtkit: warning: train.en:1: "▁The ▁low est ▁price" looks cut into subwords by SentencePiece, as do 15 of the '
-        "15 lines looked at; mtkit wants plain text and cuts it by itself, so undo that first: spm_decode "
-        "--model=MODEL < FILE; or tokenizer.model: MODEL cuts the plain text in the same way"
+        "15 lines looked at; mtkit wants plain text and cuts it by itself, so undo that first, file by file, and "
+        "name the new files: sed 's/ //g; s/▁/ /g; s/^ //' < ROOT/train.en > ROOT/train.plain.en; or "
+        "tokenizer.model: MODEL cuts the plain text in the same way"
     ]
 
 
 def test_tokenised_text_is_told_with_the_language_of_its_side(told: Told) -> None:
     (warning,) = told(test_en=["It &apos;s late , he says ."] * 15)
     assert warning.startswith('mtkit: warning: test.en:1: "It &apos;s late , he says ." looks tokenised by Moses')
-    assert warning.endswith("so undo that first: sacremoses -l en detokenize < FILE")
+    assert warning.endswith(
+        "name the new files: sacremoses -l en detokenize < ROOT/test.en > ROOT/test.plain.en (pip install sacremoses "
+        "brings that command)"
+    )
 
 
 def test_escapes_alone_are_told(told: Told) -> None:
@@ -90,8 +97,8 @@ def test_escapes_alone_are_told(told: Told) -> None:
 def test_words_are_kept_by_type_word_which_is_told_with_what_it_means_for_scores(told: Told) -> None:
     (warning,) = told("tokenizer.type=word", train_fr=SUBWORDS * 5)
     assert warning.endswith(
-        "; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this undoes it: "
-        "sed -r 's/(@@ )|(@@ ?$)//g' FILE"
+        "; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this undoes it, "
+        "file by file: sed -E 's/(@@ )|(@@ ?$)//g' < ROOT/train.fr > ROOT/train.plain.fr"
     )
 
 
@@ -130,15 +137,95 @@ def test_a_run_is_warned_once_and_binarize_alone_again(tmp_path: Path, capsys: p
         ("the lo@@ w@@ est pri@@ ce@@", "the lowest price"),
         ("the low ￭est price ￭.", "the lowest price."),
         ("the low ##est pri ##ce", "the lowest price"),
+        ("▁the ▁low est ▁ pri ce ▁ so ,", "the lowest price so,"),
         ("今天 天气 很 好 。", "今天天气很好。"),
+        ('"say ""hi"", ""&""!"', 'say "hi", "&"!'),
         ("&lt;a&gt; it&apos;s &quot;x&quot; &amp;amp; &#91;1&#93; &#124;", '<a> it\'s "x" &amp; [1] |'),
     ],
 )
 def test_the_command_that_a_warning_names_undoes_what_it_names(processed: str, plain: str, tmp_path: Path) -> None:
     (finding,) = findings(enumerate([processed] * 5, start=1))
     (tmp_path / "FILE").write_text(f"{processed}\n", encoding="utf-8")
-    done = subprocess.run(finding.sign.cure, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        f"{finding.sign.cure} < FILE", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{plain}\n"
+
+
+@pytest.mark.parametrize("name", ["it's a.fr", "a.fr.gz", "a.tsv", "a.tsv.gz"])
+def test_the_command_of_a_warning_works_as_printed_for_packed_files_and_columns(name: str, tmp_path: Path) -> None:
+    path, column = tmp_path / name, 2 if ".tsv" in name else None
+    content = "".join(f"{line}\n" if column is None else f"a\t{line}\tb\n" for line in SUBWORDS).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    command = undoing(path, column, [SIGNS[0].cure, "sed 's/e/E/g'"], "fr")
+    subprocess.run(["sh", "-c", command], check=True, timeout=10)
+    written = tmp_path / ("it's a.plain.fr" if "'" in name else "a.plain.fr")
+    assert written.read_text(encoding="utf-8") == "thE lowEst\npricE\non thE\n"
+
+
+def test_words_under_pieces_are_told_with_them_and_with_one_command_for_both(told: Told) -> None:
+    plain = ["▁Well ▁, ▁yes"] * 15  # the spaces between pieces are no signs of tokens
+    (warning,) = told(train_fr=["Th@@ at &apos;s la@@ te ."] * 15)
+    assert "looks cut into subwords by subword-nmt and tokenised by Moses or a tool like it, as do 15 of" in warning
+    assert (
+        "sed -E 's/(@@ )|(@@ ?$)//g' < ROOT/train.fr | sacremoses -l fr detokenize > ROOT/train.plain.fr (pip"
+        in warning
+    )
+    assert [finding.sign.by for finding in findings(enumerate(["▁We ll , ▁yes ▁I ▁do ."] * 5))] == ["SentencePiece"]
+    assert [finding.sign.kind for finding in findings(enumerate(plain))] == ["cut into subwords", "tokenised"]
+
+
+def test_the_part_that_is_not_plain_is_named(told: Told, tmp_path: Path) -> None:
+    for part in range(3):
+        lines = SUBWORDS if part == 1 else PLAIN
+        (tmp_path / f"part-{part}.en").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    sides = "source: [part-0.en, part-2.en, part-0.en], target: [part-0.en, part-1.en, part-2.en]"
+    (warning,) = told(f"data.train=[{{{sides}}}]")
+    assert warning.startswith('mtkit: warning: part-1.en:1: "the lo@@ w@@ est" looks cut into subwords')
+
+
+ROWS = [f"{n}\tDix{n} s'il, vous plaît\tTen{n}, please" for n in range(15)]
+
+
+def test_columns_that_are_named_as_plain_text_are_told_with_what_to_name(told: Told) -> None:
+    table = "has 3 columns in each line, which is read as one sentence: 14 | Dix14 s'il, vous pl… | Ten14, please; "
+    assert told(train_fr=ROWS, test_en=ROWS) == [
+        f"mtkit: warning: train.fr: {table}for columns 2 and 3 say {{tsv: train.fr, columns: [2, 3]}}",
+        f"mtkit: warning: test.en: {table}make a file of each column that is wanted: cut -f 2 test.en > "
+        "ROOT/test.column2; cut -f 3 test.en > ROOT/test.column3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_csv_that_is_named_as_plain_text_is_told(told: Told, tmp_path: Path, name: str, separator: str) -> None:
+    rows = [f'"Dix{n}, s\'il vous plaît"{separator}Ten{n}\n' for n in range(24)]
+    (tmp_path / name).write_text("".join(rows), encoding="utf-8")
+    (warning,) = told(f"data.train=[{{source: {name}, target: {name}}}]")
+    assert warning.startswith(f"mtkit: warning: {name}: this is CSV, which is not read. Make columns with tabs of it")
+    subprocess.run(
+        ["sh", "-c", warning.partition(" instead: ")[2].replace("ROOT/", "")], check=True, timeout=10, cwd=tmp_path
+    )
+    (table,) = tmp_path.glob("*.tsv")
+    assert table.read_text(encoding="utf-8").startswith("Dix0, s'il vous plaît\tTen0\nDix1")
+
+
+def test_a_column_of_numbers_is_told_with_the_columns_of_sentences(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("".join(f"{row}\n" for row in ROWS), encoding="utf-8")
+    assert told("data.train=[{tsv: a.tsv}]") == [
+        'mtkit: warning: a.tsv, column 1: 15 of the 15 lines looked at are numbers or names such as "0"; choose the '
+        "columns of source and target, such as columns: [2, 3]; a row is 14 | Dix14 s'il, vous pl… | Ten14, please"
+    ]
+    assert told("data.train=[{tsv: a.tsv, columns: [3, 2]}]") == []
+    (warning,) = told(valid_en=[f"doc-{n}/x" for n in range(15)])
+    assert warning.endswith(
+        '15 of the 15 lines looked at are numbers or names such as "doc-0/x"; name a file of sentences'
+    )
+
+
+def test_prose_is_no_table_for_having_commas_in_each_line(told: Told) -> None:
+    assert told(train_fr=["Oui, merci."] * 15, train_en=["Yes, sir."] * 9 + ["No.", *["Yes, please, sir."] * 5]) == []
+    assert told(train_fr=[f"{n} 2 3 5" for n in range(15)], train_en=[f"第{n}章" for n in range(15)]) == []
 
 
 def test_few_lines_with_a_sign_are_no_habit() -> None:

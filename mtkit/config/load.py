@@ -177,6 +177,11 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
     place = _short(override)
     if not equals or not name:
         raise ConfigError(f"{place}: wants key=value, such as training.max_steps=1000")
+    if any(text.strip().startswith(first) and not text.strip().endswith(last) for first, last in ("[]", "{}")):
+        raise ConfigError(
+            f"{place}: ends before its {text.strip()[0]} is closed; put quotes around all of it, '{name}=…', since the "
+            "shell cuts at spaces"
+        )
     return place, tuple(name.split(".")), read_value(text, place)
 
 
@@ -263,6 +268,11 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     here = keys_of(schema)
     if here is None or ("properties" not in schema and not get_close_matches(key, here)):
         return f"{message}; '{_dotted(section)}' takes {wanted(schema)}"
+    if (item := re.fullmatch(r"(\w+)\[\d+\]", key)) and item[1] in here:
+        whole = _dotted((*section, item[1]))
+        return f"{message}; items of a list are not set one by one: give the whole list, '{whole}=[…]'"
+    if section[:2] == ("data", "test") and key in ("tsv", "columns"):
+        return f"{message}; a test set has a file of each side: cut -f 1 FILE.tsv > SOURCE, cut -f 2 FILE.tsv > TARGET"
     around, dot, inner = key.rpartition(".")
     if dot and is_setting((*section, *key.split("."))):
         return f"{message}; write '{inner}' on a line of its own below '{around}:'"

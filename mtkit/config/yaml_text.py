@@ -94,12 +94,27 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
         data = None if node is None else _build(loader, node, (), lines, name)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
+        problem = _unquoted_pattern(error, text) or error.problem or error.context
+        raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: lists or sections are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
     return Document(data, lines)
+
+
+def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
+    """Advice where a pattern stands without quotes: *.en.gz begins an alias to YAML, and {part-?.en} a key."""
+    if isinstance(error, yaml.scanner.ScannerError) and error.context_mark:
+        found = re.match(r"\*[^\s,\]}]*", text[error.context_mark.index :])
+        return f"text that begins with * needs quotes, '{found[0]}'" if found else None
+    if isinstance(error, yaml.parser.ParserError) and error.problem_mark:
+        # Within [] and {} these characters begin something else, even in the middle of a word.
+        start = re.search(r"[^\s,\[\]{}]*$", text[: error.problem_mark.index])
+        found = re.match(r"[?{\[][^\s,]*", text[error.problem_mark.index :])
+        if start and start[0] and found:
+            return f"{error.problem}; text with {found[0][0]} in it needs quotes"
+    return None
 
 
 def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -> Any:

@@ -10,13 +10,13 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from mtkit.errors import DataError
 from mtkit.messages import counted
-from mtkit.text.comma_separated import conversion
+from mtkit.text.comma_separated import FIRST_LINES, conversion
 from mtkit.text.packing import PACKERS, STANDARD_INPUT, is_misnamed, open_to_read
 
 MANY_RETURNS = 100  # carriage returns in one line that are hardly text
@@ -78,14 +78,16 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
     """
     least = max(source, target)
     num_blank = 0  # lines without text and tabs before this one
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
         columns = line.split("\t")
         if len(columns) < least and not line.strip():
             num_blank += 1
             continue
         if len(columns) < least:
             found = f"{named(path)}:{number}: has {len(columns)} of {least} columns"
-            raise DataError(f"{found}; {conversion(path, line) or 'wants a tab between one and the next'}")
+            some = [line, *islice(lines, FIRST_LINES)]
+            raise DataError(f"{found}; {conversion(path, some) or 'wants a tab between one and the next'}")
         yield from [("", "")] * num_blank
         num_blank = 0
         yield columns[source - 1], columns[target - 1]

@@ -1,10 +1,13 @@
 """What is easily overlooked in parallel text: a header that would be read as a pair, and sides that are the same."""
 
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.text.parallel import Pair
+from mtkit.text.shell import reading, unpacked
 
 NUM_NAMED = 3  # texts that are named for each oversight; the rest are counted
 LARGE_SHARE = 0.1  # of copies; Khayrallah & Koehn (2018) measured that so many already harm a model
@@ -12,7 +15,8 @@ LARGE_SHARE = 0.1  # of copies; Khayrallah & Koehn (2018) measured that so many 
 # Words of which the names of columns are made.
 COLUMN_WORDS = (
     "source sources src target targets tgt trg text texts sentence sentences segment line lines string translation "
-    "translations translated original input output reference references hypothesis column col lang language"
+    "translations translated original input output reference references hypothesis column col lang language "
+    "id ids idx index num score scores similarity"
 )
 # ISO 639-1, which names columns as often.
 LANGUAGE_CODES = (
@@ -42,15 +46,16 @@ class Oversights:
         self._headers: list[str] = []
         self._copies: list[str] = []
 
-    def watched(self, name: str, files: Iterable[object], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
+    def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
         """The same pairs; name and files are those of the text, and trains says whether a model learns from it."""
-        where = " and ".join(dict.fromkeys(map(str, files)))
+        files = list(dict.fromkeys(files))
+        where = " and ".join(map(str, files))
         num_equal = num_pairs = 0
         for source, target in pairs:
             if not num_pairs and self._is_header(source, target):
                 self._headers.append(
                     f"{name}: line 1 of {where}, {source.strip()} / {target.strip()}, looks like the names of columns, "
-                    "and is read as a pair; delete it, such as by sed -i 1d FILE"
+                    f"and is read as a pair; delete it: {_deleting(files)}"
                 )
             num_pairs += 1
             num_equal += source.strip().casefold() == target.strip().casefold() != ""
@@ -71,7 +76,9 @@ class Oversights:
                 yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
 
     def _is_header(self, source: str, target: str) -> bool:
-        return source != target and self._names_column(source) and self._names_column(target)
+        if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):
+            return False  # a short word or a name that is the same in both languages
+        return self._names_column(source) and self._names_column(target)
 
     def _names_column(self, text: str) -> bool:
         """Whether a text is made of nothing but words that name columns, such as sentence1, text_en or eng_Latn."""
@@ -81,3 +88,11 @@ class Oversights:
         words = re.findall(r"[^\W\d_]+", text)
         known = {*COLUMN_WORDS.split(), *LANGUAGE_NAMES.split()}
         return bool(words) and any(word in known for word in words) and set(words) <= known | self._codes
+
+
+def _deleting(files: Sequence[Path]) -> str:
+    """The command that deletes the first line of these files; packed ones are unpacked, and want to be named anew."""
+    packed = [f"{reading(file)} | sed 1d > {shlex.quote(str(unpacked(file)))}" for file in files if reading(file)]
+    plain = [shlex.quote(str(file)) for file in files if not reading(file)]
+    named = f", and name {' and '.join(str(unpacked(file)) for file in files if reading(file))}" if packed else ""
+    return "; ".join([*([f"sed -i 1d {' '.join(plain)}"] if plain else []), *packed]) + named

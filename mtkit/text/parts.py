@@ -73,6 +73,8 @@ def data_file(config: Config, path: Path) -> Path:
         return here
     root = config.data.root
     missing = "no file matches" if WILDCARD.search(str(path)) else "no such file"
+    if habit := _habit_of_shells(str(path)):
+        raise DataError(f"{here}: {missing}; {habit}")
     if path.is_absolute():
         raise DataError(f"{here}: {missing}{_near(here)}")
     if root is not None:
@@ -83,6 +85,19 @@ def data_file(config: Config, path: Path) -> Path:
         f"{here}: {missing} in {Path.cwd()}, from which relative paths start; name another folder in data.root"
         f"{_near(here)}"
     )
+
+
+def _habit_of_shells(path: str) -> str | None:
+    """Advice for a path that means more to a shell or to another toolkit."""
+    if re.search(r"\{.*(,|\.\.).*\}", path):
+        return "braces stand for themselves; write a list of files or patterns, [FIRST, SECOND]"
+    if "$" in path:
+        return "variables such as $HOME are not replaced; write what they stand for"
+    if "\\" in path:
+        return "a backslash stands for itself; write the name as it is, and quotes around it where YAML wants them"
+    if ":" in path and all("." in piece for piece in path.split(":")):
+        return "a colon stands for itself; several files are a list, [FIRST, SECOND]"
+    return None
 
 
 def _near(path: Path) -> str:
@@ -218,7 +233,8 @@ def _paired(source: _Found, target: _Found, name: str) -> tuple[tuple[Path, ...]
     """The files of both sides, part by part."""
     for found, other in ((source, target), (target, source)):
         if not found.files and other.files:
-            raise DataError(f"{name}: no file matches {found.path}, but {other.told}")
+            habit = _habit_of_shells(str(found.path))
+            raise DataError(f"{name}: no file matches {found.path}, but {other.told}{f'; {habit}' if habit else ''}")
     if not source.files:
         return (source.path,), (target.path,)
     if source.keys is None or target.keys is None:
