@@ -11,7 +11,7 @@ import pytest
 
 from mtkit.config.load import config_from_text
 from mtkit.pipeline import run_binarize, run_tokenizer
-from mtkit.prepare import binarize
+from mtkit.prepare import binarize, renew_validation
 from mtkit.text.processed import FIRST_LINES, MOST_LINES, SIGNS, capitals, findings, sample
 from mtkit.text.shell import undoing
 
@@ -173,6 +173,17 @@ def test_words_under_pieces_are_told_with_them_and_with_one_command_for_both(tol
     )
     assert [finding.sign.by for finding in findings(enumerate(["▁We ll , ▁yes ▁I ▁do ."] * 5))] == ["SentencePiece"]
     assert [finding.sign.kind for finding in findings(enumerate(plain))] == ["cut into subwords", "tokenised"]
+
+
+def test_validation_text_that_is_kept_anew_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_from_text(write_corpus(tmp_path), "x.yaml")
+    run_binarize(config)
+    capsys.readouterr()
+    write_corpus(tmp_path, valid_fr=["text_fr", *SUBWORDS * 5], valid_en=["text_en", *PLAIN * 5])
+    renew_validation(config)
+    told = capsys.readouterr().err
+    assert 'valid.fr:2: "the lo@@ w@@ est" looks cut into subwords' in told
+    assert told.count("text_fr / text_en, looks like the names of columns") == 1
 
 
 def test_the_part_that_is_not_plain_is_named(told: Told, tmp_path: Path) -> None:
