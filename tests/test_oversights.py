@@ -85,6 +85,23 @@ def test_a_first_line_that_names_columns_is_told(header: str) -> None:
     assert warnings_of(("one", "un"), (source, target)) == []
 
 
+def test_a_csv_file_that_is_named_as_text_is_told_once() -> None:
+    oversights = Oversights(LanguagesConfig(source="fr", target="en"), is_copying_dropped=False)
+    for _ in range(2):
+        list(oversights.watched("data.train", ["a.csv", "b.CSV.gz", "a.csvx", "csv"], [('"a"', '"b"')], trains=True))
+    assert list(oversights.warnings()) == [
+        f"warning: data.train: {file} is read as plain text, a line a sentence, with all quotes, commas and headers in "
+        "it; CSV is not read, so make text or columns with tabs of it"
+        for file in ("a.csv", "b.CSV.gz")
+    ]
+
+
+def test_columns_with_tabs_between_may_lie_in_a_file_that_ends_in_csv() -> None:
+    oversights = Oversights(LanguagesConfig(source="fr", target="en"), is_copying_dropped=False)
+    list(oversights.watched("data.train", ["a.csv"], [("a", "b")], trains=True))
+    assert list(oversights.warnings()) == []
+
+
 @pytest.mark.parametrize("pair", ["one/un", "no/no", "The source is here./La source est ici.", "de/", "yes/oui", "1/2"])
 def test_a_first_line_that_is_text_is_not_told(pair: str) -> None:
     source, target = pair.split("/")

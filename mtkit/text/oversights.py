@@ -41,10 +41,18 @@ class Oversights:
         self._is_copying_dropped = is_copying_dropped
         self._headers: list[str] = []
         self._copies: list[str] = []
+        self._csv: dict[str, str] = {}  # files, and what to say of them
 
     def watched(self, name: str, files: Iterable[object], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
         """The same pairs; name and files are those of the text, and trains says whether a model learns from it."""
-        where = " and ".join(dict.fromkeys(map(str, files)))
+        named = list(map(str, files))
+        where = " and ".join(dict.fromkeys(named))
+        for file in named:
+            if len(named) > 1 and re.search(r"\.csv(\.\w+)?$", file, re.IGNORECASE):
+                self._csv[file] = (
+                    f"{name}: {file} is read as plain text, a line a sentence, with all quotes, commas and headers in "
+                    "it; CSV is not read, so make text or columns with tabs of it"
+                )
         num_equal = num_pairs = 0
         for source, target in pairs:
             if not num_pairs and self._is_header(source, target):
@@ -65,7 +73,7 @@ class Oversights:
 
     def warnings(self) -> Iterator[str]:
         """A line for each of the first oversights of each kind, and one for the rest."""
-        for found in (self._headers, self._copies):
+        for found in (list(self._csv.values()), self._headers, self._copies):
             yield from (f"warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
                 yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
