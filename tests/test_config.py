@@ -449,6 +449,14 @@ def test_names_of_other_toolkits_lead_to_settings_that_exist() -> None:
     assert [name for name in named if not is_setting(tuple(name.split(".")))] == []
 
 
+def test_a_run_directory_in_place_of_its_settings_names_them(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: my\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path)
+    kept = tmp_path / "config.yaml"
+    assert str(raised.value) == f"{tmp_path}: found a folder, wants a YAML file of settings, such as {kept}"
+
+
 @pytest.mark.parametrize(
     ("key", "setting"),
     [
