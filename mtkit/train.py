@@ -35,7 +35,7 @@ from mtkit.start import noted_start, start_bundle, start_checksum
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.training.board import Board
-from mtkit.training.budget import Forecast, Plan, advice, make_plan, shortcomings, with_shares
+from mtkit.training.budget import FEW_UPDATES, Forecast, Plan, advice, make_plan, shortcomings, with_shares
 from mtkit.training.checkpoint import (
     Progress,
     TrainState,
@@ -203,6 +203,11 @@ class Trainer:
         progress.plan = asdict(plan)
         self._settle(plan.settings(self.given.training))
         say(f"training.max_steps auto: {plan.told(pace)}")
+        if plan.max_steps < FEW_UPDATES:
+            say(
+                "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower "
+                f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
+            )
 
     def _change(self, found: dict[str, Any]) -> None:
         """Take over what changed since the checkpoint, whose identity was found, and tell of it."""
@@ -324,7 +329,7 @@ class Trainer:
         progress, settings = self.state.progress, self.settings
         self.model.train()
         begun = time.monotonic() - progress.seconds
-        forecast = Forecast(settings)
+        forecast = Forecast(settings, is_planned=self.given.training.max_steps == "auto")
         forecast.begin(progress.step)
         with ShownTraining(progress, settings) as shown:
             while True:

@@ -212,3 +212,16 @@ def test_the_picture_of_a_schedule_in_minutes_wants_a_number_of_updates(make: Ma
     with pytest.raises(MtkitError, match=r"^my: training.max_steps is auto, a number that training fixes; give --ste"):
         schedule_of("my", config, None)
     assert schedule_of("my", config, 400).training.warmup_steps == 40
+
+
+def test_a_plan_of_few_updates_is_warned_of(make: Make, capsys):
+    trained(make(max_minutes=0.005, **AUTO))
+    told = capsys.readouterr().err
+    assert "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower " in told
+    stopped(make("long", max_minutes=10.0, **AUTO), 12)
+    assert "so few updates" not in capsys.readouterr().err
+
+
+def test_a_run_that_was_planned_is_not_told_what_fits(capsys):
+    pace_of(Forecast(settings(max_steps=100_000, max_minutes=3.0), is_planned=True), 2.4)
+    assert capsys.readouterr().err == ""

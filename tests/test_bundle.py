@@ -51,6 +51,20 @@ def test_a_bundle_names_no_device_and_no_folder_of_results(bundle: Path) -> None
     assert config.run_dir is None
 
 
+def test_what_is_no_model_is_told_with_the_model_that_may_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "my" / "checkpoints").mkdir(parents=True)
+    assert refusal(Path("my")) == f"my: no such directory; did you mean {Path('runs/my')}?"
+    assert refusal(Path("yours")).startswith("yours: no such directory; MODEL is a run directory")
+    assert refusal(Path("runs")) == (
+        f"runs: not a model: it holds no bundle.json and no model/bundle.json; {Path('runs/my')} is one"
+    )
+    (tmp_path / "my.yaml").write_text("name: my\n")
+    assert refusal(Path("my.yaml")).startswith("my.yaml: is a file of settings; MODEL is a run directory, a checkpoint")
+
+
 def test_what_is_no_model_is_told_from_what_is_none_yet(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such directory; " + (
         "MODEL is a run directory, a checkpoint or a model bundle"

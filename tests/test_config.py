@@ -449,6 +449,37 @@ def test_names_of_other_toolkits_lead_to_settings_that_exist() -> None:
     assert [name for name in named if not is_setting(tuple(name.split(".")))] == []
 
 
+def test_a_run_directory_in_place_of_its_settings_names_them(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: my\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path)
+    kept = tmp_path / "config.yaml"
+    assert str(raised.value) == f"{tmp_path}: found a folder, wants a YAML file of settings, such as {kept}"
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"),
+    [
+        ("data.train_source", "data.train"),
+        ("data.src", "data.train"),
+        ("data.test_source", "data.test"),
+        ("data.jsonl", "data.train"),
+        ("training.keep_last", "training.keep_checkpoints"),
+        ("training.time_limit", "training.max_minutes"),
+        ("training.metric", "training.select_by"),
+        ("tokenizer.size", "tokenizer.vocab_size"),
+        ("tokenizer.merges", "tokenizer.vocab_size"),
+        ("model.dim", "model.d_model"),
+        ("model.hidden_dim", "model.d_model"),
+        ("model.kind", "model.architecture"),
+    ],
+)
+def test_a_name_that_people_try_leads_to_the_setting(key: str, setting: str, tmp_path: Path) -> None:
+    section, _, name = key.partition(".")
+    (message,) = faults(f"{section}: {{{name}: 3}}", folder=tmp_path)
+    assert f"'{setting}'" in message
+
+
 def test_each_name_of_another_toolkit_means_one_thing_and_is_no_setting() -> None:
     names = [name for alias in ALIASES for name in alias.names.split()]
     assert len(names) == len(set(names)) > 300

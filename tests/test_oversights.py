@@ -88,6 +88,12 @@ def test_a_first_line_that_names_columns_is_told(header: str) -> None:
     assert warnings_of(*[("one", "un")] * 9, (source, target)) == []
 
 
+def test_columns_with_tabs_between_may_lie_in_a_file_that_ends_in_csv() -> None:
+    oversights = Oversights(LanguagesConfig(source="fr", target="en"), is_copying_dropped=False)
+    list(oversights.watched("data.train", ["a.csv"], [("a", "b")], trains=True))
+    assert list(oversights.warnings()) == []
+
+
 @pytest.mark.parametrize("pair", ["one/un", "no/no", "The source is here./La source est ici.", "de/", "yes/oui", "1/2"])
 def test_a_first_line_that_is_text_is_not_told(pair: str) -> None:
     source, target = pair.split("/")

@@ -96,7 +96,7 @@ ALIASES: tuple[Alias, ...] = (
         ("training.max_steps",),
         _EPOCHS,
     ),
-    Alias("stop_time_hours max_hours", ("training.max_minutes",), "in minutes"),
+    Alias("stop_time_hours max_hours time_limit", ("training.max_minutes",), "in minutes"),
     Alias("max_seconds max_time", ("training.max_minutes",), "in minutes"),
     Alias(
         "min_updates min_epochs min_num_epochs", ("training.patience",), "there is no minimum; null never stops early"
@@ -193,13 +193,13 @@ ALIASES: tuple[Alias, ...] = (
     Alias("save_interval save_strategy no_epoch_checkpoints", ("training.save_every",), _UPDATES),
     Alias(
         "keep_checkpoint keep_last_params save_total_limit keep_interval_updates keep_last_epochs keep_best_ckpts "
-        "keep_best_checkpoints cache_last_best_params keep_last_ckpts",
+        "keep_best_checkpoints cache_last_best_params keep_last_ckpts keep_last",
         ("training.keep_checkpoints",),
         "the newest ones that training can resume from; those needed for averaging are kept anyway",
     ),
     Alias(
         "best_checkpoint_metric metric_for_best_model early_stopping_metric optimized_metric eval_metric "
-        "early_stopping_criteria valid_metrics valid_metric keep_best eval_metrics",
+        "early_stopping_criteria valid_metrics valid_metric keep_best eval_metrics metric",
         ("training.select_by",),
         "bleu, chrf or loss",
     ),
@@ -306,7 +306,7 @@ ALIASES: tuple[Alias, ...] = (
     # Vocabulary
     Alias(
         "num_words src_vocab_size tgt_vocab_size trg_vocab_size nwordssrc nwordstgt vocab_limit voc_limit dim_vocabs "
-        "bpe_operations num_merges num_operations bpe_size vocabulary_size num_symbols",
+        "bpe_operations num_merges merges num_operations bpe_size vocabulary_size num_symbols size",
         ("tokenizer.vocab_size",),
         "all pieces together, not merges; with tokenizer.shared false also {source: 8000, target: 4000}",
     ),
@@ -354,7 +354,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias(
         "hidden_size rnn_size embedding_dim embed_dim word_vec_size dim_emb dim_rnn dim_model model_dim emb_size "
         "encoder_embed_dim decoder_embed_dim transformer_model_size src_word_vec_size tgt_word_vec_size num_embed "
-        "d_embed embedding_size rnn_num_hidden",
+        "d_embed embedding_size rnn_num_hidden hidden_dim dim",
         ("model.d_model",),
         "one width for embeddings and layers of both sides",
     ),
@@ -438,6 +438,13 @@ ALIASES: tuple[Alias, ...] = (
     Alias("diverse_beam_strength diversity_penalty", ("decoding.diversity_strength",)),
     Alias("beam_search_stop", ("decoding.stopping",)),
     Alias("replace_unk allow_unk generate_unk unkpen unk_penalty", ("decoding.unknown",), "keep, ban or copy"),
+    Alias("kind", ("model.architecture", "tokenizer.type")),
+    Alias(
+        "jsonl json parquet", ("data.train",), "{tsv: FILE} takes columns with tabs between; convert the file to that"
+    ),
+    Alias("src tgt train_source train_target", ("data.train",), _FILES),
+    Alias("valid_source valid_target dev_source dev_target", ("data.valid",), _FILES),
+    Alias("test_source test_target", ("data.test",), "names, each with {source: FILE, target: FILE}"),
     Alias("testing generate generation inference translate beam_search", ("decoding",)),
     Alias("word_penalty guided_alignment alignment_type phrase_table", (), "mtkit has nothing like it"),
     Alias(

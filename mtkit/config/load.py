@@ -153,7 +153,9 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; wants a YAML file of settings") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: found a folder, wants a YAML file of settings") from None
+        kept = path / "config.yaml"  # of a run directory
+        such = f", such as {kept}" if kept.is_file() else ""
+        raise ConfigError(f"{path}: found a folder, wants a YAML file of settings{such}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:

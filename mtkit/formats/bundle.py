@@ -138,12 +138,24 @@ def bundle_at(path: Path) -> Path | None:
 
 def no_model(path: Path) -> CheckpointError:
     """What to say of a path that names neither a bundle nor a checkpoint."""
+    wanted = "MODEL is a run directory, a checkpoint or a model bundle"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
     if not path.is_dir():
         found = "is a file that mtkit pack did not write" if path.exists() else "no such directory"
-        return CheckpointError(f"{path}: {found}; MODEL is a run directory, a checkpoint or a model bundle")
+        run = Path("runs") / path
+        meant = f"; did you mean {run}?" if not path.exists() and _holds_model(run) else f"; {wanted}"
+        return CheckpointError(f"{path}: {found}{meant}")
     if any((path / name).exists() for name in RUN_SIGNS):
         return CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
-    return CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}")
+    inside = [below for below in sorted(path.iterdir()) if _holds_model(below)]
+    more = f"; {inside[0]} is one" if inside else ""
+    return CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}{more}")
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a folder is a bundle or a run directory, finished or not."""
+    return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
 
 
 def find_storage(path: Path) -> Storage:

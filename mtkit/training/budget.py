@@ -13,6 +13,7 @@ VALIDATION_SHARE = 0.2  # of the minutes; auto plans no more validations than fi
 APART = 10  # updates from one validation to the next, at least
 WARMUP_SHARE = 0.1  # of the updates
 MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
+FEW_UPDATES = 300  # fewer leave a model that translates next to nothing
 RESERVE = 0.1  # of the minutes, for a machine that becomes slower
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates, and seconds of them, by which the speed is known
 FALLEN = 0.95  # share of max_steps after which a schedule that ends there is as good as down
@@ -94,16 +95,19 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 
 
 class Forecast:
-    """Tells once, as soon as the speed is known, how far the minutes reach, and what does not fit into them."""
+    """Tells once, as soon as the speed is known, how far the minutes reach, and what does not fit into them.
 
-    def __init__(self, config: TrainingConfig) -> None:
+    Where the updates were planned for the minutes there is nothing to tell.
+    """
+
+    def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
         self._config = config
         self._first: tuple[int, float] | None = None  # the first step that was seen, and its seconds
-        self._is_told = config.max_minutes is None
+        self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
         """Training goes on from a step; where no minutes end it, all is known already."""
-        if self._is_told and step < settled(self._config.max_steps):
+        if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
