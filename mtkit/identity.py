@@ -31,7 +31,8 @@ class Difference:
         """As messages tell it; a checksum tells nobody anything."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
-        return "the validation text" if self.name == "validation" else f"the {self.name}"
+        named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
+        return named.get(self.name, f"the {self.name}")
 
 
 @dataclass(frozen=True)

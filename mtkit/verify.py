@@ -19,6 +19,7 @@ from mtkit.config.training_settings import settled
 from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import standing
+from mtkit.formats.bundle import is_run, no_model
 from mtkit.intact import check_data, check_results
 from mtkit.messages import counted
 from mtkit.models.device import pick_device
@@ -51,6 +52,8 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
+        if is_run(target) and not path.exists():
+            raise no_model(target) from None
         raise ConfigError(
             f"{target}: no config.yaml to read in it; wants the directory of a run, or a YAML file of settings"
         ) from None

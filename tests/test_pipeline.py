@@ -154,7 +154,7 @@ def test_other_validation_text_is_kept_anew_and_the_best_checkpoint_measured_aga
     run_train(with_settings(config, "training.max_steps=6"))
     said = capsys.readouterr().err
     assert "the validation text is kept anew: data.valid:" in said
-    assert "changed from step 5 on: the validation text" in said
+    assert "changed from step 5 on: the validation text (data.valid)" in said
     assert "best checkpoint so far by the new measure" in said
     assert contents(config.run_path / "checkpoints" / "step-00000004")["weights.safetensors"] == weights
     assert not validation_text_changes(config)

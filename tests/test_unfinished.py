@@ -653,3 +653,36 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(run, finished, tmp_path, ca
         assert _run(["bundle", str(run), "--step", step, "-o", str(tmp_path / "new")]) == 0
         assert capsys.readouterr().err == f"model: {tmp_path / 'new'}: those after update {step}\n"
     assert same(open_bundle(tmp_path / "new").weights(), read_weights(run / "checkpoints", 8))
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "data", "first updates"])
+def test_every_command_says_the_same_of_a_run_without_a_model(run, stage, tmp_path, capsys):
+    young = shutil.copytree(run, tmp_path / "young")
+    gone = ["checkpoints", "model", "trained.json", "translations"]
+    gone += [] if stage == "first updates" else ["log.jsonl", "run.json", "config.yaml"]
+    gone += ["data"] if stage == "tokenizer" else []
+    for name in gone:
+        if (young / name).is_dir():
+            shutil.rmtree(young / name)
+        else:
+            (young / name).unlink(missing_ok=True)
+    (tmp_path / "source").write_text("one two\n")
+    pair = ["--source", tmp_path / "source"]
+    commands = [
+        ["translate", young, tmp_path / "source"],
+        ["score", young, *pair, "--target", tmp_path / "source"],
+        ["evaluate", young],
+        ["info", young],
+        ["check", young],
+        ["bundle", young],
+        ["pack", young, tmp_path / "packed.mtkit"],
+        ["export", young, "--to", "ctranslate2", "-o", tmp_path / "exported"],
+        ["extend", young, "--piece", "Ĝ", "-o", tmp_path / "extended"],
+        ["plot", "attention", young, "--source", "one two", "-o", tmp_path / "attention.png"],
+    ]
+    if stage != "first updates":  # whose log and settings are there
+        commands += [["plot", "training", young, "-o", tmp_path / "training.png"], ["verify", young]]
+    for command in commands:
+        assert _run(list(map(str, command))) == 1, command
+        message = f"mtkit: error: {young}: training has not found a first model yet; go on with mtkit train\n"
+        assert capsys.readouterr().err == message, command

@@ -146,11 +146,16 @@ def no_model(path: Path) -> CheckpointError:
         run = Path("runs") / path
         meant = f"; did you mean {run}?" if not path.exists() and _holds_model(run) else f"; {wanted}"
         return CheckpointError(f"{path}: {found}{meant}")
-    if any((path / name).exists() for name in RUN_SIGNS):
+    if is_run(path):
         return CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
     inside = [below for below in sorted(path.iterdir()) if _holds_model(below)]
     more = f"; {inside[0]} is one" if inside else ""
     return CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}{more}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is the directory of a run, however far that is."""
+    return any((path / name).exists() for name in RUN_SIGNS)
 
 
 def _holds_model(path: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import DataError
+from mtkit.formats.bundle import is_run, no_model
 from mtkit.plot.figure import legend_below, line_of, new_figure, save, style
 
 # Panels of the picture: the event and the key in the log, and the title. Both losses are without label smoothing, so
@@ -34,6 +35,8 @@ def read_history(run: Path) -> History:
     try:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
     except FileNotFoundError:
+        if is_run(run):
+            raise no_model(run) from None
         raise DataError(f"{path}: no such file; a run directory that was trained in is wanted") from None
     events = []
     for number, line in enumerate(whole.splitlines(), start=1):
