@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from conftest import toy_pairs
 from numpy.typing import NDArray
+
+from conftest import toy_pairs
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -10,11 +10,11 @@ import pytest
 import sentencepiece
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
-from test_comparisons import Run, corpus, corrupted, run, write
 
 import mtkit.bleu
 from mtkit.bleu import bleu, tokenizer_of, unspaced
 from mtkit.errors import MtkitError
+from test_comparisons import Run, corpus, corrupted, run, write
 
 __all__ = ["run"]  # a fixture
 

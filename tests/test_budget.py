@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Make, at_step, doing, interrupt, outcome, trained
 
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
@@ -17,6 +16,7 @@ from mtkit.records import is_trained
 from mtkit.train import Trainer
 from mtkit.training.budget import Forecast, Pace, Plan, advice, make_plan, shortcomings, with_shares
 from mtkit.training.checkpoint import read_progress
+from runs import Make, at_step, doing, interrupt, outcome, trained
 
 AUTO = {"max_steps": "auto", "warmup_steps": "auto", "validate_every": "auto", "save_every": "auto"}
 

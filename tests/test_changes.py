@@ -6,7 +6,6 @@ from itertools import accumulate, islice
 import numpy as np
 import pytest
 import torch
-from runs import Killed, always, at_step, doing, events, interrupt, kill, outcome, trained, trainer_of
 
 from mtkit.changes import earlier_budgets, require_allowed, with_changes
 from mtkit.config.settings import Config
@@ -23,6 +22,7 @@ from mtkit.training.log import Log
 from mtkit.training.schedule import learning_rate
 from mtkit.training.stop import Stop
 from mtkit.validation import best_logged
+from runs import Killed, always, at_step, doing, events, interrupt, kill, outcome, trained, trainer_of
 
 RATE = Difference("training.learning_rate", 0.1, 0.2)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CorpusFiles
 from safetensors.torch import load_file, save_file
 
+from conftest import CorpusFiles
 from mtkit.canaries import GREEDY, NUM_CANARIES, TIE, hear, make_canaries
 from mtkit.check import check
 from mtkit.errors import CheckpointError, DataError, MtkitError

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings
-from exchange import write_opus
 
 import mtkit
+from conftest import CorpusFiles, config_with, toy_settings
+from exchange import write_opus
 from mtkit.cli import app, main
 from mtkit.config.show import config_text
 from mtkit.text.packing import PACKERS, open_to_write

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CorpusFiles
 
 import mtkit
+from conftest import CorpusFiles
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import MtkitError

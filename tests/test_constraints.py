@@ -9,7 +9,6 @@ from typing import get_args
 
 import pytest
 import torch
-from test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts
 from torch import Tensor
 
 from mtkit.config.decoding_settings import DecodingConfig
@@ -23,6 +22,7 @@ from mtkit.search.sampling import Chances, Draw, sample_search
 from mtkit.search.step import Hypothesis
 from mtkit.search.stopping import STOPPING, count
 from mtkit.symbols import BEGIN, END
+from test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts
 
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])
 PREFIXES = [[5], [], [6, 6], [], [4, 4, 4, 4], [6, 5]]

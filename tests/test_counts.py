@@ -1,8 +1,8 @@
 """What is counted once stands in the singular."""
 
 import pytest
-from conftest import write_lines
 
+from conftest import write_lines
 from mtkit.errors import DataError
 from mtkit.messages import counted
 from mtkit.text.lines import read_pairs

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exchange import lively, model_of, names, sentences_of
 
+from exchange import lively, model_of, names, sentences_of
 from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
 from mtkit.data.batches import padded_batch, ragged

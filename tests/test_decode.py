@@ -8,16 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_translator import (
-    ARCHITECTURES,
-    found_by,
-    random_translator,
-    recorder,
-    sentences,
-    settings,
-    stubborn_translator,
-    write_bundle,
-)
 
 import mtkit
 from mtkit.config.decoding_settings import DecodingConfig
@@ -33,6 +23,16 @@ from mtkit.symbols import END
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.translator import BREAKS, Translation, Translator
+from test_translator import (
+    ARCHITECTURES,
+    found_by,
+    random_translator,
+    recorder,
+    sentences,
+    settings,
+    stubborn_translator,
+    write_bundle,
+)
 
 LINES = sentences(50)
 MODES: dict[str, dict[str, object]] = {

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CorpusFiles
-from test_loss import distance
-from test_models import CHOICES, VOCAB, name_of
 from torch import Tensor
 
+from conftest import CorpusFiles
 from mtkit.batch import Batch
 from mtkit.cli import main
 from mtkit.config.data_settings import DataConfig
@@ -33,6 +31,8 @@ from mtkit.plot.attention import attention_of
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.average import MovingAverage
 from mtkit.translator import Translator, load
+from test_loss import distance
+from test_models import CHOICES, VOCAB, name_of
 
 SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
 

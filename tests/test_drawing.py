@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from test_search import Network, one, starts
 from torch import Tensor
 
 from mtkit.search.sampling import Chances, Draw, sample_search
 from mtkit.search.step import Hypothesis
 from mtkit.symbols import END
+from test_search import Network, one, starts
 
 PROBABILITIES = torch.tensor([0.0, 0.04, 0.29, 0.0, 0.16, 0.31, 0.15, 0.05, 0.0])
 EVEN = 10_000  # chances that lie evenly from 0 to 1

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_lines
 
+from conftest import write_lines
 from mtkit.ending import counted_when_ended, ended_by_signal
 from mtkit.errors import StoppedError
 from mtkit.files import replaced_directory, replaced_file

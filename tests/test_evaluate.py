@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings
 
 import mtkit
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError

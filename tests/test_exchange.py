@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import config_with, toy_settings
-from exchange import write_opus
 from safetensors.torch import load_file
 
+from conftest import config_with, toy_settings
+from exchange import write_opus
 from mtkit.check import check
 from mtkit.cli import _run
 from mtkit.config.tokenizer_settings import TokenizerConfig

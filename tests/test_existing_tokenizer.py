@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from conftest import CorpusFiles, config_with, toy_pairs, toy_settings
-from test_own_normalization import hostile_lines
 
+from conftest import CorpusFiles, config_with, toy_pairs, toy_settings
 from mtkit.check import check
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
@@ -27,6 +26,7 @@ from mtkit.symbols import SpecialIds
 from mtkit.text.existing import existing_tokenizer
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translator import load
+from test_own_normalization import hostile_lines
 
 NAMES, DIGITS = zip(*toy_pairs(400), strict=True)
 COMPOUNDS = [name.replace(" ", "", 1) for name in NAMES]

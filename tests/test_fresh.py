@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from runs import Killed, at_step, doing, interrupt, kill
 
 from mtkit import pipeline
 from mtkit.config.load import load_config
@@ -16,6 +15,7 @@ from mtkit.fresh import MARKER, FreshStart, fresh_start
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.train import Trainer
 from mtkit.training.checkpoint import checkpoint_steps
+from runs import Killed, at_step, doing, interrupt, kill
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 

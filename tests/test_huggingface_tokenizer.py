@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings
-from test_own_normalization import RULES, TAGS, hostile_lines, without_mark
-from test_tokenizer import SOURCE, TARGET
 
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import ConfigError
 from mtkit.formats.huggingface_tokenizer import (
@@ -25,6 +23,8 @@ from mtkit.model_proto import Piece, with_pieces
 from mtkit.symbols import OWN, UNKNOWN, SpecialIds
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
+from test_own_normalization import RULES, TAGS, hostile_lines, without_mark
+from test_tokenizer import SOURCE, TARGET
 
 pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")

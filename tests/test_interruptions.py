@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Trainer, at_step, doing, events, outcome, trained
 
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
@@ -25,6 +24,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import checkpoint_steps, read_progress
 from mtkit.training.stop import stopping_by_signal, without_usr1
 from mtkit.validation import Validation
+from runs import Trainer, at_step, doing, events, outcome, trained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such signals")
 

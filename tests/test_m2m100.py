@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from exchange import check_beam, check_greedy, check_logits, lively, loaded, names
 from safetensors.torch import load_file
 
+from exchange import check_beam, check_greedy, check_logits, lively, loaded, names
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
 from mtkit.formats.m2m100 import check_m2m100, in_m2m100_order, read_m2m100, write_m2m100_weights

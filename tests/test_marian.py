@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from exchange import check_beam, check_greedy, check_logits, lively, loaded, model_of, names, sentences_of
 from safetensors.torch import load_file, save_file
 
+from exchange import check_beam, check_greedy, check_logits, lively, loaded, model_of, names, sentences_of
 from mtkit.config.settings import Config
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings
-from test_own_normalization import TAGS, trained
 
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.errors import CheckpointError
 from mtkit.formats.huggingface_tokenizer import (
     read_marian_vocabulary,
@@ -17,6 +16,7 @@ from mtkit.formats.huggingface_tokenizer import (
 from mtkit.formats.portable import PortableModel, Vocabulary
 from mtkit.symbols import OWN, SpecialIds
 from mtkit.text.tokenizer import Tokenizer
+from test_own_normalization import TAGS, trained
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings
 
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import main
 from mtkit.config.show import config_text
 from mtkit.files import only_writer

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
+from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 from mtkit.config.settings import Config
 from mtkit.data import verification
 from mtkit.data.corpus import Corpus

@@ -7,6 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from mtkit.cli import _run
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.decode import decode
+from mtkit.errors import CheckpointError, MtkitError
+from mtkit.formats.bundle import open_bundle
+from mtkit.formats.native_marian import read_native_marian
+from mtkit.formats.native_vocabulary import read_vocabularies
+from mtkit.importing import import_model
+from mtkit.translator import Translator, load
 from native import (
     OPTIONS,
     PRE,
@@ -20,16 +30,6 @@ from native import (
     write_native,
     write_sentencepiece,
 )
-
-from mtkit.cli import _run
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import decode
-from mtkit.errors import CheckpointError, MtkitError
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.native_marian import read_native_marian
-from mtkit.formats.native_vocabulary import read_vocabularies
-from mtkit.importing import import_model
-from mtkit.translator import Translator, load
 
 LINES = ["one two three", "nine", "four five  six seven", "zero zero eight", "six one", "two"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import CorpusFiles, config_with, toy_settings
 
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig

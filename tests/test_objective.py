@@ -4,7 +4,6 @@ from typing import get_args
 
 import pytest
 import torch
-from test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradients, output_layer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from mtkit.objective import OBJECTIVES, cut_tokens
 from mtkit.symbols import BEGIN, END, PAD
 from mtkit.training import loss
 from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
+from test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradients, output_layer
 
 SHARES = {
     "rdrop": Shares(likelihood=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_lines
 
+from conftest import write_lines
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import DataError

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from test_tokenizer import HOSTILE, SOURCE, TARGET
 
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.model_proto import pieces_of
 from mtkit.symbols import UNKNOWN
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
+from test_tokenizer import HOSTILE, SOURCE, TARGET
 
 TAGS = ["<2de>", "<2fr>"]
 TAGGED = ["<2de> the house", "the<2de>house", "<2de>", " <2de> <2fr>  a", "＜2de＞ x", "<2de>\u0301 x", "<2d < 2de>"]

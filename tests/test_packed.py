@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CorpusFiles
 
 import mtkit
+from conftest import CorpusFiles
 from mtkit.cli import main
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
+from conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
 from mtkit.config.show import config_text

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import config_with
 
+from conftest import config_with
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError

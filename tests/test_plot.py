@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import CorpusFiles, config_with, toy_settings
 
 import mtkit
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.batch import Rows
 from mtkit.cli import main
 from mtkit.config.settings import Config

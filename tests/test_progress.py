@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_settings, write_lines
-from exchange import write_opus
-from runs import events
 
 import mtkit.progress
+from conftest import CorpusFiles, config_with, toy_settings, write_lines
+from exchange import write_opus
 from mtkit.cli import main
 from mtkit.config.show import config_text
 from mtkit.progress import Meter, duration, show_progress
 from mtkit.training import shown
+from runs import events
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals and signals")
 if sys.platform != "win32":

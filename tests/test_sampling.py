@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from test_train import Killed, at_step, doing, kill, outcome, trained, trainer_of
 from torch import Tensor
 
+from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from mtkit.batch import Batch
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
@@ -28,6 +27,7 @@ from mtkit.symbols import NUM_SPECIAL
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.train import Trainer
 from mtkit.training.stop import Stop
+from test_train import Killed, at_step, doing, kill, outcome, trained, trainer_of
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "bpe": {"tokenizer": {"vocab_size": 330}, "training": {"bpe_dropout": 0.3}},

@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import toy_pairs
 
+from conftest import toy_pairs
 from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Prepare, bpe_dropout, unigram_sampling
 from mtkit.text.tokenizer import Tokenizer

@@ -11,10 +11,10 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
-from test_comparisons import Run, corpus, corrupted, run, write
 
 from mtkit.scores import paired_scores
 from mtkit.significance import TESTS, Test
+from test_comparisons import Run, corpus, corrupted, run, write
 
 __all__ = ["run"]  # a fixture
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_lines, write_toy_corpus
 
+from conftest import write_lines, write_toy_corpus
 from mtkit.cli import _run
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_translator import random_translator, sentences, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +25,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.translate import translate
 from mtkit.translator import STEP_ELEMENTS, Translator, _Part
+from test_translator import random_translator, sentences, settings
 
 SEARCHES: dict[str, dict[str, object]] = {
     "greedy": {"beam_size": 1},

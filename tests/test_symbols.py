@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
+from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 from mtkit.cli import main
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
 import mtkit.start
+from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 from mtkit.cli import _run, main
 from mtkit.config.show import config_text
 from mtkit.data.corpus import Corpus

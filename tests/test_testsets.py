@@ -17,11 +17,11 @@ from threading import Thread
 
 import pytest
 import sacrebleu.dataset.base
-from conftest import CorpusFiles, config_with, toy_settings
 from sacrebleu.dataset import DATASETS
 from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 
 import mtkit
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import NAMES
-from test_tokenizer import HOSTILE, TARGET, trained
 
+from conftest import NAMES
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
 from mtkit.config.tokenizer_settings import TokenizerConfig
@@ -22,6 +21,7 @@ from mtkit.symbols import NUM_SPECIAL, UNKNOWN
 from mtkit.text.tokenizer import SPACE_MARK, UNKNOWN_TEXT, Tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
 from mtkit.translator import load
+from test_tokenizer import HOSTILE, TARGET, trained
 
 TYPES = get_args(TokenizerConfig.model_fields["type"].annotation)
 SPELLING = [type_ for type_ in TYPES if TokenizerConfig(type=type_).spells_bytes]

@@ -20,23 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import (
-    MIXED,
-    MODEL,
-    RECURRENT,
-    TRAINING,
-    Killed,
-    Make,
-    always,
-    at_step,
-    doing,
-    events,
-    interrupt,
-    kill,
-    outcome,
-    trained,
-    trainer_of,
-)
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -62,6 +45,23 @@ from mtkit.training.scaler import LossScaler
 from mtkit.training.stop import Stop, stopping_by_signal
 from mtkit.translator import load
 from mtkit.validation import Validation, selection_score
+from runs import (
+    MIXED,
+    MODEL,
+    RECURRENT,
+    TRAINING,
+    Killed,
+    Make,
+    always,
+    at_step,
+    doing,
+    events,
+    interrupt,
+    kill,
+    outcome,
+    trained,
+    trainer_of,
+)
 
 DEVICES = [
     "cpu",

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import config_with, toy_settings
-from exchange import write_opus
 from safetensors.torch import load_file, save_file
 
+from conftest import config_with, toy_settings
+from exchange import write_opus
 from mtkit.agreement import Agreement, Line
 from mtkit.check import check
 from mtkit.config.settings import Config

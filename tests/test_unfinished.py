@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 
 import mtkit
+from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from mtkit import bundling, opening
 from mtkit.bundling import bundle
 from mtkit.check import check

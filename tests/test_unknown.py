@@ -5,7 +5,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from test_translator import random_translator, sentences, settings
 
 from mtkit.alignment import source_attention
 from mtkit.config.load import config_from_text
@@ -19,6 +18,7 @@ from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.words import group_by_word
 from mtkit.translate import translate
 from mtkit.translator import Translator, load
+from test_translator import random_translator, sentences, settings
 
 LINES = ["the cat sees zorglub", "zorglub likes a xyzzy tree", "the old dog"]
 MODES: dict[str, dict[str, object]] = {

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CorpusFiles, config_with, toy_settings
 from safetensors.torch import load_file, save_file
 
+from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import _run
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-
 from mtkit.pipeline import run_all
 
 
