@@ -27,7 +27,6 @@ from mtkit.ending import undone_when_ended
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import link_or_copy, replaced_directory, settle, standing
 from mtkit.messages import counted, say
-from mtkit.processed import warn_of_processed_text
 from mtkit.progress import Meter, working
 from mtkit.testsets import local_test_sets
 from mtkit.text.cleaning import REASONS, Drops, settings_behind
@@ -52,6 +51,7 @@ from mtkit.text.parts import data_file
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, train_tokenizer
 from mtkit.text.unknown import UnknownShares, describe_unknown
+from mtkit.text_warnings import warn_of_processed_text
 
 MOST_NAMED = 6  # files of a corpus that a message lists
 SPREAD = "spread"  # the order of a validation text whose first lines are spread over all of it
@@ -68,10 +68,10 @@ def make_tokenizer(config: Config) -> list[str]:
     _warn_of_text(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
-        return []
+        return _reported(oversights)
     if config.tokenizer.model is not None:
         _take_tokenizer(config)
-        return []
+        return _reported(oversights)
     corpora = _training_corpora(config)
     with _writing(config):
         provenance = _tokenizer_provenance(config)
@@ -82,9 +82,7 @@ def make_tokenizer(config: Config) -> list[str]:
             num_pairs = sum(1 for _ in meter.counting(pairs))
         if not num_pairs:
             raise _no_pairs(corpora)
-        warnings = list(oversights.warnings())
-        for warning in warnings:
-            _report(warning)
+        warnings = _reported(oversights)
         more = " and the text of tokenizer.text" if config.tokenizer.text else ""
         what = f"training the {config.tokenizer.type} tokenizer on {counted(num_pairs, 'pair')}{more}"
         with working(what), replaced_directory(_tokenizer_directory(config)) as directory:
@@ -103,6 +101,14 @@ def make_tokenizer(config: Config) -> list[str]:
 
 def _oversights(config: Config) -> Oversights:
     return Oversights(config.languages, config.data.drop_identical)
+
+
+def _reported(oversights: Oversights) -> list[str]:
+    """Tell what was seen so far; returns the lines."""
+    warnings = list(oversights.warnings())
+    for warning in warnings:
+        _report(warning)
+    return warnings
 
 
 def _watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
@@ -274,11 +280,11 @@ def binarize(config: Config, told: Sequence[str] | None = None) -> None:
     """Encode the training corpora with the run's tokenizer, and keep the validation text, in the run directory.
 
     Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text. told
-    is what make_tokenizer returned just before, which has warned of the text already.
+    is what make_tokenizer returned just before: it has read the validation and test text, and warned of all text.
     """
     corpora, oversights = _training_corpora(config), _oversights(config)
-    _check_held_out(config, oversights)
     if told is None:
+        _check_held_out(config, oversights)
         _warn_of_text(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
@@ -369,8 +375,7 @@ def renew_validation(config: Config) -> None:
     oversights = _oversights(config)
     _check_held_out(config, oversights)
     warn_of_processed_text(config, _corpora(config, config.data.valid))
-    for warning in oversights.warnings():
-        _report(warning)
+    _reported(oversights)
     with _writing(config), replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
 
