@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -156,8 +156,9 @@ class Trainer:
             return
         step = steps[-1]
         saved, found, _ = read_progress(self.checkpoints, step)
-        if self.settings.max_steps == "auto":
-            self._settle(self._plan_of(saved, step).settings(self.given.training))
+        plan = self._plan_of(saved, step) if self.settings.max_steps == "auto" else None
+        if plan:
+            self._settle(plan.settings(self.given.training))
         noted = found["training"].get("start_from")
         self.start = start_checksum(self.config, noted)
         if self.settings.start_from and not self.start:
@@ -165,8 +166,8 @@ class Trainer:
         self.changes = changes_since(found, self._identity(), self.config)
         require_allowed(self.changes, self.run_path, step, change)
         load_checkpoint(self.checkpoints, step, self.state)
-        if self.given.training.max_steps == "auto":
-            self.state.progress.plan = asdict(self._plan_of(saved, step))
+        if plan:
+            self.state.progress.plan = asdict(plan)
         self.is_saved = True
         say(f"going on from step {step:,} in {self.run_path}")
         progress = self.state.progress
@@ -331,7 +332,7 @@ class Trainer:
         begun = time.monotonic() - progress.seconds
         forecast = Forecast(settings, is_planned=self.given.training.max_steps == "auto")
         forecast.begin(progress.step)
-        with ShownTraining(progress, settings) as shown:
+        with closing(ShownTraining(progress, settings)) as shown:
             while True:
                 # A checkpoint follows each validation, so that no kill repeats or loses one.
                 step = progress.step

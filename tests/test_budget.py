@@ -122,7 +122,9 @@ def test_what_was_fixed_stays_as_the_run_goes_on(make: Make, capsys):
 
 def test_numbers_that_a_run_fixed_may_be_given_as_such(make: Make):
     plan = plan_of(stopped(make(max_minutes=10.0, **AUTO), 12))
-    stopped(make(max_minutes=10.0, **{name: plan[name] for name in AUTO}), 20)
+    run = stopped(make(max_minutes=10.0, **{name: plan[name] for name in AUTO}), 20)
+    progress = read_progress(run / "checkpoints", 21)[0]
+    assert (progress.step, progress.changes) == (21, [])
 
 
 def test_other_minutes_make_a_run_longer_where_the_schedule_lets_it(make: Make):

@@ -33,7 +33,7 @@ FLOORS = [
         "check",
     },
     {"pace"},
-    {"validation", "objective", "feed", "records", "proof", "processed"},
+    {"validation", "objective", "feed", "records", "proof", "text_warnings"},
     {"canaries", "changes", "fresh", "agreement"},
     {"translator", "start", "identity"},
     {"alignment"},

@@ -22,7 +22,7 @@ def form_of(value: object) -> str:
 
 
 def number_or_auto(value: object) -> str:
-    """Which form the value of a setting has that is a number or auto."""
+    """Whether a value is a number or auto."""
     return AUTO if value == "auto" else NUMBER
 
 

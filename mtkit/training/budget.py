@@ -1,15 +1,15 @@
-"""What fits into the updates and minutes of a run: its auto settings, warm-up, validations, and a falling schedule."""
+"""What fits into the minutes of a run: the numbers that auto settings stand for, and warnings of what does not fit."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.config.training_settings import SHARES, TrainingConfig, settled
 from mtkit.errors import ConfigError
 from mtkit.messages import counted, say
 from mtkit.training.schedule import ENDING
 
-MOST_VALIDATIONS = 10  # that auto plans
-VALIDATION_SHARE = 0.2  # of the minutes; auto plans no more validations than fit into it, but one
+MOST_VALIDATIONS = 10  # in a plan
+VALIDATION_SHARE = 0.2  # of the minutes, at most, that validations take in a plan, unless that leaves none
 APART = 10  # updates from one validation to the next, at least
 WARMUP_SHARE = 0.1  # of the updates
 MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
@@ -53,7 +53,7 @@ class Plan:
     def for_minutes(self, max_minutes: float) -> "Plan":
         """The same for other minutes: max_steps changes as they do, and nothing else."""
         max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
-        return Plan(**{**asdict(self), "max_minutes": max_minutes, "max_steps": max_steps})
+        return replace(self, max_minutes=max_minutes, max_steps=max_steps)
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
@@ -70,7 +70,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
         max_steps = every * validations
     else:
         every = config.validate_every
-        max_steps = max(int(seconds / (pace.update + pace.validation / every)), 2)
+        max_steps = int(seconds / (pace.update + pace.validation / every))
     max_steps = max(max_steps, 2)
     settings = with_shares(config.model_copy(update={"max_steps": max_steps, "validate_every": every}))
     warmup_steps = settled(settings.warmup_steps)
@@ -85,11 +85,11 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 def with_shares(config: TrainingConfig) -> TrainingConfig:
     """The settings with shares of max_steps where warmup_steps, validate_every and save_every are auto."""
     max_steps = settled(config.max_steps)
-    every = config.validate_every
+    every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
     shares = {
         "warmup_steps": min(max(round(WARMUP_SHARE * max_steps), 1), MOST_WARMUP),
-        "validate_every": max(math.ceil(max_steps / MOST_VALIDATIONS), 1),
-        "save_every": max(math.ceil(max_steps / MOST_VALIDATIONS), 1) if every == "auto" else every,
+        "validate_every": every,
+        "save_every": every,
     }
     return config.model_copy(update={name: value for name, value in shares.items() if getattr(config, name) == "auto"})
 
@@ -111,7 +111,7 @@ class Forecast:
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
-        """An update was made, the one of that step, after so many seconds of training."""
+        """Called after each update, with its step and the seconds of training so far."""
         if self._is_told or self._config.max_minutes is None:
             return
         if self._first is None:
@@ -126,12 +126,12 @@ class Forecast:
         if last < max_steps:
             told = f"{_minutes_are(self._config.max_minutes)} about {last:,} updates here"
             if not _warn(told, self._config, last):
-                say(f"{told}; {_shares(self._config, last, update)}")
+                say(f"{told}; {_shares(self._config, update)}")
 
 
 def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
-    """What does not fit into a training whose last update is that of last_step; nothing where all does."""
-    warmup, every, max_steps = (settled(config.warmup_steps), settled(config.validate_every), settled(config.max_steps))
+    """What a training that ends at last_step is too short for; empty if all fits."""
+    warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
     found = []
     if warmup > 1 and last_step <= warmup:
         found.append(f"the learning rate is still rising at the end (training.warmup_steps {warmup:,})")
@@ -143,11 +143,11 @@ def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
 
 
 def advice(config: TrainingConfig) -> str:
-    """How to make the settings of a run fit."""
+    """How to give a run enough time, or settings that fit into its time."""
     if config.max_minutes is None:
         return "Raise training.max_steps, or lower the others"
     if config.max_steps == "auto":
-        fixed = [name for name in ("warmup_steps", "validate_every", "save_every") if getattr(config, name) != "auto"]
+        fixed = [name for name in SHARES if getattr(config, name) != "auto"]
         if fixed:
             return f"Raise training.max_minutes, or leave out {' and '.join(fixed)}, which are auto then"
         return (
@@ -160,15 +160,15 @@ def advice(config: TrainingConfig) -> str:
     )
 
 
-def _shares(config: TrainingConfig, last_step: int, update_seconds: float) -> str:
+def _shares(config: TrainingConfig, update_seconds: float) -> str:
     """How warm-up and validations lie in the updates, where all of them fit."""
     every = settled(config.validate_every)
-    first = f"the first validation comes after {in_minutes(every * update_seconds / 60)}"
+    first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
     return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
 
 
 def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
-    """Whether there was something to warn of in a training that ends at a step."""
+    """Warn if a training that ends at last_step is too short for its settings; returns whether it is."""
     found = shortcomings(config, last_step)
     if found:
         say(f"mtkit: warning: {told}, which is not enough: {'; '.join(found)}. {advice(config)}")
@@ -177,11 +177,12 @@ def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
 
 def _minutes_are(minutes: float) -> str:
     """3 minutes are, 1 minute is."""
-    told = in_minutes(minutes)
+    told = _in_minutes(minutes)
     return f"{told} {'is' if told.startswith('1 ') else 'are'}"
 
 
-def in_minutes(minutes: float) -> str:
+def _in_minutes(minutes: float) -> str:
+    """A time limit as people say it: 30 seconds, 1 minute, 2.5 minutes."""
     if minutes < 1:
         return counted(round(60 * minutes), "second")
     amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"

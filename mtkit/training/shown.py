@@ -1,8 +1,6 @@
 """How far training is: a bar on a terminal, else lines on stderr."""
 
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -42,12 +40,8 @@ class ShownTraining:
             nrows=rows,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """No more updates come."""
         self._bar.close()
         self.catch_up()
 
