@@ -1,4 +1,4 @@
-"""The command line: each command reads its arguments, calls one function, prints."""
+"""The command line: registers the commands, runs one, and turns errors into one line and an exit code."""
 
 import errno
 import os
@@ -9,12 +9,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtkit import bundle_commands, exchange_commands
-from mtkit.ending import NOTHING_HALF, ended_by_signal
-from mtkit.errors import CheckpointError, MtkitError, SignalError, StoppedError, is_out_of_memory
-from mtkit.evaluate_command import EvaluateCommand, evaluate
-from mtkit.messages import say
-from mtkit.options import (
+from mtkit.commands import models as bundle_commands
+from mtkit.commands import models as exchange_commands
+from mtkit.commands.evaluate import EvaluateCommand, evaluate
+from mtkit.commands.options import (
     EXAMPLE,
     PRECISIONS,
     BatchTokensOption,
@@ -40,10 +38,12 @@ from mtkit.options import (
     opened,
     standard_output,
     tell_of_typing,
+    told_of_wrong_call,
     typed,
 )
-from mtkit.plot_commands import plot
-from mtkit.usage import told_of_wrong_call
+from mtkit.commands.plot import plot
+from mtkit.errors import CheckpointError, MtkitError, SignalError, StoppedError, is_out_of_memory, say
+from mtkit.files import NOTHING_HALF, ended_by_signal
 
 STOPPED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
@@ -94,7 +94,7 @@ def config(
     import json
 
     from mtkit.config.load import load_config
-    from mtkit.config.show import config_schema, config_text
+    from mtkit.config.settings import config_schema, config_text
 
     settings = settings or []
     if config is not None and "=" in str(config) and not config.exists():
@@ -104,7 +104,7 @@ def config(
         return
     found = load_config(config, settings)
     if found.training.start_from is not None:
-        from mtkit.start import carried_over  # here, since all else goes without torch
+        from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
 
         found = carried_over(found)
     print(config_text(found), end="")
@@ -169,7 +169,7 @@ def run(
     """
     _require_one_way(fresh, change)
     from mtkit.config.load import load_config
-    from mtkit.evaluate import table
+    from mtkit.evaluation.evaluate import table
     from mtkit.pipeline import run_all
 
     scores = run_all(load_config(config, settings or []), fresh, change)
@@ -189,7 +189,7 @@ def verify(
     All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
     once with kills, and both must leave the same to the bit. The run itself is only read.
     """
-    from mtkit.verify import verify, verify_settings
+    from mtkit.training.verify import verify, verify_settings
 
     faults = []
     for report in verify(verify_settings(run, settings or []), files_only):
@@ -256,7 +256,7 @@ def translate(
     num_best = count("--n-best", n_best)
     one_standard_input(file or Path("-"), prefix)
     with opened(file) as source:
-        from mtkit.translator import load
+        from mtkit.translation.translator import load
 
         translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
         _check_num_best(num_best, translator.config.decoding)
@@ -294,7 +294,7 @@ def _translate(
     tag: str | None,
     prefixes: Path | None,
 ) -> None:
-    from mtkit.translate import lines_to_come, translate, writing
+    from mtkit.translation.stream import lines_to_come, translate, writing
 
     num_lines = lines_to_come(file)
     if output is None or str(output) == "-":
@@ -331,8 +331,8 @@ def score(
     Each line tells log-probability, tokens, and log-probability a token, with tabs between; the end mark counts.
     """
     _require_texts(source, target, tsv, n_best)
-    from mtkit.score import NBestList, PairsFile, ParallelFiles, score
-    from mtkit.translator import load
+    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, score
+    from mtkit.translation.translator import load
 
     texts: ParallelFiles | NBestList | PairsFile
     if tsv is not None:

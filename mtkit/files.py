@@ -1,18 +1,198 @@
-"""What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time.
+"""Files that are written whole or not at all, whatever ends the command, signals among it."""
 
-A path may be a symbolic link, by which people keep large things on another disk: the link is followed and stays.
-"""
-
+import json
+import math
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from time import monotonic
+from types import FrameType
+from typing import Any, BinaryIO
 
-from mtkit.ending import undone_when_ended
-from mtkit.errors import CheckpointError
+from mtkit.errors import CheckpointError, SignalError, StoppedError, on_terminal
+
+
+def finite(value: Any) -> Any:
+    """The same value; numbers in it that are not finite, which JSON cannot say, are None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """The value as JSON, letters of all scripts as they are; numbers that are not finite are null."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+# How a signal ends the program: at once, or, where something is half written, after that is removed.
+
+NOTHING_HALF = "before the end; no file is left half written"
+SOON = 5.0  # seconds in which another SIGTERM or SIGHUP belongs to the first: a closed terminal sends several
+
+_num_open = 0  # blocks that something is to be undone after
+
+
+@contextmanager
+def undone_when_ended() -> Iterator[None]:
+    """A block that undoes what it did when an exception leaves it; a signal within it raises SignalError."""
+    global _num_open
+    _num_open += 1
+    try:
+        yield
+    finally:
+        _num_open -= 1
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the program with one line, and leave nothing half written.
+
+    Outside of blocks that have something to undo, it ends where it stands: while PyTorch is imported, an exception
+    might get lost there or even abort the process. A second Ctrl-C ends it at once anywhere. A signal that is ignored,
+    as nohup has SIGHUP, stays ignored.
+    """
+    first: float | None = None  # when the first signal came
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        is_first, now = first is None, monotonic()
+        if is_first and _num_open:
+            first = now
+            raise SignalError(number)
+        if is_first or number == signal.SIGINT or (first is not None and now > first + SOON):
+            _end_at_once(SignalError(number), NOTHING_HALF if is_first else "at once")
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(error: SignalError, how: str) -> None:
+    # Not by print, which a signal must not enter a second time while it writes a line.
+    line = f"mtkit: error: stopped by {error.name} {how}\n"
+    with suppress(OSError):
+        os.write(2, (f"\n{line}" if on_terminal() else line).encode())
+    os._exit(error.code)
+
+
+@dataclass
+class Written:
+    """How many lines have been answered."""
+
+    number: int = 0
+
+
+@contextmanager
+def counted_when_ended(done: str) -> Iterator[Written]:
+    """A block that writes lines and keeps count of those that are done; the error of a signal says how many."""
+    written = Written()
+    try:
+        with undone_when_ended():
+            yield written
+    except SignalError as error:
+        lines = "1 line is" if written.number == 1 else f"{written.number:,} lines are"
+        raise StoppedError(f"stopped by {error.name}; {lines} {done}", error.code) from None
+
+
+# Ending a run from outside with its state saved, or saving it and going on.
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+@dataclass
+class Stop:
+    """Set by a signal; looked at between batches."""
+
+    signal: int = 0
+    save: bool = False  # asked for by SIGUSR1; training goes on
+    watched: list[Callable[[], None]] = field(default_factory=list)  # what raises if the run must not go on
+
+    def check(self) -> None:
+        """Raise if a signal came, or for what is watched."""
+        if self.signal:
+            raise StoppedError
+        for check in self.watched:
+            check()
+
+
+@contextmanager
+def stopping_by_signal() -> Iterator[Stop]:
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the update at hand; a Ctrl-C after one of them ends it at once.
+
+    SIGUSR1 asks for a checkpoint: queues send it some time before they stop a job. A SIGHUP that is ignored, as nohup
+    has it, stays ignored.
+    """
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if stop.signal:
+            return  # a closed terminal sends SIGHUP more than once, and queues SIGTERM after it
+        stop.signal = number
+        # Not by print, which a signal must not enter a second time while it writes a line.
+        with suppress(OSError):
+            os.write(2, "\nstopping: saving the state (Ctrl-C to stop at once) …\n".encode())
+
+    def ask_to_save(number: int, frame: FrameType | None) -> None:
+        stop.save = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    handlers: dict[int, Handler] = {signal.SIGINT: handle, signal.SIGTERM: handle}
+    if sys.platform != "win32":
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handlers[signal.SIGHUP] = handle
+        handlers[signal.SIGUSR1] = ask_to_save
+    with _handled_by(handlers):
+        yield stop
+
+
+@contextmanager
+def without_usr1() -> Iterator[None]:
+    """Ignore SIGUSR1, which would end the process: outside of training there is nothing to save."""
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            os.write(2, b"SIGUSR1: there is nothing to save outside of training; going on\n")
+
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled_by({signal.SIGUSR1: ignore}):
+        yield
+
+
+@contextmanager
+def _handled_by(handlers: dict[int, Handler]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time.
 
 if sys.platform == "win32":
     import msvcrt

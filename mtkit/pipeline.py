@@ -7,18 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
-from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.evaluate import ScoredSet, evaluate
-from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, write_file
-from mtkit.formats.bundle import open_bundle, read_scores, save_scores
-from mtkit.formats.card import card_text
-from mtkit.fresh import FreshStart, fresh_start, settle_fresh
-from mtkit.messages import say
-from mtkit.models.device import pick_device
-from mtkit.opening import has_model, is_begun
-from mtkit.prepare import (
+from mtkit.bundle.bundle import open_bundle, read_scores, save_scores
+from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.info import card_text
+from mtkit.bundle.opening import carried_over, has_model, is_begun, start_bundle
+from mtkit.config.settings import Config, config_text
+from mtkit.errors import CheckpointError, ConfigError, DataError, say
+from mtkit.evaluation.evaluate import ScoredSet, evaluate
+from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, without_usr1, write_file
+from mtkit.models.registry import pick_device
+from mtkit.preparation.prepare import (
     as_begun,
     binarize,
     binarized_is_current,
@@ -32,17 +30,15 @@ from mtkit.prepare import (
     validation_is_spread,
     validation_text_changes,
 )
-from mtkit.records import changed_since_trained, is_trained
-from mtkit.scores import check_language
-from mtkit.start import carried_over, start_bundle
-from mtkit.testsets import SetFiles, check_names, test_sets
 from mtkit.text.lines import fingerprint, packed_fingerprint
-from mtkit.text.parts import with_plain_files
-from mtkit.train import train
-from mtkit.training.board import require_tensorboard
-from mtkit.training.checkpoint import checkpoint_steps
-from mtkit.training.stop import without_usr1
-from mtkit.translator import load
+from mtkit.text.parallel import with_plain_files
+from mtkit.text.testsets import SetFiles, check_names, test_sets
+from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
+from mtkit.training.log import require_tensorboard
+from mtkit.training.records import changed_since_trained, is_trained
+from mtkit.training.train import train
+from mtkit.translation.scores import check_language
+from mtkit.translation.translator import load
 
 REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are exchanged for others as a whole
 

@@ -25,8 +25,7 @@ from pathlib import Path
 from mtkit.cli import main as mtkit_main
 from mtkit.errors import MtkitError
 from mtkit.files import standing
-from mtkit.pipeline import run_all  # noqa: F401  all that a command imports is imported once, before it is forked
-from mtkit.translator import load
+from mtkit.translation.translator import load
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 NUM_PAIRS = 300

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mtkit.translator import Translator, load
+from mtkit.translation.translator import Translator, load
 
 
 def seconds(translator: Translator, lines: list[str]) -> tuple[float, list[str]]:

@@ -25,19 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkit.batch import Batch
 from mtkit.config.load import load_config
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.data.batches import micro_batches, padded_batch, ragged
+from mtkit.data.batch import Batch, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
-from mtkit.models.device import mixed_precision, pick_device
-from mtkit.models.positions import sinusoids
-from mtkit.models.registry import new_model
-from mtkit.prepare import binarize, make_tokenizer
-from mtkit.symbols import NUM_SPECIAL, PAD
+from mtkit.models.layers import sinusoids
+from mtkit.models.registry import mixed_precision, new_model, pick_device
+from mtkit.preparation.prepare import binarize, make_tokenizer
+from mtkit.text.symbols import NUM_SPECIAL, PAD
 from mtkit.training.loss import label_smoothed_cross_entropy
-from mtkit.training.optimizer import make_optimizer
+from mtkit.training.update import make_optimizer
 
 Step = Callable[[Batch], None]
 

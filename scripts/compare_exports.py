@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 
-from mtkit.agreement import compare
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.bundle.opening import open_model
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.export import FORMATS, export, portable
-from mtkit.likelihood import log_probs_of
-from mtkit.opening import open_model
-from mtkit.scores import validation_score
+from mtkit.exchange.export import FORMATS, compare, export, portable
 from mtkit.text.lines import read_lines
 from mtkit.text.parallel import tagged
-from mtkit.translator import Translator, load
+from mtkit.translation.decode import log_probs_of
+from mtkit.translation.scores import validation_score
+from mtkit.translation.translator import Translator, load
 
 BATCH = 32
 LIMIT = 200  # tokens of a translation; what goes on and on ends at the same place everywhere

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mtkit.config.settings import Config
+from mtkit.errors import show_progress
 from mtkit.pipeline import run_all, run_binarize
-from mtkit.progress import show_progress
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

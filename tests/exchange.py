@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import decode, next_log_probs
-from mtkit.formats.huggingface_tokenizer import write_marian_tokenizer
-from mtkit.formats.marian import in_marian_order, write_marian_weights
-from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import padded_batch, ragged
+from mtkit.exchange.huggingface_models import in_marian_order, write_marian_weights
+from mtkit.exchange.portable import PortableModel, Vocabulary
+from mtkit.exchange.tokenizers import write_marian_tokenizer
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
-from mtkit.search.beam import beam_search
-from mtkit.search.length_penalty import power
-from mtkit.symbols import OWN, Specials
+from mtkit.search.searches import beam_search
+from mtkit.search.step import power
+from mtkit.text.symbols import OWN, Specials
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.translation.decode import decode, next_log_probs
 
 
 def names(size: int) -> list[str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
-from mtkit.prepare import read_validation
+from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import Trainer, train
-from mtkit.training.checkpoint import checkpoint_steps, read_progress
-from mtkit.validation import Validation
+from mtkit.training.train import Trainer, train
+from mtkit.training.validation import Validation
 
 # Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
 # of the stretch between two checkpoints.

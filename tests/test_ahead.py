@@ -6,7 +6,7 @@ from itertools import count, islice
 
 import pytest
 
-from mtkit.data.ahead import made_ahead
+from mtkit.data.batch import made_ahead
 
 
 def threads() -> set[threading.Thread]:

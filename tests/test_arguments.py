@@ -9,7 +9,7 @@ import pytest
 
 import mtkit
 from mtkit.errors import MtkitError
-from mtkit.translator import Translator
+from mtkit.translation.translator import Translator
 
 LIST = "wants a list of lines; give it [line] for a single one"
 LINE = "wants a str"

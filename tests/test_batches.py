@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batches import gather, padded_batch, ragged, source_rows
+from mtkit.data.batch import NO_LABEL, Batch, Rows, gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
-from mtkit.symbols import BEGIN, END, PAD, Marks
+from mtkit.text.symbols import BEGIN, END, PAD, Marks
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 SOURCES = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]

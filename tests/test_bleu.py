@@ -11,9 +11,9 @@ import sentencepiece
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
-import mtkit.bleu
-from mtkit.bleu import bleu, tokenizer_of, unspaced
+import mtkit.translation.scores
 from mtkit.errors import MtkitError
+from mtkit.translation.scores import bleu, tokenizer_of, unspaced
 from test_comparisons import Run, corpus, corrupted, run, write
 
 __all__ = ["run"]  # a fixture

@@ -14,9 +14,8 @@ import pytest
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.pipeline import run_train
-from mtkit.train import Trainer
-from mtkit.training.board import Board
-from mtkit.training.log import Log
+from mtkit.training.log import Board, Log
+from mtkit.training.train import Trainer
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

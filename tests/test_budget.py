@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from mtkit.bundle.checkpoints import read_progress
+from mtkit.bundle.opening import open_model
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError, StoppedError
-from mtkit.opening import open_model
-from mtkit.plot.schedule import schedule_of
-from mtkit.records import is_trained
-from mtkit.train import Trainer
-from mtkit.training.budget import Forecast, Pace, Plan, advice, make_plan, shortcomings, with_shares
-from mtkit.training.checkpoint import read_progress
+from mtkit.evaluation.plot import schedule_of
+from mtkit.training.records import is_trained
+from mtkit.training.schedule import Forecast, Pace, Plan, advice, make_plan, shortcomings, with_shares
+from mtkit.training.train import Trainer
 from runs import Make, at_step, doing, interrupt, outcome, trained
 
 AUTO = {"max_steps": "auto", "warmup_steps": "auto", "validate_every": "auto", "save_every": "auto"}

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtkit
-from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.bundle.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores, sealed
+from mtkit.bundle.info import card_text
 from mtkit.config.model_settings import MixedConfig
+from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.formats.bundle import find_bundle, open_bundle, read_scores, save_scores
-from mtkit.formats.card import card_text
-from mtkit.formats.description import FORMAT, sealed
 
 
 @pytest.fixture
@@ -215,7 +214,7 @@ def test_weights_of_another_model_are_refused(bundle: Path) -> None:
 def test_another_tokenizer_is_refused_though_it_is_whole(
     bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
 ) -> None:
-    from mtkit.config.tokenizer_settings import TokenizerConfig
+    from mtkit.config.data_settings import TokenizerConfig
     from mtkit.text.tokenizer import Tokenizer
     from mtkit.text.tokenizer_training import train_tokenizer
 

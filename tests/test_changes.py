@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from mtkit.changes import earlier_budgets, require_allowed, with_changes
+from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.checkpoints import Progress, checkpoint_steps, read_progress, read_weights, setting_at
+from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.plan import Earlier, batches_from
 from mtkit.errors import CheckpointError, StoppedError
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.card import card_text
-from mtkit.identity import Changes, Difference
-from mtkit.info import info_of, info_text
-from mtkit.train import Trainer
-from mtkit.training.checkpoint import Progress, checkpoint_steps, read_progress, read_weights, setting_at
+from mtkit.files import Stop
 from mtkit.training.log import Log
+from mtkit.training.records import Changes, Difference, earlier_budgets, require_allowed, with_changes
 from mtkit.training.schedule import learning_rate
-from mtkit.training.stop import Stop
-from mtkit.validation import best_logged
+from mtkit.training.train import Trainer
+from mtkit.training.validation import best_logged
 from runs import Killed, always, at_step, doing, events, interrupt, kill, outcome, trained, trainer_of
 
 RATE = Difference("training.learning_rate", 0.1, 0.2)

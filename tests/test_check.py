@@ -13,17 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CorpusFiles
-from mtkit.canaries import GREEDY, NUM_CANARIES, TIE, hear, make_canaries
-from mtkit.check import check
+from mtkit.bundle.bundle import Canary, canaries_text, open_bundle, read_description, sealed
+from mtkit.bundle.info import pack
+from mtkit.bundle.storage import Folder, Packed, all_sums
 from mtkit.errors import CheckpointError, DataError, MtkitError
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.canary import Canary, canaries_text
-from mtkit.formats.description import read_description, sealed
-from mtkit.formats.storage import Folder, Packed
-from mtkit.formats.sums import all_sums
 from mtkit.models.registry import new_model
-from mtkit.pack import pack
-from mtkit.translator import Translator, load
+from mtkit.translation.canaries import GREEDY, NUM_CANARIES, TIE, check, hear, make_canaries
+from mtkit.translation.translator import Translator, load
 
 BUNDLES = Path(__file__).parent / "bundles"
 

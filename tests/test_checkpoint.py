@@ -12,31 +12,26 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.config.training_settings import TrainingConfig
-from mtkit.errors import CheckpointError
-from mtkit.training import checkpoint
-from mtkit.training.average import MovingAverage
-from mtkit.training.checkpoint import (
+from mtkit.bundle.checkpoints import (
     AVERAGE,
     OPTIMIZER,
     PROGRESS,
     WEIGHTS,
     Progress,
-    TrainState,
+    Window,
     average_weights,
     averaged_steps,
     checkpoint_steps,
-    clear_leftovers,
-    delete_old,
-    load_checkpoint,
     measured_weights,
     read_progress,
     read_weights,
-    save_checkpoint,
     step_directory,
 )
-from mtkit.training.log import Window
-from mtkit.training.optimizer import make_optimizer, optimizer_tensors
+from mtkit.config.training_settings import TrainingConfig
+from mtkit.errors import CheckpointError
+from mtkit.training import checkpoint
+from mtkit.training.checkpoint import TrainState, clear_leftovers, delete_old, load_checkpoint, save_checkpoint
+from mtkit.training.update import MovingAverage, make_optimizer, optimizer_tensors
 
 IDENTITY = {"data": "these"}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import regex
 
-from mtkit.config.data_settings import DataConfig
-from mtkit.config.scripts import SCRIPTS
-from mtkit.text.cleaning import REASONS, RULES, Drops, drop_reason, settings_behind, share_of_letters
+from mtkit.config.data_settings import SCRIPTS, DataConfig
+from mtkit.preparation.cleaning import REASONS, RULES, Drops, drop_reason, settings_behind, share_of_letters
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ import mtkit
 from conftest import CorpusFiles, config_with, toy_settings
 from exchange import write_opus
 from mtkit.cli import app, main
-from mtkit.config.show import config_text
-from mtkit.text.packing import PACKERS, open_to_write
+from mtkit.config.settings import config_text
+from mtkit.text.compressed import PACKERS, open_to_write
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]

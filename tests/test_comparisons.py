@@ -17,10 +17,9 @@ from conftest import CorpusFiles
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import MtkitError
-from mtkit.evaluate import Bucket, Scoring, System, buckets, score_set, table
-from mtkit.scores import Score, corpus_scores, count_words, paired_scores
-from mtkit.significance import TESTS
-from mtkit.significance import Test as SignificanceTest
+from mtkit.evaluation.evaluate import Bucket, Scoring, System, buckets, score_set, table
+from mtkit.translation.scores import TESTS, Score, corpus_scores, count_words, paired_scores
+from mtkit.translation.scores import Test as SignificanceTest
 
 Json = list[dict[str, object]]
 Run = Callable[..., tuple[object, str, str]]

@@ -8,13 +8,11 @@ from typing import Any, get_args
 import pytest
 
 from mtkit.config.aliases import ALIASES, alias_of
-from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig, TokenizerConfig
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
-from mtkit.config.settings import Config
-from mtkit.config.show import config_schema, config_text, is_setting, setting_names, setting_schema, wanted
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.settings import Config, config_schema, config_text, is_setting, setting_names, setting_schema, wanted
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError
 

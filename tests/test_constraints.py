@@ -11,17 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.decoding_settings import DecodingConfig
-from mtkit.search.beam import beam_search
-from mtkit.search.candidates import Groups
-from mtkit.search.constraints import Constraint, Said, begin_with, constrained, min_length, no_repeat_ngram
-from mtkit.search.coverage import Covered, coverage_penalty, covering
-from mtkit.search.greedy import greedy_search
-from mtkit.search.length_penalty import power
-from mtkit.search.sampling import Chances, Draw, sample_search
-from mtkit.search.step import Hypothesis
-from mtkit.search.stopping import STOPPING, count
-from mtkit.symbols import BEGIN, END
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.search.searches import STOPPING, Chances, Draw, Groups, beam_search, count, greedy_search, sample_search
+from mtkit.search.step import (
+    Constraint,
+    Covered,
+    Hypothesis,
+    Said,
+    begin_with,
+    constrained,
+    coverage_penalty,
+    covering,
+    min_length,
+    no_repeat_ngram,
+    power,
+)
+from mtkit.text.symbols import BEGIN, END
 from test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts
 
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])

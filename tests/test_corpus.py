@@ -9,12 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from mtkit.data import stored_file
-from mtkit.data import verification as verification_module
-from mtkit.data.corpus import Corpus, CorpusWriter
-from mtkit.data.lengths import length_statistics
-from mtkit.data.manifest import Manifest, RawFile, checksum
-from mtkit.data.verification import Verification
+from mtkit.data import corpus as stored_file
+from mtkit.data import corpus as verification_module
+from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, Verification, checksum, length_statistics
 from mtkit.errors import DataError, StoppedError
 from mtkit.files import new_directory, put_in_place, settle
 

@@ -3,8 +3,7 @@
 import pytest
 
 from conftest import write_lines
-from mtkit.errors import DataError
-from mtkit.messages import counted
+from mtkit.errors import DataError, counted
 from mtkit.text.lines import read_pairs
 
 

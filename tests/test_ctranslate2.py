@@ -12,21 +12,20 @@ import pytest
 import torch
 
 from exchange import lively, model_of, names, sentences_of
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.settings import Config
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import decode
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.formats.ctranslate2 import (
+from mtkit.exchange.ctranslate2 import (
     DTYPES,
     QUANTIZATIONS,
     check_ctranslate2,
     observe_with_ctranslate2,
     write_ctranslate2,
 )
-from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.likelihood import log_probs_of
+from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
+from mtkit.translation.decode import decode, log_probs_of
 
 ctranslate2: Any = pytest.importorskip("ctranslate2")
 

@@ -10,19 +10,18 @@ import pytest
 import torch
 
 import mtkit
-from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import CheckpointError, DataError, MtkitError
-from mtkit.likelihood import log_probs_of
-from mtkit.mbr import elect
-from mtkit.models.ensemble import Ensemble
-from mtkit.search.length_penalty import LENGTH_PENALTIES
-from mtkit.symbols import END
+from mtkit.models.interface import Ensemble
+from mtkit.search.step import LENGTH_PENALTIES
+from mtkit.text.symbols import END
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.translator import BREAKS, Translation, Translator
+from mtkit.translation.decode import elect, log_probs_of
+from mtkit.translation.translator import BREAKS, Translation, Translator
 from test_translator import (
     ARCHITECTURES,
     found_by,

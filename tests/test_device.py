@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.models.device import DTYPES, mixed_precision, pick_precision
+from mtkit.models.registry import DTYPES, mixed_precision, pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -14,23 +14,20 @@ import torch
 from torch import Tensor
 
 from conftest import CorpusFiles
-from mtkit.batch import Batch
+from mtkit.bundle.bundle import save_bundle
 from mtkit.cli import main
 from mtkit.config.data_settings import DataConfig
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.formats.bundle import save_bundle
-from mtkit.models.device import mixed_precision, pick_device
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
+from mtkit.data.batch import Batch, padded_batch, ragged
+from mtkit.evaluation.plot import attention_of
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import new_model
-from mtkit.objective import OBJECTIVES
-from mtkit.plot.attention import attention_of
+from mtkit.models.registry import mixed_precision, new_model, pick_device
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.average import MovingAverage
-from mtkit.translator import Translator, load
+from mtkit.training.loss import OBJECTIVES
+from mtkit.training.update import MovingAverage
+from mtkit.translation.translator import Translator, load
 from test_loss import distance
 from test_models import CHOICES, VOCAB, name_of
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search.sampling import Chances, Draw, sample_search
+from mtkit.search.searches import Chances, Draw, sample_search
 from mtkit.search.step import Hypothesis
-from mtkit.symbols import END
+from mtkit.text.symbols import END
 from test_search import Network, one, starts
 
 PROBABILITIES = torch.tensor([0.0, 0.04, 0.29, 0.0, 0.16, 0.31, 0.15, 0.05, 0.0])

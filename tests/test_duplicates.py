@@ -2,8 +2,8 @@
 
 import random
 
-from mtkit.text import duplicates
-from mtkit.text.duplicates import Seen
+from mtkit.preparation import cleaning as duplicates
+from mtkit.preparation.cleaning import Seen
 
 
 def test_only_the_first_of_equal_pairs_is_new():

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import write_lines
-from mtkit.ending import counted_when_ended, ended_by_signal
 from mtkit.errors import StoppedError
-from mtkit.files import replaced_directory, replaced_file
-from mtkit.translate import writing
+from mtkit.files import counted_when_ended, ended_by_signal, replaced_directory, replaced_file
+from mtkit.translation.stream import writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -53,30 +52,30 @@ main()
 
 
 COMMANDS = {
-    "translate": (["translate", "RUN", "TEXT", "-o", "out"], "mtkit.translator", "load", NOTHING),
+    "translate": (["translate", "RUN", "TEXT", "-o", "out"], "mtkit.translation.translator", "load", NOTHING),
     "translate-at-work": (
         ["translate", "RUN", "TEXT", "-o", "out"],
-        "mtkit.translator",
+        "mtkit.translation.translator",
         "decode",
         "0 lines are translated",
     ),
     "translate-packed": (
         ["translate", "RUN", "TEXT", "-o", "out.gz"],
-        "mtkit.translator",
+        "mtkit.translation.translator",
         "decode",
         "0 lines are translated",
     ),
-    "evaluate": (["evaluate", "RUN"], "mtkit.translator", "decode", NOTHING),
+    "evaluate": (["evaluate", "RUN"], "mtkit.translation.translator", "decode", NOTHING),
     "score": (
         ["score", "RUN", "--source", "TEXT", "--target", "TEXT"],
-        "mtkit.translator",
+        "mtkit.translation.translator",
         "log_probs_of",
         "0 lines are scored",
     ),
-    "pack": (["pack", "RUN", "out"], "mtkit.formats.packing", "lay_out", NOTHING),
-    "bundle": (["bundle", "RUN", "-o", "out"], "mtkit.formats.bundle", "all_sums", NOTHING),
-    "extend": (["extend", "RUN", "--piece", "Ĝ", "-o", "out"], "mtkit.formats.bundle", "all_sums", NOTHING),
-    "plot": (["plot", "training", "RUN", "-o", "out.png"], "mtkit.plot.figure", "write_file", NOTHING),
+    "pack": (["pack", "RUN", "out"], "mtkit.bundle.info", "lay_out", NOTHING),
+    "bundle": (["bundle", "RUN", "-o", "out"], "mtkit.bundle.bundle", "all_sums", NOTHING),
+    "extend": (["extend", "RUN", "--piece", "Ĝ", "-o", "out"], "mtkit.bundle.bundle", "all_sums", NOTHING),
+    "plot": (["plot", "training", "RUN", "-o", "out.png"], "mtkit.evaluation.plot", "write_file", NOTHING),
 }
 
 

@@ -14,10 +14,10 @@ from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError
-from mtkit.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
-from mtkit.testsets import SetFiles
-from mtkit.testsets import test_sets as sets_of
-from mtkit.translator import Translator
+from mtkit.evaluation.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
+from mtkit.text.testsets import SetFiles
+from mtkit.text.testsets import test_sets as sets_of
+from mtkit.translation.translator import Translator
 
 Json = list[dict[str, object]]
 Evaluate = Callable[..., tuple[Json, str]]

@@ -14,19 +14,17 @@ from safetensors.torch import load_file
 
 from conftest import config_with, toy_settings
 from exchange import write_opus
-from mtkit.check import check
+from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.export import FORMATS, export
-from mtkit.extend import extend
-from mtkit.formats.bundle import open_bundle
-from mtkit.importing import import_model
+from mtkit.exchange.export import FORMATS, export
+from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
-from mtkit.text.extending import extended
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.translator import load
+from mtkit.text.tokenizer_training import extended, train_tokenizer
+from mtkit.translation.canaries import check
+from mtkit.translation.translator import load
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
@@ -52,7 +50,7 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_the_formats_on_offer_are_those_that_there_are():
-    from mtkit.exchange_commands import FORMATS as OFFERED
+    from mtkit.commands.models import FORMATS as OFFERED
 
     assert tuple(FORMATS) == OFFERED
 

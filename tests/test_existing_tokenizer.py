@@ -10,22 +10,21 @@ import pytest
 import sentencepiece
 
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings
-from mtkit.check import check
+from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.info import pack
 from mtkit.config.load import config_from_text, load_config
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
+from mtkit.config.settings import Config, config_text
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.export import export
-from mtkit.extend import extend
-from mtkit.formats.bundle import open_bundle
-from mtkit.model_proto import pieces_of
-from mtkit.pack import pack
+from mtkit.exchange.export import export
+from mtkit.exchange.importing import extend
 from mtkit.pipeline import run_train
-from mtkit.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.symbols import SpecialIds
-from mtkit.text.existing import existing_tokenizer
+from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
+from mtkit.text.model_proto import pieces_of
+from mtkit.text.symbols import SpecialIds
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translator import load
+from mtkit.text.tokenizer_training import existing_tokenizer
+from mtkit.translation.canaries import check
+from mtkit.translation.translator import load
 from test_own_normalization import hostile_lines
 
 NAMES, DIGITS = zip(*toy_pairs(400), strict=True)

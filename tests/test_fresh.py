@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from mtkit import pipeline
+from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, StoppedError
 from mtkit.files import require_folder
-from mtkit.fresh import MARKER, FreshStart, fresh_start
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
-from mtkit.train import Trainer
-from mtkit.training.checkpoint import checkpoint_steps
+from mtkit.training.checkpoint import MARKER, FreshStart, fresh_start
+from mtkit.training.train import Trainer
 from runs import Killed, at_step, doing, interrupt, kill
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
@@ -116,7 +116,7 @@ def test_an_end_before_the_first_checkpoint_brings_the_old_run_back(
     before = contents(config.run_path)
     anew = with_settings(config, "training.seed=7", "tokenizer.vocab_size=380")
     if not ends_in_order:  # nothing of the process tidies up
-        monkeypatch.setattr("mtkit.fresh.settle_fresh", lambda run: None)
+        monkeypatch.setattr("mtkit.training.checkpoint.settle_fresh", lambda run: None)
     with doing(kill, owner, name, is_time), pytest.raises(Killed):
         run_train(anew, fresh=True)
     monkeypatch.undo()
@@ -141,7 +141,7 @@ def test_a_kill_between_any_two_renames_of_a_fresh_start_loses_nothing(config, m
 
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(Path, "rename", counted)
-            patch.setattr("mtkit.fresh.settle_fresh", lambda run: None)
+            patch.setattr("mtkit.training.checkpoint.settle_fresh", lambda run: None)
             with fresh_start(config.run_path) as start:
                 start.put_aside("tokenizer", "data/train", "data/valid")
         ended = calls < last
@@ -155,7 +155,7 @@ def test_a_kill_between_any_two_renames_of_a_fresh_start_loses_nothing(config, m
 def test_a_kill_after_the_new_checkpoint_leaves_the_new_run_alone(config, monkeypatch):
     run_all(config)
     anew = with_settings(config, "training.seed=7")
-    monkeypatch.setattr("mtkit.fresh.settle_fresh", lambda run: None)
+    monkeypatch.setattr("mtkit.training.checkpoint.settle_fresh", lambda run: None)
     with doing(kill, FreshStart, "keep_new", lambda _: True), pytest.raises(Killed):
         run_train(anew, fresh=True)
     monkeypatch.undo()

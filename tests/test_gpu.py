@@ -5,12 +5,11 @@ import torch
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.models.device import pick_device
-from mtkit.models.registry import new_model
-from mtkit.objective import OBJECTIVES
+from mtkit.data.batch import padded_batch, ragged
+from mtkit.models.registry import new_model, pick_device
 from mtkit.pipeline import run_binarize
-from mtkit.translator import load
+from mtkit.training.loss import OBJECTIVES
+from mtkit.translation.translator import load
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]

@@ -13,17 +13,13 @@ import pytest
 import torch
 
 import mtkit
-from mtkit.check import check
-from mtkit.config.yaml_text import read_yaml
+from mtkit.bundle.bundle import _checksum, open_bundle, read_canaries, read_scores, sealed, tokenizer_files
+from mtkit.bundle.info import info_json, info_of, info_text
+from mtkit.bundle.storage import Folder, all_sums, read_tensors
+from mtkit.config.section import read_yaml
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.formats.bundle import _checksum, open_bundle, read_scores, tokenizer_files
-from mtkit.formats.canary import read_canaries
-from mtkit.formats.description import sealed
-from mtkit.formats.storage import Folder
-from mtkit.formats.sums import all_sums
-from mtkit.formats.tensors import read_tensors
-from mtkit.info import info_json, info_of, info_text
 from mtkit.text.tokenizer import Tokenizer, _Description
+from mtkit.translation.canaries import check
 
 BUNDLES = Path(__file__).parent / "bundles"
 DEEP = 100_000

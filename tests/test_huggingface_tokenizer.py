@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 
 from conftest import CorpusFiles, config_with, toy_settings
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import ConfigError
-from mtkit.formats.huggingface_tokenizer import (
-    read_marian_vocabulary,
-    write_m2m100_tokenizer,
-    write_marian_tokenizer,
-)
-from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.model_proto import Piece, with_pieces
-from mtkit.symbols import OWN, UNKNOWN, SpecialIds
+from mtkit.exchange.portable import PortableModel, Vocabulary
+from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
+from mtkit.text.model_proto import Piece, with_pieces
+from mtkit.text.symbols import OWN, UNKNOWN, SpecialIds
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from test_own_normalization import RULES, TAGS, hostile_lines, without_mark

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mtkit.bundle.bundle import open_bundle, sealed
+from mtkit.bundle.info import card_text, info_json, info_of, info_text, pack
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.card import card_text
-from mtkit.formats.description import sealed
-from mtkit.info import info_json, info_of, info_text
-from mtkit.pack import pack
 
 BUNDLES = Path(__file__).parent / "bundles"
 

@@ -12,18 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
-from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memory
-from mtkit.files import only_writer, write_file
-from mtkit.messages import on_terminal, say
-from mtkit.prepare import read_validation
+from mtkit.config.settings import Config, config_text
+from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memory, on_terminal, say
+from mtkit.files import only_writer, stopping_by_signal, without_usr1, write_file
+from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.checkpoint import checkpoint_steps, read_progress
-from mtkit.training.stop import stopping_by_signal, without_usr1
-from mtkit.validation import Validation
+from mtkit.training.validation import Validation
 from runs import Trainer, at_step, doing, events, outcome, trained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such signals")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mtkit.commands.options import language_pair
 from mtkit.errors import MtkitError
-from mtkit.options import language_pair
 
 
 @pytest.mark.parametrize(

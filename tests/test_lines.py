@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from mtkit.errors import DataError
+from mtkit.text.compressed import PACKERS, open_to_read, open_to_write
 from mtkit.text.lines import decode_lines, fingerprint, packed_fingerprint, read_columns, read_lines, read_pairs
-from mtkit.text.packing import PACKERS, open_to_read, open_to_write
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.batch import NO_LABEL
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.batch import NO_LABEL, padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
 from mtkit.training import loss

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from exchange import check_beam, check_greedy, check_logits, lively, loaded, names
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
-from mtkit.formats.m2m100 import check_m2m100, in_m2m100_order, read_m2m100, write_m2m100_weights
-from mtkit.formats.portable import PortableModel, Vocabulary
+from mtkit.exchange.huggingface_models import check_m2m100, in_m2m100_order, read_m2m100, write_m2m100_weights
+from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
-from mtkit.symbols import SpecialIds
+from mtkit.text.symbols import SpecialIds
 
 transformers: Any = pytest.importorskip("transformers")
 

@@ -7,9 +7,9 @@ import random
 import pytest
 import sentencepiece
 
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError
-from mtkit.symbols import SpecialIds, Specials
+from mtkit.text.symbols import SpecialIds, Specials
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from exchange import check_beam, check_greedy, check_logits, lively, loaded, model_of, names, sentences_of
 from mtkit.config.settings import Config
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.formats.marian import check_marian, in_marian_order, read_marian, write_marian_weights
-from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.importing import import_model
+from mtkit.exchange.huggingface_models import check_marian, in_marian_order, read_marian, write_marian_weights
+from mtkit.exchange.importing import import_model
+from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
-from mtkit.symbols import OWN
+from mtkit.text.symbols import OWN
 
 transformers: Any = pytest.importorskip("transformers")
 

@@ -8,13 +8,9 @@ import pytest
 
 from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.errors import CheckpointError
-from mtkit.formats.huggingface_tokenizer import (
-    read_marian_vocabulary,
-    write_m2m100_tokenizer,
-    write_marian_tokenizer,
-)
-from mtkit.formats.portable import PortableModel, Vocabulary
-from mtkit.symbols import OWN, SpecialIds
+from mtkit.exchange.portable import PortableModel, Vocabulary
+from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
+from mtkit.text.symbols import OWN, SpecialIds
 from mtkit.text.tokenizer import Tokenizer
 from test_own_normalization import TAGS, trained
 

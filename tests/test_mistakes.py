@@ -12,9 +12,9 @@ import pytest
 
 from conftest import CorpusFiles, config_with, toy_settings
 from mtkit.cli import main
-from mtkit.config.show import config_text
+from mtkit.config.settings import config_text
 from mtkit.files import only_writer
-from mtkit.models.device import AVAILABLE
+from mtkit.models.registry import AVAILABLE
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def test_data_that_is_cut_off(trained: Place, told: Told) -> None:
 
 def test_the_tokenizer_of_another_run(trained: Place, told: Told) -> None:
     other = trained.root / "other"
-    from mtkit.config.tokenizer_settings import TokenizerConfig
+    from mtkit.config.data_settings import TokenizerConfig
     from mtkit.text.tokenizer_training import train_tokenizer
 
     lines = ["quite another language", "with other words"] * 30

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
+from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
 from mtkit.config.settings import Config
-from mtkit.data import verification
+from mtkit.data import corpus as verification
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, DataError, StoppedError
 from mtkit.pipeline import run_binarize, run_train
-from mtkit.prepare import read_validation
-from mtkit.records import is_trained
-from mtkit.train import Trainer, train
-from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights
+from mtkit.preparation.prepare import read_validation
+from mtkit.training.records import is_trained
+from mtkit.training.train import Trainer, train
 
 TRAINING = {"batch_tokens": 96, "max_steps": 24, "validate_every": 12, "save_every": 4, "validation_sentences": 3}
 

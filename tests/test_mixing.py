@@ -6,9 +6,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mtkit.data import mixing, plan
-from mtkit.data.mixing import Mixture, blocks_of, is_natural, mix
-from mtkit.data.plan import batches_from, plan_batches
+from mtkit.data import plan
+from mtkit.data import plan as mixing
+from mtkit.data.plan import Mixture, batches_from, blocks_of, is_natural, mix, plan_batches
 
 BUDGET = 60
 COUNTS = (70, 9, 0, 24)

@@ -6,7 +6,7 @@ import random
 import pytest
 import sentencepiece
 
-from mtkit.model_proto import (
+from mtkit.text.model_proto import (
     Piece,
     charsmap_of,
     cuts_at_spaces,

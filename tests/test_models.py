@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mtkit.batch import Rows
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
-from mtkit.models.attention import CrossAttention, _attend_in_parts
-from mtkit.models.feed_forward import ACTIVATIONS, GATES
+from mtkit.data.batch import Rows
 from mtkit.models.interface import Memory, TranslationModel, next_rows
-from mtkit.models.recurrent import CELLS, RecurrentLayer
+from mtkit.models.layers import ACTIVATIONS, GATES, CrossAttention, _attend_in_parts
+from mtkit.models.recurrent import CELLS, SCORES, RecurrentLayer
 from mtkit.models.registry import ARCHITECTURES, empty_model, new_model
-from mtkit.models.source_attention import SCORES
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 VOCAB = 23

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import decode
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.native_marian import read_native_marian
-from mtkit.formats.native_vocabulary import read_vocabularies
-from mtkit.importing import import_model
-from mtkit.translator import Translator, load
+from mtkit.exchange.importing import import_model
+from mtkit.exchange.native_marian import read_native_marian
+from mtkit.exchange.tokenizers import read_vocabularies
+from mtkit.translation.decode import decode
+from mtkit.translation.translator import Translator, load
 from native import (
     OPTIONS,
     PRE,

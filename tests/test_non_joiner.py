@@ -7,13 +7,13 @@ import pytest
 import sentencepiece
 
 from conftest import CorpusFiles, config_with, toy_settings
+from mtkit.bundle.opening import carried_over
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.model_proto import keeping, normalizer_of
 from mtkit.pipeline import run_train
-from mtkit.prepare import as_begun, make_tokenizer, tokenizer_is_current
-from mtkit.start import carried_over
+from mtkit.preparation.prepare import as_begun, make_tokenizer, tokenizer_is_current
+from mtkit.text.model_proto import keeping, normalizer_of
 from mtkit.text.tokenizer import Normalizer, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 

@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.batch import NO_LABEL, Batch, Rows
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.batch import NO_LABEL, Batch, Rows, padded_batch, ragged
 from mtkit.models.interface import Embedding, TranslationModel
 from mtkit.models.registry import new_model
-from mtkit.objective import OBJECTIVES, cut_tokens
-from mtkit.symbols import BEGIN, END, PAD
+from mtkit.text.symbols import BEGIN, END, PAD
 from mtkit.training import loss
-from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
+from mtkit.training.loss import OBJECTIVES, Shares, consistent_cross_entropy, cut_tokens, label_smoothed_cross_entropy
 from test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradients, output_layer
 
 SHARES = {

@@ -19,7 +19,7 @@ from mtkit.config.settings import Config
 from mtkit.errors import DataError
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.text.lines import read_columns
-from mtkit.text.oversights import Oversights
+from mtkit.text.oddities import Oversights
 
 ROWS = [('say "hi", please', "dis « salut », s'il te plaît"), ("two\nlines", "deux\tlignes"), ("a; b", "é, è")]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.model_proto import pieces_of
-from mtkit.symbols import UNKNOWN
+from mtkit.config.data_settings import TokenizerConfig
+from mtkit.text.model_proto import pieces_of
+from mtkit.text.symbols import UNKNOWN
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from test_tokenizer import HOSTILE, SOURCE, TARGET

@@ -15,13 +15,12 @@ import torch
 
 import mtkit
 from conftest import CorpusFiles
+from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.info import pack
+from mtkit.bundle.storage import Member, Packed, first_difference, lay_out
 from mtkit.cli import main
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.formats.archive import Member, first_difference, lay_out
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.storage import Packed
-from mtkit.pack import pack
 from mtkit.pipeline import run_train
 
 BUNDLES = Path(__file__).parent / "bundles"

@@ -10,9 +10,9 @@ import pytest
 import typer.main
 
 from mtkit.cli import app
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["README.md", "configs/README.md", "data/README.md", "scripts/README.md"]

@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 
 from conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
+from mtkit.bundle.opening import run_config
 from mtkit.config.load import config_from_text
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
+from mtkit.config.settings import Config, config_text
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, DataError
-from mtkit.opening import run_config
 from mtkit.pipeline import run_binarize, run_train
-from mtkit.prepare import first_pairs, read_validation
-from mtkit.testsets import test_sets as sets_of
-from mtkit.text.parallel import read_corpus
-from mtkit.text.parts import with_plain_files
+from mtkit.preparation.prepare import first_pairs, read_validation
+from mtkit.text.parallel import read_corpus, with_plain_files
+from mtkit.text.testsets import test_sets as sets_of
 
 NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not that of their texts
 

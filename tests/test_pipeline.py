@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from conftest import config_with
+from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
-from mtkit.prepare import read_validation, validation_text_changes
+from mtkit.preparation.prepare import read_validation, validation_text_changes
 from mtkit.text.lines import fingerprint, packed_fingerprint
-from mtkit.train import train
-from mtkit.training.checkpoint import checkpoint_steps
+from mtkit.training.train import train
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 

@@ -5,7 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mtkit.data import mixing, plan
+from mtkit.data import plan
+from mtkit.data import plan as mixing
 from mtkit.data.plan import batches_from, plan_batches
 
 BUDGET = 60

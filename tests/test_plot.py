@@ -14,20 +14,33 @@ import torch
 
 import mtkit
 from conftest import CorpusFiles, config_with, toy_settings
-from mtkit.batch import Rows
 from mtkit.cli import main
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
+from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import padded_batch, ragged
+from mtkit.data.batch import Rows, padded_batch, ragged
 from mtkit.errors import DataError, MtkitError
+from mtkit.evaluation.plot import (
+    COLOURS,
+    PANELS,
+    Attention,
+    History,
+    attention_of,
+    fonts_for,
+    legend_below,
+    line_of,
+    new_figure,
+    paper_schedule,
+    plot_attention,
+    position_table,
+    read_history,
+    schedule_of,
+    schedule_points,
+    series,
+    style,
+    waves_to_draw,
+)
 from mtkit.models.interface import State, TranslationModel
 from mtkit.models.registry import new_model
-from mtkit.plot.attention import Attention, attention_of, plot_attention
-from mtkit.plot.figure import COLOURS, fonts_for, legend_below, line_of, new_figure, style
-from mtkit.plot.positions import position_table, waves_to_draw
-from mtkit.plot.schedule import paper_schedule, schedule_of, schedule_points
-from mtkit.plot.training import PANELS, History, read_history, series
 from mtkit.training.schedule import learning_rate
 
 Plot = Callable[..., tuple[object, str]]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.models.attention import SelfAttention
-from mtkit.models.positions import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SinusoidalPositions
+from mtkit.models.layers import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SelfAttention, SinusoidalPositions
 
 # P places, D model width, H heads, K width of a head.
 

@@ -15,15 +15,13 @@ from typing import Any
 
 import pytest
 
-from mtkit import encode
 from mtkit.config import data_settings as settings
-from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.data.corpus import Corpus
-from mtkit.data.manifest import RawFile, write_manifest
+from mtkit.data.corpus import Corpus, RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
-from mtkit.prepare import (
+from mtkit.preparation import encoding as encode
+from mtkit.preparation.prepare import (
     binarize,
     binarized_changes,
     binarized_is_current,

@@ -11,9 +11,8 @@ import pytest
 
 from mtkit.config.load import config_from_text
 from mtkit.pipeline import run_binarize, run_tokenizer
-from mtkit.prepare import binarize, renew_validation
-from mtkit.text.processed import FIRST_LINES, MOST_LINES, SIGNS, capitals, findings, sample
-from mtkit.text.shell import undoing
+from mtkit.preparation.prepare import binarize, renew_validation
+from mtkit.text.oddities import MOST_LINES, PROCESSED_LINES, SIGNS, capitals, findings, sample, undoing
 
 PLAIN = [
     "He doesn't want low-cost goods, she says.",
@@ -247,8 +246,8 @@ def test_few_lines_with_a_sign_are_no_habit() -> None:
 
 def test_a_sample_takes_all_first_lines_and_some_of_the_rest() -> None:
     numbers = [number for number, line in sample(map(str, range(1, 100_001))) if str(number) == line]
-    assert numbers[:FIRST_LINES] == list(range(1, FIRST_LINES + 1))
-    assert len(numbers) < 5 * FIRST_LINES
+    assert numbers[:PROCESSED_LINES] == list(range(1, PROCESSED_LINES + 1))
+    assert len(numbers) < 5 * PROCESSED_LINES
     assert max(numbers) > 90_000
     assert max(b - a for a, b in pairwise(numbers)) <= 64
     assert max(number for number, _ in sample(map(str, range(2 * MOST_LINES)))) <= MOST_LINES

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import mtkit.progress
+import mtkit.errors
 from conftest import CorpusFiles, config_with, toy_settings, write_lines
 from exchange import write_opus
 from mtkit.cli import main
-from mtkit.config.show import config_text
-from mtkit.progress import Meter, duration, show_progress
-from mtkit.training import shown
+from mtkit.config.settings import config_text
+from mtkit.errors import Meter, duration, show_progress
+from mtkit.training import log as shown
 from runs import events
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals and signals")

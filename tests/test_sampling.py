@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from mtkit.batch import Batch
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
-from mtkit.data.batches import Sampling, micro_batches, padded_batch, ragged
+from mtkit.data.batch import Batch, Sampling, micro_batches, padded_batch, ragged, sampling_of
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.feed import sampling_of
+from mtkit.files import Stop
 from mtkit.pipeline import run_binarize
-from mtkit.prepare import binarize, binarized_is_current
-from mtkit.symbols import NUM_SPECIAL
+from mtkit.preparation.prepare import binarize, binarized_is_current
+from mtkit.text.symbols import NUM_SPECIAL
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import Trainer
-from mtkit.training.stop import Stop
+from mtkit.training.train import Trainer
 from test_train import Killed, at_step, doing, kill, outcome, trained, trainer_of
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.training.scaler import FIRST_SCALE, LossScaler
+from mtkit.bundle.checkpoints import FIRST_SCALE
+from mtkit.training.update import LossScaler
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.training.optimizer import OPTIMIZERS, make_optimizer, optimizer_tensors, restore_optimizer
 from mtkit.training.schedule import ENDING, SCHEDULES, learning_rate, lowers_rate
+from mtkit.training.update import OPTIMIZERS, make_optimizer, optimizer_tensors, restore_optimizer
 
 D_MODEL = 64
 STEPS = [1, 2, 99, 100, 101, 400, 10_000]

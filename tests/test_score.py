@@ -11,10 +11,10 @@ import pytest
 
 import mtkit
 from mtkit.cli import _run
-from mtkit.json_text import json_text
-from mtkit.score import NBestList, PairsFile, ParallelFiles, score
+from mtkit.files import json_text
 from mtkit.training.log import Log
-from mtkit.translator import Translator
+from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, score
+from mtkit.translation.translator import Translator
 
 SOURCES = ["one two", "", "three four", "five"]
 

@@ -10,10 +10,17 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from mtkit.config.decoding_settings import DecodingConfig
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.errors import DataError, MtkitError
-from mtkit.scores import METRICS, UTILITIES, Score, Utility, corpus_scores, looks_processed, validation_score
+from mtkit.translation.scores import (
+    METRICS,
+    UTILITIES,
+    Score,
+    Utility,
+    corpus_scores,
+    looks_processed,
+    validation_score,
+)
 
 GERMAN = [
     "Der Hund läuft über die Straße.",

@@ -11,16 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.batch import Rows
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import Rows
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
-from mtkit.search.beam import beam_search
-from mtkit.search.greedy import greedy_search
-from mtkit.search.length_penalty import LENGTH_PENALTIES, gnmt, power
-from mtkit.search.step import Hypothesis
-from mtkit.symbols import BEGIN, END, PAD, UNKNOWN
+from mtkit.search.searches import beam_search, greedy_search
+from mtkit.search.step import LENGTH_PENALTIES, Hypothesis, gnmt, power
+from mtkit.text.symbols import BEGIN, END, PAD, UNKNOWN
 
 WIDTH = 8
 Penalty = Callable[[Tensor], Tensor]

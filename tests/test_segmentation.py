@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import toy_pairs
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.text.segmentation import SPACE_MARK, Pieces, Prepare, bpe_dropout, unigram_sampling
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer

@@ -12,8 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-from mtkit.scores import paired_scores
-from mtkit.significance import TESTS, Test
+from mtkit.translation.scores import TESTS, Test, paired_scores
 from test_comparisons import Run, corpus, corrupted, run, write
 
 __all__ = ["run"]  # a fixture

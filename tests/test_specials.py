@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-from mtkit.batch import Batch
-from mtkit.config.decoding_settings import DecodingConfig
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import decode
-from mtkit.likelihood import log_probs_of
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
-from mtkit.symbols import OWN, SpecialIds, Specials
+from mtkit.text.symbols import OWN, SpecialIds, Specials
 from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.translation.decode import decode, log_probs_of
 
 V = 24
 FOREIGN = Specials(

@@ -10,23 +10,22 @@ import pytest
 import torch
 
 from conftest import write_lines, write_toy_corpus
+from mtkit.bundle.bundle import open_bundle, sealed
+from mtkit.bundle.checkpoints import checkpoint_steps, read_weights
+from mtkit.bundle.opening import carried_over
 from mtkit.cli import _run
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.formats.bundle import open_bundle
-from mtkit.formats.description import sealed
+from mtkit.files import Stop
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
-from mtkit.prepare import read_validation
-from mtkit.records import is_trained
-from mtkit.start import carried_over
+from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import Trainer, train
-from mtkit.training.checkpoint import checkpoint_steps, read_weights
-from mtkit.training.stop import Stop
-from mtkit.translator import load
-from mtkit.validation import Validation
+from mtkit.training.records import is_trained
+from mtkit.training.train import Trainer, train
+from mtkit.training.validation import Validation
+from mtkit.translation.translator import load
 
 TRAINING = {"max_steps": 8, "validate_every": 4, "save_every": 4, "validation_sentences": 4, "log_every": 1}
 

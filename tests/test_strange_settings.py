@@ -12,19 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtkit.cli import main
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
-from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import ConfigError
-from mtkit.evaluate import translate_set
-from mtkit.models.ensemble import Ensemble
-from mtkit.search import sampling
-from mtkit.search.constraints import no_repeat_ngram
-from mtkit.search.length_penalty import LENGTH_PENALTIES
-from mtkit.search.sampling import Draw
+from mtkit.evaluation.evaluate import translate_set
+from mtkit.models.interface import Ensemble
+from mtkit.search import searches as sampling
+from mtkit.search.searches import Draw
+from mtkit.search.step import LENGTH_PENALTIES, no_repeat_ngram
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.translate import translate
-from mtkit.translator import STEP_ELEMENTS, Translator, _Part
+from mtkit.translation.stream import translate
+from mtkit.translation.translator import STEP_ELEMENTS, Translator, _Part
 from test_translator import random_translator, sentences, settings
 
 SEARCHES: dict[str, dict[str, object]] = {

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 import mtkit
-from mtkit.score import ParallelFiles, score
-from mtkit.text.arriving import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, Arriving
-from mtkit.translate import reading, translate
-from mtkit.translator import Translator
+from mtkit.text.lines import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, Arriving
+from mtkit.translation.stream import ParallelFiles, reading, score, translate
+from mtkit.translation.translator import Translator
 
 LONGEST_WAIT = 120  # seconds; a machine may be busy
 

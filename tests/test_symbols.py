@@ -12,22 +12,19 @@ import pytest
 import sentencepiece
 
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
+from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import main
+from mtkit.config.data_settings import SideSizes, TokenizerConfig
 from mtkit.config.load import config_from_text, load_config
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
-from mtkit.config.tokenizer_settings import SideSizes, TokenizerConfig
+from mtkit.config.settings import Config, config_text
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.export import export
-from mtkit.extend import extend
-from mtkit.formats.bundle import open_bundle
-from mtkit.importing import import_model
+from mtkit.exchange.export import export
+from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
-from mtkit.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.text.extending import extended
+from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.translator import Translator, load
+from mtkit.text.tokenizer_training import extended, train_tokenizer
+from mtkit.translation.translator import Translator, load
 
 SYMBOLS = ["<url>", "⟨num⟩", "%s", "<url>2", "__", '"q,"']
 LINES = ["see <url> now", "(<url>). %s%s and ⟨num⟩", "the house is small", "the houses are large", "__init__"] * 20

@@ -10,25 +10,24 @@ from pathlib import Path
 
 import pytest
 
-import mtkit.start
+import mtkit.bundle.opening
 from conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 from mtkit.cli import _run, main
-from mtkit.config.show import config_text
+from mtkit.config.settings import config_text
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, MtkitError
-from mtkit.evaluate import evaluate
-from mtkit.extend import extend
+from mtkit.evaluation.evaluate import evaluate
+from mtkit.exchange.importing import extend
 from mtkit.pipeline import run_all, run_binarize
-from mtkit.prepare import binarized_is_current, read_validation, tokenizer_is_current
-from mtkit.testsets import SetFiles
-from mtkit.text.expected_tags import ExpectedTags
-from mtkit.text.extending import extended
-from mtkit.text.parallel import describe_tags
-from mtkit.text.splitting import split_tags
+from mtkit.preparation.prepare import binarized_is_current, read_validation, tokenizer_is_current
+from mtkit.text.parallel import ExpectedTags, describe_tags
+from mtkit.text.segmentation import split_tags
+from mtkit.text.testsets import SetFiles
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translate import translate
-from mtkit.translator import Translator, load
-from mtkit.validation import Validation
+from mtkit.text.tokenizer_training import extended
+from mtkit.training.validation import Validation
+from mtkit.translation.stream import translate
+from mtkit.translation.translator import Translator, load
 
 FORWARD, BACKWARD = "<2digits>", "<2stigid>"
 

@@ -26,10 +26,10 @@ from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
-from mtkit.evaluate import Scoring, evaluate_models, translate_set
+from mtkit.evaluation.evaluate import Scoring, evaluate_models, translate_set
 from mtkit.pipeline import run_all, run_binarize, run_train
-from mtkit.testsets import SetFiles, check_names, fetch, local_test_sets
-from mtkit.testsets import test_sets as sets_of
+from mtkit.text.testsets import SetFiles, check_names, fetch, local_test_sets
+from mtkit.text.testsets import test_sets as sets_of
 
 NAME = "toyset/full"
 PAIR = LanguagesConfig(source="en", target="digits")

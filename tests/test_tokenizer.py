@@ -10,11 +10,11 @@ import sys
 import pytest
 import sentencepiece
 
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 from mtkit.text import tokenizer_training
 from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 

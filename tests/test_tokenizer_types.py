@@ -9,18 +9,18 @@ from typing import Any, get_args
 import pytest
 
 from conftest import NAMES
+from mtkit.bundle.bundle import open_bundle
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError
-from mtkit.formats.bundle import open_bundle
 from mtkit.pipeline import run_all
-from mtkit.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.symbols import NUM_SPECIAL, UNKNOWN
+from mtkit.preparation.cleaning import UnknownShares, describe_unknown
+from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
+from mtkit.text.symbols import NUM_SPECIAL, UNKNOWN
 from mtkit.text.tokenizer import SPACE_MARK, UNKNOWN_TEXT, Tokenizer
-from mtkit.text.unknown import UnknownShares, describe_unknown
-from mtkit.translator import load
+from mtkit.translation.translator import load
 from test_tokenizer import HOSTILE, TARGET, trained
 
 TYPES = get_args(TokenizerConfig.model_fields["type"].annotation)

@@ -24,27 +24,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mtkit.batch import NO_LABEL
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
-from mtkit.data.batches import gather, micro_batches, padded_batch, ragged
+from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.checkpoints import Update, Window, checkpoint_steps, read_progress, read_weights, step_directory
+from mtkit.config.settings import Config, config_text
+from mtkit.data.batch import NO_LABEL, gather, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
-from mtkit.formats.bundle import open_bundle
+from mtkit.files import Stop, stopping_by_signal
 from mtkit.models.interface import TranslationModel
-from mtkit.objective import OBJECTIVES
 from mtkit.pipeline import run_all, run_binarize
-from mtkit.prepare import read_validation
-from mtkit.records import is_trained
-from mtkit.symbols import OWN, START_TOKENS, Marks
+from mtkit.preparation.prepare import read_validation
+from mtkit.text.symbols import OWN, START_TOKENS, Marks
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.train import NUM_SAMPLES, Trainer, chance_seed
-from mtkit.training.checkpoint import checkpoint_steps, read_progress, read_weights, save_checkpoint, step_directory
-from mtkit.training.log import Log, Update, Window
-from mtkit.training.scaler import LossScaler
-from mtkit.training.stop import Stop, stopping_by_signal
-from mtkit.translator import load
-from mtkit.validation import Validation, selection_score
+from mtkit.training.checkpoint import save_checkpoint
+from mtkit.training.log import Log
+from mtkit.training.loss import OBJECTIVES
+from mtkit.training.records import is_trained
+from mtkit.training.train import NUM_SAMPLES, Trainer, chance_seed
+from mtkit.training.update import LossScaler
+from mtkit.training.validation import Validation, selection_score
+from mtkit.translation.translator import load
 from runs import (
     MIXED,
     MODEL,
@@ -287,7 +286,7 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     trainer = trainer_of(config)
     trainer.log.close()
     marks = Marks(start=START_TOKENS[name](OWN))
-    with trainer.feed.batches(trainer.state.progress) as stream:
+    with trainer.feed.batches(trainer.state.progress.step, trainer.state.progress.pairs) as stream:
         for _, (batch,) in islice(stream, 9):
             assert (batch.target.ids[:, 0] == marks.start).all()
     sources, references = read_validation(config)
@@ -633,7 +632,7 @@ def test_the_gradient_of_fp16_is_that_of_fp32_clipped_after_unscaling(make, devi
             )
         )
         trainer.scaler = LossScaler(trainer.device, precision, 256.0, 0)
-        with trainer.feed.batches(trainer.state.progress) as stream:
+        with trainer.feed.batches(trainer.state.progress.step, trainer.state.progress.pairs) as stream:
             trainer._update(stream)
     norms = {p: sum(g.square().sum() for g in found[p].values()).sqrt().item() for p in found}
     assert norms == pytest.approx({"fp32": 0.25, "fp16": 0.25}, rel=1e-4)

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkit.batch import Batch
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.models.feed_forward import ACTIVATIONS, GATES, FeedForward
+from mtkit.data.batch import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel, next_rows
-from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
+from mtkit.models.layers import ACTIVATIONS, GATES, FeedForward, draw_layers, with_zero_gradients
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import NORMS, make_norm
-from mtkit.symbols import START_TOKENS
+from mtkit.text.symbols import START_TOKENS
 
 VOCAB = 23
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 import mtkit
-from mtkit.errors import DataError, MtkitError
-from mtkit.messages import NUM_NAMED
-from mtkit.text.packing import PACKERS, open_to_read
-from mtkit.translate import reading, translate, writing
-from mtkit.translator import Translator
+from mtkit.errors import NUM_NAMED, DataError, MtkitError
+from mtkit.text.compressed import PACKERS, open_to_read
+from mtkit.translation.stream import reading, translate, writing
+from mtkit.translation.translator import Translator
 
 
 @pytest.fixture(scope="module")

@@ -13,25 +13,22 @@ import pytest
 import torch
 
 import mtkit
-from mtkit import translator as translator_module
-from mtkit.config.data_settings import DataConfig
-from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.bundle.bundle import open_bundle, save_bundle
+from mtkit.config.data_settings import DataConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.data.batches import padded_batch, ragged
-from mtkit.decode import next_log_probs
-from mtkit.formats.bundle import open_bundle, save_bundle
-from mtkit.models.device import DTYPES
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import padded_batch, ragged
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import new_model
-from mtkit.search.beam import beam_search
-from mtkit.search.length_penalty import LENGTH_PENALTIES
-from mtkit.search.step import Hypothesis
-from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
+from mtkit.models.registry import DTYPES, new_model
+from mtkit.search.searches import beam_search
+from mtkit.search.step import LENGTH_PENALTIES, Hypothesis
+from mtkit.text.symbols import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.translator import Translator
+from mtkit.translation import translator as translator_module
+from mtkit.translation.decode import next_log_probs
+from mtkit.translation.translator import Translator
 
 WORDS = [
     "the",

@@ -12,19 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from conftest import config_with, toy_settings
 from exchange import write_opus
-from mtkit.agreement import Agreement, Line
-from mtkit.check import check
+from mtkit.bundle.bundle import open_bundle, save_bundle
+from mtkit.bundle.info import pack
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.export import export
-from mtkit.extend import extend
-from mtkit.formats.bundle import open_bundle, save_bundle
-from mtkit.formats.huggingface_config import TheirConfig, not_carried
-from mtkit.importing import import_model
-from mtkit.pack import pack
+from mtkit.exchange.export import Agreement, Line, export
+from mtkit.exchange.huggingface_config import TheirConfig, not_carried
+from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translator import load, load_bundle
+from mtkit.translation.canaries import check
+from mtkit.translation.translator import load, load_bundle
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
@@ -285,7 +283,7 @@ def logits(theirs: Any, ids: list[int]) -> torch.Tensor:
 
 def our_logits(model: Path, ids: list[int]) -> torch.Tensor:
     here = load(model, ["device=cpu"])
-    from mtkit.data.batches import padded_batch, ragged
+    from mtkit.data.batch import padded_batch, ragged
 
     batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.marks)
     return here.model.output(here.model(batch.source, batch.target))[0, 0]
@@ -390,7 +388,7 @@ def test_weights_that_are_cut_off_or_hold_more_than_tensors_are_never_read_by_ru
 
 
 def test_a_sentencepiece_model_that_is_cut_off_after_its_pieces_is_told(opus, tmp_path):
-    from mtkit.model_proto import with_pieces
+    from mtkit.text.model_proto import with_pieces
 
     path = opus / "source.spm"
     model = path.read_bytes()
@@ -401,7 +399,7 @@ def test_a_sentencepiece_model_that_is_cut_off_after_its_pieces_is_told(opus, tm
 
 
 def _end_of_pieces(model: bytes) -> int:
-    from mtkit.model_proto import PIECES, _fields
+    from mtkit.text.model_proto import PIECES, _fields
 
     return sum(len(field.written) for field in _fields(model) if field.number == PIECES)
 

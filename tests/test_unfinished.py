@@ -14,20 +14,9 @@ import torch
 
 import mtkit
 from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from mtkit import bundling, opening
-from mtkit.bundling import bundle
-from mtkit.check import check
-from mtkit.cli import _run
-from mtkit.config.settings import Config
-from mtkit.errors import ConfigError, MtkitError
-from mtkit.files import only_writer
-from mtkit.formats.bundle import open_bundle
-from mtkit.info import info_json, info_of, info_text
-from mtkit.opening import find_model, open_model
-from mtkit.pack import pack
-from mtkit.pipeline import run_binarize, run_train
-from mtkit.training import checkpoint
-from mtkit.training.checkpoint import (
+from mtkit.bundle import opening
+from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.checkpoints import (
     average_weights,
     checkpoint_steps,
     measured_weights,
@@ -35,7 +24,18 @@ from mtkit.training.checkpoint import (
     read_weights,
     step_directory,
 )
-from mtkit.translator import load_bundle
+from mtkit.bundle.info import info_json, info_of, info_text, pack
+from mtkit.bundle.opening import find_model, open_model
+from mtkit.cli import _run
+from mtkit.config.settings import Config
+from mtkit.errors import ConfigError, MtkitError
+from mtkit.files import only_writer
+from mtkit.pipeline import run_binarize, run_train
+from mtkit.training import checkpoint
+from mtkit.training import records as bundling
+from mtkit.training.records import bundle
+from mtkit.translation.canaries import check
+from mtkit.translation.translator import load_bundle
 
 LINES = ["one two three", "nine", ""]
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.alignment import source_attention
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
-from mtkit.config.tokenizer_settings import TokenizerConfig
 from mtkit.errors import ConfigError
-from mtkit.extend import extend
-from mtkit.models.ensemble import Ensemble
-from mtkit.symbols import UNKNOWN
+from mtkit.exchange.importing import extend
+from mtkit.models.interface import Ensemble
+from mtkit.text.segmentation import group_by_word
+from mtkit.text.symbols import UNKNOWN
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.words import group_by_word
-from mtkit.translate import translate
-from mtkit.translator import Translator, load
+from mtkit.translation.decode import source_attention
+from mtkit.translation.stream import translate
+from mtkit.translation.translator import Translator, load
 from test_translator import random_translator, sentences, settings
 
 LINES = ["the cat sees zorglub", "zorglub likes a xyzzy tree", "the old dog"]

@@ -16,29 +16,34 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CorpusFiles, config_with, toy_settings
+from mtkit.bundle.checkpoints import PROGRESS, checkpoint_steps, step_directory
 from mtkit.cli import _run
 from mtkit.config.load import load_config
-from mtkit.config.settings import Config
-from mtkit.config.show import config_text
+from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import link_or_copy
-from mtkit.intact import check_data, check_results
 from mtkit.pipeline import run_train
-from mtkit.prepare import adopt, binarized_is_current, is_prepared, read_validation, tokenizer_is_current
-from mtkit.proof import Kill, Killed, _process, compare, train_and_kill, train_to_end
-from mtkit.train import Trainer
-from mtkit.training.checkpoint import PROGRESS, checkpoint_steps, step_directory
+from mtkit.preparation.prepare import adopt, binarized_is_current, is_prepared, read_validation, tokenizer_is_current
 from mtkit.training.schedule import SCHEDULES
-from mtkit.verify import (
+from mtkit.training.train import Trainer
+from mtkit.training.verify import (
     MOST_PAIRS,
     MOST_VALIDATION,
+    Kill,
+    Killed,
     _command,
     _compared,
     _interrupted_by_signals,
+    _process,
     _short,
     _temporary_folder,
     _train_with_kills,
     _with_data,
+    check_data,
+    check_results,
+    compare,
+    train_and_kill,
+    train_to_end,
     verify,
     verify_resuming,
     verify_settings,
@@ -342,7 +347,7 @@ def test_a_training_that_is_over_before_it_can_be_killed_proves_nothing(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = verify_settings(tiny_run, [])
-    monkeypatch.setattr("mtkit.verify._command", lambda config, data, run: training(run, 2))
+    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 2))
     with pytest.raises(MtkitError, match=r"^a training of 768 updates was over before it could be killed: nothing is"):
         verify_resuming(config)
     assert capsys.readouterr().err.count("to be killed after the first checkpoint") == 3
@@ -351,7 +356,7 @@ def test_a_training_that_is_over_before_it_can_be_killed_proves_nothing(
 def test_a_checkpoint_that_is_never_caught_being_written_is_told(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mtkit.verify._command", lambda config, data, run: training(run, 60))
+    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 60))
     short = _short(verify_settings(tiny_run, []), 12, tmp_path, from_run=True)
     [kill] = _train_with_kills(short, tiny_run, tmp_path / "run")
     assert 4 <= kill.step < 60

@@ -17,8 +17,9 @@ from pydantic_core import ErrorDetails
 
 from mtkit.config.aliases import alias_of
 from mtkit.config.data_settings import listed_tags
-from mtkit.config.settings import Config
-from mtkit.config.show import (
+from mtkit.config.section import Keys, read_value, read_yaml, write_yaml
+from mtkit.config.settings import (
+    Config,
     Schema,
     is_setting,
     keys_of,
@@ -30,7 +31,6 @@ from mtkit.config.show import (
     wanted,
     without_kinds,
 )
-from mtkit.config.yaml_text import Keys, read_value, read_yaml, write_yaml
 from mtkit.errors import ConfigError
 
 # Where each setting was said, "recipe.yaml:12" or "training.max_steps=100"; what was said last stands last.

@@ -1,20 +1,18 @@
-"""All settings of a run, and what those of different sections ask of each other.
+"""All sections together, the checks across them, and how they are shown: commented YAML and a JSON schema."""
 
-A setting is one line of its section: name, type, default, limits and meaning. Nothing else repeats them.
-"""
-
+import json
+import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mtkit.config.data_settings import DataConfig, LanguagesConfig
-from mtkit.config.decoding_settings import DecodingConfig
+from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, ModelConfig, TransformerConfig
-from mtkit.config.section import Section
-from mtkit.config.tokenizer_settings import TokenizerConfig
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.section import FORMS, Keys, Section, write_yaml
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 
 
 def _dropouts(model: Section) -> Iterator[float]:
@@ -116,3 +114,317 @@ class Config(Section):
     def data_path(self, path: Path) -> Path:
         """Where a file of the data section lies."""
         return self.data.root / path if self.data.root else path
+
+
+# Settings shown: what each takes in words, a config as commented YAML, and the JSON schema that editors complete from.
+
+Schema = dict[str, Any]
+
+WIDTH = 100  # of comments
+
+LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+
+
+def config_text(config: Config) -> str:
+    """YAML that loads back to the same config, each key under a comment with its meaning, choices and limits."""
+    schema = setting_schema(())
+    assert schema is not None
+    lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema, set())]
+    return "\n".join(lines) + "\n"
+
+
+def config_schema() -> dict[str, object]:
+    """The JSON schema of a YAML file of settings."""
+    # A section that leaves its architecture out would be of several kinds at once, which oneOf forbids.
+    text = json.dumps(_root()).replace('"oneOf": [{"$ref"', '"anyOf": [{"$ref"')
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(text)}
+
+
+def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
+    """The JSON schema of the setting or section at keys; None where none can be.
+
+    Where a section is of one of several kinds, the architecture in the data says which.
+    """
+    schema: Schema | None = _root()
+    for key in keys:
+        schema = _child(schema, key) if schema else None
+        data = _item(data, key)
+        schema = _chosen(schema, data) if schema else None
+    return schema
+
+
+def is_setting(keys: Keys) -> bool:
+    """Whether there is such a setting or section, in whichever kind of the sections around it."""
+    schema: Schema | None = _root()
+    for key in keys:
+        schema = _child(schema, key) if schema else None
+    return schema is not None
+
+
+def kinds_with(keys: Keys) -> list[str]:
+    """The architectures of a section that is of one of several kinds whose settings have that key, the last of keys."""
+    schema: Schema | None = _root()
+    for key in keys[:-1]:
+        schema = _child(schema, key) if schema else None
+    return [name for name, kind in _kinds(schema or {}).items() if keys[-1] in kind["properties"]]
+
+
+def need_be_no_section(keys: Keys) -> bool:
+    """Whether the setting at keys may be a section or something else."""
+    schema = setting_schema(keys)
+    return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
+
+
+def keys_of(schema: Schema) -> list[str] | None:
+    """The keys of a section, or of the form of a setting that is one; None where no form is."""
+    return next((list(choice["properties"]) for choice in _choices(schema) if "properties" in choice), None)
+
+
+def without_kinds(places: Keys) -> Keys:
+    """Keys as a file has them, of what pydantic says, which names the kind or the form of a value after its key."""
+    keys: Keys = ()
+    schema: Schema | None = _root()
+    for key in places:
+        kinds = _kinds(schema or {})
+        if key in kinds:
+            schema = kinds[str(key)]
+        elif key in FORMS and _forms(schema or {}):
+            continue
+        else:
+            keys = (*keys, key)
+            schema = _child(schema, key) if schema else None
+    return keys
+
+
+def setting_names(data: Any = None) -> list[tuple[str, ...]]:
+    """The keys of every section and of every setting in it; not what stands in lists and tables.
+
+    Where a section is of one of several kinds, the architecture in the data says which.
+    """
+    return list(_names((), _root(), data))
+
+
+def wanted(schema: Schema) -> str:
+    """What a setting takes, in words: "a whole number, at least 1"."""
+    if _forms(schema):
+        return ", or ".join(choice["const"] if "const" in choice else wanted(choice) for choice in _choices(schema))
+    if "const" in schema:
+        return f"only {schema['const']}"
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    limits = [f"{words} {schema[limit]:.10g}" for limit, words in LIMITS.items() if limit in schema]
+    return ", ".join([_kind(schema), *limits])
+
+
+def takes_text(schema: Schema) -> bool:
+    """Whether a text of the user's own words, or a path, is among what a setting takes."""
+    return any(choice.get("type") == "string" and not {"enum", "const"} & choice.keys() for choice in _choices(schema))
+
+
+@cache
+def _root() -> Schema:
+    return Config.model_json_schema()
+
+
+def _resolved(schema: Schema) -> Schema:
+    """The schema that a reference stands for; a section is described by its class, not by the field that holds it."""
+    if "$ref" not in schema:
+        return schema
+    beside = {key: value for key, value in schema.items() if key != "$ref"}
+    definition: Schema = _root()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return {**beside, **definition}
+
+
+def _choices(schema: Schema) -> list[Schema]:
+    forms = [_resolved(form) for form in _forms(schema)]
+    if forms:
+        return [choice for form in forms for choice in _choices(form)]
+    return [_resolved(choice) for choice in _kinds(schema).values()] or [schema]
+
+
+def _forms(schema: Schema) -> list[Schema]:
+    """What a setting may be instead of one another, such as a number or null; nothing where there is no choice."""
+    if "properties" in schema or _kinds(schema):  # of a section they tell which keys go together
+        return []
+    forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
+    return forms
+
+
+def _kinds(schema: Schema) -> dict[str, Schema]:
+    """What a section may be, by architecture; nothing where there is no choice."""
+    kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
+    architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
+    return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
+
+
+def _chosen(schema: Schema, data: Any) -> Schema:
+    """The kind of section that the data is, the first where it does not say; its architecture tells the others too."""
+    kinds = _kinds(schema)
+    if not kinds:
+        return schema
+    names = list(kinds)
+    found = data.get("architecture") if isinstance(data, dict) else None
+    kind = kinds[found if found in names else names[0]]
+    architecture = {**kind["properties"]["architecture"], "enum": names, "default": names[0]}
+    del architecture["const"]
+    return {**kind, "properties": {**kind["properties"], "architecture": architecture}}
+
+
+def _item(data: Any, key: str | int) -> Any:
+    """What the data has at key; None where it has nothing."""
+    if isinstance(data, dict):
+        return data.get(key)
+    return data[key] if isinstance(data, list) and isinstance(key, int) and key < len(data) else None
+
+
+def _child(schema: Schema, key: str | int) -> Schema | None:
+    for choice in _choices(schema):
+        if isinstance(key, int):
+            items = choice.get("prefixItems", [])
+            child = items[key] if key < len(items) else choice.get("items")
+        else:
+            child = choice.get("properties", {}).get(key, choice.get("additionalProperties"))
+        if isinstance(child, dict):
+            return _resolved(child)
+    return None
+
+
+def _names(section: tuple[str, ...], schema: Schema, data: Any) -> list[tuple[str, ...]]:
+    names: list[tuple[str, ...]] = []
+    for key, child in schema.get("properties", {}).items():
+        inner = _item(data, key)
+        names += [(*section, key), *_names((*section, key), _chosen(_resolved(child), inner), inner)]
+    return names
+
+
+def _kind(schema: Schema) -> str:
+    match schema["type"]:
+        case "string":
+            return _kind_of_text(schema)
+        case "array":
+            return f"a list of {_count_of_items(schema)}items, each {_each_item(schema)}"
+        case "object":
+            if isinstance(schema.get("additionalProperties"), dict):
+                return f"names, each with {wanted(_resolved(schema['additionalProperties']))}"
+            forms = schema.get("oneOf") or schema.get("anyOf") or [schema]
+            forms = [form["required"] for form in forms if "required" in form]
+            shown = ["{" + ", ".join(f"{key}: …" for key in form) + "}" for form in forms]
+            return " or ".join(shown) or "keys and values"
+        case kind:
+            names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+            return names[kind]
+
+
+def _kind_of_text(schema: Schema) -> str:
+    if schema.get("format") == "path":
+        return "a path"
+    if "pattern" in schema:
+        return f"text that matches {schema['pattern']}"
+    return "text, not empty" if schema.get("minLength") else "text"
+
+
+def _count_of_items(schema: Schema) -> str:
+    least, most = schema.get("minItems"), schema.get("maxItems")
+    if not least:
+        return ""
+    return f"{least} " if least == most else f"{least} or more "
+
+
+def _each_item(schema: Schema) -> str:
+    items = schema.get("prefixItems", [schema.get("items", {})])
+    return " or ".join(dict.fromkeys(wanted(_resolved(item)) for item in items))
+
+
+def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
+    """A section as YAML; told are the kinds of items whose keys have been explained."""
+    lines: list[str] = []
+    for key, value in data.items():
+        child = _child(schema, key)
+        assert child is not None
+        child = _chosen(child, value)
+        if "properties" in child:
+            inner = _section_lines(value, child, told, indent + "  ")
+            lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]
+        else:
+            lines += [*_comment(_meaning(value, child), indent), *_item_lines(child, told, indent)]
+            lines += [*_example_lines(key, child, indent), *_value_lines(key, _as_said(value, child), indent)]
+    return lines
+
+
+def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
+    """A comment on the keys of the items of a list or table, unless such items have been explained."""
+    items = _item_schema(schema)
+    if "properties" not in items or items["title"] in told:
+        return []
+    told.add(items["title"])
+    lines = [f"{indent}# Keys of each:"]
+    for key, child in items["properties"].items():
+        default = child.get("default")
+        known = f" Default: {write_yaml(default)}." if default not in (None, []) else ""
+        meaning = _meaning(default, {"default": default, **child})
+        lines += _comment(f"- {key}: {meaning}{known}", f"{indent}", hanging="  ")
+    return lines
+
+
+def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
+    """The examples of a list or table as a comment, which is YAML without its marks."""
+    if "examples" not in schema:
+        return []
+    order = list(_item_schema(schema).get("properties", {}))  # pydantic sorts the keys of an example
+    items = schema["examples"][0]
+    example: Any = (
+        {name: _in_order(item, order) for name, item in items.items()}
+        if isinstance(items, dict)
+        else [_in_order(item, order) for item in items]
+    )
+    return [f"{indent}# Example:", *(f"{indent}# {line}" for line in _value_lines(key, example, ""))]
+
+
+def _item_schema(schema: Schema) -> Schema:
+    """What each item of a list or table is."""
+    return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
+
+
+def _in_order(item: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    return {key: item[key] for key in order if key in item}
+
+
+def _meaning(value: object, schema: Schema) -> str:
+    takes = wanted(schema)
+    sentences = [schema["description"], f"{takes[0].upper()}{takes[1:]}."]
+    if value != schema["default"]:
+        sentences.append(f"Default: {write_yaml(schema['default'])}.")
+    return " ".join(sentences)
+
+
+def _as_said(value: Any, schema: Schema) -> Any:
+    """A list or table of sections without what stands at its default in them."""
+    if isinstance(value, list):
+        return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
+    if isinstance(value, dict) and "properties" in schema:
+        defaults = {key: child["default"] for key, child in schema["properties"].items() if "default" in child}
+        return {key: item for key, item in value.items() if key not in defaults or item != defaults[key]}
+    if isinstance(value, dict):
+        return {key: _as_said(item, _child(schema, key) or {}) for key, item in value.items()}
+    return value
+
+
+def _value_lines(key: str, value: Any, indent: str) -> list[str]:
+    if value and isinstance(value, dict):
+        # Written as the item of a list, a name has the quotes that it needs as a key too.
+        inner = [f"{indent}  {write_yaml([name])[1:-1]}: {write_yaml(item)}" for name, item in value.items()]
+        return [f"{indent}{key}:", *inner]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [f"{indent}{key}:", *(f"{indent}  - {write_yaml(item)}" for item in value)]
+    return [f"{indent}{key}: {write_yaml(value)}"]
+
+
+def _comment(text: str, indent: str = "", hanging: str = "") -> list[str]:
+    width = WIDTH - len(f"{indent}# ")
+    lines = textwrap.wrap(text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+    return [f"{indent}# {line}" for line in lines]

@@ -1,13 +1,14 @@
-"""Sentence pairs as ids on disk, memory-mapped.
+"""Sentence pairs as memory-mapped ids on disk, with a manifest and checksums of their parts."""
 
-Each side has a file of tokens, one sentence after the other without end marks, and a file of num_pairs + 1 offsets into
-it. A manifest tells what is there and what it was made from; it is written last. A corpus is written beside its place
-and renamed into it, so that a kill at any moment leaves the old one or the new one.
-"""
-
+import concurrent.futures
+import hashlib
+import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
@@ -17,11 +18,222 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.data.lengths import length_statistics
-from mtkit.data.manifest import Manifest, RawFile, SideManifest, StoredText, checksum, read_manifest, write_manifest
-from mtkit.data.stored_file import FileWriter, check_content, check_size
 from mtkit.errors import DataError
 from mtkit.files import new_directory, put_in_place, settle
+
+PIECE_BYTES = 64 * 1024 * 1024  # what one checksum is of
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as it was written."""
+
+    size: int
+    sha256: tuple[str, ...]  # of each 64 MiB
+
+
+class FileWriter:
+    """A file, and the checksums of its pieces as they go by."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes the file, or empties it."""
+        self._stream = path.open("wb")
+        self._size = 0
+        self._sha256: list[str] = []
+        self._piece = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        """Append."""
+        self._stream.write(content)
+        while content:
+            left = PIECE_BYTES - self._size % PIECE_BYTES
+            head, content = content[:left], content[left:]
+            self._piece.update(head)
+            self._size += len(head)
+            if len(head) == left:
+                self._end_piece()
+
+    def _end_piece(self) -> None:
+        self._sha256.append(self._piece.hexdigest())
+        self._piece = hashlib.sha256()
+
+    def finish(self) -> StoredFile:
+        """The file, closed."""
+        if self._size % PIECE_BYTES:
+            self._end_piece()
+        self._stream.close()
+        return StoredFile(self._size, tuple(self._sha256))
+
+    def discard(self) -> None:
+        """Close it unfinished, though the disk may be too full for what was still to be written."""
+        with suppress(OSError):
+            self._stream.close()
+
+
+def check_size(path: Path, stored: StoredFile) -> None:
+    """DataError if a file is gone or has another size."""
+    if not path.is_file():
+        raise DataError(f"{path}: missing; binarize the corpora again")
+    found = path.stat().st_size
+    if found != stored.size:
+        raise DataError(f"{path}: has {found:,} bytes but {stored.size:,} were written; binarize the corpora again")
+
+
+def check_content(path: Path, stored: StoredFile, give_up: Callable[[], bool]) -> None:
+    """DataError if a file does not hold what was written; give_up is asked at each piece."""
+    with path.open("rb") as stream:
+        for number, sha256 in enumerate(stored.sha256, start=1):
+            if give_up():
+                return
+            if hashlib.sha256(stream.read(PIECE_BYTES)).hexdigest() != sha256:
+                place = f"piece {number} of {len(stored.sha256)} ({PIECE_BYTES >> 20} MiB each)"
+                raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
+
+
+# What a corpus on disk holds and what it was made from, in a JSON file that knows when it was changed.
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoredText:
+    """The text of one side: UTF-8, one sentence after the other, and where each begins, in bytes."""
+
+    text: StoredFile
+    offsets: StoredFile
+
+
+@dataclass(frozen=True)
+class SideManifest:
+    """What one side holds."""
+
+    vocab_size: int
+    dtype: str
+    num_tokens: int
+    longest: int  # tokens of the longest sentence
+    tokens: StoredFile
+    offsets: StoredFile
+    text: StoredText | None = None  # where training samples segmentations
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A text file that went in."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus holds and what it was made from."""
+
+    num_pairs: int
+    source: SideManifest
+    target: SideManifest
+    tokenizer_hash: str
+    drops: dict[str, int]  # pairs left out, by reason
+    raw_files: tuple[RawFile, ...]  # source, target, source, target, …
+    settings: dict[str, Any]  # what decided which pairs were left out, and what was done to the others
+    unknown: dict[str, float] = field(default_factory=dict)  # share of the tokens, by text; none where nothing can be
+    corpora: tuple[int, ...] = ()  # pairs of each corpus that went in, in their order; none told by older versions
+
+    def files(self) -> dict[str, StoredFile]:
+        """What the files of the corpus hold, by their names."""
+        found: dict[str, StoredFile] = {}
+        for name, side in (("source", self.source), ("target", self.target)):
+            found |= {f"{name}.tokens": side.tokens, f"{name}.offsets": side.offsets}
+            if side.text:
+                found |= {f"{name}.text": side.text.text, f"{name}.text_offsets": side.text.offsets}
+        return found
+
+
+def checksum(body: object) -> str:
+    """One over anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def validation_sum(manifest: Mapping[str, Any]) -> str:
+    """One over the checksums of both sides of the validation text, as its manifest tells them."""
+    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """With a checksum over it."""
+    body = asdict(manifest)
+    content = {"format": FORMAT, **body, "sha256": checksum(body)}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A missing, damaged or foreign one is a DataError."""
+    if not path.is_file():
+        raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
+    try:
+        content = json.loads(path.read_bytes())
+        found, expected = content.pop("format"), content.pop("sha256")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(f"{path}: damaged; binarize the corpora again") from None
+    if found != FORMAT:
+        raise DataError(f"{path}: format {found!r} is unknown; this version of mtkit reads format {FORMAT}")
+    if checksum(content) != expected:
+        raise DataError(f"{path}: damaged; binarize the corpora again")
+    content["source"], content["target"] = _side(content["source"]), _side(content["target"])
+    content["raw_files"] = tuple(RawFile(**raw) for raw in content["raw_files"])
+    content["corpora"] = tuple(content.get("corpora", ()))
+    return Manifest(**content)
+
+
+def _side(content: dict[str, Any]) -> SideManifest:
+    for name in ("tokens", "offsets"):
+        content[name] = _stored(content[name])
+    if text := content.get("text"):
+        content["text"] = StoredText(_stored(text["text"]), _stored(text["offsets"]))
+    return SideManifest(**content)
+
+
+def _stored(content: dict[str, Any]) -> StoredFile:
+    return StoredFile(content["size"], tuple(content["sha256"]))
+
+
+# How long the sentences of a corpus are, told at a cost that does not grow with it.
+
+QUANTILES = (1, 5, 50, 95, 99)  # per cent
+MOST_PAIRS = 1_000_000  # that are measured; of more, blocks that are spread over all
+BLOCK_PAIRS = 1000
+
+
+def length_statistics(
+    manifests: dict[str, SideManifest], offsets: dict[str, NDArray[np.int64]], most_pairs: int = MOST_PAIRS
+) -> dict[str, Any]:
+    """Of each side, in tokens without end marks: the mean and the longest of all pairs, and quantiles.
+
+    The quantiles are those of as many pairs as `measured` says; offsets are where each sentence begins, and the end.
+    """
+    num_pairs = len(next(iter(offsets.values()))) - 1
+    blocks = _blocks(num_pairs, most_pairs)
+    found: dict[str, Any] = {"pairs": num_pairs, "measured": sum(end - begin for begin, end in blocks)}
+    for side, places in offsets.items():
+        lengths = np.concatenate([np.diff(places[begin : end + 1]) for begin, end in blocks])
+        # What is told of a length is a length that is there.
+        values = np.percentile(lengths, QUANTILES, method="inverted_cdf") if len(lengths) else []
+        found[side] = {
+            "mean": round(manifests[side].num_tokens / max(num_pairs, 1), 2),
+            "quantiles": {f"{q}%": int(value) for q, value in zip(QUANTILES, values, strict=False)},
+            "longest": manifests[side].longest,
+        }
+    return found
+
+
+def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
+    """Begins and ends of what is measured: everything, or blocks at even distances."""
+    if num_pairs <= most_pairs:
+        return [(0, num_pairs)]
+    begins = np.linspace(0, num_pairs - BLOCK_PAIRS, most_pairs // BLOCK_PAIRS).astype(int).tolist()
+    return [(begin, begin + BLOCK_PAIRS) for begin in begins]
+
+
+# Sentence pairs as ids on disk, memory-mapped.
 
 MANIFEST = "manifest.json"
 OFFSET = np.dtype("<i8")
@@ -314,3 +526,89 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
     lengths = np.empty(len(offsets) - 1, np.int32)
     np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
     return lengths
+
+
+# Whether a corpus is what was written, without a long wait for the answer.
+
+VERIFIED_FIRST_BYTES = 1 << 30  # a few seconds of reading; training does not wait for more
+
+
+class Verification:
+    """A corpus verified at once if it is small, and by a thread if it is large, while others read it.
+
+    with Verification(corpus) as verification:
+        verification.check()  # now and then
+        verification.wait(check)  # before the results are used
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        """DataError if a small corpus is damaged."""
+        self._given_up = threading.Event()
+        self._reader: ThreadPoolExecutor | None = None
+        if corpus.num_bytes <= VERIFIED_FIRST_BYTES:
+            corpus.verify()
+        else:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="verification")
+            self._end = self._reader.submit(corpus.verify, self._given_up.is_set)
+
+    def check(self) -> None:
+        """DataError if damage has been found so far."""
+        if self._reader and self._end.done():
+            self._end.result()
+
+    def wait(self, check: Callable[[], None]) -> None:
+        """DataError if there is any damage; check is called while the rest is read, and may raise to stop that."""
+        while self._reader and not self._end.done():
+            check()
+            concurrent.futures.wait([self._end], timeout=0.1)
+        self.check()
+
+    def __enter__(self) -> "Verification":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the thread."""
+        self._given_up.set()
+        if self._reader:
+            self._reader.shutdown()
+
+
+VALIDATION_FORMAT = 1  # of the validation text and of the tokenizer's provenance
+
+
+def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
+    """The same from the directory, by a reader that may not write there."""
+    manifest = read_object(directory / "manifest.json")
+    if manifest.get("format") != VALIDATION_FORMAT:
+        raise DataError(
+            f"{directory}: format {manifest.get('format')!r} is unknown; this version of mtkit reads format "
+            f"{VALIDATION_FORMAT}"
+        )
+    source, target = (_read_kept(directory / f"{side}.txt", manifest) for side in ("source", "target"))
+    return source, target
+
+
+def _read_kept(path: Path, manifest: dict[str, Any]) -> list[str]:
+    r"""The lines of a file that _write_validation wrote; here a `\r` at the end is part of the line."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; binarize the corpora again") from None
+    if hashlib.sha256(raw).hexdigest() != manifest.get(path.name):
+        raise DataError(f"{path}: has changed since it was written; binarize the corpora again")
+    return raw.decode("utf-8").split("\n")[:-1]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """An object from a small file of the run directory."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; make it again") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged; make it again")
+    return content

@@ -10,14 +10,22 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mtkit.batch import Rows
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.models.attention import Cache, CrossAttention, SelfAttention
-from mtkit.models.dropout import dropout
-from mtkit.models.feed_forward import FeedForward
+from mtkit.data.batch import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
-from mtkit.models.layer_dropout import draw_layers, with_zero_gradients
-from mtkit.models.positions import ADDED, LearnedPositions, RotaryPositions, Rotation
+from mtkit.models.layers import (
+    ADDED,
+    Cache,
+    CrossAttention,
+    FeedForward,
+    LearnedPositions,
+    RotaryPositions,
+    Rotation,
+    SelfAttention,
+    draw_layers,
+    dropout,
+    with_zero_gradients,
+)
 
 # LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}

@@ -16,13 +16,21 @@ from typing import Any
 
 import sentencepiece
 
-from mtkit.config.tokenizer_settings import TokenizerConfig
+from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.model_proto import ModelType, keeping, marking_spaces, normalizer_of, pieces_of, with_normalizer
-from mtkit.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
-from mtkit.text.mapped import UNKNOWN_TEXT, MappedModel, with_unknown
-from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, unigram_sampling
-from mtkit.text.words import group_by_word
+from mtkit.text.model_proto import (
+    UNKNOWN_TEXT,
+    MappedModel,
+    ModelType,
+    keeping,
+    marking_spaces,
+    normalizer_of,
+    pieces_of,
+    with_normalizer,
+    with_unknown,
+)
+from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, group_by_word, unigram_sampling
+from mtkit.text.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"

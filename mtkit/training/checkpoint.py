@@ -1,63 +1,50 @@
-"""Checkpoints: weights, the optimizer's memory, and how far training is; each whole or not there.
+"""Writes checkpoints and goes on from them; and starts a run anew."""
 
-checkpoints/step-00001000/weights.safetensors  optimizer.safetensors  [average.safetensors]  progress.json
-"""
-
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
+from mtkit.bundle.checkpoints import (
+    AVERAGE,
+    FORMAT,
+    OPTIMIZER,
+    PROGRESS,
+    STEP,
+    WEIGHTS,
+    Progress,
+    averaged_steps,
+    checkpoint_steps,
+    content_checksum,
+    file_checksum,
+    read_progress,
+    read_tensors_of,
+    read_weights,
+    step_directories,
+    step_directory,
+)
 from mtkit.errors import CheckpointError
-from mtkit.files import remove, replaced_directory, settle
-from mtkit.training.average import MovingAverage
-from mtkit.training.log import Window
-from mtkit.training.optimizer import optimizer_tensors, remembers_alike, restore_optimizer
-from mtkit.training.scaler import FIRST_SCALE
+from mtkit.files import (
+    bring_back,
+    drop_aside,
+    put_aside,
+    remove,
+    replaced_directory,
+    settle,
+    undone_when_ended,
+    write_file,
+)
+from mtkit.training.update import MovingAverage, optimizer_tensors, remembers_alike, restore_optimizer
 
-FORMAT = 1
-
-# What mtkit itself names so; all else that lies beside the checkpoints is the user's.
-STEP = re.compile(r"step-(\d{8,})")
 LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
-
-Change = dict[str, Any]  # step and pairs at which settings changed, and settings: {name: [before, after]}
-
-WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
-AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
-
-
-@dataclass
-class Progress:
-    """How far training is, and every choice that an `auto` setting made."""
-
-    step: int = 0  # updates done
-    pairs: int = 0  # pairs consumed: the place in the plan
-    seconds: float = 0.0  # of training, over all the processes that took part
-    precision: str = ""
-    validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # 0: none yet
-    best_score: float = float("-inf")  # higher is better
-    bad_validations: int = 0  # since the best one
-    stale_validations: int = 0  # since the best one, or since the learning rate was lowered
-    rate_lowered: int = 0  # how many times validations lowered the learning rate
-    skipped: int = 0  # updates that were not finite
-    skipped_in_row: int = 0
-    overflows: int = 0  # updates of fp16 that only lowered the loss scale
-    loss_scale: float = FIRST_SCALE
-    scale_updates: int = 0  # since the loss scale changed
-    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
-    changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
-    plan: dict[str, Any] | None = None  # what auto settings were fixed at, see budget.Plan
-    window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
 
 @dataclass
@@ -68,17 +55,6 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
     average: MovingAverage | None = None
-
-
-def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
-    """The value that a setting had when update number step was made; now is the one that it has at the end."""
-    later = (change["settings"] for change in chain if change["step"] >= step)
-    return next((settings[name][0] for settings in later if name in settings), now)
-
-
-def step_directory(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return checkpoints / f"step-{step:08d}"
 
 
 def clear_leftovers(checkpoints: Path) -> None:
@@ -92,26 +68,6 @@ def clear_leftovers(checkpoints: Path) -> None:
             remove(directory)
 
 
-def step_directories(checkpoints: Path) -> list[Path]:
-    """The directories that are named as checkpoints are, whole or not, in the order of their steps."""
-    found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=_step_of)
-
-
-def _step_of(directory: Path) -> int:
-    return int(directory.name.removeprefix("step-"))
-
-
-def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
-    """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
-    needed = (PROGRESS, OPTIMIZER) if resumable else (PROGRESS,)
-    return [
-        _step_of(directory)
-        for directory in step_directories(checkpoints)
-        if all((directory / name).exists() for name in needed)
-    ]
-
-
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write the checkpoint of this step; identity is what a run must share with it to go on from it."""
     path = step_directory(checkpoints, state.progress.step)
@@ -123,9 +79,9 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
         with replaced_directory(path) as new:
             for name in tensors:
                 save_file(tensors[name], new / name)
-            files = {name: _checksum(new / name) for name in tensors}
+            files = {name: file_checksum(new / name) for name in tensors}
             content = {"format": FORMAT, "progress": _told(state.progress), "identity": identity, "files": files}
-            text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+            text = json.dumps({**content, "sha256": content_checksum(content)}, indent=1)
             (new / PROGRESS).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -136,27 +92,6 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 def _told(progress: Progress) -> dict[str, Any]:
     """Progress as JSON has it; changes and plan only where there are some, so that earlier versions read the others."""
     return {name: value for name, value in asdict(progress).items() if value or name not in ("changes", "plan")}
-
-
-def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """How far a checkpoint is, the identity of its run, and the checksums of its files."""
-    path = step_directory(checkpoints, step) / PROGRESS
-    try:
-        return parse_progress(path.read_bytes(), path)
-    except (OSError, ValueError):
-        raise CheckpointError(f"{path}: damaged or missing; {_remedy(checkpoints, step)}") from None
-
-
-def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """The same from the bytes of a progress.json that lies at path; a damaged one is a ValueError."""
-    content = json.loads(data)
-    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
-        raise ValueError("its checksum is not the one it was saved with")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
-    values = content["progress"]
-    progress = Progress(**{**values, "window": Window(**values["window"])})
-    return progress, content["identity"], content["files"]
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
@@ -171,49 +106,11 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
         for name, parameter in state.model.named_parameters():
             parameter.copy_(weights[name])
     if state.average is not None:
-        state.average.restore(_read_tensors(checkpoints, step, AVERAGE) if AVERAGE in files else weights)
-    memory = _read_tensors(checkpoints, step, OPTIMIZER)
+        state.average.restore(read_tensors_of(checkpoints, step, AVERAGE) if AVERAGE in files else weights)
+    memory = read_tensors_of(checkpoints, step, OPTIMIZER)
     if remembers_alike(state.optimizer, memory):
         restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
     state.progress = progress
-
-
-def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of one checkpoint."""
-    return _read_tensors(checkpoints, step, WEIGHTS)
-
-
-def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """What validation measured of one checkpoint: the moving average of its weights, or where none is kept, these."""
-    _, _, checksums = read_progress(checkpoints, step)
-    return _read_tensors(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
-
-
-def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of what validation measured of several checkpoints (Junczys-Dowmunt et al. 2016).
-
-    It is summed in double precision.
-    """
-    return mean_weights(measured_weights(checkpoints, step) for step in steps)
-
-
-def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of the weights of several checkpoints, which are read one at a time."""
-    total: dict[str, Tensor] = {}
-    count = 0
-    for weights in checkpoints:
-        count += 1
-        for name, tensor in weights.items():
-            total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {name: (tensor / count).float() for name, tensor in total.items()}
-
-
-def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped.
-
-    The best one is among them in any case: it may be where an earlier, lower limit ended the run.
-    """
-    return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
@@ -234,32 +131,120 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
             (directory / OPTIMIZER).unlink(missing_ok=True)
 
 
-def _read_tensors(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
-    path = step_directory(checkpoints, step) / name
-    _, _, checksums = read_progress(checkpoints, step)
-    if not path.exists():
-        raise CheckpointError(f"{path}: missing; {_remedy(checkpoints, step)}")
-    if _checksum(path) != checksums[name]:
-        raise CheckpointError(
-            f"{path}: damaged, its checksum is not the one it was saved with; {_remedy(checkpoints, step)}"
-        )
-    return load_file(path)
+# Starting a run anew: the old run goes only when the new one has a checkpoint to put in its place.
+
+MARKER = ".fresh.json"  # there while an old run stands aside; tells how far that is
+
+NAMES = (
+    "log.jsonl",
+    "trained.json",
+    "evaluated.json",
+    "config.yaml",
+    "run.json",
+    "tensorboard",
+)  # all that training left
+PREPARED = ("tokenizer", "data/train", "data/valid")  # what it was prepared from, put aside only to be made anew
 
 
-def _remedy(checkpoints: Path, step: int) -> str:
-    """What to do about a damaged checkpoint."""
-    others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other != step]
-    if not others:
-        return "start anew with --fresh"
-    if others[-1] < step:
-        return f"delete {step_directory(checkpoints, step)} to go on from step {others[-1]:,}"
-    return f"delete {step_directory(checkpoints, step)} to go on without it"
+class FreshStart:
+    """An old run that stands aside for a new one."""
+
+    def __init__(self, run: Path) -> None:
+        """Nothing is done yet; begin() does."""
+        self.run = run
+        self.is_over = False
+
+    def begin(self) -> None:
+        """Put the old run aside, but for its model and for what it was prepared from."""
+        _write_marker(self.run, "begun")
+        for directory in step_directories(self.run / "checkpoints"):
+            directory.rename(_hidden(directory))
+        for name in NAMES:
+            put_aside(self.run / name)
+        if (tensorboard := self.run / "tensorboard").is_symlink():
+            tensorboard.resolve().mkdir(exist_ok=True)  # TensorBoard cannot write to a link that leads nowhere
+        _write_marker(self.run, "aside")
+
+    def put_aside(self, *names: str) -> None:
+        """Put aside what is going to be made anew: some of PREPARED."""
+        for name in names:
+            put_aside(self.run / name)
+
+    def keep_new(self) -> None:
+        """The new run has a checkpoint: the old one goes."""
+        if not self.is_over:
+            _keep_new(self.run)
+            self.is_over = True
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def fresh_start(run: Path) -> Iterator[FreshStart]:
+    """The old run stands aside within the block; at its end it is back, unless the new one was kept."""
+    start = FreshStart(run)
+    with undone_when_ended():
+        try:
+            start.begin()
+            yield start
+        finally:
+            if not start.is_over:
+                settle_fresh(run)
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def settle_fresh(run: Path) -> None:
+    """Bring back the old run, or drop it if the new one has a checkpoint; for the one who may write there.
+
+    Does nothing where no fresh start was interrupted.
+    """
+    marker = run / MARKER
+    if not marker.exists():
+        return
+    # Before all of it stood aside, the checkpoints there are may be the old ones.
+    if _state(marker) == "aside" and checkpoint_steps(run / "checkpoints"):
+        _keep_new(run)
+    else:
+        _bring_back(run)
+
+
+def _bring_back(run: Path) -> None:
+    """Return the old run to its place; a kill on the way is made good by the next call."""
+    for hidden in _hidden_steps(run / "checkpoints"):
+        directory = hidden.with_name(_visible(hidden))
+        remove(directory)
+        hidden.rename(directory)
+    for name in (*PREPARED, *NAMES):
+        bring_back(run / name)
+    (run / MARKER).unlink()
+
+
+def _keep_new(run: Path) -> None:
+    """Drop the old run; a kill on the way is made good by the next call."""
+    for hidden in _hidden_steps(run / "checkpoints"):
+        remove(hidden)
+    for name in (*PREPARED, *NAMES):
+        drop_aside(run / name)
+    (run / MARKER).unlink()
+
+
+def _hidden_steps(checkpoints: Path) -> list[Path]:
+    return [path for path in checkpoints.glob(".step-*.before") if STEP.fullmatch(_visible(path))]
+
+
+def _hidden(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.before")
+
+
+def _visible(hidden: Path) -> str:
+    return hidden.name.removeprefix(".").removesuffix(".before")
+
+
+def _write_marker(run: Path, state: str) -> None:
+    write_file(run / MARKER, (json.dumps({"old_run": state}) + "\n").encode())
+
+
+def _state(marker: Path) -> str:
+    """How far the old run stands aside; "begun" where the marker cannot be read, so that it is brought back."""
+    try:
+        content = json.loads(marker.read_bytes())
+    except ValueError:
+        return "begun"
+    return str(content.get("old_run")) if isinstance(content, dict) else "begun"

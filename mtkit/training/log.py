@@ -1,71 +1,70 @@
-"""log.jsonl, and what a line of it sums up."""
+"""log.jsonl, TensorBoard, and the progress of training on a terminal."""
 
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 
-from mtkit.errors import CheckpointError
-from mtkit.json_text import json_text
-from mtkit.training.board import Board
+from tqdm import tqdm
 
+from mtkit.bundle.checkpoints import Progress
+from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.errors import CheckpointError, MtkitError, bar_size, duration, is_shown, on_terminal, say
+from mtkit.files import json_text
+from mtkit.training.schedule import expected_steps
 
-@dataclass(frozen=True)
-class Update:
-    """What one update was like."""
-
-    loss: float  # sums over its target tokens, in nats
-    likelihood: float
-    tokens: int
-    norm: float  # of the gradient, before clipping
-    rate: float
-    padding: float  # share of places without a token
-    consistency: float | None = None  # divergence of two passes, a sum as above
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether it may be taken."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
+# What of an event is drawn, and under which name; TensorBoard folds what stands before the slash.
+CURVES = {"train", "validation", "average"}
+NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
 
-@dataclass
-class Window:
-    """Sums over the updates since the last line of the log; in the checkpoint, so that no kill changes a line."""
+def require_tensorboard() -> None:
+    """Tell in one line how to install what is missing, before any work."""
+    if find_spec("tensorboard") is None:
+        raise MtkitError(
+            "training.tensorboard wants the package tensorboard, which is not installed; install it with "
+            "pip install 'mtkit[tensorboard]', or leave the setting out"
+        )
 
-    updates: int = 0
-    loss: float = 0.0
-    likelihood: float = 0.0
-    tokens: int = 0
-    norm: float = 0.0
-    padding: float = 0.0
-    rate: float = 0.0  # of the last one
-    since: float = 0.0  # seconds of training when it began
-    consistency: float | None = None
 
-    def add(self, update: Update) -> None:
-        """One more."""
-        self.updates += 1
-        self.loss += update.loss
-        self.likelihood += update.likelihood
-        self.tokens += update.tokens
-        self.norm += update.norm
-        self.padding += update.padding
-        self.rate = update.rate
-        if update.consistency is not None:
-            self.consistency = (self.consistency or 0.0) + update.consistency
+class Board:
+    """Draws the events of a log as they come."""
 
-    def record(self, seconds: float) -> dict[str, float]:
-        """Means of what was added, which is not nothing, after so many seconds of training; losses in nats a token."""
-        agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
-        return {
-            "loss": round(self.loss / self.tokens, 5),
-            "nll": round(self.likelihood / self.tokens, 5),
-            **agreement,
-            "lr": self.rate,
-            "gradient_norm": round(self.norm / self.updates, 5),
-            "tokens_per_second": round(self.tokens / max(seconds - self.since, 1e-9), 1),
-            "padding": round(self.padding / self.updates, 4),
-            "minutes": round(seconds / 60, 4),
-        }
+    def __init__(self, directory: Path, step: int) -> None:
+        """What an earlier process drew of steps after this one is no longer shown: it will be drawn again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.directory = directory
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+        self._num_samples: dict[int, int] = {}
+
+    def draw(self, event: str, values: dict[str, object]) -> None:
+        """One event of the log: figures as curves, samples as text, the rest not at all."""
+        step = values.get("step", 0)
+        if event == "average":
+            assert isinstance(values["steps"], list)
+            step = values["steps"][-1]
+        assert isinstance(step, int)
+        if event == "sample":
+            # In the order of the log, so that a step has the samples 1, 2, 3.
+            number = self._num_samples.get(step, 0) + 1
+            self._num_samples = {step: number}
+            text = "\n".join(f"    {values[name]}" for name in ("source", "hypothesis", "reference"))
+            self._writer.add_text(f"sample/{number}", text, step)
+        elif event in CURVES:
+            for name, value in values.items():
+                if name not in {"step", *NOT_DRAWN} and isinstance(value, int | float) and math.isfinite(value):
+                    self._writer.add_scalar(f"{event}/{name}", value, step)
+        self._writer.flush()  # so that a kill loses no more than of the log
+
+    def close(self) -> None:
+        """No more events."""
+        with suppress(OSError):  # all there is to write was written, or is told of already
+            self._writer.close()
+
+
+# log.jsonl, and what a line of it sums up.
 
 
 class Log:
@@ -105,3 +104,89 @@ class Log:
 
 
 REMEDY = "the checkpoints are untouched: make room and start again"
+
+
+# How far training is: a bar on a terminal, else lines on stderr.
+
+LEAST_SECONDS = 5.0  # between two lines, however fast updates are
+MOST_SECONDS = 30.0  # without a line, however slow they are
+
+
+class ShownTraining:
+    """Shows each line of the log as it is written: loss, learning rate, speed, and the time that is left.
+
+    On a terminal these stand in a bar. Elsewhere they are a line for every training.log_every updates. Lines that would
+    come within LEAST_SECONDS of the one before are left out, but the first, the last and the one before a validation
+    always come; and where so many updates take longer than MOST_SECONDS, there is a line after as many seconds.
+    """
+
+    def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
+        self._progress = progress
+        self._settings = settings
+        self._told: float | None = None  # when the last line was printed
+        self._begun = monotonic()
+        self._left_out: str | None = None  # the last line, if it came too soon
+        self._has_lines = is_shown() and not on_terminal()
+        columns, rows = bar_size()
+        self._bar = tqdm(
+            total=settled(settings.max_steps),
+            initial=progress.step,
+            unit="step",
+            disable=not is_shown() or self._has_lines,
+            smoothing=0.05,
+            ncols=columns,
+            nrows=rows,
+        )
+
+    def close(self) -> None:
+        """No more updates come."""
+        self._bar.close()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Print the last line if it was left out, since something else than an update comes now."""
+        if self._left_out is not None:
+            say(self._left_out)
+            self._left_out = None
+
+    def update(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a line is to be shown though the log has none yet; never right after a validation."""
+        progress = self._progress
+        is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
+        return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
+
+    def tell(self, epochs: float, record: dict[str, float]) -> None:
+        """Show a line of the log, or what it would be so far, after so many epochs."""
+        expected = expected_steps(self._progress, self._settings)
+        if not self._has_lines:
+            self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")
+            self._bar.total = expected
+            return
+        line = f"{self._place(expected)}, epoch {epochs:.1f}: {_figures(record)}; {self._time(expected)}"
+        now = monotonic()
+        if self._told is not None and now - self._told < LEAST_SECONDS:
+            self._left_out = line
+            return
+        self._told, self._left_out = now, None
+        say(line)
+
+    def _place(self, expected: int) -> str:
+        about = "about " if expected != settled(self._settings.max_steps) else ""
+        return f"step {self._progress.step:,} of {about}{expected:,}"
+
+    def _time(self, expected: int) -> str:
+        progress, most = self._progress, self._settings.max_minutes
+        limit = "" if most is None else f" of {most:g}"
+        left = max(0.0, (expected - progress.step) * progress.seconds / progress.step)
+        if most is not None:
+            left = min(left, max(0.0, 60 * most - progress.seconds))
+        return f"{progress.seconds / 60:.1f}{limit} minutes, {duration(left)} left"
+
+
+def _figures(record: dict[str, float]) -> str:
+    return f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"

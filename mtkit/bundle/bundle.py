@@ -1,0 +1,444 @@
+"""The bundle: all that is needed to translate, in a folder or in one file."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtkit.bundle.storage import Folder, Storage, all_sums, is_packed, not_finite, open_storage, read_tensors, sums_of
+from mtkit.config.load import config_from_text
+from mtkit.config.settings import Config, config_text
+from mtkit.errors import CheckpointError, say
+from mtkit.files import replaced_directory, standing, write_file
+
+FORMAT = 2  # 1 had no checksums but the tokenizer's, no statistics of lengths and no canaries
+
+MOST_PIECES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Table:
+    """Any names, each with something of this kind."""
+
+    of: Any
+
+
+# What a description must tell for the model to be loaded.
+NEEDED = {"weights_bytes", "tokenizer_sha256", "source_vocab_size", "target_vocab_size"}
+
+LENGTHS = {"mean": float, "longest": int, "quantiles": Table(int)}
+
+# What it may tell, and of which kind that is; other keys are free. A number is finite and not negative.
+KINDS = {
+    "mtkit": str,
+    "name": str,
+    "languages": {"source": str, "target": str},
+    "num_parameters": int,
+    "weights_bytes": int,
+    "tokenizer_sha256": str,
+    "source_vocab_size": int,
+    "target_vocab_size": int,
+    "training": {
+        "steps": int,
+        "minutes": float,
+        "pairs_seen": int,
+        "averaged_steps": [int],
+        "changes": [{"step": int, "pairs": int, "settings": Table(list)}],
+        "choice": str,
+        "data": {
+            "num_pairs": int,
+            "source_tokens": int,
+            "target_tokens": int,
+            "dropped": Table(int),
+            "unknown": Table(float),
+            "files": [{"name": str, "fingerprint": str}],
+            "corpora": [int],
+            "lengths": {"pairs": int, "measured": int, "source": LENGTHS, "target": LENGTHS},
+        },
+    },
+    "files": Table({"bytes": int, "sha256": str}),
+}
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """The bytes of bundle.json, which end with a checksum over all else in it."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def read_description(data: bytes, path: Path) -> dict[str, Any]:
+    """What bundle.json tells, without its checksum; path, where it lies, begins the CheckpointError if it is damaged.
+
+    Since format 2 it is byte for byte as mtkit wrote it.
+    """
+    try:
+        content = json.loads(data)
+        found = content["format"]
+        is_whole = type(found) is int and found > 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise _damaged(path)
+    if found > FORMAT:
+        raise CheckpointError(
+            f"{path.parent}: a bundle of format {found}; this version of mtkit reads format {FORMAT} and older: "
+            "install a newer one"
+        )
+    is_sealed = content.pop("sha256", None) is not None
+    if is_sealed != (found > 1) or (is_sealed and sealed(content) != data):
+        raise _damaged(path)
+    if not content.keys() >= NEEDED or not _fits(content, KINDS) or not _are_sizes(content):
+        raise _damaged(path)
+    return dict(content)
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged; copy the model again")
+
+
+def _are_sizes(content: dict[str, Any]) -> bool:
+    return all(0 < content[f"{side}_vocab_size"] < MOST_PIECES for side in ("source", "target"))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind: a type, a list of a kind, keys each with a kind, or any keys of one kind."""
+    if isinstance(kind, Table):
+        return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_fits(value[key], kind[key]) for key in kind.keys() & value.keys())
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(each, kind[0]) for each in value)
+    if kind in (str, list):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+# Canaries: sentences that a bundle carries with their translations, to tell elsewhere whether it sings as it did.
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A source, and what the model said of it: greedily, in fp32 on a CPU."""
+
+    source: str
+    source_tokens: list[int]
+    target_tokens: list[int]  # without the end mark
+    log_prob: float  # of target_tokens and the end mark
+    text: str
+
+
+def canaries_text(canaries: Sequence[Canary]) -> bytes:
+    """As canaries.json holds them."""
+    return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
+
+
+def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
+    """Those of canaries.json; where begins the CheckpointError if it is damaged, or has ids that no vocabulary has."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    names = {field.name for field in fields(Canary)}
+    if not isinstance(content, list) or not all(isinstance(each, dict) and each.keys() == names for each in content):
+        raise CheckpointError(f"{where}: damaged; copy the model again")
+    canaries = [Canary(**each) for each in content]
+    if not all(
+        isinstance(canary.source, str)
+        and isinstance(canary.text, str)
+        and isinstance(canary.log_prob, int | float)
+        and math.isfinite(canary.log_prob)
+        and _are_ids(canary.source_tokens, source_vocab_size)
+        and _are_ids(canary.target_tokens, target_vocab_size)
+        for canary in canaries
+    ):
+        raise CheckpointError(f"{where}: damaged; copy the model again")
+    return canaries
+
+
+def _are_ids(tokens: Any, vocab_size: int) -> bool:
+    return isinstance(tokens, list) and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
+
+
+# The bundle: a model with all that it takes to translate, in one directory or packed into one file.
+
+WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
+    "weights.safetensors",
+    "config.yaml",
+    "bundle.json",
+    "canaries.json",
+    "scores.json",
+    "README.md",
+    "tokenizer",
+)
+
+# Ids of the target's vocabulary that were added and that no training has seen: they are never said.
+UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
+
+# What is in a run directory, some of it from the first second on, and in no bundle.
+RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
+
+SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, its weights not yet read."""
+
+    storage: Storage
+    config: Config
+    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, checksums
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the one file."""
+        return self.storage.path
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where messages say that the tokenizer lies."""
+        return self.storage.place(TOKENIZER)
+
+    def read(self, name: str) -> bytes:
+        """A file of the bundle, such as tokenizer/tokenizer.json; CheckpointError if it is not there."""
+        return _read(self.storage, name)
+
+    def config_with(self, overrides: Sequence[str]) -> Config:
+        """The settings it was trained with, and these over them."""
+        return _config(self.storage, overrides) if overrides else self.config
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """What the tokenizer is made of, by the names of its files."""
+        return tokenizer_files(self.storage)
+
+    def require_own_tokenizer(self) -> None:
+        """Another tokenizer's ids mean other words, and nobody would notice but by the translations."""
+        if _checksum(self.tokenizer_files()) != self.description["tokenizer_sha256"]:
+            raise CheckpointError(
+                f"{self.tokenizer_path}: not the tokenizer that this model was trained with; copy the model again"
+            )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they lie in the file: mapped into memory, not copied."""
+        path = self.path / WEIGHTS
+        try:
+            content = self.storage.view(WEIGHTS)
+        except OSError:
+            raise CheckpointError(f"{path}: missing; the model is not whole, copy it again") from None
+        if len(content) != self.description["weights_bytes"]:
+            raise CheckpointError(
+                f"{path}: {len(content):,} bytes where {self.description['weights_bytes']:,} were written; "
+                "the file is cut off or another model's, copy it again"
+            )
+        return read_tensors(content, str(path))
+
+    @property
+    def untrained_tags(self) -> tuple[str, ...]:
+        """Tags that were added and that no training has seen."""
+        tags = self.description.get(UNTRAINED_TAGS, [])
+        return tuple(map(str, tags)) if isinstance(tags, list) else ()
+
+    @property
+    def untrained(self) -> list[int]:
+        """Ids that were added to the target's vocabulary and that no training has seen."""
+        ids = self.description.get(UNTRAINED, [])
+        size = self.description["target_vocab_size"]
+        if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < size for id_ in ids):
+            raise CheckpointError(f"{self.path / DESCRIPTION}: damaged; copy the model again")
+        return ids
+
+    def canaries(self) -> list[Canary]:
+        """Sentences whose translations are known; none in a bundle of format 1."""
+        if self.description["format"] == 1:
+            return []
+        sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
+        return read_canaries(self.read(CANARIES), str(self.path / CANARIES), *sizes)
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle that a path names: a bundle itself, or the one of a run directory."""
+    bundle = bundle_at(path)
+    if bundle is None:
+        raise no_model(path)
+    return bundle
+
+
+def bundle_at(path: Path) -> Path | None:
+    """The same; None if there is none."""
+    if is_packed(path):
+        return path
+    candidates = map(standing, (path, path / "model"))
+    return next((candidate for candidate in candidates if (candidate / DESCRIPTION).is_file()), None)
+
+
+def no_model(path: Path) -> CheckpointError:
+    """What to say of a path that names neither a bundle nor a checkpoint."""
+    wanted = "MODEL is a run directory, a checkpoint or a model bundle"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
+    if not path.is_dir():
+        found = "is a file that mtkit pack did not write" if path.exists() else "no such directory"
+        run = Path("runs") / path
+        meant = f"; did you mean {run}?" if not path.exists() and _holds_model(run) else f"; {wanted}"
+        return CheckpointError(f"{path}: {found}{meant}")
+    if is_run(path):
+        return CheckpointError(f"{path}: training has not found a first model yet; go on with mtkit train")
+    inside = [below for below in sorted(path.iterdir()) if _holds_model(below)]
+    more = f"; {inside[0]} is one" if inside else ""
+    return CheckpointError(f"{path}: not a model: it holds no {DESCRIPTION} and no model/{DESCRIPTION}{more}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is the directory of a run, however far that is."""
+    return any((path / name).exists() for name in RUN_SIGNS)
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a folder is a bundle or a run directory, finished or not."""
+    return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
+
+
+def find_storage(path: Path) -> Storage:
+    """The files of the bundle that a path names."""
+    return open_storage(find_bundle(path))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """The bundle at a path, its parts checked for being there and readable."""
+    return bundle_of(find_storage(path))
+
+
+def bundle_of(storage: Storage) -> Bundle:
+    """The bundle that these files are."""
+    description = describe(storage)
+    return Bundle(storage, _config(storage, ()), description)
+
+
+def describe(storage: Storage) -> dict[str, Any]:
+    """What bundle.json tells; a damaged one is a CheckpointError."""
+    path = storage.path / DESCRIPTION
+    try:
+        content = bytes(storage.view(DESCRIPTION))
+    except OSError:
+        raise CheckpointError(f"{path}: damaged or missing; copy the model again") from None
+    return read_description(content, path)
+
+
+def tokenizer_files(storage: Storage) -> dict[str, bytes]:
+    """The files of the tokenizer by their names in its folder."""
+    names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
+    return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
+
+
+def _read(storage: Storage, name: str) -> bytes:
+    try:
+        return bytes(storage.view(name))
+    except OSError:
+        raise CheckpointError(f"{storage.path / name}: damaged or missing; copy the model again") from None
+
+
+def _config(storage: Storage, overrides: Sequence[str]) -> Config:
+    path = storage.path / CONFIG
+    try:
+        text = _read(storage, CONFIG).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: damaged or missing; copy the model again") from None
+    return config_from_text(text, str(path), overrides)
+
+
+def save_bundle(
+    path: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    save_tokenizer: Callable[[Path], None],
+    about: dict[str, Any],
+    canaries: Sequence[Canary] = (),
+) -> None:
+    """Write a bundle in the place of an older one; about is kept in its description."""
+    try:
+        with replaced_directory(path) as new:
+            save_file(weights, new / WEIGHTS)
+            save_tokenizer(new / TOKENIZER)
+            (new / CONFIG).write_bytes(carried_config(config))
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which safetensors lets nobody else read
+            (new / CANARIES).write_bytes(canaries_text(canaries))
+            storage = Folder(new)
+            files = {name: sums.told for name, sums in all_sums(storage).items()}
+            (new / DESCRIPTION).write_bytes(description_of(config, tokenizer_files(storage), files, about))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
+    if fault := not_finite(weights):
+        say(f"warning: {path}: {fault}; it cannot translate")
+
+
+def carried_config(config: Config) -> bytes:
+    """config.yaml of a bundle, which names no folder and no device of the machine that the model was made on."""
+    training = config.training.model_copy(update={"start_from": None})
+    return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
+
+
+def description_of(
+    config: Config, tokenizer: Mapping[str, bytes], files: Mapping[str, dict[str, Any]], about: Mapping[str, Any]
+) -> bytes:
+    """bundle.json; tokenizer holds the tokenizer's files, files the size and checksum of every file but bundle.json."""
+    return sealed(
+        {
+            "format": FORMAT,
+            "name": config.name,
+            "languages": config.languages.model_dump(mode="json"),
+            "weights_bytes": files[WEIGHTS]["bytes"],
+            "tokenizer_sha256": _checksum(tokenizer),
+            **about,
+            "files": files,
+        }
+    )
+
+
+def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
+    """Leave the scores and the card that tells of them in the bundle, which is a folder.
+
+    A kill between the files leaves checksums of the older ones, until the scores are measured again.
+    """
+    new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
+    for name, content in new.items():
+        write_file(bundle.path / name, content)
+    if "files" in bundle.description:
+        sums = {name: sums_of(memoryview(content)).told for name, content in new.items()}
+        files = dict(sorted({**bundle.description["files"], **sums}.items()))
+        write_file(bundle.path / DESCRIPTION, sealed({**bundle.description, "files": files}))
+
+
+def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
+    """The scores in the bundle; none if it was not evaluated, or if they are damaged: they can be measured again."""
+    try:
+        scores = json.loads(bytes(bundle.storage.view(SCORES)))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return []
+    return scores if isinstance(scores, list) and all(map(_is_score, scores)) else []
+
+
+def _is_score(score: Any) -> bool:
+    return (
+        isinstance(score, dict)
+        and score.keys() == SCORE
+        and all(isinstance(score[key], str) for key in SCORE - {"score"})
+        and isinstance(score["score"], int | float)
+    )
+
+
+def _checksum(files: Mapping[str, bytes]) -> str:
+    """One over the names and the bytes of all files of a directory."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

@@ -1,0 +1,480 @@
+"""What MODEL names, a bundle or a checkpoint read as one; and the model that training starts from."""
+
+import errno
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtkit import __version__
+from mtkit.bundle.bundle import (
+    CANARIES,
+    CONFIG,
+    DESCRIPTION,
+    TOKENIZER,
+    WEIGHTS,
+    Bundle,
+    bundle_at,
+    bundle_of,
+    canaries_text,
+    carried_config,
+    description_of,
+    no_model,
+    tokenizer_files,
+)
+from mtkit.bundle.checkpoints import (
+    STEP,
+    TRAINED,
+    Snapshot,
+    is_checkpoint,
+    read_progress_at,
+    read_snapshot,
+    readable_steps,
+    retried,
+    step_directories,
+    step_directory,
+)
+from mtkit.bundle.storage import Member, Storage, open_storage, read_tensors, sums_of
+from mtkit.config.load import check_tags, config_from_text, with_sections
+from mtkit.config.section import Section
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError, ConfigError, say
+from mtkit.files import standing
+from mtkit.text.parallel import describe_tags, extend_command
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.tokenizer_training import handed_on
+
+
+@dataclass(frozen=True)
+class CheckpointStorage:
+    """The files of the bundle that a checkpoint makes, all in memory: training may delete the checkpoint meanwhile."""
+
+    path: Path  # of the checkpoint
+    run: Path
+    step: int
+    choice: str | None  # why it stands for its run; None if it was named itself
+    files: Mapping[str, memoryview]
+
+    def place(self, name: str) -> Path:
+        """The weights lie in the checkpoint, all else in its run."""
+        return self.path / name if name == WEIGHTS else self.run / name
+
+    def names(self) -> list[str]:
+        """Those of all files."""
+        return sorted(self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files; the optimizer's memory is none of them."""
+        return sum(map(len, self.files.values()))
+
+    def view(self, name: str) -> memoryview:
+        """A file as it is in memory."""
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def strange(self, members: Sequence[Member]) -> str | None:
+        """There is nothing around the files."""
+        return None
+
+
+def has_model(run: Path) -> bool:
+    """Whether a run directory holds a model that training finished."""
+    return (standing(run / "model") / DESCRIPTION).exists()
+
+
+def is_begun(run: Path) -> bool:
+    """Whether a run has something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
+    return bool(step_directories(run / "checkpoints")) or has_model(run)
+
+
+def find_model(path: Path) -> Storage:
+    """The files of the model that a path names."""
+    if bundle := bundle_at(path):
+        return open_storage(bundle)
+    return retried(partial(_find_checkpoint, path))
+
+
+def open_model(path: Path) -> Bundle:
+    """The model at a path, its parts checked for being there and readable."""
+    return bundle_of(find_model(path))
+
+
+def open_and_tell(path: Path) -> Bundle:
+    """The same; tells the user if a checkpoint stands for its run."""
+    bundle = open_model(path)
+    tell(bundle.storage)
+    return bundle
+
+
+def tell(storage: Storage) -> None:
+    """Say on standard error which checkpoint stands for its run, if one does."""
+    if isinstance(storage, CheckpointStorage) and storage.choice:
+        say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
+
+
+def newest_step(run: Path) -> int | None:
+    """The newest checkpoint of a run whose training is not finished; None if it is, or if there is none."""
+    return None if is_finished(run) else max(readable_steps(run / "checkpoints"), default=None)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether training has come to its end."""
+    return (run / TRAINED).exists()
+
+
+# A checkpoint as a bundle.
+
+
+def _find_checkpoint(path: Path) -> CheckpointStorage:
+    """The checkpoint that a path names; FileNotFoundError if training deletes it meanwhile."""
+    if is_checkpoint(path):
+        run = _run_around(path)
+        if run is None:
+            raise CheckpointError(
+                f"{path}: a checkpoint without its run, which has its tokenizer and its settings; name it where "
+                "training wrote it, as RUN/checkpoints/step-…"
+            )
+        return _checkpoint(run, path, None)
+    if readable_steps(path / "checkpoints"):
+        step, choice = best_step(path)
+        return _checkpoint(path, step_directory(path / "checkpoints", step), choice)
+    if steps := readable_steps(path):
+        newest = step_directory(path, steps[-1])
+        raise CheckpointError(f"{path}: holds checkpoints; name the run directory, or one of them, such as {newest}")
+    if STEP.fullmatch(path.name) and (steps := readable_steps(path.parent)):
+        shown = ", ".join(f"{step:,}" for step in steps)
+        raise CheckpointError(f"{path}: no such checkpoint; there are those of steps {shown}")
+    raise no_model(path)
+
+
+def _run_around(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint lies in; either may be named by a link."""
+    for place in (checkpoint.absolute(), checkpoint.resolve()):
+        if (place.parent.parent / CONFIG).is_file():
+            return place.parent.parent
+    return None
+
+
+def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointStorage:
+    snapshot = read_snapshot(directory)
+    tokenizer = run_tokenizer(run, directory, snapshot.identity)
+    config = run_config(run, snapshot.identity)
+    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
+    tokenizer_files = tokenizer.files()
+    files = {
+        CONFIG: carried_config(config),
+        CANARIES: canaries_text([]),
+        **{f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
+    }
+    sums = {name: sums_of(memoryview(content)).told for name, content in files.items()}
+    sums[WEIGHTS] = {"bytes": len(snapshot.weights), "sha256": snapshot.sha256}
+    step = snapshot.progress.step
+    about = {
+        "mtkit": _noted(run).get("mtkit", __version__),
+        "source_vocab_size": tokenizer.source_vocab_size,
+        "target_vocab_size": tokenizer.target_vocab_size,
+        "num_parameters": sum(map(Tensor.numel, weights_of(snapshot, directory).values())),
+        "training": training_of(run, snapshot, [step], choice),
+    }
+    description = description_of(config, tokenizer_files, sums, about)
+    views = {name: memoryview(content) for name, content in {**files, DESCRIPTION: description}.items()}
+    return CheckpointStorage(directory, run, step, choice, {**views, WEIGHTS: memoryview(snapshot.weights)})
+
+
+def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by the names of the parameters."""
+    return read_tensors(memoryview(snapshot.weights), str(directory))
+
+
+def best_step(run: Path) -> tuple[int, str]:
+    """The best checkpoint so far, or the newest if there is none, and which of these it is, in words."""
+    checkpoints = run / "checkpoints"
+    select_by = run_config(run).training.select_by
+    # From here on as fast as can be: training may delete what is chosen.
+    steps = readable_steps(checkpoints)
+    if not steps:
+        raise no_model(run)
+    progress = read_progress_at(step_directory(checkpoints, steps[-1]))
+    if not progress.best_step:
+        return steps[-1], "the newest (none is validated yet)"
+    if progress.best_step not in steps:
+        return steps[-1], f"the newest (the best, step {progress.best_step:,}, is gone)"
+    score = _score_text(select_by, progress.best_score)
+    return progress.best_step, f"the best{'' if is_finished(run) else ' so far'} ({score})"
+
+
+def _score_text(select_by: str, score: float) -> str:
+    """What a checkpoint is best at; a loss is told without its sign."""
+    if select_by == "loss":
+        return f"nll {-score:.4f}"
+    return f"{ {'bleu': 'BLEU', 'chrf': 'chrF'}[select_by] } {score:.2f}"
+
+
+# What a run directory tells of its checkpoints.
+
+
+def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a run; those of the model are what a checkpoint says, where its identity is given."""
+    path = standing(run / CONFIG)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(
+            f"{path}: damaged or missing; it has the settings of the run: go on with mtkit train, which writes it"
+        ) from None
+    config = config_from_text(text, str(path)).model_copy(update={"run_dir": run})
+    return with_sections(config, {"model": identity["model"]}, str(path)) if identity else config
+
+
+def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a run, which must be the one that the checkpoint in a directory was trained with."""
+    place = standing(run / TOKENIZER)
+    tokenizer = Tokenizer.load(place)
+    if tokenizer.hash != identity["tokenizer"]:
+        if not is_checkpoint(directory):
+            raise FileNotFoundError(errno.ENOENT, "deleted", str(directory))  # the run was started anew
+        raise CheckpointError(f"{place}: not the tokenizer that {directory} was trained with; copy the run again")
+    return tokenizer
+
+
+def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str | None) -> dict[str, Any]:
+    """What a bundle tells of its training: newest is the last of the checkpoints whose weights it averages."""
+    progress, data = newest.progress, _noted(run).get("data")
+    return {
+        "steps": progress.step,
+        "minutes": round(progress.seconds / 60, 1),
+        "pairs_seen": progress.pairs,
+        "averaged_steps": list(steps),
+        "start_from": newest.identity["training"].get("start_from"),
+        **({"data": data} if data else {}),
+        "finished": is_finished(run),
+        **({"choice": choice} if choice else {}),
+    }
+
+
+def _noted(run: Path) -> dict[str, Any]:
+    """What training noted in run.json when it began; nothing where that is missing."""
+    try:
+        content = json.loads((run / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before.
+
+# Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
+UNFINISHED = "of a run that was not finished"
+
+
+def start_bundle(config: Config) -> Bundle | None:
+    """The model that a new run starts from; None if it starts from nothing. What does not fit is an error."""
+    path = config.training.start_from
+    if path is None:
+        return None
+    try:
+        bundle = open_model(path)
+        bundle.require_own_tokenizer()
+        tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
+    except CheckpointError as error:
+        raise CheckpointError(f"training.start_from: {error}") from None
+    if _belongs_to(bundle.storage, config):
+        raise _own_run(config)
+    found = config.model_dump(mode="json", include={"model", "tokenizer"})
+    wanted = bundle.config.model_dump(mode="json", include={"model", "tokenizer"})
+    if different := list(_different("model", wanted["model"], found["model"])):
+        raise _other_model(config, different)
+    if different := list(_different("tokenizer", wanted["tokenizer"], found["tokenizer"])):
+        raise ConfigError(
+            f"training.start_from {path}: its tokenizer goes with its weights and is another one; leave these out of "
+            f"your settings, or copy them: {', '.join(different)}"
+        )
+    _require_train_tags(config, tokenizer)
+    return bundle
+
+
+def carried_over(config: Config) -> Config:
+    """The settings, and where they start from another model its own for all that they do not say of these sections.
+
+    The model's settings and its tokenizer's must then be its own, but for dropout, which is no part of the weights, and
+    what suited much data seldom suits little. If the model is gone, the run's own config.yaml tells what was taken.
+
+    Tags that the model does not know are a ConfigError; see _check_tags.
+    """
+    if config.training.start_from is None:
+        check_tags(config)
+        return config
+    carried = _carried_over(config)
+    _check_tags(carried)
+    return carried
+
+
+def _carried_over(config: Config) -> Config:
+    assert config.training.start_from is not None
+    try:
+        bundle = open_model(config.training.start_from)
+        if isinstance(bundle.storage, CheckpointStorage) and _belongs_to(bundle.storage, config):
+            raise _own_run(config)
+        carried = bundle.config
+    except CheckpointError:
+        resolved = config.run_path / "config.yaml"
+        if not resolved.is_file():
+            return config  # told when it is to be opened
+        carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
+    names = ("model", "tokenizer", "languages", "decoding")
+    if different := list(_other_kinds("model", carried.model, config.model)):
+        raise _other_model(config, different)
+    sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
+    return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+
+
+def _belongs_to(storage: Storage, config: Config) -> bool:
+    """Whether a model is the run's own, or a checkpoint of the run, which may lie elsewhere by a link."""
+    place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
+    return place.resolve().is_relative_to(config.run_path.resolve())
+
+
+def _own_run(config: Config) -> ConfigError:
+    return ConfigError(
+        f"training.start_from {config.training.start_from} is this run itself; give the run another name"
+    )
+
+
+def _check_tags(config: Config) -> None:
+    """Refuse tags that neither training sees nor the model to start from knows.
+
+    A run that has begun keeps those that it is trained with: earlier versions read unknown ones as several pieces.
+    """
+    if not config.data.train_tags and not any(config.data.untrained_tags(())):
+        return
+    tokenizer = _known_tokenizer(config)
+    if tokenizer is None:
+        return  # told when it is to be opened
+    if not is_begun(config.run_path):
+        _require_train_tags(config, tokenizer)
+    check_tags(config, tokenizer.tags)
+
+
+def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse tags of data.train that the tokenizer would cut into pieces."""
+    unknown = [tag for tag in config.data.train_tags if tag not in tokenizer.tags]
+    if not unknown:
+        return
+    start = config.training.start_from
+    told = f"training.start_from {start}: the model does not know tag {', '.join(unknown)} of data.train"
+    pieces = set(tokenizer.source_pieces(range(tokenizer.source_vocab_size)))
+    if taken := [tag for tag in unknown if tag in pieces]:
+        raise ConfigError(
+            f"{told}, and {', '.join(taken)} is a piece of its vocabulary that other words are made of; take another "
+            "tag, such as <2de>"
+        )
+    raise ConfigError(
+        f"{told}; {describe_tags(tokenizer.tags)}. Add what is missing by "
+        f"`{extend_command(shlex.quote(str(start)), unknown)}`, and start from LARGER"
+    )
+
+
+def _known_tokenizer(config: Config) -> Tokenizer | None:
+    """That of the model to start from, or the run's own copy of it; None if neither can be read."""
+    try:
+        if tokenizer := start_tokenizer(config):
+            return tokenizer
+        return Tokenizer.load(config.run_path / "tokenizer")
+    except CheckpointError:
+        return None
+
+
+def _other_model(config: Config, different: list[str]) -> ConfigError:
+    return ConfigError(
+        f"training.start_from {config.training.start_from}: its model has other settings; leave these out of yours, or "
+        f"copy them: {', '.join(different)}"
+    )
+
+
+def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
+    """Architectures that are said and are not those of the model to start from; their settings have nothing in common.
+
+    Where a model is mixed its halves are looked at, too.
+    """
+    if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
+        theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
+        yield f"{section}.architecture: {theirs} (found {said})"
+        return
+    for name, half in ours:
+        before = getattr(carried, name, None)
+        if isinstance(half, Section) and isinstance(before, Section):
+            yield from _other_kinds(f"{section}.{name}", before, half)
+
+
+def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
+    """What was carried over, with what our settings say over it."""
+    merged = dict(carried)
+    for name in ours.model_fields_set:
+        value, before = getattr(ours, name), carried.get(name)
+        if isinstance(value, Section) and isinstance(before, dict):
+            merged[name] = _merged(before, value)
+        else:
+            merged[name] = ours.model_dump(mode="json")[name]
+    return merged
+
+
+def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    """Settings that are not those of the model to start from, dropout aside."""
+    for key in {**wanted, **found}:
+        theirs, ours = wanted.get(key), found.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            yield from _different(f"{section}.{key}", theirs, ours)
+        elif theirs != ours and not key.endswith("dropout"):
+            yield f"{section}.{key}: {theirs} (found {ours})"
+
+
+def start_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer of the model to start from; None if none is named, or if it is gone."""
+    storage = _start_storage(config)
+    return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.place(TOKENIZER))
+
+
+def start_checksum(config: Config, noted: object = None) -> str | None:
+    """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them.
+
+    noted is what was noted at step 0. A run that was not finished then has other weights by now, though it may be
+    finished, and what was noted of it comes back. None, too, while the run is not finished.
+    """
+    if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
+        return noted
+    storage = _start_storage(config)
+    if storage is None or WEIGHTS not in storage.names() or _stands_for_its_run(storage):
+        return None
+    return _checksum_of(storage)
+
+
+def noted_start(bundle: Bundle) -> str:
+    """What is noted of the weights that training starts from: their checksum."""
+    storage = bundle.storage
+    if isinstance(storage, CheckpointStorage) and _stands_for_its_run(storage):
+        return f"{_checksum_of(storage)}, step {storage.step:,} {UNFINISHED}"
+    return _checksum_of(storage)
+
+
+def _checksum_of(storage: Storage) -> str:
+    return f"sha256:{sums_of(storage.view(WEIGHTS)).sha256}"
+
+
+def _stands_for_its_run(storage: Storage) -> bool:
+    return isinstance(storage, CheckpointStorage) and storage.choice is not None
+
+
+def _start_storage(config: Config) -> Storage | None:
+    if config.training.start_from is None:
+        return None
+    try:
+        return find_model(config.training.start_from)
+    except CheckpointError:
+        return None

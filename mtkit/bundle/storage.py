@@ -1,0 +1,438 @@
+"""The files of a bundle, in a folder or in one archive, memory-mapped, with their checksums."""
+
+import hashlib
+import json
+import math
+import mmap
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+from mtkit.errors import CheckpointError
+
+LOCAL = struct.Struct("<4s5H3I2H")  # the head before each file
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # its entry in the directory at the end
+END = struct.Struct("<4s4H2IH")
+END_64 = struct.Struct("<4sQ2H2I4Q")
+LOCATOR_64 = struct.Struct("<4sIQI")
+
+VERSION, VERSION_64 = 20, 45
+DATE = (1 << 5) | 1  # 1 January 1980, the first that a zip can tell
+PLAIN_FILE = (stat.S_IFREG | 0o644) << 16
+LIMIT = 0xFFFFFFFF  # sizes and places from here on stand in a field of their own
+LIMIT_COUNT = 0xFFFF
+ZIP64 = 0x0001
+PADDING = 0xD935  # the field by which zips align files: the alignment, then zeros
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive."""
+
+    name: str
+    size: int
+    crc: int
+    begin: int = 0  # of its content, in bytes from the begin of the archive
+    align_at: int | None = None  # this byte of its content lies at a multiple of the alignment
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The bytes of an archive that are not those of its files."""
+
+    heads: list[bytes]  # one before each file
+    tail: bytes
+
+    def write(self, file: BinaryIO, contents: Sequence[memoryview]) -> None:
+        """The whole archive."""
+        for head, content in zip(self.heads, contents, strict=True):
+            file.write(head)
+            file.write(content)
+        file.write(self.tail)
+
+
+def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
+    """The bytes around files in that order."""
+    heads, entries, place = [], [], 0
+    for member in members:
+        name = member.name.encode("ascii")
+        is_big = member.size >= LIMIT
+        extra = struct.pack("<2H2Q", ZIP64, 16, member.size, member.size) if is_big else b""
+        if member.align_at is not None:
+            extra += _padding(place + LOCAL.size + len(name) + len(extra) + member.align_at, alignment)
+        size = LIMIT if is_big else member.size
+        common = (0, 0, 0, DATE, member.crc, size, size, len(name))  # no flags, stored, midnight
+        head = LOCAL.pack(b"PK\3\4", VERSION_64 if is_big else VERSION, *common, len(extra)) + name + extra
+        entries.append(_entry(member, name, common, place))
+        heads.append(head)
+        place += len(head) + member.size
+    return Layout(heads, b"".join(entries) + _end(len(members), sum(map(len, entries)), place))
+
+
+def _padding(place: int, alignment: int) -> bytes:
+    """A field so long that what stands at a place without it stands at a multiple of the alignment."""
+    least = 6  # id, length and alignment
+    zeros = -(place + least) % alignment
+    return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
+
+
+def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
+    wide = [member.size] * 2 if member.size >= LIMIT else []
+    wide += [place] if place >= LIMIT else []
+    extra = struct.pack(f"<2H{len(wide)}Q", ZIP64, 8 * len(wide), *wide) if wide else b""
+    version = VERSION_64 if wide else VERSION
+    made_by = (3 << 8) | version  # on Unix, so that the kind of file is told
+    return (
+        CENTRAL.pack(b"PK\1\2", made_by, version, *common, len(extra), 0, 0, 0, PLAIN_FILE, min(place, LIMIT))
+        + name
+        + extra
+    )
+
+
+def _end(count: int, size: int, place: int) -> bytes:
+    """What stands after a directory of so many entries and bytes that begins at a place."""
+    wide = b""
+    if place >= LIMIT or count >= LIMIT_COUNT:
+        wide = END_64.pack(
+            b"PK\6\6", END_64.size - 12, (3 << 8) | VERSION_64, VERSION_64, 0, 0, count, count, size, place
+        )
+        wide += LOCATOR_64.pack(b"PK\6\7", 0, place + size, 1)
+    few = min(count, LIMIT_COUNT)
+    return wide + END.pack(b"PK\5\6", 0, 0, few, few, size, min(place, LIMIT), 0)
+
+
+def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
+    """The files of an archive by their names, in their order; data is what is in file.
+
+    A ValueError says in one line what it holds that it should not, or how it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError, struct.error) as error:
+        raise ValueError(f"not a whole zip ({error})") from None
+    members: dict[str, Member] = {}
+    for info in infos:
+        member = _member(info, data)
+        if member.name in members:
+            raise ValueError(f"it holds {member.name} twice")
+        members[member.name] = member
+    end = 0
+    for member in sorted(members.values(), key=lambda member: member.begin):
+        if member.begin - LOCAL.size - len(member.name) < end or member.begin + member.size > len(data):
+            raise ValueError(f"{member.name} lies where something else does")
+        end = member.begin + member.size
+    return members
+
+
+def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
+    name = info.orig_filename
+    if not NAME.fullmatch(name):
+        raise ValueError(f"it holds {name[:100]!r}, which no file of a model is called")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise ValueError(f"{name} is not a plain file")
+    if info.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted")
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError(f"{name} is compressed; a model is stored as it is")
+    head = data[info.header_offset : info.header_offset + LOCAL.size] if info.header_offset >= 0 else b""
+    if len(head) < LOCAL.size:
+        raise ValueError(f"{name} is not where the directory says")
+    signature, _, flags, method, *_, name_length, extra_length = LOCAL.unpack(head)
+    begin = info.header_offset + LOCAL.size + name_length + extra_length
+    own_name = bytes(data[info.header_offset + LOCAL.size :][:name_length])
+    if (signature, flags & 1, method, own_name) != (b"PK\3\4", 0, zipfile.ZIP_STORED, name.encode()):
+        raise ValueError(f"{name} is not where the directory says")
+    return Member(name, info.file_size, info.CRC, begin)
+
+
+def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
+    """The first byte around the files that is not as lay_out makes it; None if all are, and nothing is left over."""
+    layout, place = lay_out(members), 0
+    for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
+        found = bytes(data[place : place + len(head)])
+        if found != head:
+            return place + next((i for i, (a, b) in enumerate(zip(found, head, strict=False)) if a != b), len(found))
+        place += len(head) + size
+    return None if place == len(data) else place
+
+
+# Where the files of a bundle lie: in a folder, or in one file. Whoever reads them need not care.
+
+ZIP_BEGINS = b"PK\3\4"
+
+
+class Storage(Protocol):
+    """The files of a bundle, by names such as tokenizer/tokenizer.json."""
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the one file."""
+
+    def place(self, name: str) -> Path:
+        """Where messages say that a file or a folder of files lies."""
+
+    def names(self) -> list[str]:
+        """Of all files, in order."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take on the disk."""
+
+    def view(self, name: str) -> memoryview:
+        """The content, mapped into memory; FileNotFoundError if there is no such file."""
+
+    def strange(self, members: Sequence[Member]) -> str | None:
+        """What is wrong around the files, which are packed as these in that order; None if nothing is."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A file for each name."""
+
+    path: Path
+
+    def place(self, name: str) -> Path:
+        """In the folder."""
+        return self.path / name
+
+    def names(self) -> list[str]:
+        """Those of all files below the folder."""
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum((self.path / name).stat().st_size for name in self.names())
+
+    def view(self, name: str) -> memoryview:
+        """A map of its own for each file."""
+        with (self.path / name).open("rb") as file:
+            return _mapped(file)
+
+    def strange(self, members: Sequence[Member]) -> str | None:
+        """There is nothing around the files of a folder."""
+        return None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One archive, mapped as a whole, once."""
+
+    path: Path
+    data: memoryview
+    members: Mapping[str, Member]
+
+    @staticmethod
+    def open(path: Path) -> "Packed":
+        """The archive in a file; CheckpointError if it is none, or holds what a bundle does not."""
+        with path.open("rb") as file:
+            data = _mapped(file)
+            try:
+                return Packed(path, data, read_members(file, data))
+            except ValueError as error:
+                raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
+
+    def place(self, name: str) -> Path:
+        """In the archive, as if it were a folder."""
+        return self.path / name
+
+    def names(self) -> list[str]:
+        """Those of all members."""
+        return sorted(self.members)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the one file."""
+        return len(self.data)
+
+    def view(self, name: str) -> memoryview:
+        """A part of the one map."""
+        if name not in self.members:
+            raise FileNotFoundError(name)
+        member = self.members[name]
+        return self.data[member.begin : member.begin + member.size]
+
+    def strange(self, members: Sequence[Member]) -> str | None:
+        """Whether the bytes around the files are those that packing writes."""
+        place = first_difference(self.data, members)
+        return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
+
+
+def open_storage(path: Path) -> Storage:
+    """A folder, or a file that begins as an archive does."""
+    return Folder(path) if path.is_dir() else Packed.open(path)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as an archive does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(ZIP_BEGINS)) == ZIP_BEGINS
+
+
+def _mapped(file: BinaryIO) -> memoryview:
+    try:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    except ValueError:  # empty, which cannot be mapped
+        return memoryview(b"")
+
+
+# Checksums of the files of a bundle.
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Checksums of one file."""
+
+    size: int
+    sha256: str
+    crc: int
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As bundle.json tells of a file."""
+        return {"bytes": self.size, "sha256": self.sha256}
+
+
+def sums_of(content: memoryview) -> Sums:
+    """Both checksums in one reading."""
+    digest, crc = hashlib.sha256(), 0
+    for begin in range(0, len(content), CHUNK_BYTES):
+        chunk = content[begin : begin + CHUNK_BYTES]
+        digest.update(chunk)
+        crc = zlib.crc32(chunk, crc)
+    return Sums(len(content), digest.hexdigest(), crc)
+
+
+def all_sums(storage: Storage) -> dict[str, Sums]:
+    """Those of every file that is there and can be read."""
+    found = {}
+    for name in storage.names():
+        try:
+            found[name] = sums_of(storage.view(name))
+        except OSError:
+            continue  # told as missing, if it belongs there
+    return found
+
+
+# Tensors read out of the bytes of a safetensors file where they lie, without a copy.
+
+LENGTH_BYTES = 8
+LONGEST_HEADER = 1 << 24  # that of a thousand tensors has a hundred thousand bytes
+MOST_DIMENSIONS = 8
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the header tells of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # in bytes, from the end of the header
+    end: int
+
+
+def numbers_begin(data: memoryview) -> int:
+    """Where the header ends and the first tensor begins; a header that the file cannot hold is a ValueError."""
+    if len(data) < LENGTH_BYTES:
+        raise ValueError(f"{len(data)} bytes are too few for a header")
+    (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
+    most = min(len(data) - LENGTH_BYTES, LONGEST_HEADER)
+    if length > most:
+        raise ValueError(f"its header would have {length:,} bytes, and can have {most:,}")
+    return LENGTH_BYTES + int(length)
+
+
+def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
+    """The tensors of a file by their names; they share its memory, which must be writable.
+
+    Every byte after the header belongs to one tensor, or it is a CheckpointError, which where begins.
+    """
+    try:
+        begin = numbers_begin(data)
+        entries = _entries(bytes(data[LENGTH_BYTES:begin]))
+        numbers = data[begin:]
+        place = 0
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+            if entry.begin != place:
+                raise ValueError(f"tensor {name} begins at byte {entry.begin:,}, not at {place:,}")
+            place = entry.end
+        if place != len(numbers):
+            raise ValueError(f"its tensors have {place:,} bytes, and {len(numbers):,} are there")
+        return {name: _tensor(name, entry, numbers) for name, entry in entries.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{where}: damaged: {error}; copy it again") from None
+    except RecursionError:
+        raise CheckpointError(f"{where}: damaged: its header is nested too deeply; copy it again") from None
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with weights that are not all finite, the first such tensor named; None if all are."""
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            count = weight.numel() - int(weight.isfinite().sum())
+            return f"weight {name} holds {count:,} values of {weight.numel():,} that are infinite or no number"
+    return None
+
+
+def _entries(header: bytes) -> dict[str, _Entry]:
+    try:
+        content = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
+    except UnicodeDecodeError:
+        raise ValueError("its header is not UTF-8") from None
+    except json.JSONDecodeError:
+        raise ValueError("its header is not JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError("its header is not a table of tensors")
+    content.pop("__metadata__", None)  # free text, which nothing here reads
+    return {name: _tensor_entry(name, value) for name, value in content.items()}
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header names something twice")
+    return found
+
+
+def _tensor_entry(name: str, value: Any) -> _Entry:
+    told = f"tensor {name[:100]!r}"
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
+    dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{told} is of no type that is known: {', '.join(DTYPES)}")
+    if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or 0 in shape:
+        raise ValueError(f"{told} has no shape that a tensor can have")
+    if not _are_counts(span) or len(span) != 2 or span[1] - span[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{told} has not the bytes that its shape wants")
+    return _Entry(DTYPES[dtype], tuple(shape), *span)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _tensor(name: str, entry: _Entry, numbers: memoryview) -> Tensor:
+    tensor = torch.frombuffer(numbers, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin)
+    if tensor.data_ptr() % entry.dtype.itemsize:
+        raise ValueError(f"tensor {name} lies where the processor cannot read its numbers")
+    return tensor.view(entry.shape)

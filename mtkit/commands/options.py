@@ -1,0 +1,260 @@
+"""Arguments and options that several commands share, and what to type instead of wrong ones."""
+
+import re
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtkit.errors import MtkitError, inform, show_progress, whole_number
+
+# Commands of fairseq, OpenNMT, Marian, Sockeye and JoeyNMT, and what people type for want of a better word.
+COMMANDS = {
+    "translate": "generate interactive decode decoder infer inference predict onmt_translate fairseq-generate marian",
+    "binarize": "preprocess prepare prepare-data encode fairseq-preprocess",
+    "train-tokenizer": "build-vocab build_vocab vocab learn-bpe learn_bpe spm_train tokenize tokenizer",
+    "train CONFIG": "resume continue fit finetune fine-tune onmt_train fairseq-train",
+    "evaluate": "test validate bleu sacrebleu metrics",
+    "score": "rescore scorer force-decode",
+    "bundle RUN --step average": "average average-checkpoints average_checkpoints",
+    "export": "convert ct2 ctranslate2 release_model",
+    "config": "settings init show-config",
+    "config --schema": "schema",
+    "--help": "help",
+    "info": "show describe",
+}
+TRAINING = ("config", "train-tokenizer", "binarize", "train", "run")  # commands whose argument is CONFIG
+
+# What other options mean here. The names are separated by spaces, - stands for _.
+_MODEL = "m model models checkpoint path ckpt"
+_MORE = {
+    "translate": {
+        "MODEL is an argument: mtkit translate MODEL FILE": _MODEL,
+        "the file is an argument: mtkit translate MODEL FILE -o OUT": "i s f input src source file text",
+        "say --device cuda, or --device cpu": "gpu gpus cuda gpuid gpu-id cpu",
+        "say --beam-size N": "b k beam beams num-beams",
+        "say --length-penalty X": "lenpen alpha normalize length-penalty-alpha",
+        "say --n-best N": "nbest num-return-sequences",
+        "say --batch-tokens N, in padded tokens": "batch-size mini-batch max-tokens batch max-batch-size",
+        "say --precision bf16": "fp16 half bf16 amp",
+    },
+    "evaluate": {
+        "MODEL is an argument: mtkit evaluate MODEL": _MODEL,
+        "say --reference FILE": "target tgt trg ref refs references r gold",
+        "say --hypothesis FILE": "hyp hyps hypotheses sys system prediction predictions pred output",
+        "say --source FILE": "src s input",
+        "say --device cuda, or --device cpu": "gpu gpus cuda cpu",
+    },
+    "score": {
+        "MODEL is an argument: mtkit score MODEL --source F --target F": _MODEL,
+        "say --source FILE": "src s",
+        "say --target FILE": "tgt trg reference ref hyp hypothesis",
+    },
+}
+_CONFIG = {"CONFIG is an argument: mtkit {} CONFIG": "c f config config-file conf"}
+_ARGUMENTS = {
+    "translate": "the output is an option: mtkit translate MODEL FILE -o OUT",
+    "evaluate": "files are options: mtkit evaluate MODEL --source FILE --reference FILE",
+    "score": "files are options: mtkit score MODEL --source FILE --target FILE",
+}
+
+
+def told_of_wrong_call(error: Any, arguments: Sequence[str]) -> str:
+    """The line about what typer calls a usage error: what is wrong, what to type instead, where to read more."""
+    context = error.ctx
+    path = context.command_path if context else _path(arguments)
+    command = path.removeprefix("mtkit").strip()
+    option = getattr(error, "option_name", None)
+    message = error.format_message()
+    if option is not None:
+        if advice := _for_option(command, option):
+            message = f"{error.message}; {advice}"
+    elif message.startswith("No such command"):
+        message += _for_command(arguments, getattr(context.command, "commands", {}) if command else {})
+    elif message.startswith("Got unexpected extra"):
+        message += _for_argument(command, arguments)
+    return f"{message} ({path} --help shows how)"
+
+
+def _path(arguments: Sequence[str]) -> str:
+    """The command as it was typed; `plot` has commands of its own."""
+    return " ".join(["mtkit", *arguments[: 2 if arguments[:1] == ["plot"] else 1]])
+
+
+def _for_option(command: str, option: str) -> str:
+    name = option.lstrip("-").replace("_", "-")
+    if name == "h":
+        return "say --help"
+    if command in TRAINING:
+        for advice, names in _CONFIG.items():
+            if name in names.split():
+                return advice.format(command)
+        from mtkit.config.load import advice_on_option
+
+        return advice_on_option(option).removeprefix("; ")
+    return next((advice for advice, names in _MORE.get(command, {}).items() if name in names.split()), "")
+
+
+def _for_command(arguments: Sequence[str], others: Collection[str]) -> str:
+    if others:
+        return f" It is one of {', '.join(others)}."
+    typed = arguments[0]
+    meant = next((command for command, names in COMMANDS.items() if typed in names.split()), None)
+    return f" Say 'mtkit {meant}'." if meant else ""
+
+
+def _for_argument(command: str, arguments: Sequence[str]) -> str:
+    if command in _ARGUMENTS and any("=" in argument and argument[:1] != "-" for argument in arguments):
+        return "; settings of decoding are given by --set, such as --set beam_size=3" if command == "translate" else ""
+    return f"; {_ARGUMENTS[command]}" if command in _ARGUMENTS else ""
+
+
+# Arguments and options that several commands share, and how the text given to them is read.
+
+EXAMPLE = "\b\nExample:\n  mtkit "  # how the help of each command ends; \b keeps its lines as they are
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+
+# What a wrong call raises; typer carries its parent inside and exports it under no name.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def _be_quiet(quiet: bool) -> bool:
+    """Progress is a matter of the whole process, so no command has to hand the option on."""
+    show_progress(not quiet)
+    return quiet
+
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over those of the file.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory, checkpoint or model bundle.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start training anew; the old run goes once the new one has a checkpoint.")
+]
+ChangeOption = Annotated[
+    bool, typer.Option("--change", help="Go on with settings that change what the run becomes, from here on.")
+]
+BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
+LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
+BatchTokensOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Most sentences x longest source x beam of a batch.")
+]
+EnsembleOption = Annotated[
+    list[Path] | None, typer.Option(metavar="MODEL", help="Another model that speaks along; more may be given.")
+]
+PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
+TagOption = Annotated[
+    str | None,
+    typer.Option("--tag", metavar="TAG", help="Put before each line, for models of several languages: <2de>."),
+]
+LineBufferedOption = Annotated[
+    bool, typer.Option("--line-buffered", help="Answer each line before the next is read, however fast they come.")
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_be_quiet,
+        help="No progress on stderr; warnings and results still come.",
+    ),
+]
+DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+
+
+def decoding_settings(
+    beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
+) -> list[str]:
+    """Options as settings, so that they are checked and told of as those are."""
+    found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
+    return found if device is None else [*found, f"device={device}"]
+
+
+def given(**settings: str | None) -> list[str]:
+    """Those settings of decoding that have a value."""
+    return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]
+
+
+def count(name: str, value: str) -> int:
+    """A whole number, at least 1; name is the option that it was given to."""
+    number = whole_number(value)
+    if not number:
+        raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
+    return number
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """One of the choices; name is the option that it was given to."""
+    if value not in choices:
+        raise MtkitError(f"{name}: found {value}, wants one of {', '.join(choices)}")
+    return value
+
+
+# As in BCP 47: a language, which may be two codes as in zh-yue, a script, a region, variants.
+_CODE = re.compile(
+    r"[a-z]{2,3}(-[a-z]{3})?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*", re.IGNORECASE
+)
+
+
+def language_pair(text: str | None) -> tuple[str, str] | None:
+    """The codes of --languages, if it was given; either may have a script and a region, as in en-zh-CN."""
+    if text is None:
+        return None
+    parts = text.split("-")
+    pairs = [("-".join(parts[:cut]), "-".join(parts[cut:])) for cut in range(1, len(parts))]
+    if len(parts) > 2:
+        pairs = [pair for pair in pairs if all(_is_code(code, not text.isupper()) for code in pair)]
+    if len(pairs) > 1:
+        meanings = " or ".join(f"{source} to {target}" for source, target in pairs)
+        wanted = "-".join(code.replace("-", "_") for code in pairs[0])
+        raise MtkitError(
+            f"--languages: found {text}, which may mean {meanings}; join the parts of a code by underscores: {wanted}"
+        )
+    if not pairs or not all(pairs[0]):
+        raise MtkitError(f"--languages: found {text}, wants the codes of source and target, such as en-de or en-zh-CN")
+    return pairs[0]
+
+
+def _is_code(code: str, case_tells: bool) -> bool:
+    """Whether it is the code of a language; where case tells, one in capitals is a region and begins none."""
+    language = code.partition("-")[0]
+    return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
+
+
+@contextmanager
+def opened(file: Path | None) -> Iterator[Any]:
+    """A file to read, or standard input, which stays open: without a file, or for `-`."""
+    from mtkit.text.compressed import STANDARD_INPUT
+    from mtkit.translation.stream import reading
+
+    with reading(file or STANDARD_INPUT) as stream:
+        yield stream
+
+
+def one_standard_input(*files: Path | None) -> None:
+    """A UsageError if more than one of the files is `-`, which can be read once; None is no file."""
+    if sum(str(file) == "-" for file in files) > 1:
+        raise UsageError("standard input, -, can be read once; name files for the others")
+
+
+def typed(*files: Path) -> bool:
+    """Whether one of the files is `-` and somebody types standard input."""
+    return any(str(file) == "-" for file in files) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def tell_of_typing(what: str) -> None:
+    """Say that standard input is a terminal, where nothing happens until somebody types."""
+    end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+    inform(f"type a line and press Enter {what}; {end} ends")
+
+
+def standard_output() -> Any:
+    """Where bytes go; an error if it is closed."""
+    if sys.stdout is None:
+        raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
+    return sys.stdout.buffer

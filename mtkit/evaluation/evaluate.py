@@ -1,0 +1,423 @@
+"""Scoring translations of raw text against raw references, alone or against those of another system."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.data_settings import LanguagesConfig
+from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
+from mtkit.text.lines import named, read_lines
+from mtkit.text.parallel import tagged
+from mtkit.text.testsets import SetFiles, fetch, test_sets
+from mtkit.translation.scores import (
+    INSTEAD,
+    NUM_RESAMPLES,
+    Score,
+    Test,
+    bleu,
+    corpus_scores,
+    count_words,
+    looks_processed,
+    paired_scores,
+    resampling_seed,
+    tokenizer_of,
+    unspaced,
+)
+from mtkit.translation.translator import Translator, load
+
+# A significant difference is marked as the sacrebleu command marks it.
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """One figure of one test set; what it may not have is None."""
+
+    test_set: str
+    metric: str
+    score: float
+    signature: str
+    system: str | None = None  # where two are compared
+    min_words: int | None = None  # of the sources in a bucket of lengths
+    max_words: int | None = None  # None for the last bucket, too
+    lines: int | None = None
+    mean: float | None = None  # of bootstrap resamples, which lie within interval of it, 95 % of them
+    interval: float | None = None
+    p_value: float | None = None  # of the difference from the system that it is compared with
+
+    def as_json(self) -> dict[str, Any]:
+        """For `mtkit evaluate --json`; what is None is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """The lengths of the bucket, in words."""
+        return "" if self.min_words is None else _words(self.min_words, self.max_words)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How translations are scored."""
+
+    languages: LanguagesConfig  # the target's picks BLEU's tokenizer, the source's counts words
+    lowercase: bool = False
+    confidence: bool = False  # bootstrap intervals of a system that is not compared
+    test: Test = "bootstrap"  # of significance, of systems that are compared
+    by_length: bool = False  # parts the test set by words of the source
+    edges: tuple[int, ...] = ()  # most words of each bucket but the last; none: thirds of the test set
+    metrics: tuple[str, ...] = ()  # none: BLEU, chrF and TER, by length without TER
+    tokenizer: str | None = None  # of BLEU, one of sacreBLEU's; None: the one for the target language
+
+    @property
+    def chosen_metrics(self) -> tuple[str, ...]:
+        """By their names in METRICS."""
+        return self.metrics or (("bleu", "chrf") if self.by_length else ("bleu", "chrf", "ter"))
+
+
+@dataclass(frozen=True)
+class System:
+    """The translations of a test set, and a name for whoever made them."""
+
+    name: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A source text and its references, or sets that sacreBLEU knows; without both, those of the settings are meant."""
+
+    source: Path | None = None
+    references: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+    tag: str | None = None
+
+
+def score_models(
+    model: Path, against: Path | None, overrides: Sequence[str], material: Material, scoring: Scoring
+) -> list[ScoredSet]:
+    """The scores of a model, and of the one that it is compared with; languages are those of the first."""
+    _require_seed(scoring, against)
+    systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
+    config = systems[0][1].config
+    scoring = replace(scoring, languages=config.languages)
+    _require_tokenizers(scoring)
+    if material.source is not None:
+        name = named(material.source, material.source.name)
+        sets = {name: SetFiles(material.source, material.references, material.tag)}
+    elif material.names:
+        sets = {name: fetch(name, config.languages, material.tag) for name in material.names}
+    else:
+        sets = test_sets(config)
+    return evaluate_models(systems, sets, scoring)
+
+
+def score_texts(hypothesis: Path, against: Path | None, material: Material, scoring: Scoring) -> list[ScoredSet]:
+    """The scores of translations, and of those that they are compared with."""
+    _require_seed(scoring, against)
+    _require_tokenizers(scoring)
+    name = named(hypothesis, hypothesis.name)
+    systems = [System(named(path), list(read_lines(path))) for path in (hypothesis, against) if path is not None]
+    source, references = material.source, material.references
+    if material.names:
+        [name] = material.names
+        files = fetch(name, scoring.languages)
+        source, references = files.source, files.target
+    elif against is not None:
+        name = named(references[0], references[0].name)
+    return evaluate_texts(name, systems, references, scoring, source)
+
+
+def _require_seed(scoring: Scoring, against: Path | None) -> None:
+    """Refuse a seed of resamples that is no number before anything is translated."""
+    if scoring.confidence or against is not None:
+        resampling_seed()
+
+
+def _require_tokenizers(scoring: Scoring) -> None:
+    """Refuse what BLEU's tokenizer cannot do before anything is translated."""
+    if "bleu" in scoring.chosen_metrics:
+        bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
+    if scoring.by_length:
+        bleu(scoring.languages.source)
+
+
+def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
+    """Translate a test set and score it; the translations are kept where save_to says."""
+    _require_tag(translator, name, test_set.tag)
+    sources, references = read_test_set(test_set)
+    system = System(name, translate_set(translator, name, sources, test_set.tag))
+    if save_to is not None:
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        save_to.write_text("".join(f"{line}\n" for line in system.lines), encoding="utf-8", newline="\n")
+    return score_set(name, system, references, Scoring(translator.config.languages))
+
+
+def evaluate_models(
+    systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
+) -> list[ScoredSet]:
+    """The scores of one model, or of the first of two and of the second, which it is compared with."""
+    # All at once, so that what is wrong with the last one is told before the first is translated.
+    for name, test_set in sets.items():
+        for system, translator in systems:
+            _require_tag(translator, f"{system}, {name}", _tag(translator, name, test_set))
+    texts = {name: read_test_set(test_set) for name, test_set in sets.items()}
+    scores = []
+    for name, test_set in sets.items():
+        sources, references = texts[name]
+        translated = [
+            System(system, translate_set(translator, name, sources, _tag(translator, name, test_set)))
+            for system, translator in systems
+        ]
+        scores += score_set(name, translated[0], references, scoring, sources, *translated[1:])
+    return scores
+
+
+def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
+    """Models that know other languages have tags of their own for a test set of that name."""
+    own = translator.config.data.test.get(name)
+    return own.tag if own else test_set.tag
+
+
+def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
+    """Refuse a tag that the model does not know; where names the test set."""
+    if tag is not None:
+        try:
+            translator.require_tag(tag)
+        except MtkitError as error:
+            raise MtkitError(f"{where}: {error}") from None
+
+
+def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
+    """The translations of a test set, each source with the tag before it unless it is blank."""
+    given = [tagged(line, tag) for line in sources]
+    _warn_of_tags(translator, name, given)
+    with Meter("translating", f"lines of {name}", len(given), announced=True) as meter:
+        lines = list(translator.translate_lines(given, done=meter.add))
+    if num_split := sum(line.num_parts > 1 for line in lines):
+        _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
+    for note, count in Counter(note for line in lines for note in line.notes).items():
+        _warn(f"{name}: {count:,} of {counted(len(lines), 'line')}, each of which {note}")
+    return [line.text for line in lines]
+
+
+def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> None:
+    """Tell of lines that do not begin with a tag as they should, the first of each kind and how many there are."""
+    faults: dict[str, list[int]] = {}
+    for number, line in enumerate(lines, start=1):
+        if fault := translator.tag_fault(line):
+            faults.setdefault(fault, []).append(number)
+    for fault, numbers in faults.items():
+        more = f"; and so with {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        _warn(f"{name}: line {numbers[0]:,} {fault}{more}")
+
+
+def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
+    """The source and the references; DataError if a file cannot be read or their numbers of lines differ."""
+    sources = list(read_lines(test_set.source))
+    references = _read_references(test_set.target)
+    _check_counts(named(test_set.source), len(sources), test_set.target, references)
+    return sources, references
+
+
+def evaluate_texts(
+    name: str,
+    systems: Sequence[System],
+    reference_paths: Sequence[Path],
+    scoring: Scoring,
+    source_path: Path | None = None,
+) -> list[ScoredSet]:
+    """Score translations that are there already, those of one system or of two that are compared."""
+    references = _read_references(reference_paths)
+    for system in systems:
+        _check_counts(system.name, len(system.lines), reference_paths, references)
+    sources = None
+    if source_path is not None:
+        sources = list(read_lines(source_path))
+        _check_counts(named(source_path), len(sources), reference_paths, references)
+    return score_set(name, systems[0], references, scoring, sources, *systems[1:])
+
+
+def score_set(
+    name: str,
+    system: System,
+    references: Sequence[Sequence[str]],
+    scoring: Scoring,
+    sources: Sequence[str] | None = None,
+    against: System | None = None,
+) -> list[ScoredSet]:
+    """The scores of one system, or of the one that it is compared with and its own; by length the sources are needed.
+
+    Text that looks tokenised is warned of, and text whose words BLEU's tokenizer cannot find.
+    """
+    systems = [system] if against is None else [system, against]
+    texts = [("translation" if against is None else one.name, one.lines) for one in systems]
+    for what, lines in (*texts, *(("reference", reference) for reference in references)):
+        if warning := looks_processed(lines):
+            _warn(f"{name}, {what}: {warning}")
+    _warn_of_unspaced(name, references, scoring, sources)
+    if not scoring.by_length:
+        return list(_scored(name, system, references, scoring, against))
+    assert sources is not None
+    counts = count_words(sources, scoring.languages.source)
+    scores: list[ScoredSet] = []
+    for bucket in buckets(counts, scoring.edges):
+        details = {"min_words": bucket.least, "max_words": bucket.most, "lines": len(bucket.places)}
+        if not bucket.places:
+            _warn(f"{name}: no source has {_words(bucket.least, bucket.most)}")
+            continue
+        parts = [_at(bucket.places, reference) for reference in references]
+        chosen = [System(one.name, _at(bucket.places, one.lines)) for one in systems]
+        other = chosen[1] if against is not None else None
+        scores += _scored(name, chosen[0], parts, scoring, other, details)
+    return scores
+
+
+def _warn_of_unspaced(
+    name: str, references: Sequence[Sequence[str]], scoring: Scoring, sources: Sequence[str] | None
+) -> None:
+    tokenizer = scoring.tokenizer or tokenizer_of(scoring.languages.target)
+    for reference in references if "bleu" in scoring.chosen_metrics else ():
+        if found := unspaced(reference, tokenizer):
+            advice = found.advice("give --tokenize flores200 or char, or other metrics such as --metrics chrf")
+            _warn(
+                f"{name}, reference: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
+                f"takes whole phrases for words, so BLEU tells little; {advice}"
+            )
+            break
+    if scoring.by_length and sources is not None:
+        tokenizer = tokenizer_of(scoring.languages.source)
+        if found := unspaced(sources, tokenizer):
+            code = f"{found.language}-{scoring.languages.target}" if found.language else None
+            _warn(
+                f"{name}, source: {found.script} text has no spaces between words, so its phrases are counted as words"
+                + (f"; name the language of the source, such as --languages {code}" if code else "")
+            )
+
+
+def _at(places: Sequence[int], lines: Sequence[str]) -> list[str]:
+    return [lines[place] for place in places]
+
+
+def _scored(
+    name: str,
+    system: System,
+    references: Sequence[Sequence[str]],
+    scoring: Scoring,
+    against: System | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Iterator[ScoredSet]:
+    how: dict[str, Any] = {
+        "target_language": scoring.languages.target,
+        "metrics": scoring.chosen_metrics,
+        "lowercase": scoring.lowercase,
+        "tokenizer": scoring.tokenizer,
+    }
+    if against is None:
+        with working(f"resampling {name}") if scoring.confidence else nullcontext():
+            scores = corpus_scores(system.lines, references, confidence=scoring.confidence, **how)
+        yield from (_row(name, None, score, details) for score in scores)
+        return
+    with working(f"comparing {system.name} with {against.name} on {name}"):
+        pairs = paired_scores(system.lines, against.lines, references, test=scoring.test, **how)
+    for baseline, score in pairs:
+        yield _row(name, system.name, score, details)
+        yield _row(name, against.name, baseline, details)
+
+
+def _row(test_set: str, system: str | None, score: Score, details: Mapping[str, Any] | None) -> ScoredSet:
+    return ScoredSet(test_set=test_set, system=system, **asdict(score), **(details or {}))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The places of the lines that have so many words."""
+
+    least: int
+    most: int | None
+    places: list[int]
+
+
+def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
+    """Lines by their numbers of words: up to the first edge, more than that and up to the next, …, more than the last.
+
+    Without edges there are three with as equally many lines as can be while lines of one length stay together; fewer
+    where the lengths are too much alike.
+    """
+    if not edges:
+        ordered = sorted(counts)
+        thirds = {ordered[(len(ordered) * third - 1) // 3] for third in (1, 2)} if ordered else set()
+        edges = sorted(thirds - {max(counts, default=0)})
+    limits = [-1, *edges, max([*counts, *edges], default=0) + 1]
+    return [
+        Bucket(
+            least=above + 1,
+            most=most if number < len(edges) else None,
+            places=[place for place, count in enumerate(counts) if above < count <= most],
+        )
+        for number, (above, most) in enumerate(pairwise(limits))
+    ]
+
+
+def table(scores: Sequence[ScoredSet]) -> str:
+    """The scores as lines of text, in columns."""
+    rows = [
+        (
+            score.test_set,
+            score.words,
+            counted(score.lines, "line") if score.lines is not None else "",
+            score.system or "",
+            score.metric,
+            f"{score.score:6.2f}",
+            f"(μ = {score.mean:.2f} ± {score.interval:.2f})" if score.mean is not None else "",
+            _p_value(score),
+            score.signature,
+        )
+        for score in scores
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def legend(scores: Sequence[ScoredSet]) -> str:
+    """What the marks in a table of these scores mean, as one line; nothing where it has none."""
+    marks = []
+    if any(score.mean is not None for score in scores):
+        marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval that 95 % of them lie in")
+    if any(score.p_value is not None for score in scores):
+        marks.append(
+            "p: how often chance alone would make the first system differ so much from the second; "
+            f"*: at most {SIGNIFICANT}, a significant difference"
+        )
+    return "; ".join(marks)
+
+
+def _words(least: int, most: int | None) -> str:
+    return f"{least}+ words" if most is None else f"{least}-{most} words"
+
+
+def _p_value(score: ScoredSet) -> str:
+    if score.p_value is None:
+        return ""
+    return f"(p = {score.p_value:.4f}){'' if score.p_value > SIGNIFICANT else '*'}"
+
+
+def _warn(text: str) -> None:
+    say(f"mtkit: warning: {text}")
+
+
+def _read_references(paths: Sequence[Path]) -> list[list[str]]:
+    return [list(read_lines(path)) for path in paths]
+
+
+def _check_counts(name: str, num_lines: int, paths: Sequence[Path], references: Sequence[Sequence[str]]) -> None:
+    for path, reference in zip(paths, references, strict=True):
+        if len(reference) != num_lines:
+            raise DataError(
+                f"{name} has {counted(num_lines, 'line')} but {named(path)} has {len(reference):,}; "
+                "line n must translate line n"
+            )

@@ -1,0 +1,410 @@
+"""Pictures: attention, position encodings, learning rates, training curves; the home of matplotlib."""
+
+import json
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtkit.bundle.bundle import is_run, no_model
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.data.batch import padded_batch, ragged
+from mtkit.errors import DataError, MtkitError, say, whole_number
+from mtkit.files import write_file
+from mtkit.models.layers import SinusoidalPositions
+from mtkit.training.schedule import learning_rate, with_shares
+from mtkit.translation.translator import Translator
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+FORMATS = (".png", ".svg")
+
+# Eight that people with any kind of colour blindness tell apart (Okabe & Ito, 2008), the palest last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES = ("-", "--", ":", "-.")  # so that a curve shows beneath another, and in grey
+
+MAIN_FONT = "DejaVu Sans"  # comes with matplotlib
+
+STYLE: dict[Any, Any] = {
+    "axes.grid": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the reader's fonts show every script
+    "svg.hashsalt": "mtkit",  # the same picture is the same file
+    "text.parse_math": False,  # a dollar is a dollar
+}
+
+
+def check_output(path: Path) -> None:
+    """An MtkitError if no picture can be drawn there; asked before any work."""
+    if path.suffix.lower() not in FORMATS:
+        raise MtkitError(f"--output: found {path}, wants a file that ends in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise MtkitError(f"--output: {path.parent}: no such directory")
+    _matplotlib()
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A sheet of so many inches, whose parts are kept from overlapping."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def style(texts: Iterable[str] = ()) -> Any:
+    """A context in which all drawing and saving is to happen; texts are what will be written there."""
+    import matplotlib as mpl
+
+    return mpl.rc_context({**STYLE, "font.family": [MAIN_FONT, *fonts_for(set().union(*texts))]})
+
+
+def line_of(number: int) -> dict[str, Any]:
+    """Colour and dashes of a curve, by its number."""
+    round_, place = divmod(number, len(COLOURS))  # the second round of colours has other dashes
+    return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
+
+
+def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence[str]) -> "Legend":
+    """Names of the curves under all parts of a sheet, in as many columns, four at most, as its width has room for."""
+    for columns in range(min(len(labels), 4), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    return legend
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG or SVG, by the ending of the name."""
+    kind = path.suffix.lower().removeprefix(".")
+    stream = BytesIO()
+    with warnings.catch_warnings():
+        # fonts_for has told of them; what has no glyph is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    write_file(path, stream.getvalue())
+
+
+def fonts_for(characters: set[str]) -> list[str]:
+    """Families of installed fonts that have the characters that the main font lacks; what none has is told."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    def lacking(path: str, wanted: set[str]) -> set[str]:
+        font = get_font(path)
+        return {character for character in wanted if not font.get_char_index(ord(character))}
+
+    missing = lacking(findfont(FontProperties(family=MAIN_FONT)), {c for c in characters if c.isprintable()})
+    families: list[str] = []
+    for entry in fontManager.ttflist:
+        if not missing:
+            break
+        # A last resort has a box for every character, which is what missing ones look like anyway.
+        if "Last Resort" in entry.name or entry.style != "normal":
+            continue
+        left = lacking(entry.fname, missing)
+        if left < missing and lacking(findfont(FontProperties(family=entry.name)), missing) <= left:
+            families.append(entry.name)
+            missing = left
+    if missing:
+        shown = "".join(sorted(missing)[:20])
+        say(
+            f"mtkit: warning: no installed font has {shown}, drawn as boxes; install one, such as Noto Sans, or write "
+            "an .svg, which the fonts of its reader show"
+        )
+    return families
+
+
+def _matplotlib() -> None:
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError:
+        raise MtkitError("pictures need matplotlib; install it with: pip install 'mtkit[plot]'") from None
+    mpl.set_loglevel("ERROR")
+
+
+# How the target looks at the source. L layers, H heads, Q target pieces, S source pieces.
+
+END_LABEL = "</s>"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Of a sentence pair: row q of weights is how the model looked when it said target piece q."""
+
+    source: list[str]
+    target: list[str]
+    weights: list[NDArray[np.float32]]  # for each layer (H, Q, S), rows that sum to 1
+
+    def of(self, layer: int | None, head: int | None, mean: bool) -> list[tuple[str, NDArray[np.float32]]]:
+        """Titles and (Q, S) pictures of a layer and a head, counted from 1, or of all; mean is over the heads."""
+        chosen = []
+        for number in _chosen("--layer", layer, len(self.weights)):
+            weights = self.weights[number]
+            if mean:
+                chosen.append((f"layer {number + 1}, mean", weights.mean(0)))
+            else:
+                heads = _chosen("--head", head, len(weights))
+                chosen += [(f"layer {number + 1}, head {h + 1}", weights[h]) for h in heads]
+        return chosen
+
+
+def _chosen(name: str, number: int | None, count: int) -> Sequence[int]:
+    if number is None:
+        return range(count)
+    if number > count:
+        raise MtkitError(f"{name}: found {number}, but there are {count}")
+    return [number - 1]
+
+
+@torch.inference_mode()
+def attention_of(translator: Translator, source: str, target: str | None = None) -> Attention:
+    """The attention over a sentence and a translation of it, the model's own where none is given."""
+    if target is None:
+        [target] = translator.translate([source])
+    tokenizer, model = translator.tokenizer, translator.model
+    source_ids, target_ids = tokenizer.encode_source([source])[0], tokenizer.encode_target([target])[0]
+    limits = (("source", len(source_ids), model.limits.source), ("target", len(target_ids), model.limits.target))
+    for side, length, limit in limits:
+        if limit is not None and length >= limit:
+            raise MtkitError(f"the {side} has {length} pieces; the model takes at most {limit - 1}")
+    batch = padded_batch(ragged([source_ids]), ragged([target_ids]), model.marks).to(model.device)
+    _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
+    if not state.attention:
+        raise MtkitError(f"a model of architecture {translator.config.model.architecture} has no attention to draw")
+    return Attention(
+        [*tokenizer.source_pieces(source_ids), END_LABEL],
+        [*tokenizer.target_pieces(target_ids), END_LABEL],
+        [layer[0].float().cpu().numpy() for layer in state.attention],
+    )
+
+
+def plot_attention(
+    attention: Attention, pictures: Sequence[tuple[str, NDArray[np.float32]]], columns: int, output: Path
+) -> None:
+    """Pictures in rows of so many columns, which they fill; pieces stand at the edges of the sheet."""
+    rows = -(-len(pictures) // columns)
+    # A piece needs some room to be read; a grid of many takes less for each.
+    piece = 0.3 if len(pictures) == 1 else 0.16
+    width, height = (max(1.5, piece * len(side)) for side in (attention.source, attention.target))
+    with style([*attention.source, *attention.target]):
+        figure = new_figure(2 + columns * (width + 0.3), 1.5 + rows * (height + 0.5))
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        size = 10 if len(pictures) == 1 else 7
+        for axes, (title, weights) in zip(grid.flat, pictures, strict=True):
+            image = axes.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_title(title, fontsize=size + 1)
+            axes.set_xticks(range(len(attention.source)), attention.source, rotation=90, fontsize=size)
+            axes.set_yticks(range(len(attention.target)), attention.target, fontsize=size)
+            axes.tick_params(length=0)
+        figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.01)
+        save(figure, output)
+
+
+# How a model tells places in a sentence. P positions, D model width.
+
+# How often the waves that are drawn as curves cross zero, from the quickest to the slowest.
+CROSSINGS = (16, 8, 4, 2)
+
+
+def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
+    """(P, D): what is added to the embeddings; only what is fixed has one before training."""
+    model = config.model
+    if not isinstance(model, TransformerConfig):
+        raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
+    if model.positions != "sinusoidal":
+        raise MtkitError(
+            f"model.positions is {model.positions}: there is no table of waves to draw; sinusoidal has one"
+        )
+    table: NDArray[np.float32] = SinusoidalPositions(model).waves(num_positions).numpy()
+    return table
+
+
+def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
+    """Dimensions whose waves can be told apart by eye: for each number of crossings the one that comes nearest."""
+    crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
+    return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
+
+
+def plot_positions(table: NDArray[np.float32], output: Path) -> None:
+    """The table as a heat map, and a few of its columns as curves."""
+    with style():
+        figure = new_figure(9, 7)
+        above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+        image = above.imshow(table, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        above.set_xlabel("dimension")
+        above.set_ylabel("position")
+        figure.colorbar(image, ax=above, pad=0.01)
+        for number, dimension in enumerate(waves_to_draw(table)):
+            below.plot(table[:, dimension], label=f"dimension {dimension}", **line_of(number))
+        below.set_xlabel("position")
+        below.set_ylabel("value")
+        below.set_xlim(0, len(table) - 1)
+        below.grid(visible=True)
+        below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(CROSSINGS))
+        save(figure, output)
+
+
+# The learning rate, update by update.
+
+MOST_POINTS = 2000  # more than a picture can show
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What decides a learning rate, and its name in the legend."""
+
+    label: str
+    training: TrainingConfig
+    d_model: int
+
+
+def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
+    """The schedule of a run, with what is auto as it would be in a run of num_steps updates.
+
+    Raises MtkitError if the number of updates is auto and num_steps is None.
+    """
+    training = config.training
+    if training.max_steps == "auto":
+        if num_steps is None:
+            raise MtkitError(f"{label}: training.max_steps is auto, a number that training fixes; give --steps")
+        training = training.model_copy(update={"max_steps": num_steps})
+    return Schedule(label, with_shares(training), config.model.d_model)
+
+
+def paper_schedule(text: str) -> Schedule:
+    """From "512:4000", d_model and warmup_steps of noam with the paper's factor (Vaswani et al. 2017, equation 3)."""
+    d_model, colon, warmup = text.partition(":")
+    if not colon or not whole_number(d_model) or not whole_number(warmup):
+        raise MtkitError(f"--setting: found {text}, wants d_model:warmup_steps such as 512:4000")
+    return Schedule(f"d_model {d_model}, warmup {warmup}", TrainingConfig(warmup_steps=int(warmup)), int(d_model))
+
+
+def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
+    """Steps from 1 to num_steps, the peak among them, and the rate of each."""
+    stride = -(-num_steps // MOST_POINTS)
+    steps = sorted(
+        {
+            1,
+            *range(stride, num_steps, stride),
+            min(max(settled(schedule.training.warmup_steps), 1), num_steps),
+            num_steps,
+        }
+    )
+    return steps, [learning_rate(step, schedule.training, schedule.d_model) for step in steps]
+
+
+def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) -> None:
+    """All of them in one picture."""
+    with style():
+        figure = new_figure(7, 4)
+        axes = figure.subplots()
+        for number, schedule in enumerate(schedules):
+            axes.plot(*schedule_points(schedule, num_steps), label=schedule.label, **line_of(number))
+        axes.set_xlabel("update")
+        axes.set_ylabel("learning rate")
+        axes.set_xlim(0, num_steps)
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True)
+        axes.legend()
+        save(figure, output)
+
+
+# How training went, from log.jsonl.
+
+# Panels of the picture: the event and the key in the log, and the title. Both losses are without label smoothing, so
+# that they can be compared.
+PANELS = (
+    ("train", "nll", "training loss (nats a token)"),
+    ("train", "lr", "learning rate"),
+    ("validation", "nll", "validation loss (nats a token)"),
+    ("validation", "bleu", "validation BLEU"),
+)
+
+
+@dataclass(frozen=True)
+class History:
+    """The events of a run that have figures."""
+
+    label: str
+    events: list[dict[str, Any]]
+
+
+def read_history(run: Path) -> History:
+    """The log of a run directory; of one that is being written, what is whole."""
+    path = run / "log.jsonl"
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+    except FileNotFoundError:
+        if is_run(run):
+            raise no_model(run) from None
+        raise DataError(f"{path}: no such file; a run directory that was trained in is wanted") from None
+    events = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
+        if event.get("event") in ("train", "validation"):
+            # In the logs of 0.1.0 the loss of a validation was without label smoothing.
+            events.append({"nll": event["loss"], **event} if "loss" in event else event)
+    if not events:
+        raise DataError(f"{path}: has no figures yet; training logs the first after training.log_every updates")
+    return History(run.name, events)
+
+
+def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
+    """Steps or minutes of the events that have a figure of that name, and the figures."""
+    points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
+    steps, figures = [step for step, _ in points], [figure for _, figure in points]
+    return (_minutes(history, steps) if by == "minutes" else steps), figures
+
+
+def _minutes(history: History, steps: Iterable[int]) -> list[float]:
+    """When the updates were made, in minutes of training; between two lines of the log, in proportion."""
+    known = [(one["step"], one["minutes"]) for one in history.events if one["event"] == "train" and "minutes" in one]
+    if not known:
+        raise DataError(f"{history.label}: its log tells no time, as those of older versions of mtkit; use --by step")
+    known.insert(0, (0, 0.0))
+    minutes = []
+    for step in steps:
+        after = min(bisect_left(known, (step, 0.0)), len(known) - 1)
+        (step_a, minute_a), (step_b, minute_b) = known[max(after - 1, 0)], known[after]
+        share = (step - step_a) / max(step_b - step_a, 1)
+        minutes.append(minute_a + share * (minute_b - minute_a))
+    return minutes
+
+
+def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
+    """Loss, learning rate, validation loss and BLEU of every run."""
+    with style([history.label for history in histories]):
+        figure = new_figure(10, 7)
+        for axes, (event, key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for number, history in enumerate(histories):
+                places, figures = series(history, event, key, by)
+                marker = {"marker": "o", "markersize": 3} if event == "validation" else {}
+                axes.plot(places, figures, label=history.label, **line_of(number), **marker)
+            axes.set_xlabel("update" if by == "step" else "minutes of training")
+            axes.set_title(title, loc="left")
+            axes.set_xlim(left=0)
+            axes.grid(visible=True)
+        legend_below(figure, *axes.get_legend_handles_labels())
+        save(figure, output)

@@ -1,0 +1,408 @@
+"""Writes a bundle in another library's files, and compares the two."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+from mtkit import __version__
+from mtkit.bundle.bundle import Bundle
+from mtkit.bundle.opening import open_and_tell
+from mtkit.bundle.storage import not_finite
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.errors import CheckpointError, MtkitError, say, working
+from mtkit.exchange.ctranslate2 import QUANTIZATIONS, check_ctranslate2, observe_with_ctranslate2, write_ctranslate2
+from mtkit.exchange.huggingface_config import not_carried, silent_ids
+from mtkit.exchange.huggingface_models import (
+    check_m2m100,
+    check_marian,
+    in_m2m100_order,
+    in_marian_order,
+    write_m2m100_weights,
+    write_marian_weights,
+)
+from mtkit.exchange.portable import (
+    MARKER,
+    Observed,
+    PortableModel,
+    Texts,
+    Vocabulary,
+    observe_with_transformers,
+    texts_of_transformers,
+)
+from mtkit.exchange.tokenizers import misread_tags, write_m2m100_tokenizer, write_marian_tokenizer
+from mtkit.files import replaced_directory
+from mtkit.text.parallel import tagged
+from mtkit.text.segmentation import split_tags
+from mtkit.text.tokenizer import open_sentencepiece
+from mtkit.translation.decode import decode, log_probs_of
+from mtkit.translation.translator import Translator, load_bundle
+
+TOKENS = 4096  # of a batch
+MOST_TAGGED = 32  # lines that are compared with a tag before them, where a model has many tags
+MOST_SHOWN = 3  # lines that a report shows
+
+Pieces = Sequence[Sequence[str]]
+Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observed | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line, and what became of it here and there."""
+
+    text: str
+    same_ids: bool  # both tokenizers read it alike
+    same_tokens: bool  # both say the same tokens
+    here: str
+    there: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of some lines, how many came out alike."""
+
+    library: str  # its name and version
+    lines: list[Line]
+    furthest: float  # largest difference of a token's log-probability, over the lines whose ids are the same
+
+    @property
+    def num_same_ids(self) -> int:
+        """Lines that both read as the same ids."""
+        return sum(line.same_ids for line in self.lines)
+
+    @property
+    def num_same_texts(self) -> int:
+        """Lines that have the same translation, character by character."""
+        return sum(line.here == line.there for line in self.lines)
+
+    def told(self) -> Iterator[str]:
+        """The counts, then the first lines that differ."""
+        num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
+        respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
+        drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
+        yield (
+            f"{self.library}, from text to text: {self.num_same_ids} of {len(self.lines)} lines have the same ids, "
+            f"{self.num_same_texts} the same greedy translation{respelled}{drift}"
+        )
+        read = [line for line in self.lines if not line.same_ids]
+        said = [line for line in self.lines if line.same_ids and line.here != line.there]
+        for line in read[:MOST_SHOWN]:
+            yield f"  other ids: {line.text}"
+        for line in said[:MOST_SHOWN]:
+            yield f"  other translation: {line.text} | here: {line.here} | there: {line.there}"
+
+
+def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
+    """The texts as they are and, where the model has tags, without any and with each of its tags.
+
+    Lines that are blank, hold nothing but tags, or are too long for the model are left out.
+    """
+    tags = translator.tags
+    split = [split_tags(text, tags)[1].strip() for text in texts]
+    bare = [text for text in split if text]
+    lines = list(texts)
+    if tags and bare:
+        count = min(max(len(bare), len(tags)), MOST_TAGGED)
+        lines += bare
+        lines += [tagged(text, tag) for text, tag in islice(zip(cycle(bare), cycle(tags), strict=False), count)]
+    lines = list(dict.fromkeys(line for line in lines if split_tags(line, tags)[1].strip()))
+    lengths = map(len, translator.tokenizer.encode_source(lines))
+    return [line for line, n in zip(lines, lengths, strict=True) if 0 < n <= translator.max_source_length]
+
+
+def compare(
+    translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
+) -> Agreement | None:
+    """Translate lines here and with the exported files in a directory; None where the library is not installed.
+
+    model is what the files were written from, with the ids of the translator.
+    """
+    tokenizer, silent = translator.tokenizer, silent_ids(model)
+    sources = tokenizer.encode_source(lines)
+    decoding = _greedy(translator.config.decoding)
+    said = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]
+    log_probs = log_probs_of(translator.model, sources, said, TOKENS)
+    ours = [tokenizer.source_pieces(row) for row in sources], [tokenizer.target_pieces(row) for row in said]
+    theirs = texts.encode(lines)
+    observed = observe(directory, theirs, ours[1], [model.target.pieces[id_] for id_ in silent], decoding)
+    if observed is None:
+        return None
+    here, there = tokenizer.decode_target(said), texts.decode(observed.translations)
+    compared = [
+        Line(text, read == other, spoken == heard, one, two)
+        for text, read, other, spoken, heard, one, two in zip(
+            lines, ours[0], theirs, ours[1], observed.translations, here, there, strict=True
+        )
+    ]
+    drifts = [
+        abs(one - other)
+        for line, row, others in zip(compared, log_probs, observed.log_probs, strict=True)
+        if line.same_ids
+        for one, other in zip(row, others, strict=True)
+    ]
+    return Agreement(observed.library, compared, max(drifts, default=0.0))
+
+
+def _greedy(decoding: DecodingConfig) -> DecodingConfig:
+    return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
+
+
+# README.md of an exported model: how its library translates with it.
+
+# SentencePiece does not know these tags: each is a token of its own before the pieces of the line.
+_CUT_TAGS = """    tags = {tags}
+    def pieces(line):
+        first, _, rest = line.partition(" ")
+        return [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+"""
+
+
+def ctranslate2_card(model: PortableModel) -> str:
+    """With CTranslate2 and SentencePiece."""
+    decoding, pieces = model.config.decoding, model.target.pieces
+    silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
+    unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
+    longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
+    form = (
+        ""
+        if decoding.length_penalty_form == "power"
+        else (
+            " CTranslate2 divides a score by length^p, where this model's settings have the form of GNMT: tune p anew."
+        )
+    )
+    encoded = "[pieces(line) for line in lines]" if model.loose_tags else "source.encode(lines, out_type=str)"
+    tags = _CUT_TAGS.format(tags=list(model.loose_tags)) if model.loose_tags else ""
+    return f"""{_heading(model, "CTranslate2")}
+    import ctranslate2
+    import sentencepiece
+
+    source = sentencepiece.SentencePieceProcessor(model_file="source.spm")
+    target = sentencepiece.SentencePieceProcessor(model_file="target.spm")
+    translator = ctranslate2.Translator(".")
+{tags}    results = translator.translate_batch(
+        {encoded},
+        beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
+        suppress_sequences={silent}{unknown},
+        max_input_length={model.config.data.max_length}, max_decoding_length={longest},
+        min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
+    )
+    print(target.decode([result.hypotheses[0] for result in results]))
+
+What is suppressed no translation may hold. A source of more tokens than max_input_length is cut: split it. A blank line
+wants no translation: leave it out.{form}
+"""
+
+
+def marian_card(model: PortableModel) -> str:
+    """With transformers."""
+    if not (tags := misread_tags(model)):
+        return _huggingface(model, "MarianMTModel", "MarianTokenizer")
+    return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
+Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {", ".join(tags)} as other ids.
+"""
+
+
+def m2m100_card(model: PortableModel) -> str:
+    """With transformers."""
+    return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
+
+
+def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
+    return f"""{_heading(model, f"a {kind} of Hugging Face transformers")}
+    from transformers import {kind}, {tokenizer}
+
+    tokenizer, model = {tokenizer}.from_pretrained("."), {kind}.from_pretrained(".")
+    said = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
+    print(tokenizer.batch_decode(said, skip_special_tokens=True))
+
+Beam, length penalty and what is never said stand in generation_config.json.
+"""
+
+
+def _heading(model: PortableModel, what: str) -> str:
+    config = model.config
+    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
+
+A translation model for {what}, exported by mtkit. In this directory:
+"""
+
+
+CARDS: dict[str, Callable[[PortableModel], str]] = {
+    "ctranslate2": ctranslate2_card,
+    "marian": marian_card,
+    "m2m100": m2m100_card,
+}
+
+
+# A bundle in the files of another library, and the proof that it says the same there.
+
+
+@dataclass(frozen=True)
+class Format:
+    """Files of another library."""
+
+    check: Callable[[Config], None]  # raises what the format cannot express, before any work
+    write: Callable[[PortableModel, Path, str | None], None]
+    texts: Callable[[Path, PortableModel], Texts | None]  # the tokenizer that its users have; None where it is not here
+    observe: Observe
+    extra: str  # what is installed to have that library, mtkit[extra]
+    quantizations: tuple[str, ...] = ()
+
+
+def _write_marian(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_marian_order(model)
+    write_marian_weights(model, directory)
+    write_marian_tokenizer(model, directory)
+
+
+def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_m2m100_order(model)
+    write_m2m100_weights(model, directory)
+    write_m2m100_tokenizer(model, directory)
+
+
+def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
+    """SentencePiece's models beside the model, used as the card says."""
+    source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
+    known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
+    tags = model.loose_tags
+
+    def pieces(line: str) -> list[str]:
+        first, _, rest = line.partition(" ")
+        found: list[str] = [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+        return [piece if piece in known else unknown for piece in found]
+
+    return Texts(
+        lambda lines: [pieces(line) for line in lines], lambda rows: target.decode([list(row) for row in rows])
+    )
+
+
+def _texts_of_transformers(directory: Path, _: PortableModel) -> Texts | None:
+    return texts_of_transformers(directory)
+
+
+def _observe_with_transformers(
+    directory: Path,
+    sources: Sequence[Sequence[str]],
+    targets: Sequence[Sequence[str]],
+    silent: Sequence[str],
+    _: DecodingConfig,  # which is in generation_config.json
+) -> Observed | None:
+    return observe_with_transformers(directory, sources, targets, silent)
+
+
+FORMATS = {
+    "ctranslate2": Format(
+        check_ctranslate2,
+        write_ctranslate2,
+        _texts_of_ctranslate2,
+        observe_with_ctranslate2,
+        "ctranslate2",
+        tuple(QUANTIZATIONS),
+    ),
+    "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+    "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+}
+
+
+def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
+    """Write the bundle at a path in that format, open the files with their library, and tell how far it agrees."""
+    format_ = FORMATS[to]
+    if quantization is not None and quantization not in format_.quantizations:
+        raise MtkitError(_no_quantization(to, quantization))
+    bundle = open_and_tell(path)
+    format_.check(bundle.config)
+    if bundle.config.tokenizer.type == "word":
+        raise CheckpointError(
+            f"{path}: tokenizer.type is word; the libraries make one unknown of several in a row, and export wants "
+            "bpe, unigram or char"
+        )
+    if bundle.untrained:
+        raise CheckpointError(
+            f"{path}: {len(bundle.untrained):,} pieces were added that no training has seen; train from it first"
+        )
+    _require_free(directory)
+    if fault := not_finite(bundle.weights()):
+        raise CheckpointError(f"{path}: {fault}; train it again, or take an earlier checkpoint")
+    translator = load_bundle(bundle, ["device=cpu"])
+    model = portable(bundle, translator)
+    with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
+        format_.write(model, new, quantization)
+        (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
+        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.own_symbols)
+        for path in new.glob("*.safetensors"):
+            shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
+    say(f"{to}: {directory}")
+    if lost := not_carried(bundle.config, to):
+        say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
+    for line in _comparison(format_, bundle, translator, model, directory):
+        say(line)
+
+
+def portable(bundle: Bundle, translator: Translator) -> PortableModel:
+    """The bundle as other formats write it; the translator is of the same bundle."""
+    tokenizer = translator.tokenizer
+    source = Vocabulary(
+        tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
+        tokenizer.specials.source,
+        tokenizer.source_sentencepiece(),
+        tokenizer.source_scores(),
+    )
+    target = Vocabulary(
+        tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
+        tokenizer.specials.target,
+        tokenizer.target_sentencepiece(),
+        tokenizer.target_scores(),
+    )
+    weights = {name: weight.float() for name, weight in bundle.weights().items()}
+    return PortableModel(bundle.config, weights, source, target, tokenizer.symbols)
+
+
+def _no_quantization(to: str, quantization: str) -> str:
+    if not FORMATS[to].quantizations:
+        return f"--quantization goes with --to ctranslate2; {to} has its weights as they are"
+    return f"--quantization: found {quantization}, wants one of {', '.join(FORMATS[to].quantizations)}"
+
+
+def _require_free(directory: Path) -> None:
+    """Nothing that somebody else put there is lost."""
+    if directory.is_file():
+        raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
+        raise MtkitError(f"{directory}: holds files that no export wrote; name an empty folder or a new one")
+
+
+def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None, own_symbols: Sequence[str]) -> None:
+    config = bundle.config
+    content = {
+        "format": to,
+        "mtkit": __version__,
+        "name": config.name,
+        "languages": config.languages.model_dump(mode="json"),
+        "quantization": quantization,
+        "decoding": config.decoding.model_dump(mode="json"),
+        **({"own_symbols": list(own_symbols)} if own_symbols else {}),
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _comparison(
+    format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
+) -> Iterator[str]:
+    """What comes of translating the bundle's canaries here and there, from text to text."""
+    lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
+    if not lines:
+        yield "the model carries no canaries, so nothing was compared"
+        return
+    texts = format_.texts(directory, model)
+    agreement = None
+    if texts is not None:
+        with working(f"comparing the translations of {len(lines):,} lines with those of the library"):
+            agreement = compare(translator, model, lines, texts, format_.observe, directory)
+    if agreement is None:
+        yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
+    else:
+        yield from agreement.told()

@@ -1,0 +1,414 @@
+"""config.json and generation_config.json of Hugging Face's encoder-decoders, written and read.
+
+D model width, V vocabulary size.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.errors import CheckpointError
+from mtkit.exchange.portable import PortableModel
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # by our names
+ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def require_fetched(path: Path) -> None:
+    """Refuse the pointer that Git LFS leaves in the place of a file it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:
+        return  # told as missing by who reads it
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` or download it"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; missing or damaged is a CheckpointError."""
+    require_fetched(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; wants the folder of a Hugging Face checkpoint") from None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no JSON object; copy the checkpoint again")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An object, its keys in order, as transformers writes it."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# config.json and generation_config.json of Hugging Face's encoder-decoders, written and read.
+
+FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
+LEAST_POSITIONS = 512
+
+# What a model must be for each layout to express it, by the name that an export calls the layout.
+_BOTH: dict[str, Collection[Any]] = {
+    "norm": ("layer",),
+    "activation": ("relu", "gelu", "silu"),
+    "attention_bias": (True,),
+    "positions": ("sinusoidal",),
+    "sinusoid_layout": ("halves",),
+    "embedding_norm": (False,),
+}
+WANTED: dict[str, dict[str, Collection[Any]]] = {
+    "marian": {
+        "norm_placement": ("post",),
+        **_BOTH,
+        "sinusoid_exponent": ("paper",),
+        "sinusoid_first": (0,),
+    },
+    "m2m100": {
+        "norm_placement": ("pre",),
+        **_BOTH,
+        "sinusoid_exponent": ("tensor2tensor",),
+        "sinusoid_first": (2,),
+        "tie_embeddings": ("all",),
+        "output_bias": (False,),
+        "start_token": ("begin", "end"),  # padding has no place there that could be told
+    },
+}
+NAMES = {"marian": "Marian", "m2m100": "M2M100"}
+
+
+def require(config: Config, layout: str) -> None:
+    """Refuse a model that the layout cannot express: one line tells why, and which layouts take it so."""
+    model: AnyModelConfig = config.model
+    if not isinstance(model, TransformerConfig):
+        raise CheckpointError(
+            f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
+        )
+    for setting, values in WANTED[layout].items():
+        found = getattr(model, setting)
+        if found not in values:
+            listed = " or ".join(_told(value) for value in values)
+            others = [name for name, wanted in WANTED.items() if found in wanted.get(setting, (found,))]
+            takers = " and ".join(f"--to {name}" for name in ("ctranslate2", *others))
+            raise CheckpointError(
+                f"model.{setting} is {_told(found)}; {NAMES[layout]} files want {listed}; "
+                f"{takers} {'take' if others else 'takes'} it so"
+            )
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
+    """Both files, with what is the layout's own."""
+    config, special = model.config, model.target.special
+    transformer = config.model
+    assert isinstance(transformer, TransformerConfig)
+    start = {"begin": special.begin, "end": special.end}.get(transformer.start_token, special.pad)
+    ids = {
+        "bos_token_id": special.begin,
+        "eos_token_id": special.end,
+        "pad_token_id": special.pad,
+        "decoder_start_token_id": start,
+        "forced_eos_token_id": special.end,
+    }
+    write_json(
+        directory / CONFIG,
+        {
+            **ids,
+            "activation_dropout": transformer.activation_dropout,
+            "activation_function": ACTIVATIONS[transformer.activation],
+            "attention_dropout": transformer.attention_dropout,
+            "d_model": transformer.d_model,
+            "decoder_attention_heads": transformer.decoder_num_heads or transformer.num_heads,
+            "decoder_ffn_dim": transformer.decoder_d_ff or transformer.d_ff,
+            "decoder_layerdrop": transformer.layer_dropout,
+            "decoder_layers": transformer.decoder_layers,
+            "dropout": transformer.dropout,
+            "dtype": "float32",
+            "encoder_attention_heads": transformer.num_heads,
+            "encoder_ffn_dim": transformer.d_ff,
+            "encoder_layerdrop": transformer.layer_dropout,
+            "encoder_layers": transformer.encoder_layers,
+            "init_std": 0.02,
+            "is_encoder_decoder": True,
+            "max_position_embeddings": _positions(config),
+            "scale_embedding": transformer.scale_embeddings,
+            "tie_word_embeddings": transformer.tie_embeddings != "none",
+            "torch_dtype": "float32",
+            "use_cache": True,
+            "vocab_size": len(model.source.pieces),
+            **own,
+        },
+    )
+    write_json(
+        directory / GENERATION,
+        {
+            **ids,
+            "bad_words_ids": [[id_] for id_ in silent_ids(model)],
+            "early_stopping": config.decoding.stopping == "count",
+            "length_penalty": config.decoding.length_penalty,
+            "max_length": _positions(config),
+            "num_beams": config.decoding.beam_size,
+            **_constraints(config.decoding, start == special.end),
+        },
+    )
+
+
+def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
+    """What their search must keep to. There the start token counts as one of the translation."""
+    found = {}
+    if decoding.min_length:
+        found["min_length"] = decoding.min_length + 1
+    if decoding.no_repeat_ngram and not (starts_with_end and decoding.no_repeat_ngram == 1):
+        found["no_repeat_ngram_size"] = decoding.no_repeat_ngram
+    return found
+
+
+# Settings of decoding that a format has no place for; its card tells of some.
+_NOWHERE = (
+    "method",
+    "length_penalty_form",
+    "coverage_penalty",
+    "diversity_groups",
+    "diversity_strength",
+    "temperature",
+    "top_k",
+    "top_p",
+    "mbr_samples",
+    "mbr_utility",
+)
+
+
+def not_carried(config: Config, to: str) -> list[str]:
+    """The settings of decoding, with their values, that an export to that format loses."""
+    decoding, default = config.decoding, DecodingConfig()
+    lost = [name for name in _NOWHERE if getattr(decoding, name) != getattr(default, name)]
+    if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
+        lost.append("no_repeat_ngram")  # which would forbid the end mark there, with which it starts
+    if decoding.unknown == "copy":
+        lost.append("unknown")
+    return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]
+
+
+def silent_ids(model: PortableModel) -> list[int]:
+    """What no translation holds: padding, the begin mark, and the unknown if it is banned or spelled in bytes."""
+    vocabulary = model.target
+    is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
+    shown = vocabulary.special.unknown if is_shown else None
+    return [id_ for id_ in vocabulary.special.silent if id_ != shown]
+
+
+def _positions(config: Config) -> int:
+    """Places that a sentence may have, its mark counted: what the model was trained on, and never fewer than usual."""
+    return max(LEAST_POSITIONS, config.data.max_length + 1)
+
+
+def _one(value: Any) -> Any:
+    """The value of a list of one, which stands for it; else what was found."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+# Settings of generation that mtkit does not have, and the values with which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "constraints": ([],),
+    "diversity_penalty": (0.0,),
+    "do_sample": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": ([],),
+    "forced_decoder_ids": ([],),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1.0,),
+    "max_time": (),
+    "min_p": (0.0,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "sequence_bias": ([], {}),
+    "stop_strings": ([],),
+    "suppress_tokens": ([],),
+    "typical_p": (1.0,),
+}
+LONGEST_SHOWN = 60  # characters of a value that a message shows
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _row(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _rows(value: Any) -> list[list[Any]]:
+    return [_row(each) for each in _row(value)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+class TheirConfig:
+    """A config.json that is read; what it tells wrongly is a CheckpointError that names file, key and value."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / CONFIG
+        self.content = read_json(self.path)
+        generation = directory / GENERATION
+        self.generation = read_json(generation) if generation.exists() else {}
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """A whole number, 0 or more; the default where it is null or missing."""
+        value = self.content.get(key)
+        value = default if value is None else value
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants a whole number")
+        return value
+
+    def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
+        """The id of a token, or none where it is null or missing; a list of one is that one."""
+        value = _one(self.content.get(key, default))
+        if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants one id below {vocab_size}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.content.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
+        return value
+
+    def require(self, key: str, wanted: object) -> None:
+        """What mtkit's model has no choice for; a missing key is as wanted."""
+        value = self.content.get(key, wanted)
+        if value != wanted:
+            raise CheckpointError(
+                f"{self.path}: {key} is {json.dumps(value)}; mtkit imports {json.dumps(wanted)} alone"
+            )
+
+    def rate(self, key: str) -> float:
+        """A rate of dropout; the training of another day may change it."""
+        value = self.content.get(key, 0.0)
+        return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
+
+    @property
+    def activation(self) -> str:
+        """By our name."""
+        value = self.content.get("activation_function")
+        if not isinstance(value, str) or value not in ACTIVATIONS_READ:
+            raise CheckpointError(
+                f"{self.path}: activation_function is {value!r}; mtkit imports {', '.join(ACTIVATIONS_READ)}"
+            )
+        return ACTIVATIONS_READ[value]
+
+    def told(self, key: str) -> Any:
+        """A default of generation, from either file."""
+        return self.generation.get(key, self.content.get(key))
+
+    def settings(self, directory: Path, model: dict[str, Any]) -> Config:
+        """All settings, with those of the model that the layout itself decides."""
+        self._check_generation()
+        beam_size, length_penalty = self.told("num_beams"), self.told("length_penalty")
+        heads, d_ff = self.number("encoder_attention_heads"), self.number("encoder_ffn_dim")
+        decoder_heads, decoder_d_ff = self.number("decoder_attention_heads"), self.number("decoder_ffn_dim")
+        settings = {
+            "name": directory.resolve().name or "imported",
+            "data": {"max_length": max(1, min(self.number("max_position_embeddings", 1024) - 1, 1023))},
+            "model": {
+                "architecture": "transformer",
+                "d_model": self.number("d_model"),
+                "num_heads": heads,
+                "d_ff": d_ff,
+                "encoder_layers": self.number("encoder_layers"),
+                "decoder_layers": self.number("decoder_layers"),
+                **({"decoder_num_heads": decoder_heads} if decoder_heads != heads else {}),
+                **({"decoder_d_ff": decoder_d_ff} if decoder_d_ff != d_ff else {}),
+                "activation": self.activation,
+                "scale_embeddings": self.flag("scale_embedding", False),
+                "dropout": self.rate("dropout"),
+                "attention_dropout": self.rate("attention_dropout"),
+                "activation_dropout": self.rate("activation_dropout"),
+                **model,
+            },
+            "tokenizer": {"shared": model["tie_embeddings"] == "all"},
+            "decoding": {
+                **({"beam_size": beam_size} if type(beam_size) is int and beam_size > 0 else {}),
+                **({"length_penalty": float(length_penalty)} if type(length_penalty) in (int, float) else {}),
+                **({"stopping": "count"} if self.told("early_stopping") is True else {}),
+                **self._constraints(),
+            },
+        }
+        try:
+            return Config.model_validate_json(json.dumps(settings))
+        except ValueError as error:
+            _, setting, problem, *_ = (line.strip() for line in str(error).splitlines())
+            problem = problem.partition(" [type=")[0]
+            told = problem.removeprefix("Value error, ")  # which names the setting itself
+            if told == problem:
+                told = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
+            raise CheckpointError(f"{self.path}: {told}") from None
+
+    def _constraints(self) -> dict[str, int]:
+        """Settings of decoding that forbid something. Their min_length counts the start token."""
+        found = {}
+        least, new, ngram = (self.told(key) for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"))
+        shortest = new if _is_count(new) else least - 1 if _is_count(least) else 0
+        if shortest > 0:
+            found["min_length"] = shortest
+        if _is_count(ngram) and ngram > 0:
+            found["no_repeat_ngram"] = ngram
+        return found
+
+    def ignored(self, silent: Collection[int]) -> list[str]:
+        """What of its generation settings changes translations there and is not carried over, with the values.
+
+        silent are the ids that no translation holds anyway.
+        """
+        found = {key: value for key in NEUTRAL if (value := self.told(key)) not in (None, *NEUTRAL[key])}
+        # Padding and the like are forbidden here, too.
+        words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
+        suppressed = [id_ for id_ in _row(found.pop("suppress_tokens", [])) if id_ not in silent]
+        end = _one(self.content.get("eos_token_id"))
+        if _one(found.get("forced_eos_token_id")) == end:
+            found.pop("forced_eos_token_id", None)  # which ends a translation that is cut off; here so, too
+        for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
+            if (value := self.told(key)) is not None and not _is_count(value):
+                found[key] = value
+        found |= {"bad_words_ids": words} if words else {}
+        found |= {"suppress_tokens": suppressed} if suppressed else {}
+        return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
+
+    def bans(self, id_: int) -> bool:
+        """Whether no translation there holds a token."""
+        words, suppressed = (self.told(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
+        return [id_] in _rows(words) or id_ in _row(suppressed)
+
+    def _check_generation(self) -> None:
+        """What would be searched otherwise there than here."""
+        if (forced := self.told("forced_bos_token_id")) is not None:
+            raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
+        for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+            here, there = _one(self.content.get(key)), _one(self.generation.get(key))
+            if here is not None and there is not None and here != there:
+                raise CheckpointError(f"{self.path}: {key} is {here!r}, and {there!r} in {GENERATION}; make them agree")

@@ -1,0 +1,430 @@
+"""Hugging Face's MarianMTModel and M2M100: their weights, by their names of tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtkit.bundle.storage import not_finite
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError
+from mtkit.exchange.huggingface_config import TheirConfig, read_json, require, require_fetched, write_configs
+from mtkit.exchange.portable import PortableModel, Vocabulary, reordered
+from mtkit.text.symbols import SpecialIds
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+SELF_ATTENTION = {
+    "attention.query_key_value": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.output": ("self_attn.out_proj",),
+    "around_attention.norm": ("self_attn_layer_norm",),
+}
+SOURCE_ATTENTION = {
+    "source_attention.query": ("encoder_attn.q_proj",),
+    "source_attention.key_value": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "source_attention.output": ("encoder_attn.out_proj",),
+    "around_source_attention.norm": ("encoder_attn_layer_norm",),
+}
+FEED_FORWARD = {
+    "feed_forward.inner": ("fc1",),
+    "feed_forward.output": ("fc2",),
+    "around_feed_forward.norm": ("final_layer_norm",),
+}
+
+# Embeddings, by what shares a matrix: our name and theirs. What else they may store of it is the same once more.
+EMBEDDINGS = {
+    "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
+    "decoder": {
+        "encoder.embedded.embedding.weight": "model.encoder.embed_tokens.weight",
+        "decoder.embedded.embedding.weight": "model.decoder.embed_tokens.weight",
+    },
+    "none": {
+        "encoder.embedded.embedding.weight": "model.encoder.embed_tokens.weight",
+        "decoder.embedded.embedding.weight": "model.decoder.embed_tokens.weight",
+        "decoder.output.table.weight": "lm_head.weight",
+    },
+}
+COPIES = {
+    "all": dict.fromkeys(
+        ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+        "model.shared.weight",
+    ),
+    "decoder": {"lm_head.weight": "model.decoder.embed_tokens.weight"},
+    "none": {},
+}
+OUTPUT_BIAS = ("decoder.output.bias", "final_logits_bias")
+
+KINDS = ("weight", "bias")
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # all that float32 holds unchanged
+
+
+def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each of our weights, and those that it is made of there, in order; the output bias is left out."""
+    yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
+    layer = SELF_ATTENTION | FEED_FORWARD
+    stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
+    for side, depth, modules in stacks:
+        for number in range(depth):
+            place = f"{side}.layers.{number}"
+            for (ours, theirs), kind in product(modules.items(), KINDS):
+                yield f"{place}.{ours}.{kind}", tuple(f"model.{place}.{name}.{kind}" for name in theirs)
+        if config.norm_placement == "pre":
+            yield from ((f"{side}.norm.{kind}", (f"model.{side}.layer_norm.{kind}",)) for kind in KINDS)
+
+
+def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
+    """Of one of their weights; sizes are those of the vocabularies of source and target."""
+    is_source = ".encoder." in name
+    module, kind = name.split(".")[-2:]
+    d_model, d_ff = config.d_model, config.d_ff if is_source else config.decoder_d_ff or config.d_ff
+    vocab_size = sizes[0] if is_source else sizes[1]
+    rows = {"fc1": d_ff, "shared": vocab_size, "embed_tokens": vocab_size, "lm_head": vocab_size}.get(module, d_model)
+    columns = {"fc2": d_ff}.get(module, d_model)
+    return (rows,) if kind == "bias" or "norm" in module else (rows, columns)
+
+
+def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights by the names that they have there."""
+    found = {}
+    for ours, theirs in names_of(config):
+        for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
+            found[name] = part.contiguous()
+    ours, theirs_bias = OUTPUT_BIAS
+    if ours in weights:
+        found[theirs_bias] = weights[ours][None].contiguous()  # (1, V)
+    return found
+
+
+def our_weights(
+    config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Their weights by our names; what is missing, left over or does not fit is told with the path.
+
+    sizes are those of the vocabularies of source and target.
+    """
+    left = dict(weights)
+    for copy, original in COPIES[config.tie_embeddings].items():
+        if original not in left and copy in left:
+            left[original] = left[copy]  # an older version may store the copy alone
+        if copy in left and not torch.equal(left.pop(copy), left[original]):
+            raise CheckpointError(f"{path}: {copy} is not {original}; the settings say that they share one matrix")
+    found = {}
+    for ours, theirs in names_of(config):
+        parts = []
+        for name in theirs:
+            if name not in left:
+                raise CheckpointError(f"{path}: holds no {name}, which its config.json asks for")
+            _require_shape(path, name, left[name], shape_of(name, config, sizes))
+            parts.append(left.pop(name))
+        found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    ours, theirs_bias = OUTPUT_BIAS
+    if config.output_bias:
+        bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
+        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings alone
+            bias = torch.nn.functional.pad(bias, (0, sizes[1] - bias.shape[1]))
+        _require_shape(path, theirs_bias, bias, (1, sizes[1]))
+        found[ours] = bias[0]
+    if left:
+        raise CheckpointError(f"{path}: holds {sorted(left)[0]}, which no model of its config.json has")
+    return found
+
+
+def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(weight.shape) != wanted:
+        raise CheckpointError(f"{path}: {name} is {tuple(weight.shape)}, its config.json asks for {wanted}")
+
+
+def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
+    """As transformers reads them."""
+    save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of a checkpoint in float32, and the file that tells of them. No code in it is run."""
+    path = next((directory / name for name in READERS if (directory / name).exists()), None)
+    if path is None:
+        raise CheckpointError(f"{directory}: holds no weights; wants one of {', '.join(READERS)}")
+    read = READERS[path.name]
+    if path.name in (INDEX, PICKLED_INDEX):
+        weights: dict[str, Tensor] = {}
+        shards = _shards(path)
+        for file in sorted({*shards.values()}):
+            weights |= read(directory / file)
+        if missing := sorted(shards.keys() - weights.keys()):
+            raise CheckpointError(
+                f"{directory / shards[missing[0]]}: holds no {missing[0]}, which {path.name} says; "
+                "copy the checkpoint again"
+            )
+    else:
+        weights = read(path)
+    for name, weight in weights.items():
+        if weight.dtype not in FLOATS:
+            kinds = " and ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+            found = str(weight.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: {name} is {found}; mtkit imports {kinds}")
+    if fault := not_finite(weights):
+        raise CheckpointError(f"{path}: {fault}; take a checkpoint whose training did not fail")
+    return {name: weight.float() for name, weight in weights.items()}, path
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    require_fetched(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or missing: {error}; copy the checkpoint again") from None
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """The file that holds each of the weights; all lie beside the index."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
+    ):
+        raise CheckpointError(f"{path}: damaged; copy the checkpoint again")
+    return shards
+
+
+def _load_pickled(path: Path) -> dict[str, Tensor]:
+    """With PyTorch's reader that knows tensors alone; what it says of failures may be the advice to run code."""
+    require_fetched(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; copy the checkpoint again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever a damaged or hostile file makes of a reader
+        raise CheckpointError(
+            f"{path}: is cut off or damaged, or holds more than tensors, and mtkit runs no code of a checkpoint; "
+            f"copy it again, or save the model as {WEIGHTS}"
+        ) from None
+    if not isinstance(content, dict) or not all(map(_is_plain, content, content.values())):
+        raise CheckpointError(f"{path}: holds no table of tensors; copy the checkpoint again")
+    return {name: weight.detach() for name, weight in content.items()}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file that is looked for, in this order
+    WEIGHTS: _load_safetensors,
+    INDEX: _load_safetensors,
+    PICKLED: _load_pickled,
+    PICKLED_INDEX: _load_pickled,
+}
+
+
+def _is_plain(name: object, weight: object) -> bool:
+    """Whether it is a named tensor whose numbers are all there."""
+    return (
+        isinstance(name, str)
+        and isinstance(weight, Tensor)
+        and weight.layout == torch.strided
+        and weight.device.type == "cpu"
+    )
+
+
+# MarianMTModel of Hugging Face transformers: the layout of the OPUS-MT models (Tiedemann & Thottingal 2020).
+
+# Flags of config.json that make another model of it, by what all Marian models have.
+OTHERS = {
+    "normalize_before": False,
+    "normalize_embedding": False,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+    "static_position_embeddings": True,
+    "extra_pos_embeddings": 0,
+}
+
+
+def check_marian(config: Config) -> None:
+    """Refuse what the layout cannot express."""
+    require(config, "marian")
+
+
+def in_marian_order(model: PortableModel) -> PortableModel:
+    """The same model with the special ids where Marian's readers expect them: padding last, a model of theirs as it is.
+
+    Where both sides have vocabularies of their own the one id of padding must be in both.
+    """
+    if _is_shared(model.config.model):
+        order = _order(model.source, len(model.source.pieces) - 1)
+        return reordered(model, order, order)
+    pad = min(len(model.source.pieces), len(model.target.pieces)) - 1
+    if model.source.special.pad == model.target.special.pad and model.target.special.pad > 0:
+        return model
+    return reordered(model, _order(model.source, pad), _order(model.target, pad))
+
+
+def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
+    """End mark, unknown, all others as they are, padding at its place."""
+    special, size = vocabulary.special, len(vocabulary.pieces)
+    if special.pad == pad:
+        return list(range(size))
+    first = [special.end, special.unknown]
+    others = [id_ for id_ in range(size) if id_ not in (*first, special.pad)]
+    return [*(first + others)[:pad], special.pad, *(first + others)[pad:]]
+
+
+def write_marian_weights(model: PortableModel, directory: Path) -> None:
+    """Weights and configuration; the ids are those of the model."""
+    config = model.config.model
+    assert isinstance(config, TransformerConfig)
+    bias = torch.zeros(len(model.target.pieces))
+    weights = {"decoder.output.bias": bias, **model.weights}  # Marian always has one
+    save_weights(their_weights(config, weights), directory)
+    write_configs(
+        model,
+        directory,
+        {
+            "architectures": ["MarianMTModel"],
+            "model_type": "marian",
+            "decoder_vocab_size": len(model.target.pieces),
+            "share_encoder_decoder_embeddings": _is_shared(config),
+            "add_final_layer_norm": False,
+            "normalize_before": False,
+            "normalize_embedding": False,
+            "static_position_embeddings": True,
+        },
+    )
+
+
+def read_marian(directory: Path) -> PortableModel:
+    """The model of a checkpoint; its vocabularies have special ids and sizes alone: pieces are in other files."""
+    told = TheirConfig(directory)
+    for key, wanted in OTHERS.items():
+        told.require(key, wanted)
+    shares, ties = told.flag("share_encoder_decoder_embeddings", True), told.flag("tie_word_embeddings", True)
+    if shares and not ties:
+        raise CheckpointError(
+            f"{told.path}: tie_word_embeddings is false and share_encoder_decoder_embeddings true; mtkit imports what "
+            "shares the output layer too"
+        )
+    weights, path = load_weights(directory)
+    tie = "all" if shares else "decoder" if ties else "none"
+    vocab_size = told.number("vocab_size")
+    sizes = vocab_size, vocab_size if shares else told.number("decoder_vocab_size", vocab_size)
+    pad, end = told.token("pad_token_id", min(sizes)), told.token("eos_token_id", sizes[1])
+    if pad is None or end is None:
+        key, what = ("pad_token_id", "padding") if pad is None else ("eos_token_id", "the end mark")
+        raise CheckpointError(f"{told.path}: {key} is missing; wants the id of {what}")
+    begin, start = told.token("bos_token_id", sizes[1]), told.token("decoder_start_token_id", sizes[1], pad)
+    begin = None if begin in (end, pad) else begin
+    config = told.settings(
+        directory,
+        {
+            "norm_placement": "post",
+            "tie_embeddings": tie,
+            "output_bias": True,
+            "start_token": _start(told, start, pad, end, begin, weights),
+        },
+    )
+    assert isinstance(config.model, TransformerConfig)
+    ours = our_weights(config.model, _without_positions(weights, path), path, sizes)
+    source, target = (Vocabulary([""] * size, SpecialIds(pad, 1, begin, end)) for size in sizes)
+    return PortableModel(config, ours, source, target)
+
+
+def _start(
+    told: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
+) -> str:
+    """What the decoder reads first, by our names."""
+    if start == pad:
+        tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
+        table = next((weights[name] for name in tables if name in weights), None)
+        is_table = table is not None and table.dim() == 2 and pad < len(table)
+        return "zero" if table is not None and is_table and not table[pad].any() else "pad"
+    if start is not None and start in (end, begin):
+        return "end" if start == end else "begin"
+    raise CheckpointError(
+        f"{told.path}: decoder_start_token_id is {start}; wants pad_token_id, eos_token_id or bos_token_id"
+    )
+
+
+def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without the tables of sinusoids that older versions store; another table would be another model."""
+    kept = {}
+    for name, weight in weights.items():
+        if not name.endswith(("embed_positions.weight", "embed_positions.weights")):
+            kept[name] = weight
+        elif weight.dim() != 2 or weight.shape[1] % 2 or not _are_sinusoids(weight):
+            raise CheckpointError(f"{path}: {name} holds other positions than Marian's sinusoids")
+    return kept
+
+
+def _are_sinusoids(weight: Tensor) -> bool:
+    # As near as bfloat16 comes: a table may have been stored in it.
+    return torch.allclose(weight, _sinusoids(*weight.shape), rtol=0, atol=2**-8)
+
+
+def _sinusoids(num_positions: int, d_model: int) -> Tensor:
+    """(P, D): sines, then cosines, of p / 10000^(2i/D)."""
+    waves = 10000.0 ** (-2 * torch.arange(d_model // 2, dtype=torch.float64) / d_model)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * waves
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def _is_shared(config: object) -> bool:
+    return isinstance(config, TransformerConfig) and config.tie_embeddings == "all"
+
+
+# M2M100ForConditionalGeneration of Hugging Face transformers (Fan et al. 2021): fairseq's Transformer, norms first.
+
+BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's; readers of this layout count places from PAD
+
+
+def check_m2m100(config: Config) -> None:
+    """Refuse what the layout cannot express."""
+    require(config, "m2m100")
+
+
+def in_m2m100_order(model: PortableModel) -> PortableModel:
+    """The same model with fairseq's special ids first; one that has them is as it is."""
+    special, size = model.source.special, len(model.source.pieces)
+    if special.begin is None:
+        raise CheckpointError("the vocabulary has no begin mark; M2M100 files want one")
+    first = [special.begin, special.pad, special.end, special.unknown]
+    order = [*first, *(id_ for id_ in range(size) if id_ not in first)]
+    return reordered(model, order, order)
+
+
+def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
+    """Weights and configuration; the ids are those of the model."""
+    config = model.config.model
+    assert isinstance(config, TransformerConfig)
+    save_weights(their_weights(config, model.weights), directory)
+    write_configs(model, directory, {"architectures": ["M2M100ForConditionalGeneration"], "model_type": "m2m_100"})
+
+
+def read_m2m100(directory: Path) -> PortableModel:
+    """The model of a checkpoint; its vocabularies have special ids and sizes alone: pieces are in other files."""
+    told = TheirConfig(directory)
+    told.require("tie_word_embeddings", True)
+    told.require("pad_token_id", PAD)
+    vocab_size = told.number("vocab_size")
+    end, begin = told.token("eos_token_id", vocab_size, END), told.token("bos_token_id", vocab_size)
+    start = told.token("decoder_start_token_id", vocab_size, END)
+    if end is None:
+        raise CheckpointError(f"{told.path}: eos_token_id is missing; wants the id of the end mark")
+    if start is None or start not in (begin, end):
+        raise CheckpointError(f"{told.path}: decoder_start_token_id is {start}; wants eos_token_id or bos_token_id")
+    config = told.settings(
+        directory,
+        {
+            "scale_embeddings": told.flag("scale_embedding", True),
+            "tie_embeddings": "all",
+            "start_token": "end" if start == end else "begin",
+            "sinusoid_exponent": "tensor2tensor",
+            "sinusoid_first": 2,
+        },
+    )
+    assert isinstance(config.model, TransformerConfig)
+    weights, path = load_weights(directory)
+    weights = {name: weight for name, weight in weights.items() if "embed_positions" not in name}  # all have the same
+    ours = our_weights(config.model, weights, path, (vocab_size, vocab_size))
+    special = SpecialIds(PAD, UNKNOWN, None if begin == end else begin, end)
+    side = Vocabulary([""] * vocab_size, special)
+    return PortableModel(config, ours, side, side)

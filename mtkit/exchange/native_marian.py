@@ -1,0 +1,506 @@
+"""Models as Marian itself writes them: options, tensors, files."""
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.section import read_yaml
+from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError, say
+from mtkit.exchange.portable import PortableModel, Vocabulary
+from mtkit.exchange.tokenizers import MarianVocabulary, read_vocabularies
+from mtkit.text.model_proto import pieces_of
+
+# What mtkit's Transformer has one choice for: the values that are read. A missing option has the first one.
+WANTED: dict[str, tuple[Any, ...]] = {
+    "type": ("transformer",),
+    "right-left": (False,),
+    "input-types": ([], ["sequence"], ["sequence", "sequence"]),
+    "lemma-dim-emb": (0,),
+    "lemma-dependency": ("",),
+    "ulr": (False,),
+    "transformer-decoder-autoreg": ("self-attention",),
+    "transformer-no-projection": (False,),
+    "transformer-pool": (False,),
+    "transformer-tied-layers": ([],),
+    "transformer-ffn-depth": (2,),
+    "transformer-decoder-ffn-depth": (0, 2),
+    "transformer-attention-mask": ("default",),
+    "transformer-train-positions": (False,),
+}
+
+# Other options whose names begin with transformer- that are read here, or change nothing of what a finished model says.
+KNOWN = {
+    *("heads", "dim-ffn", "decoder-dim-ffn", "ffn-activation", "disable-position-embeddings", "no-bias", "no-affine"),
+    *("preprocess", "postprocess", "postprocess-emb", "postprocess-top"),
+    *("dropout", "dropout-attention", "dropout-ffn", "depth-scaling", "guided-alignment-layer"),
+    # Marian itself reads no option of this name: its positions are sinusoids all the same, if no table is stored.
+    "train-position-embeddings",
+    # Of other decoders and attentions, which WANTED refuses.
+    *("dim-aan", "aan-depth", "aan-activation", "aan-nogate", "rnn-projection", "alibi-shift", "alibi-trainable"),
+}
+
+# What is done before a sublayer, after it and after the last one, dropout left out: a = add, n = normalize.
+PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
+
+ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
+# Before this version Marian's gelu(x) was x sigmoid(1.702 x), which is silu(1.702 x) / 1.702.
+EXACT_GELU = (1, 12)
+GELU_SLOPE = 1.702
+
+
+class MarianOptions:
+    """The options that a model was built with; what is not as it must be is a CheckpointError that names the option."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self._check()
+
+    def _check(self) -> None:
+        for name, wanted in WANTED.items():
+            if self.content.get(name, wanted[0]) not in wanted:
+                self.refuse(name, wanted[0])
+        for name, value in self.content.items():
+            known = name in WANTED or name.removeprefix("transformer-") in KNOWN
+            if name.startswith("transformer-") and not known and value:
+                raise CheckpointError(f"{self.path}: {name} is {_told(value)}; mtkit knows no option of this name")
+
+    def refuse(self, name: str, *wanted: Any) -> None:
+        """Say which value was found, and which ones are read."""
+        listed = " or ".join(map(_told, wanted))
+        raise CheckpointError(
+            f"{self.path}: Marian's option {name} is {_told(self.content.get(name))}; mtkit imports {listed} alone"
+        )
+
+    def number(self, name: str, default: int | None = None) -> int:
+        value = self.content.get(name, default)
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"{self.path}: Marian's option {name} is {_told(value)}; wanted is a whole number")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.content.get(name, False)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: Marian's option {name} is {_told(value)}; wanted is true or false")
+        return value
+
+    def choice(self, name: str, default: str, choices: Mapping[str, str]) -> str:
+        value = self.content.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            self.refuse(name, *choices)
+        return choices[value]
+
+    def steps(self, name: str, default: str) -> str:
+        """What is done around a sublayer, dropout left out."""
+        value = self.content.get(name, default)
+        return value.replace("d", "") if isinstance(value, str) else _told(value)
+
+    @property
+    def placement(self) -> str:
+        """Where norms stand, by our name."""
+        names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top")
+        found = tuple(self.steps(name, default) for name, default in zip(names, ("", "dan", ""), strict=True))
+        if found not in PLACEMENTS:
+            told = ", ".join(f"{name} {self.content.get(name, '')!r}" for name in names)
+            raise CheckpointError(f"{self.path}: {told}; mtkit imports '', 'dan', '' and 'n', 'da', 'n'")
+        return PLACEMENTS[found]
+
+    @property
+    def embedding_norm(self) -> bool:
+        """Whether embeddings are normalised."""
+        found = self.steps("transformer-postprocess-emb", "d")
+        if found not in ("", "n"):
+            self.refuse("transformer-postprocess-emb", "d", "n", "nd")
+        return found == "n"
+
+    @property
+    def activation(self) -> str:
+        """Of the feed-forward layers, by our name."""
+        found = self.choice("transformer-ffn-activation", "swish", ACTIVATIONS)
+        return "silu" if self.slope != 1 else found
+
+    @property
+    def slope(self) -> float:
+        """What the activation multiplies its input by, and divides its output by."""
+        version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
+        is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
+        return GELU_SLOPE if self.content.get("transformer-ffn-activation") == "gelu" and not is_exact else 1.0
+
+    @property
+    def ties(self) -> str:
+        """What shares a matrix, by our name."""
+        source_too = self.flag("tied-embeddings-src")
+        if self.flag("tied-embeddings-all") or (source_too and self.flag("tied-embeddings")):
+            return "all"
+        return "decoder" if self.flag("tied-embeddings") else "none"
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Of source and target."""
+        sizes = self.content.get("dim-vocabs")
+        if not isinstance(sizes, list) or len(sizes) != 2 or not all(type(n) is int and n > 1 for n in sizes):
+            raise CheckpointError(
+                f"{self.path}: Marian's option dim-vocabs is {_told(sizes)}; wanted are the sizes of one source and "
+                "one target vocabulary"
+            )
+        return sizes[0], sizes[1]
+
+
+def _told(value: Any) -> str:
+    return value or "''" if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[str, Any]) -> Config:
+    """The settings that make the same model of mtkit's Transformer."""
+    d_ff, decoder_d_ff = options.number("transformer-dim-ffn"), options.number("transformer-decoder-dim-ffn", 0)
+    settings = {
+        "name": name,
+        "model": {
+            "architecture": "transformer",
+            "d_model": options.number("dim-emb"),
+            "num_heads": options.number("transformer-heads"),
+            "d_ff": d_ff,
+            "encoder_layers": options.number("enc-depth"),
+            "decoder_layers": options.number("dec-depth"),
+            **({"decoder_d_ff": decoder_d_ff} if decoder_d_ff not in (0, d_ff) else {}),
+            "norm_placement": options.placement,
+            "activation": options.activation,
+            # Where Marian adds no positions, it does not scale embeddings either.
+            **(
+                {"positions": "none", "scale_embeddings": False}
+                if options.flag("transformer-disable-position-embeddings")
+                else {"sinusoid_exponent": "tensor2tensor"}
+            ),
+            "embedding_norm": options.embedding_norm,
+            "tie_embeddings": options.ties,
+            "output_bias": True,  # which also keeps padding from being said
+            "start_token": "zero",
+        },
+        "tokenizer": {"shared": shared},
+        "decoding": decoding,
+    }
+    try:
+        return Config.model_validate_json(json.dumps(settings))
+    except ValueError as error:
+        _, setting, problem, *_ = (line.strip() for line in str(error).splitlines())
+        problem = problem.partition(" [type=")[0].removeprefix("Value error, ")
+        raise CheckpointError(f"{options.path}: {setting.replace('.transformer.', '.')}: {problem}") from None
+
+
+def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    """What the decoder.yml tells of the search, in our settings."""
+    numbers: dict[str, float] = {}
+    for name in ("beam-size", "normalize", "word-penalty", "max-length-factor"):
+        value = decoder.get(name)
+        if value is True:
+            value = 1  # `normalize` may stand alone
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value) or value < 0):
+            raise CheckpointError(f"{path}: {name} is {_told(value)}; wanted is a number")
+        if value:
+            numbers[name] = value
+    if "word-penalty" in numbers:
+        say(f"{path}: word-penalty {numbers['word-penalty']} is left out; mtkit's search has none")
+    # Marian never writes <unk> unless it is told to.
+    settings: dict[str, Any] = {} if decoder.get("allow-unk") is True else {"unknown": "ban"}
+    if "beam-size" in numbers:
+        settings["beam_size"] = max(1, int(numbers["beam-size"]))
+    if decoder:
+        settings["length_penalty"] = float(numbers.get("normalize", 0.0))
+    if "max-length-factor" in numbers:
+        factor = float(numbers["max-length-factor"])  # for each source token, the end mark counted
+        settings |= {"max_length_ratio": factor, "max_length_extra": int(factor)}
+    return settings
+
+
+# The tensors of a model of Marian by mtkit's names.
+
+# The bias of padding, which Marian has no token for: so small that the softmax makes it nothing, in fp16 as well.
+NEVER = -1e4
+
+# Our modules, by the places of theirs; W or b stands for the gap.
+LINEARS = {
+    "attention.query_key_value": ("self_{}q", "self_{}k", "self_{}v"),
+    "attention.output": ("self_{}o",),
+    "source_attention.query": ("context_{}q",),
+    "source_attention.key_value": ("context_{}k", "context_{}v"),
+    "source_attention.output": ("context_{}o",),
+    "feed_forward.inner": ("ffn_{}1",),
+    "feed_forward.output": ("ffn_{}2",),
+}
+NORMS = {
+    "around_attention.norm": "self_Wo",
+    "around_source_attention.norm": "context_Wo",
+    "around_feed_forward.norm": "ffn_ffn",
+}
+OF_SOURCE = "source_attention"  # stands in the names of what an encoder's layer has not
+
+
+class _Taken:
+    """Tensors that are taken one by one, each with the shape that it must have."""
+
+    def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        self.path = path
+        self.left = dict(weights)
+
+    def take(self, name: str, shape: tuple[int, ...], default: float | None = None) -> Tensor:
+        """A tensor, which is taken once; the default fills it where it is not stored and may be missing."""
+        if name not in self.left:
+            if default is not None:
+                return torch.full(shape, default)
+            raise CheckpointError(f"{self.path}: holds no {name}, which its options ask for")
+        weight = self.left.pop(name)
+        if tuple(weight.shape) != shape:
+            raise CheckpointError(f"{self.path}: {name} is {tuple(weight.shape)}, its options ask for {shape}")
+        return weight
+
+    def finish(self) -> None:
+        """Nothing may be left: what is not known would be another model."""
+        if self.left:
+            raise CheckpointError(f"{self.path}: holds {min(self.left)}, which mtkit's Transformer has no place for")
+
+
+def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors by our names, those of padding added: a row of zeros, which the decoder starts from."""
+    taken = _Taken(options.path, weights)
+    found = _embeddings(options, taken)
+    model = config.model
+    assert isinstance(model, TransformerConfig)
+    norm = (model.d_model, 0.0 if options.flag("transformer-no-affine") else None)
+    for side, depth in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        for number in range(depth):
+            found |= dict(_layer(options, taken, side, number))
+        if model.norm_placement == "pre":
+            found |= _norm(taken, f"{side}_top", "", f"{side}.norm", *norm)
+        if options.embedding_norm:
+            found |= _norm(taken, f"{side}_emb", "_pre", f"{side}.embedded.norm", *norm)
+    taken.finish()
+    return found
+
+
+def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
+    """Embeddings, output layer and its bias."""
+    (source_size, target_size), width, ties = options.vocab_sizes, options.number("dim-emb"), options.ties
+    found = {}
+    if options.flag("tied-embeddings-all") or options.flag("tied-embeddings-src"):
+        source = target = taken.take("Wemb", (target_size, width))
+    else:
+        source = taken.take("encoder_Wemb", (source_size, width))
+        target = taken.take("decoder_Wemb", (target_size, width))
+    found["encoder.embedded.embedding.weight"] = _padded(source)
+    if ties != "all":
+        found["decoder.embedded.embedding.weight"] = _padded(target)
+    if ties == "none":
+        older = "decoder_ff_logit_out_W" in taken.left
+        output = (
+            taken.take("decoder_ff_logit_out_W", (width, target_size)).T
+            if older
+            else taken.take("decoder_ff_logit_out_Wt", (target_size, width))
+        )
+        found["decoder.output.table.weight"] = _padded(output)
+    missing = 0.0 if options.flag("output-omit-bias") else None
+    bias = taken.take("decoder_ff_logit_out_b", (1, target_size), missing)[0]
+    found["decoder.output.bias"] = torch.cat([bias, torch.full((1,), NEVER)])
+    return found
+
+
+def _padded(table: Tensor) -> Tensor:
+    """(V, D) with a row of zeros below."""
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one layer."""
+    width, d_ff = options.number("dim-emb"), options.number("transformer-dim-ffn")
+    if side == "decoder":
+        d_ff = options.number("transformer-decoder-dim-ffn", 0) or d_ff
+    ours, theirs = f"{side}.layers.{number}", f"{side}_l{number + 1}"
+    missing = 0.0 if options.flag("transformer-no-bias") else None
+    slope = options.slope
+    scales = {"feed_forward.inner": (slope, slope), "feed_forward.output": (1 / slope, 1.0)}
+    for module, parts in LINEARS.items():
+        if side == "encoder" and OF_SOURCE in module:
+            continue
+        rows, columns = {"feed_forward.inner": (width, d_ff), "feed_forward.output": (d_ff, width)}.get(
+            module, (width, width)
+        )
+        names = [f"{theirs}_{part}" for part in parts]
+        of_weight, of_bias = scales.get(module, (1.0, 1.0))
+        weight = [taken.take(name.format("W"), (rows, columns)).T for name in names]
+        bias = [taken.take(name.format("b"), (1, columns), missing)[0] for name in names]
+        yield f"{ours}.{module}.weight", (torch.cat(weight) * of_weight).contiguous()
+        yield f"{ours}.{module}.bias", torch.cat(bias) * of_bias
+    suffix = "_pre" if options.placement == "pre" else ""
+    default = 0.0 if options.flag("transformer-no-affine") else None
+    for module, name in NORMS.items():
+        if side == "decoder" or OF_SOURCE not in module:
+            yield from _norm(taken, f"{theirs}_{name}", suffix, f"{ours}.{module}", width, default).items()
+
+
+def _norm(taken: _Taken, theirs: str, suffix: str, ours: str, width: int, default: float | None) -> dict[str, Tensor]:
+    """Scale and shift of a norm; where they may be missing, those that change nothing."""
+    return {
+        f"{ours}.weight": taken.take(f"{theirs}_ln_scale{suffix}", (1, width), None if default is None else 1.0)[0],
+        f"{ours}.bias": taken.take(f"{theirs}_ln_bias{suffix}", (1, width), default)[0],
+    }
+
+
+# Models as Marian itself writes them (Junczys-Dowmunt et al. 2018), and OPUS-MT's archives hold them: .npz and .yml.
+
+OPTIONS, DECODER, OPTIMIZER = "special:model.yml", "decoder.yml", ".optimizer.npz"
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class NativeMarian:
+    """A model that was read, its vocabularies, and the files that it was read from."""
+
+    model: PortableModel
+    vocabulary: MarianVocabulary
+    files: list[Path]
+
+
+def is_native_marian(path: Path) -> bool:
+    """Whether it is a folder that holds an .npz or a decoder.yml, or one of these files itself."""
+    if path.is_dir():
+        return any(path.glob("*.npz")) or any(path.glob(f"*{DECODER}"))
+    return path.suffix == ".npz" or (path.suffix == ".yml" and path.is_file())
+
+
+def read_native_marian(path: Path) -> NativeMarian:
+    """The model of a folder, of a decoder.yml in it, or of an .npz in it; what cannot be read is a CheckpointError."""
+    found = _Setup.find(path)
+    options, weights = _read_npz(found.npz)
+    source, target, files = read_vocabularies(found.directory, found.vocabularies, options.vocab_sizes)
+    decoding = search_of(found.decoder, found.settings_file[0] if found.settings_file else None)
+    name = found.directory.resolve().name or "imported"
+    config = settings_of(options, name, source.pieces == target.pieces, decoding)
+    if config.model.tie_embeddings == "all" and source.pieces != target.pieces:
+        raise CheckpointError(
+            f"{found.npz}: both sides share one matrix, and the vocabularies {' and '.join(p.name for p in files[:2])} "
+            "differ; name the one that the model was trained with"
+        )
+    ours = our_weights(options, config, weights)
+    directory = found.directory
+    if (directory / "preprocess.sh").exists():
+        say(f"{directory / 'preprocess.sh'}: is not run; what it does to text before SentencePiece is left out")
+    model = PortableModel(config, ours, source, target)
+    return NativeMarian(model, _vocabulary(source, target), [found.npz, *found.settings_file, *files])
+
+
+def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
+    """What an import asks of vocabularies; Marian tells no languages."""
+    defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
+    tags = tuple(piece for piece in source.pieces if re.fullmatch(">>.+<<", piece) and piece not in defined)
+    return MarianVocabulary(source, target, source.pieces == target.pieces, (None, None), tags, defined)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Which files make a model, and how Marian's decoder is told to search."""
+
+    directory: Path
+    npz: Path
+    vocabularies: list[Path]  # of source and target; empty where no file tells
+    decoder: Mapping[str, Any]
+    settings_file: list[Path]  # the decoder.yml, or none
+
+    @staticmethod
+    def find(path: Path) -> "_Setup":
+        directory = path if path.is_dir() else path.parent
+        if path.name.endswith(".npz"):
+            npz, decoder = path, path.with_name(f"{path.name}.{DECODER}")
+            return _Setup._read(directory, decoder if decoder.exists() else None, npz)
+        if path.is_file():
+            return _Setup._read(directory, path, None)
+        if (directory / DECODER).exists():
+            return _Setup._read(directory, directory / DECODER, None)
+        models = sorted(each for each in directory.glob("*.npz") if not each.name.endswith(OPTIMIZER))
+        if len(models) == 1:
+            return _Setup.find(models[0])
+        if not models:
+            raise CheckpointError(f"{directory}: holds no model in an .npz file; copy the model again")
+        names = ", ".join(each.name for each in models)
+        raise CheckpointError(
+            f"{directory}: holds {len(models)} models ({names}) and no {DECODER}; name one: {models[0]}"
+        )
+
+    @staticmethod
+    def _read(directory: Path, settings_file: Path | None, npz: Path | None) -> "_Setup":
+        decoder = _mapping(_text(settings_file), str(settings_file)) if settings_file else {}
+        models, vocabularies = (_listed(decoder, key, settings_file) for key in ("models", "vocabs"))
+        if npz is None and len(models) != 1:
+            raise CheckpointError(f"{settings_file}: models lists {len(models)} files; mtkit imports one model")
+        if len(vocabularies) not in (0, 2):
+            raise CheckpointError(
+                f"{settings_file}: vocabs lists {len(vocabularies)} files; wanted are those of source and target"
+            )
+        beside = [_beside(directory, name, settings_file) for name in vocabularies]
+        npz = npz or _beside(directory, models[0], settings_file)
+        return _Setup(directory, npz, beside, decoder, [settings_file] if settings_file else [])
+
+
+def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str]:
+    names = decoder.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{path}: {key} is {names!r}; wanted is a list of files")
+    return names
+
+
+def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
+    """The file of this name in the folder, else where it is told to be, which may be on another machine."""
+    places = directory / name, directory / Path(name).name, Path(name)
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{places[1]}: missing, and {settings_file} names it; copy it there")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; copy it again") from None
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    content = read_yaml(text, name).data
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name}: holds no options of Marian; copy the model again")
+    return content
+
+
+def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
+    """The options of a model and its tensors in float32."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; copy the model again") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: no .npz of Marian, or damaged: {first}; copy the model again") from None
+    if OPTIONS not in found:
+        raise CheckpointError(f"{path}: holds no {OPTIONS}, which tells what the model is; mtkit imports no other .npz")
+    text = found[OPTIONS].tobytes().split(b"\0", 1)[0].decode("utf-8", errors="replace")
+    options = MarianOptions(path, _mapping(text, f"{path} ({OPTIONS})"))
+    weights = {}
+    for name, array in found.items():
+        if name.startswith("special:"):
+            continue
+        if str(array.dtype) not in DTYPES:
+            raise CheckpointError(f"{path}: {name} is {array.dtype}; mtkit imports {' and '.join(DTYPES)}")
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{path}: {name} has values that are not finite; the training went wrong")
+        weights[name] = torch.from_numpy(array.astype(np.float32))
+    return options, weights

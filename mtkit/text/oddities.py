@@ -1,0 +1,352 @@
+"""Recognises text that is not plain sentences: tables, tokens, subwords, escapes, lower case."""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mtkit.config.data_settings import LanguagesConfig
+from mtkit.text.lines import FIRST_LINES, LEAST_ROWS, conversion, is_called_csv, separator_of
+from mtkit.text.parallel import Pair
+
+# What writes the text of a packed file to standard output, by the ending of its name.
+UNPACKING = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "zstd -cd", ".zip": "unzip -p"}
+
+
+def reading(path: Path, column: int | None = None) -> str:
+    """The command that writes a text, or a column of it, to standard output; "" where a filter can read the file."""
+    file = shlex.quote(str(path))
+    unpacking = UNPACKING.get(path.suffix.lower())
+    unpacked = f"{unpacking} {file}" if unpacking else ""
+    if column is None:
+        return unpacked
+    return f"{unpacked} | cut -f {column}" if unpacked else f"cut -f {column} {file}"
+
+
+def undoing(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
+    """The command that sends a text, or a column of it, through filters and writes a new file beside it."""
+    plain = unpacked(path)
+    name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
+    first = reading(path, column)
+    piped = " | ".join([first, *filters] if first else [f"{filters[0]} < {shlex.quote(str(path))}", *filters[1:]])
+    return f"{piped} > {shlex.quote(str(plain.with_name(name)))}"
+
+
+def unpacked(path: Path) -> Path:
+    """What a packed file is called once it is unpacked."""
+    return path.with_suffix("") if path.suffix.lower() in UNPACKING else path
+
+
+# Tables that are read as plain text, and columns that hold numbers or names instead of sentences.
+
+LARGE_SHARE = 0.5  # of lines that are no sentences
+LONGEST_SHOWN = 20  # characters of a column
+
+# Without spaces, and with a digit, since many languages write sentences without spaces.
+LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
+
+
+def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
+    """What to do where the first lines of a text are rows of a table, and each is read as a sentence."""
+    lines = lines[:FIRST_LINES]
+    num_columns = lines[0].count("\t") + 1 if lines else 0
+    if len(lines) >= LEAST_ROWS and num_columns > 1 and {line.count("\t") + 1 for line in lines} == {num_columns}:
+        found = f"has {num_columns} columns in each line, which is read as one sentence: {_shown(lines[-1])}"
+        first, second = sentence_columns(lines) or (1, 2)
+        if is_test_set:
+            commands = "; ".join(
+                f"{reading(file, column)} > {_column_file(file, column)}" for column in (first, second)
+            )
+            return f"{found}; make a file of each column that is wanted: {commands}"
+        return f"{found}; for columns {first} and {second} say {{tsv: {file}, columns: [{first}, {second}]}}"
+    if lines and (is_called_csv(file) or separator_of(lines)):
+        return conversion(file, lines)
+    return None
+
+
+def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
+    """What to do where most lines of a text are numbers or names; rows are those of the file, where it is a column."""
+    written = [line.strip() for line in lines if line.strip()]
+    labels = [line for line in written if LABEL.fullmatch(line)]
+    if len(written) < LEAST_ROWS or len(labels) <= LARGE_SHARE * len(written):
+        return None
+    found = f'{len(labels):,} of the {len(written):,} lines looked at are numbers or names such as "{labels[0]}"'
+    if column is None:
+        return f"{found}; name a file of sentences"
+    others = sentence_columns(rows)
+    example = f", such as columns: [{others[0]}, {others[1]}]" if others else ""
+    return f"{found}; choose the columns of source and target{example}; a row is {_shown(rows[-1])}"
+
+
+def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
+    """The first two columns, numbered from 1, that hold sentences in most rows; None where there are not two."""
+    columns = list(zip(*(row.split("\t") for row in rows), strict=False))
+    found = [
+        number
+        for number, texts in enumerate(columns, start=1)
+        if sum(bool(LABEL.fullmatch(text.strip())) for text in texts) <= LARGE_SHARE * len(texts)
+    ]
+    return (found[0], found[1]) if len(found) > 1 else None
+
+
+def _column_file(file: Path, column: int) -> str:
+    return shlex.quote(str(file.with_name(f"{unpacked(file).stem}.column{column}")))
+
+
+def _shown(row: str) -> str:
+    """The columns of a row, each cut where it is long."""
+    texts = [text.strip() for text in row.split("\t")]
+    return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
+
+
+# Signs that text is not plain: cut into subwords, tokenised, escaped or lower-cased by other tools.
+
+MOST_LINES = 1_000_000  # lines of a file among which a sample is taken
+PROCESSED_LINES = 2048  # lines at the beginning of a file that are all in the sample
+
+MOSES = "Moses or a tool like it"
+
+LEAST_LETTERS = 200  # with case, that tell whether a text is lower-cased
+LOWER_CASED = 0.0005  # share of capitals among letters up to which a text counts as lower-cased
+CASED = 0.005  # and from which it counts as cased; text of sentences has 2 % or more
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Something that plain text does not have."""
+
+    kind: str  # completes "looks …"
+    by: str  # the tool that did it
+    pattern: re.Pattern[str]
+    share: float  # more lines than this share have it where the text was processed
+    cure: str  # a filter of the shell, in which LANG stands for the code of the language
+    setting: str = ""  # the setting that suits such text
+    undone: tuple[tuple[str, str], ...] = ()  # patterns and replacements that undo it, where it hides other signs
+
+
+# Raw text of 21 languages has the marks of subwords and escapes in at most 0.2 % of its lines, and the spaces of
+# tokenised text in at most 2 %; tokenised text has them in 80 % or more. Spaces before ? ! ; and : are good French.
+SIGNS = (
+    Sign(
+        "cut into subwords",
+        "subword-nmt",
+        re.compile(r"(?<=\S)@@(?= |$)"),
+        0.02,
+        "sed -E 's/(@@ )|(@@ ?$)//g'",
+        "tokenizer.type: word keeps the pieces as they are",
+        ((r"@@(?: |$)", ""),),
+    ),
+    Sign(
+        "cut into subwords",
+        "SentencePiece",
+        re.compile("▁"),
+        0.02,
+        "sed 's/ //g; s/▁/ /g; s/^ //'",
+        "tokenizer.model: MODEL cuts the plain text in the same way",
+        ((" ", ""), ("▁", " ")),
+    ),
+    Sign(
+        "cut into subwords",
+        "OpenNMT's tokenizer",
+        re.compile("￭"),
+        0.02,
+        "sed -E 's/ ?￭ ?//g'",
+        "tokenizer.type: word keeps the pieces as they are",
+        ((" ?￭ ?", ""),),
+    ),
+    Sign(
+        "cut into subwords",
+        "WordPiece",
+        re.compile(r" ##\w"),
+        0.02,
+        "sed 's/ ##//g'",
+        "tokenizer.type: word keeps the pieces as they are",
+        ((" ##", ""),),
+    ),
+    Sign(
+        "tokenised",
+        MOSES,
+        re.compile(r" \.$| ,(?= )| n't\b| @-@ "),
+        0.2,
+        "sacremoses -l LANG detokenize",
+    ),
+    Sign(
+        "tokenised",
+        "a tool that puts spaces between words",
+        re.compile(r"(?<= )[。、，！？](?= |$)"),
+        0.2,
+        "sed 's/ //g'",
+    ),
+    Sign(
+        "quoted",
+        "a writer of CSV",
+        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # only lines with quotes in them are
+        0.002,
+        """sed -E '/^"([^"]|"")*"$/{s/^"(.*)"$/\\1/; s/""/"/g}'""",
+    ),
+    Sign(
+        "escaped",
+        "Moses or HTML",
+        re.compile(r"&(?:apos|quot|amp|lt|gt|#39|#91|#93|#124);"),
+        0.02,
+        """sed "s/&apos;/'/g; s/&quot;/\\"/g; s/&lt;/</g; s/&gt;/>/g; s/&#91;/[/g; s/&#93;/]/g; s/&#124;/|/g; """
+        r's/&amp;/\&/g"',
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sign that text shows."""
+
+    sign: Sign
+    line: int  # where it is, from 1
+    excerpt: str
+    count: int  # lines that have it
+    num_lines: int  # lines that were looked at, blank ones aside
+
+
+def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
+    """Numbers and lines: the first ones, then fewer and fewer up to a last one."""
+    numbered = enumerate(islice(lines, most), start=1)
+    yield from islice(numbered, PROCESSED_LINES)
+    step = 2
+    while part := list(islice(numbered, 0, PROCESSED_LINES // 2 * step, step)):
+        yield from part
+        step *= 2
+
+
+def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
+    """The signs that many of these numbered lines show; one line alone is no habit.
+
+    Where the text is cut into subwords, the signs after that are those of its words, joined again.
+    """
+    texts = [(number, text) for number, line in lines if (text := line.rstrip())]
+    found: list[Finding] = []
+    for sign in SIGNS:
+        if finding := _finding(sign, texts):
+            found.append(finding)
+            for pattern, replacement in sign.undone:
+                texts = [(number, re.sub(pattern, replacement, text)) for number, text in texts]
+    # Detokenising also undoes the escapes that tokenising made.
+    if any(finding.sign.by == MOSES for finding in found):
+        found = [finding for finding in found if finding.sign.kind != "escaped"]
+    return found
+
+
+def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
+    matches = [(number, match) for number, text in texts if (match := sign.pattern.search(text))]
+    if len(matches) <= max(1, sign.share * len(texts)):
+        return None
+    number, first = matches[0]
+    return Finding(sign, number, _excerpt(first), len(matches), len(texts))
+
+
+def capitals(lines: Iterable[str]) -> float | None:
+    """Share of capitals among the letters; None where too few letters have case to tell."""
+    text = "".join(lines)
+    letters = [character for character in text if character.isalpha()]
+    # Georgian has capitals in Unicode, but its sentences do not.
+    small = sum(character.islower() and not "ა" <= character <= "ჿ" for character in letters)
+    large = sum(map(str.isupper, letters))
+    if small + large < max(LEAST_LETTERS, len(letters) / 2):
+        return None
+    return large / (small + large)
+
+
+def _excerpt(match: re.Match[str]) -> str:
+    """What stands around a match."""
+    return match.string[max(0, match.start() - 20) : match.end() + 20].strip()
+
+
+# What is easily overlooked in parallel text: a header that would be read as a pair, and sides that are the same.
+
+NUM_NAMED = 3  # texts that are named for each oversight; the rest are counted
+OVERSEEN_SHARE = 0.1  # of copies; Khayrallah & Koehn (2018) measured that so many already harm a model
+
+# Words of which the names of columns are made.
+COLUMN_WORDS = (
+    "source sources src target targets tgt trg text texts sentence sentences segment line lines string translation "
+    "translations translated original input output reference references hypothesis column col lang language "
+    "id ids idx index num score scores similarity"
+)
+# ISO 639-1, which names columns as often.
+LANGUAGE_CODES = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
+    "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv "
+    "ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne "
+    "ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st "
+    "su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
+)
+LANGUAGE_NAMES = (
+    "afrikaans albanian amharic arabic armenian basque belarusian bengali bosnian bulgarian burmese catalan chinese "
+    "croatian czech danish dutch english esperanto estonian finnish french galician georgian german greek gujarati "
+    "hausa hebrew hindi hungarian icelandic igbo indonesian irish italian japanese kannada kazakh khmer korean kurdish "
+    "lao latin latvian lithuanian macedonian malay malayalam maltese marathi mongolian nepali norwegian pashto persian "
+    "polish portuguese punjabi romanian russian serbian sinhala slovak slovenian somali spanish swahili swedish tamil "
+    "telugu thai tibetan turkish ukrainian urdu uzbek vietnamese welsh xhosa yoruba zulu"
+)
+
+
+class Oversights:
+    """Watches pairs of text as they are read."""
+
+    def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
+        """Nothing is seen yet; copies need not be told where they are left out of training anyway."""
+        self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
+        self._is_copying_dropped = is_copying_dropped
+        self._headers: list[str] = []
+        self._copies: list[str] = []
+
+    def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
+        """The same pairs; name and files are those of the text, and trains says whether a model learns from it."""
+        files = list(dict.fromkeys(files))
+        where = " and ".join(map(str, files))
+        num_equal = num_pairs = 0
+        for source, target in pairs:
+            if not num_pairs and self._is_header(source, target):
+                self._headers.append(
+                    f"{name}: line 1 of {where}, {source.strip()} / {target.strip()}, looks like the names of columns, "
+                    f"and is read as a pair; delete it: {_deleting(files)}"
+                )
+            num_pairs += 1
+            num_equal += source.strip().casefold() == target.strip().casefold() != ""
+            yield source, target
+        if num_equal > OVERSEEN_SHARE * num_pairs and num_pairs > 1 and not (trains and self._is_copying_dropped):
+            then = "the model learns to copy" if trains else "copying is measured"
+            self._copies.append(
+                f"{name}: {where}: source and target are the same in {num_equal:,} of {num_pairs:,} pairs "
+                f"({num_equal / num_pairs:.1%}), so {then}; name the file of the translation"
+                + (", or leave such pairs out with data.drop_identical: true" if trains else "")
+            )
+
+    def warnings(self) -> Iterator[str]:
+        """A line for each of the first oversights of each kind, and one for the rest."""
+        for found in (self._headers, self._copies):
+            yield from (f"warning: {text}" for text in found[:NUM_NAMED])
+            if len(found) > NUM_NAMED:
+                yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
+
+    def _is_header(self, source: str, target: str) -> bool:
+        if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):
+            return False  # a short word or a name that is the same in both languages
+        return self._names_column(source) and self._names_column(target)
+
+    def _names_column(self, text: str) -> bool:
+        """Whether a text is made of nothing but words that name columns, such as sentence1, text_en or eng_Latn."""
+        text = text.strip().strip("\"'").lower()
+        if text in self._codes or re.fullmatch(r"[a-z]{3}[_-](arab|cyrl|deva|ethi|grek|hans|hant|hebr|latn)", text):
+            return True
+        words = re.findall(r"[^\W\d_]+", text)
+        known = {*COLUMN_WORDS.split(), *LANGUAGE_NAMES.split()}
+        return bool(words) and any(word in known for word in words) and set(words) <= known | self._codes
+
+
+def _deleting(files: Sequence[Path]) -> str:
+    """The command that deletes the first line of these files; packed ones are unpacked, and want to be named anew."""
+    packed = [f"{reading(file)} | sed 1d > {shlex.quote(str(unpacked(file)))}" for file in files if reading(file)]
+    plain = [shlex.quote(str(file)) for file in files if not reading(file)]
+    named = f", and name {' and '.join(str(unpacked(file)) for file in files if reading(file))}" if packed else ""
+    return "; ".join([*([f"sed -i 1d {' '.join(plain)}"] if plain else []), *packed]) + named

@@ -1,0 +1,667 @@
+"""Training: from binarized data to a bundle, going on from where an earlier run stopped.
+
+runs/NAME/checkpoints/step-…/   log.jsonl
+"""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtkit.bundle.checkpoints import (
+    FIRST_SCALE,
+    Progress,
+    Update,
+    Window,
+    average_weights,
+    averaged_steps,
+    checkpoint_steps,
+    measured_weights,
+    read_progress,
+    step_directory,
+)
+from mtkit.bundle.opening import noted_start, start_bundle, start_checksum
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.data.batch import Batch, Feed, Stream
+from mtkit.data.corpus import Corpus, Verification
+from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
+from mtkit.files import Stop, stopping_by_signal
+from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import mixed_precision, new_model, pick_device, pick_precision, require_weights_of
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.checkpoint import TrainState, clear_leftovers, delete_old, load_checkpoint, save_checkpoint
+from mtkit.training.log import Board, Log, ShownTraining
+from mtkit.training.loss import OBJECTIVES
+from mtkit.training.records import (
+    MEASURES,
+    Changes,
+    changes_since,
+    earlier_budgets,
+    identity_of,
+    require_allowed,
+    validation_digest,
+    with_changes,
+    write_bundle,
+    write_start,
+    write_trained,
+)
+from mtkit.training.schedule import (
+    FEW_UPDATES,
+    Forecast,
+    Pace,
+    Plan,
+    advice,
+    divergence,
+    learning_rate,
+    lowers_rate,
+    make_plan,
+    reason_to_end,
+    saves_at,
+    shortcomings,
+    with_shares,
+)
+from mtkit.training.update import LossScaler, MovingAverage, make_optimizer
+from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
+
+LEAST, MOST = 3, 50  # updates that are timed, after one that is not
+SHARE, LONGEST = 0.03, 60.0  # of the minutes, and seconds, that measuring takes unless a few updates take longer
+
+
+def measure_pace(
+    model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
+) -> Pace:
+    """Seconds of an update and of a validation, by the first batches of a run; model and progress stay as they are."""
+    update = _update_seconds(model, feed, progress, stop)
+    return Pace(update, validation.expected_seconds(model, tokenizer, stop))
+
+
+def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
+    """The mean over some updates; the first one, in which memory is set up, does not count."""
+    settings, device = feed.config.training, model.device
+    trial = copy.deepcopy(model)
+    optimizer = make_optimizer(trial.parameters(), settings, device)
+    longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
+    begun = time.monotonic()
+    with feed.batches(progress.step, progress.pairs) as stream:
+        for done in range(MOST + 1):
+            stop.check()
+            batches = [batch for _, parts in islice(stream, settings.accumulate) for batch in parts]
+            tokens = sum(batch.target_tokens for batch in batches)
+            for batch in batches:
+                with mixed_precision(device, progress.precision):
+                    loss = OBJECTIVES[settings.consistency](trial, batch.to(device), settings)
+                (loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trial.parameters(), 1.0).item()  # which waits for the device
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not done:
+                begun = time.monotonic()
+            elif done >= LEAST and time.monotonic() - begun >= longest:
+                break
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.monotonic() - begun) / done
+
+
+# Training: from binarized data to a bundle, going on from where an earlier run stopped.
+
+NUM_SAMPLES = 3  # translations shown at each validation
+
+
+def nothing() -> None:
+    """What is done after a checkpoint unless somebody waits for one."""
+
+
+def train(
+    config: Config,
+    validation: tuple[list[str], list[str]],
+    change: bool = False,
+    after_save: Callable[[], None] = nothing,
+) -> None:
+    """Train until a limit of the settings is reached, and leave the bundle in the run directory.
+
+    validation holds the sources and the references. Goes on from the last checkpoint there is, with other settings than
+    it was made with if change says so. after_save is called after each checkpoint. Raises StoppedError after Ctrl-C,
+    SIGTERM or SIGHUP, the state saved.
+    """
+    run = config.run_path
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    corpus = Corpus.open(run / "data" / "train")
+    corpus.require_tokenizer(tokenizer.hash)
+    with Verification(corpus) as verification:
+        measured = Validation.prepare(config, tokenizer, *validation)
+        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save)
+        with stopping_by_signal() as stop:
+            trainer.run(stop, verification)
+
+
+class Trainer:
+    """The training loop and all that it needs at hand."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        validation: Validation,
+        change: bool = False,
+        after_save: Callable[[], None] = nothing,
+    ) -> None:
+        self.given = config
+        self.config = config  # with numbers for what is auto, once they are known
+        self.after_save = after_save
+        self.run_path = config.run_path
+        self.checkpoints = config.run_path / "checkpoints"
+        self.tokenizer = tokenizer
+        self.corpus = corpus
+        self.validation = validation
+        self.device = pick_device(config.device)
+
+        sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
+        specials = tokenizer.specials
+        self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.marks)
+        optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
+        precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
+        if config.training.max_steps != "auto":
+            self._settle(with_shares(config.training))
+        decay = config.training.ema_decay
+        average = MovingAverage(self.model, decay) if decay else None
+        self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
+        self.is_saved = False  # whether the newest checkpoint holds all of the state
+        self.shapes = ""  # of the batch at hand, for messages
+        self.start: str | None = None  # checksum of the weights that training started from
+        self.changes = Changes([], [], [])  # since the checkpoint that training goes on from
+        self._resume(change)
+        progress = self.state.progress
+        self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
+        board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
+        self.log = Log(self.run_path / "log.jsonl", progress.log_bytes, board)
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """The settings of training."""
+        return self.config.training
+
+    def _settle(self, training: TrainingConfig) -> None:
+        """Numbers take the place of what is auto."""
+        self.config = self.given.model_copy(update={"training": training})
+
+    # Going on.
+
+    def _identity(self) -> dict[str, Any]:
+        validation = validation_digest(self.config)
+        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.start)
+
+    def _resume(self, change: bool) -> None:
+        """Go on from the newest checkpoint, if there is one; with other settings, if that is free or asked for."""
+        clear_leftovers(self.checkpoints)
+        steps = checkpoint_steps(self.checkpoints)
+        if not steps:
+            self._start()
+            return
+        step = steps[-1]
+        saved, found, _ = read_progress(self.checkpoints, step)
+        plan = self._plan_of(saved, step) if self.settings.max_steps == "auto" else None
+        if plan:
+            self._settle(plan.settings(self.given.training))
+        noted = found["training"].get("start_from")
+        self.start = start_checksum(self.config, noted)
+        if self.settings.start_from and not self.start:
+            self.start = noted or "a model that is not there"
+        self.changes = changes_since(found, self._identity(), self.config)
+        require_allowed(self.changes, self.run_path, step, change)
+        load_checkpoint(self.checkpoints, step, self.state)
+        if plan:
+            self.state.progress.plan = asdict(plan)
+        self.is_saved = True
+        say(f"going on from step {step:,} in {self.run_path}")
+        progress = self.state.progress
+        if progress.best_step and progress.best_step not in steps:
+            say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
+            progress.best_step, progress.best_score = 0, float("-inf")
+        if self.changes.all:
+            self._change(found)
+
+    def _plan_of(self, progress: Progress, step: int) -> Plan:
+        """What auto settings were fixed at when the run began; other minutes than then make it so much longer."""
+        if progress.plan is None:
+            raise CheckpointError(
+                f"{self.run_path}: cannot go on from step {step:,} with training.max_steps auto, since the run began "
+                "with numbers; give those, or start anew with --fresh"
+            )
+        minutes = self.given.training.max_minutes
+        assert minutes is not None, "the settings check it"
+        plan = Plan(**progress.plan)
+        return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
+
+    def _make_plan(self, stop: Stop) -> None:
+        """Fix what is auto by the speed of updates on a copy of the model, whose time counts as training."""
+        begun = time.monotonic()
+        progress = self.state.progress
+        try:
+            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
+        progress.seconds = time.monotonic() - begun
+        plan = make_plan(self.settings, pace, progress.seconds)
+        progress.plan = asdict(plan)
+        self._settle(plan.settings(self.given.training))
+        say(f"training.max_steps auto: {plan.told(pace)}")
+        if plan.max_steps < FEW_UPDATES:
+            say(
+                "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower "
+                f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
+            )
+
+    def _change(self, found: dict[str, Any]) -> None:
+        """Take over what changed since the checkpoint, whose identity was found, and tell of it."""
+        progress, differences = self.state.progress, self.changes.all
+        changed = {difference.name for difference in differences}
+        chain = progress.changes
+        progress.changes = with_changes(chain, progress.step, progress.pairs, differences)
+        self.is_saved = False
+        say(f"changed from step {progress.step + 1:,} on: {'; '.join(map(str, differences))}")
+        if "training.precision" in changed:
+            progress.precision = pick_precision(self.settings.precision, self.device, self.config.model.d_model)
+            progress.loss_scale, progress.scale_updates = FIRST_SCALE, 0
+        then = self.settings.model_copy(update=found["training"])
+        rate = self._rate(progress.step + 1, then)
+        if changed & {"training.learning_rate", "training.schedule"}:
+            progress.rate_lowered = progress.stale_validations = 0
+        if (now := self._rate(progress.step + 1, self.settings)) != rate:
+            say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
+        if progress.best_step and changed & MEASURES:
+            # The log has every figure of every validation, unless the sentences were others.
+            is_logged = changed & MEASURES == {"training.select_by"}
+            is_logged &= not any(MEASURES & change["settings"].keys() for change in chain)
+            self._find_best_again(is_logged)
+
+    def _find_best_again(self, is_logged: bool) -> None:
+        """The best checkpoint by another measure, whose scores cannot be compared with the best one so far.
+
+        It is the best of all that are there if the log tells their scores; else the one that was the best is measured
+        again.
+        """
+        progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
+        best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
+        if best:
+            progress.best_step, progress.best_score, progress.bad_validations = best
+        else:
+            self._measure_best_again()
+        say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
+
+    def _measure_best_again(self) -> None:
+        progress = self.state.progress
+        weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        self._put(measured_weights(self.checkpoints, progress.best_step))
+        measured, _ = self.validation.measure(self.model, self.tokenizer, Stop())
+        progress.best_score = selection_score(measured, self.settings)
+        self._put(weights)
+
+    def _rate(self, step: int, settings: TrainingConfig) -> float:
+        return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
+
+    def _start(self) -> None:
+        """Step 0: random weights stay, or make way for those that the settings name."""
+        if bundle := start_bundle(self.config):
+            weights = bundle.weights()
+            require_weights_of(self.model, weights, str(bundle.path))
+            self._put(weights)
+            self.start = noted_start(bundle)
+            if self.settings.ema_decay:
+                self.state.average = MovingAverage(self.model, self.settings.ema_decay)
+            say(f"starting from the weights of {bundle.path}")
+
+    def _scheduled(self) -> list[int]:
+        """Steps whose checkpoints were made on time; one made because the run was stopped is not averaged."""
+        return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
+
+    def _saves_at(self, step: int) -> bool:
+        return saves_at(step, self.settings, self.state.progress.changes)
+
+    def _save(self) -> None:
+        self.state.progress.log_bytes = self.log.length
+        save_checkpoint(self.checkpoints, self.state, self._identity())
+        self.is_saved = True
+        settings = self.settings
+        best = self.state.progress.best_step
+        delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
+        self.after_save()
+
+    @property
+    def _is_good(self) -> bool:
+        """Whether the last update was made; where it was skipped, training may be diverging, and nothing is saved."""
+        return self.state.progress.skipped_in_row == 0
+
+    # The loop.
+
+    def run(self, stop: Stop, verification: Verification | None = None) -> None:
+        """Train to the end, validate, average, and write the bundle; only data that is verified makes one."""
+        if verification:
+            stop.watched.append(verification.check)
+        progress = self.state.progress
+        (self.run_path / "trained.json").unlink(missing_ok=True)
+        try:
+            if self.settings.max_steps == "auto":
+                self._make_plan(stop)
+            self._write_start()
+            if self.changes.all:
+                told = {change.name: [change.before, change.after] for change in self.changes.all}
+                self.log.write("change", step=progress.step, settings=told)
+                self._save()  # so that from here on no one has to ask for it again
+            with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
+                reason = self._loop(stream, stop)
+            say(f"training ends at step {progress.step:,}: {reason}")
+            if found := shortcomings(self.settings, progress.step):
+                say(f"mtkit: warning: training ended too early: {'; '.join(found)}. {advice(self.given.training)}")
+            if verification:
+                verification.wait(stop.check)
+            self._finish(stop)
+        except StoppedError:
+            self._save_what_is_new()
+            where = f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}"
+            saved = "the state is saved" if self.is_saved else self._told_of_saved()
+            raise StoppedError(
+                f"{where}; {saved} in {self.checkpoints}, and the same command (without --fresh) goes on from there"
+                if self._last_saved()
+                else f"{where}, before there was anything to save"
+            ) from None
+        finally:
+            self.log.close()
+
+    def _loop(self, stream: Stream, stop: Stop) -> str:
+        progress, settings = self.state.progress, self.settings
+        self.model.train()
+        begun = time.monotonic() - progress.seconds
+        forecast = Forecast(settings, is_planned=self.given.training.max_steps == "auto")
+        forecast.begin(progress.step)
+        with closing(ShownTraining(progress, settings)) as shown:
+            while True:
+                # A checkpoint follows each validation, so that no kill repeats or loses one.
+                step = progress.step
+                if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_good:
+                    shown.catch_up()
+                    self._validate_or_save(stop)
+                    progress.seconds = time.monotonic() - begun
+                    progress.window = Window(since=progress.seconds)
+                if step and self._saves_at(step) and not self.is_saved and self._is_good:
+                    self._save()
+                if stop.save:
+                    stop.save = False
+                    self._save_what_is_new()
+                    say(f"SIGUSR1: {self._told_of_saved()}; going on")
+                if reason := reason_to_end(progress, settings):
+                    return reason
+                stop.check()
+
+                epoch = self._update_or_save(stream)
+                if what := divergence(progress, settings):
+                    raise MtkitError(self._with_remedy(what))
+                shown.update()
+                progress.seconds = time.monotonic() - begun
+                forecast.see(progress.step, progress.seconds)
+                is_logged = progress.step % settings.log_every == 0
+                if progress.window.updates and (is_logged or shown.is_overdue):
+                    record = progress.window.record(progress.seconds)
+                    if is_logged:
+                        self.log.write("train", step=progress.step, epoch=epoch, **record)
+                        progress.window = Window(since=progress.seconds)
+                    shown.tell(self._epochs(), record)
+
+    def _epochs(self) -> float:
+        """Passes over the corpus so far."""
+        return self.state.progress.pairs / len(self.corpus)
+
+    def _save_what_is_new(self) -> None:
+        """Save the state if it is good and not saved yet; at step 0 there is nothing that could be lost."""
+        if not self.is_saved and self._is_good and self.state.progress.step:
+            self._save()
+
+    def _last_saved(self) -> int:
+        """The step of the newest checkpoint that training can go on from; 0 if there is none."""
+        return max(checkpoint_steps(self.checkpoints, resumable=True), default=0)
+
+    def _told_of_saved(self) -> str:
+        return f"the state of step {self._last_saved():,} is saved" if self._last_saved() else "nothing is lost"
+
+    def _update_or_save(self, stream: Stream) -> int:
+        """An update; if it runs out of memory, the state before it is saved and the error says what to change."""
+        progress = self.state.progress
+        before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
+        try:
+            return self._update(stream)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here, since the tensors of the update are freed with the error.
+        step = progress.step
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.progress, self.is_saved = before, was_saved
+        raise self._out_of_memory(
+            f"in step {step:,}, {self.shapes}",
+            self._less_memory(),
+        )
+
+    def _less_memory(self) -> str:
+        return (
+            f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
+            f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
+            f"training.accumulate={self.settings.accumulate * 2})"
+        )
+
+    def _validate_or_save(self, stop: Stop) -> None:
+        """A validation; if it runs out of memory, the state is saved and the error says what to change."""
+        try:
+            self._validate(stop)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._out_of_memory(
+            f"in the validation of step {self.state.progress.step:,}",
+            f"lower decoding.batch_tokens, which is {self.config.decoding.batch_tokens:,}, or, with --change, "
+            f"training.batch_tokens, which is {self.settings.batch_tokens:,}",
+        )
+
+    def _out_of_memory(self, where: str, advice: str) -> MtkitError:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._save_what_is_new()
+        return MtkitError(f"{self.run_path}: out of memory {where}; {self._told_of_saved()}. To go on, {advice}")
+
+    def _update(self, stream: Stream) -> int:
+        """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
+
+        The loss is divided once, by all their tokens.
+        """
+        progress, settings = self.state.progress, self.settings
+        taken = list(islice(stream, settings.accumulate))
+        batches = [batch for _, parts in taken for batch in parts]
+        self.is_saved = False
+        progress.step += 1
+        progress.pairs += sum(batch.num_pairs for batch in batches)
+        rate = self._rate(progress.step, settings)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+
+        tokens = sum(batch.target_tokens for batch in batches)
+        sums = []
+        for number, batch in enumerate(batches):
+            self.shapes = f"with {_shape(batch)}"
+            batch = batch.to(self.device)
+            # No random state is kept: chance is a function of where training is.
+            torch.manual_seed(chance_seed(settings.seed, progress.step, number))
+            with mixed_precision(self.device, progress.precision):
+                loss = OBJECTIVES[settings.consistency](self.model, batch, settings)
+            self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            sums.append(loss.sums)
+
+        self.scaler.unscale(self.state.optimizer)
+        limit = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
+        update = Update(smoothed, likelihood, tokens, norm, rate, _padding(batches), *consistency)
+        scale_before = progress.loss_scale
+        progress.loss_scale, progress.scale_updates = self.scaler.next()
+        if update.is_finite:
+            self.state.optimizer.step()
+            if self.state.average is not None:
+                self.state.average.update(progress.step)
+            progress.skipped_in_row = 0
+            progress.window.add(update)
+        elif math.isfinite(update.loss) and progress.loss_scale < scale_before:
+            self._overflow()
+        else:
+            self._skip(update)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return taken[-1][0]
+
+    def _skip(self, update: Update) -> None:
+        progress = self.state.progress
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        what = "gradient" if math.isfinite(update.loss) else "loss"
+        say(f"step {progress.step:,}: the {what} is not finite; the update is skipped ({progress.skipped} so far)")
+        self.log.write("skipped", step=progress.step, what=what)
+
+    def _overflow(self) -> None:
+        """No divergence: the loss scale of fp16 is found by trying."""
+        progress = self.state.progress
+        progress.overflows += 1
+        say(
+            f"step {progress.step:,}: the gradient overflows fp16; the update is skipped and the loss scale lowered to "
+            f"{progress.loss_scale:g} ({progress.overflows} so far)"
+        )
+        self.log.write("overflow", step=progress.step, loss_scale=progress.loss_scale)
+
+    def _with_remedy(self, divergence: str) -> str:
+        remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
+        steps = checkpoint_steps(self.checkpoints, resumable=True)
+        if steps:
+            newest = step_directory(self.checkpoints, steps[-1])
+            older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
+            return (
+                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved():,}. With "
+                f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
+                "or start anew with --fresh and one of these"
+            )
+        return f"{self.run_path}: {divergence}; there is no checkpoint yet. Start again with {remedy}"
+
+    # Validation, choice, average.
+
+    def _validate(self, stop: Stop) -> None:
+        progress = self.state.progress
+        begun = time.monotonic()
+        with self.state.average.in_use() if self.state.average else nullcontext():
+            measured, translations = self.validation.measure(self.model, self.tokenizer, stop)
+        score = selection_score(measured, self.settings)
+        better = score > progress.best_score
+        if better:
+            progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
+            progress.stale_validations = 0
+        else:
+            progress.bad_validations += 1
+            progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
+        progress.validated_step = progress.step
+        self.is_saved = False
+        seconds = time.monotonic() - begun
+        self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
+        at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
+        say(f"{at}: {measures_text(measured)}{' (best)' if better else ''}")
+        self._show_samples(translations)
+        if lowers_rate(progress.stale_validations, self.settings, progress.rate_lowered):
+            progress.stale_validations, progress.rate_lowered = 0, progress.rate_lowered + 1
+            validations = counted(self.settings.plateau_patience, "validation")
+            say(f"nothing better in {validations}: the learning rate is lowered")
+
+    def _show_samples(self, translations: list[str]) -> None:
+        """Other lines each time, the same ones for the same step."""
+        first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
+        for i in range(first, first + min(NUM_SAMPLES, len(translations))):
+            i %= len(translations)
+            sample = {
+                "source": self.validation.sources[i],
+                "hypothesis": translations[i],
+                "reference": self.validation.references[i],
+            }
+            self.log.write("sample", step=self.state.progress.step, **sample)
+            for name, text in sample.items():
+                say(f"    {name:>10}: {text}")
+
+    def _finish(self, stop: Stop) -> None:
+        """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
+        progress, settings = self.state.progress, self.settings
+        if progress.validated_step < progress.step or not progress.best_step:
+            self._validate_or_save(stop)
+        if not self.is_saved:
+            self._save()
+        best = progress.best_step or progress.step  # the last one if no figure was a number
+        weights, steps = measured_weights(self.checkpoints, best), [best]
+        chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
+        if len(chosen) > 1:
+            average = average_weights(self.checkpoints, chosen)
+            self._put(average)
+            measured, _ = self.validation.measure(self.model, self.tokenizer, stop)
+            better = selection_score(measured, settings) > progress.best_score
+            self.log.write("average", steps=chosen, **measured, better=better)
+            verdict = "taken" if better else "not taken"
+            say(f"average of {len(chosen)} checkpoints: {measures_text(measured)} ({verdict})")
+            if better:
+                weights, steps = average, chosen
+        self._write_bundle(weights, steps)
+        write_trained(self.given, self.start)
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+
+    def _write_bundle(self, weights: dict[str, Tensor], steps: list[int]) -> None:
+        progress = self.state.progress
+        training = {
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 1),
+            "pairs_seen": progress.pairs,
+            "averaged_steps": steps,
+            "start_from": self.start,
+            **({"changes": progress.changes} if progress.changes else {}),
+            "data": self.corpus.facts(),
+        }
+        path = write_bundle(self.config, self.tokenizer, weights, self.validation.sources, training)
+        say(f"model: {path}")
+
+    def _write_start(self) -> None:
+        progress = self.state.progress
+        facts = write_start(self.given, self.corpus, self.model, progress, self.start)
+        self.log.write("start", step=progress.step, **facts)
+        say(
+            f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
+            f"{counted(facts['threads'], 'thread')}; {counted(len(self.corpus), 'pair')}"
+        )
+
+
+def chance_seed(seed: int, step: int, micro_batch: int) -> int:
+    """The seed of one forward pass: a function of where training is, so that no random state has to be saved."""
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _shape(batch: Batch) -> str:
+    source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
+    return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
+
+
+def _padding(batches: list[Batch]) -> float:
+    return sum(batch.padding for batch in batches) / len(batches)

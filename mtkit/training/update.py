@@ -1,0 +1,160 @@
+"""What an update needs: the optimizer, loss scaling, the moving average of the weights."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mtkit.bundle.checkpoints import FIRST_SCALE
+from mtkit.config.training_settings import TrainingConfig
+
+Parameters = Iterable[nn.Parameter]
+
+
+def adam(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
+    return torch.optim.Adam(
+        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); the weight decay, times the learning rate, is taken off the weights."""
+    return torch.optim.AdamW(
+        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def sgd(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """Stochastic gradient descent: v = momentum v + gradient + weight decay x weights, weights -= rate v (Polyak 1964).
+
+    Like PyTorch's, the rate stands outside of v, so a change of it takes effect at once.
+    """
+    return torch.optim.SGD(parameters, 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, TrainingConfig, bool], torch.optim.Optimizer]] = {
+    "adam": adam,
+    "adamw": adamw,
+    "sgd": sgd,
+}
+
+
+def make_optimizer(parameters: Parameters, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of the settings; the learning rate is set at each update."""
+    return OPTIMIZERS[config.optimizer](parameters, config, device.type in ("cpu", "cuda"))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """All that the optimizer remembers, as `moment/parameter`; names are those of its parameters, in order.
+
+    It may be nothing: sgd without momentum has no memory, and sgd with momentum none before its first update.
+    """
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{key}/{names[i]}": tensor
+        for i, moments in state.items()
+        for key, tensor in moments.items()
+        if tensor is not None
+    }
+
+
+def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
+    """Whether the tensors, as optimizer_tensors names them, are the memory of an optimizer of this kind.
+
+    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square.
+    """
+    of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
+    return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """Loads what optimizer_tensors returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, parameter = name.split("/", 1)
+        state.setdefault(names.index(parameter), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# Loss scaling, which keeps the small gradients of fp16 from vanishing (Micikevicius et al. 2018, section 3.2).
+
+
+class LossScaler:
+    """PyTorch's dynamic scale: an overflow halves it, 2,000 updates in a row without one double it.
+
+    Outside of fp16 it does nothing. All that it remembers is the scale and the updates since it changed.
+    """
+
+    def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": updates})
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss whose gradient is to be taken."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the scale, once an update, before anything looks at them."""
+        self._scaler.unscale_(optimizer)
+
+    def next(self) -> tuple[float, int]:
+        """Move the scale by what unscale saw; the scale now, and the updates since it changed."""
+        self._scaler.update()
+        if not self._scaler.is_enabled():
+            return FIRST_SCALE, 0
+        state = self._scaler.state_dict()
+        return state["scale"], state["_growth_tracker"]
+
+
+# A moving average of the weights, kept beside them while they are trained.
+
+
+class MovingAverage:
+    """Exponential: after each update, decay x average + (1 - decay) x weights, in fp32 (Polyak & Juditsky 1992)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = dict(model.named_parameters())
+        self._tensors = [parameter.detach().clone() for parameter in self._parameters.values()]
+        self._cells = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The average, by the names of the parameters."""
+        return dict(zip(self._parameters, self._tensors, strict=True))
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Put the average where it was."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after an update.
+
+        The decay begins at min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
+        TensorFlow's ExponentialMovingAverage and in Marian.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._tensors, list(self._parameters.values()), 1 - decay)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Meanwhile the model computes with the average.
+
+        Nothing is copied but the weights of a GPU's recurrent cells, which want them in one piece.
+        """
+        self._swap()
+        for cells in self._cells:
+            cells.flatten_parameters()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, parameter in enumerate(self._parameters.values()):
+            parameter.data, self._tensors[i] = self._tensors[i], parameter.data

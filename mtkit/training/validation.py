@@ -1,0 +1,208 @@
+"""How good a model is while it trains: its loss and likelihood, and the scores of real translations."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtkit.bundle.checkpoints import Progress
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
+from mtkit.data.batch import Batch, Ragged, padded_batch, ragged
+from mtkit.data.plan import plan_batches
+from mtkit.errors import DataError, Meter, counted, say
+from mtkit.files import Stop
+from mtkit.models.interface import TranslationModel
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
+from mtkit.translation.translator import Translator
+
+TIMED_BATCHES, TIMED_LINES = 4, 64  # by which the time of a validation is told beforehand
+
+
+class Validation:
+    """The validation data: pairs in batches for the loss, and lines to translate and score."""
+
+    def __init__(
+        self, config: Config, sources: list[str], references: list[str], batches: list[tuple[Ragged, Ragged]]
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.references = references
+        self.batches = batches
+
+    @staticmethod
+    def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
+        """Encode the pairs; the loss is over those that are not blank or too long, as in training.
+
+        Pairs that are left out are told; without any other it is a DataError, since no figure would mean anything.
+        """
+        encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
+        is_blank = [
+            not (source.strip() and reference.strip()) for source, reference in zip(sources, references, strict=True)
+        ]
+        most = config.data.max_length
+        pairs: list[tuple[list[int], list[int]]] = []
+        left_out: Counter[str] = Counter()
+        for (source, target), blank in zip(encoded, is_blank, strict=True):
+            if blank or not source or not target:
+                left_out["blank"] += 1
+            elif max(len(source), len(target)) > most:
+                left_out["too long"] += 1
+            else:
+                pairs.append((source, target))
+        _tell_left_out(config, len(pairs), left_out)
+        _tell_unspaced(config, references)
+        batches: list[tuple[Ragged, Ragged]] = []
+        lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
+        tokens = max(config.training.batch_tokens, most + 1)
+        plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
+        for b in range(len(plan)):
+            chosen = [pairs[i] for i in plan.batch(b)]
+            batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+        most_lines = config.training.validation_sentences
+        # Greedy, and not much longer than the source: a young model may go on and on.
+        decoding = DecodingConfig(
+            beam_size=1, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
+        )
+        greedy = config.model_copy(update={"decoding": decoding})
+        return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
+
+    def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
+        """How good the model is, by name, and its greedy translations.
+
+        loss and nll are in nats a token, with and without label smoothing, as in training; perplexity is that of the
+        latter; BLEU and chrF are those of the translations.
+        """
+        model.eval()
+        try:
+            with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
+                batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
+                sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
+                count = sum(batch.target_tokens for batch in batches)
+                translations, notes = self._translate(model, tokenizer, stop, meter)
+        finally:
+            model.train()
+        for note, number in notes.items():
+            say(f"mtkit: warning: validation: {number:,} of {counted(len(translations), 'line')}, each of which {note}")
+        language = self.config.languages.target
+        loss, nll = sums / max(count, 1)
+        measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
+        for metric in ("bleu", "chrf"):
+            measured[metric] = validation_score(translations, self.references, metric, language)
+        return measured, translations
+
+    def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
+        """About how long a validation takes, by the time of a few batches and lines from all over the text.
+
+        A model that has learnt nothing goes on to the limit of length, so that time is scaled to the references'.
+        """
+        model.eval()
+        try:
+            begun = time.monotonic()
+            batches = self.batches[:: -(-len(self.batches) // TIMED_BATCHES)]
+            for source, target in batches:
+                self._sums(model, padded_batch(source, target, model.marks), stop)
+            losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
+            begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
+            lines, references = self.sources[::stride], self.references[::stride]
+            length = 0
+            for line in Translator(model, tokenizer, self.config).translate_lines(lines):
+                stop.check()
+                length += len(line.text)
+            searching = (time.monotonic() - begun) * len(self.sources) / len(lines)
+        finally:
+            model.train()
+        return losses + searching * min(1.0, sum(map(len, references)) / max(length, 1))
+
+    def _translate(
+        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
+    ) -> tuple[list[str], Counter[str]]:
+        """The translations, and how many lines there are of each note."""
+
+        def done(count: int) -> None:
+            stop.check()
+            meter.add(count)
+
+        lines = list(Translator(model, tokenizer, self.config).translate_lines(self.sources, done=done))
+        return [line.text for line in lines], Counter(note for line in lines for note in line.notes)
+
+    @torch.no_grad()
+    def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
+        """(2,) fp64: the loss and the negative log-likelihood."""
+        stop.check()
+        batch = batch.to(model.device)
+        features = model(batch.source, batch.target)
+        smoothing = self.config.training.label_smoothing
+        sums = label_smoothed_cross_entropy(features, model.output, batch.labels, smoothing)
+        return torch.stack(sums).cpu().double()
+
+
+def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
+    num_pairs = num_kept + left_out.total()
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
+    if not num_kept:
+        files = ", ".join(str(path) for corpus in config.data.valid for path in corpus.paths) or "data.valid"
+        raise DataError(
+            f"{files}: none of the validation pairs can be used ({counts or 'there are none'}; "
+            f"{limit}); checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
+        )
+    if left_out:
+        say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")
+
+
+def _tell_unspaced(config: Config, references: list[str]) -> None:
+    tokenizer = tokenizer_of(config.languages.target)
+    if found := unspaced(references, tokenizer):
+        by_bleu = config.training.select_by == "bleu"
+        advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
+        say(
+            f"warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
+            f"takes whole phrases for words, so BLEU tells little; {advice}"
+        )
+
+
+def best_logged(
+    path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
+) -> tuple[int, float, int] | None:
+    """Of these steps the best one by what log.jsonl tells of its validations, its score, and how many came after it.
+
+    None where the log does not tell of any of them, is damaged, or is gone.
+    """
+    try:
+        data = path.read_bytes()[: progress.log_bytes]
+        # Split as bytes: the samples in it may hold U+2028 and others that str.splitlines takes for ends of lines.
+        events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
+        scores = {
+            event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
+            for event in events
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    known = [step for step in scores if step in steps]
+    if not known:
+        return None
+    best = max(known, key=lambda step: (scores[step], -step))
+    return best, scores[best], sum(step > best for step in scores)
+
+
+def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
+    """What the best checkpoint is best at; higher is better."""
+    value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
+    return value if math.isfinite(value) else float("-inf")
+
+
+def measures_text(measured: dict[str, float]) -> str:
+    """One line of what was measured."""
+    return (
+        f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
+        f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
+    )

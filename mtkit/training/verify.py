@@ -1,0 +1,499 @@
+"""Whether the files of a run are as written, and whether a killed training ends as an undisturbed one."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mtkit.bundle.bundle import is_run, no_model
+from mtkit.bundle.checkpoints import OPTIMIZER, PROGRESS, checkpoint_steps, read_progress, step_directory
+from mtkit.bundle.opening import carried_over, start_tokenizer
+from mtkit.config.load import config_from_text, load_config, with_sections
+from mtkit.config.settings import Config, config_text
+from mtkit.config.training_settings import settled
+from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, kept_validation, read_manifest
+from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, counted, inform
+from mtkit.files import standing, undone_when_ended
+from mtkit.models.registry import pick_device
+from mtkit.preparation.prepare import adopt, first_pairs, is_prepared
+from mtkit.text.parallel import with_plain_files
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.schedule import ENDING, with_shares
+from mtkit.translation.canaries import Report, check
+
+WHOLE = "as written"
+
+
+def check_data(run: Path) -> Report:
+    """The tokenizer, the binarized corpora and the validation text, all of which training reads."""
+    return _joined(
+        _part(run / "tokenizer", _tokenizer),
+        _part(run / "data" / "train", lambda path: _corpus(path, standing(run / "tokenizer"))),
+        _part(run / "data" / "valid", _validation),
+    )
+
+
+def check_results(run: Path, device: str | None = None) -> Report:
+    """The checkpoints, and the model as `mtkit check` checks it on that device."""
+    checkpoints = _part(run / "checkpoints", _checkpoints)
+    model = _part(run / "model", lambda path: check(path, device))
+    if model.faults and checkpoints.lines and not checkpoints.faults:
+        model.lines.append(f"{run / 'model'}: delete it, and mtkit train writes it again from the checkpoints")
+    return _joined(checkpoints, model)
+
+
+def _part(path: Path, look: Callable[[Path], Report]) -> Report:
+    """What is found in a folder of the run, if it is there; an error is a fault."""
+    place = standing(path)
+    if not place.exists():
+        return Report([f"{path}: not there yet"], [])
+    try:
+        return look(place)
+    except MtkitError as error:
+        return Report([], str(error).splitlines())
+
+
+def _joined(*reports: Report) -> Report:
+    return Report(
+        [line for report in reports for line in report.lines], [fault for report in reports for fault in report.faults]
+    )
+
+
+def _tokenizer(path: Path) -> Report:
+    return Report([f"{path}: {WHOLE}, checksum {Tokenizer.load(path).hash[:12]}"], [])
+
+
+def _validation(path: Path) -> Report:
+    sources, _ = kept_validation(path)
+    return Report([f"{path}: {len(sources):,} pairs, {WHOLE}"], [])
+
+
+def _corpus(path: Path, tokenizer: Path) -> Report:
+    manifest = read_manifest(path / MANIFEST)
+    files = manifest.files()
+    faults = []
+    for name, stored in files.items():
+        try:
+            check_size(path / name, stored)
+            check_content(path / name, stored, lambda: False)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        return Report([], faults)
+    corpus = Corpus(path, manifest)
+    if tokenizer.exists():
+        corpus.require_tokenizer(Tokenizer.load(tokenizer).hash)
+    return Report([f"{path}: {len(files)} files, {corpus.num_bytes:,} bytes, {WHOLE}"], [])
+
+
+def _checkpoints(path: Path) -> Report:
+    reports = [_checkpoint(path, step) for step in checkpoint_steps(path)]
+    return _joined(*reports) if reports else Report([f"{path}: no checkpoint"], [])
+
+
+def _checkpoint(checkpoints: Path, step: int) -> Report:
+    path = step_directory(checkpoints, step)
+    try:
+        _, _, checksums = read_progress(checkpoints, step)
+        faults = [fault for name, checksum in checksums.items() for fault in _faults(path / name, checksum)]
+    except CheckpointError as error:
+        faults = [str(error)]
+    if not (path / PROGRESS).exists():
+        return Report([], [])  # a training that goes on has just deleted it
+    if faults:
+        return Report([], faults)
+    return Report([f"{path}: {sum(1 for _ in path.iterdir())} files, {WHOLE}"], [])
+
+
+def _faults(path: Path, checksum: str) -> Iterator[str]:
+    """What is wrong with a file of a checkpoint."""
+    remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        newest = step_directory(path.parent.parent, checkpoint_steps(path.parent.parent)[-1])
+        if path.name != OPTIMIZER or path.parent == newest:  # training deletes what older optimizers remember
+            yield f"{path}: missing; {remedy}"
+    except OSError as error:
+        yield f"{path}: cannot be read: {error.strerror}; {remedy}"
+    else:
+        if found != checksum:
+            yield f"{path}: damaged, its checksum is not the one it was saved with; {remedy}"
+
+
+# Kills trainings that run in processes of their own, and compares what two trainings left.
+
+PAUSE_SECONDS = 0.002  # between two looks at a run
+
+# What a line of the log tells of the clock; no two trainings share it.
+CLOCKS = ("seconds", "minutes", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a training is killed."""
+
+    step: int  # once the log tells of this step
+    while_saving: bool = False  # and a checkpoint is being written
+    delay: float = 0.0  # seconds after that
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Where a training was when it was killed."""
+
+    step: int  # the last one in the log
+    while_saving: bool
+
+
+def train_and_kill(command: Sequence[str], run: Path, kill: Kill, told: Path) -> Killed | None:
+    """Start a training, or go on with it, and kill it by SIGKILL, or by what Windows has for it.
+
+    None if it ended by itself before that moment. Its stderr is written to the file told. An error of the training is
+    an MtkitError.
+    """
+    began, ended = _began_at(run), True
+    with _process(command, told) as process:
+        while process.poll() is None:
+            # What an earlier process left half written is gone once this one trains.
+            if _began_at(run) > began and last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
+                time.sleep(kill.delay)
+                ended = process.poll() is not None
+                break
+            time.sleep(PAUSE_SECONDS)
+    if not ended:
+        return Killed(last_step(run), is_saving(run))
+    _require_success(process.returncode, told)
+    return None
+
+
+def train_to_end(command: Sequence[str], told: Path) -> None:
+    """Start a training, or go on with it, until it ends by itself; its error is an MtkitError."""
+    with _process(command, told) as process:
+        process.wait()
+    _require_success(process.returncode, told)
+
+
+@contextmanager
+def _process(command: Sequence[str], told: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the block."""
+    with told.open("wb") as stderr:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _require_success(code: int, told: Path) -> None:
+    """An MtkitError with what the training told if it failed."""
+    if code:
+        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+        prefix = "mtkit: error: "
+        errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+        last = lines[-1] if lines else "it said nothing"
+        raise MtkitError("\n".join(errors) or f"the training ended with exit code {code}: {last}")
+
+
+def _began_at(run: Path) -> int:
+    """When a process last began to train, told by the file that it writes then; 0 before the first."""
+    try:
+        return (run / "run.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def last_step(run: Path) -> int:
+    """The last step that the log tells of; 0 before the first."""
+    steps = (event["step"] for event in reversed(_events(run)) if "step" in event)
+    return next(steps, 0)
+
+
+def is_saving(run: Path) -> bool:
+    """Whether a checkpoint is being written, or was when the run was killed."""
+    return any((run / "checkpoints").glob(".step-*"))
+
+
+def compare(one: Path, other: Path) -> dict[str, bool]:
+    """Whether two runs left the same, by what is compared, sorted: all tensors byte by byte, then the log.
+
+    What only one of them has is not the same, and neither are runs that have no tensors.
+    """
+    found, wanted = _tensor_files(one), _tensor_files(other)
+    same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
+    return {**(same or {"model/weights.safetensors": False}), "log.jsonl": _logged(one) == _logged(other)}
+
+
+def _tensor_files(run: Path) -> dict[str, str]:
+    """Checksums of all weights and of all that optimizers remember below a run directory."""
+    found = {}
+    for folder in ("checkpoints", "model"):
+        for path in (run / folder).rglob("*.safetensors"):
+            with path.open("rb") as file:
+                found[path.relative_to(run).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """The events of the log but for starts of processes, without clocks."""
+    return [
+        {name: value for name, value in event.items() if name not in CLOCKS}
+        for event in _events(run)
+        if event.get("event") != "start"
+    ]
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of the log; the last one may be half written."""
+    try:
+        text = (run / "log.jsonl").read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+# `mtkit verify`: whether a run's files are whole, and a killed training ends here as one that was left alone.
+
+# Updates of each training: a model so small that these are over before they can be killed is tried with the next.
+STEPS = (12, 96, 768)
+
+MOST_PAIRS = 2000  # of the training text, where the run has no data yet
+MOST_VALIDATION = 20  # pairs
+SEARCHED_VALIDATION = 200  # of which the shortest are taken
+
+Pairs = list[tuple[str, str]]
+Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # train and valid: settings of each corpus, and its pairs
+
+
+def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
+    """The settings of a run directory, or of a YAML file, with overrides put over them."""
+    if not target.is_dir():
+        return with_plain_files(carried_over(load_config(target, overrides)))
+    path = target / "config.yaml"
+    if (target / "bundle.json").exists():
+        raise CheckpointError(f"{target}: is a model, not a run directory; mtkit check tells whether it is whole")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        if is_run(target) and not path.exists():
+            raise no_model(target) from None
+        raise ConfigError(
+            f"{target}: no config.yaml to read in it; wants the directory of a run, or a YAML file of settings"
+        ) from None
+    return config_from_text(text, str(path), overrides).model_copy(update={"run_dir": target})
+
+
+def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
+    """What is found, part by part: files that training reads, files that it made, and whether it can be killed."""
+    run = config.run_path
+    pick_device(config.device)  # if there is none of that name, better told at once
+    data = Report([], [])
+    if run.is_dir():
+        inform(f"reading the files of {run}")
+        data = check_data(run)
+        yield data
+        yield check_results(run, config.device)
+    elif files_only:
+        raise CheckpointError(f"{run}: no such run; without --files-only its settings are tried all the same")
+    if data.faults:
+        yield Report(["no training is tried, since what it reads is damaged"], [])
+    elif not files_only:
+        yield verify_resuming(config)
+
+
+def verify_resuming(config: Config) -> Report:
+    """Train a few updates twice, once with kills, in a folder that is removed, and compare what both left."""
+    config, from_run = _with_data(config)
+    with _interrupted_by_signals(), _temporary_folder() as temporary:
+        for steps in STEPS:
+            folder = temporary / str(steps)
+            folder.mkdir()
+            short = _short(config, steps, folder, from_run)
+            kills = _train_with_kills(short, config.run_path if from_run else None, folder / "killed")
+            if kills:
+                inform(f"training {steps} updates again, to be left alone")
+                train_to_end(_command(short, config.run_path if from_run else None, folder / "whole"), folder / "told")
+                return _compared(folder, steps, kills)
+        raise MtkitError(f"a training of {STEPS[-1]} updates was over before it could be killed: nothing is proved")
+
+
+def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
+    """Train to the end, killed once between checkpoints, and once while one is written if that can be caught."""
+    training = config.training
+    command, told = _command(config, data, run), run.with_name("told")
+    every = settled(training.save_every)
+    inform(f"training {training.max_steps} updates, to be killed after the first checkpoint")
+    first = train_and_kill(command, run, Kill(every + 1), told)
+    if first is None:
+        return []
+    inform(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
+    second = train_and_kill(command, run, Kill(every, while_saving=True), told)
+    if second is None:
+        inform("no checkpoint was written slowly enough for that")
+        return [first]
+    inform(f"killed at step {second.step}; the same command again, to be left alone")
+    train_to_end(command, told)
+    return [first, second]
+
+
+def _command(config: Config, data: Path | None, run: Path) -> list[str]:
+    """What trains in the directory run, with the tokenizer and the data of another run if one is given."""
+    settings = run.with_name("settings.yaml")
+    settings.write_text(config_text(config), encoding="utf-8")
+    if data is not None:
+        adopt(config.model_copy(update={"run_dir": run}), data)
+    return [sys.executable, "-m", "mtkit", "train", str(settings), f"run_dir={json.dumps(str(run))}"]
+
+
+def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
+    facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
+    moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
+    lines = [
+        f"trained {steps} updates twice: {facts['parameters']:,} parameters on {facts['device']} in "
+        f"{facts['precision']}, {counted(facts['threads'], 'thread')}; one training was killed {' and '.join(moments)}"
+    ]
+    same = compare(folder / "killed", folder / "whole")
+    lines += [f"{'identical' if is_same else 'different'}: {name}" for name, is_same in same.items()]
+    different = [name for name, is_same in same.items() if not is_same]
+    if not different:
+        return Report([*lines, "a killed training ends here as one that is left alone, to the bit"], [])
+    fault = (
+        f"a killed training does not end here as one that is left alone: {len(different)} of {len(same)} files differ, "
+        f"first {different[0]}; try device=cpu or training.precision=fp32; runs of these settings do not go on exactly"
+    )
+    return Report(lines, [fault])
+
+
+# What the trainings read, and their settings.
+
+
+def _with_data(config: Config) -> tuple[Config, bool]:
+    """The settings, and whether the tokenizer and the data of the run fit them."""
+    if not is_prepared(config):
+        inform(
+            f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken"
+        )
+        return config, False
+    inform(f"the tokenizer and the data are those of {config.run_path}")
+    start = config.training.start_from
+    if start is not None and start_tokenizer(config) is None:
+        inform(f"{start}, which training started from, is gone: random weights are taken")
+        training = config.training.model_copy(update={"start_from": None})
+        return config.model_copy(update={"training": training}), True
+    return config, True
+
+
+def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
+    """The settings for so few updates, with little text that lies in a folder.
+
+    With the data of a run, the training text has but one pair: it is there to be named.
+    """
+    texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
+    corpora = {
+        name: [
+            {**settings, **_written(folder / f"{name}.{number}", pairs)}
+            for number, (settings, pairs) in enumerate(text)
+        ]
+        for name, text in texts.items()
+    }
+    training = config.training
+    warmup_steps = with_shares(training.model_copy(update={"max_steps": steps})).warmup_steps
+    if training.schedule in ENDING:
+        warmup_steps = min(settled(warmup_steps), steps // 4)
+    changed = {
+        "max_steps": steps,
+        "max_minutes": None,
+        "patience": None,
+        "warmup_steps": warmup_steps,
+        "save_every": steps // 4,
+        "validate_every": steps // 2,
+        "validation_sentences": min(training.validation_sentences, 4),
+        "log_every": 1,
+        "tensorboard": False,
+    }
+    sections = {
+        "data": {**config.data.model_dump(mode="json"), "root": None, **corpora, "test": {}},
+        "training": {**training.model_dump(mode="json"), **changed},
+    }
+    return with_sections(config, sections, "mtkit verify")
+
+
+def _texts_of_run(config: Config) -> Texts:
+    """A pair for each training corpus, and short ones of the validation text, which has its tags already."""
+    sources, targets = kept_validation(standing(config.run_path / "data" / "valid"))
+    pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
+    pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
+    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    train = [({"weight": corpus.weight}, pairs[:1]) for corpus in config.data.train]
+    return {"train": train, "valid": [({}, pairs[:MOST_VALIDATION])]}
+
+
+def _texts_of_settings(config: Config) -> Texts:
+    """The first pairs of each corpus."""
+    texts = {}
+    for name, corpora, most in (
+        ("train", config.data.train, MOST_PAIRS),
+        ("valid", config.data.valid, MOST_VALIDATION),
+    ):
+        if not corpora:
+            raise ConfigError(f"data.{name} is empty; list at least one {{source: FILE, target: FILE}}")
+        pairs = first_pairs(config, corpora, -(-most // len(corpora)))
+        settings = [corpus.model_dump(mode="json", include={"weight", "tag"}) for corpus in corpora]
+        texts[name] = list(zip(settings, pairs, strict=True))
+    return texts
+
+
+def _written(path: Path, pairs: Pairs) -> dict[str, str]:
+    """The two files that hold the pairs, as the settings name them."""
+    files = {}
+    for place, side in enumerate(("source", "target")):
+        file = path.with_name(f"{path.name}.{side}")
+        file.write_text("".join(f"{pair[place]}\n" for pair in pairs), encoding="utf-8", newline="\n")
+        files[side] = str(file.resolve())
+    return files
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is removed after the block; an error in writing to it tells how to have it elsewhere."""
+    with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
+        try:
+            yield Path(temporary)
+        except (MtkitError, OSError) as error:
+            if temporary not in str(error):
+                raise
+            told = str(error)
+            if isinstance(error, OSError):
+                told = f"{error.filename2 or error.filename}: cannot be written: {error.strerror}"
+            raise CheckpointError(f"{told}; TMPDIR=FOLDER before the command has its trainings elsewhere") from None
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that the folder is removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may handle signals
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
