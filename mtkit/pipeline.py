@@ -20,7 +20,6 @@ from mtkit.preparation.prepare import (
     as_begun,
     binarize,
     binarized_is_current,
-    is_there,
     make_tokenizer,
     read_validation,
     renew_validation,
@@ -30,6 +29,7 @@ from mtkit.preparation.prepare import (
     validation_is_spread,
     validation_text_changes,
 )
+from mtkit.preparation.sources import is_there
 from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.text.parallel import with_plain_files
 from mtkit.text.testsets import SetFiles, check_names, test_sets

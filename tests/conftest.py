@@ -173,7 +173,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(make_config: Callable[..., Config], prepared: Path, tmp_path: Path) -> Callable[..., Config]:
     """Makes the settings of a run that can be trained: training settings, its name and its device may be given."""
-    from runs import MODEL, TRAINING
+    from tests.runs import MODEL, TRAINING
 
     def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:
         if not (tmp_path / name).exists():

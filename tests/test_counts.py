@@ -2,9 +2,9 @@
 
 import pytest
 
-from conftest import write_lines
 from mtkit.errors import DataError, counted
 from mtkit.text.lines import read_pairs
+from tests.conftest import write_lines
 
 
 def test_one_is_singular_and_all_else_plural():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_lines
 from mtkit.errors import StoppedError
 from mtkit.files import counted_when_ended, ended_by_signal, replaced_directory, replaced_file
 from mtkit.translation.stream import writing
+from tests.conftest import write_lines
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -121,9 +121,9 @@ def test_what_is_half_written_is_removed_when_a_signal_comes(tmp_path: Path) -> 
     for block, name in (("replaced_directory", "folder"), ("replaced_file", "file")):
         assert {replaced_directory.__name__, replaced_file.__name__} >= {block}
         code = f"""
-from mtkit.ending import ended_by_signal
+
 from mtkit.errors import SignalError
-from mtkit.files import {block}
+from mtkit.files import ended_by_signal, {block}
 try:
     with ended_by_signal(), {block}(Path("{name}")):
         print("ready", flush=True)
@@ -138,7 +138,7 @@ except SignalError as error:
 
 def test_a_signal_that_is_swallowed_does_not_make_the_program_deaf(tmp_path: Path) -> None:
     code = """
-from mtkit.ending import ended_by_signal, undone_when_ended
+from mtkit.files import ended_by_signal, undone_when_ended
 import os, signal
 with ended_by_signal(), undone_when_ended():
     try:

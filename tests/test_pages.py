@@ -16,7 +16,7 @@ from mtkit.config.training_settings import DecodingConfig
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["README.md", "configs/README.md", "data/README.md", "scripts/README.md"]
-NAMES += ["mtkit/README.md", "mtkit/USAGE.md", "mtkit/CHANGES.md"]
+NAMES += ["mtkit/README.md", "mtkit/commands/README.md", "mtkit/commands/CHANGES.md"]
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in NAMES}
 
 every_page = pytest.mark.parametrize("name", NAMES)

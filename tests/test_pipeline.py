@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import config_with
 from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
@@ -19,6 +18,7 @@ from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation, validation_text_changes
 from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.training.train import train
+from tests.conftest import config_with
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 

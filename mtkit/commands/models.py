@@ -75,15 +75,7 @@ def check(model: ModelArgument, device: DeviceOption = None) -> None:
         raise CheckpointError("\n".join(report.faults))
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make these commands of the program."""
-    app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
-    app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
-    app.command(epilog=f"{EXAMPLE}info runs/demo")(info)
-    app.command(epilog=f"{EXAMPLE}check runs/demo")(check)
-
-
-# `mtkit export`, `import` and `extend`: models for other libraries and from them, and with larger vocabularies.
+# Models for other libraries and from them, and with larger vocabularies.
 
 FORMATS = ("ctranslate2", "marian", "m2m100")
 
@@ -153,8 +145,12 @@ def extend(
     extend(model, output, new, tag or [])
 
 
-def add_exchange_to(app: typer.Typer) -> None:
-    """Make these commands of the program."""
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
+    app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
+    app.command(epilog=f"{EXAMPLE}info runs/demo")(info)
+    app.command(epilog=f"{EXAMPLE}check runs/demo")(check)
     app.command(epilog=f"{EXAMPLE}export runs/demo --to ctranslate2 -o demo-ct2")(export)
     app.command(epilog=f"{EXAMPLE}extend runs/demo --piece Ĝ -o models/larger")(extend)
     app.command(name="import", epilog=f"{EXAMPLE}import opus-mt-fr-en -o models/fr-en")(import_)

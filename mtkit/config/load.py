@@ -9,13 +9,13 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mtkit.config.aliases import alias_of
 from mtkit.config.data_settings import listed_tags
 from mtkit.config.section import Keys, read_value, read_yaml, write_yaml
 from mtkit.config.settings import (
@@ -36,6 +36,7 @@ from mtkit.errors import ConfigError
 # Where each setting was said, "recipe.yaml:12" or "training.max_steps=100"; what was said last stands last.
 Places = dict[Keys, str]
 
+ALIASES = Path(__file__).with_name("aliases.yaml")  # what other toolkits call the settings; none is ever accepted
 LONGEST_SHOWN = 60  # characters of a wrong value, or of an override, that a message shows
 
 
@@ -79,6 +80,36 @@ def advice_on_option(option: str) -> str:
         return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
     alias = alias_of(key)
     return f"; settings are given without dashes, as section.key=value: {alias.told}" if alias else ""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Names of one thing in other toolkits, the settings here that do it, and what to know where they differ."""
+
+    names: str  # separated by spaces, without leading dashes, with _ for -
+    settings: tuple[str, ...]  # full names; none where no setting does it
+    advice: str
+
+    @property
+    def told(self) -> str:
+        """What a message says after the name of the unknown key."""
+        quoted = [f"'{name}'" for name in self.settings]
+        if not self.advice:
+            return f"did you mean {' or '.join(quoted)}?"
+        return f"see {' and '.join(quoted)}: {self.advice}" if quoted else self.advice
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """What aliases.yaml knows of other toolkits, by each of the names."""
+    entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
+    known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
+    return {name: alias for alias in known for name in alias.names.split()}
+
+
+def alias_of(key: str) -> Alias | None:
+    """What is known of a key of another toolkit."""
+    return aliases().get(key.lower().lstrip("-").replace("-", "_"))
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:

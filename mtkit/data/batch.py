@@ -19,8 +19,8 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.plan import Earlier, Mixture, batches_from, is_natural, mix
 from mtkit.errors import CheckpointError, DataError
-from mtkit.text.symbols import END, PAD, Marks
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import END, PAD, Marks
 
 NO_LABEL = -1  # no token, whatever the vocabulary
 

@@ -15,7 +15,7 @@ from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
 from mtkit.exchange.huggingface_config import TheirConfig, read_json, require, require_fetched, write_configs
 from mtkit.exchange.portable import PortableModel, Vocabulary, reordered
-from mtkit.text.symbols import SpecialIds
+from mtkit.text.vocabulary import SpecialIds
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -22,10 +22,9 @@ from mtkit.exchange.native_marian import is_native_marian, read_native_marian
 from mtkit.exchange.portable import MARKER, PortableModel, reordered
 from mtkit.exchange.tokenizers import MarianVocabulary, read_marian_vocabulary
 from mtkit.models.registry import empty_model, require_weights_of
-from mtkit.text.model_proto import ModelType, model_type_of
-from mtkit.text.symbols import SpecialIds, Specials
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import extended
+from mtkit.text.vocabulary import ModelType, SpecialIds, Specials, model_type_of
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import load_bundle, translator_of
 

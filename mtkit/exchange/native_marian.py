@@ -19,7 +19,7 @@ from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, say
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.exchange.tokenizers import MarianVocabulary, read_vocabularies
-from mtkit.text.model_proto import pieces_of
+from mtkit.text.vocabulary import pieces_of
 
 # What mtkit's Transformer has one choice for: the values that are read. A missing option has the first one.
 WANTED: dict[str, tuple[Any, ...]] = {

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mtkit.config.settings import Config
-from mtkit.text.model_proto import Piece, charsmap_of, model_type_of, pieces_of
-from mtkit.text.symbols import OWN, SpecialIds
+from mtkit.text.vocabulary import OWN, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
 MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
 

@@ -10,8 +10,7 @@ from typing import Any
 from mtkit.errors import CheckpointError, ConfigError
 from mtkit.exchange.huggingface_config import require_fetched
 from mtkit.exchange.portable import SPACE_MARK, PortableModel, Vocabulary, added_token, tokenizer_json
-from mtkit.text.model_proto import Piece, cuts_at_spaces, is_whole, model_type_of, pieces_of
-from mtkit.text.symbols import SpecialIds
+from mtkit.text.vocabulary import Piece, SpecialIds, cuts_at_spaces, is_whole, model_type_of, pieces_of
 
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"

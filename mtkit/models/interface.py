@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.data.batch import Rows
-from mtkit.text.symbols import START_TOKENS, Marks, SpecialIds, Specials
+from mtkit.text.vocabulary import START_TOKENS, Marks, SpecialIds, Specials
 
 
 class State(Protocol):

@@ -16,7 +16,7 @@ from mtkit.errors import CheckpointError, MtkitError
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, build_recurrent, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, build_transformer, initialize_transformer
-from mtkit.text.symbols import Specials
+from mtkit.text.vocabulary import Specials
 
 AVAILABLE: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,

@@ -1,16 +1,213 @@
-"""Pairs of text to pairs of ids: which of them stay, and what is not known of them."""
+"""Pairs of text to pairs of ids: which pairs stay, why others are left out, and what the tokenizer does not know."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 
-from mtkit.config.data_settings import CorpusConfig
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
 from mtkit.errors import Meter, is_shown
-from mtkit.preparation.cleaning import Drops, Search, Seen, UnknownShares, drop_reason
+from mtkit.preparation.sources import Search
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, read_part, tagged
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import UNKNOWN
+
+# Each with the settings that decide it.
+RULES: dict[str, tuple[str, ...]] = {
+    "blank source": (),
+    "blank target": (),
+    "too short": ("min_length",),
+    "too long": ("max_length",),
+    "length ratio": ("max_length_ratio",),
+    "identical": ("drop_identical",),
+    "wrong script": ("source_script", "target_script"),
+    "few letters": ("min_letters",),
+    "duplicate": ("drop_duplicates",),  # found among the pairs that stay
+}
+REASONS = tuple(RULES)
+
+NUM_EXAMPLES = 3  # of each reason
+EXAMPLE_WIDTH = 110
+LEAST_WIDTH = 20  # of a side, though the names of files are long
+
+_LETTER = regex.compile(r"\p{L}")
+_LETTER_OR_MARK = regex.compile(r"[\p{L}\p{M}]")
+_NOT_SPACE = regex.compile(r"\S")
+
+
+def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
+    """The first of REASONS to leave a pair out, or None to keep it.
+
+    Lengths are in tokens, end marks not counted. A side of white space, or of nothing but what normalisation removes,
+    is blank. The ratio is of the longer side to the shorter.
+    """
+    if not source_length or not source.strip():
+        return "blank source"
+    if not target_length or not target.strip():
+        return "blank target"
+    shorter, longer = sorted((source_length, target_length))
+    if shorter < rules.min_length:
+        return "too short"
+    if longer > rules.max_length:
+        return "too long"
+    if rules.max_length_ratio is not None and longer > rules.max_length_ratio * shorter:
+        return "length ratio"
+    if rules.drop_identical and source.strip().casefold() == target.strip().casefold():
+        return "identical"
+    if not (_is_written_in(source, rules.source_script) and _is_written_in(target, rules.target_script)):
+        return "wrong script"
+    if rules.min_letters and min(share_of_letters(source), share_of_letters(target)) < rules.min_letters:
+        return "few letters"
+    return None
+
+
+def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
+    """Whether half of the letters at least are of these scripts, or of those that all scripts share."""
+    if not scripts:
+        return True
+    num_letters = len(_LETTER.findall(text))
+    return 2 * len(_foreign_letter(tuple(scripts)).findall(text)) <= num_letters
+
+
+@cache
+def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
+    """A letter of another script; such as the long vowel mark of both kana are Common and foreign to none."""
+    known = "".join(rf"\p{{Script={script}}}" for script in scripts)
+    return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
+
+
+def share_of_letters(text: str) -> float:
+    """Letters, and the marks on them, among the characters that are not white space."""
+    return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
+
+
+def settings_behind(reasons: Iterable[str]) -> list[str]:
+    """The names of the settings, in the data section, that decide these reasons."""
+    return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
+
+
+class Drops:
+    """The pairs that were left out: how many for each reason, and the first of them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
+        """One more."""
+        self.counts[reason] += 1
+        if self.counts[reason] <= NUM_EXAMPLES:
+            place = f"  {reason}: {path}:{line}: "
+            width = max(LEAST_WIDTH, (EXAMPLE_WIDTH - len(place)) // 2)
+            text = " ||| ".join(_on_one_line(side, width) for side in (source, target))
+            self._examples.setdefault(reason, []).append(f"{place}{text}")
+
+    def examples(self) -> list[str]:
+        """A line for each of the first ones."""
+        return [line for reason in REASONS for line in self._examples.get(reason, [])]
+
+    def __str__(self) -> str:
+        """The counts, in the order of the rules."""
+        return ", ".join(f"{self.counts[reason]:,} {reason}" for reason in REASONS if self.counts[reason])
+
+
+def _on_one_line(text: str, width: int) -> str:
+    """What a terminal can show of it in so many characters."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+
+
+# Pairs that stood before, known by digests of 128 bits: 16 bytes of memory for each pair seen.
+
+NUM_SHARDS = 64  # by the first bits of a digest, so that merging copies little at a time
+DIGEST_BYTES = 16  # two of a hundred million pairs fall together once in 10^22 corpora
+
+# Sorted digests; NumPy leaves out zeros at the end of such texts, and so it does on both sides of a comparison.
+Digests = NDArray[np.bytes_]
+
+
+class Seen:
+    """The pairs seen so far."""
+
+    def __init__(self) -> None:
+        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # each of fewer arrays the longer they are
+
+    def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """See these pairs; which of them were new, the first of equal ones among them."""
+        digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
+        found, places = np.unique(digests, return_index=True)
+        bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
+        starts = [*np.searchsorted(found, bounds).tolist(), len(found)]
+        is_new = np.zeros(len(pairs), dtype=np.bool_)
+        for shard, levels in enumerate(self._shards):
+            here = slice(starts[shard], starts[shard + 1])
+            fresh = _unknown(found[here], levels)
+            is_new[places[here][fresh]] = True
+            _insert(found[here][fresh], levels)
+        return is_new.tolist()
+
+
+def _digest(source: str, target: str) -> bytes:
+    # No line holds a line feed, so no two pairs make the same text.
+    return blake2b(f"{source}\n{target}".encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
+    """Which of some digests stand in no level."""
+    unknown = np.ones(len(digests), dtype=np.bool_)
+    for level in levels:
+        places = np.searchsorted(level, digests)
+        unknown &= level[np.minimum(places, len(level) - 1)] != digests
+    return unknown
+
+
+def _insert(digests: Digests, levels: list[Digests]) -> None:
+    """Add sorted digests; levels of like size become one, so that each digest is copied a logarithm of times."""
+    if not len(digests):
+        return
+    levels.append(digests)
+    while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
+        merged = np.concatenate([levels.pop(), levels.pop()])
+        merged.sort(kind="stable")  # finds the two runs, and merges them
+        levels.append(merged)
+
+
+# How much of a text a tokenizer does not know.
+
+
+class UnknownShares:
+    """Counts the unknown among the tokens of several texts."""
+
+    def __init__(self) -> None:
+        self._tokens: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()
+
+    def see(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
+        """Sentences of the text of that name; unknown is the id of what is."""
+        for row in rows:
+            self._tokens[name] += len(row)
+            self._unknown[name] += row.count(unknown)
+
+    def shares(self) -> dict[str, float]:
+        """The share of each text, in the order in which they were first seen."""
+        return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
+
+
+def describe_unknown(shares: dict[str, float]) -> str:
+    """The shares in words: "1.2% of the training source, 0.5% of the training target"."""
+    return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
+
+
+# Encoding.
 
 CHUNK_PAIRS = 10_000
 CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines is small too

@@ -7,16 +7,14 @@ whether what is there is still what it would make.
 import hashlib
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig, listed
-from mtkit.config.section import write_yaml
+from mtkit.config.data_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import (
     MANIFEST,
@@ -24,7 +22,6 @@ from mtkit.data.corpus import (
     Corpus,
     CorpusWriter,
     Manifest,
-    RawFile,
     kept_validation,
     read_manifest,
     read_object,
@@ -32,31 +29,45 @@ from mtkit.data.corpus import (
     write_manifest,
 )
 from mtkit.data.plan import is_natural, mix
-from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, counted, say, working
+from mtkit.errors import CheckpointError, DataError, Meter, counted, working
 from mtkit.files import link_or_copy, replaced_directory, settle, standing, undone_when_ended
-from mtkit.preparation.cleaning import (
+from mtkit.preparation.encoding import (
     REASONS,
     Drops,
-    HeldOut,
-    Search,
+    Encoder,
     UnknownShares,
     describe_unknown,
-    held_out,
+    see_validation,
     settings_behind,
-    warn_of_processed_text,
 )
-from mtkit.preparation.encoding import Encoder, see_validation
-from mtkit.text.lines import fingerprint, read_lines, read_pairs, require_file
-from mtkit.text.oddities import Oversights
+from mtkit.preparation.sources import (
+    HeldOut,
+    Search,
+    _no_validation_pairs,
+    check_held_out,
+    corpora_at_hand,
+    fingerprints_of,
+    held_out,
+    is_there,
+    names_of,
+    oversights_of,
+    raw_files_of,
+    report,
+    reported,
+    setting_changes,
+    stored_texts,
+    tag_changes,
+    tags_by_corpus,
+    text_changes,
+    training_corpora,
+    warn_of_processed_text,
+    watched,
+)
+from mtkit.text.lines import fingerprint, read_lines, read_pairs
 from mtkit.text.parallel import (
-    COLUMN,
     Pair,
     data_file,
-    fingerprints,
-    known_fingerprints,
     pairs_in_turn,
-    read_corpus,
-    read_part,
     read_source,
     read_target,
     tagged,
@@ -66,7 +77,6 @@ from mtkit.text.testsets import local_test_sets
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import Vocabulary, check_sampling, existing_tokenizer, read_model, train_tokenizer
 
-MOST_NAMED = 6  # files of a corpus that a message lists
 SPREAD = "spread"  # the order of a validation text whose first lines are spread over all of it
 
 
@@ -75,26 +85,26 @@ def make_tokenizer(config: Config) -> list[str]:
 
     Returns what the user was warned of in the text.
     """
-    oversights = _oversights(config)
-    _check_held_out(config, oversights)
+    oversights = oversights_of(config)
+    check_held_out(config, oversights)
     _warn_of_text(config)
     if config.training.start_from is not None:
         _copy_tokenizer(config)
-        return _reported(oversights)
+        return reported(oversights)
     if config.tokenizer.model is not None:
         _take_tokenizer(config)
-        return _reported(oversights)
-    corpora = _training_corpora(config)
+        return reported(oversights)
+    corpora = training_corpora(config)
     with _writing(config):
         provenance = _tokenizer_provenance(config)
         # Bad data stops at the door.
-        read = _watched(oversights, "data.train")
+        read = watched(oversights, "data.train")
         pairs = chain.from_iterable(read(part) for corpus in corpora for part in corpus.parts)
         with Meter("reading", "pairs") as meter:
             num_pairs = sum(1 for _ in meter.counting(pairs))
         if not num_pairs:
             raise _no_pairs(corpora)
-        warnings = _reported(oversights)
+        warnings = reported(oversights)
         more = " and the text of tokenizer.text" if config.tokenizer.text else ""
         what = f"training the {config.tokenizer.type} tokenizer on {counted(num_pairs, 'pair')}{more}"
         with working(what), replaced_directory(_tokenizer_directory(config)) as directory:
@@ -107,25 +117,8 @@ def make_tokenizer(config: Config) -> list[str]:
             )
             _write_json(directory / "provenance.json", provenance)
     for vocabulary in vocabularies:
-        _report(_describe_vocabulary(vocabulary))
+        report(_describe_vocabulary(vocabulary))
     return warnings
-
-
-def _oversights(config: Config) -> Oversights:
-    return Oversights(config.languages, config.data.drop_identical)
-
-
-def _reported(oversights: Oversights) -> list[str]:
-    """Tell what was seen so far; returns the lines."""
-    warnings = list(oversights.warnings())
-    for warning in warnings:
-        _report(warning)
-    return warnings
-
-
-def _watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """Reads a part of the corpora of that name as oversights watches."""
-    return lambda part: oversights.watched(name, part.paths, read_part(part), name == "data.train")
 
 
 def as_begun(config: Config) -> Config:
@@ -146,7 +139,7 @@ def as_begun(config: Config) -> Config:
         return config
     if made not in get_args(Rule) or made == config.tokenizer.source_normalization:
         return config
-    _report(
+    report(
         f"tokenizer.source_normalization stays {made}, by which this run's tokenizer was made; for new runs it is "
         f"{config.tokenizer.source_normalization} now"
     )
@@ -165,7 +158,7 @@ def _copy_tokenizer(config: Config) -> None:
         tokenizer.save(directory)
         _write_json(directory / "provenance.json", _copy_provenance(tokenizer))
     sizes = {"source": tokenizer.source_vocab_size, "target": tokenizer.target_vocab_size}
-    _report(f"tokenizer: copied from {path}; " + ", ".join(f"{size:,} {side} pieces" for side, size in sizes.items()))
+    report(f"tokenizer: copied from {path}; " + ", ".join(f"{size:,} {side} pieces" for side, size in sizes.items()))
 
 
 def _take_tokenizer(config: Config) -> None:
@@ -178,7 +171,7 @@ def _take_tokenizer(config: Config) -> None:
         tokenizer.save(directory)
         _write_json(directory / "provenance.json", _given_provenance(config, _given_fingerprints(config)))
     where = ", ".join(dict.fromkeys(map(str, paths.values())))
-    _report(
+    report(
         f"tokenizer: {where}, of type {tokenizer.type}; {tokenizer.source_vocab_size:,} source pieces, "
         f"{tokenizer.target_vocab_size:,} target pieces"
     )
@@ -189,30 +182,17 @@ def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _warn_of_text(config: Config) -> None:
-    warn_of_processed_text(config, _corpora(config, (*config.data.train, *config.data.valid)))
+    warn_of_processed_text(config, corpora_at_hand(config, (*config.data.train, *config.data.valid)))
 
 
 def _no_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
-    return DataError(f"{_names(corpora)}: the training corpora hold no pairs")
-
-
-def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
-    return DataError(
-        f"{_names(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training chooses "
-        "checkpoints by them"
-    )
+    return DataError(f"{names_of(corpora)}: the training corpora hold no pairs")
 
 
 def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
     # No setting decides what is blank.
     advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
     return DataError(f"every one of {counted(num_pairs, 'training pair')} is left out: {drops}; see {advice}")
-
-
-def _names(corpora: Iterable[CorpusConfig]) -> str:
-    paths = [str(path) for corpus in corpora for path in corpus.paths]
-    more = len(paths) - MOST_NAMED
-    return ", ".join(paths[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def tokenizer_is_current(config: Config) -> bool:
@@ -250,7 +230,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
     if not models:
         return ["tokenizer.model names a model, and the run's tokenizer was made without"]
     now = _given_fingerprints(config) if any(path.exists() for path in paths.values()) else models
-    changes = _setting_changes("tokenizer", before.get("settings", {}), _given_provenance(config, now)["settings"])
+    changes = setting_changes("tokenizer", before.get("settings", {}), _given_provenance(config, now)["settings"])
     if now != models:
         names = ", ".join(dict.fromkeys(map(str, paths.values())))
         changes.append(f"tokenizer.model: {names} holds another model")
@@ -259,7 +239,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """Whether the tags that the tokenizer knows are others."""
-    then, now = _texts(before.get("tags")), config.data.train_tags
+    then, now = stored_texts(before.get("tags")), config.data.train_tags
     if then == now:
         return []
     return [f"the tags of data.train were {', '.join(then) or 'none'}, are {', '.join(now) or 'none'}"]
@@ -273,19 +253,19 @@ def _provenance_changes(config: Config, before: dict[str, Any]) -> list[str]:
         return ["tokenizer.model was a SentencePiece model, is null"]
     # A setting that an earlier version of mtkit did not have was what is now its default.
     settings = {**_tokenizer_settings(TokenizerConfig()), **before.get("settings", {})}
-    known = _texts(before.get("fingerprints"))
+    known = stored_texts(before.get("fingerprints"))
     texts = [config.data_path(path) for text in config.tokenizer.text for path in text.paths]
     is_text_gone = bool(texts) and not any(path.exists() for path in texts)
     now = _tokenizer_provenance(config, before.get("text") if is_text_gone else None)
-    changes = _setting_changes("tokenizer", settings, now["settings"])
+    changes = setting_changes("tokenizer", settings, now["settings"])
     if known != now["fingerprints"]:
-        changes += _text_changes("data.train", _corpora(config, config.data.train), known)
+        changes += text_changes("data.train", corpora_at_hand(config, config.data.train), known)
     changes += _train_tag_changes(config, before)
     if before.get("text", []) != now.get("text", []):
         changes.append("tokenizer.text lists other files, or they hold other text")
     named = {"settings", "fingerprints", "tags", "text"}
     others = [{name: value for name, value in found.items() if name not in named} for found in (before, now)]
-    return changes + _setting_changes("provenance", *others)
+    return changes + setting_changes("provenance", *others)
 
 
 def binarize(config: Config, told: Sequence[str] | None = None) -> None:
@@ -294,15 +274,15 @@ def binarize(config: Config, told: Sequence[str] | None = None) -> None:
     Pairs that are left out are counted and told, and so are held-out sentences that stand in the training text. told
     is what make_tokenizer returned just before: it has read the validation and test text, and warned of all text.
     """
-    corpora, oversights = _training_corpora(config), _oversights(config)
+    corpora, oversights = training_corpora(config), oversights_of(config)
     if told is None:
-        _check_held_out(config, oversights)
+        check_held_out(config, oversights)
         _warn_of_text(config)
     settle(_tokenizer_directory(config))
     tokenizer = Tokenizer.load(_tokenizer_directory(config))
     _check_sampling(config, tokenizer)
     with _writing(config):
-        raw_files = _raw_files(corpora)
+        raw_files = raw_files_of(corpora)
         search = Search(_read_held_out(config))
         with CorpusWriter(
             _train_directory(config),
@@ -312,7 +292,7 @@ def binarize(config: Config, told: Sequence[str] | None = None) -> None:
             keeps_text=config.training.samples_subwords,
         ) as writer:
             unknown = UnknownShares()
-            encoder = Encoder(config, tokenizer, writer, search, unknown, _watched(oversights, "data.train"))
+            encoder = Encoder(config, tokenizer, writer, search, unknown, watched(oversights, "data.train"))
             counts = [encoder.encode(corpus) for corpus in corpora]
             drops = encoder.drops
             num_pairs = writer.num_pairs + drops.counts.total()
@@ -322,12 +302,12 @@ def binarize(config: Config, told: Sequence[str] | None = None) -> None:
                 raise _nothing_left(num_pairs, drops)
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
-                see_validation(tagged_pairs(_corpora(config, config.data.valid)), tokenizer, unknown)
+                see_validation(tagged_pairs(corpora_at_hand(config, config.data.valid)), tokenizer, unknown)
                 manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
     for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in (told or ()))):
-        _report(warning)
+        report(warning)
 
 
 def binarized_is_current(config: Config) -> bool:
@@ -358,11 +338,11 @@ def training_text_changes(config: Config) -> list[str]:
         return [f"{directory} is not there"]
     corpus = Corpus.open(directory)
     corpus.require_tokenizer(Tokenizer.load(_tokenizer_directory(config)).hash)
-    corpora, manifest = _training_corpora(config), corpus.manifest
+    corpora, manifest = training_corpora(config), corpus.manifest
     paths = [raw.path for raw in manifest.raw_files]
     return [
-        *_text_changes("data.train", corpora, _fingerprints(manifest.raw_files), paths),
-        *_tag_changes("data.train", corpora, manifest.settings),
+        *text_changes("data.train", corpora, fingerprints_of(manifest.raw_files), paths),
+        *tag_changes("data.train", corpora, manifest.settings),
         *_preparation_changes(config, manifest.settings),
     ]
 
@@ -375,26 +355,21 @@ def validation_text_changes(config: Config) -> list[str]:
         return [f"{directory} is not there"]
     read_validation(config)
     kept = read_object(directory / "manifest.json")
-    corpora = _corpora(config, config.data.valid)
+    corpora = corpora_at_hand(config, config.data.valid)
     return [
-        *_text_changes("data.valid", corpora, _texts(kept.get("fingerprints")), _texts(kept.get("paths"))),
-        *_tag_changes("data.valid", corpora, kept),
+        *text_changes("data.valid", corpora, stored_texts(kept.get("fingerprints")), stored_texts(kept.get("paths"))),
+        *tag_changes("data.valid", corpora, kept),
     ]
 
 
 def renew_validation(config: Config) -> None:
     """Keep the validation text of now, where it alone changed."""
-    oversights = _oversights(config)
-    _check_held_out(config, oversights)
-    warn_of_processed_text(config, _corpora(config, config.data.valid))
-    _reported(oversights)
+    oversights = oversights_of(config)
+    check_held_out(config, oversights)
+    warn_of_processed_text(config, corpora_at_hand(config, config.data.valid))
+    reported(oversights)
     with _writing(config), replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
-
-
-def is_there(directory: Path) -> bool:
-    """Whether there is something in a directory; an empty one is what a link to another disk leads to at first."""
-    return directory.exists() and any(directory.iterdir())
 
 
 def _preparation_changes(config: Config, before: dict[str, Any]) -> list[str]:
@@ -405,7 +380,7 @@ def _preparation_changes(config: Config, before: dict[str, Any]) -> list[str]:
         {**rules, **{name: value for name, value in settings.items() if name not in named}}
         for settings in (before, _corpus_settings(config))
     )
-    changes = _setting_changes("data", old, new)
+    changes = setting_changes("data", old, new)
     if config.training.samples_subwords != before.get("text", False):
         was, is_now = ("yes", "no") if before.get("text", False) else ("no", "yes")
         changes.append(
@@ -414,91 +389,11 @@ def _preparation_changes(config: Config, before: dict[str, Any]) -> list[str]:
     return changes
 
 
-def _setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
-
-
-def _tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
-    """Tags that changed; where the number of corpora changed, that is told instead."""
-    tags = before.get("tags") or [None] * len(corpora)
-    if not isinstance(tags, list) or len(tags) != len(corpora):
-        return []
-    return [
-        f"{section}[{place}].tag was {write_yaml(tag)}, is {write_yaml(corpus.tag)}"
-        for place, (tag, corpus) in enumerate(zip(tags, corpora, strict=True))
-        if tag != corpus.tag
-    ]
-
-
-def _text_changes(
-    section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
-) -> list[str]:
-    """Which files of a list of corpora changed; known are their fingerprints, and paths where they lay, if it is known.
-
-    Both go source, target, source, target, …
-    """
-    parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
-    now = [known_fingerprints(part, known) for _, part in parts]
-    before = list(zip(known[::2], known[1::2], strict=False))
-    found = [(source[1], target[1]) for source, target in now]
-    if found == before:
-        return []
-    if len(found) != len(before):
-        places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
-        gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
-        new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
-        changes = [f"{section}: {_listed(names) or 'a corpus'} is listed no more" for names in gone]
-        changes += [f"{section}: {_listed(names)} is new" for names in new]
-        return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
-    if sorted(found) == sorted(before):
-        return [f"{section} lists its corpora in another order"]
-    changes = []
-    for (place, _), sides, pair in zip(parts, now, before, strict=True):
-        wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
-        if len(set(wholes)) == 1 and (sides[0][1], sides[1][1]) != pair:
-            changes.append(f"{section}[{place}].columns changed")
-            continue
-        changes += [
-            f"{section}: {path} holds other text"
-            for (path, is_now), was in zip(sides, pair, strict=True)
-            if is_now != was
-        ]
-    return list(dict.fromkeys(changes))
-
-
-def _texts(stored: object) -> list[str]:
-    """A list of texts from a file that may have been changed by hand."""
-    return list(map(str, stored)) if isinstance(stored, list) else []
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(sorted(name for name in names if name))
-
-
 def read_validation(config: Config) -> tuple[list[str], list[str]]:
     """The sources and the references that binarize kept; changed or missing ones are a DataError."""
     directory = _validation_directory(config)
     settle(directory)
     return kept_validation(directory)
-
-
-def _check_held_out(config: Config, oversights: Oversights) -> None:
-    """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
-    valid = _corpora(config, config.data.valid)
-    tests = [files for files in local_test_sets(config).values() if files is not None]
-    for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
-        require_file(path)
-    read = _watched(oversights, "data.valid")
-    if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
-        raise _no_validation_pairs(config.data.valid)
-    for files in tests:
-        for path in files.target:
-            paths = (files.source, path)
-            deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
 
 
 def is_prepared(config: Config) -> bool:
@@ -536,29 +431,24 @@ def adopt(config: Config, run: Path) -> None:
     train.mkdir(parents=True)
     for name in manifest.files():
         link_or_copy(theirs / name, train / name)
-    raw_files = _raw_files(_training_corpora(config))
+    raw_files = raw_files_of(training_corpora(config))
     write_manifest(train / MANIFEST, replace(manifest, raw_files=raw_files, settings=_corpus_settings(config)))
     with replaced_directory(_validation_directory(config)) as directory:
         _write_validation(config, directory)
-
-
-def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
-    """Up to so many pairs of each of these corpora, without their tags."""
-    return [list(islice(read_corpus(corpus), most)) for corpus in _corpora(config, corpora)]
 
 
 def _read_held_out(config: Config) -> list[HeldOut]:
     """The validation corpora as one set, and each test set; all their files are read and checked."""
     found = []
     if config.data.valid:
-        pairs = tagged_pairs(_corpora(config, config.data.valid))
+        pairs = tagged_pairs(corpora_at_hand(config, config.data.valid))
         valid = held_out("data.valid", ((source, (target,)) for source, target in pairs))
         if not valid.num_lines:
             raise _no_validation_pairs(config.data.valid)
         found.append(valid)
     for name, files in local_test_sets(config).items():
         if files is None:
-            _report(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
+            report(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
             continue
         # Read one after the other, since there may be more references than files that a process may open.
         texts = [list(read_pairs(files.source, path)) for path in files.target]
@@ -578,7 +468,7 @@ def _write_validation(config: Config, directory: Path) -> None:
 
     Earlier versions kept the lines of each corpus in their order, and a run that was validated by those keeps them so.
     """
-    corpora = _corpora(config, config.data.valid)
+    corpora = corpora_at_hand(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
     noted = _noted_validation(config)
     if noted is not None and noted != validation_sum(_sums(sides)):
@@ -616,10 +506,10 @@ def _sums(sides: dict[str, bytes]) -> dict[str, str]:
 
 def _what_is_to_keep(config: Config) -> dict[str, Any]:
     """All that decides the validation text, tags only where there are some; and where it lay, to tell of it."""
-    corpora = _corpora(config, config.data.valid)
-    raw_files = _raw_files(corpora)
+    corpora = corpora_at_hand(config, config.data.valid)
+    raw_files = raw_files_of(corpora)
     paths = [raw.path for raw in raw_files]
-    return {"fingerprints": _fingerprints(raw_files), "paths": paths, **_tags_by_corpus(corpora)}
+    return {"fingerprints": fingerprints_of(raw_files), "paths": paths, **tags_by_corpus(corpora)}
 
 
 def _tokenizer_directory(config: Config) -> Path:
@@ -634,43 +524,14 @@ def _validation_directory(config: Config) -> Path:
     return config.run_path / "data" / "valid"
 
 
-def _training_corpora(config: Config) -> list[CorpusConfig]:
-    if not config.data.train:
-        raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
-    return _corpora(config, config.data.train)
-
-
-def _corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora with the paths where their files lie; one that is missing is a DataError."""
-    sides = ("source", "target", "tsv")
-    found = []
-    for corpus in corpora:
-        here: dict[str, Path | tuple[Path, ...]] = {}
-        for side in sides:
-            files = getattr(corpus, side)
-            paths = tuple(data_file(config, path) for path in listed(files))
-            here |= {} if files is None else {side: paths[0] if isinstance(files, Path) else paths}
-        found.append(corpus.model_copy(update=here))
-    return found
-
-
-def _raw_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
-
-
-def _fingerprints(raw_files: Iterable[RawFile]) -> list[str]:
-    """What the files hold, wherever they lie."""
-    return [raw.fingerprint for raw in raw_files]
-
-
 def _tokenizer_provenance(config: Config, text: Any = None) -> dict[str, Any]:
     """All that decides what the tokenizer stage makes; text is what is known of tokenizer.text where it is gone."""
-    raw_files = _raw_files(_corpora(config, config.data.train))
+    raw_files = raw_files_of(corpora_at_hand(config, config.data.train))
     tags, text = config.data.train_tags, text or _fingerprints_of_more_text(config)
     return {
         "format": VALIDATION_FORMAT,
         "settings": _tokenizer_settings(config.tokenizer),
-        "fingerprints": _fingerprints(raw_files),
+        "fingerprints": fingerprints_of(raw_files),
         **({"tags": tags} if tags else {}),
         **({"text": text} if text else {}),
     }
@@ -731,11 +592,6 @@ def _copy_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"format": VALIDATION_FORMAT, "copied": tokenizer.hash}
 
 
-def _tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    tags = [corpus.tag for corpus in corpora]
-    return {"tags": tags} if any(tags) else {}
-
-
 def _corpus_settings(config: Config) -> dict[str, Any]:
     """What decides which pairs stay, and as what; rules that are off are not told of, as older versions had none."""
     rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
@@ -743,7 +599,7 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
     always = ("max_length", "max_length_ratio")
     changed = {name: value for name, value in rules.items() if name in always or value != defaults[name]}
     text = {"text": True} if config.training.samples_subwords else {}
-    return {**changed, **_tags_by_corpus(config.data.train), **text}
+    return {**changed, **tags_by_corpus(config.data.train), **text}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -760,10 +616,6 @@ def _writing(config: Config) -> Iterator[None]:
         raise DataError(f"{error.filename or config.run_path}: cannot be written: {error.strerror or error}") from None
 
 
-def _report(line: str) -> None:
-    say(line)
-
-
 def _describe_vocabulary(vocabulary: Vocabulary) -> str:
     return (
         f"{vocabulary.side} {vocabulary.type} vocabulary: {counted(vocabulary.pieces_made, 'piece')} of "
@@ -773,17 +625,17 @@ def _describe_vocabulary(vocabulary: Vocabulary) -> str:
 
 
 def _report_corpus(manifest: Manifest, drops: Drops) -> None:
-    _report(
+    report(
         f"kept {counted(manifest.num_pairs, 'pair')}: {manifest.source.num_tokens:,} source and "
         f"{counted(manifest.target.num_tokens, 'target token')}; the longest have {manifest.source.longest:,} "
         f"and {manifest.target.longest:,}"
     )
     if num_drops := drops.counts.total():
-        _report(f"dropped {num_drops:,} of {counted(manifest.num_pairs + num_drops, 'pair')}: {drops}")
+        report(f"dropped {num_drops:,} of {counted(manifest.num_pairs + num_drops, 'pair')}: {drops}")
         for line in drops.examples():
-            _report(line)
+            report(line)
     if manifest.unknown:
-        _report(f"unknown tokens: {describe_unknown(manifest.unknown)}")
+        report(f"unknown tokens: {describe_unknown(manifest.unknown)}")
 
 
 def _report_shares(config: Config, manifest: Manifest) -> None:
@@ -792,4 +644,4 @@ def _report_shares(config: Config, manifest: Manifest) -> None:
     if not is_natural(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
         for corpus, share, repeats in zip(config.data.train, mixture.shares, mixture.repeats, strict=True):
-            _report(f"{_names([corpus])}: {share:.1%} of an epoch, each pair {repeats:.4g} times")
+            report(f"{names_of([corpus])}: {share:.1%} of an epoch, each pair {repeats:.4g} times")

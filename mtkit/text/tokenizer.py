@@ -18,10 +18,18 @@ import sentencepiece
 
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.text.model_proto import (
+from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, group_by_word, unigram_sampling
+from mtkit.text.vocabulary import (
+    BEGIN,
+    END,
+    NUM_SPECIAL,
+    PAD,
+    UNKNOWN,
     UNKNOWN_TEXT,
     MappedModel,
     ModelType,
+    SpecialIds,
+    Specials,
     keeping,
     marking_spaces,
     normalizer_of,
@@ -29,8 +37,6 @@ from mtkit.text.model_proto import (
     with_normalizer,
     with_unknown,
 )
-from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, group_by_word, unigram_sampling
-from mtkit.text.symbols import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN, SpecialIds, Specials
 
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"

@@ -14,9 +14,17 @@ import sentencepiece
 
 from mtkit.config.data_settings import LEAST_WITH_BYTES, TokenizerConfig
 from mtkit.errors import ConfigError, DataError, SignalError
-from mtkit.text.model_proto import (
+from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.tokenizer import Normalizer, Tokenizer
+from mtkit.text.vocabulary import (
+    BEGIN,
+    END,
+    PAD,
+    UNKNOWN,
     UNKNOWN_TEXT,
     Piece,
+    SpecialIds,
+    Specials,
     cuts_at_spaces,
     model_type_of,
     pieces_of,
@@ -24,9 +32,6 @@ from mtkit.text.model_proto import (
     with_pieces,
     without_last_pieces,
 )
-from mtkit.text.segmentation import SPACE_MARK
-from mtkit.text.symbols import BEGIN, END, PAD, UNKNOWN, SpecialIds, Specials
-from mtkit.text.tokenizer import Normalizer, Tokenizer
 
 # SentencePiece holds a place in a word in 16 bits; what goes beyond is cut off for training.
 MAX_WORD_CHARACTERS = 16_000

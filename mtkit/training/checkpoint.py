@@ -4,14 +4,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from mtkit.bundle.checkpoints import (
     AVERAGE,
@@ -42,19 +41,9 @@ from mtkit.files import (
     undone_when_ended,
     write_file,
 )
-from mtkit.training.update import MovingAverage, optimizer_tensors, remembers_alike, restore_optimizer
+from mtkit.training.update import TrainState, optimizer_tensors, remembers_alike, restore_optimizer
 
 LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
-
-
-@dataclass
-class TrainState:
-    """The one thing that changes while training."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    progress: Progress = field(default_factory=Progress)
-    average: MovingAverage | None = None
 
 
 def clear_leftovers(checkpoints: Path) -> None:

@@ -132,9 +132,9 @@ def expected_steps(progress: Progress, config: TrainingConfig) -> int:
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
-def divergence(progress: Progress, config: TrainingConfig) -> str:
+def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
     """What tells that no update brings training forward any more; nothing while it goes on."""
-    if progress.loss_scale < 1:
+    if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
         return f"{progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not finite"

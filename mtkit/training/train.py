@@ -13,9 +13,8 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtkit.bundle.checkpoints import (
     FIRST_SCALE,
@@ -37,11 +36,10 @@ from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
 from mtkit.files import Stop, stopping_by_signal
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import mixed_precision, new_model, pick_device, pick_precision, require_weights_of
+from mtkit.models.registry import new_model, pick_device, pick_precision, require_weights_of
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.checkpoint import TrainState, clear_leftovers, delete_old, load_checkpoint, save_checkpoint
+from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
 from mtkit.training.log import Board, Log, ShownTraining
-from mtkit.training.loss import OBJECTIVES
 from mtkit.training.records import (
     MEASURES,
     Changes,
@@ -70,7 +68,7 @@ from mtkit.training.schedule import (
     shortcomings,
     with_shares,
 )
-from mtkit.training.update import LossScaler, MovingAverage, make_optimizer
+from mtkit.training.update import LossScaler, MovingAverage, TrainState, Updater, make_optimizer
 from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
 
 LEAST, MOST = 3, 50  # updates that are timed, after one that is not
@@ -89,21 +87,15 @@ def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, sto
     """The mean over some updates; the first one, in which memory is set up, does not count."""
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
-    optimizer = make_optimizer(trial.parameters(), settings, device)
+    state = TrainState(trial, make_optimizer(trial.parameters(), settings, device), replace(progress))
+    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0))
     longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
     begun = time.monotonic()
     with feed.batches(progress.step, progress.pairs) as stream:
         for done in range(MOST + 1):
             stop.check()
             batches = [batch for _, parts in islice(stream, settings.accumulate) for batch in parts]
-            tokens = sum(batch.target_tokens for batch in batches)
-            for batch in batches:
-                with mixed_precision(device, progress.precision):
-                    loss = OBJECTIVES[settings.consistency](trial, batch.to(device), settings)
-                (loss.total / tokens).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trial.parameters(), 1.0).item()  # which waits for the device
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            updater.update(batches, done + 1, 0.0)
             if not done:
                 begun = time.monotonic()
             elif done >= LEAST and time.monotonic() - begun >= longest:
@@ -179,12 +171,12 @@ class Trainer:
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds all of the state
-        self.shapes = ""  # of the batch at hand, for messages
         self.start: str | None = None  # checksum of the weights that training started from
         self.changes = Changes([], [], [])  # since the checkpoint that training goes on from
         self._resume(change)
         progress = self.state.progress
-        self.scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
+        scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
+        self.updater = Updater(self.state, self.settings, scaler)
         board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
         self.log = Log(self.run_path / "log.jsonl", progress.log_bytes, board)
 
@@ -333,11 +325,13 @@ class Trainer:
         return saves_at(step, self.settings, self.state.progress.changes)
 
     def _save(self) -> None:
-        self.state.progress.log_bytes = self.log.length
+        progress = self.state.progress
+        progress.log_bytes = self.log.length
+        progress.loss_scale, progress.scale_updates = self.updater.scaler.state
         save_checkpoint(self.checkpoints, self.state, self._identity())
         self.is_saved = True
         settings = self.settings
-        best = self.state.progress.best_step
+        best = progress.best_step
         delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
         self.after_save()
 
@@ -408,7 +402,7 @@ class Trainer:
                 stop.check()
 
                 epoch = self._update_or_save(stream)
-                if what := divergence(progress, settings):
+                if what := divergence(progress, settings, self.updater.scaler.scale):
                     raise MtkitError(self._with_remedy(what))
                 shown.update()
                 progress.seconds = time.monotonic() - begun
@@ -451,7 +445,7 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.progress, self.is_saved = before, was_saved
         raise self._out_of_memory(
-            f"in step {step:,}, {self.shapes}",
+            f"in step {step:,}, with {_shape(self.updater.batch)}",
             self._less_memory(),
         )
 
@@ -483,50 +477,22 @@ class Trainer:
         return MtkitError(f"{self.run_path}: out of memory {where}; {self._told_of_saved()}. To go on, {advice}")
 
     def _update(self, stream: Stream) -> int:
-        """One step of the optimizer, over accumulated batches and their parts, whose epoch comes back.
-
-        The loss is divided once, by all their tokens.
-        """
+        """Take the batches of one update from the stream, and make it; returns their epoch."""
         progress, settings = self.state.progress, self.settings
         taken = list(islice(stream, settings.accumulate))
         batches = [batch for _, parts in taken for batch in parts]
         self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
-        rate = self._rate(progress.step, settings)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
-
-        tokens = sum(batch.target_tokens for batch in batches)
-        sums = []
-        for number, batch in enumerate(batches):
-            self.shapes = f"with {_shape(batch)}"
-            batch = batch.to(self.device)
-            # No random state is kept: chance is a function of where training is.
-            torch.manual_seed(chance_seed(settings.seed, progress.step, number))
-            with mixed_precision(self.device, progress.precision):
-                loss = OBJECTIVES[settings.consistency](self.model, batch, settings)
-            self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
-            sums.append(loss.sums)
-
-        self.scaler.unscale(self.state.optimizer)
-        limit = math.inf if settings.clip_norm is None else settings.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
-        update = Update(smoothed, likelihood, tokens, norm, rate, _padding(batches), *consistency)
-        scale_before = progress.loss_scale
-        progress.loss_scale, progress.scale_updates = self.scaler.next()
+        scale_before = self.updater.scaler.scale
+        update = self.updater.update(batches, progress.step, self._rate(progress.step, settings))
         if update.is_finite:
-            self.state.optimizer.step()
-            if self.state.average is not None:
-                self.state.average.update(progress.step)
             progress.skipped_in_row = 0
             progress.window.add(update)
-        elif math.isfinite(update.loss) and progress.loss_scale < scale_before:
+        elif math.isfinite(update.loss) and self.updater.scaler.scale < scale_before:
             self._overflow()
         else:
             self._skip(update)
-        self.state.optimizer.zero_grad(set_to_none=True)
         return taken[-1][0]
 
     def _skip(self, update: Update) -> None:
@@ -543,9 +509,9 @@ class Trainer:
         progress.overflows += 1
         say(
             f"step {progress.step:,}: the gradient overflows fp16; the update is skipped and the loss scale lowered to "
-            f"{progress.loss_scale:g} ({progress.overflows} so far)"
+            f"{self.updater.scaler.scale:g} ({progress.overflows} so far)"
         )
-        self.log.write("overflow", step=progress.step, loss_scale=progress.loss_scale)
+        self.log.write("overflow", step=progress.step, loss_scale=self.updater.scaler.scale)
 
     def _with_remedy(self, divergence: str) -> str:
         remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
@@ -653,15 +619,7 @@ class Trainer:
         )
 
 
-def chance_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The seed of one forward pass: a function of where training is, so that no random state has to be saved."""
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _shape(batch: Batch) -> str:
+def _shape(batch: Batch | None) -> str:
+    assert batch is not None, "an update has a batch"
     source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
     return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
-
-
-def _padding(batches: list[Batch]) -> float:
-    return sum(batch.padding for batch in batches) / len(batches)

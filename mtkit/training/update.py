@@ -1,13 +1,20 @@
-"""What an update needs: the optimizer, loss scaling, the moving average of the weights."""
+"""An update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtkit.bundle.checkpoints import FIRST_SCALE
+from mtkit.bundle.checkpoints import FIRST_SCALE, Progress, Update
 from mtkit.config.training_settings import TrainingConfig
+from mtkit.data.batch import Batch
+from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import mixed_precision
+from mtkit.training.loss import OBJECTIVES
 
 Parameters = Iterable[nn.Parameter]
 
@@ -100,9 +107,18 @@ class LossScaler:
         """Divide the gradients by the scale, once an update, before anything looks at them."""
         self._scaler.unscale_(optimizer)
 
-    def next(self) -> tuple[float, int]:
-        """Move the scale by what unscale saw; the scale now, and the updates since it changed."""
+    def adapt(self) -> None:
+        """Move the scale by the gradients that unscale saw."""
         self._scaler.update()
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by now."""
+        return self.state[0]
+
+    @property
+    def state(self) -> tuple[float, int]:
+        """The scale, and the number of updates since it changed: all that a checkpoint needs."""
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()
@@ -158,3 +174,65 @@ class MovingAverage:
     def _swap(self) -> None:
         for i, parameter in enumerate(self._parameters.values()):
             parameter.data, self._tensors[i] = self._tensors[i], parameter.data
+
+
+# One update.
+
+
+@dataclass
+class TrainState:
+    """The one thing that changes while training."""
+
+    model: TranslationModel
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+    average: MovingAverage | None = None
+
+
+class Updater:
+    """Updates the weights of a model, one step of the optimizer at a time."""
+
+    def __init__(self, state: TrainState, settings: TrainingConfig, scaler: LossScaler) -> None:
+        self.state = state
+        self.settings = settings
+        self.scaler = scaler
+        self.batch: Batch | None = None  # at hand; messages tell its shape when memory runs out
+
+    def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
+        """Make update number step at a learning rate, over batches whose gradients add up.
+
+        The loss is divided once, by all their target tokens. Where the loss or the gradient is not finite, the weights
+        stay as they are. Raises whatever PyTorch raises when memory runs out.
+        """
+        state, settings = self.state, self.settings
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        tokens = sum(batch.target_tokens for batch in batches)
+        sums = []
+        for number, batch in enumerate(batches):
+            self.batch = batch
+            # No random state is kept: it is a function of where training is.
+            torch.manual_seed(random_seed(settings.seed, step, number))
+            with mixed_precision(state.model.device, state.progress.precision):
+                loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
+            self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            sums.append(loss.sums)
+
+        self.scaler.unscale(state.optimizer)
+        limit = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
+        padding = sum(batch.padding for batch in batches) / len(batches)
+        update = Update(smoothed, likelihood, tokens, norm, rate, padding, *consistency)
+        if update.is_finite:
+            state.optimizer.step()
+            if state.average is not None:
+                state.average.update(step)
+        self.scaler.adapt()
+        state.optimizer.zero_grad(set_to_none=True)
+        return update
+
+
+def random_seed(seed: int, step: int, micro_batch: int) -> int:
+    """The seed of one forward pass, so that a checkpoint need not hold a random state."""
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -25,7 +25,8 @@ from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, kept_
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, counted, inform
 from mtkit.files import standing, undone_when_ended
 from mtkit.models.registry import pick_device
-from mtkit.preparation.prepare import adopt, first_pairs, is_prepared
+from mtkit.preparation.prepare import adopt, is_prepared
+from mtkit.preparation.sources import first_pairs
 from mtkit.text.parallel import with_plain_files
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.schedule import ENDING, with_shares

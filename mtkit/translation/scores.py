@@ -462,7 +462,7 @@ def paired_scores(
     """For each metric the scores of the baseline and of the hypotheses, the latter with the p-value of the difference.
 
     Paired bootstrap resampling (Koehn, 2004) gives means and intervals too; paired approximate randomization (Riezler
-    & Maxwell, 2005) is the test that rejects less often what is true. See mtkit.significance for what is counted.
+    & Maxwell, 2005) is the test that rejects less often what is true. Comparison tells what is counted.
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())

@@ -262,7 +262,7 @@ def score(
 
     A line is `log_prob TAB tokens TAB log_prob a token`, the end mark counted; by token it is a JSON list of
     [piece, log_prob], where null is the log-probability of what is impossible. A tag is put before each source line.
-    Translations from a pipe are scored as mtkit.translate.translate() translates lines from there.
+    Translations from a pipe are scored as translate() translates lines from there.
     """
     if tag is not None:
         translator.require_tag(tag)

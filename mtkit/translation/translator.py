@@ -31,11 +31,11 @@ from mtkit.errors import (
 from mtkit.models.interface import Ensemble, TranslationModel
 from mtkit.models.registry import DTYPES, empty_model, fill_model, pick_device, pick_dtype, use_one_thread_after_fork
 from mtkit.search.step import Hypothesis
-from mtkit.text.model_proto import UNKNOWN_TEXT
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
 from mtkit.text.segmentation import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import fault_of_new, without_last
+from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from mtkit.pipeline import run_all
+from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 
 
 def make(kept: Path) -> None:

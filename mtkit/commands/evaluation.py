@@ -1,0 +1,284 @@
+"""`mtkit evaluate` and `plot`: scores and pictures."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mtkit.commands.options import (
+    EXAMPLE,
+    BeamSizeOption,
+    ConfigArgument,
+    DeviceOption,
+    LengthPenaltyOption,
+    ModelArgument,
+    QuietOption,
+    SettingsArgument,
+    UsageError,
+    choice,
+    count,
+    decoding_settings,
+    language_pair,
+    one_standard_input,
+    tell_of_typing,
+    typed,
+)
+from mtkit.errors import MtkitError, say, whole_number
+from mtkit.files import json_text
+
+THIRDS = "thirds"
+
+
+class EvaluateCommand(TyperCommand):
+    """Takes --by-length without its value, too, which typer has no way to say."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left over."""
+        given = [
+            f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
+            for arg, following in pairwise([*args, ""])
+        ]
+        return super().parse_args(ctx, given)
+
+
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Run directory, checkpoint or model bundle.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to translate, in the place of the test sets.")
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Its reference; several may be given.")
+    ] = None,
+    test_set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of sacreBLEU, such as wmt14/full; may be repeated.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="TAG", help="Put before each line of --source or --test-set.")
+    ] = None,
+    hypothesis: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Translations to score, or -; in the place of MODEL.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL|FILE", help="Compare with these; tells if the difference is significant."),
+    ] = None,
+    test: Annotated[str | None, typer.Option(metavar="NAME", help="Of --against: bootstrap or randomization.")] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Add bootstrap intervals of 95 %.")] = False,
+    by_length: Annotated[
+        str | None, typer.Option(metavar="[N,N,…]", help="Score thirds by words of the source, or up to N, up to N, ….")
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(metavar="PAIR", help="Such as en-de; picks tokenizers and the text of --test-set.")
+    ] = None,
+    target_language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Of --hypothesis; picks BLEU's tokenizer.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="NAMES", help="Some of bleu,chrf,chrf++,ter.")] = None,
+    tokenize: Annotated[
+        str | None, typer.Option(metavar="NAME", help="BLEU's tokenizer in sacreBLEU, such as flores200.")
+    ] = None,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    device: DeviceOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of {test_set, metric, score, signature}.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a model or a text: BLEU, chrF and TER.
+
+    A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
+    signature.
+    """
+    overrides = decoding_settings(beam_size, length_penalty, None, device)
+    one_standard_input(source, *(reference or ()), hypothesis, against)
+    if (model is None) == (hypothesis is None):
+        raise UsageError("give either MODEL or --hypothesis")
+    if test is not None and against is None:
+        raise UsageError("--test goes with --against")
+    if confidence and against is not None:
+        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
+    if test_set and (source is not None or reference):
+        raise UsageError("--test-set has its own source and reference")
+    if target_language is not None and (model is not None or languages is not None):
+        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+    chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
+    given = language_pair(languages)
+    pair = (
+        dict(zip(("source", "target"), given, strict=True))
+        if given
+        else ({"target": target_language} if target_language else {})
+    )
+    edges = _edges(by_length)
+    if model is not None:
+        if (source is None) != (not reference):
+            raise UsageError("--source and --reference go together")
+        if tag is not None and source is None and not test_set:
+            raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+    else:
+        if overrides or tag is not None:
+            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
+        if not reference and len(test_set or []) != 1:
+            raise UsageError("--hypothesis goes with --reference, or with one --test-set")
+        if not test_set and (source is None) == (by_length is not None):
+            raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
+
+    if typed(*(path for path in (source, *(reference or ()), hypothesis, against) if path is not None)):
+        tell_of_typing("for each line of the text that is to be scored")
+    from mtkit.config.data_settings import LanguagesConfig
+    from mtkit.evaluation.evaluate import Material, Scoring, legend, score_models, score_texts, table
+    from mtkit.translation.scores import metric_names, require_tokenizer_name
+
+    chosen_metrics = metric_names(metrics) if metrics is not None else ()
+    if tokenize is not None:
+        require_tokenizer_name(tokenize)
+        if chosen_metrics and "bleu" not in chosen_metrics:
+            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    scoring = Scoring(
+        LanguagesConfig(**pair),
+        lowercase,
+        confidence,
+        chosen_test,
+        by_length is not None,
+        edges,
+        chosen_metrics,
+        tokenize,
+    )
+    material = Material(source, tuple(reference or ()), tuple(test_set or ()), tag)
+    if model is not None:
+        overrides += [f"languages.{side}={code!r}" for side, code in pair.items()]
+        scores = score_models(model, against, overrides, material, scoring)
+    else:
+        assert hypothesis is not None
+        scores = score_texts(hypothesis, against, material, scoring)
+    if json:
+        print(json_text([score.as_json() for score in scores], indent=1))
+    else:
+        print(table(scores), end="")
+        if marks := legend(scores):
+            say(marks)
+
+
+def _edges(text: str | None) -> tuple[int, ...]:
+    """The bucket edges of --by-length."""
+    if text in (None, THIRDS):
+        return ()
+    assert text is not None
+    parts = text.split(",")
+    edges = tuple(number for number in map(whole_number, parts) if number is not None)
+    if len(edges) != len(parts) or list(edges) != sorted(set(edges)):
+        raise MtkitError(f"--by-length: found {text}, wants rising whole numbers such as 10,20,30")
+    return edges
+
+
+# Pictures.
+
+PLOT_EXAMPLE = "\b\nExample:\n  mtkit plot "
+
+plot = typer.Typer(rich_markup_mode=None, help="Draw a picture, as PNG or SVG.")
+
+OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture; .png or .svg.")]
+
+
+@plot.command(epilog=f"{PLOT_EXAMPLE}schedule --setting 512:4000 --setting 512:8000 --setting 256:4000 -o rates.svg")
+def schedule(
+    output: OutputOption,
+    configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; several may be given.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Updates to draw; else those of the configs.")] = None,
+) -> None:
+    """Draw the learning rate by update."""
+    from mtkit.config.load import load_config
+    from mtkit.config.training_settings import settled
+    from mtkit.evaluation.plot import check_output, paper_schedule, plot_schedules, schedule_of
+
+    check_output(output)
+    loaded = [(path, load_config(path, [])) for path in configs or []]
+    num_steps = None if steps is None else count("--steps", steps)
+    schedules = [schedule_of(path.stem, config, num_steps) for path, config in loaded]
+    schedules += [paper_schedule(text) for text in setting or []]
+    if not schedules:
+        raise MtkitError("there is nothing to draw; name a CONFIG, or give --setting such as 512:4000")
+    # Without a config, five times the longest warmup shows the rise and the fall.
+    drawn = [one.training for one in schedules]
+    longest = max(
+        [settled(one.max_steps) for one in drawn[: len(loaded)]] or [5 * settled(one.warmup_steps) for one in drawn]
+    )
+    plot_schedules(schedules, num_steps or longest, output)
+
+
+@plot.command(epilog=f"{PLOT_EXAMPLE}positions configs/demo.yaml -o positions.png")
+def positions(
+    output: OutputOption,
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    length: Annotated[str, typer.Option(metavar="N", help="Positions to draw.")] = "100",
+) -> None:
+    """Draw the position encodings."""
+    from mtkit.config.load import load_config
+    from mtkit.evaluation.plot import check_output, plot_positions, position_table
+
+    check_output(output)
+    plot_positions(position_table(load_config(config, settings or []), count("--length", length)), output)
+
+
+@plot.command(epilog=f"{PLOT_EXAMPLE}training runs/demo -o training.png")
+def training(
+    output: OutputOption,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may be being trained.")],
+    by: Annotated[str, typer.Option(metavar="NAME", help="step or minutes.")] = "step",
+) -> None:
+    """Draw loss, learning rate and BLEU of training runs."""
+    from mtkit.evaluation.plot import check_output, plot_training, read_history
+
+    check_output(output)
+    if by not in ("step", "minutes"):
+        raise MtkitError(f"--by: found {by}, wants one of step, minutes")
+    plot_training([read_history(run) for run in runs], by, output)
+
+
+@plot.command(epilog=f'{PLOT_EXAMPLE}attention runs/demo --source "Le chat dort." -o attention.png')
+def attention(
+    output: OutputOption,
+    model: ModelArgument,
+    source: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
+    target: Annotated[str | None, typer.Option(metavar="TEXT", help="Its translation; else the model's own.")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="N", help="This layer alone, from 1.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="N", help="This head alone, from 1.")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean over the heads.")] = False,
+) -> None:
+    """Draw how each target piece looks at the source.
+
+    Without --layer, --head and --mean there is a picture for every layer and head.
+    """
+    from mtkit.evaluation.plot import check_output
+
+    check_output(output)
+    if mean and head is not None:
+        raise MtkitError("--mean is over the heads; leave out --head")
+    chosen_layer = None if layer is None else count("--layer", layer)
+    chosen_head = None if head is None else count("--head", head)
+    from mtkit.evaluation.plot import attention_of, plot_attention
+    from mtkit.translation.translator import load
+
+    found = attention_of(load(model), source, target)
+    pictures = found.of(chosen_layer, chosen_head, mean)
+    columns = 1 if mean or head is not None else len(found.weights[0])
+    plot_attention(found, pictures, columns, output)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command(
+        cls=EvaluateCommand,
+        epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
+    )(evaluate)
+    app.add_typer(plot, name="plot")

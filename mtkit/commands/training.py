@@ -1,0 +1,142 @@
+"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: the stages that make a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtkit.commands.options import (
+    EXAMPLE,
+    ChangeOption,
+    ConfigArgument,
+    FreshOption,
+    QuietOption,
+    SettingsArgument,
+    UsageError,
+)
+from mtkit.errors import CheckpointError
+
+
+def config(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; without it, the defaults.")
+    ] = None,
+    settings: SettingsArgument = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of settings files instead.")] = False,
+) -> None:
+    """Print all settings with their meanings.
+
+    What is printed is YAML that can be used again.
+    """
+    import json
+
+    from mtkit.config.load import load_config
+    from mtkit.config.settings import config_schema, config_text
+
+    settings = settings or []
+    if config is not None and "=" in str(config) and not config.exists():
+        config, settings = None, [str(config), *settings]  # the file was left out, not the settings
+    if schema:
+        print(json.dumps(config_schema(), indent=2))
+        return
+    found = load_config(config, settings)
+    if found.training.start_from is not None:
+        from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
+
+        found = carried_over(found)
+    print(config_text(found), end="")
+
+
+def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
+    """Train the tokenizer on the training corpora."""
+    from mtkit.config.load import load_config
+    from mtkit.pipeline import run_tokenizer
+
+    run_tokenizer(load_config(config, settings or []))
+
+
+def binarize(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
+    """Encode the corpora to memory-mapped ids.
+
+    What is left out is counted and reported. The tokenizer is trained first if it is missing.
+    """
+    from mtkit.config.load import load_config
+    from mtkit.pipeline import run_binarize
+
+    run_binarize(load_config(config, settings or []))
+
+
+def train(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    fresh: FreshOption = False,
+    change: ChangeOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train, going on where the run stopped.
+
+    What is missing of tokenizer and data is made first. Ctrl-C saves the state and stops; SIGUSR1 saves it and goes on.
+    """
+    _require_one_way(fresh, change)
+    from mtkit.config.load import load_config
+    from mtkit.pipeline import run_train
+
+    run_train(load_config(config, settings or []), fresh, change)
+
+
+def _require_one_way(fresh: bool, change: bool) -> None:
+    if fresh and change:
+        raise UsageError("--fresh starts anew and --change goes on; give one of them")
+
+
+def run(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    fresh: FreshOption = False,
+    change: ChangeOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Do all that is out of date, then evaluate.
+
+    The stages are train-tokenizer, binarize, train and evaluate; the scores are printed.
+    """
+    _require_one_way(fresh, change)
+    from mtkit.config.load import load_config
+    from mtkit.evaluation.evaluate import table
+    from mtkit.pipeline import run_all
+
+    scores = run_all(load_config(config, settings or []), fresh, change)
+    if scores:
+        print(table(scores), end="")
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run directory or YAML file.")],
+    settings: SettingsArgument = None,
+    files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Tell whether a run is whole and resumes exactly.
+
+    All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
+    once with kills, and both must leave the same to the bit. The run itself is only read.
+    """
+    from mtkit.training.verify import verify, verify_settings
+
+    faults = []
+    for report in verify(verify_settings(run, settings or []), files_only):
+        for line in report.lines:
+            print(line, flush=True)
+        faults += report.faults
+    if faults:
+        raise CheckpointError("\n".join(faults))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
+    app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")(train_tokenizer)
+    app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)
+    app.command(epilog=f"{EXAMPLE}train configs/demo.yaml training.max_minutes=2")(train)
+    app.command(epilog=f"{EXAMPLE}run configs/demo.yaml")(run)
+    app.command(epilog=f"{EXAMPLE}verify runs/demo")(verify)

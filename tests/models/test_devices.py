@@ -1,0 +1,284 @@
+"""A GPU computes what a CPU does: the same features, gradients, translations and scores.
+
+Each test compares a device in fp32 with a CPU in fp64, so that it can fail on a CPU, too.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtkit.bundle.bundle import save_bundle
+from mtkit.cli import main
+from mtkit.config.data_settings import DataConfig
+from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
+from mtkit.data.batch import Batch, padded_batch, ragged
+from mtkit.evaluation.plot import attention_of
+from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import mixed_precision, new_model, pick_device
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.loss import OBJECTIVES
+from mtkit.training.update import MovingAverage
+from mtkit.translation.translator import Translator, load
+from tests.conftest import CorpusFiles
+from tests.models.test_models import CHOICES, VOCAB, name_of
+from tests.training.test_loss import distance
+
+SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
+
+ARCHITECTURES: dict[str, AnyModelConfig] = {
+    "transformer": TransformerConfig(**SMALL),
+    "rotary": TransformerConfig(**SMALL, positions="rotary", norm="rms", activation="swiglu"),
+    "rnn": RecurrentConfig(d_model=16, attention="none", context="every_step"),
+    "rnn-attention": RecurrentConfig(d_model=16, cell="gru", input_feeding=True),
+    "mixed": MixedConfig(encoder=TransformerConfig(**SMALL), decoder=RecurrentConfig(d_model=16, attention="additive")),
+}
+FEW_WORDS = [f"word{n} " * (1 + n % 7) + "end" for n in range(17)]
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where to compute."""
+    return pick_device(request.param)
+
+
+def a_batch() -> Batch:
+    """Pairs of very different lengths."""
+    chance = np.random.default_rng(3)
+    sides = [[chance.integers(4, VOCAB, length).tolist() for length in lengths] for lengths in ([3, 40, 9], [7, 31, 1])]
+    return padded_batch(ragged(sides[0]), ragged(sides[1]))
+
+
+def gradient(model: TranslationModel, loss: Tensor) -> Tensor:
+    """By all weights, in one row, on the CPU."""
+    by_weights = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return torch.cat([by_weight.flatten().cpu() for by_weight in by_weights if by_weight is not None])
+
+
+def without_dropout(model: TranslationModel) -> TranslationModel:
+    """The same model; each device has a chance of its own."""
+    for module in model.modules():
+        for name in ("dropout", "layer_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+# Models and losses.
+
+
+@pytest.mark.parametrize("consistency", ["none", "rdrop"])
+@pytest.mark.parametrize("config", CHOICES, ids=name_of)
+def test_features_loss_and_gradients_are_those_of_fp64_on_a_cpu(config, consistency, device):
+    exact = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).double().train())
+    model = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).to(device).train())
+    batch, there = a_batch(), a_batch().to(device)
+    features = model(there.source, there.target)
+    real = batch.target.mask
+    assert features.device.type == device.type
+    assert distance(features.cpu()[real], exact(batch.source, batch.target)[real]) < 2e-5
+
+    settings = TrainingConfig(label_smoothing=0.1)
+    found, wanted = OBJECTIVES[consistency](model, there, settings), OBJECTIVES[consistency](exact, batch, settings)
+    assert distance(found.total.cpu(), wanted.total) < 1e-5
+    torch.testing.assert_close(found.sums.cpu().double(), wanted.sums, rtol=1e-4, atol=1e-4)
+    assert distance(gradient(model, found.total), gradient(exact, wanted.total)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_small_gradients_do_not_vanish_in_bf16(name, device):
+    model = without_dropout(new_model(ARCHITECTURES[name], VOCAB, VOCAB, seed=1).to(device).train())
+    batch = a_batch().to(device)
+    wanted = gradient(model, OBJECTIVES["none"](model, batch, TrainingConfig()).total)
+    with mixed_precision(device, "bf16"):
+        total = OBJECTIVES["none"](model, batch, TrainingConfig()).total
+    found = gradient(model, total * 1e-9)
+    assert found.dtype == torch.float32
+    assert distance(found * 1e9, wanted) < 0.1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_average_in_use_gives_the_features_of_its_weights(name, device):
+    model = new_model(ARCHITECTURES[name], VOCAB, VOCAB, seed=1).to(device).eval()
+    average = MovingAverage(model, 0.5)
+    batch = a_batch().to(device)
+    with torch.no_grad():
+        before = model(batch.source, batch.target)
+        for weight in model.parameters():
+            weight += 0.1
+        after = model(batch.source, batch.target)
+        for _ in range(2):
+            with average.in_use():
+                torch.testing.assert_close(model(batch.source, batch.target), before)
+            torch.testing.assert_close(model(batch.source, batch.target), after)
+        average.update(100)
+        with average.in_use():
+            between = model(batch.source, batch.target)
+    assert not torch.allclose(between, before)
+    assert not torch.allclose(between, after)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_of_long_rows_are_the_same_to_the_bit_again_and_again(name, device, precision):
+    model = new_model(ARCHITECTURES[name], VOCAB, VOCAB, seed=1).to(device).train()
+    chance = np.random.default_rng(4)
+    rows = ragged([chance.integers(4, VOCAB, length).tolist() for length in (400, 333, 64, 5)])
+    batch = padded_batch(rows, rows).to(device)
+
+    def found() -> Tensor:
+        torch.manual_seed(1)
+        with mixed_precision(device, precision):
+            total = OBJECTIVES["none"](model, batch, TrainingConfig()).total
+        return gradient(model, total)
+
+    first = found()
+    assert all(torch.equal(found(), first) for _ in range(3))
+
+
+# Translation.
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of random weights of each architecture, of one vocabulary, and one that has learnt the toy language."""
+    tokenizer = Tokenizer.load(tiny_run / "tokenizer")
+    found = {"trained": tiny_run / "model"}
+    sizes = {"source_vocab_size": tokenizer.source_vocab_size, "target_vocab_size": tokenizer.target_vocab_size}
+    for name, architecture in ARCHITECTURES.items():
+        decoding = DecodingConfig(beam_size=4, max_length_ratio=1.0, max_length_extra=3)
+        config = Config(data=DataConfig(max_length=64), model=architecture, decoding=decoding)
+        model = new_model(config.model, *sizes.values(), seed=1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(2)
+        found[name] = tmp_path_factory.mktemp("bundle") / name
+        save_bundle(found[name], dict(model.named_parameters()), config, tokenizer.save, sizes)
+    return found
+
+
+def both(path: Path, device: torch.device, *settings: str, ensemble: tuple[Path, ...] = ()) -> list[Translator]:
+    """The model on the device, and on a CPU in fp64 with small batches.
+
+    In fp32 what is nearly as good may come first, so models of random weights, which find many things nearly as good,
+    are in fp64 on the device, too.
+    """
+    precision = "fp32" if path.name == "model" and not ensemble else "fp64"
+    small = "decoding.batch_tokens=900"
+    return [
+        load(path, [*settings, f"device={device.type}"], precision, ensemble),
+        load(path, [*settings, "device=cpu", small], "fp64", ensemble),
+    ]
+
+
+def assert_same_translations(models: list[Translator], lines: list[str], **options: object) -> None:
+    """Texts are equal, and scores nearly."""
+    found, wanted = ([t for line in m.translate_lines(lines, **options) for t in line.translations] for m in models)
+    assert [one.text for one in found] == [one.text for one in wanted]
+    assert [one.score for one in found] == pytest.approx([one.score for one in wanted], abs=1e-3)
+    assert len(found) >= len(lines)
+
+
+SEARCHES = {
+    "greedy": ["decoding.beam_size=1"],
+    "beam": ["decoding.beam_size=5"],
+    "count": ["decoding.stopping=count", "decoding.length_penalty_form=gnmt"],
+    "constraints": ["decoding.min_length=4", "decoding.no_repeat_ngram=2"],
+    "diverse": ["decoding.diversity_groups=2", "decoding.diversity_strength=0.7"],
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", ["trained", *ARCHITECTURES])
+def test_translations_are_those_of_fp64_on_a_cpu(bundles, corpus_files: CorpusFiles, device, name, search):
+    lines = [*corpus_files.lines("test")[0], *FEW_WORDS, ""]
+    assert_same_translations(both(bundles[name], device, *SEARCHES[search]), lines)
+
+
+@pytest.mark.parametrize("name", ["trained", "transformer", "rnn-attention", "mixed"])
+def test_several_best_coverage_and_prefixes_are_those_of_fp64_on_a_cpu(bundles, corpus_files, device, name):
+    lines, references = corpus_files.lines("test")
+    prefixes = [" ".join(reference.split()[: n % 3]) for n, reference in enumerate(references)]
+    models = both(bundles[name], device, "decoding.coverage_penalty=0.4")
+    assert_same_translations(models, lines, num_best=3, prefixes=prefixes)
+
+
+def test_an_ensemble_translates_as_in_fp64_on_a_cpu(bundles, corpus_files, device):
+    others = (bundles["rnn-attention"], bundles["mixed"])
+    assert_same_translations(both(bundles["trained"], device, ensemble=others), corpus_files.lines("test")[0])
+
+
+@pytest.mark.parametrize("options", [[], ["decoding.top_k=20"], ["decoding.top_p=0.9", "decoding.temperature=1.3"]])
+@pytest.mark.parametrize("name", ["trained", "transformer", "rnn"])
+def test_samples_of_a_seed_are_the_same_again_and_in_fp64_on_a_cpu(bundles, corpus_files, device, name, options):
+    models = both(bundles[name], device, "decoding.method=sample", "decoding.seed=5", *options)
+    lines = corpus_files.lines("test")[0]
+    assert_same_translations([models[0], models[0]], lines, num_best=3)
+    assert_same_translations(models, lines, num_best=3)
+
+
+@pytest.mark.parametrize("name", ["trained", *ARCHITECTURES])
+def test_scores_of_given_translations_are_those_of_fp64_on_a_cpu(bundles, corpus_files, device, name):
+    found, wanted = (model.score(*corpus_files.lines("test")) for model in both(bundles[name], device))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.pieces == other.pieces
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["trained", "rotary", "rnn-attention", "mixed"])
+def test_attention_is_that_of_fp64_on_a_cpu(bundles, device, name):
+    found, wanted = (attention_of(model, "a line of words", "one two") for model in both(bundles[name], device))
+    for one, other in zip(found.weights, wanted.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+# Commands.
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., bytes]:
+    """What `mtkit ARGUMENTS` prints."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> bytes:
+        monkeypatch.setattr(sys, "argv", ["mtkit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, error = capfdbinary.readouterr()
+        assert not end.value.code, error.decode()
+        return out
+
+    return run
+
+
+def test_commands_on_a_device_print_what_they_print_on_a_cpu(printed, tiny_run, corpus_files, device):
+    root = corpus_files.root
+    texts = ("--source", root / "test.src", "--target", root / "test.tgt")
+
+    def on(name: str) -> list[bytes]:
+        return [
+            printed("evaluate", tiny_run, "--device", name),
+            printed("translate", tiny_run, "--device", name, stdin=(root / "test.src").read_bytes()),
+            printed("score", tiny_run, *texts, "--device", name),
+        ]
+
+    found, wanted = on(device.type), on("cpu")
+    assert found[:2] == wanted[:2]
+    scores = [[[float(number) for number in line.split()] for line in side[2].splitlines()] for side in (found, wanted)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
+    assert len(scores[0]) == len(corpus_files.lines("test")[0])
