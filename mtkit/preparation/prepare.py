@@ -22,10 +22,10 @@ from mtkit.data.corpus import (
     Corpus,
     CorpusWriter,
     Manifest,
-    kept_validation,
+    read_json_object,
     read_manifest,
-    read_object,
-    validation_sum,
+    read_validation_text,
+    validation_checksum,
     write_manifest,
 )
 from mtkit.data.plan import is_natural, mix
@@ -354,7 +354,7 @@ def validation_text_changes(config: Config) -> list[str]:
     if not is_there(directory):
         return [f"{directory} is not there"]
     read_validation(config)
-    kept = read_object(directory / "manifest.json")
+    kept = read_json_object(directory / "manifest.json")
     corpora = corpora_at_hand(config, config.data.valid)
     return [
         *text_changes("data.valid", corpora, stored_texts(kept.get("fingerprints")), stored_texts(kept.get("paths"))),
@@ -393,7 +393,7 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
     """The sources and the references that binarize kept; changed or missing ones are a DataError."""
     directory = _validation_directory(config)
     settle(directory)
-    return kept_validation(directory)
+    return read_validation_text(directory)
 
 
 def is_prepared(config: Config) -> bool:
@@ -460,7 +460,7 @@ def _read_held_out(config: Config) -> list[HeldOut]:
 
 def validation_is_spread(config: Config) -> bool:
     """Whether the validation text is kept so that its first lines are spread over all of it."""
-    return read_object(_validation_directory(config) / "manifest.json").get("order") == SPREAD
+    return read_json_object(_validation_directory(config) / "manifest.json").get("order") == SPREAD
 
 
 def _write_validation(config: Config, directory: Path) -> None:
@@ -471,9 +471,9 @@ def _write_validation(config: Config, directory: Path) -> None:
     corpora = corpora_at_hand(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
     noted = _noted_validation(config)
-    if noted is not None and noted != validation_sum(_sums(sides)):
+    if noted is not None and noted != validation_checksum(_sums(sides)):
         in_file_order = _sides(pairs_in_turn(corpora, is_spread=False))
-        if noted in ("", validation_sum(_sums(in_file_order))):
+        if noted in ("", validation_checksum(_sums(in_file_order))):
             sides, order = in_file_order, {}
     for name, text in sides.items():
         (directory / name).write_bytes(text)
@@ -580,7 +580,7 @@ def _fingerprints_of_more_text(config: Config) -> list[dict[str, str]]:
 def _read_provenance(path: Path) -> dict[str, Any]:
     """What a stored tokenizer was made of."""
     try:
-        provenance = read_object(path)
+        provenance = read_json_object(path)
     except DataError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(provenance.get("settings", {}), dict):

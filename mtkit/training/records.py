@@ -41,7 +41,7 @@ from mtkit.bundle.opening import (
 from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
-from mtkit.data.corpus import Corpus, kept_validation, validation_sum
+from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
 from mtkit.data.plan import Earlier, is_natural
 from mtkit.errors import CheckpointError, MtkitError, whole_number
 from mtkit.files import standing, write_file
@@ -343,7 +343,7 @@ def validation_digest(config: Config) -> str:
         manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return ""
-    return validation_sum(manifest)
+    return validation_checksum(manifest)
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -385,7 +385,7 @@ def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     target = output or run / "bundles" / name
     _require_free(target, run)
     config = chosen.config
-    sources, _ = kept_validation(standing(run / "data" / "valid"))
+    sources, _ = read_validation_text(standing(run / "data" / "valid"))
     training = training_of(run, chosen.newest, chosen.steps, chosen.choice)
     lines = sources[: config.training.validation_sentences]
     write_model(target, config, chosen.tokenizer, chosen.weights, lines, training)

@@ -21,7 +21,7 @@ from mtkit.bundle.opening import carried_over, start_tokenizer
 from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import settled
-from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, kept_validation, read_manifest
+from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, read_manifest, read_validation_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, counted, inform
 from mtkit.files import standing, undone_when_ended
 from mtkit.models.registry import pick_device
@@ -75,7 +75,7 @@ def _tokenizer(path: Path) -> Report:
 
 
 def _validation(path: Path) -> Report:
-    sources, _ = kept_validation(path)
+    sources, _ = read_validation_text(path)
     return Report([f"{path}: {len(sources):,} pairs, {WHOLE}"], [])
 
 
@@ -434,7 +434,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 def _texts_of_run(config: Config) -> Texts:
     """A pair for each training corpus, and short ones of the validation text, which has its tags already."""
-    sources, targets = kept_validation(standing(config.run_path / "data" / "valid"))
+    sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
     pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
     pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))

@@ -254,7 +254,7 @@ def test_a_large_corpus_is_verified_while_others_read_it(tmp_path, monkeypatch, 
         damage(tmp_path / "train")
     held = threading.Event()
     verify = corpus.verify
-    monkeypatch.setattr(corpus, "verify", lambda give_up: (held.wait(60), verify(give_up)))
+    monkeypatch.setattr(corpus, "verify", lambda should_stop: (held.wait(60), verify(should_stop)))
     with Verification(corpus) as verification:
         verification.check()  # nothing is known yet
         held.set()
@@ -275,8 +275,8 @@ def test_waiting_for_verification_can_be_stopped_and_reading_ends_with_the_block
     corpus = Corpus.open(tmp_path / "train")
     asked: list[bool] = []
 
-    def verify(give_up) -> None:
-        while not give_up():
+    def verify(should_stop) -> None:
+        while not should_stop():
             asked.append(False)
 
     def stop() -> None:
