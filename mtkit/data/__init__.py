@@ -1,4 +1,4 @@
-"""Binarized corpora on disk, the order in which training takes their pairs, and the batches made of them.
+"""Binarized corpora: sentence pairs as token ids on disk, the order of training, and the batches made of them.
 
-Ids go in; memory-mapped corpora, plans and padded batches come out. May import text and config.
+Token ids go in; memory-mapped corpora, plans and padded batches come out. May import text and config.
 """

@@ -28,7 +28,7 @@ from mtkit.data.corpus import (
     validation_checksum,
     write_manifest,
 )
-from mtkit.data.plan import is_natural, mix
+from mtkit.data.plan import is_proportional, mix
 from mtkit.errors import CheckpointError, DataError, Meter, counted, working
 from mtkit.files import link_or_copy, replaced_directory, settle, standing, undone_when_ended
 from mtkit.preparation.encoding import (
@@ -641,7 +641,7 @@ def _report_corpus(manifest: Manifest, drops: Drops) -> None:
 def _report_shares(config: Config, manifest: Manifest) -> None:
     """Tell of corpora that an epoch does not go through just once."""
     weights = [corpus.weight for corpus in config.data.train]
-    if not is_natural(weights, config.data.temperature):
+    if not is_proportional(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
         for corpus, share, repeats in zip(config.data.train, mixture.shares, mixture.repeats, strict=True):
             report(f"{names_of([corpus])}: {share:.1%} of an epoch, each pair {repeats:.4g} times")

@@ -42,7 +42,7 @@ from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
 from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
-from mtkit.data.plan import Earlier, is_natural
+from mtkit.data.plan import EarlierBudget, is_proportional
 from mtkit.errors import CheckpointError, MtkitError, whole_number
 from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
@@ -188,7 +188,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 def _mixing(config: Config) -> dict[str, Any]:
     """What the order of the pairs depends on beside the training settings; nothing where every pair comes once."""
     weights = [text.weight for text in config.data.train]
-    if is_natural(weights, config.data.temperature):
+    if is_proportional(weights, config.data.temperature):
         return {}
     return {"mixing": {"weights": weights, "temperature": config.data.temperature}}
 
@@ -228,10 +228,12 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
     return [*chain, {"step": step, "pairs": pairs, "settings": settings}] if settings else chain
 
 
-def earlier_budgets(chain: Sequence[Change]) -> list[Earlier]:
+def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
     """Other values that training.batch_tokens had before, and until how many pairs were consumed."""
     name = "training.batch_tokens"
-    return [Earlier(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]]
+    return [
+        EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]
+    ]
 
 
 # What training writes of a run beside checkpoints and log: how it began, that it is done, and the bundle.

@@ -12,7 +12,7 @@ from mtkit.bundle.checkpoints import Progress, checkpoint_steps, read_progress, 
 from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.plan import Earlier, batches_from
+from mtkit.data.plan import EarlierBudget, batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.files import Stop
 from mtkit.training.log import Log
@@ -69,9 +69,9 @@ def test_after_a_change_of_the_budget_every_pair_still_comes_once_an_epoch():
     lengths = chance.integers(2, 30, 500)
     before = list(islice(batches_from(0, lengths, lengths, 64, 1), 40))
     consumed = sum(len(pairs) for _, pairs in before)
-    middle = list(islice(batches_from(consumed, lengths, lengths, 200, 1, earlier=[Earlier(consumed, 64)]), 12))
+    middle = list(islice(batches_from(consumed, lengths, lengths, 200, 1, earlier=[EarlierBudget(consumed, 64)]), 12))
     twice = consumed + sum(len(pairs) for _, pairs in middle)
-    earlier = [Earlier(consumed, 64), Earlier(twice, 200)]
+    earlier = [EarlierBudget(consumed, 64), EarlierBudget(twice, 200)]
     rest = list(islice(batches_from(twice, lengths, lengths, 100, 1, earlier=earlier), 120))
     seen = [pair for epoch, pairs in [*before, *middle, *rest] for pair in pairs if epoch == 0]
     assert sorted(seen) == list(range(500))
@@ -89,7 +89,7 @@ def test_a_change_where_no_batch_ends_is_refused():
     ends = list(accumulate(len(pairs) for _, pairs in islice(batches_from(0, lengths, lengths, 50, 1), 4)))
     place = next(place for place in range(1, 20) if place not in ends)
     with pytest.raises(ValueError, match=rf"no batch ends after {place} pairs, where training\.batch_tokens changed"):
-        list(islice(batches_from(0, lengths, lengths, 100, 1, earlier=[Earlier(place, 50)]), 5))
+        list(islice(batches_from(0, lengths, lengths, 100, 1, earlier=[EarlierBudget(place, 50)]), 5))
 
 
 # A run that is changed.
@@ -114,7 +114,7 @@ def test_a_change_is_told_logged_kept_and_shown_on_the_card(make, capsys):
     assert bundle.description["training"]["changes"] == chain
     assert "after update 6 training.batch_tokens from 96 to 64" in card_text(bundle, [])
     assert "training.learning_rate from 0.01 to 0.02" in " ".join(info_text(info_of(run)).split())
-    assert earlier_budgets(chain) == [Earlier(pairs, 96)]
+    assert earlier_budgets(chain) == [EarlierBudget(pairs, 96)]
 
 
 def test_what_was_changed_once_need_not_be_asked_for_again_and_going_back_must(make):
