@@ -17,9 +17,9 @@ from mtkit.evaluation.evaluate import ScoredSet, evaluate
 from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, without_usr1, write_file
 from mtkit.models.registry import pick_device
 from mtkit.preparation.prepare import (
-    as_begun,
     binarize,
     binarized_is_current,
+    keep_normalization,
     make_tokenizer,
     read_validation,
     renew_validation,
@@ -29,7 +29,7 @@ from mtkit.preparation.prepare import (
     validation_is_spread,
     validation_text_changes,
 )
-from mtkit.preparation.sources import is_there
+from mtkit.preparation.sources import has_files
 from mtkit.text.lines import fingerprint, packed_fingerprint
 from mtkit.text.parallel import with_plain_files
 from mtkit.text.testsets import SetFiles, check_names, test_sets
@@ -47,7 +47,7 @@ def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
     config = with_plain_files(carried_over(config))
     with _opened(config):
-        config = as_begun(config)
+        config = keep_normalization(config)
         try:
             changes = tokenizer_changes(config)
         except CheckpointError as error:
@@ -69,7 +69,7 @@ def run_binarize(config: Config) -> None:
     """
     config = with_plain_files(carried_over(config))
     with _opened(config):
-        config = as_begun(config)
+        config = keep_normalization(config)
         told: list[str] | None = None
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
@@ -89,7 +89,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
     """
     config = with_plain_files(carried_over(config))
     with _opened(config):
-        config = config if fresh else as_begun(config)
+        config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
 
 
@@ -97,7 +97,7 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
     config = with_plain_files(carried_over(config))
     with _opened(config):
-        config = config if fresh else as_begun(config)
+        config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
         return _evaluate(config)
 
@@ -221,7 +221,7 @@ def _raw_text_is_gone(config: Config) -> bool:
 
 def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
     """Refuse to make a tokenizer or data that a run began with into others; what was deleted may be made again."""
-    if changes and is_there(config.run_path / place) and is_begun(config.run_path):
+    if changes and has_files(config.run_path / place) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
             f"{'; '.join(changes)}. Change that back, give the run another name, or start anew with --fresh"

@@ -1,5 +1,6 @@
-"""From parallel text to what training reads: the tokenizer, the corpora as ids, the validation text.
+"""From parallel text to what training reads: the tokenizer, the corpora as ids, and the validation text.
 
-Pairs that cannot be used are counted and reported, and suspicious text is warned of. May import the bundle (a run may
-start from a model and its tokenizer) and what is below it, but no training.
+Parallel text and settings go in; the folders tokenizer and data of a run come out. Pairs that are left out are counted
+and reported, and suspicious text gives a warning. May import the bundle (a run may start from a model and its
+tokenizer) and the rooms below it, but not training.
 """

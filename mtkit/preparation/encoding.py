@@ -1,4 +1,4 @@
-"""Pairs of text to pairs of ids: which pairs stay, why others are left out, and what the tokenizer does not know."""
+"""From pairs of text to pairs of ids: cleaning rules, duplicates, shares of unknown tokens, and the encoder."""
 
 import os
 from collections import Counter
@@ -15,13 +15,15 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
 from mtkit.errors import Meter, is_shown
-from mtkit.preparation.sources import Search
+from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, read_part, tagged
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import UNKNOWN
 
-# Each with the settings that decide it.
+# Cleaning rules: which pairs are left out, and why.
+
+# The reasons to leave a pair out, in the order in which they are tried, each with the settings that decide it.
 RULES: dict[str, tuple[str, ...]] = {
     "blank source": (),
     "blank target": (),
@@ -31,13 +33,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "identical": ("drop_identical",),
     "wrong script": ("source_script", "target_script"),
     "few letters": ("min_letters",),
-    "duplicate": ("drop_duplicates",),  # found among the pairs that stay
+    "duplicate": ("drop_duplicates",),  # found by SeenPairs among the pairs that pass the other rules
 }
 REASONS = tuple(RULES)
 
-NUM_EXAMPLES = 3  # of each reason
-EXAMPLE_WIDTH = 110
-LEAST_WIDTH = 20  # of a side, though the names of files are long
+NUM_EXAMPLES = 3  # pairs shown for each reason
+EXAMPLE_WIDTH = 110  # characters of a line that shows one
+LEAST_WIDTH = 20  # characters of each side, however long the file's path
 
 _LETTER = regex.compile(r"\p{L}")
 _LETTER_OR_MARK = regex.compile(r"[\p{L}\p{M}]")
@@ -45,10 +47,10 @@ _NOT_SPACE = regex.compile(r"\S")
 
 
 def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
-    """The first of REASONS to leave a pair out, or None to keep it.
+    """The first of REASONS for which a pair is left out, or None if it is kept; duplicates are not looked for here.
 
-    Lengths are in tokens, end marks not counted. A side of white space, or of nothing but what normalisation removes,
-    is blank. The ratio is of the longer side to the shorter.
+    Lengths are in tokens, without end marks. A side is blank if it holds only white space, or only characters that
+    normalisation removes. The length ratio is that of the longer side to the shorter.
     """
     if not source_length or not source.strip():
         return "blank source"
@@ -71,7 +73,7 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
-    """Whether half of the letters at least are of these scripts, or of those that all scripts share."""
+    """Whether at least half of the letters are of these scripts or common to all scripts; None allows any script."""
     if not scripts:
         return True
     num_letters = len(_LETTER.findall(text))
@@ -80,30 +82,30 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 
 @cache
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    """A letter of another script; such as the long vowel mark of both kana are Common and foreign to none."""
+    """Matches a letter of another script. Letters that scripts share (Common), such as the kana's ー, do not match."""
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
 
 
 def share_of_letters(text: str) -> float:
-    """Letters, and the marks on them, among the characters that are not white space."""
+    """Share of letters, and the marks on them, among the characters that are not white space, 0 to 1."""
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """The names of the settings, in the data section, that decide these reasons."""
+    """The names of the settings of the data section that decide these reasons."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
 class Drops:
-    """The pairs that were left out: how many for each reason, and the first of them."""
+    """Counts the pairs left out for each reason, and keeps the first few as examples."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
-        """One more."""
+        """Count a pair; path and line say where its source is."""
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_EXAMPLES:
             place = f"  {reason}: {path}:{line}: "
@@ -112,7 +114,7 @@ class Drops:
             self._examples.setdefault(reason, []).append(f"{place}{text}")
 
     def examples(self) -> list[str]:
-        """A line for each of the first ones."""
+        """A line for each example, in the order of the rules."""
         return [line for reason in REASONS for line in self._examples.get(reason, [])]
 
     def __str__(self) -> str:
@@ -121,28 +123,28 @@ class Drops:
 
 
 def _on_one_line(text: str, width: int) -> str:
-    """What a terminal can show of it in so many characters."""
+    """The text in at most so many printable characters."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-# Pairs that stood before, known by digests of 128 bits: 16 bytes of memory for each pair seen.
+# Duplicates: pairs that occurred before, recognised by digests of 128 bits, that is 16 bytes of memory for each pair.
 
-NUM_SHARDS = 64  # by the first bits of a digest, so that merging copies little at a time
-DIGEST_BYTES = 16  # two of a hundred million pairs fall together once in 10^22 corpora
+NUM_SHARDS = 64  # chosen by the first bits of a digest, so that each merge copies little
+DIGEST_BYTES = 16  # two of a hundred million different pairs share a digest with probability below 10^-22
 
-# Sorted digests; NumPy leaves out zeros at the end of such texts, and so it does on both sides of a comparison.
+# Sorted digests. NumPy drops trailing zero bytes of such strings, but on both sides of every comparison.
 Digests = NDArray[np.bytes_]
 
 
-class Seen:
-    """The pairs seen so far."""
+class SeenPairs:
+    """Detects duplicate pairs."""
 
     def __init__(self) -> None:
-        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # each of fewer arrays the longer they are
+        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # each: levels, the largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """See these pairs; which of them were new, the first of equal ones among them."""
+        """Remember these pairs; returns which of them are new, counting only the first of equal pairs as new."""
         digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
         found, places = np.unique(digests, return_index=True)
         bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
@@ -157,12 +159,12 @@ class Seen:
 
 
 def _digest(source: str, target: str) -> bytes:
-    # No line holds a line feed, so no two pairs make the same text.
+    # A line holds no line feed, so different pairs give different texts.
     return blake2b(f"{source}\n{target}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """Which of some digests stand in no level."""
+    """(len(digests),) bool: which of these digests are in none of the levels."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -171,61 +173,61 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
 
 
 def _insert(digests: Digests, levels: list[Digests]) -> None:
-    """Add sorted digests; levels of like size become one, so that each digest is copied a logarithm of times."""
+    """Add sorted digests as a new level, then merge levels of similar size: each digest is copied O(log n) times."""
     if not len(digests):
         return
     levels.append(digests)
     while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
         merged = np.concatenate([levels.pop(), levels.pop()])
-        merged.sort(kind="stable")  # finds the two runs, and merges them
+        merged.sort(kind="stable")  # recognises the two sorted runs and merges them
         levels.append(merged)
 
 
-# How much of a text a tokenizer does not know.
+# Shares of unknown tokens.
 
 
 class UnknownShares:
-    """Counts the unknown among the tokens of several texts."""
+    """Counts tokens and unknown tokens of several texts."""
 
     def __init__(self) -> None:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
-    def see(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
-        """Sentences of the text of that name; unknown is the id of what is."""
+    def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
+        """Count sentences, given as ids, of the text of that name; unknown is the id of the unknown token."""
         for row in rows:
             self._tokens[name] += len(row)
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """The share of each text, in the order in which they were first seen."""
+        """Share of unknown tokens in each text, 0 to 1; the texts come in the order in which they were first added."""
         return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
 
 
 def describe_unknown(shares: dict[str, float]) -> str:
-    """The shares in words: "1.2% of the training source, 0.5% of the training target"."""
+    """The shares in words: 1.20% of the training source, 0.50% of the training target."""
     return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
 
 
-# Encoding.
+# The encoder.
 
-CHUNK_PAIRS = 10_000
-CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines is small too
+CHUNK_PAIRS = 10_000  # pairs encoded at once
+CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines fits into memory, too
 
 
 class Encoder:
-    """Writes the pairs that stay, and counts the others by reason."""
+    """Encodes training corpora, writes the pairs that pass all rules, and counts the others in drops."""
 
     def __init__(
         self,
         config: Config,
         tokenizer: Tokenizer,
         writer: CorpusWriter,
-        search: Search,
+        search: HeldOutSearch,
         unknown: UnknownShares,
         read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
     ) -> None:
-        """Reads each part with read, writes with writer, and lets search and unknown see what stays."""
+        """Read gives the pairs of a part of a corpus; pairs that are kept go to writer, search and unknown."""
         self._read = read
         self.drops = Drops()
         self._rules = config.data
@@ -234,11 +236,11 @@ class Encoder:
         self._tokenizer = tokenizer
         self._writer = writer
         self._search = search
-        self._seen = Seen() if config.data.drop_duplicates else None
+        self._seen = SeenPairs() if config.data.drop_duplicates else None
         self._num_threads = _num_threads()
 
     def encode(self, corpus: CorpusConfig) -> int:
-        """All of a corpus; how many pairs stay."""
+        """Encode and write a corpus; returns the number of pairs kept."""
         before = self._writer.num_pairs
         paths = [part.paths[0] for part in corpus.parts]
         more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
@@ -253,59 +255,59 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """The rules look at the text as it is; the model sees it with its tag."""
+        """Encode and write pairs of consecutive lines of a part; the rules see the source without its tag."""
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
-        nothing = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
+        tag_length = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
         reasons: list[str | None] = []
         for place, (source, target) in enumerate(raw):
-            source_length = len(sources[place]) if len(sources[place]) > nothing else 0
+            source_length = len(sources[place]) if len(sources[place]) > tag_length else 0
             reasons.append(drop_reason(source, target, source_length, len(targets[place]), self._rules))
         if self._seen:
-            staying = [place for place, reason in enumerate(reasons) if not reason]
-            for place, is_new in zip(staying, self._seen.add([pairs[place] for place in staying]), strict=True):
+            passed = [place for place, reason in enumerate(reasons) if not reason]
+            for place, is_new in zip(passed, self._seen.add([pairs[place] for place in passed]), strict=True):
                 reasons[place] = None if is_new else "duplicate"
         for place, reason in enumerate(reasons):
             if reason:
                 self.drops.add(reason, part.paths[0], first_line + place, *raw[place])
             else:
-                self._search.see(*pairs[place])
+                self._search.add_training_pair(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]
         kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
-        _see(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
+        _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
         texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
         self._writer.add(kept_sources, kept_targets, *texts)
 
 
-def _see(
-    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
-) -> None:
-    """Count the sides that can hold something unknown."""
-    if tokenizer.source_shows_unknown:
-        unknown.see(f"{name} source", sources, tokenizer.specials.source.unknown)
-    if tokenizer.target_shows_unknown:
-        unknown.see(f"{name} target", targets, tokenizer.specials.target.unknown)
-
-
-def see_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Count what is unknown of the validation text."""
-    for chunk in _chunks(pairs):
-        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
-        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
-        _see(unknown, "validation", tokenizer, sources, targets)
-
-
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Sources and targets as the tokenizer sees them."""
+    """Sources and targets, normalised as the tokenizer does it before segmentation."""
     return (
         [tokenizer.normalize_source(source) for source, _ in pairs],
         [tokenizer.normalize_target(target) for _, target in pairs],
     )
 
 
+def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
+    """Encode the validation text, to count its unknown tokens."""
+    for chunk in _chunks(pairs):
+        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
+        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
+        _count_unknown(unknown, "validation", tokenizer, sources, targets)
+
+
+def _count_unknown(
+    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
+) -> None:
+    """Count the unknown tokens of each side whose tokenizer has an unknown token."""
+    if tokenizer.source_shows_unknown:
+        unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
+    if tokenizer.target_shows_unknown:
+        unknown.add(f"{name} target", targets, tokenizer.specials.target.unknown)
+
+
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Pairs in lists that are neither long nor large."""
+    """The pairs in lists of at most CHUNK_PAIRS, each ended early once it holds CHUNK_CHARACTERS."""
     chunk: list[Pair] = []
     num_characters = 0
     for source, target in pairs:
@@ -319,5 +321,5 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _num_threads() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The text that preparation reads: what is suspicious in it, what is held out of it, and what changed since."""
+"""The text that preparation reads: corpora on disk, what changed in them, held-out sentences, suspicious text."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,42 +40,244 @@ from mtkit.text.parallel import (
     read_part,
     read_source,
     read_target,
+    tagged,
+    tagged_pairs,
 )
 from mtkit.text.testsets import local_test_sets
 
-# Validation and test sentences that stand in the training text.
+# The corpora of the settings, with the paths of their files on disk.
+
+MOST_FILES = 6  # files of a corpus that a message names
+
+
+def training_corpora(config: Config) -> list[CorpusConfig]:
+    """The corpora of data.train, resolved. Raises ConfigError if there are none, DataError if a file is missing."""
+    if not config.data.train:
+        raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
+    return resolve_corpora(config, config.data.train)
+
+
+def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
+    """The same corpora, with paths that start from data.root. Raises DataError if a file is missing."""
+    resolved = []
+    for corpus in corpora:
+        paths_of: dict[str, Path | tuple[Path, ...]] = {}
+        for key in ("source", "target", "tsv"):
+            files = getattr(corpus, key)
+            if files is not None:
+                paths = tuple(data_file(config, path) for path in listed(files))
+                paths_of[key] = paths[0] if isinstance(files, Path) else paths
+        resolved.append(corpus.model_copy(update=paths_of))
+    return resolved
+
+
+def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
+    """The first pairs of each corpus, without tags: all of them, or as many as most."""
+    return [list(islice(read_corpus(corpus), most)) for corpus in resolve_corpora(config, corpora)]
+
+
+def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
+    """Path and fingerprint of the source and then the target of each part of these corpora."""
+    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
+
+
+def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
+    """The tag of each corpus as a `tags` entry for a manifest; no entry if there are no tags."""
+    tags = [corpus.tag for corpus in corpora]
+    return {"tags": tags} if any(tags) else {}
+
+
+def describe_files(corpora: Iterable[CorpusConfig]) -> str:
+    """The paths of the files of these corpora, for a message that names the first few."""
+    paths = [str(path) for corpus in corpora for path in corpus.paths]
+    more = len(paths) - MOST_FILES
+    return ", ".join(paths[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# What changed in text and settings since something was made of them.
+
+
+def has_files(directory: Path) -> bool:
+    """Whether a directory exists and is not empty; an empty one may be a link to another disk, not yet filled."""
+    return directory.exists() and any(directory.iterdir())
+
+
+def string_list(stored: object) -> list[str]:
+    """The items of a stored list as strings; empty if it is no list, since the file may have been edited by hand."""
+    return list(map(str, stored)) if isinstance(stored, list) else []
+
+
+def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each setting whose value changed."""
+    return [
+        f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
+    """A line for each corpus whose tag changed; none if their number changed, which text_changes reports."""
+    tags = before.get("tags") or [None] * len(corpora)
+    if not isinstance(tags, list) or len(tags) != len(corpora):
+        return []
+    return [
+        f"{section}[{place}].tag was {write_yaml(tag)}, is {write_yaml(corpus.tag)}"
+        for place, (tag, corpus) in enumerate(zip(tags, corpora, strict=True))
+        if tag != corpus.tag
+    ]
+
+
+def text_changes(
+    section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
+) -> list[str]:
+    """A line for each file of the corpora of a section whose text changed, and for each that is new or gone.
+
+    known are the earlier fingerprints, and paths the files that they were of, if known; both in the order source,
+    target, source, target, …
+    """
+    parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
+    now = [known_fingerprints(part, known) for _, part in parts]
+    before = list(zip(known[::2], known[1::2], strict=False))
+    found = [(source[1], target[1]) for source, target in now]
+    if found == before:
+        return []
+    if len(found) != len(before):
+        places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
+        gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
+        new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
+        changes = [f"{section}: {_joined(names) or 'a corpus'} is listed no more" for names in gone]
+        changes += [f"{section}: {_joined(names)} is new" for names in new]
+        return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
+    if sorted(found) == sorted(before):
+        return [f"{section} lists its corpora in another order"]
+    changes = []
+    for (place, _), sides, pair in zip(parts, now, before, strict=True):
+        whole_files = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
+        if len(set(whole_files)) == 1 and (sides[0][1], sides[1][1]) != pair:
+            changes.append(f"{section}[{place}].columns changed")
+            continue
+        changes += [
+            f"{section}: {path} holds other text"
+            for (path, is_now), was in zip(sides, pair, strict=True)
+            if is_now != was
+        ]
+    return list(dict.fromkeys(changes))
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(sorted(name for name in names if name))
+
+
+# Oversights (a header line, a source as its own translation), watched for while pairs are read anyway.
+
+
+def new_oversights(config: Config) -> Oversights:
+    """A record of the oversights in the text of these settings, empty at first."""
+    return Oversights(config.languages, config.data.drop_identical)
+
+
+def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
+    """A function that reads a part of a corpus of this section (data.train, data.valid) while oversights watches."""
+    return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
+
+
+def report_oversights(oversights: Oversights) -> list[str]:
+    """Warn of what was seen so far; returns the warnings."""
+    warnings = list(oversights.warnings())
+    for warning in warnings:
+        say(warning)
+    return warnings
+
+
+# Held-out sentences (validation and test).
+
+
+def check_held_out(config: Config, oversights: Oversights) -> None:
+    """Read the validation and test texts, so that errors in them are raised before anything is made."""
+    valid = resolve_corpora(config, config.data.valid)
+    tests = [files for files in local_test_sets(config).values() if files is not None]
+    for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
+        require_file(path)
+    read = watching_reader(oversights, "data.valid")
+    if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
+        raise _no_validation_pairs(config.data.valid)
+    for files in tests:
+        for path in files.target:
+            paths = (files.source, path)
+            deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
+
+
+def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
+    return DataError(
+        f"{describe_files(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training "
+        "chooses checkpoints by them"
+    )
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """A validation or test set, its lines known by their hashes; blank sources are not looked for."""
+class HeldOutSet:
+    """A validation or test set as hashes of its lines; blank sources are left out."""
 
     name: str
     num_lines: int
     sources: list[int]
-    pairs: list[tuple[int, ...]]  # for each source, one hash per reference
+    pairs: list[tuple[int, ...]]  # for each source, a hash of it with each of its references
 
 
-class Search:
-    """Looks for held-out lines among those of the training text, in memory that the held-out lines decide."""
+def read_held_out(config: Config) -> list[HeldOutSet]:
+    """The validation corpora as one set, and each test set; all their files are read and checked."""
+    found = []
+    if config.data.valid:
+        pairs = tagged_pairs(resolve_corpora(config, config.data.valid))
+        valid = held_out_set("data.valid", ((source, (target,)) for source, target in pairs))
+        if not valid.num_lines:
+            raise _no_validation_pairs(config.data.valid)
+        found.append(valid)
+    for name, files in local_test_sets(config).items():
+        if files is None:
+            say(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
+            continue
+        # One file after the other, since there may be more references than files that a process may open.
+        texts = [list(read_pairs(files.source, path)) for path in files.target]
+        rows = zip(*texts, strict=True)
+        pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
+        found.append(held_out_set(f"data.test.{name}", pairs_of_rows))
+    return found
 
-    def __init__(self, sets: list[HeldOut]) -> None:
-        self._held_out = sets
+
+def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
+    """A set made of its sources, each with its references."""
+    num_lines = 0
+    sources, pairs = [], []
+    for source, references in rows:
+        num_lines += 1
+        if source.strip():
+            sources.append(hash(source))
+            pairs.append(tuple(hash((source, reference)) for reference in references))
+    return HeldOutSet(name, num_lines, sources, pairs)
+
+
+class HeldOutSearch:
+    """Finds held-out sentences in the training text; its memory depends only on the size of the held-out sets."""
+
+    def __init__(self, sets: list[HeldOutSet]) -> None:
+        self._sets = sets
         self._wanted = {digest for one in sets for digest in one.sources}
         self._wanted_pairs = {digest for one in sets for pair in one.pairs for digest in pair}
         self._found: set[int] = set()
         self._found_pairs: set[int] = set()
 
-    def see(self, source: str, target: str) -> None:
-        """A pair of the training text."""
+    def add_training_pair(self, source: str, target: str) -> None:
+        """Look a pair of the training text up among the held-out sentences."""
         digest = hash(source)
         if digest in self._wanted:
             self._found.add(digest)
             self._found_pairs |= {hash((source, target))} & self._wanted_pairs
 
     def warnings(self) -> Iterator[str]:
-        """A line for each set of which something was seen."""
-        for one in self._held_out:
+        """A line for each held-out set with sources in the training text."""
+        for one in self._sets:
             num_found = sum(digest in self._found for digest in one.sources)
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
             if num_found:
@@ -85,40 +287,28 @@ class Search:
                 )
 
 
-def held_out(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOut:
-    """A set from its sources and the references of each."""
-    num_lines = 0
-    sources, pairs = [], []
-    for source, references in rows:
-        num_lines += 1
-        if source.strip():
-            sources.append(hash(source))
-            pairs.append(tuple(hash((source, reference)) for reference in references))
-    return HeldOut(name, num_lines, sources, pairs)
-
-
-# Warns before training where text is not plain, which would otherwise show only in the scores.
+# Text that is not plain (tokenised, cut into subwords, lower-cased, a table): without a warning, only bad scores tell.
 
 MOST_NAMED = 3  # other files that a warning names
-ROWS = 100  # first rows of a table by which columns of sentences are found
+ROWS = 100  # first rows of a table, by which columns of sentences are recognised
 LONGEST_SHOWN = 40  # characters of a line that a warning shows
 
 
 @dataclass(frozen=True)
-class _Text:
-    """One side of a corpus or of a test set, and what was found in it."""
+class _InspectedText:
+    """One side of a corpus or of a test set, and what was found in a sample of it."""
 
     file: Path
-    column: int | None  # of a file that holds both sides
+    column: int | None  # None if the file holds this side alone
     language: str
     findings: list[Finding]
     capitals: float | None
-    advice: str | None  # where its lines are no sentences
-    example: tuple[int, str]  # number and text of a line, with a capital if there is one
+    advice: str | None  # what to do if its lines are not sentences
+    example: tuple[int, str]  # number and text of a line, one with a capital if there is any
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The file, and the column if there are several, as messages write it."""
         return f"{self.file}{self._where}"
 
     @property
@@ -126,34 +316,73 @@ class _Text:
         return "" if self.column is None else f", column {self.column}"
 
     def at(self, line: int, excerpt: str) -> str:
-        """A place in it, and what stands there."""
+        """A line of the file with an excerpt, as messages write it."""
         return f'{self.file}:{line}{self._where}: "{excerpt}"'
 
 
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
-    """Warn of text that is cut into subwords, tokenised or escaped, and of lower-cased text beside cased text.
+    """Warn of text that is cut into subwords, tokenised or escaped, and of lower-cased text next to cased text.
 
-    corpora are those of data.train and data.valid with the paths where their files lie; the test sets are read, too. A
-    sample of each file is looked at. The text is used as it is all the same.
+    Looks at a sample of each file of the resolved corpora, and of the test sets. The text is used in any case.
     """
-    texts = list({text.name: text for text in _texts(config, corpora)}.values())
-    alike: dict[tuple[Sign, ...], list[_Text]] = {}
+    texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
+    by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}
     for text in texts:
         if text.findings:
-            alike.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
+            by_signs.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
     advised = [text for text in texts if text.advice]
     for text in advised[:MOST_NAMED]:
         say(f"mtkit: warning: {text.name}: {text.advice}")
     if more := [text.name for text in advised[MOST_NAMED:]]:
         say(f"mtkit: warning: and so with {counted(len(more), 'more file')}{_others(more)}")
-    for found in alike.values():
-        say(f"mtkit: warning: {_told(found, config)}")
-    if warning := _told_case(texts):
+    for alike in by_signs.values():
+        say(f"mtkit: warning: {_processed_warning(alike, config)}")
+    if warning := _case_warning(texts):
         say(f"mtkit: warning: {warning}")
 
 
-def _told(alike: list[_Text], config: Config) -> str:
-    """All files that show the same signs."""
+def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
+    """Both sides of all parts of the corpora, then the test sets."""
+    source, target = config.languages.source, config.languages.target
+    for corpus in corpora:
+        for path in corpus.paths:
+            require_file(path)
+        most = max(PROCESSED_LINES, MOST_LINES // len(corpus.parts))
+        columns = corpus.columns if corpus.tsv is not None else (None, None)
+        for part in corpus.parts:
+            files = files_of(part)
+            yield _inspect(files[0], columns[0], source, read_source(part), most)
+            yield _inspect(files[1], columns[1], target, read_target(part), most)
+    for test_set in local_test_sets(config).values():
+        if test_set is not None:
+            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
+                yield _inspect(file, None, language, read_lines(file), is_test_set=True)
+
+
+def _inspect(
+    file: Path,
+    column: int | None,
+    language: str,
+    lines: Iterable[str],
+    most: int = MOST_LINES,
+    is_test_set: bool = False,
+) -> _InspectedText:
+    """Look at a sample of at most so many of the lines of a text."""
+    sampled = list(sample(lines, most))
+    written = [(number, line.strip()) for number, line in sampled if line.strip()]
+    example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
+    shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
+    share = capitals(line for _, line in sampled)
+    first = [line for _, line in sampled[:PROCESSED_LINES]]
+    table = advice_on_table(file, first, is_test_set) if column is None else None
+    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
+    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
+    signs = [] if table else findings(sampled)
+    return _InspectedText(file, column, language, signs, share, advice, (example[0], shown))
+
+
+def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
+    """The warning of texts that all show the same signs of processing: which, how, and how to undo it."""
     text = alike[0]
     finding = text.findings[0]
     signs = [each.sign for each in text.findings]
@@ -176,8 +405,8 @@ def _told(alike: list[_Text], config: Config) -> str:
     )
 
 
-def _told_case(texts: list[_Text]) -> str | None:
-    """Which texts are lower-cased, if others are not."""
+def _case_warning(texts: list[_InspectedText]) -> str | None:
+    """The warning of lower-cased texts, if others are cased."""
     lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
     cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
     if not lower or not cased:
@@ -190,206 +419,8 @@ def _told_case(texts: list[_Text]) -> str | None:
 
 
 def _others(names: list[str]) -> str:
+    """The first of these names in brackets, and how many more there are; nothing if there are none."""
     if not names:
         return ""
     more = len(names) - MOST_NAMED
     return f" (and {', '.join(names[:MOST_NAMED])}{f' and {more:,} more files' if more > 0 else ''})"
-
-
-def _texts(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_Text]:
-    source, target = config.languages.source, config.languages.target
-    for corpus in corpora:
-        for path in corpus.paths:
-            require_file(path)
-        most = max(PROCESSED_LINES, MOST_LINES // len(corpus.parts))
-        columns = corpus.columns if corpus.tsv is not None else (None, None)
-        for part in corpus.parts:
-            files = files_of(part)
-            yield _looked_at(files[0], columns[0], source, read_source(part), most)
-            yield _looked_at(files[1], columns[1], target, read_target(part), most)
-    for test_set in local_test_sets(config).values():
-        if test_set is not None:
-            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
-                yield _looked_at(file, None, language, read_lines(file), is_test_set=True)
-
-
-def _looked_at(
-    file: Path,
-    column: int | None,
-    language: str,
-    lines: Iterable[str],
-    most: int = MOST_LINES,
-    is_test_set: bool = False,
-) -> _Text:
-    sampled = list(sample(lines, most))
-    written = [(number, line.strip()) for number, line in sampled if line.strip()]
-    example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
-    shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
-    share = capitals(line for _, line in sampled)
-    first = [line for _, line in sampled[:PROCESSED_LINES]]
-    table = advice_on_table(file, first, is_test_set) if column is None else None
-    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
-    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
-    signs = [] if table else findings(sampled)
-    return _Text(file, column, language, signs, share, advice, (example[0], shown))
-
-
-MOST_FILES = 6  # files of a corpus that a message lists
-
-
-def oversights_of(config: Config) -> Oversights:
-    return Oversights(config.languages, config.data.drop_identical)
-
-
-def reported(oversights: Oversights) -> list[str]:
-    """Tell what was seen so far; returns the lines."""
-    warnings = list(oversights.warnings())
-    for warning in warnings:
-        report(warning)
-    return warnings
-
-
-def watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """Reads a part of the corpora of that name as oversights watches."""
-    return lambda part: oversights.watched(name, part.paths, read_part(part), name == "data.train")
-
-
-def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
-    return DataError(
-        f"{names_of(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training chooses "
-        "checkpoints by them"
-    )
-
-
-def names_of(corpora: Iterable[CorpusConfig]) -> str:
-    paths = [str(path) for corpus in corpora for path in corpus.paths]
-    more = len(paths) - MOST_FILES
-    return ", ".join(paths[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def is_there(directory: Path) -> bool:
-    """Whether there is something in a directory; an empty one is what a link to another disk leads to at first."""
-    return directory.exists() and any(directory.iterdir())
-
-
-def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
-
-
-def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
-    """Tags that changed; where the number of corpora changed, that is told instead."""
-    tags = before.get("tags") or [None] * len(corpora)
-    if not isinstance(tags, list) or len(tags) != len(corpora):
-        return []
-    return [
-        f"{section}[{place}].tag was {write_yaml(tag)}, is {write_yaml(corpus.tag)}"
-        for place, (tag, corpus) in enumerate(zip(tags, corpora, strict=True))
-        if tag != corpus.tag
-    ]
-
-
-def text_changes(
-    section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
-) -> list[str]:
-    """Which files of a list of corpora changed; known are their fingerprints, and paths where they lay, if it is known.
-
-    Both go source, target, source, target, …
-    """
-    parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
-    now = [known_fingerprints(part, known) for _, part in parts]
-    before = list(zip(known[::2], known[1::2], strict=False))
-    found = [(source[1], target[1]) for source, target in now]
-    if found == before:
-        return []
-    if len(found) != len(before):
-        places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
-        gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
-        new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
-        changes = [f"{section}: {_listed(names) or 'a corpus'} is listed no more" for names in gone]
-        changes += [f"{section}: {_listed(names)} is new" for names in new]
-        return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
-    if sorted(found) == sorted(before):
-        return [f"{section} lists its corpora in another order"]
-    changes = []
-    for (place, _), sides, pair in zip(parts, now, before, strict=True):
-        wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
-        if len(set(wholes)) == 1 and (sides[0][1], sides[1][1]) != pair:
-            changes.append(f"{section}[{place}].columns changed")
-            continue
-        changes += [
-            f"{section}: {path} holds other text"
-            for (path, is_now), was in zip(sides, pair, strict=True)
-            if is_now != was
-        ]
-    return list(dict.fromkeys(changes))
-
-
-def stored_texts(stored: object) -> list[str]:
-    """A list of texts from a file that may have been changed by hand."""
-    return list(map(str, stored)) if isinstance(stored, list) else []
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(sorted(name for name in names if name))
-
-
-def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
-    valid = corpora_at_hand(config, config.data.valid)
-    tests = [files for files in local_test_sets(config).values() if files is not None]
-    for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
-        require_file(path)
-    read = watched(oversights, "data.valid")
-    if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
-        raise _no_validation_pairs(config.data.valid)
-    for files in tests:
-        for path in files.target:
-            paths = (files.source, path)
-            deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
-
-
-def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
-    """Up to so many pairs of each of these corpora, without their tags."""
-    return [list(islice(read_corpus(corpus), most)) for corpus in corpora_at_hand(config, corpora)]
-
-
-def training_corpora(config: Config) -> list[CorpusConfig]:
-    if not config.data.train:
-        raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
-    return corpora_at_hand(config, config.data.train)
-
-
-def corpora_at_hand(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora with the paths where their files lie; one that is missing is a DataError."""
-    sides = ("source", "target", "tsv")
-    found = []
-    for corpus in corpora:
-        here: dict[str, Path | tuple[Path, ...]] = {}
-        for side in sides:
-            files = getattr(corpus, side)
-            paths = tuple(data_file(config, path) for path in listed(files))
-            here |= {} if files is None else {side: paths[0] if isinstance(files, Path) else paths}
-        found.append(corpus.model_copy(update=here))
-    return found
-
-
-def raw_files_of(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
-
-
-def fingerprints_of(raw_files: Iterable[RawFile]) -> list[str]:
-    """What the files hold, wherever they lie."""
-    return [raw.fingerprint for raw in raw_files]
-
-
-def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    tags = [corpus.tag for corpus in corpora]
-    return {"tags": tags} if any(tags) else {}
-
-
-def report(line: str) -> None:
-    say(line)

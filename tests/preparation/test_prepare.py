@@ -20,7 +20,7 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus, RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
-from mtkit.preparation import encoding as encode
+from mtkit.preparation import encoding
 from mtkit.preparation.prepare import (
     binarize,
     binarized_changes,
@@ -155,7 +155,7 @@ def test_shares_that_are_not_natural_are_reported_and_change_nothing_on_disk(con
 
 
 def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch):
-    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encoding, "CHUNK_PAIRS", 7)
     fr, en = lines(config, "train.fr"), lines(config, "train.en")
     write_lines(config.data.root / "more.fr", [fr[0], fr[1], fr[0], "neuf", "neuf", ""])
     write_lines(config.data.root / "more.en", [en[0], en[2], en[0], "new", "new", ""])
@@ -173,8 +173,8 @@ def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch
 def test_chunks_change_nothing(config, monkeypatch):
     prepared(config)
     whole = files_under(config.run_path)
-    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
-    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 100)
     prepared(config)
     assert files_under(config.run_path) == whole
 
