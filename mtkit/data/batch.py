@@ -291,7 +291,7 @@ class Feed:
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
-        """The stream of batches after a step at which so many pairs are consumed, prefetched until the block ends.
+        """The stream of batches for a run that is at this step and has consumed so many pairs; prefetches in the block.
 
         earlier lists former values of batch_tokens. Raises CheckpointError if no batch ends after so many pairs.
         """
@@ -310,13 +310,16 @@ class Feed:
 
 
 def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
-    """How often an epoch goes through each corpus; None if each pair comes once an epoch."""
+    """How often an epoch goes through each corpus; None if each pair comes once an epoch.
+
+    Raises DataError if the corpus does not hold as many corpora as data.train lists.
+    """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
         return None
     if len(corpus.manifest.corpora) != len(weights):
         raise DataError(
-            f"{corpus.directory}: tells the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
+            f"{corpus.directory}: records the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
             f"{len(weights)}; binarize the corpora again"
         )
     return mix(corpus.manifest.corpora, weights, config.data.temperature)

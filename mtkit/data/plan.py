@@ -160,9 +160,9 @@ def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.rando
 
 @dataclass(frozen=True)
 class EarlierBudget:
-    """The batch_tokens that a run had until so many pairs of the stream were consumed."""
+    """A batch_tokens that a run had earlier."""
 
-    until: int
+    until: int  # pairs of the stream consumed when another one replaced it
     batch_tokens: int
 
 

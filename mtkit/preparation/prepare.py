@@ -328,7 +328,7 @@ def tokenizer_changes(config: Config) -> list[str]:
     directory = _tokenizer_directory(config)
     settle(directory)
     if not has_files(directory):
-        return [f"{directory} is not there"]
+        return [f"{directory} is missing"]
     Tokenizer.load(directory)
     provenance = _read_provenance(directory / PROVENANCE)
     if config.training.start_from is None and config.tokenizer.model is not None:
@@ -370,7 +370,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
     paths = _given_models(config)
     models = before.get("models")
     if not models:
-        return ["tokenizer.model names a model, and the run's tokenizer was made without"]
+        return ["tokenizer.model names a model, and the run's tokenizer was made without one"]
     now = _given_fingerprints(config) if any(path.exists() for path in paths.values()) else models
     changes = setting_changes("tokenizer", before.get("settings", {}), _given_provenance(config, now)["settings"])
     if now != models:
@@ -404,7 +404,7 @@ def binarized_changes(config: Config) -> list[str]:
     directories = (_train_directory(config), _validation_directory(config))
     for directory in directories:
         settle(directory)
-    if missing := [f"{directory} is not there" for directory in directories if not has_files(directory)]:
+    if missing := [f"{directory} is missing" for directory in directories if not has_files(directory)]:
         return missing
     return training_text_changes(config) + validation_text_changes(config)
 
@@ -415,7 +415,7 @@ def training_text_changes(config: Config) -> list[str]:
     for each in (_tokenizer_directory(config), directory):
         settle(each)
     if not has_files(directory):
-        return [f"{directory} is not there"]
+        return [f"{directory} is missing"]
     corpus = Corpus.open(directory)
     corpus.require_tokenizer(Tokenizer.load(_tokenizer_directory(config)).hash)
     corpora, manifest = training_corpora(config), corpus.manifest
@@ -432,7 +432,7 @@ def validation_text_changes(config: Config) -> list[str]:
     directory = _validation_directory(config)
     settle(directory)
     if not has_files(directory):
-        return [f"{directory} is not there"]
+        return [f"{directory} is missing"]
     read_validation(config)
     manifest = read_json_object(directory / MANIFEST)
     corpora = resolve_corpora(config, config.data.valid)

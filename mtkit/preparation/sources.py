@@ -146,7 +146,7 @@ def text_changes(
         places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
         gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
         new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
-        changes = [f"{section}: {_joined(names) or 'a corpus'} is listed no more" for names in gone]
+        changes = [f"{section}: {_joined(names) or 'a corpus'} is no longer listed" for names in gone]
         changes += [f"{section}: {_joined(names)} is new" for names in new]
         return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
     if sorted(found) == sorted(before):
@@ -221,7 +221,7 @@ class HeldOutSet:
 
     name: str
     num_lines: int
-    sources: list[int]
+    sources: list[int]  # a hash of each source
     pairs: list[tuple[int, ...]]  # for each source, a hash of it with each of its references
 
 
@@ -282,7 +282,7 @@ class HeldOutSearch:
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
             if num_found:
                 yield (
-                    f"warning: {num_found:,} of {one.num_lines:,} sources of {one.name} stand in the training data, "
+                    f"warning: {num_found:,} of {one.num_lines:,} sources of {one.name} are in the training data, "
                     f"{num_pairs:,} of them with the same translation"
                 )
 

@@ -315,8 +315,8 @@ def test_held_out_sentences_in_the_training_data_are_told(config, capsys):
     config = with_test(config, "test.en", "test2.en")
     prepared(config)
     assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
-        "warning: 3 of 15 sources of data.valid stand in the training data, 1 of them with the same translation",
-        "warning: 2 of 3 sources of data.test.small stand in the training data, 1 of them with the same translation",
+        "warning: 3 of 15 sources of data.valid are in the training data, 1 of them with the same translation",
+        "warning: 2 of 3 sources of data.test.small are in the training data, 1 of them with the same translation",
     ]
 
 
@@ -414,9 +414,9 @@ def test_lists_of_corpora_that_changed_are_told(config):
     )
     assert validation_text_changes(turned) == ["data.valid lists its corpora in another order"]
     less = changed(config, "data", train=config.data.train[1:], valid=config.data.valid[:1])
-    assert tokenizer_changes(less) == ["data.train: a corpus is listed no more"]
+    assert tokenizer_changes(less) == ["data.train: a corpus is no longer listed"]
     gone = [
-        f"{section}: {root / name}.en and {root / name}.fr is listed no more"
+        f"{section}: {root / name}.en and {root / name}.fr is no longer listed"
         for section, name in (("data.train", "train"), ("data.valid", "extra"))
     ]
     assert binarized_changes(less) == gone
@@ -449,11 +449,11 @@ def test_columns_and_tags_that_changed_are_told(config):
 
 def test_what_is_not_there_is_told(config):
     run = config.run_path
-    assert tokenizer_changes(config) == [f"{run / 'tokenizer'} is not there"]
-    assert binarized_changes(config) == [f"{run / 'data' / name} is not there" for name in ("train", "valid")]
+    assert tokenizer_changes(config) == [f"{run / 'tokenizer'} is missing"]
+    assert binarized_changes(config) == [f"{run / 'data' / name} is missing" for name in ("train", "valid")]
     prepared(config)
     shutil.rmtree(run / "data" / "valid")
-    assert binarized_changes(config) == validation_text_changes(config) == [f"{run / 'data' / 'valid'} is not there"]
+    assert binarized_changes(config) == validation_text_changes(config) == [f"{run / 'data' / 'valid'} is missing"]
     assert training_text_changes(config) == []
 
 

@@ -113,7 +113,7 @@ def test_a_part_that_is_new_or_gone_is_told_by_name(parts: Path) -> None:
     for side in ("src", "tgt"):
         (parts / f"part-3.{side}").unlink()
         (parts / f"part-10.{side}").rename(parts / f"kept.{side}")
-    with pytest.raises(DataError, match="is listed no more"):
+    with pytest.raises(DataError, match="is no longer listed"):
         run_train(config)
     for side in ("src", "tgt"):
         (parts / f"kept.{side}").rename(parts / f"part-10.{side}")

@@ -123,7 +123,7 @@ def test_weights_that_come_to_the_same_may_change(make, monkeypatch):
 def test_data_that_does_not_tell_its_corpora_apart_is_refused_where_they_are_mixed(make):
     config = make("run")
     data = config.data.model_copy(update={"train": (*config.data.train, config.data.train[0])})
-    with pytest.raises(DataError, match=r"tells the pairs of 2 corpora, but data\.train has 3; binarize the corpora"):
+    with pytest.raises(DataError, match=r"records the pairs of 2 corpora, but data\.train has 3; binarize the corpora"):
         train(config.model_copy(update={"data": data}), read_validation(config))
 
 
