@@ -15,7 +15,7 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.preparation.sources import first_pairs
-from mtkit.text.parallel import read_corpus, with_plain_files
+from mtkit.text.parallel import read_corpus, with_patterns_expanded
 from mtkit.text.testsets import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
@@ -26,7 +26,7 @@ MakeParts = Callable[..., Config]
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder with the toy corpus, and the training text of it in four parts as well, packed and not."""
+    """A folder with the toy corpus, and the training text of it in four parts as well, compressed and not."""
     write_toy_corpus(tmp_path, 120)
     for side in ("src", "tgt"):
         lines = (tmp_path / f"train.{side}").read_text("utf-8").splitlines()
@@ -55,17 +55,17 @@ def whole_text(root: Path) -> list[tuple[str, str]]:
 
 PARTS = {
     "pattern": pair("part-*.src", "part-*.tgt"),
-    "packed pattern": pair("part-*.src.gz", "part-*.tgt.gz"),
+    "compressed pattern": pair("part-*.src.gz", "part-*.tgt.gz"),
     "pattern of digits": pair("part-*[0-9].src", "part-*[!a].tgt"),
     "list": pair([f"part-{name}.src" for name in NAMES], [f"part-{name}.tgt" for name in NAMES]),
     "list of patterns": pair(["part-?.src", "part-??.src"], ["part-?.tgt", "part-??.tgt"]),
-    "packed and not": pair("part-*.src", "part-*.tgt.gz"),
+    "compressed and not": pair("part-*.src", "part-*.tgt.gz"),
 }
 
 
 @pytest.mark.parametrize("form", PARTS)
 def test_parts_are_read_as_one_text_in_natural_order(parts: Path, form: str) -> None:
-    config = with_plain_files(settings(parts, train=[PARTS[form]]))
+    config = with_patterns_expanded(settings(parts, train=[PARTS[form]]))
     assert first_pairs(config, config.data.train, 1000) == [whole_text(parts)]
     assert [path.name.split(".")[0] for path in config.data.train[0].paths[::2]] == [f"part-{name}" for name in NAMES]
 
@@ -77,7 +77,7 @@ def test_parts_of_both_sides_may_lie_in_folders_of_their_own(parts: Path) -> Non
             (parts / f"part-{name}.{side}").rename(parts / side / "deep" / f"{name}.txt")
     for pattern in ("{}/*/*.txt", "{}/**/*.txt"):
         train = [pair(pattern.format("src"), pattern.format("tgt"))]
-        config = with_plain_files(settings(parts, train=train))
+        config = with_patterns_expanded(settings(parts, train=train))
         assert first_pairs(config, config.data.train, 1000) == [whole_text(parts)]
 
 
@@ -86,7 +86,7 @@ def test_parts_of_columns_are_read_as_one_text(parts: Path) -> None:
     for place, name in enumerate(NAMES):
         write_lines(parts / f"part-{name}.tsv", [f"{t}\t{s}" for s, t in pairs[place * 30 : place * 30 + 30]])
     for tsv in ("part-*.tsv", [f"part-{name}.tsv" for name in NAMES]):
-        config = with_plain_files(settings(parts, train=[{"tsv": tsv, "columns": [2, 1]}]))
+        config = with_patterns_expanded(settings(parts, train=[{"tsv": tsv, "columns": [2, 1]}]))
         assert first_pairs(config, config.data.train, 1000) == [pairs]
 
 
@@ -142,7 +142,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(parts: Path) -> Non
         for side in ("src", "tgt"):
             write_lines(parts / f"{name}.{side}", ["one"])
         config = settings(parts, train=[pair(f"{name}.src", f"{name}.tgt")])
-        assert with_plain_files(config) is config
+        assert with_patterns_expanded(config) is config
         assert first_pairs(config, config.data.train, 9) == [[("one", "one")]]
 
 
@@ -183,7 +183,7 @@ FAULTS = {
 def test_parts_that_do_not_go_together_are_told(parts: Path, fault: str) -> None:
     train, told = FAULTS[fault]
     with pytest.raises(DataError) as error:
-        with_plain_files(settings(parts, train=[train]))
+        with_patterns_expanded(settings(parts, train=[train]))
     assert str(error.value) == told
 
 
@@ -199,27 +199,27 @@ def test_a_folder_is_told_with_the_pattern_that_names_its_files(parts: Path) -> 
     config = settings(parts, train=[pair("all", "all")])
     told = f"data.train[0].source: {parts}/all is a folder; wants a file, a list of files, or a pattern such as "
     with pytest.raises(DataError) as error:
-        with_plain_files(config)
+        with_patterns_expanded(config)
     assert str(error.value) == f"{told}all/*.en.gz"
     with pytest.raises(DataError, match=r"data\.valid\[0\]\.target\[1\]: .*all/\*\.digits$"):
-        with_plain_files(settings(parts, valid=[pair(["train.src", "test.src"], ["train.tgt", "all"])]))
+        with_patterns_expanded(settings(parts, valid=[pair(["train.src", "test.src"], ["train.tgt", "all"])]))
     with pytest.raises(DataError, match=r"data\.test\.t\.target\[0\]: .*is a folder"):
-        with_plain_files(settings(parts, test={"t": pair("test.src", "all")}))
+        with_patterns_expanded(settings(parts, test={"t": pair("test.src", "all")}))
 
 
 def test_a_list_of_targets_of_a_test_set_is_one_of_references(parts: Path) -> None:
-    config = with_plain_files(settings(parts, test={"t": pair("te*.src", ["part-[12].tgt", "test.tgt"])}))
+    config = with_patterns_expanded(settings(parts, test={"t": pair("te*.src", ["part-[12].tgt", "test.tgt"])}))
     files = sets_of(config)["t"]
     assert files.source == parts / "test.src"
     assert files.target == (parts / "part-1.tgt", parts / "part-2.tgt", parts / "test.tgt")
     with pytest.raises(DataError, match=r"data\.test\.t\.source: part-\*\.src matches 4 files, wants one"):
-        with_plain_files(settings(parts, test={"t": pair("part-*.src", "test.tgt")}))
+        with_patterns_expanded(settings(parts, test={"t": pair("part-*.src", "test.tgt")}))
 
 
 def test_more_text_of_the_tokenizer_may_be_a_pattern(parts: Path) -> None:
     config = settings(parts)
     tokenizer = config.tokenizer.model_validate_json('{"text": [{"source": "part-*.src", "target": "test.tgt"}]}')
-    text = with_plain_files(config.model_copy(update={"tokenizer": tokenizer})).tokenizer.text
+    text = with_patterns_expanded(config.model_copy(update={"tokenizer": tokenizer})).tokenizer.text
     assert [each.source for each in text if each.source] == [Path(f"part-{name}.src") for name in NAMES]
     assert [each.target for each in text if each.target] == [Path("test.tgt")]
 
@@ -269,7 +269,7 @@ def test_a_missing_file_is_told_with_the_folder_where_it_was_looked_for(
 
 
 def test_the_pairs_of_parts_of_one_corpus_are_not_mixed_up(parts: Path) -> None:
-    config = with_plain_files(settings(parts, train=[PARTS["pattern"]]))
+    config = with_patterns_expanded(settings(parts, train=[PARTS["pattern"]]))
     [corpus] = config.data.train
     here = corpus.model_copy(
         update={side: tuple(parts / path for path in getattr(corpus, side)) for side in ("source", "target")}
