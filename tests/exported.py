@@ -22,7 +22,7 @@ from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.search.searches import beam_search
 from mtkit.search.step import power
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import OWN, Specials
+from mtkit.text.vocabulary import DEFAULT_IDS, Specials
 from mtkit.translation.decode import decode, next_log_probs
 
 
@@ -168,7 +168,7 @@ def write_opus(directory: Path, run: Path) -> None:
     sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
     weights = dict(lively(new_model(config.model, *sizes, seed=1)).named_parameters())
     source, target = (
-        Vocabulary(pieces(range(size)), OWN, model_bytes)
+        Vocabulary(pieces(range(size)), DEFAULT_IDS, model_bytes)
         for pieces, size, model_bytes in (
             (tokenizer.source_pieces, sizes[0], tokenizer.source_sentencepiece()),
             (tokenizer.target_pieces, sizes[1], tokenizer.target_sentencepiece()),

@@ -75,7 +75,13 @@ from mtkit.text.parallel import (
 )
 from mtkit.text.testsets import local_test_sets
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import Vocabulary, check_sampling, existing_tokenizer, read_model, train_tokenizer
+from mtkit.text.tokenizer_training import (
+    VocabularyReport,
+    check_sampling,
+    existing_tokenizer,
+    read_model,
+    train_tokenizer,
+)
 
 SPREAD = "spread"  # the order of a validation text whose first lines are spread over all of it
 
@@ -616,7 +622,7 @@ def _writing(config: Config) -> Iterator[None]:
         raise DataError(f"{error.filename or config.run_path}: cannot be written: {error.strerror or error}") from None
 
 
-def _describe_vocabulary(vocabulary: Vocabulary) -> str:
+def _describe_vocabulary(vocabulary: VocabularyReport) -> str:
     return (
         f"{vocabulary.side} {vocabulary.type} vocabulary: {counted(vocabulary.pieces_made, 'piece')} of "
         f"{vocabulary.pieces_asked:,} asked for, "

@@ -73,7 +73,7 @@ def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> It
     """
     texts = [list(tagged_pairs([corpus])) for corpus in corpora]
     if is_spread:
-        texts = [[text[place] for place in spread(len(text))] for text in texts]
+        texts = [[text[index] for index in spread(len(text))] for text in texts]
     for row in zip_longest(*texts):
         yield from (pair for pair in row if pair is not None)
 
@@ -200,14 +200,14 @@ def with_patterns_expanded(config: Config) -> Config:
     """
     data = config.data
     sections = {
-        name: tuple(_corpus(config, corpus, f"data.{name}[{place}]") for place, corpus in enumerate(corpora))
+        name: tuple(_corpus(config, corpus, f"data.{name}[{index}]") for index, corpus in enumerate(corpora))
         for name, corpora in (("train", data.train), ("valid", data.valid))
     }
     test = {name: _test_set(config, test_set, f"data.test.{name}") for name, test_set in data.test.items()}
     text = tuple(
         each
-        for place, more in enumerate(config.tokenizer.text)
-        for each in _more_text(config, more, f"tokenizer.text[{place}]")
+        for index, more in enumerate(config.tokenizer.text)
+        for each in _more_text(config, more, f"tokenizer.text[{index}]")
     )
     if sections == {"train": data.train, "valid": data.valid} and test == data.test and text == config.tokenizer.text:
         return config
@@ -315,7 +315,7 @@ def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[Tok
 
 def _match_all(config: Config, given: Path | tuple[Path, ...], name: str, ending: str) -> list[_Matches]:
     paths = listed(given)
-    names = [name] if isinstance(given, Path) else [f"{name}[{place}]" for place in range(len(paths))]
+    names = [name] if isinstance(given, Path) else [f"{name}[{index}]" for index in range(len(paths))]
     return [_match(config, path, each, ending) for path, each in zip(paths, names, strict=True)]
 
 
@@ -367,7 +367,7 @@ def _group(wildcard: str) -> str:
 
 def _natural(text: str) -> list[str | int]:
     """Sorting key that compares numbers by value; text and numbers alternate in it."""
-    return [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"([0-9]+)", text))]
+    return [int(piece) if index % 2 else piece for index, piece in enumerate(re.split(r"([0-9]+)", text))]
 
 
 def _pattern_in(folder: Path, ending: str) -> str:
@@ -407,7 +407,7 @@ def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, 
     for found, other in ((source, target), (target, source)):
         assert found.keys is not None
         assert other.keys is not None
-        if alone := [place for place, key in enumerate(found.keys) if key not in set(other.keys)]:
+        if alone := [index for index, key in enumerate(found.keys) if key not in set(other.keys)]:
             raise _unpaired(found, other, alone, name)
     return source.files, tuple(targets[key] for key in source.keys)
 
@@ -432,10 +432,10 @@ def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches],
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):
         return
-    place = next(place for place in range(len(first)) if first[place] != second[place])
+    index = next(index for index in range(len(first)) if first[index] != second[index])
     raise DataError(
-        f"{name}: source and target list the same parts in different orders: {sources[place].path} stands where "
-        f"{targets[place].path} does; list both in one order, since parts go together by their places"
+        f"{name}: source and target list the same parts in different orders: {sources[index].path} stands where "
+        f"{targets[index].path} does; list both in one order, since parts go together by their places"
     )
 
 
@@ -450,4 +450,4 @@ def _distinctive(names: Sequence[str]) -> list[str]:
 def _common_prefix_length(names: Sequence[str]) -> int:
     """Number of characters at the beginning that all names share."""
     columns = enumerate(zip(*names, strict=False))
-    return next((place for place, column in columns if len(set(column)) > 1), min(map(len, names)))
+    return next((index for index, column in columns if len(set(column)) > 1), min(map(len, names)))

@@ -80,7 +80,7 @@ def decode(
     default all special ids but the end mark, is never said but in a prefix.
     """
     if forbidden is None:
-        forbidden = model.special.silent
+        forbidden = model.special.never_generated
     sources = ragged(sentences)
     start = torch.full((len(sentences),), model.marks.start, device=model.device)
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra

@@ -108,7 +108,7 @@ class Translator:
         special = tokenizer.specials.target
         self._unknown = special.unknown if tokenizer.target_shows_unknown else None
         said = None if decoding.unknown == "ban" else self._unknown
-        self._forbidden = tuple(token for token in special.silent if token != said)
+        self._forbidden = tuple(token for token in special.never_generated if token != said)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
         # Prefixes and given translations are spelled without pieces that no training has seen.
