@@ -1,4 +1,4 @@
-"""Lines are read exactly, and what cannot be read is told in one line."""
+"""Lines are read exactly, and what cannot be read is reported in one line."""
 
 import bz2
 import gzip
@@ -170,7 +170,7 @@ def test_the_one_file_of_a_zip_archive_may_have_folders_and_what_macos_adds_besi
 
 
 def encrypted(compressed: bytes) -> bytes:
-    """The zip archive with the flag that says so on its only file."""
+    """The zip archive, its only file flagged as encrypted."""
     raw = bytearray(compressed)
     raw[6] |= 1
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
@@ -201,7 +201,7 @@ def encrypted(compressed: bytes) -> bytes:
         (b"LZIP\x01" + bytes(100), "compressed with lzip"),
         (b"\x1f\x9d\x90" + bytes(100), "compressed with compress (.Z)"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "raw",  # gzip writes the time into its bytes
+    ids=lambda value: value if isinstance(value, str) else "raw",  # gzip output contains the time
 )
 @pytest.mark.parametrize("name", ["text", "text.gz", "text.tgz", "text.txt"])
 def test_an_archive_is_refused_by_name(tmp_path, raw, what, name):
@@ -226,7 +226,7 @@ def test_a_file_that_is_neither_what_its_name_says_nor_text_is_told(tmp_path):
     for ending, compress in COMPRESS.items():
         path = tmp_path / f"text{ending}"
         with pytest.raises(DataError) as raised:
-            lines_of(path, b"\xff\rx\rx" + compress(os.urandom(1000))[1:].replace(b"\n", b""))  # no old Mac's
+            lines_of(path, b"\xff\rx\rx" + compress(os.urandom(1000))[1:].replace(b"\n", b""))  # not old Mac line ends
         name = COMPRESSIONS[ending].name
         assert str(raised.value) == f"{path}: neither {name}, as its name says, nor UTF-8 text; make or fetch it again"
 
@@ -258,7 +258,7 @@ def test_line_ends_of_an_old_mac_are_told(tmp_path, raw, told):
     [
         b"a\r",
         b"a\rb\n",
-        b"a\r\r\n" * 1000,  # what writing \r\n as text twice makes
+        b"a\r\r\n" * 1000,  # \r\n written in text mode on Windows
         b"a\rb\n" * 1000,
         b"a\n" * 1000 + b"x\r" * 99 + b"\n",
         b"a\n" * 100_000 + b"x\r" * 500 + b"\n",
@@ -336,7 +336,7 @@ def test_a_pipe_is_decompressed_without_waiting_for_more_than_has_come(tmp_path,
     def write() -> None:
         with (tmp_path / "pipe").open("wb", buffering=0) as stream:
             for raw in [b"one\n"] if compress is None else compress(b"one\n") + compress(b""):
-                stream.write(raw if compress is None else bytes([raw]))  # a compressed one byte by byte
+                stream.write(raw if compress is None else bytes([raw]))  # compressed data byte by byte
             seen_in_time.append(seen.wait(timeout=60))
             stream.write(b"two\n" if compress is None else compress(b"two\n"))
 

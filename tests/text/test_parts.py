@@ -1,4 +1,4 @@
-"""Patterns and lists of parts become plain files early, side matched with side, so that all else sees files."""
+"""Patterns and lists of parts are replaced by files early, with the sides matched, so that stages see only files."""
 
 import gzip
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from mtkit.text.parallel import read_corpus, with_patterns_expanded
 from mtkit.text.testsets import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
-NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not that of their texts
+NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not alphabetical
 
 MakeParts = Callable[..., Config]
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder with the toy corpus, and the training text of it in four parts as well, compressed and not."""
+    """A folder with the toy corpus and its training text in four parts, both compressed and not."""
     write_toy_corpus(tmp_path, 120)
     for side in ("src", "tgt"):
         lines = (tmp_path / f"train.{side}").read_text("utf-8").splitlines()
@@ -38,7 +38,7 @@ def parts(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, **data: Any) -> Config:
-    """The toy settings over a folder, with other data."""
+    """The toy settings with other data in a folder."""
     whole = toy_settings(CorpusFiles(folder), folder / "run")
     short = {"max_steps": 2, "warmup_steps": 1, "validate_every": 2, "save_every": 2}
     return config_with(whole, data=data, tokenizer={"vocab_size": 330}, training=short)
@@ -100,7 +100,8 @@ def test_the_run_sees_plain_files_and_one_corpus(parts: Path) -> None:
     assert manifest.corpora == (120,)
     assert [Path(raw.path).name for raw in manifest.raw_files[:2]] == ["part-1.src", "part-1.tgt"]
     assert len(read_validation(config)[0]) == 24
-    run_train(kept.model_copy(update={"run_dir": config.run_path}))  # what the run holds goes on as what was said does
+    # The run, started with patterns, resumes with the files that it recorded.
+    run_train(kept.model_copy(update={"run_dir": config.run_path}))
 
 
 def test_a_part_that_is_new_or_gone_is_told_by_name(parts: Path) -> None:

@@ -1,4 +1,4 @@
-"""Programs that write a line into a pipe and wait for its answer get it, and files keep their full speed."""
+"""Programs that write a line to a pipe and wait for its translation get it, and files are read at full speed."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ def translator(tiny_run: Path) -> Translator:
 
 
 class Program:
-    """`mtkit ARGUMENTS`, to be talked to; it is killed if it does not answer."""
+    """A process of `mtkit ARGUMENTS` to exchange lines with; killed if it does not answer."""
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
@@ -47,7 +47,7 @@ class Program:
         return self.process.stdout.readline().decode()
 
     def end(self) -> tuple[str, int]:
-        """What else it writes when its input ends, and its exit code."""
+        """End its input; returns the rest of its output and its exit code."""
         rest, _ = self.process.communicate()
         self.timer.cancel()
         return rest.decode(), self.process.returncode
