@@ -174,31 +174,31 @@ def attack(attacked: Attacked) -> None:
     command += attacked.rng.choice(CHANGES)
     command += attacked.rng.choice([[], [], ["--fresh"], ["--change"]])
     with filled(attacked, attacked.rng.random() < 0.15) as is_full:
-        code, said = execute(attacked, command, attacked.rng.random() < 0.35)
-    judge(attacked, command, code, said, had_model)
+        code, stderr = execute(attacked, command, attacked.rng.random() < 0.35)
+    judge(attacked, command, code, stderr, had_model)
     if code == 1 and not is_full:
-        require_way_out(attacked, said)
+        require_way_out(attacked, stderr)
 
 
-def judge(attacked: Attacked, command: list[str], code: int, said: str, had_model: bool) -> None:
+def judge(attacked: Attacked, command: list[str], code: int, stderr: str, had_model: bool) -> None:
     """Check the promises after a command."""
     attacked.seen["commands"] += 1
     attacked.seen[f"exit {code}"] += 1
-    if "Traceback" in said or code not in (0, 1, 130, -signal.SIGKILL):
-        attacked.fault(f"exit {code}: {said[-2000:]}")
+    if "Traceback" in stderr or code not in (0, 1, 130, -signal.SIGKILL):
+        attacked.fault(f"exit {code}: {stderr[-2000:]}")
     if had_model and not attacked.has_model():
-        attacked.fault(f"the finished model is gone: {said[-600:]}")
+        attacked.fault(f"the finished model is gone: {stderr[-600:]}")
     if code == 0 and not attacked.has_model():
-        attacked.fault(f"exit 0 without a model: {said[-600:]}")
-    errors = [line for line in said.splitlines() if line.startswith("mtkit: error: ")]
+        attacked.fault(f"exit 0 without a model: {stderr[-600:]}")
+    errors = [line for line in stderr.splitlines() if line.startswith("mtkit: error: ")]
     if code == 1 and not errors:
-        attacked.fault(f"exit 1 without a message: {said[-600:]}")
+        attacked.fault(f"exit 1 without a message: {stderr[-600:]}")
     for line in errors:
         if not any(way in line for way in WAYS_OUT):
             attacked.fault(f"no way out: {line}")
 
 
-def require_way_out(attacked: Attacked, said: str) -> None:
+def require_way_out(attacked: Attacked, stderr: str) -> None:
     """After a refused start: delete dangling links, as the message says, and require that a fresh start works."""
     for path in (attacked.run, *attacked.run.rglob("*")):
         if path.is_symlink() and not path.exists():
@@ -206,7 +206,7 @@ def require_way_out(attacked: Attacked, said: str) -> None:
     code, again = execute(attacked, ["run", "settings.yaml", f"run_dir={attacked.run}", "--fresh"], False)
     attacked.seen["ways out tried"] += 1
     if code != 0 or not attacked.has_model():
-        attacked.fault(f"refused for good: {said[-600:]}\n    then --fresh: {again[-600:]}")
+        attacked.fault(f"refused for good: {stderr[-600:]}\n    then --fresh: {again[-600:]}")
 
 
 def execute(attacked: Attacked, command: list[str], is_killed: bool) -> tuple[int, str]:

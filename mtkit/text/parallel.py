@@ -400,8 +400,8 @@ def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, 
     if len(source.keys[0]) != len(target.keys[0]):
         raise DataError(
             f"{name}: the patterns {source.path} and {target.path} have {len(source.keys[0])} and "
-            f"{len(target.keys[0])} wildcards; wants as many in both, since parts go together where they stand for "
-            "the same text"
+            f"{len(target.keys[0])} wildcards; wants as many in both, since parts are paired by "
+            "the text that the wildcards match"
         )
     targets = dict(zip(target.keys, target.files, strict=True))
     for found, other in ((source, target), (target, source)):
@@ -434,8 +434,8 @@ def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches],
         return
     index = next(index for index in range(len(first)) if first[index] != second[index])
     raise DataError(
-        f"{name}: source and target list the same parts in different orders: {sources[index].path} stands where "
-        f"{targets[index].path} does; list both in one order, since parts go together by their places"
+        f"{name}: source and target list the same parts in different orders: {sources[index].path} is paired "
+        f"with {targets[index].path}; list both in the same order"
     )
 
 

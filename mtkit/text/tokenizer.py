@@ -88,7 +88,7 @@ class Tokenizer:
         self._source: _Model | MappedModel
         self._target: _Model | MappedModel
         if vocabularies is None:
-            kind = _Words if type_ == "word" else _Model
+            kind = _WordModel if type_ == "word" else _Model
             apart = symbols if type_ == "word" else ()
             self._source = kind(source_model, Normalizer(source_normalization, apart))
             self._target = kind(target_model, Normalizer(target_normalization, apart))
@@ -253,7 +253,7 @@ class Tokenizer:
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
         """For each id that encode_source returns, the word of the line that it belongs to."""
-        return [_words(row) for row in self._source.pieces_of_lines(lines)]
+        return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
         """For each id that encode_target returns, the text that it stands for, also if unknown."""
@@ -289,11 +289,11 @@ class Tokenizer:
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
-        """What encoding and decoding a line gives."""
+        """The normalised line, which is also what encoding and decoding it gives."""
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
-        """What encoding and decoding a line gives."""
+        """The normalised line, which is also what encoding and decoding it gives."""
         return self._target.normalizer(line)
 
 
@@ -420,7 +420,7 @@ class _Model:
         return with_normalizer(self._processor.serialized_model_proto(), self.normalizer.spec)
 
 
-class _Words(_Model):
+class _WordModel(_Model):
     """A model whose pieces are words; SentencePiece itself would merge unknown words in a row into one."""
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
@@ -449,7 +449,7 @@ class _Words(_Model):
         return shown
 
 
-def _words(pieces: Sequence[str]) -> list[str]:
+def _word_of_each(pieces: Sequence[str]) -> list[str]:
     """For each piece of a line, the word that it belongs to."""
     groups = group_by_word(pieces)
     words: dict[int, str] = {}

@@ -170,12 +170,12 @@ FAULTS = {
     "other wildcards": (
         pair("part-*.src", "*-*.tgt"),
         "data.train[0]: the patterns part-*.src and *-*.tgt have 1 and 2 wildcards; wants as many in both, since parts "
-        "go together where they stand for the same text",
+        "are paired by the text that the wildcards match",
     ),
     "lists in other orders": (
         pair(["part-1.src", "part-2.src"], ["part-2.tgt", "part-1.tgt"]),
-        "data.train[0]: source and target list the same parts in different orders: part-1.src stands where part-2.tgt "
-        "does; list both in one order, since parts go together by their places",
+        "data.train[0]: source and target list the same parts in different orders: part-1.src is paired with "
+        "part-2.tgt; list both in the same order",
     ),
 }
 
