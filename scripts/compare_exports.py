@@ -109,8 +109,8 @@ class HuggingFace:
         found = []
         for some in batches(lines):
             tokens = self.tokenizer(some, return_tensors="pt", padding=True)
-            said = self.model.generate(**tokens, num_beams=beam_size, do_sample=False, max_length=LIMIT + 2)
-            found += self.tokenizer.batch_decode(said, skip_special_tokens=True)
+            generated = self.model.generate(**tokens, num_beams=beam_size, do_sample=False, max_length=LIMIT + 2)
+            found += self.tokenizer.batch_decode(generated, skip_special_tokens=True)
         return found
 
     @torch.inference_mode()
@@ -119,9 +119,9 @@ class HuggingFace:
         ours, furthest = self.here.tokenizer, 0.0
         vocabulary = self.tokenizer.get_vocab()
         order = [vocabulary[piece] for piece in ours.target_pieces(range(ours.target_vocab_size))]
-        marks = self.here.model.marks
+        boundaries = self.here.model.boundaries
         for some, others in zip(batches(sources), batches(references), strict=True):
-            batch = padded_batch(ragged(ours.encode_source(some)), ragged(ours.encode_target(others)), marks)
+            batch = padded_batch(ragged(ours.encode_source(some)), ragged(ours.encode_target(others)), boundaries)
             wanted = self.here.model.output(self.here.model(batch.source, batch.target))
             moved = torch.tensor(order)
             logits = self.model(

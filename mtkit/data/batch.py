@@ -20,7 +20,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.plan import Earlier, Mixture, batches_from, is_natural, mix
 from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import END, PAD, Marks
+from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
 NO_LABEL = -1  # no token, whatever the vocabulary
 
@@ -83,7 +83,7 @@ class Batch:
 
 # From pairs of token arrays to the rows of a batch.
 
-OWN_MARKS = Marks()  # of the vocabularies that are made here, and of a decoder that begins with BEGIN
+DEFAULT_BOUNDARIES = BoundaryTokens()  # of the vocabularies that are made here, and of a decoder that begins with BEGIN
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def source_rows(source: Ragged, end: int = END) -> Rows:
     return _rows(ids, source.lengths + 1)
 
 
-def padded_batch(source: Ragged, target: Ragged, marks: Marks = OWN_MARKS) -> Batch:
-    """One pair a row, with the marks of the model that reads it."""
+def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
+    """One pair a row, with the boundary tokens of the model that reads it."""
     labels = _pad(target, NO_LABEL)
-    read = np.concatenate([np.full((len(labels), 1), marks.start), labels[:, :-1].clip(min=PAD)], axis=1)
-    labels[np.arange(len(labels)), target.lengths] = marks.target_end
+    read = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
+    labels[np.arange(len(labels)), target.lengths] = boundaries.target_end
     return Batch(
-        source_rows(source, marks.source_end),
+        source_rows(source, boundaries.source_end),
         _rows(read, target.lengths + 1),
         torch.from_numpy(labels),
         num_pairs=len(labels),
@@ -169,7 +169,7 @@ def micro_batches(
     config: TrainingConfig,
     consumed: int,
     sampling: Sampling | None = None,
-    marks: Marks = OWN_MARKS,
+    boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
     mixture: Mixture | None = None,
     earlier: Sequence[Earlier] = (),
 ) -> Iterator[tuple[int, tuple[Batch, ...]]]:
@@ -182,16 +182,21 @@ def micro_batches(
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture, earlier):
         if sampling:
-            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, marks)
+            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, boundaries)
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
             target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            yield epoch, (padded_batch(source, target, marks),)
+            yield epoch, (padded_batch(source, target, boundaries),)
         consumed += len(pairs)
 
 
 def _sampled_batches(
-    corpus: Corpus, config: TrainingConfig, sampling: Sampling, pairs: NDArray[np.int64], consumed: int, marks: Marks
+    corpus: Corpus,
+    config: TrainingConfig,
+    sampling: Sampling,
+    pairs: NDArray[np.int64],
+    consumed: int,
+    boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
     """The batch that begins after so many pairs, in one part or more."""
     # Below 2^31, since 2^32 - 1 asks SentencePiece for any.
@@ -203,7 +208,7 @@ def _sampled_batches(
             sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
     return tuple(
-        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), marks)
+        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), boundaries)
         for part in _parts(longest, config.batch_tokens)
     )
 
@@ -266,12 +271,12 @@ class Feed:
     corpus: Corpus
     mixture: Mixture | None  # None: each pair once an epoch
     sampling: Sampling | None  # None: the ids that the corpus holds
-    marks: Marks  # of the model that reads the batches
+    boundaries: BoundaryTokens  # of the model that reads the batches
 
     @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, marks: Marks) -> "Feed":
+    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
         """As the settings say; a corpus that does not hold what they ask for is an error."""
-        return Feed(config, corpus, mixture_of(config, corpus), sampling_of(config, tokenizer, corpus), marks)
+        return Feed(config, corpus, mixture_of(config, corpus), sampling_of(config, tokenizer, corpus), boundaries)
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[Earlier] = ()) -> Iterator[Stream]:
@@ -284,7 +289,7 @@ class Feed:
             self.config.training,
             pairs,
             self.sampling,
-            self.marks,
+            self.boundaries,
             self.mixture,
             earlier,
         )

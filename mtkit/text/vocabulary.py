@@ -58,11 +58,11 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What stands around sentences when a model reads them."""
+class BoundaryTokens:
+    """The ids of the tokens that begin and end the sentences that a model reads."""
 
     source_end: int = END
-    start: int = BEGIN  # what the decoder reads first
+    start: int = BEGIN  # first input of the decoder
     target_end: int = END
 
 
@@ -439,9 +439,8 @@ class MappedModel:
     def _shown(self, id_: int) -> Sequence[str]:
         """The pieces to decode for an id."""
         if id_ == self._special.unknown and self.shows_unknown:
-            return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[
-                1:
-            ]  # split, since SentencePiece shows its own <unk> as a question mark
+            # In two pieces, since SentencePiece shows its own <unk> as a question mark.
+            return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]
         return () if id_ in self._special.all else (self._vocabulary[id_],)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:

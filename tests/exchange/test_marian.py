@@ -92,7 +92,7 @@ def test_the_order_of_export_changes_nothing_but_ids(choice):
     logits = []
     for portable, both in ((before, (sources, targets)), (after, moved)):
         model = model_of(portable)
-        batch = padded_batch(*map(ragged, both), model.marks)
+        batch = padded_batch(*map(ragged, both), model.boundaries)
         with torch.no_grad():
             logits.append(model.output(model(batch.source, batch.target))[batch.target.mask])
     order = [places[1][piece] for piece in before.target.pieces]

@@ -84,7 +84,7 @@ def test_an_end_mark_of_id_0_is_a_label_and_padding_is_not(pair):
     moved = [[[place[token] for token in row] for row in side] for side in (SOURCES, TARGETS)]
     found = []
     for one, (sources, targets) in ((model, (SOURCES, TARGETS)), (other, moved)):
-        batch = padded_batch(ragged(sources), ragged(targets), one.marks)
+        batch = padded_batch(ragged(sources), ragged(targets), one.boundaries)
         features = one(batch.source, batch.target)
         found.append([x.item() for x in label_smoothed_cross_entropy(features, one.output, batch.labels, 0.1)])
     assert found[0] == pytest.approx(found[1])
@@ -110,7 +110,7 @@ def trained(model: TranslationModel, batch: Batch, steps: int = 3) -> None:
 @pytest.mark.parametrize("specials", [Specials(), FOREIGN], ids=["own", "foreign"])
 def test_a_decoder_that_begins_with_nothing_does_so_after_training_too(config, specials):
     model = new_model(config, V, V, seed=1, specials=specials).train()
-    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), model.marks)
+    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), model.boundaries)
     table, start = model.decoder.embedding.weight, specials.target.pad
     assert (batch.target.ids[:, 0] == start).all()
     before = table.detach().clone()
@@ -124,5 +124,5 @@ def test_a_decoder_that_begins_with_nothing_does_so_after_training_too(config, s
 def test_other_start_tokens_are_learned(name):
     model = new_model(TransformerConfig(**TINY, start_token=name), V, V, seed=1).train()
     before = model.decoder.embedding.weight.detach().clone()
-    trained(model, padded_batch(ragged(SOURCES), ragged(TARGETS), model.marks))
-    assert (model.decoder.embedding.weight[model.marks.start] != before[model.marks.start]).all()
+    trained(model, padded_batch(ragged(SOURCES), ragged(TARGETS), model.boundaries))
+    assert (model.decoder.embedding.weight[model.boundaries.start] != before[model.boundaries.start]).all()
