@@ -30,8 +30,8 @@ from mtkit.preparation.prepare import (
     validation_text_changes,
 )
 from mtkit.preparation.sources import has_files
-from mtkit.text.lines import fingerprint, packed_fingerprint
-from mtkit.text.parallel import with_plain_files
+from mtkit.text.lines import compressed_fingerprint, fingerprint
+from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.testsets import SetFiles, check_names, test_sets
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.log import require_tensorboard
@@ -45,7 +45,7 @@ REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that ar
 
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = keep_normalization(config)
         try:
@@ -67,7 +67,7 @@ def run_binarize(config: Config) -> None:
 
     The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
     """
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = keep_normalization(config)
         told: list[str] | None = None
@@ -87,7 +87,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
     fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
     """
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
@@ -95,7 +95,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
     """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
@@ -240,7 +240,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     stored = read_scores(bundle)
     known = record.read_text(encoding="utf-8") if stored and record.exists() else None
     # Earlier versions knew packed text by its packed bytes.
-    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, packed_fingerprint)):
+    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, compressed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]

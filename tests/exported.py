@@ -22,7 +22,7 @@ from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.search.searches import beam_search
 from mtkit.search.step import power
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import OWN, Specials
+from mtkit.text.vocabulary import DEFAULT_IDS, Specials
 from mtkit.translation.decode import decode, next_log_probs
 
 
@@ -70,7 +70,7 @@ def sentences_of(portable: PortableModel, num: int = 20) -> tuple[list[list[int]
 def check_logits(portable: PortableModel, theirs: Any) -> None:
     """Under teacher forcing, over a padded batch."""
     model = model_of(portable)
-    batch = padded_batch(*map(ragged, sentences_of(portable)), model.marks)
+    batch = padded_batch(*map(ragged, sentences_of(portable)), model.boundaries)
     ours = model.output(model(batch.source, batch.target))
     found = theirs(
         input_ids=batch.source.ids, attention_mask=batch.source.mask.long(), decoder_input_ids=batch.target.ids
@@ -86,7 +86,7 @@ def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int])
     sources, _ = sentences_of(portable)
     ours = [best.tokens for [best] in decode(model, DecodingConfig(beam_size=1), sources, forbidden=forbidden)]
     for source, tokens in zip(sources, ours, strict=True):
-        ids = torch.tensor([[*source, model.marks.source_end]])
+        ids = torch.tensor([[*source, model.boundaries.source_end]])
         most = 2 * len(source) + 20
         said = theirs.generate(
             ids,
@@ -95,10 +95,10 @@ def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int])
             do_sample=False,
             max_length=most + 2,
             bad_words_ids=[[id_] for id_ in forbidden],
-            forced_eos_token_id=model.marks.target_end,
+            forced_eos_token_id=model.boundaries.target_end,
         )[0, 1:].tolist()
-        if model.marks.target_end in said:
-            said = said[: said.index(model.marks.target_end)]
+        if model.boundaries.target_end in said:
+            said = said[: said.index(model.boundaries.target_end)]
         assert said == tokens
 
 
@@ -136,9 +136,9 @@ def check_beam(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -
     """Our search gives the same over their logits as over ours."""
     model = model_of(portable)
     sources, _ = sentences_of(portable, 8)
-    batch = padded_batch(ragged(sources), ragged(sources), model.marks)
-    start, most = torch.full((8,), model.marks.start), torch.full((8,), 12)
-    search = (start, most, model.marks.target_end, 4, partial(power, exponent=1.0))
+    batch = padded_batch(ragged(sources), ragged(sources), model.boundaries)
+    start, most = torch.full((8,), model.boundaries.start), torch.full((8,), 12)
+    search = (start, most, model.boundaries.target_end, 4, partial(power, exponent=1.0))
     with torch.no_grad():
         step = partial(next_log_probs, model, forbidden)
         ours = beam_search(step, model.encode(batch.source), *search)
@@ -168,7 +168,7 @@ def write_opus(directory: Path, run: Path) -> None:
     sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
     weights = dict(lively(new_model(config.model, *sizes, seed=1)).named_parameters())
     source, target = (
-        Vocabulary(pieces(range(size)), OWN, model_bytes)
+        Vocabulary(pieces(range(size)), DEFAULT_IDS, model_bytes)
         for pieces, size, model_bytes in (
             (tokenizer.source_pieces, sizes[0], tokenizer.source_sentencepiece()),
             (tokenizer.target_pieces, sizes[1], tokenizer.target_sentencepiece()),

@@ -16,7 +16,7 @@ from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation, validation_text_changes
-from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.training.train import train
 from tests.conftest import config_with
 
@@ -110,7 +110,7 @@ def test_a_test_set_that_was_only_packed_anew_is_not_scored_again(config, capsys
     record = config.run_path / "evaluated.json"
     inputs = record.read_text()
     for name in ("test.src", "test.tgt"):  # as earlier versions wrote it
-        inputs = inputs.replace(fingerprint(data / name), packed_fingerprint(data / f"{name}.gz"))
+        inputs = inputs.replace(fingerprint(data / name), compressed_fingerprint(data / f"{name}.gz"))
     for known in (record.read_text(), inputs):
         record.write_text(known)
         capsys.readouterr()

@@ -47,7 +47,7 @@ from mtkit.errors import CheckpointError, ConfigError, say
 from mtkit.files import standing
 from mtkit.text.parallel import describe_tags, extend_command
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import handed_on
+from mtkit.text.tokenizer_training import bundled_settings
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
-    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
+    config = config.model_copy(update={"tokenizer": bundled_settings(config.tokenizer, tokenizer)})
     tokenizer_files = tokenizer.files()
     files = {
         CONFIG: carried_config(config),

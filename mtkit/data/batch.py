@@ -23,7 +23,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.plan import EarlierBudget, Mixture, batches_from, is_proportional, mix
 from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import END, PAD, Marks
+from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
 # What a model reads.
 
@@ -88,7 +88,7 @@ class Batch:
 
 # Sentences of different lengths, padded to the rows of a batch.
 
-DEFAULT_MARKS = Marks()  # those of vocabularies trained by mtkit, for a decoder that starts with BEGIN
+DEFAULT_BOUNDARIES = BoundaryTokens()  # those of vocabularies trained by mtkit, for a decoder that starts with BEGIN
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ def source_rows(source: Ragged, end: int = END) -> Rows:
     return _rows(ids, source.lengths + 1)
 
 
-def padded_batch(source: Ragged, target: Ragged, marks: Marks = DEFAULT_MARKS) -> Batch:
-    """A batch of one pair a row, source (R, S) and target (R, T), with the marks of the model that reads it.
+def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
+    """A batch of one pair a row, source (R, S) and target (R, T), with the boundary tokens of the model that reads it.
 
     T is the longest target with a mark: the decoder reads start, t1, …, tn and should predict t1, …, tn, end.
     """
     labels = _pad(target, NO_LABEL)
-    decoder_input = np.concatenate([np.full((len(labels), 1), marks.start), labels[:, :-1].clip(min=PAD)], axis=1)
-    labels[np.arange(len(labels)), target.lengths] = marks.target_end
+    decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
+    labels[np.arange(len(labels)), target.lengths] = boundaries.target_end
     return Batch(
-        source_rows(source, marks.source_end),
+        source_rows(source, boundaries.source_end),
         _rows(decoder_input, target.lengths + 1),
         torch.from_numpy(labels),
         num_pairs=len(labels),
@@ -183,7 +183,7 @@ def micro_batches(
     config: TrainingConfig,
     consumed: int,
     sampling: SubwordSampling | None = None,
-    marks: Marks = DEFAULT_MARKS,
+    boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Stream:
@@ -195,11 +195,11 @@ def micro_batches(
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
         if sampling:
-            yield epoch, _sampled_parts(corpus, config, sampling, pairs, consumed, marks)
+            yield epoch, _sampled_parts(corpus, config, sampling, pairs, consumed, boundaries)
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
             target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            yield epoch, (padded_batch(source, target, marks),)
+            yield epoch, (padded_batch(source, target, boundaries),)
         consumed += len(pairs)
 
 
@@ -209,7 +209,7 @@ def _sampled_parts(
     sampling: SubwordSampling,
     pairs: NDArray[np.int64],
     consumed: int,
-    marks: Marks,
+    boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
     """The batch that starts after so many consumed pairs, in as many parts as batch_tokens asks for."""
     # Below 2^31: SentencePiece takes the seed 2^32 - 1 to mean a random one.
@@ -221,7 +221,7 @@ def _sampled_parts(
             sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
     return tuple(
-        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), marks)
+        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), boundaries)
         for part in _fitting_parts(longest, config.batch_tokens)
     )
 
@@ -282,12 +282,14 @@ class Feed:
     corpus: Corpus
     mixture: Mixture | None  # None: each pair once an epoch
     sampling: SubwordSampling | None  # None: the ids in the corpus
-    marks: Marks  # those of the model that reads the batches
+    boundaries: BoundaryTokens  # those of the model that reads the batches
 
     @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, marks: Marks) -> "Feed":
+    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
         """The feed that the settings ask for. Raises DataError if the corpus does not hold what it needs."""
-        return Feed(config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), marks)
+        return Feed(
+            config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
+        )
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
@@ -296,7 +298,7 @@ class Feed:
         earlier lists former values of batch_tokens. Raises CheckpointError if no batch ends after so many pairs.
         """
         stream = micro_batches(
-            self.corpus, self.config.training, pairs, self.sampling, self.marks, self.mixture, earlier
+            self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier
         )
         try:
             first = next(stream)

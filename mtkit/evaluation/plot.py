@@ -186,7 +186,7 @@ def attention_of(translator: Translator, source: str, target: str | None = None)
     for side, length, limit in limits:
         if limit is not None and length >= limit:
             raise MtkitError(f"the {side} has {length} pieces; the model takes at most {limit - 1}")
-    batch = padded_batch(ragged([source_ids]), ragged([target_ids]), model.marks).to(model.device)
+    batch = padded_batch(ragged([source_ids]), ragged([target_ids]), model.boundaries).to(model.device)
     _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
     if not state.attention:
         raise MtkitError(f"a model of architecture {translator.config.model.architecture} has no attention to draw")

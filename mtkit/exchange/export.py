@@ -332,7 +332,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
         format_.write(model, new, quantization)
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
-        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.own_symbols)
+        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.symbols)
         for path in new.glob("*.safetensors"):
             shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
     say(f"{to}: {directory}")
@@ -358,7 +358,7 @@ def portable(bundle: Bundle, translator: Translator) -> PortableModel:
         tokenizer.target_scores(),
     )
     weights = {name: weight.float() for name, weight in bundle.weights().items()}
-    return PortableModel(bundle.config, weights, source, target, tokenizer.symbols)
+    return PortableModel(bundle.config, weights, source, target, tokenizer.tags)
 
 
 def _no_quantization(to: str, quantization: str) -> str:

@@ -209,7 +209,7 @@ def silent_ids(model: PortableModel) -> list[int]:
     vocabulary = model.target
     is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
     shown = vocabulary.special.unknown if is_shown else None
-    return [id_ for id_ in vocabulary.special.silent if id_ != shown]
+    return [id_ for id_ in vocabulary.special.never_generated if id_ != shown]
 
 
 def _positions(config: Config) -> int:

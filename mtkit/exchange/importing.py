@@ -60,7 +60,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
         save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
     bundle = open_bundle(output)
     save_scores(bundle, [], card_text(bundle, []))
-    if layout in READERS and (ignored := TheirConfig(directory).ignored(tokenizer.specials.target.silent)):
+    if layout in READERS and (ignored := TheirConfig(directory).ignored(tokenizer.specials.target.never_generated)):
         say(f"{directory}: not carried over, so translations may differ: {', '.join(ignored)}")
     say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
     say(f"model: {output}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtkit.config.settings import Config
-from mtkit.text.vocabulary import OWN, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
+from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
 MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
 
@@ -23,7 +23,7 @@ class Vocabulary:
     """The pieces of one side, in the order of their ids."""
 
     pieces: list[str]  # as SentencePiece writes them, ▁ for a space; those of the special ids among them
-    special: SpecialIds = OWN
+    special: SpecialIds = DEFAULT_IDS
     sentencepiece: bytes = b""  # a model that normalises text by itself as that side wants it, and gives these pieces
     scores: list[float] = field(default_factory=list)  # SentencePiece's, by id
 

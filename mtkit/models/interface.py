@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.data.batch import Rows
-from mtkit.text.vocabulary import START_TOKENS, Marks, SpecialIds, Specials
+from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Specials
 
 
 class State(Protocol):
@@ -157,13 +157,13 @@ class TranslationModel(nn.Module):
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target  # what the model may say, or not
-        self.marks = Marks(specials.source.end, start, specials.target.end)
+        self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
 
     def keep_start_zero(self) -> None:
         """Where the decoder begins with a zero vector, make it one, and let training not change it."""
         if self.start == "zero":
             table: Embedding = self.decoder.embedding  # type: ignore[assignment]
-            table.keep_zero(self.marks.start)
+            table.keep_zero(self.boundaries.start)
 
     def encode(self, source: Rows, watch: bool = False) -> State:
         """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""
@@ -254,7 +254,7 @@ class Ensemble:
         self.limits = Limits(
             _least([member.limits.source for member in members]), _least([member.limits.target for member in members])
         )
-        self.marks = members[0].marks
+        self.boundaries = members[0].boundaries
         self.special = members[0].special
         self.device = members[0].device
         self.dtype = members[0].dtype

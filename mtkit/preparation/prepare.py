@@ -62,7 +62,13 @@ from mtkit.preparation.sources import (
 from mtkit.text.lines import fingerprint, read_lines
 from mtkit.text.parallel import Pair, data_file, pairs_in_turn, read_source, read_target, tagged_pairs
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import Vocabulary, check_sampling, existing_tokenizer, read_model, train_tokenizer
+from mtkit.text.tokenizer_training import (
+    VocabularyReport,
+    check_sampling,
+    existing_tokenizer,
+    read_model,
+    train_tokenizer,
+)
 
 # train-tokenizer.
 
@@ -146,7 +152,7 @@ def _more_text(config: Config, side: Side) -> Iterator[str]:
     return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
 
-def _describe_vocabulary(vocabulary: Vocabulary) -> str:
+def _describe_vocabulary(vocabulary: VocabularyReport) -> str:
     return (
         f"{vocabulary.side} {vocabulary.type} vocabulary: {counted(vocabulary.pieces_made, 'piece')} of "
         f"{vocabulary.pieces_asked:,} asked for, "

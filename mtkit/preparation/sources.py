@@ -15,19 +15,19 @@ from mtkit.errors import ConfigError, DataError, counted, say
 from mtkit.text.lines import read_lines, read_pairs, require_file
 from mtkit.text.oddities import (
     CASED,
+    LEADING_LINES,
     LOWER_CASED,
     MOSES,
     MOST_LINES,
-    PROCESSED_LINES,
     Finding,
     Oversights,
     Sign,
     advice_on_labels,
     advice_on_table,
     capitals,
+    cleaning_command,
     findings,
     sample,
-    undoing,
 )
 from mtkit.text.parallel import (
     COLUMN,
@@ -347,7 +347,7 @@ def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_I
     for corpus in corpora:
         for path in corpus.paths:
             require_file(path)
-        most = max(PROCESSED_LINES, MOST_LINES // len(corpus.parts))
+        most = max(LEADING_LINES, MOST_LINES // len(corpus.parts))
         columns = corpus.columns if corpus.tsv is not None else (None, None)
         for part in corpus.parts:
             files = files_of(part)
@@ -373,7 +373,7 @@ def _inspect(
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
     shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
     share = capitals(line for _, line in sampled)
-    first = [line for _, line in sampled[:PROCESSED_LINES]]
+    first = [line for _, line in sampled[:LEADING_LINES]]
     table = advice_on_table(file, first, is_test_set) if column is None else None
     rows = list(islice(read_lines(file), ROWS)) if column is not None else []
     advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
@@ -391,7 +391,8 @@ def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
         f"{text.at(finding.line, finding.excerpt)} looks {how}, "
         f"as do {finding.count:,} of the {finding.num_lines:,} lines looked at{_others([t.name for t in alike[1:]])}"
     )
-    undo = undoing(text.file, text.column, [sign.cure.replace("LANG", text.language) for sign in signs], text.language)
+    cures = [sign.cure.replace("LANG", text.language) for sign in signs]
+    undo = cleaning_command(text.file, text.column, cures, text.language)
     undo += " (pip install sacremoses brings that command)" if any(sign.by == MOSES for sign in signs) else ""
     if config.tokenizer.type == "word":
         return (

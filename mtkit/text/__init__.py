@@ -1,4 +1,4 @@
-"""Text: lines of files and pipes, parallel corpora, tokenizers and their special symbols.
+"""Text and tokenizers: lines of files and pipes, parallel corpora, test sets, tokenizers and their vocabularies.
 
-Files go in; lines, pairs and ids come out. May import config alone; nothing here imports torch.
+Takes text files and settings; gives lines, sentence pairs and token ids. May import config; never imports torch.
 """

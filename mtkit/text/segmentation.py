@@ -1,4 +1,4 @@
-"""How a line is cut: into parts that fit a model, into words, and at random into pieces."""
+"""Segmentation of lines: into parts that fit a model, into random subwords (BPE-dropout, unigram), into words."""
 
 import math
 import random
@@ -11,19 +11,21 @@ from functools import lru_cache, partial
 from heapq import nlargest
 from itertools import accumulate, pairwise
 
+# Splitting long lines.
+
 WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
-_ENOUGH_ALONE = frozenset("。！？｡—、，；：")  # these are an end whatever follows; a full stop may be a decimal point
+_ALWAYS_END = frozenset("。！？｡—、，；：")  # whatever follows; a full stop may be a decimal point
 _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
 _WIDE_FIRST = re.compile(rf"[{WIDE}]")
-_FIRST_TRY = 256  # characters; the search for what fits doubles or halves from here
+_FIRST_TRY = 256  # characters; the search for the longest text that fits starts here
 _WORD = re.compile(r"(\S+)\s*")
-_JOINER = "\u200d"  # makes one emoji of several
+_JOINER = "\u200d"  # joins several emoji into one
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,15 @@ class Part:
     """A part of a line."""
 
     text: str
-    separator: str  # what joins it to the next part: a space where white space was cut, else nothing
+    separator: str  # joins it to the next part: a space if the line was cut at white space, else nothing
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
-    """The line in parts as long as fit, cut after sentences, else after clauses, else at spaces, else anywhere.
+    """Split a line into parts that fit, as long as possible.
 
-    Only white space is lost, at the cuts and the ends; a blank line has no parts. A part that does not fit is a single
-    character. fits is asked about O(n log n) characters in all: a text fits, as a rule, where a longer one does.
+    It is cut after a sentence if possible, else after a clause, else at a space, else anywhere. Only white space at the
+    cuts and the ends is lost; a blank line has no parts. A part that does not fit is a single character. The search
+    assumes that a text fits if a longer one does, and calls fits on O(n log n) characters in all.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -58,18 +61,18 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
 
 
 def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
-    """The tags that a line begins with, and what follows them."""
-    begin = place = len(line) - len(line.lstrip())
-    while tags and (word := _WORD.match(line, place)) and word[1] in tags:
-        place = word.end()
-    return line[begin:place].rstrip(), line[place:]
+    """The tags that a line begins with, and the rest of the line."""
+    begin = position = len(line) - len(line.lstrip())
+    while tags and (word := _WORD.match(line, position)) and word[1] in tags:
+        position = word.end()
+    return line[begin:position].rstrip(), line[position:]
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """The translations of a line's parts as one line; separators has those of the parts, the last of no use.
+    """Join the translations of a line's parts; separators are those of the parts, the last one unused.
 
-    Languages without spaces are translated into languages with them: a translation that ends like a sentence gets a
-    space after it even where the source had none, unless what follows is written without spaces, too.
+    The source may be written without spaces and its translation with them: after a translation that ends like a
+    sentence comes a space even where the source had none, unless the next translation is written without spaces.
     """
     joined = ""
     separator = ""
@@ -82,24 +85,24 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
 
 
 def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
-    """The places after marks that end a sentence or a clause."""
+    """Yields the positions after punctuation marks that end a sentence or a clause."""
     for match in marks.finditer(line):
-        if _MAY_FOLLOW.match(line, match.end()) or not _ENOUGH_ALONE.isdisjoint(match.group()):
+        if _MAY_FOLLOW.match(line, match.end()) or not _ALWAYS_END.isdisjoint(match.group()):
             yield match.end()
 
 
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
-    """Where the part that starts at begin ends best."""
+    """The best end of the part that starts at begin."""
     reach = _reach(line, begin, last, fits)
     if reach == last:
         return last
-    for places in cuts:
-        place = bisect_right(places, reach) - 1
-        # The longer text fitted, so the first one does but for the quirks of a tokenizer.
-        while place >= 0 and places[place] > begin:
-            if fits(line[begin : places[place]].rstrip()):
-                return places[place]
-            place -= 1
+    for positions in cuts:
+        position = bisect_right(positions, reach) - 1
+        # A longer text fitted, so this one does, too, except for quirks of a tokenizer.
+        while position >= 0 and positions[position] > begin:
+            if fits(line[begin : positions[position]].rstrip()):
+                return positions[position]
+            position -= 1
     end = reach
     while end > begin and _inside_a_character(line, begin, end):
         end -= 1
@@ -107,12 +110,12 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
 
 
 def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int:
-    """The end of the longest text from begin that fits; one character at least."""
+    """The end of the longest text from begin that fits; at least one character."""
 
     def fits_to(end: int) -> bool:
         return fits(line[begin:end].rstrip())
 
-    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # low fits, or is a single character; high is to be found
+    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # low fits or is one character
     while low < high and fits_to(high):
         if high == last:
             return last
@@ -126,160 +129,164 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
     return low
 
 
-def _inside_a_character(line: str, begin: int, place: int) -> bool:
-    """Whether a cut here would part what is seen as one character: an accent from its letter, one half of a flag."""
-    after = line[place]
-    if after == _JOINER or line[place - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # tones of skin
+def _inside_a_character(line: str, begin: int, position: int) -> bool:
+    """Whether a cut here would split a visible character, such as an accent from its letter or half of a flag."""
+    after = line[position]
+    if after == _JOINER or line[position - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # skin tones
         return True
     if _is_flag_letter(after):
-        start = place
+        start = position
         while start > begin and _is_flag_letter(line[start - 1]):
             start -= 1
-        return (place - start) % 2 == 1
+        return (position - start) % 2 == 1
     return unicodedata.category(after).startswith("M")
 
 
 def _is_flag_letter(character: str) -> bool:
-    """Two of these make a flag."""
+    """Whether it is a regional indicator; two of them make a flag."""
     return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
-# Segmentations drawn by chance: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
+# Sampling segmentations: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
 
-SPACE_MARK = "\u2581"  # what SentencePiece writes spaces as, and before each word
-MOST_WORDS = 1 << 17  # whose preparation is kept
+SPACE_MARK = "\u2581"  # SentencePiece writes it before each word, in place of a space
+MOST_WORDS = 1 << 17  # whose samplers are cached
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The pieces of a subword model that stand for text."""
+class SubwordModel:
+    """The pieces of a BPE or unigram model from which segmentations are sampled."""
 
     ids: dict[str, int]
-    scores: dict[str, float]  # in BPE the higher is merged first, in unigram they are log-probabilities
-    symbols: tuple[str, ...]  # that are never split
-    encode: Callable[[str], list[int]]  # the best segmentation of a word without its space mark
+    scores: dict[str, float]  # BPE: higher ones are merged first; unigram: log-probabilities
+    symbols: tuple[str, ...]  # never split
+    encode: Callable[[str], list[int]]  # best segmentation of a word, given without its space mark
 
     def can_vary(self, word: str) -> bool:
-        """Whether all is made of pieces: what is spelled in bytes, unknown or a symbol has but one segmentation."""
+        """Whether a word may have several segmentations: all characters are pieces, and it contains no symbol.
+
+        Unknown characters and those spelled in bytes have only one.
+        """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 
 
-Draw = Callable[[random.Random], Sequence[int]]  # the ids of one segmentation of a word
-Prepare = Callable[[str], Draw]  # of a word without its space mark
+WordSampler = Callable[[random.Random], Sequence[int]]  # returns the ids of a random segmentation of one word
+MakeWordSampler = Callable[[str], WordSampler]  # takes a word without its space mark
 
 
-class Segmenter:
-    """Turns texts into ids, word by word, by chance."""
+class SegmentationSampler:
+    """Encodes texts by random segmentations of their words."""
 
-    def __init__(self, prepare: Prepare) -> None:
-        self._prepare = lru_cache(MOST_WORDS)(prepare)
+    def __init__(self, make_sampler: MakeWordSampler) -> None:
+        self._sampler_of = lru_cache(MOST_WORDS)(make_sampler)
 
     def __call__(self, texts: Sequence[str], seed: int) -> list[list[int]]:
-        """The ids of texts whose words stand between single spaces; the same for the same seed, on every machine."""
-        chance = random.Random(seed)
-        prepare = self._prepare
-        return [[id_ for word in text.split(" ") if word for id_ in prepare(word)(chance)] for text in texts]
+        """The ids of texts whose words are separated by single spaces; the same seed gives the same ids everywhere."""
+        rng = random.Random(seed)
+        sampler_of = self._sampler_of
+        return [[id_ for word in text.split(" ") if word for id_ in sampler_of(word)(rng)] for text in texts]
 
 
-def bpe_dropout(pieces: Pieces, dropout: float) -> Prepare:
-    """At each step each merge is left out with this probability (Provilkov et al. 2020, algorithm 1)."""
+def bpe_dropout(model: SubwordModel, dropout: float) -> MakeWordSampler:
+    """BPE in which each merge is skipped with probability dropout at each step (Provilkov et al. 2020, algorithm 1)."""
 
-    def prepare(word: str) -> Draw:
-        if not dropout or not pieces.can_vary(SPACE_MARK + word):
-            return partial(_certain, pieces.encode(word))
-        stages = [list(SPACE_MARK + word)]  # the word after 0, 1, … of its merges, none of them left out
-        while places := _merges(stages[-1], pieces):
-            stages.append(_merged(stages[-1], places[0]))
-        whole = [pieces.ids[piece] for piece in stages[-1]]
-        return partial(_merge_some, pieces, dropout, stages, whole)
+    def make_sampler(word: str) -> WordSampler:
+        if not dropout or not model.can_vary(SPACE_MARK + word):
+            return partial(_only_segmentation, model.encode(word))
+        stages = [list(SPACE_MARK + word)]  # the word after 0, 1, … merges of ordinary BPE
+        while positions := _merges(stages[-1], model):
+            stages.append(_merged(stages[-1], positions[0]))
+        whole = [model.ids[piece] for piece in stages[-1]]
+        return partial(_sample_merges, model, dropout, stages, whole)
 
-    return prepare
+    return make_sampler
 
 
-def _certain(ids: list[int], chance: random.Random) -> list[int]:
+def _only_segmentation(ids: list[int], rng: random.Random) -> list[int]:
     return ids
 
 
-def _merge_some(
-    pieces: Pieces, dropout: float, stages: list[list[str]], whole: list[int], chance: random.Random
+def _sample_merges(
+    model: SubwordModel, dropout: float, stages: list[list[str]], whole: list[int], rng: random.Random
 ) -> list[int]:
-    # How many best merges stay until one is left out; the others that are left out meanwhile change nothing.
-    stay = int(math.log(1.0 - chance.random()) / math.log(1.0 - dropout))
-    if stay >= len(stages) - 1:
+    # Number of steps before the best merge is first skipped; skipping other merges until then has no effect.
+    num_merges = int(math.log(1.0 - rng.random()) / math.log(1.0 - dropout))
+    if num_merges >= len(stages) - 1:
         return whole
-    symbols = stages[stay]
-    places = _merges(symbols, pieces)[1:]
-    while (place := next((place for place in places if chance.random() >= dropout), None)) is not None:
-        symbols = _merged(symbols, place)
-        places = _merges(symbols, pieces)
-    return [pieces.ids[piece] for piece in symbols]
+    symbols = stages[num_merges]
+    positions = _merges(symbols, model)[1:]
+    while (position := next((position for position in positions if rng.random() >= dropout), None)) is not None:
+        symbols = _merged(symbols, position)
+        positions = _merges(symbols, model)
+    return [model.ids[piece] for piece in symbols]
 
 
-def _merges(symbols: list[str], pieces: Pieces) -> list[int]:
-    """Places of the neighbours that can be merged, the best first, of equals the first."""
-    scores = pieces.scores
-    pairs = [(scores.get(left + right), place) for place, (left, right) in enumerate(pairwise(symbols))]
-    return [place for _, place in sorted((-score, place) for score, place in pairs if score is not None)]
+def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
+    """Positions of neighbours that can be merged, best first; ties go to the leftmost."""
+    scores = model.scores
+    pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
+    return [position for _, position in sorted((-score, position) for score, position in pairs if score is not None)]
 
 
-def _merged(symbols: list[str], place: int) -> list[str]:
-    return [*symbols[:place], symbols[place] + symbols[place + 1], *symbols[place + 2 :]]
+def _merged(symbols: list[str], position: int) -> list[str]:
+    return [*symbols[:position], symbols[position] + symbols[position + 1], *symbols[position + 2 :]]
 
 
-def unigram_sampling(pieces: Pieces, alpha: float, num_best: int) -> Prepare:
-    """By the probability to the power of alpha (Kudo 2018, section 3.2), from the best ones, or from all if it is -1.
+def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
+    """Samples segmentations in proportion to their probability to the power of alpha (Kudo 2018, section 3.2).
 
-    From all: forward filtering, backward sampling. The best ones are those of each word, not of the sentence.
+    They are sampled from the num_best best ones of each word, not of the sentence; if it is -1, from all of them by
+    forward filtering and backward sampling.
     """
-    longest = max(map(len, pieces.ids), default=1)
+    longest = max(map(len, model.ids), default=1)
 
-    def prepare(word: str) -> Draw:
+    def make_sampler(word: str) -> WordSampler:
         marked = SPACE_MARK + word
-        if not pieces.can_vary(marked):
-            return partial(_certain, pieces.encode(word))
-        edges = [_edges(marked, end, longest, pieces) for end in range(len(marked) + 1)]
+        if not model.can_vary(marked):
+            return partial(_only_segmentation, model.encode(word))
+        edges = [_edges(marked, end, longest, model) for end in range(len(marked) + 1)]
         if num_best == -1:
-            return partial(_walk_back, _arcs(edges, alpha))
-        return _choice_of(_best_paths(edges, num_best), alpha)
+            return partial(_backward_sample, _forward_filter(edges, alpha))
+        return _choice_among(_best_paths(edges, num_best), alpha)
 
-    return prepare
-
-
-Edge = tuple[int, int, float]  # where a piece begins, its id and its score
+    return make_sampler
 
 
-def _edges(word: str, end: int, longest: int, pieces: Pieces) -> list[Edge]:
-    """The pieces that end at a place."""
+Edge = tuple[int, int, float]  # start, id and score of a piece in the lattice of a word
+
+
+def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]:
+    """The pieces of a word that end at a position."""
     starts = range(max(0, end - longest), end)
     found = ((start, word[start:end]) for start in starts)
-    return [(start, pieces.ids[piece], pieces.scores[piece]) for start, piece in found if piece in pieces.ids]
+    return [(start, model.ids[piece], model.scores[piece]) for start, piece in found if piece in model.ids]
 
 
-def _arcs(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each place the cumulative probabilities of the pieces that end there, and where they begin, and their ids."""
-    forward = [0.0]  # logarithm of the sum over all segmentations up to a place
-    arcs: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
+def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
+    """For each position, the cumulative probabilities of the pieces that end there, and their starts and ids."""
+    forward = [0.0]  # log of the sum over all segmentations up to a position
+    steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
     for here in edges[1:]:
         weights = [forward[start] + alpha * score for start, _, score in here]
-        most = max(weights)
-        total = most + math.log(sum(math.exp(weight - most) for weight in weights))
+        highest = max(weights)
+        total = highest + math.log(sum(math.exp(weight - highest) for weight in weights))
         forward.append(total)
         cumulative = list(accumulate(math.exp(weight - total) for weight in weights))
-        arcs.append((cumulative, [(start, id_) for start, id_, _ in here]))
-    return arcs
+        steps.append((cumulative, [(start, id_) for start, id_, _ in here]))
+    return steps
 
 
-def _walk_back(arcs: list[tuple[list[float], list[tuple[int, int]]]], chance: random.Random) -> list[int]:
-    end, ids = len(arcs) - 1, []
+def _backward_sample(steps: list[tuple[list[float], list[tuple[int, int]]]], rng: random.Random) -> list[int]:
+    end, ids = len(steps) - 1, []
     while end:
-        cumulative, ways = arcs[end]
-        end, id_ = ways[min(bisect(cumulative, chance.random()), len(ways) - 1)]
+        cumulative, pieces = steps[end]
+        end, id_ = pieces[min(bisect(cumulative, rng.random()), len(pieces) - 1)]
         ids.append(id_)
     return ids[::-1]
 
 
 def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, list[int]]]:
-    """The segmentations of a word that score highest, and their scores."""
+    """The best segmentations of a word, with their scores, best first."""
     best: list[list[tuple[float, list[int]]]] = [[(0.0, [])]]
     for here in edges[1:]:
         paths = ((total + score, [*ids, id_]) for start, id_, score in here for total, ids in best[start])
@@ -287,32 +294,32 @@ def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, lis
     return best[-1]
 
 
-def _choice_of(paths: list[tuple[float, list[int]]], alpha: float) -> Draw:
-    most = paths[0][0]
-    cumulative = list(accumulate(math.exp(alpha * (score - most)) for score, _ in paths))
+def _choice_among(paths: list[tuple[float, list[int]]], alpha: float) -> WordSampler:
+    highest = paths[0][0]
+    cumulative = list(accumulate(math.exp(alpha * (score - highest)) for score, _ in paths))
 
-    def draw(chance: random.Random) -> list[int]:
-        place = bisect(cumulative, chance.random() * cumulative[-1])
-        return paths[min(place, len(paths) - 1)][1]
+    def sample(rng: random.Random) -> list[int]:
+        position = bisect(cumulative, rng.random() * cumulative[-1])
+        return paths[min(position, len(paths) - 1)][1]
 
-    return draw
+    return sample
 
 
-# The words that pieces are parts of.
+# Grouping pieces into words.
 
 _WIDE_CHARACTER = re.compile(f"[{WIDE}]")
 
 
 def group_by_word(pieces: Sequence[str]) -> list[int]:
-    """For each piece of a line the number of its word, from 0.
+    """For each piece of a line, the number of its word, from 0.
 
-    A word begins at a space mark. A piece of a script that is written without spaces is a word of its own.
+    A word begins at a space mark. In scripts written without spaces, each piece is a word.
     """
     groups: list[int] = []
     number, new = -1, True
     for piece in pieces:
         wide = _WIDE_CHARACTER.search(piece) is not None
-        # A space mark alone belongs to the piece behind it.
+        # A lone space mark belongs to the piece after it.
         is_continued_mark = groups and pieces[len(groups) - 1] == SPACE_MARK
         if new or piece.startswith(SPACE_MARK) or (wide and not is_continued_mark):
             number += 1

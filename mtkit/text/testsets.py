@@ -1,4 +1,4 @@
-"""Where the texts of test sets lie: in files, or under a name that sacreBLEU knows, such as wmt14/full (Post, 2018)."""
+"""Test sets: files, or sets that sacreBLEU downloads by name, such as wmt14/full (Post, 2018)."""
 
 import logging
 import re
@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """A source text and its references."""
+    """The files of a test set: a source text and its references."""
 
     source: Path
     target: tuple[Path, ...]
-    tag: str | None = None  # stands before each source line that the model sees
+    tag: str | None = None  # put before each source line for the model
 
 
 def test_sets(config: Config) -> dict[str, SetFiles]:
-    """The test sets of the settings, with the paths where their files lie; named ones are downloaded if need be."""
+    """The files of the test sets in the settings, by name; named sets are downloaded if needed.
+
+    Raises ConfigError if there is no test set.
+    """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
     sets = {}
@@ -48,7 +51,10 @@ def test_sets(config: Config) -> dict[str, SetFiles]:
 
 
 def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
-    """The same without a download: None for a named set that is not there yet. Wrong names are told all the same."""
+    """The files of the test sets in the settings, by name; None for a named set that is not downloaded yet.
+
+    Raises ConfigError for names that sacreBLEU does not know.
+    """
     check_names(config)
     sets: dict[str, SetFiles | None] = {}
     for name, test_set in config.data.test.items():
@@ -62,14 +68,14 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """A ConfigError if a named test set is none of sacreBLEU's, or has not these languages (asked before training)."""
+    """Raise ConfigError if sacreBLEU lacks a named test set or the set lacks the languages; called before training."""
     for test_set in config.data.test.values():
         if test_set.sacrebleu is not None:
             _dataset(test_set.sacrebleu, config.languages)
 
 
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
-    """A set that sacreBLEU knows, from its cache, or downloaded into it."""
+    """The files of a sacreBLEU test set, downloaded into sacreBLEU's cache if needed."""
     dataset, pair = _dataset(name, languages)
     if pair != _pair(languages):
         say(f"test set {name}: taken for {pair}, since it has none of '{_pair(languages)}'")
@@ -84,8 +90,8 @@ def _pair(languages: LanguagesConfig) -> str:
 
 
 def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
-    """The set, and its pair of these languages: codes with a script or a region, or else without."""
-    from sacrebleu.dataset import DATASETS  # here, since files, which most sets are, can do without
+    """The set and its language pair, looked up by the full language codes, then without script and region."""
+    from sacrebleu.dataset import DATASETS  # imported here, since test sets in files do not need it
 
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -107,7 +113,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
-    """Whether it can be read without a download; what fields a set has may itself be known by its download alone."""
+    """Whether a set is in sacreBLEU's cache; looks for files, as some sets know their fields only once downloaded."""
     dataset, pair = _dataset(name, languages)
     start = Path(dataset._get_txt_file_path(pair, "src"))
     return start.exists() and any(start.parent.glob(f"{start.stem}.ref*"))
@@ -115,17 +121,17 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Tells in one line what sacreBLEU logs, raises or exits with."""
-    said: list[str] = []
+    """Turns what sacreBLEU logs, raises or exits with into a DataError."""
+    logged: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("sacrebleu")
     logger.addHandler(handler)
     try:
         yield
-    except SystemExit:  # what it cannot mend ends it, such as a wrong checksum
+    except SystemExit:  # sacreBLEU exits if it cannot continue, for example after a wrong checksum
         raise DataError(
-            f"test set {dataset.name} cannot be had: {said[0] if said else 'sacreBLEU gave up'}; "
+            f"test set {dataset.name} cannot be had: {logged[0] if logged else 'sacreBLEU gave up'}; "
             f"delete {dataset._outdir} and try again"
         ) from None
     except FileNotFoundError as error:  # an earlier download was interrupted between fetching and unpacking

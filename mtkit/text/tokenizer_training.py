@@ -1,4 +1,4 @@
-"""Makes tokenizers: trains SentencePiece models, takes given ones, adds pieces."""
+"""Makes tokenizers: trains SentencePiece models, adopts existing ones, adds pieces to a tokenizer."""
 
 import io
 import random
@@ -33,26 +33,26 @@ from mtkit.text.vocabulary import (
     without_last_pieces,
 )
 
-# SentencePiece holds a place in a word in 16 bits; what goes beyond is cut off for training.
+# SentencePiece stores positions within a word in 16 bits; longer words are truncated for training.
 MAX_WORD_CHARACTERS = 16_000
-MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
+MAX_SENTENCE_BYTES = 65_536  # more than such a word with its count
 
-# Characters that mean something else to its training.
+# Characters with a special meaning in SentencePiece's training.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
-# SentencePiece splits digits of ASCII and those of full width itself; no piece reaches over a boundary.
+# SentencePiece itself splits ASCII and full-width digits; a boundary, which no piece may cross, splits all others.
 OTHER_DIGIT = re.compile(r"(?![0-9\uff10-\uff19])\d")
-BOUNDARY = "\ufdd1"  # which Unicode keeps out of text
+BOUNDARY = "\ufdd1"  # a Unicode noncharacter, which no text contains
 
 RESERVED = re.compile(r"<pad>|<unk>|<s>|</s>|<0x[0-9A-F]{2}>")
 
-Lines = Callable[[], Iterable[str]]  # gives a fresh iterator at each call
+Lines = Callable[[], Iterable[str]]  # returns a new iterator at each call
 Side = Literal["shared", "source", "target"]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What came out of training a model."""
+class VocabularyReport:
+    """Figures on the training of a SentencePiece model."""
 
     side: Side
     type: str
@@ -64,11 +64,12 @@ class Vocabulary:
 
 def train_tokenizer(
     source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, tags: Sequence[str] = ()
-) -> list[Vocabulary]:
-    """Train one model on both sides, or one each, into a directory that Tokenizer.load reads.
+) -> list[VocabularyReport]:
+    """Train a tokenizer, one model for both sides or one for each, and save it in a directory.
 
-    The same lines and settings give the same bytes. Each side is read twice for each model that it trains. tags are
-    words of the source that are one piece each, wherever they stand, and need not stand in the lines.
+    The same lines and settings give the same bytes. Each side is read twice for each model trained on it. tags are
+    words of the source that become one piece each; they need not occur in the lines. Raises ConfigError for unsuitable
+    settings, tags and symbols, and DataError for empty text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -98,14 +99,14 @@ def train_tokenizer(
         shared=settings.shared,
         source_normalization=settings.source_normalization,
         target_normalization=settings.target_normalization,
-        symbols=tags,
-        own_symbols=symbols,
+        tags=tags,
+        symbols=symbols,
     ).save(directory)
     return reports
 
 
 def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
-    """Refuse tags that no text could hold after normalisation, and those that mean something else."""
+    """Raise ConfigError for tags that normalisation would change, and for reserved names."""
     for tag in tags:
         if normalizer(tag) != tag:
             raise ConfigError(
@@ -117,7 +118,7 @@ def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
 
 
 def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
-    """The same for symbols of both sides; normalizers are those of the sides."""
+    """Raise ConfigError for symbols that the normalisation of a side would change, and for reserved names."""
     for symbol in symbols:
         for side, normalizer in normalizers.items():
             if normalizer(symbol) != symbol:
@@ -133,8 +134,8 @@ def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[st
 
 def _train_model(
     side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
-) -> tuple[bytes, Vocabulary]:
-    """The bytes of a model, and what came out."""
+) -> tuple[bytes, VocabularyReport]:
+    """Train the SentencePiece model of a side, or of both sides; returns its bytes and a report."""
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
     if not words:
@@ -157,23 +158,23 @@ def _train_model(
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces_made = processor.vocab_size()
     if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
-        # Only char leaves out characters that the coverage asks for.
+        # Only char drops characters within the coverage when the vocabulary is full.
         is_full = settings.type == "char" and pieces_made == size
         setting = f"{size_name} {size}" if is_full else f"character_coverage {settings.character_coverage}"
         raise ConfigError(
             f"tokenizer.{setting} leaves no piece for the space in the training {_text(side)}; set it higher"
         )
-    return model, Vocabulary(side, settings.type, size, pieces_made, lines_seen, num_lines)
+    return model, VocabularyReport(side, settings.type, size, pieces_made, lines_seen, num_lines)
 
 
 def _sentencepiece_model(
     words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
 ) -> bytes:
-    """What SentencePiece makes of words and how often they stand in the text; it tells problems as RuntimeErrors."""
+    """Train SentencePiece on words and their counts. Raises RuntimeError if SentencePiece fails."""
     model = io.BytesIO()
-    # Words whose rare letters SentencePiece blots out would be known by nobody.
+    # Rare characters that are not covered would be replaced within words, which then match no text.
     coverage = 1.0 if settings.type == "word" else settings.character_coverage
-    # Left at their defaults where they mean nothing, so that models of an earlier mtkit have the same bytes.
+    # Options without effect keep their defaults, so that models have the same bytes as with earlier versions of mtkit.
     options: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     most_bytes = MAX_SENTENCE_BYTES
     if settings.split_digits and settings.type != "char":
@@ -181,7 +182,7 @@ def _sentencepiece_model(
         words = {OTHER_DIGIT.sub(rf"{BOUNDARY}\g<0>{BOUNDARY}", word): count for word, count in words.items()}
         most_bytes *= 1 + 2 * len(BOUNDARY.encode())
     sentencepiece.SentencePieceTrainer.train(
-        # Nothing can go wrong in there that SentencePiece would hide, but for Ctrl-C.
+        # SentencePiece hides errors in this generator; only Ctrl-C can cause one.
         sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
         input_format="tsv",
         model_writer=model,
@@ -197,7 +198,7 @@ def _sentencepiece_model(
         eos_id=END,
         user_defined_symbols=list(symbols),
         max_sentence_length=most_bytes,
-        num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
+        num_threads=1,  # stored in the model, whose bytes must not depend on the machine
         minloglevel=2,
         **options,
     )
@@ -209,9 +210,9 @@ def _text(side: Side) -> str:
 
 
 def _count_words(lines: Iterable[str]) -> tuple[Counter[str], int]:
-    """How often each word stands in the lines, and how many lines have any.
+    """Counts of the words, and the number of lines that are not blank.
 
-    SentencePiece learns the same from these as from the lines, in less memory.
+    SentencePiece learns the same from word counts as from lines, with less memory.
     """
     words: Counter[str] = Counter()
     num_lines = 0
@@ -227,26 +228,26 @@ def _normalized(lines: Lines, normalizer: Normalizer) -> Lines:
 
 
 def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
-    """At most so many lines, each as likely, in their order (Knuth, volume 2, algorithm 3.4.2 S).
+    """A uniform sample of at most `most` lines, in order (Knuth, volume 2, algorithm 3.4.2 S).
 
-    SentencePiece's own sample is another one each time.
+    SentencePiece's own sampling is not reproducible.
     """
-    chance = random.Random(0)
+    rng = random.Random(0)
     wanted = min(most, num_lines)
-    for place, line in enumerate(lines):
-        if chance.random() * (num_lines - place) < wanted:
+    for index, line in enumerate(lines):
+        if rng.random() * (num_lines - index) < wanted:
             wanted -= 1
             yield line
 
 
-# SentencePiece models that are there already, made the tokenizer of a run. Their pieces keep their ids.
+# Adopting existing SentencePiece models (tokenizer.model), whose pieces keep their ids.
 
-# What the marks are called that a model may lack.
+# Names for special tokens that a model lacks.
 PAD_TEXT, BEGIN_TEXT, END_TEXT = "<pad>", "<s>", "</s>"
 
 
 def read_model(path: Path) -> bytes:
-    """The bytes of a SentencePiece model; any other file, and one that is missing, is a ConfigError."""
+    """The bytes of a SentencePiece model. Raises ConfigError if the file is missing or no such model."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -277,10 +278,10 @@ def _is_model(content: bytes) -> bool:
 def existing_tokenizer(
     source: Path, target: Path, shared: bool, tags: Sequence[str] = (), symbols: Sequence[str] = ()
 ) -> Tokenizer:
-    """The tokenizer that SentencePiece models make, the same one for both sides where it is shared.
+    """Make a tokenizer of SentencePiece models.
 
-    tags are words of the source, symbols stand on both sides; what a model lacks of them, and of padding, begin and
-    end mark, gets ids behind its own.
+    tags are words of the source, symbols occur on both sides. Those that a model lacks are added after its own pieces;
+    so are missing padding, begin and end tokens. Raises ConfigError for unsuitable models, tags and symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -297,17 +298,17 @@ def existing_tokenizer(
         shared=shared,
         source_normalization="model",
         target_normalization="model",
-        symbols=tags,
+        tags=tags,
         vocabularies=([piece.text for piece in pieces_of(source_model)], [p.text for p in pieces_of(target_model)]),
         specials=Specials(source_special, target_special),
-        own_symbols=symbols,
+        symbols=symbols,
     )
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """The model with all that a tokenizer needs, and its special ids."""
+    """The model with missing special tokens and symbols added, and its special ids."""
     model = read_model(path)
-    _check_symbols(model, path, symbols)
+    _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
     used = [processor.unk_id()]
     new: list[Piece] = []
@@ -329,8 +330,8 @@ def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
     return model, SpecialIds(pad, unknown, begin, end)
 
 
-def _check_symbols(model: bytes, path: Path, symbols: Sequence[str]) -> None:
-    """Refuse what a model cannot keep whole."""
+def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
+    """Raise ConfigError for symbols that the model cannot keep as one piece."""
     if symbols and model_type_of(model) == "word":
         raise ConfigError(
             f"tokenizer.model {path}: is of type word, which can be given no tags and symbols; found {symbols[0]}"
@@ -343,7 +344,7 @@ def _check_symbols(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 
 
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
-    """Refuse to draw segmentations that a tokenizer from elsewhere would never make."""
+    """Raise ConfigError if the training settings ask for random segmentations that an adopted tokenizer cannot give."""
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return
     wanted, setting = ("bpe", f"bpe_dropout {bpe_dropout}") if bpe_dropout else ("unigram", f"unigram_alpha {alpha}")
@@ -358,8 +359,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
         )
 
 
-def handed_on(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
-    """The settings as a bundle has them: where a model was taken, what it is, and not where it lay."""
+def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
+    """The settings as a bundle stores them: an adopted model is described, not named by its path."""
     if settings.model is None:
         return settings
     return TokenizerConfig(
@@ -367,59 +368,59 @@ def handed_on(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfi
         vocab_size=max(tokenizer.source_vocab_size, tokenizer.target_vocab_size, LEAST_WITH_BYTES),
         byte_fallback=not tokenizer.target_shows_unknown,
         shared=tokenizer.is_shared,
-        symbols=tokenizer.own_symbols,
+        symbols=tokenizer.symbols,
         source_normalization="model",
         target_normalization="model",
     )
 
 
-# New pieces for a tokenizer that is there: a new language's characters, a word to keep whole, a tag.
+# Adding pieces to a tokenizer: characters of a new language, words to keep whole, tags.
 
 
 def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
-    """The same tokenizer with these after the pieces it has, so that all others keep their ids.
+    """The tokenizer with new pieces and tags after its own pieces, which keep their ids.
 
-    A character stands for itself where it had no piece; what is longer is never split again. Tags are words of the
-    source, and of both sides where they share a vocabulary. What cannot be one is a ConfigError.
+    A single character becomes an ordinary piece; longer text becomes a piece that is never split. Tags are words of the
+    source, and of both sides if these share a vocabulary. Raises ConfigError for what cannot be added.
     """
-    _check(tokenizer, [*pieces, *tags])
-    symbols = (*tokenizer.symbols, *tags)
+    _check_new(tokenizer, [*pieces, *tags])
+    all_tags = (*tokenizer.tags, *tags)
     source_model, target_model = tokenizer.models
     if tokenizer.is_mapped:
         source = tokenizer.source_pieces(range(tokenizer.source_vocab_size))
         target = tokenizer.target_pieces(range(tokenizer.target_vocab_size))
         vocabularies = [*source, *pieces, *tags], [*target, *pieces, *(tags if tokenizer.is_shared else ())]
-        return tokenizer.changed((_with(source_model, pieces), _with(target_model, pieces)), vocabularies, symbols)
+        return tokenizer.with_models((_with(source_model, pieces), _with(target_model, pieces)), vocabularies, all_tags)
     source_model = _with(source_model, [*pieces, *tags])
     target_model = source_model if tokenizer.is_shared else _with(target_model, pieces)
-    return tokenizer.changed((source_model, target_model), None, symbols)
+    return tokenizer.with_models((source_model, target_model), None, all_tags)
 
 
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """A tokenizer whose target side lacks the last pieces that extended added, so many of them.
+    """A tokenizer without the last pieces, count of them, that extended added to the target side.
 
-    It spells target text as the tokenizer did before it had them; only its target side is to be used.
+    It encodes target text as before they were added; its source side must not be used.
     """
     new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
     model = tokenizer.models[1]
     texts = [piece.text for piece in pieces_of(model)]
     if not tokenizer.is_mapped:
         model = without_last_pieces(model, count)
-        return tokenizer.changed((model, model), None, ())
+        return tokenizer.with_models((model, model), None, ())
     kept = len(texts)  # a model from elsewhere may have had some of the pieces already
     while texts[kept - 1] in new:
         kept -= 1
     vocabulary = tokenizer.target_pieces(range(tokenizer.target_vocab_size - count))
-    return tokenizer.changed((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
+    return tokenizer.with_models((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
 
 
 def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
-    """Why a piece or tag cannot be added: no text could hold it after normalisation, or it is there already."""
+    """Why a piece or tag cannot be added, as a message; None if it can."""
     return _fault(tokenizer, _known(tokenizer), piece)
 
 
-def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:
-    """Refuse what cannot be added."""
+def _check_new(tokenizer: Tokenizer, new: Sequence[str]) -> None:
+    """Raise ConfigError for pieces that cannot be added."""
     known = _known(tokenizer)
     for piece in new:
         if fault := _fault(tokenizer, known, piece):
@@ -441,18 +442,18 @@ def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | Non
         return f"piece {piece}: becomes {normal or 'nothing'} when the tokenizer normalises it; take that"
     if piece in known:
         return f"piece {piece}: the vocabulary has it already; leave it out"
-    if symbol := next((symbol for symbol in tokenizer.own_symbols if _splits(piece, symbol)), None):
+    if symbol := next((symbol for symbol in tokenizer.symbols if _splits(piece, symbol)), None):
         return f"piece {piece}: would split {symbol} of tokenizer.symbols, which is never split"
     return None
 
 
 def _splits(piece: str, symbol: str) -> bool:
-    """Whether a text can hold a piece and a symbol that share characters, so that only the piece is found."""
+    """Whether a piece could take characters of a symbol in some text, so that the symbol would not be found."""
     return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """A SentencePiece model that knows these, too; a character is worth less than all else, so it changes nothing."""
+    """The model with new pieces; characters score lowest, so they change no other segmentation."""
     old = pieces_of(model)
     least = min(piece.score for piece in old) - 1.0
     there = {piece.text for piece in old}

@@ -302,8 +302,8 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(likelihood=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
-    source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.marks.source_end))
-    target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.marks.start))
+    source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.boundaries.source_end))
+    target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.boundaries.start))
     return _agreeing(model, source, target, batch.labels, settings.label_smoothing, shares)
 
 

@@ -47,7 +47,7 @@ from mtkit.errors import CheckpointError, MtkitError, whole_number
 from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import handed_on
+from mtkit.text.tokenizer_training import bundled_settings
 from mtkit.training.schedule import ENDING, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
@@ -292,7 +292,7 @@ def write_model(
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
     }
-    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
+    config = config.model_copy(update={"tokenizer": bundled_settings(config.tokenizer, tokenizer)})
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
 
 

@@ -162,7 +162,7 @@ class Trainer:
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
-        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.marks)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
         optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         if config.training.max_steps != "auto":

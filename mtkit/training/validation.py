@@ -84,7 +84,7 @@ class Validation:
         model.eval()
         try:
             with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
-                batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
+                batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches]
                 sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
                 count = sum(batch.target_tokens for batch in batches)
                 translations, notes = self._translate(model, tokenizer, stop, meter)
@@ -109,7 +109,7 @@ class Validation:
             begun = time.monotonic()
             batches = self.batches[:: -(-len(self.batches) // TIMED_BATCHES)]
             for source, target in batches:
-                self._sums(model, padded_batch(source, target, model.marks), stop)
+                self._sums(model, padded_batch(source, target, model.boundaries), stop)
             losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
             begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
             lines, references = self.sources[::stride], self.references[::stride]

@@ -27,7 +27,7 @@ from mtkit.files import standing, undone_when_ended
 from mtkit.models.registry import pick_device
 from mtkit.preparation.prepare import adopt, is_prepared
 from mtkit.preparation.sources import first_pairs
-from mtkit.text.parallel import with_plain_files
+from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.schedule import ENDING, with_shares
 from mtkit.translation.canaries import Report, check
@@ -282,7 +282,7 @@ Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # train and valid: settin
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
     """The settings of a run directory, or of a YAML file, with overrides put over them."""
     if not target.is_dir():
-        return with_plain_files(carried_over(load_config(target, overrides)))
+        return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
     if (target / "bundle.json").exists():
         raise CheckpointError(f"{target}: is a model, not a run directory; mtkit check tells whether it is whole")

@@ -80,19 +80,19 @@ def decode(
     default all special ids but the end mark, is never said but in a prefix.
     """
     if forbidden is None:
-        forbidden = model.special.silent
+        forbidden = model.special.never_generated
     sources = ragged(sentences)
-    start = torch.full((len(sentences),), model.marks.start, device=model.device)
+    start = torch.full((len(sentences),), model.boundaries.start, device=model.device)
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sentences))
     max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
     if model.limits.target is not None:
         max_lengths = max_lengths.clamp(max=model.limits.target - 1)
     task = _Task(
-        decoding, [list(sentence) for sentence in sentences], start, max_lengths, num_best, model.marks.target_end
+        decoding, [list(sentence) for sentence in sentences], start, max_lengths, num_best, model.boundaries.target_end
     )
 
-    source = source_rows(sources, model.marks.source_end).to(model.device)
+    source = source_rows(sources, model.boundaries.source_end).to(model.device)
     first: list[Constraint] = []  # before the other constraints
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
         first, forbidden = [never(forbidden)], ()  # a prefix stands above constraints
@@ -251,7 +251,7 @@ def chunk_tokens(model: Model) -> int:
 def _batch_log_probs(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    batch = padded_batch(ragged(sources), ragged(targets), model.marks).to(model.device)
+    batch = padded_batch(ragged(sources), ragged(targets), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
     real = batch.target.mask
     log_probs = []
@@ -282,7 +282,7 @@ def source_attention(
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
     for chosen in batches_by_length(lengths, batch_tokens):
         rows = [ragged([side[i] for i in chosen]) for side in (sources, targets)]
-        batch = padded_batch(rows[0], rows[1], model.marks).to(model.device)
+        batch = padded_batch(rows[0], rows[1], model.boundaries).to(model.device)
         _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
         for i, weights in zip(chosen, last_attention(state, "unknown copy").cpu(), strict=True):
             found[i] = weights[: len(targets[i]), : len(sources[i])].clone()

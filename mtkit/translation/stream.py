@@ -10,7 +10,7 @@ from typing import BinaryIO
 from mtkit.errors import DataError, Meter, MtkitError, StoppedError, Warnings, is_shown
 from mtkit.files import counted_when_ended, json_text, undone_when_ended
 from mtkit.text.compressed import STANDARD_INPUT, may_pause, open_to_read, open_to_write, path_may_pause
-from mtkit.text.lines import Arrivals, count_lines, decode_lines, named, read_lines, read_pairs
+from mtkit.text.lines import InputStreams, count_lines, decode_lines, named, read_lines, read_pairs
 from mtkit.translation.decode import ScoredTranslation
 from mtkit.translation.translator import TranslatedLine, Translator
 
@@ -37,18 +37,18 @@ def translate(
     there are. A signal that ends the program is a StoppedError here, which says how many lines were written.
     """
     warnings = Warnings()
-    with Arrivals(out.flush, at_once) as arrivals:
-        decoded = arrivals.of(decode_lines(source), may_pause(source), lambda line: len(line[0]))
+    with InputStreams(out.flush, at_once) as streams:
+        decoded = streams.read(decode_lines(source), may_pause(source), lambda line: len(line[0]))
         lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
         if tag is None:
             lines = _watched(lines, translator, warnings)
         if isinstance(prefixes, Path):
-            prefixes = arrivals.of(read_lines(prefixes), path_may_pause(prefixes), len)
+            prefixes = streams.read(read_lines(prefixes), path_may_pause(prefixes), len)
         with (
             counted_when_ended("translated") as written,
             Meter("translating", "lines", num_lines, hidden=at_once) as meter,
         ):
-            translated = translator.translate_lines(lines, num_best, arrivals.answer_now, tag, prefixes, meter.add)
+            translated = translator.translate_lines(lines, num_best, streams.answer_now, tag, prefixes, meter.add)
             for number, line in enumerate(translated, start=1):
                 if line.num_parts > 1:
                     warnings.add("was too long for the model; translated in parts", number)
@@ -270,11 +270,11 @@ def score(
     num_lines = None
     if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # those can be read but once
         num_lines = sum(1 for _ in texts.pairs(read_lines))  # what is wrong with them is told before work starts
-    with Arrivals(out.flush, line_buffered) as arrivals:
-        pairs = texts.pairs(lambda path: iter(arrivals.of(read_lines(path), path_may_pause(path), len)))
+    with InputStreams(out.flush, line_buffered) as streams:
+        pairs = texts.pairs(lambda path: iter(streams.read(read_lines(path), path_may_pause(path), len)))
         if tag is None:
             pairs = _watched_pairs(pairs, translator, warnings)
-        scored = translator.score_lines(pairs, tag, arrivals.answer_now)
+        scored = translator.score_lines(pairs, tag, streams.answer_now)
         with (
             counted_when_ended("scored") as written,
             Meter("scoring", "lines", num_lines, hidden=line_buffered) as meter,

@@ -108,7 +108,7 @@ class Translator:
         special = tokenizer.specials.target
         self._unknown = special.unknown if tokenizer.target_shows_unknown else None
         said = None if decoding.unknown == "ban" else self._unknown
-        self._forbidden = tuple(token for token in special.silent if token != said)
+        self._forbidden = tuple(token for token in special.never_generated if token != said)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
         # Prefixes and given translations are spelled without pieces that no training has seen.
@@ -425,7 +425,9 @@ class Translator:
             budget = decoding.batch_tokens // decoding.beam_size
             found = log_probs_of(self.model, sources, targets, budget)
             for target, log_probs in zip(targets, found, strict=True):
-                yield ScoredTranslation(self.tokenizer.target_pieces([*target, self.model.marks.target_end]), log_probs)
+                yield ScoredTranslation(
+                    self.tokenizer.target_pieces([*target, self.model.boundaries.target_end]), log_probs
+                )
 
     def _check_lengths(self, number: int, source: list[int], target: list[int]) -> None:
         limits = self.model.limits
@@ -538,7 +540,7 @@ def load(
         member, others, others_config = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
         if others.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
-        if member.marks != model.marks:
+        if member.boundaries != model.boundaries:
             raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
         if config.decoding.unknown == "copy" and not others_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")

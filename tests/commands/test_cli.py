@@ -21,7 +21,7 @@ import pytest
 import mtkit
 from mtkit.cli import app, main
 from mtkit.config.settings import config_text
-from mtkit.text.compressed import PACKERS, open_to_write
+from mtkit.text.compressed import COMPRESSIONS, open_to_write
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.exported import write_opus
 
@@ -173,16 +173,16 @@ def test_translations_are_all_that_goes_to_stdout(call: Call, tiny_run: Path) ->
 def test_a_file_standard_input_and_a_packed_file_give_the_same(call: Call, tiny_run: Path, tmp_path: Path) -> None:
     source = b"one two\nthree\n"
     (tmp_path / "source").write_bytes(source)
-    for ending in PACKERS:
+    for ending in COMPRESSIONS:
         with open_to_write(tmp_path / f"source{ending}", tmp_path / f"source{ending}") as stream:
             stream.write(source)
     results = [
         call("translate", tiny_run, stdin=source),
         call("translate", tiny_run, tmp_path / "source"),
-        *(call("translate", tiny_run, tmp_path / f"source{ending}") for ending in PACKERS),
+        *(call("translate", tiny_run, tmp_path / f"source{ending}") for ending in COMPRESSIONS),
     ]
     assert results[0].out.count("\n") == 2
-    assert results == [results[0]] * (2 + len(PACKERS))
+    assert results == [results[0]] * (2 + len(COMPRESSIONS))
     assert call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "out") == Result(0, "", "")
     assert (tmp_path / "out").read_text() == results[0].out
     call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "source")

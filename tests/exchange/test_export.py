@@ -259,7 +259,7 @@ def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
     found = []
     for line, own in zip(lines, ids, strict=True):
         tokens = tokenizer(line, return_tensors="pt")
-        assert tokens["input_ids"][0].tolist() == [*own, here.model.marks.source_end], line
+        assert tokens["input_ids"][0].tolist() == [*own, here.model.boundaries.source_end], line
         if own:
             most = 2 * len(own) + 20
             said = model.generate(**tokens, num_beams=1, do_sample=False, max_length=most + 2)

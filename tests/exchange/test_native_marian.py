@@ -43,9 +43,9 @@ def imported(folder: Path) -> Translator:
 def ours(translator: Translator, sources: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
     """The log-probabilities of the words of the targets and of their ends."""
     [model] = getattr(translator.model, "models", [translator.model])
-    batch = padded_batch(ragged(sources), ragged(targets), model.marks)
+    batch = padded_batch(ragged(sources), ragged(targets), model.boundaries)
     found = model.output(model(batch.source, batch.target)).log_softmax(-1)
-    end = model.marks.target_end
+    end = model.boundaries.target_end
     return [
         [found[row, place, word].item() for place, word in enumerate([*target, end])]
         for row, target in enumerate(targets)

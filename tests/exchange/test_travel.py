@@ -285,7 +285,7 @@ def our_logits(model: Path, ids: list[int]) -> torch.Tensor:
     here = load(model, ["device=cpu"])
     from mtkit.data.batch import padded_batch, ragged
 
-    batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.marks)
+    batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.boundaries)
     return here.model.output(here.model(batch.source, batch.target))[0, 0]
 
 
@@ -315,7 +315,7 @@ def test_tokens_added_in_transformers_become_tags_and_padding_rows_are_left_out(
     assert here.tags == ("<2eo>", "<2ia>")
     assert ("rows of the embeddings belong to no token" in capsys.readouterr().err) == (multiple is not None)
     for line in ("<2eo> one two", "nine", "<2ia> four five six"):
-        ids = [*here.tokenizer.encode_source([line])[0], here.model.marks.source_end]
+        ids = [*here.tokenizer.encode_source([line])[0], here.model.boundaries.source_end]
         assert ids == tokenizer(line).input_ids
         wanted = logits(model, ids)[: len(tokenizer)]
         assert torch.allclose(our_logits(tmp_path / "model", ids), wanted, atol=1e-4)

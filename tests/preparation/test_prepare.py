@@ -32,7 +32,7 @@ from mtkit.preparation.prepare import (
     training_text_changes,
     validation_text_changes,
 )
-from mtkit.text.lines import packed_fingerprint
+from mtkit.text.lines import compressed_fingerprint
 from mtkit.text.parallel import spread
 from mtkit.text.tokenizer import Tokenizer
 
@@ -483,13 +483,13 @@ def test_packed_text_that_an_earlier_version_knew_by_its_packed_bytes_is_the_sam
     packed = pack_all(config, 1)
     stored = prepared(packed)
     paths = [path for each in packed.data.train for path in each.paths]
-    older = [packed_fingerprint(packed.data_path(path)) for path in paths]
+    older = [compressed_fingerprint(packed.data_path(path)) for path in paths]
     raw_files = tuple(RawFile(str(path), known) for path, known in zip(paths, older, strict=True))
     write_manifest(stored.directory / "manifest.json", replace(stored.manifest, raw_files=raw_files))
     provenance = packed.run_path / "tokenizer" / "provenance.json"
     provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "fingerprints": older}))
     kept = packed.run_path / "data" / "valid" / "manifest.json"
-    valid = [packed_fingerprint(packed.data_path(path)) for each in packed.data.valid for path in each.paths]
+    valid = [compressed_fingerprint(packed.data_path(path)) for each in packed.data.valid for path in each.paths]
     manifest = {name: value for name, value in json.loads(kept.read_text()).items() if name != "paths"}
     kept.write_text(json.dumps({**manifest, "fingerprints": valid}))
     assert tokenizer_is_current(packed)

@@ -14,7 +14,7 @@ from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import keep_normalization, make_tokenizer, tokenizer_is_current
 from mtkit.text.tokenizer import Normalizer, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import keeping, normalizer_of
+from mtkit.text.vocabulary import normalizer_of, rule_keeping
 from tests.conftest import CorpusFiles, config_with, toy_settings
 
 TEXT = [
@@ -74,7 +74,7 @@ def test_a_character_that_a_rule_does_not_replace_cannot_be_kept() -> None:
     rule = Normalizer("nmt_nfkc").spec
     for text, problem in (("x\u0301\u0302\u0303", "does not know"), ("A", "does not replace")):
         with pytest.raises(ValueError, match=problem):
-            keeping(rule, text)
+            rule_keeping(rule, text)
 
 
 @pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
@@ -91,7 +91,7 @@ def test_exported_models_hold_a_rule_as_sentencepiece_writes_it(rule: str) -> No
 
 @pytest.fixture
 def old_run(make_config: Callable[..., Config]) -> Callable[..., Config]:
-    """A run that an earlier version began, whose settings say no rule; given other settings they are over them."""
+    """A run started by an earlier version, whose settings name no rule; settings given here override its settings."""
     few = {"max_steps": 4, "validate_every": 2, "save_every": 2}
     run_train(make_config(training=few, tokenizer={"source_normalization": "nmt_nfkc"}))
     return lambda **sections: make_config(**{"training": few, **sections})

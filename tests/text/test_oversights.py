@@ -1,4 +1,4 @@
-"""What is easily overlooked in parallel text is told: CSV, a header, and sides that are the same."""
+"""Mistakes in parallel text are reported: CSV, a header line, and sides that are the same."""
 
 import bz2
 import csv
@@ -140,7 +140,7 @@ def test_many_of_a_kind_are_counted() -> None:
 
 @pytest.fixture
 def copying(make_config: Callable[..., Config], corpus_files: Any, tmp_path: Path) -> Config:
-    """A run whose training and validation text has one file on both sides."""
+    """A run whose training and validation text has the same file on both sides."""
     shutil.copytree(corpus_files.root, tmp_path / "data")
     twice = {"source": "valid.src", "target": "valid.src"}
     short = {"max_steps": 1, "validate_every": 1, "save_every": 1, "warmup_steps": 1, "validation_sentences": 2}

@@ -317,7 +317,7 @@ def test_layers_are_left_out_of_each_pass_by_itself(name: str, mixed: bool) -> N
         config = config.model_copy(update={"tie_embeddings": "none"})
     model = new_model(config, 30, 30, 1).train()
     sentences = ragged([[5, 6, 7, 8], [9, 10]])
-    batch = padded_batch(sentences, sentences, model.marks)
+    batch = padded_batch(sentences, sentences, model.boundaries)
     # Nothing is cut, so that only the layers can tell the passes apart.
     settings = TrainingConfig(consistency=name, **({"cutoff": 1e-9} if name == "simcut" else {}))
     torch.manual_seed(1)

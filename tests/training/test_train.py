@@ -35,7 +35,7 @@ from mtkit.models.interface import TranslationModel
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import OWN, START_TOKENS, Marks
+from mtkit.text.vocabulary import DEFAULT_IDS, START_TOKENS, BoundaryTokens
 from mtkit.training.checkpoint import save_checkpoint
 from mtkit.training.log import Log
 from mtkit.training.loss import OBJECTIVES
@@ -285,13 +285,15 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     config = make(model={"start_token": name, "dropout": 0.0})
     trainer = trainer_of(config)
     trainer.log.close()
-    marks = Marks(start=START_TOKENS[name](OWN))
+    boundaries = BoundaryTokens(start=START_TOKENS[name](DEFAULT_IDS))
     with trainer.feed.batches(trainer.state.progress.step, trainer.state.progress.pairs) as stream:
         for _, (batch,) in islice(stream, 9):
-            assert (batch.target.ids[:, 0] == marks.start).all()
+            assert (batch.target.ids[:, 0] == boundaries.start).all()
     sources, references = read_validation(config)
     tokenizer = trainer.tokenizer
-    batch = padded_batch(ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), marks)
+    batch = padded_batch(
+        ragged(tokenizer.encode_source(sources)), ragged(tokenizer.encode_target(references)), boundaries
+    )
     model = trainer.model.eval()
     with torch.no_grad():
         log_probs = model.output(model(batch.source, batch.target)).log_softmax(-1)
@@ -314,7 +316,7 @@ def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_con
     trained(config)
     sources, targets = corpus_files.lines("test")
     translator = load(config.run_path, ["device=cpu"])
-    assert translator.model.marks.start == START_TOKENS[model["start_token"]](OWN)
+    assert translator.model.boundaries.start == START_TOKENS[model["start_token"]](DEFAULT_IDS)
     found = translator.translate(sources)
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.9 * len(targets)
 

@@ -206,7 +206,7 @@ def test_a_score_is_the_teacher_forced_log_probability_over_the_length_penalty(
     sources = tokenizer.encode_source(sentences(12))
     found = [best for (best, *_) in translator.search(sources)]
     targets = ragged([hypothesis.tokens for hypothesis in found])
-    batch = padded_batch(ragged(sources), targets, translator.model.marks)
+    batch = padded_batch(ragged(sources), targets, translator.model.boundaries)
     with torch.no_grad():
         log_probs = translator.model.output(translator.model(batch.source, batch.target)).log_softmax(-1)
     sums = (
