@@ -18,6 +18,7 @@ from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, say
 from mtkit.files import replaced_directory, standing, write_file
+from mtkit.models.registry import require_sizes_of
 
 FORMAT = 2  # 1 had no checksums but the tokenizer's, no statistics of lengths and no canaries
 
@@ -228,7 +229,10 @@ class Bundle:
             )
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights as they lie in the file: mapped into memory, not copied."""
+        """The weights as they lie in the file: mapped into memory, not copied.
+
+        A CheckpointError if they are damaged, or if the settings ask for a much larger model.
+        """
         path = self.path / WEIGHTS
         try:
             content = self.storage.view(WEIGHTS)
@@ -239,7 +243,9 @@ class Bundle:
                 f"{path}: {len(content):,} bytes where {self.description['weights_bytes']:,} were written; "
                 "the file is cut off or another model's, copy it again"
             )
-        return read_tensors(content, str(path))
+        weights = read_tensors(content, str(path))
+        require_sizes_of(self.config.model, weights, str(self.path))
+        return weights
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:

@@ -282,6 +282,7 @@ def start_bundle(config: Config) -> Bundle | None:
     try:
         bundle = open_model(path)
         bundle.require_own_tokenizer()
+        bundle.weights()  # refused here, if they are not the settings': training builds the model first
         tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None

@@ -218,12 +218,13 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file that 
 
 
 def _is_plain(name: object, weight: object) -> bool:
-    """Whether it is a named tensor whose numbers are all there."""
+    """Whether it is a named tensor in memory that has a number of its own for each element."""
     return (
         isinstance(name, str)
         and isinstance(weight, Tensor)
         and weight.layout == torch.strided
         and weight.device.type == "cpu"
+        and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
     )
 
 

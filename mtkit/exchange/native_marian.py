@@ -487,7 +487,16 @@ def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; copy the model again") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        AttributeError,
+        TypeError,
+        MemoryError,
+    ) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: no .npz of Marian, or damaged: {first}; copy the model again") from None
     if OPTIONS not in found:
