@@ -184,7 +184,7 @@ def ctranslate2_card(model: PortableModel) -> str:
     translator = ctranslate2.Translator(".")
 {tags}    results = translator.translate_batch(
         {encoded},
-        beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
+        {_ctranslate2_search(decoding)},
         suppress_sequences={silent}{unknown},
         max_input_length={model.config.data.max_length}, max_decoding_length={longest},
         min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
@@ -194,6 +194,17 @@ def ctranslate2_card(model: PortableModel) -> str:
 What is suppressed no translation may hold. A source of more tokens than max_input_length is cut: split it. A blank line
 wants no translation: leave it out.{form}
 """
+
+
+def _ctranslate2_search(decoding: DecodingConfig) -> str:
+    """How CTranslate2 is told to search as the settings say; a sampling_topk of 0 is all tokens."""
+    if decoding.method == "beam":
+        return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
+    top_p = 1.0 if decoding.top_p is None else decoding.top_p
+    return (
+        f"beam_size=1, sampling_topk={decoding.top_k or 0}, sampling_topp={top_p:g}, "
+        f"sampling_temperature={decoding.temperature:g}"
+    )
 
 
 def marian_card(model: PortableModel) -> str:
@@ -218,7 +229,7 @@ def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
     said = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
     print(tokenizer.batch_decode(said, skip_special_tokens=True))
 
-Beam, length penalty and what is never said stand in generation_config.json.
+generation_config.json has the search settings: beam size or sampling, length penalty, tokens that are never generated.
 """
 
 

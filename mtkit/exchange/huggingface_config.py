@@ -4,7 +4,7 @@ D model width, V vocabulary size.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,9 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
             "early_stopping": config.decoding.stopping == "count",
             "length_penalty": config.decoding.length_penalty,
             "max_length": _positions(config),
-            "num_beams": config.decoding.beam_size,
+            "num_beams": 1 if config.decoding.method == "sample" else config.decoding.beam_size,
             **_constraints(config.decoding, start == special.end),
+            **_sampling(config.decoding),
         },
     )
 
@@ -178,25 +179,37 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
     return found
 
 
-# Settings of decoding that a format has no place for; its card tells of some.
+def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
+    """Sampling defaults. transformers cuts to the 50 likeliest tokens unless told otherwise; 0 is all of them."""
+    if decoding.method != "sample":
+        return {}
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k or 0,
+        "top_p": 1.0 if decoding.top_p is None else decoding.top_p,
+    }
+
+
+# Decoding settings that no format has a place for.
 _NOWHERE = (
-    "method",
     "length_penalty_form",
     "coverage_penalty",
     "diversity_groups",
     "diversity_strength",
-    "temperature",
-    "top_k",
-    "top_p",
+    "seed",
     "mbr_samples",
     "mbr_utility",
 )
+# Those of sampling, which go with a method of sample alone: samples of MBR are drawn for a search that no format has.
+_SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def not_carried(config: Config, to: str) -> list[str]:
     """The settings of decoding, with their values, that an export to that format loses."""
     decoding, default = config.decoding, DecodingConfig()
-    lost = [name for name in _NOWHERE if getattr(decoding, name) != getattr(default, name)]
+    names = _NOWHERE if decoding.method == "sample" else (*_NOWHERE, *_SAMPLING)
+    lost = [name for name in names if getattr(decoding, name) != getattr(default, name)]
     if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
         lost.append("no_repeat_ngram")  # which would forbid the end mark there, with which it starts
     if decoding.unknown == "copy":
@@ -247,6 +260,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop_strings": ([],),
     "suppress_tokens": ([],),
     "typical_p": (1.0,),
+}
+# How sampling is told, and which values mtkit samples with, too.
+SAMPLING: dict[str, Callable[[Any], bool]] = {
+    "temperature": lambda value: type(value) in (int, float) and 1e-9 <= value <= 1000,
+    "top_k": lambda value: _is_count(value),
+    "top_p": lambda value: type(value) in (int, float) and 0 < value <= 1,
 }
 LONGEST_SHOWN = 60  # characters of a value that a message shows
 
@@ -357,6 +376,7 @@ class TheirConfig:
                 **({"length_penalty": float(length_penalty)} if type(length_penalty) in (int, float) else {}),
                 **({"stopping": "count"} if self.told("early_stopping") is True else {}),
                 **self._constraints(),
+                **self._sampling(),
             },
         }
         try:
@@ -380,6 +400,25 @@ class TheirConfig:
             found["no_repeat_ngram"] = ngram
         return found
 
+    @property
+    def _samples(self) -> bool:
+        """Whether translations there are sampled; sampling within a beam is another search."""
+        return self.told("do_sample") is True and self.told("num_beams") in (None, 1)
+
+    def _sampling(self) -> dict[str, Any]:
+        """Sampling defaults. transformers cuts to the 50 likeliest tokens unless told otherwise; 0 is all of them."""
+        if not self._samples:
+            return {}
+        found: dict[str, Any] = {"method": "sample"}
+        values = {key: self.told(key) for key in SAMPLING if SAMPLING[key](self.told(key))}
+        if "temperature" in values:
+            found["temperature"] = values["temperature"]
+        if top_k := values.get("top_k", 50):
+            found["top_k"] = top_k
+        if values.get("top_p", 1) < 1:
+            found["top_p"] = values["top_p"]
+        return found
+
     def ignored(self, silent: Collection[int]) -> list[str]:
         """What of its generation settings changes translations there and is not carried over, with the values.
 
@@ -395,6 +434,10 @@ class TheirConfig:
         for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
             if (value := self.told(key)) is not None and not _is_count(value):
                 found[key] = value
+        if self._samples:
+            found.pop("do_sample")
+            wrong = (key for key, is_right in SAMPLING.items() if not is_right(self.told(key)))
+            found |= {key: value for key in wrong if (value := self.told(key)) is not None}
         found |= {"bad_words_ids": words} if words else {}
         found |= {"suppress_tokens": suppressed} if suppressed else {}
         return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
