@@ -120,7 +120,7 @@ def test_a_report_counts_what_is_read_and_said_and_shows_what_differs():
         Line("three", True, False, "b", "c"),
         Line("four", False, False, "d", "e"),
     ]
-    assert list(Agreement("library 1.0", lines, 2e-6).told()) == [
+    assert list(Agreement("library 1.0", lines, 2e-6).report()) == [
         "library 1.0, from text to text: 3 of 4 lines have the same ids, 1 the same greedy translation (1 more in "
         "tokens, but not in how they are written); log-probabilities of tokens differ by at most 2.0e-06",
         "  other ids: four",
@@ -187,7 +187,7 @@ def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys):
     call = re.search(r"beam_size=1, sampling_topk=(\d+), sampling_topp=(\S+), sampling_temperature=0.7,", card)
     assert call
     assert (int(call[1]), float(call[2])) == (cut.get("top_k", 0), cut.get("top_p", 1.0))
-    call_text = textwrap.dedent(card.split("In this directory:\n")[1].split("\nWhat is suppressed")[0])
+    call_text = textwrap.dedent(card.split("In this directory:\n")[1].split("\nSuppressed pieces")[0])
     script = f"lines = ['one two', 'nine four'] * 20\n{call_text}"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "ct2", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
