@@ -1,4 +1,4 @@
-"""The bundle: all that is needed to translate, in a folder or in one file."""
+"""The bundle: a model with all that is needed to translate, in a folder or in one file."""
 
 import hashlib
 import json
@@ -18,25 +18,28 @@ from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, say
 from mtkit.files import replaced_directory, standing, write_file
+from mtkit.models.registry import require_sizes_of
 
-FORMAT = 2  # 1 had no checksums but the tokenizer's, no statistics of lengths and no canaries
+# The description: bundle.json.
+
+FORMAT = 2  # format 1 had only the tokenizer's checksum, no length statistics and no canaries
 
 MOST_PIECES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Table:
-    """Any names, each with something of this kind."""
+    """The kind of an object with any keys, whose values are all of one kind."""
 
     of: Any
 
 
-# What a description must tell for the model to be loaded.
+# Keys that a description must have for the model to be loaded.
 NEEDED = {"weights_bytes", "tokenizer_sha256", "source_vocab_size", "target_vocab_size"}
 
 LENGTHS = {"mean": float, "longest": int, "quantiles": Table(int)}
 
-# What it may tell, and of which kind that is; other keys are free. A number is finite and not negative.
+# The kinds of values of known keys; other keys may hold anything. Numbers are finite and not negative.
 KINDS = {
     "mtkit": str,
     "name": str,
@@ -69,15 +72,16 @@ KINDS = {
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The bytes of bundle.json, which end with a checksum over all else in it."""
+    """The bytes of bundle.json: the content, then a checksum over it."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_description(data: bytes, path: Path) -> dict[str, Any]:
-    """What bundle.json tells, without its checksum; path, where it lies, begins the CheckpointError if it is damaged.
+    """The content of bundle.json, without its checksum.
 
-    Since format 2 it is byte for byte as mtkit wrote it.
+    Raises CheckpointError, which begins with path, if it is damaged: since format 2 it must be byte for byte what mtkit
+    wrote.
     """
     try:
         content = json.loads(data)
@@ -109,7 +113,7 @@ def _are_sizes(content: dict[str, Any]) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind: a type, a list of a kind, keys each with a kind, or any keys of one kind."""
+    """Whether a value is of a kind: a type, a list of one kind, a kind for each key, or a Table."""
     if isinstance(kind, Table):
         return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
     if isinstance(kind, dict):
@@ -123,27 +127,30 @@ def _fits(value: Any, kind: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-# Canaries: sentences that a bundle carries with their translations, to tell elsewhere whether it sings as it did.
+# Canaries: sentences with their translations, by which to check on another machine that the model translates as before.
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A source, and what the model said of it: greedily, in fp32 on a CPU."""
+    """A source line and the model's greedy translation of it, in fp32 on a CPU."""
 
     source: str
     source_tokens: list[int]
     target_tokens: list[int]  # without the end mark
-    log_prob: float  # of target_tokens and the end mark
+    log_prob: float  # of target_tokens with the end mark
     text: str
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """As canaries.json holds them."""
+    """The content of canaries.json."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """Those of canaries.json; where begins the CheckpointError if it is damaged, or has ids that no vocabulary has."""
+    """The canaries in canaries.json.
+
+    Raises CheckpointError, which begins with where, if it is damaged or has ids outside the vocabularies.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -169,7 +176,7 @@ def _are_ids(tokens: Any, vocab_size: int) -> bool:
     return isinstance(tokens, list) and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
 
 
-# The bundle: a model with all that it takes to translate, in one directory or packed into one file.
+# The bundle itself.
 
 WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
@@ -181,18 +188,18 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
-# Ids of the target's vocabulary that were added and that no training has seen: they are never said.
+# Keys of bundle.json: target ids, and tags, that were added and not trained on. Such ids are never generated.
 UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
 
-# What is in a run directory, some of it from the first second on, and in no bundle.
+# Files of a run directory that no bundle has; some are there from the first second of a training.
 RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
 
-SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
+SCORE = {"test_set", "metric", "score", "signature"}  # the keys of a score
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, its weights not yet read."""
+    """An open bundle, its weights not yet read."""
 
     storage: Storage
     config: Config
@@ -205,30 +212,36 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where messages say that the tokenizer lies."""
+        """The path of the tokenizer, for messages."""
         return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
-        """A file of the bundle, such as tokenizer/tokenizer.json; CheckpointError if it is not there."""
+        """The content of a file such as tokenizer/tokenizer.json; raises CheckpointError if it is missing."""
         return _read(self.storage, name)
 
     def config_with(self, overrides: Sequence[str]) -> Config:
-        """The settings it was trained with, and these over them."""
+        """The settings that the model was trained with, with overrides applied."""
         return _config(self.storage, overrides) if overrides else self.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """What the tokenizer is made of, by the names of its files."""
+        """The contents of the tokenizer's files, by name."""
         return tokenizer_files(self.storage)
 
     def require_own_tokenizer(self) -> None:
-        """Another tokenizer's ids mean other words, and nobody would notice but by the translations."""
+        """Raise CheckpointError if the tokenizer is not the one that the model was trained with.
+
+        With other ids the model would translate, and only its translations would show that something is wrong.
+        """
         if _checksum(self.tokenizer_files()) != self.description["tokenizer_sha256"]:
             raise CheckpointError(
                 f"{self.tokenizer_path}: not the tokenizer that this model was trained with; copy the model again"
             )
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights as they lie in the file: mapped into memory, not copied."""
+        """The weights, mapped into memory, not copied.
+
+        Raises CheckpointError if they are damaged, or if the settings ask for a much larger model.
+        """
         path = self.path / WEIGHTS
         try:
             content = self.storage.view(WEIGHTS)
@@ -239,17 +252,19 @@ class Bundle:
                 f"{path}: {len(content):,} bytes where {self.description['weights_bytes']:,} were written; "
                 "the file is cut off or another model's, copy it again"
             )
-        return read_tensors(content, str(path))
+        weights = read_tensors(content, str(path))
+        require_sizes_of(self.config.model, weights, str(self.path))
+        return weights
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:
-        """Tags that were added and that no training has seen."""
+        """Tags that were added and not trained on."""
         tags = self.description.get(UNTRAINED_TAGS, [])
         return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def untrained(self) -> list[int]:
-        """Ids that were added to the target's vocabulary and that no training has seen."""
+        """Ids that were added to the target vocabulary and not trained on."""
         ids = self.description.get(UNTRAINED, [])
         size = self.description["target_vocab_size"]
         if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < size for id_ in ids):
@@ -257,7 +272,7 @@ class Bundle:
         return ids
 
     def canaries(self) -> list[Canary]:
-        """Sentences whose translations are known; none in a bundle of format 1."""
+        """The canaries; a bundle of format 1 has none."""
         if self.description["format"] == 1:
             return []
         sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
@@ -265,7 +280,7 @@ class Bundle:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle that a path names: a bundle itself, or the one of a run directory."""
+    """The path of the bundle that a path names: a bundle itself, or that of a run directory."""
     bundle = bundle_at(path)
     if bundle is None:
         raise no_model(path)
@@ -273,7 +288,7 @@ def find_bundle(path: Path) -> Path:
 
 
 def bundle_at(path: Path) -> Path | None:
-    """The same; None if there is none."""
+    """The path of the bundle that a path names, or None."""
     if is_packed(path):
         return path
     candidates = map(standing, (path, path / "model"))
@@ -281,7 +296,7 @@ def bundle_at(path: Path) -> Path | None:
 
 
 def no_model(path: Path) -> CheckpointError:
-    """What to say of a path that names neither a bundle nor a checkpoint."""
+    """The error for a path that names neither a bundle nor a checkpoint."""
     wanted = "MODEL is a run directory, a checkpoint or a model bundle"
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
@@ -298,7 +313,7 @@ def no_model(path: Path) -> CheckpointError:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is the directory of a run, however far that is."""
+    """Whether a folder is a run directory, however far its training is."""
     return any((path / name).exists() for name in RUN_SIGNS)
 
 
@@ -308,23 +323,23 @@ def _holds_model(path: Path) -> bool:
 
 
 def find_storage(path: Path) -> Storage:
-    """The files of the bundle that a path names."""
+    """The storage of the bundle that a path names."""
     return open_storage(find_bundle(path))
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle at a path, its parts checked for being there and readable."""
+    """The bundle that a path names; raises CheckpointError if its description or its settings cannot be read."""
     return bundle_of(find_storage(path))
 
 
 def bundle_of(storage: Storage) -> Bundle:
-    """The bundle that these files are."""
+    """The bundle in a storage."""
     description = describe(storage)
     return Bundle(storage, _config(storage, ()), description)
 
 
 def describe(storage: Storage) -> dict[str, Any]:
-    """What bundle.json tells; a damaged one is a CheckpointError."""
+    """The content of bundle.json; raises CheckpointError if it is damaged or missing."""
     path = storage.path / DESCRIPTION
     try:
         content = bytes(storage.view(DESCRIPTION))
@@ -334,7 +349,7 @@ def describe(storage: Storage) -> dict[str, Any]:
 
 
 def tokenizer_files(storage: Storage) -> dict[str, bytes]:
-    """The files of the tokenizer by their names in its folder."""
+    """The contents of the tokenizer's files, by their names in its folder."""
     names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
     return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
 
@@ -363,13 +378,13 @@ def save_bundle(
     about: dict[str, Any],
     canaries: Sequence[Canary] = (),
 ) -> None:
-    """Write a bundle in the place of an older one; about is kept in its description."""
+    """Write a bundle, replacing an older one; about becomes a part of its description."""
     try:
         with replaced_directory(path) as new:
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
             (new / CONFIG).write_bytes(carried_config(config))
-            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which safetensors lets nobody else read
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes it readable by its owner only
             (new / CANARIES).write_bytes(canaries_text(canaries))
             storage = Folder(new)
             files = {name: sums.told for name, sums in all_sums(storage).items()}
@@ -381,7 +396,7 @@ def save_bundle(
 
 
 def carried_config(config: Config) -> bytes:
-    """config.yaml of a bundle, which names no folder and no device of the machine that the model was made on."""
+    """The config.yaml of a bundle, without the folders and the device of the machine that the model was made on."""
     training = config.training.model_copy(update={"start_from": None})
     return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
 
@@ -389,7 +404,10 @@ def carried_config(config: Config) -> bytes:
 def description_of(
     config: Config, tokenizer: Mapping[str, bytes], files: Mapping[str, dict[str, Any]], about: Mapping[str, Any]
 ) -> bytes:
-    """bundle.json; tokenizer holds the tokenizer's files, files the size and checksum of every file but bundle.json."""
+    """The content of bundle.json.
+
+    tokenizer holds the contents of the tokenizer's files, files the size and checksum of every file but bundle.json.
+    """
     return sealed(
         {
             "format": FORMAT,
@@ -404,9 +422,9 @@ def description_of(
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Leave the scores and the card that tells of them in the bundle, which is a folder.
+    """Write the scores and the model card that shows them into a bundle, which must be a folder.
 
-    A kill between the files leaves checksums of the older ones, until the scores are measured again.
+    If the process is killed in between, the checksums are those of the older files until scores are saved again.
     """
     new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
     for name, content in new.items():
@@ -418,7 +436,7 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in the bundle; none if it was not evaluated, or if they are damaged: they can be measured again."""
+    """The scores in a bundle; empty if there are none, or if they are damaged, since they can be measured again."""
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -436,7 +454,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """One over the names and the bytes of all files of a directory."""
+    """One SHA-256 over the names and contents of files."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

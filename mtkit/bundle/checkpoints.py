@@ -1,4 +1,4 @@
-"""Checkpoints on disk, as one reads them who does not train."""
+"""Checkpoints on disk: what they hold, and how they are read, also while training continues."""
 
 import errno
 import hashlib
@@ -18,30 +18,32 @@ from torch import Tensor
 from mtkit.errors import CheckpointError
 from mtkit.files import standing
 
-FIRST_SCALE = 2.0**16  # PyTorch's; too high for many models, so that the first updates find the right one
+# Progress: what a checkpoint holds besides weights and optimizer.
+
+FIRST_SCALE = 2.0**16  # PyTorch's; too high for many models, so the first updates lower it to what fits
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update was like."""
+    """Statistics of one update."""
 
-    loss: float  # sums over its target tokens, in nats
+    loss: float  # summed over its target tokens, in nats
     likelihood: float
     tokens: int
     norm: float  # of the gradient, before clipping
-    rate: float
-    padding: float  # share of places without a token
-    consistency: float | None = None  # divergence of two passes, a sum as above
+    rate: float  # learning rate
+    padding: float  # share of positions without a token
+    consistency: float | None = None  # divergence of two passes, summed likewise
 
     @property
     def is_finite(self) -> bool:
-        """Whether it may be taken."""
+        """Whether the update may be made."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 @dataclass
 class Window:
-    """Sums over the updates since the last line of the log; in the checkpoint, so that no kill changes a line."""
+    """Sums over the updates since the last line of the log; in the checkpoint, so that a resumed run logs the same."""
 
     updates: int = 0
     loss: float = 0.0
@@ -49,12 +51,12 @@ class Window:
     tokens: int = 0
     norm: float = 0.0
     padding: float = 0.0
-    rate: float = 0.0  # of the last one
-    since: float = 0.0  # seconds of training when it began
+    rate: float = 0.0  # of the last update
+    since: float = 0.0  # seconds of training when the window began
     consistency: float | None = None
 
     def add(self, update: Update) -> None:
-        """One more."""
+        """Add an update."""
         self.updates += 1
         self.loss += update.loss
         self.likelihood += update.likelihood
@@ -66,7 +68,7 @@ class Window:
             self.consistency = (self.consistency or 0.0) + update.consistency
 
     def record(self, seconds: float) -> dict[str, float]:
-        """Means of what was added, which is not nothing, after so many seconds of training; losses in nats a token."""
+        """Means over the updates, at least one, after so many seconds of training; losses in nats per token."""
         agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
             "loss": round(self.loss / self.tokens, 5),
@@ -80,55 +82,58 @@ class Window:
         }
 
 
+Change = dict[str, Any]  # step and pairs at which settings changed, and settings: {name: [before, after]}
+
+
+@dataclass
+class Progress:
+    """How far training is, and what `auto` settings were resolved to."""
+
+    step: int = 0  # updates done
+    pairs: int = 0  # pairs consumed: the position in the plan
+    seconds: float = 0.0  # of training, over all processes of the run
+    precision: str = ""
+    validated_step: int = 0  # the last step that was validated
+    best_step: int = 0  # 0 for none
+    best_score: float = float("-inf")  # higher is better
+    bad_validations: int = 0  # since the best step
+    stale_validations: int = 0  # since the best step, or since the learning rate was lowered
+    rate_lowered: int = 0  # how many times the learning rate was lowered after validation
+    skipped: int = 0  # updates that were not finite
+    skipped_in_row: int = 0
+    overflows: int = 0  # updates in fp16 that only lowered the loss scale
+    loss_scale: float = FIRST_SCALE
+    scale_updates: int = 0  # since the loss scale changed
+    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
+    changes: list[Change] = field(default_factory=list)  # of settings, by step
+    plan: dict[str, Any] | None = None  # what auto settings were resolved to
+    window: Window = field(default_factory=Window)  # the updates since the last line of the log
+
+
+def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
+    """The value of a setting when the update of a step was made; now is its value after all changes."""
+    later = (change["settings"] for change in chain if change["step"] >= step)
+    return next((settings[name][0] for settings in later if name in settings), now)
+
+
+# The files of checkpoints, as training reads them.
+
 FORMAT = 1
 
-# What mtkit itself names so; all else that lies beside the checkpoints is the user's.
+# The names that mtkit gives to checkpoints; everything else beside them is the user's.
 STEP = re.compile(r"step-(\d{8,})")
-
-Change = dict[str, Any]  # step and pairs at which settings changed, and settings: {name: [before, after]}
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
 
 
-@dataclass
-class Progress:
-    """How far training is, and every choice that an `auto` setting made."""
-
-    step: int = 0  # updates done
-    pairs: int = 0  # pairs consumed: the place in the plan
-    seconds: float = 0.0  # of training, over all the processes that took part
-    precision: str = ""
-    validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # 0: none yet
-    best_score: float = float("-inf")  # higher is better
-    bad_validations: int = 0  # since the best one
-    stale_validations: int = 0  # since the best one, or since the learning rate was lowered
-    rate_lowered: int = 0  # how many times validations lowered the learning rate
-    skipped: int = 0  # updates that were not finite
-    skipped_in_row: int = 0
-    overflows: int = 0  # updates of fp16 that only lowered the loss scale
-    loss_scale: float = FIRST_SCALE
-    scale_updates: int = 0  # since the loss scale changed
-    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
-    changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
-    plan: dict[str, Any] | None = None  # what auto settings were fixed at, see budget.Plan
-    window: Window = field(default_factory=Window)  # the updates since the last line of the log
-
-
-def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
-    """The value that a setting had when update number step was made; now is the one that it has at the end."""
-    later = (change["settings"] for change in chain if change["step"] >= step)
-    return next((settings[name][0] for settings in later if name in settings), now)
-
-
 def step_directory(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The directory of the checkpoint of a step."""
     return checkpoints / f"step-{step:08d}"
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
-    """The directories that are named as checkpoints are, whole or not, in the order of their steps."""
+    """The directories with the name of a checkpoint, complete or not, by step."""
     found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=_step_of)
 
@@ -138,7 +143,7 @@ def _step_of(directory: Path) -> int:
 
 
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
-    """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
+    """The steps of all checkpoints, or of those that training can resume from, ascending."""
     needed = (PROGRESS, OPTIMIZER) if resumable else (PROGRESS,)
     return [
         _step_of(directory)
@@ -148,7 +153,7 @@ def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
 
 
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """How far a checkpoint is, the identity of its run, and the checksums of its files."""
+    """The progress in a checkpoint, the identity of its run, and the checksums of its files."""
     path = step_directory(checkpoints, step) / PROGRESS
     try:
         return parse_progress(path.read_bytes(), path)
@@ -157,7 +162,7 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """The same from the bytes of a progress.json that lies at path; a damaged one is a ValueError."""
+    """The progress, identity and checksums in a progress.json; raises ValueError if it is damaged."""
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop("sha256", None) != content_checksum(content):
         raise ValueError("its checksum is not the one it was saved with")
@@ -169,26 +174,23 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of one checkpoint."""
+    """The weights of a checkpoint."""
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """What validation measured of one checkpoint: the moving average of its weights, or where none is kept, these."""
+    """The weights of a checkpoint that validation measured: their moving average where there is one."""
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
 
 
 def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of what validation measured of several checkpoints (Junczys-Dowmunt et al. 2016).
-
-    It is summed in double precision.
-    """
+    """The mean of the measured weights of several checkpoints (Junczys-Dowmunt et al. 2016), summed in fp64."""
     return mean_weights(measured_weights(checkpoints, step) for step in steps)
 
 
 def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of the weights of several checkpoints, which are read one at a time."""
+    """The mean of several sets of weights, read one at a time and summed in fp64."""
     total: dict[str, Tensor] = {}
     count = 0
     for weights in checkpoints:
@@ -199,14 +201,16 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped.
+    """The steps to average: the last count of the scheduled ones up to the best step, with the best step.
 
-    The best one is among them in any case: it may be where an earlier, lower limit ended the run.
+    scheduled leaves out checkpoints that were only saved because a run was stopped. The best step may be one of those,
+    where a lower limit ended the run before.
     """
     return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 
 def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
+    """The tensors in a file of a checkpoint, its checksum verified."""
     path = step_directory(checkpoints, step) / name
     _, _, checksums = read_progress(checkpoints, step)
     if not path.exists():
@@ -219,7 +223,7 @@ def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor
 
 
 def remedy(checkpoints: Path, step: int) -> str:
-    """What to do about a damaged checkpoint."""
+    """What the user can do about a damaged checkpoint."""
     others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other != step]
     if not others:
         return "start anew with --fresh"
@@ -237,7 +241,7 @@ def content_checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# A checkpoint as a reader finds it who does not train.
+# Reading while training may continue, and may delete or replace what is read.
 
 TRIES, PAUSE_SECONDS = 20, 0.05
 
@@ -246,16 +250,16 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint says, and the weights that validation measured: the moving average where there is one."""
+    """A checkpoint in memory, with the weights that validation measured: their moving average where there is one."""
 
     progress: Progress
     identity: dict[str, Any]
-    weights: bytearray  # a safetensors file
-    sha256: str  # of these bytes, which is that of the file as it was saved
+    weights: bytearray  # the content of a safetensors file
+    sha256: str  # of weights
 
 
 def readable_steps(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints that a reader finds, ascending, though one may just be put in the place of an older."""
+    """The steps of the checkpoints that can be read, ascending, also while one of them is being replaced."""
     names = {path.name for path in checkpoints.glob("step-*")}
     names |= {path.name[1:].removesuffix(".old") for path in checkpoints.glob(".step-*.old")}
     steps = {int(name[1]) for name in map(STEP.fullmatch, names) if name}
@@ -263,21 +267,21 @@ def readable_steps(checkpoints: Path) -> list[int]:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a checkpoint lies there."""
+    """Whether a directory is a checkpoint."""
     return (standing(directory) / PROGRESS).is_file()
 
 
 def read_progress_at(directory: Path) -> Progress:
-    """How far a checkpoint is; FileNotFoundError if training has just deleted it."""
+    """The progress in a checkpoint; raises FileNotFoundError if training has just deleted it."""
     path = standing(directory) / PROGRESS
     return _parsed(_read(path), path)[0]
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """The checkpoint in a directory, its checksums verified; FileNotFoundError if training has just deleted it."""
+    """The checkpoint in a directory, verified; raises FileNotFoundError if training has just deleted it."""
     directory = standing(directory)
-    told = _read(directory / PROGRESS)
-    progress, identity, checksums = _parsed(told, directory / PROGRESS)
+    noted = _read(directory / PROGRESS)
+    progress, identity, checksums = _parsed(noted, directory / PROGRESS)
     path = directory / (AVERAGE if AVERAGE in checksums else WEIGHTS)
     try:
         weights = _read(path)
@@ -287,13 +291,13 @@ def read_snapshot(directory: Path) -> Snapshot:
         fault = "missing"
     if not fault:
         return Snapshot(progress, identity, weights, found)
-    if _read(directory / PROGRESS) != told:  # training writes it last, and deletes it first
+    if _read(directory / PROGRESS) != noted:  # training writes it last, and deletes it first
         raise FileNotFoundError(errno.ENOENT, "replaced while it was read", str(path))
     raise CheckpointError(f"{path}: {fault}; use another checkpoint")
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """What read returns; it is called again, a few times, if training deletes what it was reading."""
+    """The result of read, which is called again, a few times, if training deletes what it was reading."""
     for _ in range(TRIES - 1):
         try:
             return read()
@@ -313,7 +317,7 @@ def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict
 
 
 def _read(path: Path) -> bytearray:
-    """The bytes of a file; FileNotFoundError, too, if a network disk says that it was deleted while it was read."""
+    """The content of a file; raises FileNotFoundError also if a network disk reports it as deleted meanwhile."""
     try:
         with path.open("rb") as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
@@ -325,13 +329,13 @@ def _read(path: Path) -> bytearray:
     return data
 
 
-TRAINED = "trained.json"  # in a run directory: training has come to its end, and does not go on
+TRAINED = "trained.json"  # in a run directory: its training is finished
 
 
 def noted_validation(run: Path) -> str | None:
-    """The checksum of the validation text that training noted; "" where an earlier version did not.
+    """The checksum of the validation text that a run was trained with; "" if an earlier version did not note it.
 
-    It is that of the newest checkpoint that can be read, else of the finished training; None if there is neither.
+    It is from the newest readable checkpoint, or else from the finished training; None if there is neither.
     """
     for step in reversed(checkpoint_steps(run / "checkpoints")):
         try:

@@ -1,4 +1,4 @@
-"""What MODEL names, a bundle or a checkpoint read as one; and the model that training starts from."""
+"""Opening of the model that a path names, a bundle or a checkpoint read as one, and of the model to start from."""
 
 import errno
 import json
@@ -49,38 +49,40 @@ from mtkit.text.parallel import describe_tags, extend_command
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
 
+# The model that a path names.
+
 
 @dataclass(frozen=True)
 class CheckpointStorage:
-    """The files of the bundle that a checkpoint makes, all in memory: training may delete the checkpoint meanwhile."""
+    """A checkpoint and its run as the files of a bundle, all in memory, since training may delete the checkpoint."""
 
     path: Path  # of the checkpoint
     run: Path
     step: int
-    choice: str | None  # why it stands for its run; None if it was named itself
+    choice: str | None  # why it was chosen of its run; None if the path named it
     files: Mapping[str, memoryview]
 
     def place(self, name: str) -> Path:
-        """The weights lie in the checkpoint, all else in its run."""
+        """The path in the checkpoint for the weights, in the run for all else."""
         return self.path / name if name == WEIGHTS else self.run / name
 
     def names(self) -> list[str]:
-        """Those of all files."""
+        """The names of all files, sorted."""
         return sorted(self.files)
 
     @property
     def num_bytes(self) -> int:
-        """Of all files; the optimizer's memory is none of them."""
+        """The size of all files, without the optimizer's state."""
         return sum(map(len, self.files.values()))
 
     def view(self, name: str) -> memoryview:
-        """A file as it is in memory."""
+        """The content of a file."""
         if name not in self.files:
             raise FileNotFoundError(name)
         return self.files[name]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """There is nothing around the files."""
+        """None: there are no bytes around the files."""
         return None
 
 
@@ -90,50 +92,50 @@ def has_model(run: Path) -> bool:
 
 
 def is_begun(run: Path) -> bool:
-    """Whether a run has something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
+    """Whether a run has something to lose: a checkpoint, or a finished model."""
     return bool(step_directories(run / "checkpoints")) or has_model(run)
 
 
 def find_model(path: Path) -> Storage:
-    """The files of the model that a path names."""
+    """The storage of the model that a path names: a bundle, a run or a checkpoint."""
     if bundle := bundle_at(path):
         return open_storage(bundle)
     return retried(partial(_find_checkpoint, path))
 
 
 def open_model(path: Path) -> Bundle:
-    """The model at a path, its parts checked for being there and readable."""
+    """The model that a path names; raises CheckpointError if its description or its settings cannot be read."""
     return bundle_of(find_model(path))
 
 
 def open_and_tell(path: Path) -> Bundle:
-    """The same; tells the user if a checkpoint stands for its run."""
+    """The model that a path names; says on standard error if a checkpoint was chosen of an unfinished run."""
     bundle = open_model(path)
     tell(bundle.storage)
     return bundle
 
 
 def tell(storage: Storage) -> None:
-    """Say on standard error which checkpoint stands for its run, if one does."""
+    """Say on standard error which checkpoint was chosen of an unfinished run, if one was."""
     if isinstance(storage, CheckpointStorage) and storage.choice:
         say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
 
 
 def newest_step(run: Path) -> int | None:
-    """The newest checkpoint of a run whose training is not finished; None if it is, or if there is none."""
+    """The step of the newest checkpoint of an unfinished run; None if the run is finished or has no checkpoint."""
     return None if is_finished(run) else max(readable_steps(run / "checkpoints"), default=None)
 
 
 def is_finished(run: Path) -> bool:
-    """Whether training has come to its end."""
+    """Whether the training of a run is finished."""
     return (run / TRAINED).exists()
 
 
-# A checkpoint as a bundle.
+# A checkpoint read as a bundle.
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """The checkpoint that a path names; FileNotFoundError if training deletes it meanwhile."""
+    """The checkpoint that a path names; raises FileNotFoundError if training deletes it meanwhile."""
     if is_checkpoint(path):
         run = _run_around(path)
         if run is None:
@@ -155,7 +157,7 @@ def _find_checkpoint(path: Path) -> CheckpointStorage:
 
 
 def _run_around(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; either may be named by a link."""
+    """The run directory of a checkpoint; the checkpoint or its folder may be a link."""
     for place in (checkpoint.absolute(), checkpoint.resolve()):
         if (place.parent.parent / CONFIG).is_file():
             return place.parent.parent
@@ -189,15 +191,15 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
 
 
 def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by the names of the parameters."""
+    """The weights of a checkpoint, by parameter name."""
     return read_tensors(memoryview(snapshot.weights), str(directory))
 
 
 def best_step(run: Path) -> tuple[int, str]:
-    """The best checkpoint so far, or the newest if there is none, and which of these it is, in words."""
+    """The step of the best checkpoint so far, or else of the newest, and which of the two it is, in words."""
     checkpoints = run / "checkpoints"
     select_by = run_config(run).training.select_by
-    # From here on as fast as can be: training may delete what is chosen.
+    # Nothing slow from here on: training may delete the checkpoint that is chosen.
     steps = readable_steps(checkpoints)
     if not steps:
         raise no_model(run)
@@ -211,17 +213,17 @@ def best_step(run: Path) -> tuple[int, str]:
 
 
 def _score_text(select_by: str, score: float) -> str:
-    """What a checkpoint is best at; a loss is told without its sign."""
+    """A validation score in words; a loss is shown without its sign."""
     if select_by == "loss":
         return f"nll {-score:.4f}"
     return f"{ {'bleu': 'BLEU', 'chrf': 'chrF'}[select_by] } {score:.2f}"
 
 
-# What a run directory tells of its checkpoints.
+# What a run directory holds for its checkpoints: settings, tokenizer, training data.
 
 
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a run; those of the model are what a checkpoint says, where its identity is given."""
+    """The settings of a run; those of the model are from a checkpoint's identity, where it is given."""
     path = standing(run / CONFIG)
     try:
         text = path.read_text(encoding="utf-8")
@@ -234,7 +236,7 @@ def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
 
 
 def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a run, which must be the one that the checkpoint in a directory was trained with."""
+    """The tokenizer of a run; raises CheckpointError if the checkpoint was trained with another one."""
     place = standing(run / TOKENIZER)
     tokenizer = Tokenizer.load(place)
     if tokenizer.hash != identity["tokenizer"]:
@@ -245,7 +247,7 @@ def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> To
 
 
 def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str | None) -> dict[str, Any]:
-    """What a bundle tells of its training: newest is the last of the checkpoints whose weights it averages."""
+    """What a bundle's description says of its training; newest is the last of the checkpoints that were averaged."""
     progress, data = newest.progress, _noted(run).get("data")
     return {
         "steps": progress.step,
@@ -260,7 +262,7 @@ def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str |
 
 
 def _noted(run: Path) -> dict[str, Any]:
-    """What training noted in run.json when it began; nothing where that is missing."""
+    """The content of run.json, which training writes when it begins; empty if it is missing or damaged."""
     try:
         content = json.loads((run / "run.json").read_bytes())
     except (OSError, ValueError):
@@ -268,20 +270,24 @@ def _noted(run: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-# Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before.
+# The model that training starts from (training.start_from): its weights, its tokenizer and its settings.
 
-# Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
+# Ends the note of a start from an unfinished run, whose best checkpoint may be another one later.
 UNFINISHED = "of a run that was not finished"
 
 
 def start_bundle(config: Config) -> Bundle | None:
-    """The model that a new run starts from; None if it starts from nothing. What does not fit is an error."""
+    """The model that a new run starts from, or None if it starts from random weights.
+
+    Raises ConfigError or CheckpointError if it does not fit the settings.
+    """
     path = config.training.start_from
     if path is None:
         return None
     try:
         bundle = open_model(path)
         bundle.require_own_tokenizer()
+        bundle.weights()  # checked against the settings here, since training builds the model before it reads them
         tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
@@ -301,12 +307,11 @@ def start_bundle(config: Config) -> Bundle | None:
 
 
 def carried_over(config: Config) -> Config:
-    """The settings, and where they start from another model its own for all that they do not say of these sections.
+    """The settings, completed from the model to start from in the sections model, tokenizer, languages and decoding.
 
-    The model's settings and its tokenizer's must then be its own, but for dropout, which is no part of the weights, and
-    what suited much data seldom suits little. If the model is gone, the run's own config.yaml tells what was taken.
-
-    Tags that the model does not know are a ConfigError; see _check_tags.
+    Settings of the model and of the tokenizer that are given must be those of that model, except dropout, which is not
+    part of the weights; what suits much data rarely suits little. If the model is gone, the run's own config.yaml
+    holds what was taken from it. Raises ConfigError for tags that the model does not know; see _check_tags.
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -326,7 +331,7 @@ def _carried_over(config: Config) -> Config:
     except CheckpointError:
         resolved = config.run_path / "config.yaml"
         if not resolved.is_file():
-            return config  # told when it is to be opened
+            return config  # reported when the model is opened
         carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
     names = ("model", "tokenizer", "languages", "decoding")
     if different := list(_other_kinds("model", carried.model, config.model)):
@@ -336,7 +341,7 @@ def _carried_over(config: Config) -> Config:
 
 
 def _belongs_to(storage: Storage, config: Config) -> bool:
-    """Whether a model is the run's own, or a checkpoint of the run, which may lie elsewhere by a link."""
+    """Whether a model is the run's own bundle or one of its checkpoints, which may be reached by a link."""
     place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
     return place.resolve().is_relative_to(config.run_path.resolve())
 
@@ -348,22 +353,22 @@ def _own_run(config: Config) -> ConfigError:
 
 
 def _check_tags(config: Config) -> None:
-    """Refuse tags that neither training sees nor the model to start from knows.
+    """Refuse tags that are neither in the training data nor known to the model to start from.
 
-    A run that has begun keeps those that it is trained with: earlier versions read unknown ones as several pieces.
+    A run that has begun keeps the tags that it is trained with: earlier versions read unknown ones as several pieces.
     """
     if not config.data.train_tags and not any(config.data.untrained_tags(())):
         return
     tokenizer = _known_tokenizer(config)
     if tokenizer is None:
-        return  # told when it is to be opened
+        return  # reported when the model is opened
     if not is_begun(config.run_path):
         _require_train_tags(config, tokenizer)
     check_tags(config, tokenizer.tags)
 
 
 def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
-    """Refuse tags of data.train that the tokenizer would cut into pieces."""
+    """Refuse tags of data.train that the tokenizer would split into pieces."""
     unknown = [tag for tag in config.data.train_tags if tag not in tokenizer.tags]
     if not unknown:
         return
@@ -382,7 +387,7 @@ def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _known_tokenizer(config: Config) -> Tokenizer | None:
-    """That of the model to start from, or the run's own copy of it; None if neither can be read."""
+    """The tokenizer of the model to start from, or the run's copy of it; None if neither can be read."""
     try:
         if tokenizer := start_tokenizer(config):
             return tokenizer
@@ -399,9 +404,9 @@ def _other_model(config: Config, different: list[str]) -> ConfigError:
 
 
 def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
-    """Architectures that are said and are not those of the model to start from; their settings have nothing in common.
+    """Messages about architectures that are given and differ from the model to start from, also in mixed halves.
 
-    Where a model is mixed its halves are looked at, too.
+    Their settings have nothing in common, so they are compared before all others.
     """
     if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
         theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
@@ -414,7 +419,7 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
 
 
 def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
-    """What was carried over, with what our settings say over it."""
+    """The carried-over settings, overridden by those that are given."""
     merged = dict(carried)
     for name in ours.model_fields_set:
         value, before = getattr(ours, name), carried.get(name)
@@ -426,7 +431,7 @@ def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
 
 
 def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    """Settings that are not those of the model to start from, dropout aside."""
+    """Messages about settings that differ from the model to start from, except dropout."""
     for key in {**wanted, **found}:
         theirs, ours = wanted.get(key), found.get(key)
         if isinstance(theirs, dict) and isinstance(ours, dict):
@@ -436,29 +441,29 @@ def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> I
 
 
 def start_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from; None if none is named, or if it is gone."""
+    """The tokenizer of the model to start from; None if no model is named, or if it is gone."""
     storage = _start_storage(config)
     return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.place(TOKENIZER))
 
 
 def start_checksum(config: Config, noted: object = None) -> str | None:
-    """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them.
+    """The checksum of the weights to start from; None if no model is named or it is gone, since only step 0 needs it.
 
-    noted is what was noted at step 0. A run that was not finished then has other weights by now, though it may be
-    finished, and what was noted of it comes back. None, too, while the run is not finished.
+    noted is the note made at step 0. If it is of an unfinished run, it is returned as it is, since that run may have
+    other weights by now. None, too, while the run to start from is unfinished.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted
     storage = _start_storage(config)
-    if storage is None or WEIGHTS not in storage.names() or _stands_for_its_run(storage):
+    if storage is None or WEIGHTS not in storage.names() or _was_chosen(storage):
         return None
     return _checksum_of(storage)
 
 
 def noted_start(bundle: Bundle) -> str:
-    """What is noted of the weights that training starts from: their checksum."""
+    """The note that training keeps of the weights it starts from: their checksum."""
     storage = bundle.storage
-    if isinstance(storage, CheckpointStorage) and _stands_for_its_run(storage):
+    if isinstance(storage, CheckpointStorage) and _was_chosen(storage):
         return f"{_checksum_of(storage)}, step {storage.step:,} {UNFINISHED}"
     return _checksum_of(storage)
 
@@ -467,7 +472,8 @@ def _checksum_of(storage: Storage) -> str:
     return f"sha256:{sums_of(storage.view(WEIGHTS)).sha256}"
 
 
-def _stands_for_its_run(storage: Storage) -> bool:
+def _was_chosen(storage: Storage) -> bool:
+    """Whether a storage is a checkpoint that was chosen of its run, not named by the user."""
     return isinstance(storage, CheckpointStorage) and storage.choice is not None
 
 

@@ -1,4 +1,4 @@
-"""The files of a bundle, in a folder or in one archive, memory-mapped, with their checksums."""
+"""Storage of a bundle's files in a folder or in one archive, memory-mapped, with checksums; and reading of tensors."""
 
 import hashlib
 import json
@@ -19,19 +19,21 @@ from torch import Tensor
 
 from mtkit.errors import CheckpointError
 
-LOCAL = struct.Struct("<4s5H3I2H")  # the head before each file
-CENTRAL = struct.Struct("<4s6H3I5H2I")  # its entry in the directory at the end
+# The archive: a zip whose files are stored uncompressed, so that they can be mapped into memory.
+
+LOCAL = struct.Struct("<4s5H3I2H")  # the header before each file
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # its entry in the central directory, at the end
 END = struct.Struct("<4s4H2IH")
 END_64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR_64 = struct.Struct("<4sIQI")
 
 VERSION, VERSION_64 = 20, 45
-DATE = (1 << 5) | 1  # 1 January 1980, the first that a zip can tell
+DATE = (1 << 5) | 1  # 1 January 1980, the first that a zip can hold
 PLAIN_FILE = (stat.S_IFREG | 0o644) << 16
-LIMIT = 0xFFFFFFFF  # sizes and places from here on stand in a field of their own
+LIMIT = 0xFFFFFFFF  # sizes and offsets from here on are written in an extra field
 LIMIT_COUNT = 0xFFFF
 ZIP64 = 0x0001
-PADDING = 0xD935  # the field by which zips align files: the alignment, then zeros
+PADDING = 0xD935  # the extra field that aligns a file: the alignment, then zeros
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -43,19 +45,19 @@ class Member:
     name: str
     size: int
     crc: int
-    begin: int = 0  # of its content, in bytes from the begin of the archive
-    align_at: int | None = None  # this byte of its content lies at a multiple of the alignment
+    begin: int = 0  # of its content, in bytes from the start of the archive
+    align_at: int | None = None  # this byte of its content is put at a multiple of the alignment
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The bytes of an archive that are not those of its files."""
+    """The bytes of an archive around the contents of its files."""
 
     heads: list[bytes]  # one before each file
     tail: bytes
 
     def write(self, file: BinaryIO, contents: Sequence[memoryview]) -> None:
-        """The whole archive."""
+        """Write the whole archive."""
         for head, content in zip(self.heads, contents, strict=True):
             file.write(head)
             file.write(content)
@@ -63,7 +65,7 @@ class Layout:
 
 
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
-    """The bytes around files in that order."""
+    """The bytes of an archive around these files, in this order."""
     heads, entries, place = [], [], 0
     for member in members:
         name = member.name.encode("ascii")
@@ -81,7 +83,7 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """A field so long that what stands at a place without it stands at a multiple of the alignment."""
+    """An extra field of such a length that it moves what would be at a place to a multiple of the alignment."""
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
     return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
@@ -92,7 +94,7 @@ def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> 
     wide += [place] if place >= LIMIT else []
     extra = struct.pack(f"<2H{len(wide)}Q", ZIP64, 8 * len(wide), *wide) if wide else b""
     version = VERSION_64 if wide else VERSION
-    made_by = (3 << 8) | version  # on Unix, so that the kind of file is told
+    made_by = (3 << 8) | version  # on Unix, so that the attributes hold the kind of file
     return (
         CENTRAL.pack(b"PK\1\2", made_by, version, *common, len(extra), 0, 0, 0, PLAIN_FILE, min(place, LIMIT))
         + name
@@ -101,7 +103,7 @@ def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> 
 
 
 def _end(count: int, size: int, place: int) -> bytes:
-    """What stands after a directory of so many entries and bytes that begins at a place."""
+    """The end of an archive, after a directory of count entries and size bytes that begins at a place."""
     wide = b""
     if place >= LIMIT or count >= LIMIT_COUNT:
         wide = END_64.pack(
@@ -113,9 +115,9 @@ def _end(count: int, size: int, place: int) -> bytes:
 
 
 def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
-    """The files of an archive by their names, in their order; data is what is in file.
+    """The files of an archive by name, in their order; data is the content of file.
 
-    A ValueError says in one line what it holds that it should not, or how it is damaged.
+    Raises ValueError, in one line, if it is damaged or holds what no bundle does.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -159,7 +161,7 @@ def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
 
 
 def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
-    """The first byte around the files that is not as lay_out makes it; None if all are, and nothing is left over."""
+    """The offset of the first byte around the files that differs from what lay_out makes, or None."""
     layout, place = lay_out(members), 0
     for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
         found = bytes(data[place : place + len(head)])
@@ -169,7 +171,7 @@ def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
     return None if place == len(data) else place
 
 
-# Where the files of a bundle lie: in a folder, or in one file. Whoever reads them need not care.
+# The storage of a bundle: a folder, or one archive.
 
 ZIP_BEGINS = b"PK\3\4"
 
@@ -182,54 +184,54 @@ class Storage(Protocol):
         """The folder, or the one file."""
 
     def place(self, name: str) -> Path:
-        """Where messages say that a file or a folder of files lies."""
+        """The path of a file or of a folder of files, for messages."""
 
     def names(self) -> list[str]:
-        """Of all files, in order."""
+        """The names of all files, sorted."""
 
     @property
     def num_bytes(self) -> int:
-        """What they take on the disk."""
+        """The size of all files on disk."""
 
     def view(self, name: str) -> memoryview:
-        """The content, mapped into memory; FileNotFoundError if there is no such file."""
+        """The content of a file, mapped into memory; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """What is wrong around the files, which are packed as these in that order; None if nothing is."""
+        """What is wrong with the bytes around the files, which an archive holds in the order of members, or None."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A file for each name."""
+    """A bundle in a folder."""
 
     path: Path
 
     def place(self, name: str) -> Path:
-        """In the folder."""
+        """The path in the folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """Those of all files below the folder."""
+        """The names of all files below the folder, sorted."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir())
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum((self.path / name).stat().st_size for name in self.names())
 
     def view(self, name: str) -> memoryview:
-        """A map of its own for each file."""
+        """The content of a file, mapped into memory."""
         with (self.path / name).open("rb") as file:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """There is nothing around the files of a folder."""
+        """None: a folder has no bytes around its files."""
         return None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One archive, mapped as a whole, once."""
+    """A bundle in one archive, which is mapped into memory as a whole."""
 
     path: Path
     data: memoryview
@@ -237,7 +239,7 @@ class Packed:
 
     @staticmethod
     def open(path: Path) -> "Packed":
-        """The archive in a file; CheckpointError if it is none, or holds what a bundle does not."""
+        """Open an archive; raises CheckpointError if it is damaged or holds what no bundle does."""
         with path.open("rb") as file:
             data = _mapped(file)
             try:
@@ -246,38 +248,38 @@ class Packed:
                 raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
 
     def place(self, name: str) -> Path:
-        """In the archive, as if it were a folder."""
+        """The path in the archive, as if it were a folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """Those of all members."""
+        """The names of all members, sorted."""
         return sorted(self.members)
 
     @property
     def num_bytes(self) -> int:
-        """Of the one file."""
+        """The size of the archive."""
         return len(self.data)
 
     def view(self, name: str) -> memoryview:
-        """A part of the one map."""
+        """The content of a member."""
         if name not in self.members:
             raise FileNotFoundError(name)
         member = self.members[name]
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Whether the bytes around the files are those that packing writes."""
+        """The first byte around the files that mtkit pack would not have written, or None."""
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
 
 
 def open_storage(path: Path) -> Storage:
-    """A folder, or a file that begins as an archive does."""
+    """The storage at a path: a folder, or an archive."""
     return Folder(path) if path.is_dir() else Packed.open(path)
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file begins as an archive does."""
+    """Whether a path is a file that begins as an archive does."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -291,7 +293,7 @@ def _mapped(file: BinaryIO) -> memoryview:
         return memoryview(b"")
 
 
-# Checksums of the files of a bundle.
+# Checksums.
 
 CHUNK_BYTES = 1 << 20
 
@@ -306,12 +308,12 @@ class Sums:
 
     @property
     def told(self) -> dict[str, Any]:
-        """As bundle.json tells of a file."""
+        """The size and checksum as bundle.json has them."""
         return {"bytes": self.size, "sha256": self.sha256}
 
 
 def sums_of(content: memoryview) -> Sums:
-    """Both checksums in one reading."""
+    """The size and checksums of a file, read once."""
     digest, crc = hashlib.sha256(), 0
     for begin in range(0, len(content), CHUNK_BYTES):
         chunk = content[begin : begin + CHUNK_BYTES]
@@ -321,20 +323,20 @@ def sums_of(content: memoryview) -> Sums:
 
 
 def all_sums(storage: Storage) -> dict[str, Sums]:
-    """Those of every file that is there and can be read."""
+    """The checksums of every file that can be read."""
     found = {}
     for name in storage.names():
         try:
             found[name] = sums_of(storage.view(name))
         except OSError:
-            continue  # told as missing, if it belongs there
+            continue  # whoever needs the file reports it as missing
     return found
 
 
-# Tensors read out of the bytes of a safetensors file where they lie, without a copy.
+# Tensors of a safetensors file, read in place without a copy.
 
 LENGTH_BYTES = 8
-LONGEST_HEADER = 1 << 24  # that of a thousand tensors has a hundred thousand bytes
+LONGEST_HEADER = 1 << 24  # a thousand tensors take about a hundred thousand bytes
 MOST_DIMENSIONS = 8
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -342,7 +344,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the header tells of one tensor."""
+    """A tensor in the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -351,7 +353,10 @@ class _Entry:
 
 
 def numbers_begin(data: memoryview) -> int:
-    """Where the header ends and the first tensor begins; a header that the file cannot hold is a ValueError."""
+    """The offset at which the header ends and the first tensor begins.
+
+    Raises ValueError if the header would be longer than the file.
+    """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
@@ -362,9 +367,9 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """The tensors of a file by their names; they share its memory, which must be writable.
+    """The tensors of a file by name; they share its memory, which must be writable.
 
-    Every byte after the header belongs to one tensor, or it is a CheckpointError, which where begins.
+    Every byte after the header must belong to exactly one tensor. Raises CheckpointError, which begins with where.
     """
     try:
         begin = numbers_begin(data)
@@ -385,7 +390,7 @@ def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with weights that are not all finite, the first such tensor named; None if all are."""
+    """A message that names the first tensor with values that are not finite, or None."""
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             count = weight.numel() - int(weight.isfinite().sum())
@@ -402,7 +407,7 @@ def _entries(header: bytes) -> dict[str, _Entry]:
         raise ValueError("its header is not JSON") from None
     if not isinstance(content, dict):
         raise ValueError("its header is not a table of tensors")
-    content.pop("__metadata__", None)  # free text, which nothing here reads
+    content.pop("__metadata__", None)  # free text, not used here
     return {name: _tensor_entry(name, value) for name, value in content.items()}
 
 

@@ -54,7 +54,7 @@ class TransformerConfig(Section):
         description="Sinusoids: wave i is slower by 10000^(2i/d_model) (paper), or by 10000^(i/(d_model/2 - 1)).",
     )
     sinusoid_first: int = Field(
-        0, ge=0, description="Sinusoids: the place that the first token of a sentence has; M2M100 has 2."
+        0, ge=0, le=1_000_000, description="Sinusoids: the place that the first token of a sentence has; M2M100 has 2."
     )
     scale_embeddings: ScaleEmbeddings = True
     embedding_norm: bool = Field(False, description="Normalise what the first layer reads, as mBART does.")

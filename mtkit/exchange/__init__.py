@@ -1,5 +1,5 @@
-"""Models for other libraries and from them: export, import, and vocabularies made larger.
+"""Export of bundles to other libraries, import from them, and extension of vocabularies.
 
-A bundle goes in and files of CTranslate2 or Hugging Face come out, or the other way round. What was written is compared
-with the original by translating with both. May import translation and what is below it.
+Export turns a bundle into files for CTranslate2 or Hugging Face transformers, and translates with both to compare them.
+Import makes bundles of Hugging Face's and Marian's models. May import translation and what is below it.
 """

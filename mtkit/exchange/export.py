@@ -1,4 +1,4 @@
-"""Writes a bundle in another library's files, and compares the two."""
+"""Export of a bundle to another library's files, and comparison of the translations of both."""
 
 import json
 import shutil
@@ -41,275 +41,27 @@ from mtkit.text.tokenizer import open_sentencepiece
 from mtkit.translation.decode import decode, log_probs_of
 from mtkit.translation.translator import Translator, load_bundle
 
-TOKENS = 4096  # of a batch
-MOST_TAGGED = 32  # lines that are compared with a tag before them, where a model has many tags
-MOST_SHOWN = 3  # lines that a report shows
-
 Pieces = Sequence[Sequence[str]]
 Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observed | None]
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line, and what became of it here and there."""
-
-    text: str
-    same_ids: bool  # both tokenizers read it alike
-    same_tokens: bool  # both say the same tokens
-    here: str
-    there: str
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Of some lines, how many came out alike."""
-
-    library: str  # its name and version
-    lines: list[Line]
-    furthest: float  # largest difference of a token's log-probability, over the lines whose ids are the same
-
-    @property
-    def num_same_ids(self) -> int:
-        """Lines that both read as the same ids."""
-        return sum(line.same_ids for line in self.lines)
-
-    @property
-    def num_same_texts(self) -> int:
-        """Lines that have the same translation, character by character."""
-        return sum(line.here == line.there for line in self.lines)
-
-    def told(self) -> Iterator[str]:
-        """The counts, then the first lines that differ."""
-        num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
-        respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
-        drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
-        yield (
-            f"{self.library}, from text to text: {self.num_same_ids} of {len(self.lines)} lines have the same ids, "
-            f"{self.num_same_texts} the same greedy translation{respelled}{drift}"
-        )
-        read = [line for line in self.lines if not line.same_ids]
-        said = [line for line in self.lines if line.same_ids and line.here != line.there]
-        for line in read[:MOST_SHOWN]:
-            yield f"  other ids: {line.text}"
-        for line in said[:MOST_SHOWN]:
-            yield f"  other translation: {line.text} | here: {line.here} | there: {line.there}"
-
-
-def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """The texts as they are and, where the model has tags, without any and with each of its tags.
-
-    Lines that are blank, hold nothing but tags, or are too long for the model are left out.
-    """
-    tags = translator.tags
-    split = [split_tags(text, tags)[1].strip() for text in texts]
-    bare = [text for text in split if text]
-    lines = list(texts)
-    if tags and bare:
-        count = min(max(len(bare), len(tags)), MOST_TAGGED)
-        lines += bare
-        lines += [tagged(text, tag) for text, tag in islice(zip(cycle(bare), cycle(tags), strict=False), count)]
-    lines = list(dict.fromkeys(line for line in lines if split_tags(line, tags)[1].strip()))
-    lengths = map(len, translator.tokenizer.encode_source(lines))
-    return [line for line, n in zip(lines, lengths, strict=True) if 0 < n <= translator.max_source_length]
-
-
-def compare(
-    translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
-) -> Agreement | None:
-    """Translate lines here and with the exported files in a directory; None where the library is not installed.
-
-    model is what the files were written from, with the ids of the translator.
-    """
-    tokenizer, silent = translator.tokenizer, silent_ids(model)
-    sources = tokenizer.encode_source(lines)
-    decoding = _greedy(translator.config.decoding)
-    said = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]
-    log_probs = log_probs_of(translator.model, sources, said, TOKENS)
-    ours = [tokenizer.source_pieces(row) for row in sources], [tokenizer.target_pieces(row) for row in said]
-    theirs = texts.encode(lines)
-    observed = observe(directory, theirs, ours[1], [model.target.pieces[id_] for id_ in silent], decoding)
-    if observed is None:
-        return None
-    here, there = tokenizer.decode_target(said), texts.decode(observed.translations)
-    compared = [
-        Line(text, read == other, spoken == heard, one, two)
-        for text, read, other, spoken, heard, one, two in zip(
-            lines, ours[0], theirs, ours[1], observed.translations, here, there, strict=True
-        )
-    ]
-    drifts = [
-        abs(one - other)
-        for line, row, others in zip(compared, log_probs, observed.log_probs, strict=True)
-        if line.same_ids
-        for one, other in zip(row, others, strict=True)
-    ]
-    return Agreement(observed.library, compared, max(drifts, default=0.0))
-
-
-def _greedy(decoding: DecodingConfig) -> DecodingConfig:
-    return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
-
-
-# README.md of an exported model: how its library translates with it.
-
-# SentencePiece does not know these tags: each is a token of its own before the pieces of the line.
-_CUT_TAGS = """    tags = {tags}
-    def pieces(line):
-        first, _, rest = line.partition(" ")
-        return [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
-"""
-
-
-def ctranslate2_card(model: PortableModel) -> str:
-    """With CTranslate2 and SentencePiece."""
-    decoding, pieces = model.config.decoding, model.target.pieces
-    silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
-    unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
-    longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
-    form = (
-        ""
-        if decoding.length_penalty_form == "power"
-        else (
-            " CTranslate2 divides a score by length^p, where this model's settings have the form of GNMT: tune p anew."
-        )
-    )
-    encoded = "[pieces(line) for line in lines]" if model.loose_tags else "source.encode(lines, out_type=str)"
-    tags = _CUT_TAGS.format(tags=list(model.loose_tags)) if model.loose_tags else ""
-    return f"""{_heading(model, "CTranslate2")}
-    import ctranslate2
-    import sentencepiece
-
-    source = sentencepiece.SentencePieceProcessor(model_file="source.spm")
-    target = sentencepiece.SentencePieceProcessor(model_file="target.spm")
-    translator = ctranslate2.Translator(".")
-{tags}    results = translator.translate_batch(
-        {encoded},
-        beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
-        suppress_sequences={silent}{unknown},
-        max_input_length={model.config.data.max_length}, max_decoding_length={longest},
-        min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
-    )
-    print(target.decode([result.hypotheses[0] for result in results]))
-
-What is suppressed no translation may hold. A source of more tokens than max_input_length is cut: split it. A blank line
-wants no translation: leave it out.{form}
-"""
-
-
-def marian_card(model: PortableModel) -> str:
-    """With transformers."""
-    if not (tags := misread_tags(model)):
-        return _huggingface(model, "MarianMTModel", "MarianTokenizer")
-    return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
-Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {", ".join(tags)} as other ids.
-"""
-
-
-def m2m100_card(model: PortableModel) -> str:
-    """With transformers."""
-    return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
-
-
-def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
-    return f"""{_heading(model, f"a {kind} of Hugging Face transformers")}
-    from transformers import {kind}, {tokenizer}
-
-    tokenizer, model = {tokenizer}.from_pretrained("."), {kind}.from_pretrained(".")
-    said = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
-    print(tokenizer.batch_decode(said, skip_special_tokens=True))
-
-Beam, length penalty and what is never said stand in generation_config.json.
-"""
-
-
-def _heading(model: PortableModel, what: str) -> str:
-    config = model.config
-    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
-
-A translation model for {what}, exported by mtkit. In this directory:
-"""
-
-
-CARDS: dict[str, Callable[[PortableModel], str]] = {
-    "ctranslate2": ctranslate2_card,
-    "marian": marian_card,
-    "m2m100": m2m100_card,
-}
-
-
-# A bundle in the files of another library, and the proof that it says the same there.
-
-
-@dataclass(frozen=True)
 class Format:
-    """Files of another library."""
+    """The files of another library."""
 
-    check: Callable[[Config], None]  # raises what the format cannot express, before any work
+    check: Callable[[Config], None]  # raises an error for a model that the format cannot express, before any work
     write: Callable[[PortableModel, Path, str | None], None]
-    texts: Callable[[Path, PortableModel], Texts | None]  # the tokenizer that its users have; None where it is not here
+    texts: Callable[[Path, PortableModel], Texts | None]  # as its users load it; None where it is not installed
     observe: Observe
-    extra: str  # what is installed to have that library, mtkit[extra]
+    extra: str  # pip install mtkit[extra] installs that library
     quantizations: tuple[str, ...] = ()
 
 
-def _write_marian(model: PortableModel, directory: Path, _: str | None) -> None:
-    model = in_marian_order(model)
-    write_marian_weights(model, directory)
-    write_marian_tokenizer(model, directory)
-
-
-def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
-    model = in_m2m100_order(model)
-    write_m2m100_weights(model, directory)
-    write_m2m100_tokenizer(model, directory)
-
-
-def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """SentencePiece's models beside the model, used as the card says."""
-    source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
-    known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
-    tags = model.loose_tags
-
-    def pieces(line: str) -> list[str]:
-        first, _, rest = line.partition(" ")
-        found: list[str] = [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
-        return [piece if piece in known else unknown for piece in found]
-
-    return Texts(
-        lambda lines: [pieces(line) for line in lines], lambda rows: target.decode([list(row) for row in rows])
-    )
-
-
-def _texts_of_transformers(directory: Path, _: PortableModel) -> Texts | None:
-    return texts_of_transformers(directory)
-
-
-def _observe_with_transformers(
-    directory: Path,
-    sources: Sequence[Sequence[str]],
-    targets: Sequence[Sequence[str]],
-    silent: Sequence[str],
-    _: DecodingConfig,  # which is in generation_config.json
-) -> Observed | None:
-    return observe_with_transformers(directory, sources, targets, silent)
-
-
-FORMATS = {
-    "ctranslate2": Format(
-        check_ctranslate2,
-        write_ctranslate2,
-        _texts_of_ctranslate2,
-        observe_with_ctranslate2,
-        "ctranslate2",
-        tuple(QUANTIZATIONS),
-    ),
-    "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
-    "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
-}
+# Export.
 
 
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
-    """Write the bundle at a path in that format, open the files with their library, and tell how far it agrees."""
+    """Write a model in the files of a format, load them with their library, and report whether translations agree."""
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
         raise MtkitError(_no_quantization(to, quantization))
@@ -334,7 +86,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
         _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.symbols)
         for path in new.glob("*.safetensors"):
-            shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
+            shutil.copymode(new / MARKER, path)  # safetensors makes it readable by its owner only
     say(f"{to}: {directory}")
     if lost := not_carried(bundle.config, to):
         say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
@@ -343,7 +95,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """The bundle as other formats write it; the translator is of the same bundle."""
+    """The model of a bundle and of its translator, as the formats take it."""
     tokenizer = translator.tokenizer
     source = Vocabulary(
         tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
@@ -368,7 +120,7 @@ def _no_quantization(to: str, quantization: str) -> str:
 
 
 def _require_free(directory: Path) -> None:
-    """Nothing that somebody else put there is lost."""
+    """Refuse a folder with files that no export wrote."""
     if directory.is_file():
         raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
@@ -389,10 +141,17 @@ def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None,
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+# Comparison of the translations by mtkit ("here") and by the library ("there").
+
+TOKENS = 4096  # of a batch
+MOST_TAGGED = 32  # lines that are compared with a tag, where a model has many tags
+MOST_SHOWN = 3  # differing lines in a report
+
+
 def _comparison(
     format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
 ) -> Iterator[str]:
-    """What comes of translating the bundle's canaries here and there, from text to text."""
+    """The report on translating the bundle's canaries here and there, from text to text."""
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
         yield "the model carries no canaries, so nothing was compared"
@@ -405,4 +164,261 @@ def _comparison(
     if agreement is None:
         yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
     else:
-        yield from agreement.told()
+        yield from agreement.report()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line and its translations."""
+
+    text: str
+    same_ids: bool  # both tokenizers encode it alike
+    same_tokens: bool  # both translations have the same tokens
+    here: str
+    there: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The comparison of some lines."""
+
+    library: str  # its name and version
+    lines: list[Line]
+    furthest: float  # largest difference of a token's log-probability, over lines with the same ids
+
+    @property
+    def num_same_ids(self) -> int:
+        """Number of lines that both tokenizers encode alike."""
+        return sum(line.same_ids for line in self.lines)
+
+    @property
+    def num_same_texts(self) -> int:
+        """Number of lines with the same translation, character by character."""
+        return sum(line.here == line.there for line in self.lines)
+
+    def report(self) -> Iterator[str]:
+        """The report: the counts, then the first lines that differ."""
+        num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
+        respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
+        drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
+        yield (
+            f"{self.library}, from text to text: {self.num_same_ids} of {len(self.lines)} lines have the same ids, "
+            f"{self.num_same_texts} the same greedy translation{respelled}{drift}"
+        )
+        other_ids = [line for line in self.lines if not line.same_ids]
+        other_texts = [line for line in self.lines if line.same_ids and line.here != line.there]
+        for line in other_ids[:MOST_SHOWN]:
+            yield f"  other ids: {line.text}"
+        for line in other_texts[:MOST_SHOWN]:
+            yield f"  other translation: {line.text} | here: {line.here} | there: {line.there}"
+
+
+def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
+    """The texts as they are and, where the model has tags, also without a tag and with each of its tags.
+
+    Lines that are blank, consist of tags, or are too long for the model are left out.
+    """
+    tags = translator.tags
+    split = [split_tags(text, tags)[1].strip() for text in texts]
+    bare = [text for text in split if text]
+    lines = list(texts)
+    if tags and bare:
+        count = min(max(len(bare), len(tags)), MOST_TAGGED)
+        lines += bare
+        lines += [tagged(text, tag) for text, tag in islice(zip(cycle(bare), cycle(tags), strict=False), count)]
+    lines = list(dict.fromkeys(line for line in lines if split_tags(line, tags)[1].strip()))
+    lengths = map(len, translator.tokenizer.encode_source(lines))
+    return [line for line, n in zip(lines, lengths, strict=True) if 0 < n <= translator.max_source_length]
+
+
+def compare(
+    translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
+) -> Agreement | None:
+    """Translate lines here and with the exported files in a directory; None where the library is not installed.
+
+    model is what the files were written from, before its ids were permuted.
+    """
+    tokenizer, silent = translator.tokenizer, silent_ids(model)
+    sources = tokenizer.encode_source(lines)
+    decoding = _greedy(translator.config.decoding)
+    translations = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]
+    log_probs = log_probs_of(translator.model, sources, translations, TOKENS)
+    source_pieces = [tokenizer.source_pieces(row) for row in sources]
+    target_pieces = [tokenizer.target_pieces(row) for row in translations]
+    their_sources = texts.encode(lines)
+    observed = observe(directory, their_sources, target_pieces, [model.target.pieces[id_] for id_ in silent], decoding)
+    if observed is None:
+        return None
+    here, there = tokenizer.decode_target(translations), texts.decode(observed.translations)
+    same_ids = [ours == theirs for ours, theirs in zip(source_pieces, their_sources, strict=True)]
+    same_tokens = [ours == theirs for ours, theirs in zip(target_pieces, observed.translations, strict=True)]
+    compared = list(map(Line, lines, same_ids, same_tokens, here, there))
+    differences = [
+        abs(ours - theirs)
+        for line, our_row, their_row in zip(compared, log_probs, observed.log_probs, strict=True)
+        if line.same_ids
+        for ours, theirs in zip(our_row, their_row, strict=True)
+    ]
+    return Agreement(observed.library, compared, max(differences, default=0.0))
+
+
+def _greedy(decoding: DecodingConfig) -> DecodingConfig:
+    """Greedy search under the constraints of the settings."""
+    return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
+
+
+# Cards: the README.md of an exported model, which shows how to translate with its library.
+
+# For tags unknown to SentencePiece, each a token before the pieces of the line.
+_CUT_TAGS = """    tags = {tags}
+    def pieces(line):
+        first, _, rest = line.partition(" ")
+        return [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+"""
+
+
+def ctranslate2_card(model: PortableModel) -> str:
+    """The card of a model for CTranslate2, with SentencePiece."""
+    decoding, pieces = model.config.decoding, model.target.pieces
+    silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
+    unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
+    longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
+    form = (
+        ""
+        if decoding.length_penalty_form == "power"
+        else (
+            " CTranslate2 divides a score by length^p, where this model's settings have the form of GNMT: tune p anew."
+        )
+    )
+    encoded = "[pieces(line) for line in lines]" if model.loose_tags else "source.encode(lines, out_type=str)"
+    tags = _CUT_TAGS.format(tags=list(model.loose_tags)) if model.loose_tags else ""
+    return f"""{_heading(model, "CTranslate2")}
+    import ctranslate2
+    import sentencepiece
+
+    source = sentencepiece.SentencePieceProcessor(model_file="source.spm")
+    target = sentencepiece.SentencePieceProcessor(model_file="target.spm")
+    translator = ctranslate2.Translator(".")
+{tags}    results = translator.translate_batch(
+        {encoded},
+        {_ctranslate2_search(decoding)},
+        suppress_sequences={silent}{unknown},
+        max_input_length={model.config.data.max_length}, max_decoding_length={longest},
+        min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
+    )
+    print(target.decode([result.hypotheses[0] for result in results]))
+
+Suppressed pieces are never generated. A source of more tokens than max_input_length is cut: split it. Leave out blank
+lines, which need no translation.{form}
+"""
+
+
+def _ctranslate2_search(decoding: DecodingConfig) -> str:
+    """Arguments by which CTranslate2 searches as the settings say; a sampling_topk of 0 is all tokens."""
+    if decoding.method == "beam":
+        return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
+    top_p = 1.0 if decoding.top_p is None else decoding.top_p
+    return (
+        f"beam_size=1, sampling_topk={decoding.top_k or 0}, sampling_topp={top_p:g}, "
+        f"sampling_temperature={decoding.temperature:g}"
+    )
+
+
+def marian_card(model: PortableModel) -> str:
+    """The card of a MarianMTModel."""
+    if not (tags := misread_tags(model)):
+        return _huggingface(model, "MarianMTModel", "MarianTokenizer")
+    return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
+Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {", ".join(tags)} as other ids.
+"""
+
+
+def m2m100_card(model: PortableModel) -> str:
+    """The card of an M2M100 model."""
+    return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
+
+
+def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
+    return f"""{_heading(model, f"a {kind} of Hugging Face transformers")}
+    from transformers import {kind}, {tokenizer}
+
+    tokenizer, model = {tokenizer}.from_pretrained("."), {kind}.from_pretrained(".")
+    translations = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
+    print(tokenizer.batch_decode(translations, skip_special_tokens=True))
+
+generation_config.json has the search settings: beam size or sampling, length penalty, tokens that are never generated.
+"""
+
+
+def _heading(model: PortableModel, what: str) -> str:
+    config = model.config
+    return f"""# {config.name}: {config.languages.source} to {config.languages.target}
+
+A translation model for {what}, exported by mtkit. In this directory:
+"""
+
+
+CARDS: dict[str, Callable[[PortableModel], str]] = {
+    "ctranslate2": ctranslate2_card,
+    "marian": marian_card,
+    "m2m100": m2m100_card,
+}
+
+
+# Formats.
+
+
+def _write_marian(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_marian_order(model)
+    write_marian_weights(model, directory)
+    write_marian_tokenizer(model, directory)
+
+
+def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
+    model = in_m2m100_order(model)
+    write_m2m100_weights(model, directory)
+    write_m2m100_tokenizer(model, directory)
+
+
+def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
+    """The exported SentencePiece models, used as on the card."""
+    source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
+    known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
+    tags = model.loose_tags
+
+    def pieces(line: str) -> list[str]:
+        first, _, rest = line.partition(" ")
+        found: list[str] = [first, *pieces(rest)] if first in tags else source.encode(line, out_type=str)
+        return [piece if piece in known else unknown for piece in found]
+
+    return Texts(
+        lambda lines: [pieces(line) for line in lines], lambda rows: target.decode([list(row) for row in rows])
+    )
+
+
+def _texts_of_transformers(directory: Path, _: PortableModel) -> Texts | None:
+    return texts_of_transformers(directory)
+
+
+def _observe_with_transformers(
+    directory: Path,
+    sources: Sequence[Sequence[str]],
+    targets: Sequence[Sequence[str]],
+    silent: Sequence[str],
+    _: DecodingConfig,  # it is in generation_config.json
+) -> Observed | None:
+    return observe_with_transformers(directory, sources, targets, silent)
+
+
+FORMATS = {
+    "ctranslate2": Format(
+        check_ctranslate2,
+        write_ctranslate2,
+        _texts_of_ctranslate2,
+        observe_with_ctranslate2,
+        "ctranslate2",
+        tuple(QUANTIZATIONS),
+    ),
+    "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+    "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+}

@@ -1,4 +1,4 @@
-"""Makes bundles of other libraries' models, and of models with larger vocabularies."""
+"""Import of other libraries' models as bundles, and extension of vocabularies."""
 
 import hashlib
 import json
@@ -30,13 +30,13 @@ from mtkit.translation.translator import load_bundle, translator_of
 
 READERS: dict[str, Callable[[Path], PortableModel]] = {"marian": read_marian, "m2m_100": read_m2m100}
 
-NUM_LINES, LONGEST_LINE = 64, 40  # made up for canaries to be chosen from; tokens
+NUM_LINES, LONGEST_LINE = 64, 40  # made-up lines, in tokens, among which canaries are chosen
 
 
 def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
-    """Make a bundle of a Hugging Face checkpoint: a MarianMTModel, such as OPUS-MT's, or what an export wrote.
+    """Make a bundle of a Hugging Face MarianMTModel or M2M100, such as OPUS-MT's, or of Marian's own files.
 
-    languages are the codes of source and target, for where the checkpoint does not tell them.
+    languages are the codes of source and target; without them, those of the checkpoint are taken.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -67,11 +67,11 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Without the rows behind the vocabulary's, with which embeddings are padded and that no token has."""
+    """Drop rows of padded embeddings beyond the vocabulary, which belong to no token."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
-    if max(spare) <= 0 or not are_there:  # the latter is told with the special ids
+    if max(spare) <= 0 or not are_there:  # special ids outside the vocabulary are reported later
         return model
     say(f"{max(spare):,} rows of the embeddings belong to no token of the tokenizer; they are left out")
     source, target = (range(min(len(rows.pieces), len(named.pieces))) for rows, named in sides)
@@ -79,7 +79,7 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """The model, its vocabularies, the files that make it, and the name of their layout."""
+    """The model, its vocabularies, its files and the name of their layout."""
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
         return native.model, native.vocabulary, native.files, "native-marian"
@@ -91,16 +91,11 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
-    """Special ids of the target are those of config.json, which its library goes by; of the source, the tokenizer's."""
-    named = found.target.special
-    told = model.target.special
-    target = SpecialIds(told.pad, named.unknown, _begin(named.begin, told), told.end)
-    source = SpecialIds(
-        found.source.special.pad,
-        found.source.special.unknown,
-        _begin(found.source.special.begin, found.source.special),
-        found.source.special.end,
-    )
+    """The tokenizer. Special ids of the target are those of config.json, as in transformers, of the source its own."""
+    named, configured = found.target.special, model.target.special
+    target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
+    named = found.source.special
+    source = SpecialIds(named.pad, named.unknown, _begin(named.begin, named), named.end)
     for side, special in (("source", source), ("target", target)):
         size = len(getattr(found, side).pieces)
         if max(special.all) >= size:
@@ -123,13 +118,13 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 
 
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
-    """What an export of mtkit tells to be placeholders; all else that is never split may be a tag."""
-    told = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
-    return [symbol for symbol in found.defined if symbol in told] if isinstance(told, list) else []
+    """Placeholders, as mtkit noted them when it exported the model; other user-defined pieces may be tags."""
+    noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
+    return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """No mark of its own where it is one of the others."""
+    """The begin mark, or None where it is also padding or the end mark."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -147,7 +142,7 @@ def _config(
     languages: tuple[str, str] | None,
     bans_unknown: bool,
 ) -> Config:
-    """The settings of the checkpoint, with those of its tokenizer and its languages."""
+    """The settings of the checkpoint, completed by tokenizer and languages."""
     source, target = languages or found.languages
     settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
     settings["languages"] = {"source": source or "source", "target": target or "target"}
@@ -165,7 +160,7 @@ def _config(
 
 
 def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
-    """What it was made of: the files by their checksums, not where they lay."""
+    """What the model was made of: layout, file names and checksums, without paths."""
     sums = {}
     for path in sorted(files):
         with path.open("rb") as file:
@@ -174,23 +169,23 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines of pieces drawn by chance, always the same, since nobody knows the language."""
+    """Lines of random pieces, always the same, since the language is not known."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
-    chance = random.Random(0)
-    rows = [chance.choices(plain, k=chance.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
+    generator = random.Random(0)
+    rows = [generator.choices(plain, k=generator.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
     return tokenizer.decode_source(rows)
 
 
-# A bundle with a larger vocabulary, which translates as before until it is trained on what is new.
+# Extension of the vocabulary of a bundle.
 
 
 def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str]) -> None:
-    """Write the bundle at a path with new pieces and tags as another bundle.
+    """Add pieces and tags to the vocabulary of a bundle, and write it as another bundle.
 
-    The row of a new piece is the mean of the rows of those that spelled it before, in the embeddings, in the output
-    layer and in its bias. Until a training starts from the bundle, what is new is never said and counts for nothing in
-    the softmax, so that translations and their scores are those of before.
+    In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the pieces that
+    spelled it before. Until a training starts from the bundle, new pieces are never generated and are left out of the
+    softmax, so translations and their scores do not change.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -227,7 +222,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """For each new id of a side the ids of the pieces that spelled it before."""
+    """For each new id of a side, the ids of the pieces that spelled it before."""
     if of_source:
         ids = range(old.source_vocab_size, new.source_vocab_size)
         return old.encode_source(new.source_pieces(ids))
@@ -236,6 +231,6 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """(V, …) with a row for each spelling behind the others: the mean of its rows, or of all where there is none."""
+    """Append a row to a table (V, …) for each spelling: the mean of its rows, or of all rows where it is empty."""
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

@@ -1,4 +1,4 @@
-"""A model as the export formats need it, and how another library translates with what was exported."""
+"""A model as the exchange formats see it, the content of a tokenizer.json, and translations by transformers."""
 
 import base64
 import json
@@ -15,45 +15,47 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
-MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
+MARKER = "mtkit.json"  # marks a folder that an export wrote, so that another export may replace it
+
+# The model.
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The pieces of one side, in the order of their ids."""
+    """The vocabulary of one side."""
 
-    pieces: list[str]  # as SentencePiece writes them, ▁ for a space; those of the special ids among them
+    pieces: list[str]  # by id, with ▁ for a space; special tokens included
     special: SpecialIds = DEFAULT_IDS
-    sentencepiece: bytes = b""  # a model that normalises text by itself as that side wants it, and gives these pieces
-    scores: list[float] = field(default_factory=list)  # SentencePiece's, by id
+    sentencepiece: bytes = b""  # the model that normalises text and splits it into these pieces
+    scores: list[float] = field(default_factory=list)  # of the pieces in SentencePiece, by id
 
 
 @dataclass(frozen=True)
 class PortableModel:
-    """All that an export needs; what an import finds."""
+    """A model between mtkit and another library: the input of an export, the result of reading for an import."""
 
     config: Config
-    weights: dict[str, Tensor]  # by mtkit's own names, float32; what is shared stands once
+    weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
     source: Vocabulary
     target: Vocabulary
-    symbols: tuple[str, ...] = ()  # words of the source that are one piece each, such as the tags of languages
+    symbols: tuple[str, ...] = ()  # source words that are one piece each, such as language tags
     card: str = ""  # the text of the model card
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
-        """Tags that SentencePiece does not know: a token of its own before the pieces of a line."""
+        """Tags unknown to SentencePiece, each a token before the pieces of a line."""
         known = {piece.text for piece in pieces_of(self.source.sentencepiece)}
         return tuple(tag for tag in self.symbols if tag not in known)
 
 
 def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
-    """The same model with id n of a side being what was id order[n]; a shared vocabulary has one order.
+    """Permute the ids of a model: id n of a side becomes what was id order[n].
 
-    Ids that an order leaves out are gone; special ones must not be.
-    Embeddings, output layer and its bias go along, and so do the special ids.
+    Embeddings, output layer, its bias and the special ids follow. Ids that an order leaves out are removed, which must
+    not be special ones. A shared vocabulary takes the same order twice.
     """
-    own = range(len(model.source.pieces)), range(len(model.target.pieces))
-    if list(source_order) == list(own[0]) and list(target_order) == list(own[1]):
+    sizes = len(model.source.pieces), len(model.target.pieces)
+    if list(source_order) == list(range(sizes[0])) and list(target_order) == list(range(sizes[1])):
         return model
     orders = {
         "encoder.embedded.embedding.weight": source_order,
@@ -85,24 +87,24 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
     )
 
 
-# A SentencePiece model in the words of the library tokenizers: the content of a tokenizer.json.
+# tokenizer.json: a SentencePiece model in the terms of the library tokenizers.
 
 SPACE_MARK = "\u2581"
-NO_CHARACTER = "\ufdd0"  # that Unicode keeps out of text
+NO_CHARACTER = "\ufdd0"  # reserved by Unicode, so in no text
 
-MOST_SPACES = 1 << 16  # SentencePiece removes every space that a text begins with
+MOST_SPACES = 1 << 16  # as good as all: SentencePiece removes every leading space
 
 Part = dict[str, Any]
 
 
 def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Part:
-    """What encodes as the vocabulary's tokenizer does, ends each line with its end, and decodes.
+    """The content of a tokenizer.json that encodes as the vocabulary does, appends the end mark, and decodes.
 
-    Transformers must be told to split special tokens, or what is written like one is one. The same but for these: with
-    a rule, several combining marks come in the order of Unicode, marks behind what the rule takes away join what stands
-    before it, and U+FDD0 is lost; a name such as </s> right behind a symbol ends a piece of bpe; and of unigram, where
-    two orders of the same pieces differ by rounding alone, it may take the other one. Decoding with skip_special_tokens
-    leaves <unk> out. loose_tags are pieces that SentencePiece does not know.
+    transformers must be told to split special tokens, or text that is written like one becomes one. It differs from
+    SentencePiece in rare cases. With a normalisation rule: several combining marks are put in Unicode's order, marks
+    after a character that the rule removes join the character before it, and U+FDD0 is lost. BPE: a name such as </s>
+    right after a symbol ends a piece. Unigram: of two orders of the same pieces whose scores differ by rounding alone,
+    the other may be taken. Decoding with skip_special_tokens drops <unk>. loose_tags are tags unknown to SentencePiece.
     """
     pieces = _pieces(vocabulary)
     model_type = model_type_of(vocabulary.sentencepiece)
@@ -133,13 +135,13 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 
 
 def added_token(content: str, special: bool) -> Part:
-    """A token that is found in text before anything else is done to it, unless it is special and those are split."""
+    """A token that is found in text before normalisation, unless it is special and special tokens are split."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
-    """By id; what SentencePiece does not know is no text either."""
+    """The pieces by id; those unknown to SentencePiece are control pieces, which no text contains."""
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]
 
@@ -156,8 +158,8 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
     charsmap = base64.b64encode(charsmap_of(vocabulary.sentencepiece)).decode("ascii")
     parts: list[Part] = []
     if charsmap:
-        # The library looks up a character together with the marks behind it, and drops those that the rule does not
-        # know there. So they stand apart while the rule is applied, and are composed then.
+        # The library looks up a character together with the combining marks after it, and drops marks that the rule
+        # does not know there. So marks are kept apart while the rule is applied, and composed afterwards.
         parts += [
             _replace({"Regex": r"(?<=[\s\S])(?=[\p{M}\x{200c}\x{200d}\n])"}, NO_CHARACTER),
             {"type": "Precompiled", "precompiled_charsmap": charsmap},
@@ -166,14 +168,14 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
         ]
     parts += [
         _replace({"String": SPACE_MARK}, " "),
-        # Spaces alone: other white space is text.
+        # Only spaces: other white space is text.
         _replace({"Regex": r"\A +| +\z"}, ""),
         _replace({"Regex": " {2,}"}, " "),
-        {"type": "Prepend", "prepend": " "},  # unlike that of Metaspace, not before nothing
+        {"type": "Prepend", "prepend": " "},  # unlike Metaspace, which also prepends to an empty line
         _replace({"String": " "}, SPACE_MARK),
     ]
     if model_type_of(vocabulary.sentencepiece) == "unigram" and not _spells_bytes(pieces):
-        # What is unknown is so whatever it is, and then no name either.
+        # Replace an unknown character in the name of a special piece, so that the text is not taken for that piece.
         known = _characters(pieces)
         for name in _names(pieces):
             places = [place for place, character in enumerate(name) if character not in known]
@@ -184,18 +186,18 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
 
 
 def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
-    """Words, each with its mark; in them symbols stand alone, which a model then takes whole."""
+    """Splits text into words, each with its space mark, and isolates symbols, which the model then takes whole."""
     parts: list[Part] = [
         {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True},
     ]
     alone = [re.escape(symbol) for symbol in sorted(_symbols(pieces), key=len, reverse=True)]
     if model_type == "unigram":
-        # The library takes text that is a name for the piece of that name, if it cannot spell it.
+        # The library takes text that is the name of a special piece for that piece, if it cannot spell it.
         unspelled = sorted({character for name in _names(pieces) for character in name} - _characters(pieces))
         if unspelled and _spells_bytes(pieces):
             alone.append(f"[{''.join(map(re.escape, unspelled))}]")
     elif alone:
-        # It takes what stands behind a symbol for a piece too, if it is the name of one.
+        # The library does so after a symbol, too.
         before, behind = (f"(?{look}{'|'.join(alone)}{more})" for look, more in (("<=", ""), ("=", r"|\z")))
         alone += [f"{before}{re.escape(name[0])}(?={re.escape(name[1:])}{behind})" for name in _names(pieces)]
     if alone:
@@ -214,17 +216,17 @@ def _ending(end: str, id_: int) -> Part:
 
 
 def _symbols(pieces: list[Piece]) -> list[str]:
-    """The pieces that text is never split in."""
+    """User-defined pieces, which are never split."""
     return [piece.text for piece in pieces if piece.type == "user_defined"]
 
 
 def _names(pieces: list[Piece]) -> list[str]:
-    """Of the pieces that stand for no text that is written like them: </s>, <0x41>."""
+    """The names of special pieces, which no text becomes that is written like them: </s>, <0x41>."""
     return [piece.text for piece in pieces if piece.type not in ("normal", "user_defined")]
 
 
 def _characters(pieces: list[Piece]) -> set[str]:
-    """Those that a model can spell with."""
+    """The characters that the model can spell."""
     return {character for piece in pieces if piece.type == "normal" for character in piece.text}
 
 
@@ -234,7 +236,7 @@ def _spells_bytes(pieces: list[Piece]) -> bool:
 
 def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     worst = min([0.0, *(piece.score for piece in pieces if piece.type == "normal")])
-    # What is no text must be worse than its name spelled character by character.
+    # A special piece must score worse than its name spelled character by character.
     never = worst * max(len(piece.text) + 1 for piece in pieces) - 1.0
     scores = [piece.score if piece.type in ("normal", "user_defined") else never for piece in pieces]
     return {
@@ -246,7 +248,7 @@ def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 
 def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
-    """SentencePiece merges whatever gives a piece, the best score first; here each way to do so has a rank."""
+    """The BPE model. SentencePiece merges any pair that gives a piece, best score first; here such pairs are ranked."""
     scores = {piece.text: piece.score for piece in pieces if piece.type == "normal"}
     return {
         "type": "BPE",
@@ -256,7 +258,7 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": _spells_bytes(pieces),
-        "ignore_merges": bool(_symbols(pieces)),  # a symbol is no merge of anything
+        "ignore_merges": bool(_symbols(pieces)),  # no merge makes a symbol
         "vocab": {piece.text: id_ for id_, piece in enumerate(pieces)},
         "merges": [
             [piece[:cut], piece[cut:]]
@@ -267,28 +269,28 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     }
 
 
-# What another library makes of an exported model: the proof of an export, where that library is installed.
+# Translations of an exported model by transformers, with which an export is checked.
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Of some sentences, what the library did with them; tokens are told as pieces, without marks."""
+    """What a library made of some sentences; tokens are pieces, without special ones."""
 
     library: str  # its name and version
-    translations: list[list[str]]  # greedily
+    translations: list[list[str]]  # by greedy search
     log_probs: list[list[float]]  # of each token of the given translations, and of the end mark
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How a library's tokenizer reads lines and writes translations, with the exported files."""
+    """A library's tokenizer, made of the exported files."""
 
-    encode: Callable[[Sequence[str]], list[list[str]]]  # pieces of each line, the end mark left out
-    decode: Callable[[Sequence[Sequence[str]]], list[str]]  # of each row of pieces
+    encode: Callable[[Sequence[str]], list[list[str]]]  # lines to pieces, without the end mark
+    decode: Callable[[Sequence[Sequence[str]]], list[str]]  # pieces to lines
 
 
 def most_tokens(source: Sequence[str]) -> int:
-    """How long a translation may get: what decoding allows unless told otherwise."""
+    """Most tokens that a translation may have, by the default of decoding."""
     return 2 * len(source) + 20
 
 
@@ -296,10 +298,10 @@ def most_tokens(source: Sequence[str]) -> int:
 def observe_with_transformers(
     directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
-    """What Hugging Face transformers makes of a checkpoint; None where it is not installed.
+    """Translate with Hugging Face transformers; None where it is not installed.
 
-    sources are translated without what is silent; targets are translations whose log-probabilities are asked for. The
-    checkpoint's generation_config.json decides what else a translation may not hold.
+    sources are translated, targets scored as their translations. silent pieces are never generated, nor what the
+    checkpoint's generation_config.json forbids.
     """
     transformers = _transformers()
     if transformers is None:
@@ -316,7 +318,7 @@ def observe_with_transformers(
         marks = {config.pad_token_id, config.eos_token_id, config.decoder_start_token_id}
         for source, target in zip(sources, targets, strict=True):
             ids = torch.tensor([[*(ours[piece] for piece in source), config.eos_token_id]])
-            said = model.generate(
+            generated = model.generate(
                 ids,
                 num_beams=1,
                 do_sample=False,
@@ -324,7 +326,7 @@ def observe_with_transformers(
                 bad_words_ids=[[theirs[piece]] for piece in silent],
                 forced_eos_token_id=config.eos_token_id,
             )
-            translations.append([names[id_] for id_ in said[0].tolist() if id_ not in marks])
+            translations.append([names[id_] for id_ in generated[0].tolist() if id_ not in marks])
             labels = [*(theirs[piece] for piece in target), config.eos_token_id]
             read = torch.tensor([[config.decoder_start_token_id, *labels[:-1]]])
             logits = model(input_ids=ids, decoder_input_ids=read).logits[0].log_softmax(-1)
@@ -333,7 +335,7 @@ def observe_with_transformers(
 
 
 def texts_of_transformers(directory: Path) -> Texts | None:
-    """The tokenizer that AutoTokenizer makes of a checkpoint; None where transformers is not installed."""
+    """The tokenizer that AutoTokenizer loads from a checkpoint; None where transformers is not installed."""
     transformers = _transformers()
     if transformers is None:
         return None
@@ -345,7 +347,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
     def encode(lines: Sequence[str]) -> list[list[str]]:
         rows = [tokenizer(line).input_ids for line in lines]
-        # A row that does not end with the mark gets one more, so that it differs from what is wanted.
+        # A row without an end mark gets one here, so that it differs from what is expected.
         rows = [row[:-1] if row[-1:] == [end] else [*row, end] for row in rows]
         return [[names[id_] for id_ in row] for row in rows]
 
@@ -356,10 +358,10 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
 
 def _transformers() -> Any:
-    """The library, which says nothing of its own accord; None where it is not installed."""
+    """The library, with its messages silenced; None where it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of a library at import are not ours to mend
+            warnings.simplefilter("ignore")  # a library's own at its import
             import transformers
     except ImportError:
         return None
@@ -370,7 +372,7 @@ def _transformers() -> Any:
 
 
 def _vocabularies(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Pieces to ids, of both sides."""
+    """The vocabularies of source and target: pieces to ids."""
     ours = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     apart = directory / "target_vocab.json"
     return ours, json.loads(apart.read_text(encoding="utf-8")) if apart.exists() else ours

@@ -24,13 +24,16 @@ LAYOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def sinusoids(num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper") -> Tensor:
+def sinusoids(
+    num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper", first: int = 0
+) -> Tensor:
     """(P, D): sin(p / 10000^(2i/D)) for i < D/2, then the cosines (Vaswani et al. 2017, section 3.5).
 
     The paper lets sines and cosines alternate; in halves it is the same up to a fixed permutation of the columns.
     """
     exponents = EXPONENTS[exponent](torch.arange(d_model // 2, dtype=torch.float64, device="cpu"))
-    angles = torch.arange(num_positions, dtype=torch.float64, device="cpu")[:, None] * 10000.0**-exponents
+    positions = torch.arange(first, first + num_positions, dtype=torch.float64, device="cpu")
+    angles = positions[:, None] * 10000.0**-exponents
     return LAYOUTS[layout](angles.sin(), angles.cos()).float()
 
 
@@ -46,9 +49,9 @@ class SinusoidalPositions(nn.Module):
     def waves(self, num_positions: int) -> Tensor:
         """(P, D): the rows of so many places, of which the first may stand further down in the table of all."""
         config = self.config
-        first = config.sinusoid_first
-        rows = sinusoids(first + num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent)
-        return rows[first:].contiguous()
+        return sinusoids(
+            num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
+        )
 
     def forward(self, positions: Tensor, longest: int) -> Tensor:
         """(R, L) places below longest to (R, L, D)."""

@@ -1,7 +1,8 @@
 """Builds the architecture that the settings name, and chooses device and precision."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -213,3 +214,36 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
             f"{where}: weight {name} is {found.get(name, 'missing')}, the settings want {wanted.get(name, 'none')}; "
             "the weights belong to another model"
         )
+
+
+def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
+    """Refuse settings that ask for more layers than the weights have, or for a matrix larger than all of them.
+
+    Building the model of such settings could take hours, or all memory; this looks at names and shapes alone. where
+    begins the CheckpointError.
+    """
+    encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
+    num_weights = sum(map(Tensor.numel, weights.values()))
+    for side, half in (("encoder", encoder), ("decoder", decoder)):
+        depth = half.encoder_layers if side == "encoder" else half.decoder_layers
+        layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # that of a bridged encoder is a part of it
+        num_layers = len({found[1] for found in map(layer.match, weights) if found})
+        if depth > num_layers:
+            raise CheckpointError(
+                f"{where}: the settings want {depth:,} layers in the {side}, the weights have {num_layers:,}; "
+                "the weights belong to another model"
+            )
+        rows = max(half.d_model, *_other_widths(half, side))
+        if rows * half.d_model > num_weights:
+            raise CheckpointError(
+                f"{where}: the settings want a matrix of {rows:,} x {half.d_model:,} in the {side}, and there are "
+                f"{num_weights:,} weights in all; the weights belong to another model"
+            )
+
+
+def _other_widths(half: Half, side: str) -> list[int]:
+    """Numbers of rows that the settings give matrices with d_model columns, besides d_model itself."""
+    if isinstance(half, RecurrentConfig):
+        return [1]
+    d_ff = half.decoder_d_ff if side == "decoder" and half.decoder_d_ff else half.d_ff
+    return [d_ff, half.max_positions if half.positions == "learned" else 1]

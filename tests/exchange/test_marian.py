@@ -368,9 +368,10 @@ def test_tables_of_positions_in_half_precision_are_known(checkpoint, dtype):
         {1: torch.zeros(2)},
         {"model.shared.weight": torch.zeros(40, 32).to_sparse()},
         {"model.shared.weight": torch.empty(40, 32, device="meta")},
+        {"model.shared.weight": torch.zeros(1, 32).expand(10**12, 32)},
         {"model.shared.weight": 1.0},
     ],
-    ids=["a number", "sparse", "no numbers", "a float"],
+    ids=["a number", "sparse", "no numbers", "one row many times", "a float"],
 )
 def test_what_is_no_plain_tensor_is_told(checkpoint, content):
     (checkpoint / "model.safetensors").unlink()
