@@ -100,8 +100,8 @@ class Progress:
     seconds: float = 0.0  # of training, over all the processes that took part
     precision: str = ""
     validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # 0: none yet
-    best_score: float = float("-inf")  # higher is better
+    best_step: int = 0  # of the best validation; 0, if has_best, is the model that training started from
+    best_score: float = float("-inf")  # higher is better; -inf: none yet
     bad_validations: int = 0  # since the best one
     stale_validations: int = 0  # since the best one, or since the learning rate was lowered
     rate_lowered: int = 0  # how many times validations lowered the learning rate
@@ -114,6 +114,11 @@ class Progress:
     changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
     plan: dict[str, Any] | None = None  # what auto settings were fixed at, see budget.Plan
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
+
+    @property
+    def has_best(self) -> bool:
+        """Whether any validation has been the best one so far."""
+        return self.best_step > 0 or self.best_score > float("-inf")
 
 
 def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
@@ -201,8 +206,12 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
     """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped.
 
-    The best one is among them in any case: it may be where an earlier, lower limit ended the run.
+    The best one is among them in any case: it may be where an earlier, lower limit ended the run. Step 0, the model
+    that training started from, is only ever taken alone: averaging evens out the noise of the updates, of which it has
+    none, and would pull the average back to where training began.
     """
+    if best_step == 0:
+        return [0]
     return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 

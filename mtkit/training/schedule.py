@@ -106,7 +106,7 @@ def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bo
 
     One made because the run was stopped is not averaged.
     """
-    return any(
+    return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
         for name in ("save_every", "validate_every")
     )
@@ -119,7 +119,7 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
     if config.patience is not None and progress.bad_validations >= config.patience:
-        best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
+        best = f" than that of step {progress.best_step:,}" if progress.has_best else ""
         validations = counted(progress.bad_validations, "validation")
         return f"no better {config.select_by} in {validations} (training.patience){best}"
     return ""
@@ -192,7 +192,7 @@ class Plan:
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
-    """The plan for a run of max_minutes, of which measuring the pace has taken spent seconds.
+    """The plan for a run of max_minutes, of which spent seconds are needed before its first update.
 
     The last validation comes with the last update. Raises ConfigError if a given warmup_steps does not fit.
     """

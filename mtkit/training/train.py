@@ -219,7 +219,7 @@ class Trainer:
         self.is_saved = True
         say(f"going on from step {step:,} in {self.run_path}")
         progress = self.state.progress
-        if progress.best_step and progress.best_step not in steps:
+        if progress.has_best and progress.best_step not in steps:
             say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
             progress.best_step, progress.best_score = 0, float("-inf")
         if self.changes.all:
@@ -248,7 +248,8 @@ class Trainer:
                 raise
             raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
         progress.seconds = time.monotonic() - begun
-        plan = make_plan(self.settings, pace, progress.seconds)
+        spent = progress.seconds + (pace.validation if self.start else 0.0)
+        plan = make_plan(self.settings, pace, spent)
         progress.plan = asdict(plan)
         self._settle(plan.settings(self.given.training))
         say(f"training.max_steps auto: {plan.told(pace)}")
@@ -275,7 +276,7 @@ class Trainer:
             progress.rate_lowered = progress.stale_validations = 0
         if (now := self._rate(progress.step + 1, self.settings)) != rate:
             say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
-        if progress.best_step and changed & MEASURES:
+        if progress.has_best and changed & MEASURES:
             # The log has every figure of every validation, unless the sentences were others.
             is_logged = changed & MEASURES == {"training.select_by"}
             is_logged &= not any(MEASURES & change["settings"].keys() for change in chain)
@@ -356,6 +357,8 @@ class Trainer:
                 told = {change.name: [change.before, change.after] for change in self.changes.all}
                 self.log.write("change", step=progress.step, settings=told)
                 self._save()  # so that from here on no one has to ask for it again
+            if self.start and self._last_saved() is None:
+                self._validate_start(stop)
             with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
@@ -370,7 +373,7 @@ class Trainer:
             saved = "the state is saved" if self.is_saved else self._told_of_saved()
             raise StoppedError(
                 f"{where}; {saved} in {self.checkpoints}, and the same command (without --fresh) goes on from there"
-                if self._last_saved()
+                if self._last_saved() is not None
                 else f"{where}, before there was anything to save"
             ) from None
         finally:
@@ -391,7 +394,7 @@ class Trainer:
                     self._validate_or_save(stop)
                     progress.seconds = time.monotonic() - begun
                     progress.window = Window(since=progress.seconds)
-                if step and self._saves_at(step) and not self.is_saved and self._is_good:
+                if self._saves_at(step) and not self.is_saved and self._is_good:
                     self._save()
                 if stop.save:
                     stop.save = False
@@ -424,12 +427,13 @@ class Trainer:
         if not self.is_saved and self._is_good and self.state.progress.step:
             self._save()
 
-    def _last_saved(self) -> int:
-        """The step of the newest checkpoint that training can go on from; 0 if there is none."""
-        return max(checkpoint_steps(self.checkpoints, resumable=True), default=0)
+    def _last_saved(self) -> int | None:
+        """The step of the newest checkpoint that training can go on from; None if there is none."""
+        return max(checkpoint_steps(self.checkpoints, resumable=True), default=None)
 
     def _told_of_saved(self) -> str:
-        return f"the state of step {self._last_saved():,} is saved" if self._last_saved() else "nothing is lost"
+        step = self._last_saved()
+        return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
 
     def _update_or_save(self, stream: Stream) -> int:
         """An update; if it runs out of memory, the state before it is saved and the error says what to change."""
@@ -520,13 +524,21 @@ class Trainer:
             newest = step_directory(self.checkpoints, steps[-1])
             older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
             return (
-                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved():,}. With "
+                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {steps[-1]:,}. With "
                 f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
                 "or start anew with --fresh and one of these"
             )
         return f"{self.run_path}: {divergence}; there is no checkpoint yet. Start again with {remedy}"
 
     # Validation, choice, average.
+
+    def _validate_start(self, stop: Stop) -> None:
+        """Validate and save the model that a new run starts from: it stays the best one if no update improves it."""
+        progress, begun = self.state.progress, time.monotonic()
+        self._validate_or_save(stop)
+        progress.seconds += time.monotonic() - begun
+        progress.window = Window(since=progress.seconds)
+        self._save()
 
     def _validate(self, stop: Stop) -> None:
         progress = self.state.progress
@@ -538,7 +550,7 @@ class Trainer:
         if better:
             progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
             progress.stale_validations = 0
-        else:
+        elif progress.step:  # the model that training starts from is what validations are counted from
             progress.bad_validations += 1
             progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
         progress.validated_step = progress.step
@@ -570,11 +582,11 @@ class Trainer:
     def _finish(self, stop: Stop) -> None:
         """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
         progress, settings = self.state.progress, self.settings
-        if progress.validated_step < progress.step or not progress.best_step:
+        if progress.validated_step < progress.step or not progress.has_best:
             self._validate_or_save(stop)
         if not self.is_saved:
             self._save()
-        best = progress.best_step or progress.step  # the last one if no figure was a number
+        best = progress.best_step if progress.has_best else progress.step  # the last one if no figure was a number
         weights, steps = measured_weights(self.checkpoints, best), [best]
         chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
         if len(chosen) > 1:
@@ -587,6 +599,12 @@ class Trainer:
             say(f"average of {len(chosen)} checkpoints: {measures_text(measured)} ({verdict})")
             if better:
                 weights, steps = average, chosen
+        if self.start and steps == [0]:
+            say(
+                "mtkit: warning: training made the model no better: no validation was better than that of step 0, so "
+                "the bundle holds the weights that training started from; lower training.learning_rate, or train on "
+                "text that is more like data.valid"
+            )
         self._write_bundle(weights, steps)
         write_trained(self.given, self.start)
 
