@@ -26,7 +26,7 @@ class Update:
     """What one update was like."""
 
     loss: float  # sums over its target tokens, in nats
-    likelihood: float
+    nll: float
     tokens: int
     norm: float  # of the gradient, before clipping
     rate: float
@@ -45,7 +45,7 @@ class Window:
 
     updates: int = 0
     loss: float = 0.0
-    likelihood: float = 0.0
+    likelihood: float = 0.0  # negative log-likelihoods, under the name that checkpoints have
     tokens: int = 0
     norm: float = 0.0
     padding: float = 0.0
@@ -57,7 +57,7 @@ class Window:
         """One more."""
         self.updates += 1
         self.loss += update.loss
-        self.likelihood += update.likelihood
+        self.likelihood += update.nll
         self.tokens += update.tokens
         self.norm += update.norm
         self.padding += update.padding

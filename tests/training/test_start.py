@@ -348,8 +348,8 @@ def test_a_run_with_another_start_is_another_run(make, tiny_run):
 
 WARNING = (
     "mtkit: warning: training made the model no better: no validation was better than that of step 0, so the bundle "
-    "holds the weights that training started from; lower training.learning_rate, or train on text that is more like "
-    "data.valid\n"
+    "holds the weights that training started from; train again with --fresh and a lower training.learning_rate, or on "
+    "text that is more like data.valid\n"
 )
 
 
