@@ -12,7 +12,8 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows
 from mtkit.models.interface import TranslationModel
 
-# R rows (sentences), T target length, D model width, V vocabulary size, N real target tokens, C tokens of a chunk.
+# R rows (sentences), T target length, D model width, V vocabulary size, N real target tokens, C tokens of a chunk,
+# P passes, 1 or 2.
 
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB in fp32, so that they stay in a processor's cache
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices: enough to keep them busy
@@ -31,12 +32,67 @@ class Output(Protocol):
         """(V,), or none."""
 
 
-class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Label-smoothed cross-entropy in little memory: gradients are computed in the forward pass, chunk by chunk.
+@dataclass(frozen=True)
+class Shares:
+    """The weights of the terms of a loss over one pass p, or over two passes p and q."""
 
-    With z = W h + b and q = softmax(z), the loss of a token is lse(z) - (1 - s) z_y - s mean(z), where y is its label
-    and s the smoothing. Its gradient by h is W'(q - (1 - s) e_y) - s mean(W), so that only one log-softmax has to be
-    computed over V; by b it is q - (1 - s) e_y - s/V. Sums are in fp32, or in fp64 if the features are.
+    cross_entropy: tuple[float, ...]  # of the label-smoothed cross-entropy of each pass
+    divergence: tuple[float, float] = (0.0, 0.0)  # of KL(p || q) and of KL(q || p), whose sum is the consistency
+    weight: float = 0.0  # of the consistency beside the cross-entropy
+
+
+ONE_PASS = Shares(cross_entropy=(1.0,))
+
+
+def label_smoothed_cross_entropy(
+    features: Tensor, output: Output, labels: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sums over real tokens of the label-smoothed cross-entropy and of the negative log-likelihood, in nats.
+
+    features is (R, T, D), labels (R, T); padding does not count. The smoothed mass is spread over all V tokens
+    (Szegedy et al. 2016), not over the V - 1 wrong ones, so perplexities differ from tools that do that. Only the first
+    sum has a gradient, and that gradient has none of its own.
+    """
+    loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
+    return loss, negative_log_likelihood
+
+
+def consistent_cross_entropy(
+    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over real tokens, in nats, of the loss of two passes (or one) and its parts.
+
+    These are cross-entropy + weight x consistency, cross-entropy, negative log-likelihood, and consistency. features is
+    (P, R, T, D), those of the passes p and q; labels is (R, T). Cross-entropy and likelihood are as above, added up
+    over the passes by their shares. Only the first sum has a gradient, which is by all passes.
+    """
+    real = labels != NO_LABEL
+    sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        _autocast(features)[:, real],
+        output.weight,
+        output.bias,
+        labels[real],
+        smoothing,
+        shares,
+        torch.is_grad_enabled(),
+    )
+    return sums
+
+
+def _autocast(features: Tensor) -> Tensor:
+    device = features.device.type
+    return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Label-smoothed cross-entropy of one pass or two, and how far two diverge, in little memory.
+
+    The gradients are computed in the forward pass, chunk by chunk, so that the logits never exist all at once.
+
+    With z = W h + b and p = softmax(z), the cross-entropy of a token is lse(z) - (1 - s) z_y - s mean(z), where y is
+    its label and s the smoothing. Its gradient by h is W'(p - (1 - s) e_y) - s mean(W), so that only one log-softmax
+    has to be computed over V; by b it is p - (1 - s) e_y - s/V. The gradient of KL(p || q) by z is
+    p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64 if the features are.
     """
 
     @staticmethod
@@ -47,8 +103,10 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         smoothing: float,
+        shares: Shares,
         wants_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        num_passes, num_tokens, _ = features.shape
         dtype = features.dtype
         exact = torch.promote_types(dtype, torch.float32)
         table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -56,52 +114,78 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
         by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
         by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_gradient else None
-        log_likelihood = features.new_zeros((), dtype=exact)
-        sum_lse = features.new_zeros((), dtype=exact)
+        log_likelihood, sum_lse = features.new_zeros(2, num_passes, dtype=exact)
+        divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
-        chunk = chunk_tokens(features.device.type, 1, len(weight))
-        for start in range(0, len(features), chunk):
-            h, y = features[start : start + chunk], labels[start : start + chunk, None]
-            logits = F.linear(h, table, added)  # (C, V)
+        chunk = chunk_tokens(features.device.type, num_passes, len(weight))
+        for start in range(0, num_tokens, chunk):
+            h = features[:, start : start + chunk]  # (P, C, D)
+            y = labels[start : start + chunk, None].expand(num_passes, -1, 1)  # (P, C, 1)
+            logits = F.linear(h.flatten(0, 1), table, added).view(num_passes, -1, len(weight))  # (P, C, V)
             log_probs = F.log_softmax(logits, -1, dtype=exact)
-            y_log_probs = log_probs.gather(1, y)
-            log_likelihood += y_log_probs.sum()
-            sum_lse += (logits.gather(1, y).to(exact) - y_log_probs).sum()
+            y_log_probs = log_probs.gather(2, y)
+            log_likelihood += y_log_probs.sum((1, 2))
+            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
+            if num_passes == 2:
+                log_ratio = log_probs[0] - log_probs[1]
+                probs = log_probs.exp_()
+                divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])  # (2, C)
+                divergence += divergences.sum(1)
             if by_features is None or by_weight is None:
                 continue
-            by_logits = log_probs.exp_().scatter_(1, y, y_log_probs.exp() - (1 - smoothing))
+            by_logits = log_probs.exp_() if num_passes == 1 else _by_logits(probs, log_ratio, divergences, shares)
+            for i, share in enumerate(shares.cross_entropy):
+                by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
             if by_bias is not None:
-                by_bias += by_logits.sum(0)
-            by_logits = by_logits.to(dtype)
-            by_features[start : start + chunk] = by_logits @ table
-            _add_product(by_weight, by_logits, h)
+                by_bias += by_logits.sum((0, 1))
+            by_logits = by_logits.to(dtype).flatten(0, 1)
+            by_features[:, start : start + chunk] = (by_logits @ table).view(h.shape)
+            _add_product(by_weight, by_logits, h.flatten(0, 1))
 
-        sum_h = features.to(exact).sum(0)  # (D,)
-        mean_log_prob = (sum_h * mean_row).sum() - sum_lse  # not by @, which autocast would round
+        sums_h = features.to(exact).sum(1)  # (P, D)
+        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not by @, which autocast would round
         if bias is not None:
-            mean_log_prob += len(features) * bias.to(exact).mean()
+            mean_log_probs += num_tokens * bias.to(exact).mean()
         if by_features is not None and by_weight is not None:
-            by_features -= smoothing * mean_row
-            by_weight -= smoothing / len(weight) * sum_h
+            for i, share in enumerate(shares.cross_entropy):
+                by_features[i] -= smoothing * share * mean_row
+            by_weight -= smoothing / len(weight) * _sum(shares, sums_h)
             if bias is not None and by_bias is not None:
-                by_bias = (by_bias - smoothing / len(weight) * len(features)).to(bias.dtype)
+                by_bias = (by_bias - smoothing / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
             ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
-        negative_log_likelihood = -log_likelihood
-        ctx.mark_non_differentiable(negative_log_likelihood)
-        return (1 - smoothing) * negative_log_likelihood - smoothing * mean_log_prob, negative_log_likelihood
+        cross_entropy = _sum(shares, (smoothing - 1) * log_likelihood - smoothing * mean_log_probs)
+        negative_log_likelihood = -_sum(shares, log_likelihood)
+        consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
+        ctx.mark_non_differentiable(cross_entropy, negative_log_likelihood, consistency)
+        return cross_entropy + shares.weight * consistency, cross_entropy, negative_log_likelihood, consistency
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         by_features, by_weight, by_bias = ctx.saved_tensors
-        by_bias = None if by_bias is None else by_bias * by_loss
-        return by_features * by_loss, by_weight * by_loss, by_bias, None, None, None
+        by_bias = None if by_bias is None else by_bias * by_total
+        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
 
 
-def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """How many tokens are computed at once, if each has the logits of so many passes."""
-    if device == "cpu":
-        return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
-    return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
+def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
+    """The sum of values (P, ...) over the passes, each times the share of its cross-entropy."""
+    first, *others = (share * value for share, value in zip(shares.cross_entropy, of_passes, strict=True))
+    total: Tensor = sum(others, first)
+    return total
+
+
+def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
+    """The gradients (2, C, V) of all terms except those of the labels; log_ratio is log(p / q).
+
+    To save memory, the signs in log_ratio are flipped in place.
+    """
+    by_logits = torch.empty_like(probs)
+    for this, other in ((0, 1), (1, 0)):
+        # Of KL(this || other) and of KL(other || this).
+        ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
+        part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
+        part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
+        log_ratio.neg_()
+    return by_logits
 
 
 def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
@@ -120,154 +204,11 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
         by_weight.addmm_(by_logits.T.to(by_weight.dtype), h.to(by_weight.dtype))
 
 
-@dataclass(frozen=True)
-class Shares:
-    """The weights of the terms of a loss over two passes, p and q."""
-
-    cross_entropy: tuple[float, float]  # of the label-smoothed cross-entropies of p and of q
-    divergence: tuple[float, float]  # of KL(p || q) and of KL(q || p), whose sum is the consistency
-    weight: float  # of the consistency beside the loss
-
-
-class _ConsistentCrossEntropy(torch.autograd.Function):
-    """Label-smoothed cross-entropy of two passes, and how far they diverge, computed by chunks as above.
-
-    If p = softmax(z), the gradient of KL(p || q) by z is p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        smoothing: float,
-        shares: Shares,
-        wants_gradient: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dtype = features.dtype
-        exact = torch.promote_types(dtype, torch.float32)
-        table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
-        mean_row = weight.to(exact).mean(0)  # (D,)
-        by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
-        by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
-        by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_gradient else None
-        log_likelihood, sum_lse, divergence = features.new_zeros(3, 2, dtype=exact)  # each for both passes
-
-        chunk = chunk_tokens(features.device.type, 2, len(weight))
-        for start in range(0, len(labels), chunk):
-            h = features[:, start : start + chunk]  # (2, C, D)
-            y = labels[start : start + chunk, None].expand(2, -1, 1)  # (2, C, 1)
-            logits = F.linear(h.flatten(0, 1), table, added).view(2, -1, len(weight))  # (2, C, V)
-            log_probs = F.log_softmax(logits, -1, dtype=exact)
-            y_log_probs = log_probs.gather(2, y)
-            log_likelihood += y_log_probs.sum((1, 2))
-            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
-            log_ratio = log_probs[0] - log_probs[1]
-            probs = log_probs.exp_()
-            divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])  # (2, C)
-            divergence += divergences.sum(1)
-            if by_features is None or by_weight is None:
-                continue
-            by_logits = _by_logits(probs, log_ratio, divergences, shares)
-            for i in range(2):
-                by_logits[i].scatter_add_(
-                    1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * shares.cross_entropy[i])
-                )
-            if by_bias is not None:
-                by_bias += by_logits.sum((0, 1))
-            by_logits = by_logits.to(dtype).flatten(0, 1)
-            by_features[:, start : start + chunk] = (by_logits @ table).view(h.shape)
-            _add_product(by_weight, by_logits, h.flatten(0, 1))
-
-        first, second = shares.cross_entropy
-        sums_h = features.to(exact).sum(1)  # (2, D)
-        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse
-        if bias is not None:
-            mean_log_probs += len(labels) * bias.to(exact).mean()
-        if by_features is not None and by_weight is not None:
-            by_features[0] -= smoothing * first * mean_row
-            by_features[1] -= smoothing * second * mean_row
-            by_weight -= smoothing / len(weight) * (first * sums_h[0] + second * sums_h[1])
-            if bias is not None and by_bias is not None:
-                by_bias = (by_bias - smoothing / len(weight) * (first + second) * len(labels)).to(bias.dtype)
-            ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
-        losses = (smoothing - 1) * log_likelihood - smoothing * mean_log_probs
-        loss = first * losses[0] + second * losses[1]
-        negative_log_likelihood = -(first * log_likelihood[0] + second * log_likelihood[1])
-        consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
-        ctx.mark_non_differentiable(loss, negative_log_likelihood, consistency)
-        return loss + shares.weight * consistency, loss, negative_log_likelihood, consistency
-
-    @staticmethod
-    def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        by_features, by_weight, by_bias = ctx.saved_tensors
-        by_bias = None if by_bias is None else by_bias * by_total
-        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
-
-
-def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
-    """The gradients (2, C, V) of all terms except those of the labels; log_ratio is log(p / q).
-
-    To save memory, the signs in log_ratio are flipped in place.
-    """
-    by_logits = torch.empty_like(probs)
-    for this, other in ((0, 1), (1, 0)):
-        # Of KL(this || other) and of KL(other || this).
-        ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
-        part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
-        part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
-        log_ratio.neg_()
-    return by_logits
-
-
-def label_smoothed_cross_entropy(
-    features: Tensor, output: Output, labels: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Sums over real tokens of the label-smoothed cross-entropy and of the negative log-likelihood, in nats.
-
-    features is (R, T, D), labels (R, T); padding does not count. The smoothed mass is spread over all V tokens
-    (Szegedy et al. 2016), not over the V - 1 wrong ones, so perplexities differ from tools that do that. Only the first
-    sum has a gradient, and that gradient has none of its own.
-    """
-    real = labels != NO_LABEL
-    sums: tuple[Tensor, Tensor] = _SmoothedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        _autocast(features)[real],
-        output.weight,
-        output.bias,
-        labels[real],
-        smoothing,
-        torch.is_grad_enabled(),
-    )
-    return sums
-
-
-def consistent_cross_entropy(
-    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums over real tokens, in nats, of the loss of two passes and its parts.
-
-    These are cross-entropy + weight x consistency, cross-entropy, negative log-likelihood, and consistency. features is
-    (2, R, T, D), those of the passes p and q; labels is (R, T). Cross-entropy and likelihood are as above, added up
-    over both passes by their shares. Only the first sum has a gradient, which is by both passes.
-    """
-    real = labels != NO_LABEL
-    sums: tuple[Tensor, Tensor, Tensor, Tensor] = _ConsistentCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        _autocast(features)[:, real],
-        output.weight,
-        output.bias,
-        labels[real],
-        smoothing,
-        shares,
-        torch.is_grad_enabled(),
-    )
-    return sums
-
-
-def _autocast(features: Tensor) -> Tensor:
-    device = features.device.type
-    return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
+def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
+    """How many tokens are computed at once, if each has the logits of so many passes."""
+    if device == "cpu":
+        return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
+    return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
 
 
 # Training objectives: the loss of a batch, of one pass through the model or of two that must agree.
