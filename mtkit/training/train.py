@@ -133,6 +133,7 @@ class Trainer:
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds the current state
         self.started_from: str | None = None  # checksum of the weights that training started from
+        self.validates_start = False  # whether to validate the model that training starts from, before any update
         self.changes = Changes([], [], [])  # since the checkpoint that training resumes from
         self._resume(change)
         progress = self.state.progress
@@ -163,6 +164,8 @@ class Trainer:
             require_weights_of(self.model, weights, str(bundle.path))
             self._set_weights(weights)
             self.started_from = noted_start(bundle)
+            # A model with pieces or tags that no training has seen is no candidate: they are to be learnt.
+            self.validates_start = not (bundle.untrained or bundle.untrained_tags)
             if self.settings.ema_decay:
                 self.state.average = MovingAverage(self.model, self.settings.ema_decay)
             say(f"starting from the weights of {bundle.path}")
@@ -278,7 +281,7 @@ class Trainer:
                 told = {change.name: [change.before, change.after] for change in self.changes.all}
                 self.log.write("change", step=progress.step, settings=told)
                 self._save()  # so that --change need not be given again
-            if self.started_from and self._last_saved() is None:
+            if self.validates_start:
                 self._validate_start(stop)
             with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
                 reason = self._loop(stream, stop)
@@ -311,7 +314,7 @@ class Trainer:
                 raise
             raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
         progress.seconds = time.monotonic() - begun
-        spent = progress.seconds + (pace.validation if self.started_from else 0.0)
+        spent = progress.seconds + (pace.validation if self.validates_start else 0.0)
         plan = make_plan(self.settings, pace, spent)
         progress.plan = asdict(plan)
         self._settle(plan.settings(self.given.training))

@@ -19,6 +19,7 @@ from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError, StoppedError
+from mtkit.exchange.importing import extend
 from mtkit.files import Stop
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation
@@ -457,23 +458,31 @@ def test_other_measures_find_step_0_again(harmful, parent, monkeypatch):
 
 
 def test_step_0_is_in_no_average_and_goes_when_a_later_one_is_better(make):
-    config = make(training={"average_checkpoints": 9, "keep_checkpoints": 1, "learning_rate": 0.003})
+    few = {"average_checkpoints": 9, "keep_checkpoints": 1, "learning_rate": 0.003, "select_by": "loss"}
+    config = make(training=few)
     run_train(config)
-    assert open_bundle(config.run_path).description["training"]["averaged_steps"][0] == 4
+    assert 0 not in open_bundle(config.run_path).description["training"]["averaged_steps"]
     assert [event["steps"] for event in events(config.run_path, "average")] == [[4, 8]]
     assert checkpoint_steps(config.run_path / "checkpoints") == [4, 8]
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_without_a_validation_of_step_0(harmful, monkeypatch, capsys):
-    def unvalidated(name: str, step: int) -> Config:
-        config = harmful(name)
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_validate_start", lambda *_: None)
-            killed_at(step, config, monkeypatch)
-        return config
+def test_a_model_with_pieces_that_no_training_has_seen_is_no_candidate(harmful, parent, tmp_path, capsys):
+    extend(parent, tmp_path / "larger", ["漢"], [])
+    config = harmful(start_from=str(tmp_path / "larger"), max_steps=2)
+    settings = config.model_dump(mode="json", exclude={"tokenizer", "model"})
+    config = config_from_text(json.dumps(settings), "larger.yaml")
+    run_train(config)
+    assert [event["step"] for event in events(config.run_path, "validation")] == [2]
+    assert open_bundle(config.run_path).description["training"]["averaged_steps"] == [2]
+    assert "no better: no validation" not in capsys.readouterr().err
 
-    uninterrupted, config = unvalidated("uninterrupted", 8), unvalidated("resumed", 4)
-    run_train(uninterrupted)
+
+def test_a_run_that_an_earlier_version_began_goes_on_without_a_validation_of_step_0(harmful, monkeypatch, capsys):
+    uninterrupted, config = harmful("uninterrupted"), harmful()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate_start", lambda *_: None)
+        run_train(uninterrupted)
+        killed_at(4, config, monkeypatch)
     run_train(config)
     assert [event["step"] for event in events(config.run_path, "validation")] == [2, 4, 6, 8]
     assert read_progress(config.run_path / "checkpoints", 8)[0].best_step > 0
