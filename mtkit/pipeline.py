@@ -1,4 +1,4 @@
-"""Every stage that is missing or out of date, by content and not by clock."""
+"""The stages of a run: each is done if its result is missing or out of date, judged by content, not by file times."""
 
 import hashlib
 import json
@@ -40,11 +40,11 @@ from mtkit.training.train import train
 from mtkit.translation.scores import check_language
 from mtkit.translation.translator import load
 
-REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are exchanged for others as a whole
+REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are replaced as a whole
 
 
 def run_tokenizer(config: Config) -> None:
-    """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
+    """`mtkit train-tokenizer`: train the tokenizer unless it is up to date; a damaged one is reported and replaced."""
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = keep_normalization(config)
@@ -63,9 +63,9 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: encode the corpora, whatever is there, the tokenizer first if it is out of date.
+    """`mtkit binarize`: encode the corpora, even if they are up to date; first the tokenizer if it is out of date.
 
-    The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
+    The same text and settings give the same ids, so this repairs damaged data, and training can resume.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -76,16 +76,16 @@ def run_binarize(config: Config) -> None:
             told = _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
-        except DataError:  # damaged, which is what is to be mended
+        except DataError:  # damaged data is what this repairs
             changes = []
         _refuse_if_begun(config, "data/train", changes)
         binarize(config, told)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
-    """`mtkit train`: what is missing above, then training, which goes on where it stopped.
+    """`mtkit train`: the tokenizer and the data if they are out of date, then training, which resumes.
 
-    fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
+    fresh starts the run anew; change allows it to resume with other settings that later weights depend on.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -94,7 +94,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
-    """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
+    """`mtkit run`: every stage that is out of date; returns the scores of the test sets."""
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
@@ -104,10 +104,10 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
 
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
-    """The run directory, for writing: nobody else writes there, it can be written, and what a kill left is gone.
+    """Hold the run directory for writing within the block: no other process may write there meanwhile.
 
-    Leftovers may be large, and the stage that they are of may never be done again. Only names that mtkit gives are
-    touched, since the run directory may hold files of the user. Training clears the checkpoints.
+    First it removes what a kill left half written, which may be large; the stage that left it may never be repeated. It
+    touches only names that mtkit gives, since users may keep files there. Training clears leftovers of checkpoints.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -123,17 +123,18 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _train(config: Config, fresh: bool, change: bool) -> None:
+    """Train, after the stages before it; does nothing if the model is up to date."""
     if not config.data.valid:
         raise ConfigError(
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
         )
     check_language(config.languages.target)
     check_names(config)
-    pick_device(config.device)  # if there is none of that name, better told before the data is prepared
+    pick_device(config.device)  # so that a device that does not exist is reported before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
     if fresh or not is_begun(config.run_path):
-        start_bundle(config)  # if it does not fit, that too
+        start_bundle(config)  # likewise for a model to start from that does not fit
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
@@ -154,6 +155,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
 
 
 def _prepare(config: Config) -> None:
+    """Make what is out of date of tokenizer and data; refuses what would change them for a run that has begun."""
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
@@ -176,11 +178,11 @@ def _prepare(config: Config) -> None:
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
     elif not has_begun and not validation_is_spread(config):
-        renew_validation(config)  # an earlier version kept it, and a validation would translate its beginning alone
+        renew_validation(config)  # kept by an earlier version, so that validations would translate only its beginning
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
-    """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
+    """Make what is out of date or damaged of tokenizer and data, for a fresh start; the old ones are set aside."""
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
@@ -194,7 +196,7 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
-    """Whether a stage need not be done again; what is damaged needs it."""
+    """Whether the result of a stage is up to date and not damaged; damage is reported."""
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
@@ -203,24 +205,24 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
 
 
 def _renew_tokenizer(config: Config) -> list[str]:
-    """Make the tokenizer anew; returns what the user was warned of in the text."""
+    """Make the tokenizer again; returns what the user was warned of in the text."""
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return told  # it was gone and is the same again, or training says so and needs the data to be as it was
+        return told  # it was missing and is the same again; if it is not, training finds that the data does not fit
     for name in ("train", "valid"):
-        remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
+        remove(followed(config.run_path / "data" / name))  # ids of another tokenizer are useless
     return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:
-    """A run that was carried elsewhere has all it needs in its directory."""
+    """Whether the run has begun and its training text is gone, as when it was copied elsewhere: it needs no text."""
     raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
 def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
-    """Refuse to make a tokenizer or data that a run began with into others; what was deleted may be made again."""
+    """Refuse to replace the tokenizer or data of a run that has begun by others; deleted ones may be made again."""
     if changes and has_files(config.run_path / place) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
@@ -229,7 +231,7 @@ def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None
 
 
 def _evaluate(config: Config) -> list[ScoredSet]:
-    """The scores of the test sets, from the bundle if nothing changed since they were measured."""
+    """The scores of the test sets; read from the bundle if nothing has changed since they were measured."""
     bundle = open_bundle(config.run_path)
     if not config.data.test:
         save_scores(bundle, [], card_text(bundle, []))
@@ -239,7 +241,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     known = record.read_text(encoding="utf-8") if stored and record.exists() else None
-    # Earlier versions knew packed text by its packed bytes.
+    # Earlier versions took fingerprints of compressed files, not of the text in them.
     if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, compressed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
@@ -264,7 +266,7 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """All that the scores depend on."""
+    """All that the scores depend on, as JSON."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {

@@ -28,7 +28,7 @@ class Update:
     """Statistics of one update."""
 
     loss: float  # summed over its target tokens, in nats
-    likelihood: float
+    nll: float
     tokens: int
     norm: float  # of the gradient, before clipping
     rate: float  # learning rate
@@ -47,7 +47,7 @@ class Window:
 
     updates: int = 0
     loss: float = 0.0
-    likelihood: float = 0.0
+    likelihood: float = 0.0  # negative log-likelihoods, under the name that checkpoints have
     tokens: int = 0
     norm: float = 0.0
     padding: float = 0.0
@@ -59,7 +59,7 @@ class Window:
         """Add an update."""
         self.updates += 1
         self.loss += update.loss
-        self.likelihood += update.likelihood
+        self.likelihood += update.nll
         self.tokens += update.tokens
         self.norm += update.norm
         self.padding += update.padding
@@ -94,8 +94,8 @@ class Progress:
     seconds: float = 0.0  # of training, over all processes of the run
     precision: str = ""
     validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # 0 for none
-    best_score: float = float("-inf")  # higher is better
+    best_step: int = 0  # of the best validation; 0, if has_best, is the model that training started from
+    best_score: float = float("-inf")  # higher is better; -inf: none yet
     bad_validations: int = 0  # since the best step
     stale_validations: int = 0  # since the best step, or since the learning rate was lowered
     rate_lowered: int = 0  # how many times the learning rate was lowered after validation
@@ -108,6 +108,11 @@ class Progress:
     changes: list[Change] = field(default_factory=list)  # of settings, by step
     plan: dict[str, Any] | None = None  # what auto settings were resolved to
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
+
+    @property
+    def has_best(self) -> bool:
+        """Whether any validation has been the best one so far."""
+        return self.best_step > 0 or self.best_score > float("-inf")
 
 
 def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
@@ -204,8 +209,11 @@ def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int
     """The steps to average: the last count of the scheduled ones up to the best step, with the best step.
 
     scheduled leaves out checkpoints that were only saved because a run was stopped. The best step may be one of those,
-    where a lower limit ended the run before.
+    where a lower limit ended the run before. Step 0, the model that training started from, is only ever taken alone:
+    averaging evens out the noise of updates, of which it has none, and would pull the average back to the start.
     """
+    if best_step == 0:
+        return [0]
     return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 

@@ -178,6 +178,8 @@ def settings_of(section: dict[str, Any], around: str = "") -> Iterator[tuple[str
 def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
     """Which weights these are, of the updates of training."""
     what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
+    if list(steps) == [0]:
+        return "those that training started from"
     if len(steps) == 1:
         return f"{what} after update {steps[0]:,}"
     return f"the average of {what} after updates {', '.join(f'{step:,}' for step in steps)}"
@@ -236,7 +238,7 @@ def info_json(info: Info) -> dict[str, Any]:
         "num_parameters": info.num_parameters,
         "config": config.model_dump(mode="json"),
         "scores": info.scores,
-        **({"newest_step": info.newest_step} if info.newest_step else {}),
+        **({} if info.newest_step is None else {"newest_step": info.newest_step}),
     }
 
 
@@ -283,7 +285,7 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
         unfinished = "" if training.get("finished", True) else "; training was not finished"
         updates = f"{_counted(training, 'steps', 'update')} in {training.get('minutes', '?')} minutes"
         yield "training", f"{updates}{unfinished}"
-        if info.newest_step:
+        if info.newest_step is not None:
             yield "since then", f"training goes on; its newest checkpoint is step {info.newest_step:,}"
         if changed := changes_text(training):
             yield "changed", changed

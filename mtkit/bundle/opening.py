@@ -204,7 +204,7 @@ def best_step(run: Path) -> tuple[int, str]:
     if not steps:
         raise no_model(run)
     progress = read_progress_at(step_directory(checkpoints, steps[-1]))
-    if not progress.best_step:
+    if not progress.has_best:
         return steps[-1], "the newest (none is validated yet)"
     if progress.best_step not in steps:
         return steps[-1], f"the newest (the best, step {progress.best_step:,}, is gone)"

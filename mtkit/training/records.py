@@ -1,4 +1,4 @@
-"""What identifies a run, what changed in it, and what training writes of it."""
+"""Records of a run: the settings and checksums that identify it, changes of them, and its bundle."""
 
 import json
 import platform
@@ -52,11 +52,11 @@ from mtkit.training.schedule import ENDING, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
-# Settings of training that decide neither weights nor which of them are kept.
+# Training settings that affect neither the weights nor the choice of a checkpoint, so they are not in the identity.
 UNNOTED = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
 
-# What decides how checkpoints are measured, and of these what decides when; no weight depends on it, unless validations
-# lower the learning rate.
+# What the scores of checkpoints depend on, and with validate_every, what validations depend on. The weights depend on
+# none of these, unless validations lower the learning rate.
 MEASURES = {"validation", "training.validation_sentences", "training.select_by"}
 VALIDATES = {*MEASURES, "training.validate_every"}
 FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
@@ -64,14 +64,14 @@ FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting, or a checksum of data, that is not what it was."""
+    """A setting, or a checksum of data, that has changed."""
 
     name: str
     before: Any
     after: Any
 
     def __str__(self) -> str:
-        """As messages tell it; a checksum tells nobody anything."""
+        """As messages say it; checksums are not shown."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
         named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
@@ -80,22 +80,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since a checkpoint was made, by what that means for the run."""
+    """The differences since a checkpoint was written, by what they mean for resuming from it."""
 
-    free: list[Difference]  # no weight depends on it
-    asked: list[Difference]  # the run can go on with it, as another run than it would have been, if that is asked for
-    fixed: list[Difference]  # it would be another run
+    free: list[Difference]  # always allowed, since the weights do not depend on it
+    asked: list[Difference]  # allowed only with --change, since later weights depend on it
+    fixed: list[Difference]  # never allowed
 
     @property
     def all(self) -> list[Difference]:
-        """In this order."""
+        """All differences, those that are never allowed first."""
         return [*self.fixed, *self.asked, *self.free]
 
 
-def identity_of(config: Config, data: str, tokenizer: str, validation: str, start: str | None) -> dict[str, Any]:
-    """What makes this run: its settings, and checksums of what it reads.
+def identity_of(config: Config, data: str, tokenizer: str, validation: str, started_from: str | None) -> dict[str, Any]:
+    """The identity of a run: the settings and checksums that must match its checkpoints for it to resume.
 
-    start is the checksum of the weights that training started from, and validation that of the validation text.
+    data, tokenizer and validation are checksums, and started_from is that of the weights that training started from.
     """
     free = UNNOTED | (set() if config.training.schedule in ENDING else {"max_steps"})
     return {
@@ -104,25 +104,25 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
         "validation": validation,
         "model": config.model.model_dump(mode="json"),
         "training": {
-            # Where it lay does not matter; what it was does.
-            "start_from": start,
+            # The checksum of the model, which may be moved.
+            "start_from": started_from,
             **{k: v for k, v in config.training.model_dump(mode="json").items() if k not in free},
         },
         **_mixing(config),
     }
 
 
-# Settings of training that change nothing of a model that is finished.
+# Training settings that the finished model does not depend on.
 WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
 
 
-def completion_of(config: Config, data: str, validation: str, start: str | None) -> dict[str, Any]:
-    """What a finished model depends on: if none of it changed, training again would give the same.
+def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:
+    """All that a finished model depends on: if none of it changes, training again would give the same model.
 
-    data, validation and start are checksums, start that of the weights that training started from.
+    data and validation are checksums, and started_from is that of the weights that training started from.
     """
     return {
-        **({"start_from": start} if start else {}),
+        **({"start_from": started_from} if started_from else {}),
         "model": config.model.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "data": data,
@@ -132,15 +132,15 @@ def completion_of(config: Config, data: str, validation: str, start: str | None)
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What was saved, in which settings of now that were not there yet have their defaults."""
+    """What was saved, with the defaults of settings that did not exist when it was saved."""
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
 def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) -> Changes:
-    """What is not as the identity of a checkpoint tells; what earlier versions did not note counts as unchanged."""
+    """The differences from found, the identity of a checkpoint; what earlier versions did not record is unchanged."""
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
-    if not had_max_steps or "max_steps" not in now["training"]:  # a schedule that does not end there leaves it free
+    if not had_max_steps or "max_steps" not in now["training"]:  # always allowed if a schedule does not end there
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
     free = FREE - (VALIDATES if "plateau" in (found["training"]["schedule"], config.training.schedule) else set())
     changes = Changes([], [], [])
@@ -155,13 +155,14 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
 
 
 def _may_be_asked_for(name: str) -> bool:
-    """Whether a setting may change on the way: it fits the weights there are, and the order of the pairs."""
+    """Whether --change allows a setting to change: the weights and the order of the pairs must still fit."""
     if name.startswith("training."):
         return name not in ("training.start_from", "training.seed")
     return name.startswith("model.") and name.endswith("dropout")
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, with defaults for the keys of now that it lacks."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -170,13 +171,13 @@ def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]
 
 
 def _defaults(section: Section) -> dict[str, Any]:
-    """Those of its settings; a section inside stays of its kind."""
+    """The defaults of the settings of a section; a section inside it keeps its architecture."""
     inside = {name: _defaults(value) for name, value in section if isinstance(value, Section)}
     return type(section)().model_dump(mode="json") | inside
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
-    """What changed, setting by setting."""
+    """The settings in which old and new differ, one by one."""
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
@@ -186,18 +187,18 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def _mixing(config: Config) -> dict[str, Any]:
-    """What the order of the pairs depends on beside the training settings; nothing where every pair comes once."""
+    """What the order of the pairs depends on besides training settings; empty if an epoch has every pair once."""
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
         return {}
     return {"mixing": {"weights": weights, "temperature": config.data.temperature}}
 
 
-# The chain of settings of a run: what was changed on the way, from which step on.
+# Changes of settings during a run, in the order of their steps.
 
 
 def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool) -> None:
-    """Refuse changes that make it another run, and those that nobody asked for."""
+    """Raise CheckpointError for differences that are never allowed, and, without --change, for those that need it."""
     told = "; ".join(map(str, changes.all))
     if changes.fixed:
         raise CheckpointError(
@@ -213,9 +214,9 @@ def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool)
 
 
 def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Sequence[Difference]) -> list[Change]:
-    """The chain with these changes after so many updates, which consumed so many pairs.
+    """The changes of a run, extended by differences at a step, at which so many pairs had been consumed.
 
-    What is changed twice at one step counts once, and what is changed back not at all.
+    A setting changed twice at one step counts once; one changed back does not count.
     """
     chain = list(chain)
     settings: dict[str, list[Any]] = {}
@@ -229,22 +230,22 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 
 
 def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
-    """Other values that training.batch_tokens had before, and until how many pairs were consumed."""
+    """EarlierBudget values of training.batch_tokens, each with the number of pairs consumed when it changed."""
     name = "training.batch_tokens"
     return [
         EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]
     ]
 
 
-# What training writes of a run beside checkpoints and log: how it began, that it is done, and the bundle.
+# What training writes besides checkpoints and log: settings and facts, the bundle, and a note when it is finished.
 
 
-def write_start(
-    config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, start: str | None
+def write_facts(
+    config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, started_from: str | None
 ) -> dict[str, Any]:
-    """Write the settings, and the facts of this process, which come back.
+    """Write the settings and the facts of this process (config.yaml, run.json); returns the facts.
 
-    start is the checksum of the weights that training started from.
+    started_from is the checksum of the weights that training started from.
     """
     facts = {
         "mtkit": __version__,
@@ -254,7 +255,7 @@ def write_start(
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": torch.get_num_threads(),
         "precision": progress.precision,
-        "start_from": start,
+        "start_from": started_from,
         **({"changes": progress.changes} if progress.changes else {}),
         **({"plan": progress.plan} if progress.plan else {}),
         "parameters": model.num_parameters,
@@ -269,7 +270,7 @@ def write_start(
 def write_bundle(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
 ) -> Path:
-    """Write the bundle of a run, with canaries among the lines, and return where it lies."""
+    """Write the bundle of a run, with canaries chosen from the lines, and return its path."""
     path = config.run_path / "model"
     write_model(path, config, tokenizer, weights, lines, training)
     return path
@@ -283,7 +284,7 @@ def write_model(
     lines: Sequence[str],
     training: dict[str, Any],
 ) -> None:
-    """Write a bundle at a path, with what is told of its training and canaries among the lines."""
+    """Write a bundle at a path, with facts of its training and canaries chosen from the lines."""
     translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
@@ -296,23 +297,23 @@ def write_model(
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
 
 
-def write_trained(config: Config, start: str | None) -> None:
-    """Note that training with these settings has come to its end.
+def write_trained(config: Config, started_from: str | None) -> None:
+    """Record that training with these settings is finished.
 
-    start is the checksum of the weights that training started from, which may be gone.
+    started_from is the checksum of the weights that training started from, which may have been deleted since.
     """
-    _write_json(config.run_path / TRAINED, _completion(config, start))
+    _write_json(config.run_path / TRAINED, _completion(config, started_from))
 
 
 def is_trained(config: Config) -> bool:
-    """Whether training with these settings has come to its end, and its bundle is there."""
+    """Whether training with these settings is finished and its bundle exists."""
     return has_model(config.run_path) and not changed_since_trained(config)
 
 
 def changed_since_trained(config: Config) -> list[str]:
-    """What is not as it was when training came to its end, in words; nothing if training again would give the same.
+    """What has changed since training finished, in words; empty if training again would give the same model.
 
-    A model that it started from and that is gone counts as the one that it was, and it may lie elsewhere now.
+    The model that training started from may have been moved or deleted: only another one in its place is a change.
     """
     done = config.run_path / TRAINED
     try:
@@ -322,25 +323,25 @@ def changed_since_trained(config: Config) -> list[str]:
     training = found.get("training") if isinstance(found, dict) else None
     if not isinstance(training, dict):
         return [f"{done} does not tell what it was trained with"]
-    # Earlier versions noted where the start lay, and not always what it was; and settings without effect.
-    lay = training.pop("start_from", None)
+    # Earlier versions recorded the path of the model to start from, sometimes without its checksum, and more settings.
+    path = training.pop("start_from", None)
     found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
-    start = None
+    started_from = None
     if config.training.start_from is not None:
         noted = found.get("start_from")
-        start = start_checksum(config, noted) or noted or (None if lay else "a model that is not there")
-    now = _completion(config, start)
+        started_from = start_checksum(config, noted) or noted or (None if path else "a model that is not there")
+    now = _completion(config, started_from)
     found.setdefault("validation", now["validation"])
     return list(map(str, differences(with_defaults(found, now, config), now)))
 
 
-def _completion(config: Config, start: str | None) -> dict[str, Any]:
+def _completion(config: Config, started_from: str | None) -> dict[str, Any]:
     data = Corpus.open(config.run_path / "data" / "train").digest
-    return completion_of(config, data, validation_digest(config), start)
+    return completion_of(config, data, validation_digest(config), started_from)
 
 
 def validation_digest(config: Config) -> str:
-    """A checksum of the validation text as it was kept when the data was binarized; empty where it cannot be told."""
+    """The checksum of the validation text that was kept when the data was binarized; empty if it cannot be read."""
     try:
         manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -349,35 +350,35 @@ def validation_digest(config: Config) -> str:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """One JSON file, replaced whole."""
+    """Write a JSON file, which is replaced as a whole."""
     try:
         write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
 
 
-# `mtkit bundle`: a bundle of what training has found so far, while it goes on.
+# `mtkit bundle`: a bundle of the checkpoints of a run, which may still be in training.
 
-BEST, AVERAGE = "best", "average"  # what may be asked for beside a step
+BEST, AVERAGE = "best", "average"  # the values of --step besides numbers
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights of one checkpoint, or their mean over several."""
+    """The weights of one checkpoint, or the mean over several, and what is needed to make a bundle of them."""
 
     steps: list[int]
-    choice: str | None  # why these, in words; None for a step that was asked for
-    newest: Snapshot  # the last one
+    choice: str | None  # why these steps, in words; None for a step given by number
+    newest: Snapshot  # the last of the checkpoints
     weights: dict[str, Tensor]
     config: Config
     tokenizer: Tokenizer
 
 
 def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
-    """Write a bundle of a run's checkpoints, and return a line that says where it lies and what it holds.
+    """Write a bundle of a run's checkpoints; returns a line that says where it is and what it holds.
 
-    wanted is a step, best or average. Nothing of the run is changed; a checkpoint that training deletes meanwhile is
-    chosen anew.
+    wanted is a step, best or average. Leaves the run unchanged; if training deletes a checkpoint while it is read, the
+    choice is made again.
     """
     _require_run(run)
     if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:
@@ -409,7 +410,7 @@ def _require_run(run: Path) -> None:
 
 
 def _require_free(target: Path, run: Path) -> None:
-    """Nothing that somebody else put there is lost, and nothing that training writes is touched."""
+    """Refuse to write where training writes, or over a folder that is not a bundle."""
     if any(target.resolve().is_relative_to((run / name).resolve()) for name in ("model", "checkpoints")):
         raise MtkitError(f"{target}: is where training writes; name a folder elsewhere")
     if target.exists() and not (target / DESCRIPTION).is_file():
@@ -417,7 +418,7 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """The checkpoints that are wanted; FileNotFoundError if training deletes one meanwhile."""
+    """Read the wanted checkpoints; raises FileNotFoundError if training deletes one meanwhile."""
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]
     newest = read_snapshot(directories[-1])
@@ -430,7 +431,7 @@ def _read(run: Path, wanted: str) -> Chosen:
 
 
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
-    """Steps, ascending, and why these."""
+    """The wanted steps, ascending, and why these, in words."""
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):
         if int(wanted) not in steps:

@@ -1,4 +1,4 @@
-"""How long training goes on and how fast: learning-rate schedules, limits, minutes."""
+"""Learning-rate schedules, the limits that end training, and plans for a given number of minutes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ def inverse_sqrt(step: int, config: TrainingConfig, d_model: int, lowered: int) 
 
 
 def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, which then stays."""
+    """A linear rise to the peak, then constant."""
     return _peak(config) * _warmth(step, config)
 
 
 def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, then a line to final_learning_rate at max_steps."""
+    """A linear rise to the peak, then a linear fall to final_learning_rate at max_steps."""
     final, left = config.final_learning_rate, 1 - _share_done(step, config)
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
@@ -47,7 +47,7 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 
 
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, which is multiplied by plateau_factor each time, down to final_learning_rate."""
+    """A linear rise to the peak, times plateau_factor each time it is lowered, but at least final_learning_rate."""
     rate = max(_peak(config) * config.plateau_factor**lowered, config.final_learning_rate)
     return rate * _warmth(step, config)
 
@@ -58,12 +58,12 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """How far warm-up is, from 0 to 1."""
+    """Fraction of warm-up that is done, 0 to 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
-    """How far the way from the end of warm-up to max_steps is gone, from 0 to 1."""
+    """Fraction of the steps after warm-up that are done, 0 to 1."""
     warmup = max(settled(config.warmup_steps), 1)
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
@@ -77,19 +77,21 @@ SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "plateau": plateau,
 }
 
-# Schedules that end at max_steps: it decides every rate, so it may not change midway.
+# Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
 ENDING = {"linear", "cosine"}
 
 
 def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:
-    """Of update number step, from 1."""
+    """The learning rate of update number step, counted from 1; validations have lowered it so many times."""
     return SCHEDULES[config.schedule](step, config, d_model, lowered)
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
-    """Whether so many validations since the best one, or since the rate was lowered, lower it now.
+    """Whether the learning rate is to be lowered after so many stale validations.
 
-    Never at the floor. JoeyNMT's plateau, which is PyTorch's, waits for one validation more than its patience.
+    A validation is stale if it is no better than the best one; they are counted since the best one or since the rate
+    was last lowered. At final_learning_rate it is lowered no further. JoeyNMT's plateau, which is PyTorch's, waits for
+    one validation more than its patience.
     """
     return (
         config.schedule == "plateau"
@@ -98,42 +100,42 @@ def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
     )
 
 
-# When training saves, and when it ends: at a limit on updates, minutes or validations, or in divergence.
+# When training saves, and when it ends.
 
 
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
-    """Whether a checkpoint was due after so many updates, by the settings of then.
+    """Whether a checkpoint was due at a step, by the settings at that step.
 
-    One made because the run was stopped is not averaged.
+    Others, which were written only because the run was stopped, are not averaged.
     """
-    return any(
+    return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
         for name in ("save_every", "validate_every")
     )
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
-    """Which limit is reached; nothing while none is."""
+    """The limit that is reached, in words; empty while none is."""
     if progress.step >= settled(config.max_steps):
         return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
     if config.patience is not None and progress.bad_validations >= config.patience:
-        best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
+        best = f" than that of step {progress.best_step:,}" if progress.has_best else ""
         validations = counted(progress.bad_validations, "validation")
         return f"no better {config.select_by} in {validations} (training.patience){best}"
     return ""
 
 
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
-    """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
+    """The step at which training will end by max_steps or max_minutes, if its speed stays the same."""
     if config.max_minutes is None:
         return settled(config.max_steps)
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
-    """What tells that no update brings training forward any more; nothing while it goes on."""
+    """The sign that training has diverged, in words; empty while there is none."""
     if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
@@ -141,17 +143,17 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
     return ""
 
 
-# What fits into the minutes of a run: the numbers that auto settings stand for, and warnings of what does not fit.
+# Plans for max_minutes: the numbers that auto settings get, and warnings of what does not fit.
 
 MOST_VALIDATIONS = 10  # in a plan
-VALIDATION_SHARE = 0.2  # of the minutes, at most, that validations take in a plan, unless that leaves none
-APART = 10  # updates from one validation to the next, at least
+VALIDATION_SHARE = 0.2  # of the minutes, at most, for validations in a plan, though there is always one
+APART = 10  # updates between two validations, at least
 WARMUP_SHARE = 0.1  # of the updates
 MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
 FEW_UPDATES = 300  # fewer leave a model that translates next to nothing
-RESERVE = 0.1  # of the minutes, for a machine that becomes slower
-LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates, and seconds of them, by which the speed is known
-FALLEN = 0.95  # share of max_steps after which a schedule that ends there is as good as down
+RESERVE = 0.1  # of the minutes, in case the machine becomes slower
+LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates timed for a forecast, and seconds of them
+FALLEN = 0.95  # share of max_steps after which a schedule that ends there has nearly finished its fall
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was fixed for a run whose max_steps is auto. It is kept in every checkpoint."""
+    """The numbers of a run whose max_steps is auto; every checkpoint holds them."""
 
     max_minutes: float
     max_steps: int
@@ -173,7 +175,7 @@ class Plan:
     save_every: int
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """The settings with these numbers where they say auto."""
+        """The settings with these numbers in place of auto."""
         numbers = {name: value for name, value in asdict(self).items() if getattr(config, name) == "auto"}
         return config.model_copy(update=numbers)
 
@@ -186,13 +188,13 @@ class Plan:
         )
 
     def for_minutes(self, max_minutes: float) -> "Plan":
-        """The same for other minutes: max_steps changes as they do, and nothing else."""
+        """The plan for other minutes: max_steps is scaled to them, and nothing else changes."""
         max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
         return replace(self, max_minutes=max_minutes, max_steps=max_steps)
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
-    """The plan for a run of max_minutes, of which measuring the pace has taken spent seconds.
+    """The plan for a run of max_minutes, of which spent seconds are needed before its first update.
 
     The last validation comes with the last update. Raises ConfigError if a given warmup_steps does not fit.
     """
@@ -218,7 +220,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """The settings with shares of max_steps where warmup_steps, validate_every and save_every are auto."""
+    """The settings with shares of max_steps for those of warmup_steps, validate_every and save_every that are auto."""
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
     shares = {
@@ -230,9 +232,9 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 
 
 class Forecast:
-    """Tells once, as soon as the speed is known, how far the minutes reach, and what does not fit into them.
+    """Reports once, as soon as the speed is known, how many updates fit into max_minutes, and warns of what does not.
 
-    Where the updates were planned for the minutes there is nothing to tell.
+    If is_planned, the number of updates was chosen to fit, so it reports nothing.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
@@ -241,7 +243,7 @@ class Forecast:
         self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
-        """Training goes on from a step; where no minutes end it, all is known already."""
+        """Training begins or resumes at a step; without max_minutes, warn of what does not fit at once."""
         if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
@@ -265,7 +267,7 @@ class Forecast:
 
 
 def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
-    """What a training that ends at last_step is too short for; empty if all fits."""
+    """What does not fit into a training that ends at last_step, in words; empty if all fits."""
     warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
     found = []
     if warmup > 1 and last_step <= warmup:
@@ -278,7 +280,7 @@ def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
 
 
 def advice(config: TrainingConfig) -> str:
-    """How to give a run enough time, or settings that fit into its time."""
+    """Advice on how to give a run enough time, or settings that fit into its time."""
     if config.max_minutes is None:
         return "Raise training.max_steps, or lower the others"
     if config.max_steps == "auto":
@@ -296,14 +298,14 @@ def advice(config: TrainingConfig) -> str:
 
 
 def _shares(config: TrainingConfig, update_seconds: float) -> str:
-    """How warm-up and validations lie in the updates, where all of them fit."""
+    """How many updates warm-up takes and when the first validation comes, if all fits."""
     every = settled(config.validate_every)
     first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
     return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
 
 
 def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
-    """Warn if a training that ends at last_step is too short for its settings; returns whether it is."""
+    """Warn if a training that ends at last_step is too short for its settings; returns whether it warned."""
     found = shortcomings(config, last_step)
     if found:
         say(f"mtkit: warning: {told}, which is not enough: {'; '.join(found)}. {advice(config)}")
@@ -311,13 +313,13 @@ def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
 
 
 def _minutes_are(minutes: float) -> str:
-    """3 minutes are, 1 minute is."""
+    """Minutes as the subject of a sentence: "3 minutes are", "1 minute is"."""
     told = _in_minutes(minutes)
     return f"{told} {'is' if told.startswith('1 ') else 'are'}"
 
 
 def _in_minutes(minutes: float) -> str:
-    """A time limit as people say it: 30 seconds, 1 minute, 2.5 minutes."""
+    """Minutes in words: 30 seconds, 1 minute, 2.5 minutes."""
     if minutes < 1:
         return counted(round(60 * minutes), "second")
     amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"

@@ -1,4 +1,4 @@
-"""An update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
+"""One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ def adam(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.o
 
 
 def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); the weight decay, times the learning rate, is taken off the weights."""
+    """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
     return torch.optim.AdamW(
         parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
@@ -36,7 +36,7 @@ def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.
 def sgd(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Stochastic gradient descent: v = momentum v + gradient + weight decay x weights, weights -= rate v (Polyak 1964).
 
-    Like PyTorch's, the rate stands outside of v, so a change of it takes effect at once.
+    As in PyTorch, the rate is not part of v, so a change of the rate takes effect at once.
     """
     return torch.optim.SGD(parameters, 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
@@ -49,14 +49,14 @@ OPTIMIZERS: dict[str, Callable[[Parameters, TrainingConfig, bool], torch.optim.O
 
 
 def make_optimizer(parameters: Parameters, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of the settings; the learning rate is set at each update."""
+    """The optimizer that the settings name; its learning rate is set at each update."""
     return OPTIMIZERS[config.optimizer](parameters, config, device.type in ("cpu", "cuda"))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """All that the optimizer remembers, as `moment/parameter`; names are those of its parameters, in order.
+    """The state of the optimizer as tensors named `moment/parameter`; names are those of its parameters, in order.
 
-    It may be nothing: sgd without momentum has no memory, and sgd with momentum none before its first update.
+    It may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
     """
     state = optimizer.state_dict()["state"]
     return {
@@ -68,16 +68,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether the tensors, as optimizer_tensors names them, are the memory of an optimizer of this kind.
+    """Whether the tensors, which optimizer_tensors returned, fit an optimizer of this kind.
 
-    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square.
+    The state of sgd is its momentum; that of adam and adamw is the averages of the gradient and of its square.
     """
     of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
     return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Loads what optimizer_tensors returned."""
+    """Load what optimizer_tensors returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, parameter = name.split("/", 1)
@@ -85,13 +85,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# Loss scaling, which keeps the small gradients of fp16 from vanishing (Micikevicius et al. 2018, section 3.2).
+# Loss scaling, which keeps small gradients from vanishing in fp16 (Micikevicius et al. 2018, section 3.2).
 
 
 class LossScaler:
-    """PyTorch's dynamic scale: an overflow halves it, 2,000 updates in a row without one double it.
+    """PyTorch's dynamic loss scale: an overflow halves it, 2,000 updates in a row without one double it.
 
-    Outside of fp16 it does nothing. All that it remembers is the scale and the updates since it changed.
+    Except in fp16 it does nothing. Its state is the scale and the number of updates since the scale changed.
     """
 
     def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
@@ -100,36 +100,39 @@ class LossScaler:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": updates})
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient is to be taken."""
+        """The loss times the scale, whose gradient is to be taken."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the scale, once an update, before anything looks at them."""
+        """Divide the gradients by the scale: once in each update, before anything else reads them."""
         self._scaler.unscale_(optimizer)
 
     def adapt(self) -> None:
-        """Move the scale by the gradients that unscale saw."""
+        """Raise or lower the scale, according to whether unscale found an overflow."""
         self._scaler.update()
 
     @property
     def scale(self) -> float:
-        """What the loss is multiplied by now."""
+        """The number that the loss is multiplied by at present."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[float, int]:
-        """The scale, and the number of updates since it changed: all that a checkpoint needs."""
+        """The scale and the number of updates since it changed, which is all that a checkpoint needs."""
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()
         return state["scale"], state["_growth_tracker"]
 
 
-# A moving average of the weights, kept beside them while they are trained.
+# The moving average of the weights.
 
 
 class MovingAverage:
-    """Exponential: after each update, decay x average + (1 - decay) x weights, in fp32 (Polyak & Juditsky 1992)."""
+    """The exponential moving average of the weights, in fp32 (Polyak & Juditsky 1992).
+
+    After each update it becomes decay x average + (1 - decay) x weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -139,19 +142,19 @@ class MovingAverage:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The average, by the names of the parameters."""
+        """The averages, by the names of the parameters."""
         return dict(zip(self._parameters, self._tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Put the average where it was."""
+        """Set the average to weights that a checkpoint holds."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after an update.
+        """Add the weights after update number step to the average.
 
-        The decay begins at min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
+        The decay used is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
         TensorFlow's ExponentialMovingAverage and in Marian.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -159,9 +162,10 @@ class MovingAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Meanwhile the model computes with the average.
+        """Let the model compute with the average within the block.
 
-        Nothing is copied but the weights of a GPU's recurrent cells, which want them in one piece.
+        The tensors are swapped, not copied; only recurrent cells on a GPU, which need their weights in one block of
+        memory, copy them.
         """
         self._swap()
         for cells in self._cells:
@@ -176,12 +180,12 @@ class MovingAverage:
             parameter.data, self._tensors[i] = self._tensors[i], parameter.data
 
 
-# One update.
+# The update.
 
 
 @dataclass
 class TrainState:
-    """The one thing that changes while training."""
+    """All that changes during training, and that a checkpoint holds."""
 
     model: TranslationModel
     optimizer: torch.optim.Optimizer
@@ -196,13 +200,13 @@ class Updater:
         self.state = state
         self.settings = settings
         self.scaler = scaler
-        self.batch: Batch | None = None  # at hand; messages tell its shape when memory runs out
+        self.batch: Batch | None = None  # the current one; the message says its shape if memory runs out
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
-        """Make update number step at a learning rate, over batches whose gradients add up.
+        """Make update number step, at a learning rate, with the sum of the gradients of the batches.
 
-        The loss is divided once, by all their target tokens. Where the loss or the gradient is not finite, the weights
-        stay as they are. Raises whatever PyTorch raises when memory runs out.
+        The summed loss is divided once, by the target tokens of all batches. If the loss or the gradient is not finite,
+        the weights stay unchanged. Raises whatever PyTorch raises when memory runs out.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
@@ -211,7 +215,7 @@ class Updater:
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
-            # No random state is kept: it is a function of where training is.
+            # Seeded anew for each batch, so that a checkpoint need not hold a random state.
             torch.manual_seed(random_seed(settings.seed, step, number))
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
@@ -221,9 +225,9 @@ class Updater:
         self.scaler.unscale(state.optimizer)
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
+        smoothed, nll, *consistency = torch.stack(sums).sum(0).tolist()
         padding = sum(batch.padding for batch in batches) / len(batches)
-        update = Update(smoothed, likelihood, tokens, norm, rate, padding, *consistency)
+        update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
             state.optimizer.step()
             if state.average is not None:
@@ -234,5 +238,5 @@ class Updater:
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The seed of one forward pass, so that a checkpoint need not hold a random state."""
+    """The seed of the forward pass of one batch, a function of its place in training alone."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Whether the files of a run are as written, and whether a killed training ends as an undisturbed one."""
+"""`mtkit verify`: checks that the files of a run are intact, and that a killed training resumes exactly."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ WHOLE = "as written"
 
 
 def check_data(run: Path) -> Report:
-    """The tokenizer, the binarized corpora and the validation text, all of which training reads."""
+    """Check what training reads: the tokenizer, the binarized corpora and the validation text."""
     return _joined(
         _part(run / "tokenizer", _tokenizer),
         _part(run / "data" / "train", lambda path: _corpus(path, standing(run / "tokenizer"))),
@@ -45,7 +45,7 @@ def check_data(run: Path) -> Report:
 
 
 def check_results(run: Path, device: str | None = None) -> Report:
-    """The checkpoints, and the model as `mtkit check` checks it on that device."""
+    """Check what training wrote: the checkpoints, and the model as `mtkit check` does on that device."""
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
     if model.faults and checkpoints.lines and not checkpoints.faults:
@@ -54,7 +54,7 @@ def check_results(run: Path, device: str | None = None) -> Report:
 
 
 def _part(path: Path, look: Callable[[Path], Report]) -> Report:
-    """What is found in a folder of the run, if it is there; an error is a fault."""
+    """The report on a folder of the run if it exists; an MtkitError becomes a fault."""
     place = standing(path)
     if not place.exists():
         return Report([f"{path}: not there yet"], [])
@@ -110,21 +110,21 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
     except CheckpointError as error:
         faults = [str(error)]
     if not (path / PROGRESS).exists():
-        return Report([], [])  # a training that goes on has just deleted it
+        return Report([], [])  # a training in progress has just deleted it
     if faults:
         return Report([], faults)
     return Report([f"{path}: {sum(1 for _ in path.iterdir())} files, {WHOLE}"], [])
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """What is wrong with a file of a checkpoint."""
+    """Yields what is wrong with a file of a checkpoint."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         newest = step_directory(path.parent.parent, checkpoint_steps(path.parent.parent)[-1])
-        if path.name != OPTIMIZER or path.parent == newest:  # training deletes what older optimizers remember
+        if path.name != OPTIMIZER or path.parent == newest:  # training deletes the optimizer state of older ones
             yield f"{path}: missing; {remedy}"
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror}; {remedy}"
@@ -133,11 +133,11 @@ def _faults(path: Path, checksum: str) -> Iterator[str]:
             yield f"{path}: damaged, its checksum is not the one it was saved with; {remedy}"
 
 
-# Kills trainings that run in processes of their own, and compares what two trainings left.
+# Trainings in processes of their own, which are killed; and the comparison of two runs.
 
 PAUSE_SECONDS = 0.002  # between two looks at a run
 
-# What a line of the log tells of the clock; no two trainings share it.
+# The fields of the log that depend on the clock, in which no two trainings agree.
 CLOCKS = ("seconds", "minutes", "tokens_per_second")
 
 
@@ -145,7 +145,7 @@ CLOCKS = ("seconds", "minutes", "tokens_per_second")
 class Kill:
     """When a training is killed."""
 
-    step: int  # once the log tells of this step
+    step: int  # once the log has this step
     while_saving: bool = False  # and a checkpoint is being written
     delay: float = 0.0  # seconds after that
 
@@ -158,16 +158,16 @@ class Killed:
     while_saving: bool
 
 
-def train_and_kill(command: Sequence[str], run: Path, kill: Kill, told: Path) -> Killed | None:
-    """Start a training, or go on with it, and kill it by SIGKILL, or by what Windows has for it.
+def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path) -> Killed | None:
+    """Start or resume a training, and kill it by SIGKILL or the equivalent of Windows.
 
-    None if it ended by itself before that moment. Its stderr is written to the file told. An error of the training is
-    an MtkitError.
+    Returns None if it ended before that moment. Its stderr is written to the file messages. Raises MtkitError if the
+    training fails.
     """
     began, ended = _began_at(run), True
-    with _process(command, told) as process:
+    with _process(command, messages) as process:
         while process.poll() is None:
-            # What an earlier process left half written is gone once this one trains.
+            # Only once this process trains has it cleared what an earlier one left half written.
             if _began_at(run) > began and last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
                 time.sleep(kill.delay)
                 ended = process.poll() is not None
@@ -175,21 +175,21 @@ def train_and_kill(command: Sequence[str], run: Path, kill: Kill, told: Path) ->
             time.sleep(PAUSE_SECONDS)
     if not ended:
         return Killed(last_step(run), is_saving(run))
-    _require_success(process.returncode, told)
+    _require_success(process.returncode, messages)
     return None
 
 
-def train_to_end(command: Sequence[str], told: Path) -> None:
-    """Start a training, or go on with it, until it ends by itself; its error is an MtkitError."""
-    with _process(command, told) as process:
+def train_to_end(command: Sequence[str], messages: Path) -> None:
+    """Start or resume a training and wait for its end; raises MtkitError if it fails."""
+    with _process(command, messages) as process:
         process.wait()
-    _require_success(process.returncode, told)
+    _require_success(process.returncode, messages)
 
 
 @contextmanager
-def _process(command: Sequence[str], told: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block."""
-    with told.open("wb") as stderr:
+def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process, which is killed if it is still running at the end of the block."""
+    with messages.open("wb") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             yield process
@@ -199,10 +199,10 @@ def _process(command: Sequence[str], told: Path) -> Iterator[subprocess.Popen[by
             process.wait()
 
 
-def _require_success(code: int, told: Path) -> None:
-    """An MtkitError with what the training told if it failed."""
+def _require_success(code: int, messages: Path) -> None:
+    """Raise MtkitError with the message of the training if it failed."""
     if code:
-        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
         prefix = "mtkit: error: "
         errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
         last = lines[-1] if lines else "it said nothing"
@@ -210,7 +210,7 @@ def _require_success(code: int, told: Path) -> None:
 
 
 def _began_at(run: Path) -> int:
-    """When a process last began to train, told by the file that it writes then; 0 before the first."""
+    """When training last began, by the time of the file that it writes then; 0 if it never has."""
     try:
         return (run / "run.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def _began_at(run: Path) -> int:
 
 
 def last_step(run: Path) -> int:
-    """The last step that the log tells of; 0 before the first."""
+    """The last step in the log; 0 if there is none."""
     steps = (event["step"] for event in reversed(_events(run)) if "step" in event)
     return next(steps, 0)
 
@@ -229,9 +229,9 @@ def is_saving(run: Path) -> bool:
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """Whether two runs left the same, by what is compared, sorted: all tensors byte by byte, then the log.
+    """Compare two runs; returns whether they agree in each file of tensors, sorted by name, and then in the log.
 
-    What only one of them has is not the same, and neither are runs that have no tensors.
+    Tensors are compared byte by byte. A file that only one run has counts as different, and so do runs without tensors.
     """
     found, wanted = _tensor_files(one), _tensor_files(other)
     same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
@@ -239,7 +239,7 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
 
 
 def _tensor_files(run: Path) -> dict[str, str]:
-    """Checksums of all weights and of all that optimizers remember below a run directory."""
+    """The checksums of all files of weights and of optimizer states in a run directory."""
     found = {}
     for folder in ("checkpoints", "model"):
         for path in (run / folder).rglob("*.safetensors"):
@@ -249,7 +249,7 @@ def _tensor_files(run: Path) -> dict[str, str]:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """The events of the log but for starts of processes, without clocks."""
+    """The events of the log except the starts of processes, without the fields that depend on the clock."""
     return [
         {name: value for name, value in event.items() if name not in CLOCKS}
         for event in _events(run)
@@ -258,7 +258,7 @@ def _logged(run: Path) -> list[dict[str, Any]]:
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of the log; the last one may be half written."""
+    """The events of the log; a last line that is half written is left out."""
     try:
         text = (run / "log.jsonl").read_bytes()
     except FileNotFoundError:
@@ -266,21 +266,21 @@ def _events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-# `mtkit verify`: whether a run's files are whole, and a killed training ends here as one that was left alone.
+# The command: checks the files, then trains twice, with and without kills, and compares.
 
-# Updates of each training: a model so small that these are over before they can be killed is tried with the next.
+# Updates of each training: if one ends before it can be killed, the next number is tried.
 STEPS = (12, 96, 768)
 
 MOST_PAIRS = 2000  # of the training text, where the run has no data yet
 MOST_VALIDATION = 20  # pairs
-SEARCHED_VALIDATION = 200  # of which the shortest are taken
+SEARCHED_VALIDATION = 200  # pairs, of which the shortest are taken
 
 Pairs = list[tuple[str, str]]
-Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # train and valid: settings of each corpus, and its pairs
+Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # by train and valid: the settings and the pairs of each corpus
 
 
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
-    """The settings of a run directory, or of a YAML file, with overrides put over them."""
+    """The settings of a run directory or a YAML file, with overrides applied."""
     if not target.is_dir():
         return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
@@ -298,9 +298,9 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
-    """What is found, part by part: files that training reads, files that it made, and whether it can be killed."""
+    """Yields reports on the files that training reads, those that it wrote, and on resuming after a kill."""
     run = config.run_path
-    pick_device(config.device)  # if there is none of that name, better told at once
+    pick_device(config.device)  # so that a device that does not exist is reported at once
     data = Report([], [])
     if run.is_dir():
         inform(f"reading the files of {run}")
@@ -316,7 +316,7 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 
 
 def verify_resuming(config: Config) -> Report:
-    """Train a few updates twice, once with kills, in a folder that is removed, and compare what both left."""
+    """Train a few updates twice in a temporary folder, once with kills, and compare the two runs."""
     config, from_run = _with_data(config)
     with _interrupted_by_signals(), _temporary_folder() as temporary:
         for steps in STEPS:
@@ -326,32 +326,34 @@ def verify_resuming(config: Config) -> Report:
             kills = _train_with_kills(short, config.run_path if from_run else None, folder / "killed")
             if kills:
                 inform(f"training {steps} updates again, to be left alone")
-                train_to_end(_command(short, config.run_path if from_run else None, folder / "whole"), folder / "told")
+                train_to_end(
+                    _command(short, config.run_path if from_run else None, folder / "whole"), folder / "messages"
+                )
                 return _compared(folder, steps, kills)
         raise MtkitError(f"a training of {STEPS[-1]} updates was over before it could be killed: nothing is proved")
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, killed once between checkpoints, and once while one is written if that can be caught."""
+    """Train to the end, killed once between checkpoints, and if possible once while a checkpoint is written."""
     training = config.training
-    command, told = _command(config, data, run), run.with_name("told")
+    command, messages = _command(config, data, run), run.with_name("messages")
     every = settled(training.save_every)
     inform(f"training {training.max_steps} updates, to be killed after the first checkpoint")
-    first = train_and_kill(command, run, Kill(every + 1), told)
+    first = train_and_kill(command, run, Kill(every + 1), messages)
     if first is None:
         return []
     inform(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
-    second = train_and_kill(command, run, Kill(every, while_saving=True), told)
+    second = train_and_kill(command, run, Kill(every, while_saving=True), messages)
     if second is None:
         inform("no checkpoint was written slowly enough for that")
         return [first]
     inform(f"killed at step {second.step}; the same command again, to be left alone")
-    train_to_end(command, told)
+    train_to_end(command, messages)
     return [first, second]
 
 
 def _command(config: Config, data: Path | None, run: Path) -> list[str]:
-    """What trains in the directory run, with the tokenizer and the data of another run if one is given."""
+    """The command that trains in the directory run, with the tokenizer and data of another run if one is given."""
     settings = run.with_name("settings.yaml")
     settings.write_text(config_text(config), encoding="utf-8")
     if data is not None:
@@ -360,6 +362,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 
 
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
+    """The report on the two runs in a folder, killed and whole."""
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
@@ -378,11 +381,11 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     return Report(lines, [fault])
 
 
-# What the trainings read, and their settings.
+# The settings of these trainings, and the text that they read.
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """The settings, and whether the tokenizer and the data of the run fit them."""
+    """The settings, and whether the tokenizer and data of the run are used."""
     if not is_prepared(config):
         inform(
             f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken"
@@ -398,9 +401,9 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 
 
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
-    """The settings for so few updates, with little text that lies in a folder.
+    """The settings of a short training, with a little text that is written to a folder.
 
-    With the data of a run, the training text has but one pair: it is there to be named.
+    With the data of a run, the training text is one pair of each corpus: the settings must name it, but it is not read.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {
@@ -433,7 +436,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """A pair for each training corpus, and short ones of the validation text, which has its tags already."""
+    """A pair for each training corpus, and short pairs of the kept validation text, which has its tags already."""
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
     pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
@@ -443,7 +446,7 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """The first pairs of each corpus."""
+    """The first pairs of each corpus that the settings name."""
     texts = {}
     for name, corpora, most in (
         ("train", config.data.train, MOST_PAIRS),
@@ -458,7 +461,7 @@ def _texts_of_settings(config: Config) -> Texts:
 
 
 def _written(path: Path, pairs: Pairs) -> dict[str, str]:
-    """The two files that hold the pairs, as the settings name them."""
+    """Write the pairs to two files; returns them as the settings name files."""
     files = {}
     for place, side in enumerate(("source", "target")):
         file = path.with_name(f"{path.name}.{side}")
@@ -469,7 +472,7 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed after the block; an error in writing to it tells how to have it elsewhere."""
+    """A folder that is removed after the block; errors in writing to it say how to choose another place."""
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
             yield Path(temporary)
@@ -484,7 +487,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that the folder is removed."""
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, so that the temporary folder is removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -271,7 +271,7 @@ def test_a_best_score_of_other_sentences_is_measured_again(make):
     progress = trainer.state.progress
     kept = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     assert all(torch.equal(kept[name], weight) for name, weight in read_weights(trainer.checkpoints, 12).items())
-    trainer._put(read_weights(trainer.checkpoints, progress.best_step))
+    trainer._set_weights(read_weights(trainer.checkpoints, progress.best_step))
     assert len(trainer.validation.sources) == 2
     measured, _ = trainer.validation.measure(trainer.model, trainer.tokenizer, Stop())
     assert progress.best_score == measured["chrf"]

@@ -261,7 +261,7 @@ def test_in_fp16_the_gradient_of_the_output_layer_is_summed_in_fp32(device: str,
         if passes == 1:
             total, _ = label_smoothed_cross_entropy(features, output, labels, 0.1)
         else:
-            shares = Shares(likelihood=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5)
+            shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5)
             total, *_ = consistent_cross_entropy(torch.stack([features, features]), output, labels, 0.1, shares)
         (total / 4000).backward()
         assert output.weight.grad is not None

@@ -18,9 +18,9 @@ from mtkit.training.loss import OBJECTIVES, Shares, consistent_cross_entropy, cu
 from tests.training.test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradients, output_layer
 
 SHARES = {
-    "rdrop": Shares(likelihood=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5),
-    "simcut": Shares(likelihood=(1.0, 0.0), divergence=(1.0, 0.0), weight=3.0),
-    "any": Shares(likelihood=(0.7, 0.2), divergence=(1.3, 0.4), weight=0.6),
+    "rdrop": Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5),
+    "simcut": Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=3.0),
+    "any": Shares(cross_entropy=(0.7, 0.2), divergence=(1.3, 0.4), weight=0.6),
 }
 
 
@@ -36,7 +36,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def plain(logits: Tensor, labels: Tensor, smoothing: float, shares: Shares) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four sums, from all logits of both passes, (2, N, V)."""
     losses, likelihoods = (
-        sum(share * cross_entropy(side, labels, s) for share, side in zip(shares.likelihood, logits, strict=True))
+        sum(share * cross_entropy(side, labels, s) for share, side in zip(shares.cross_entropy, logits, strict=True))
         for s in (smoothing, 0.0)
     )
     p, q = F.log_softmax(logits, -1)

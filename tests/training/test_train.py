@@ -99,7 +99,7 @@ def test_a_run_killed_again_and_again_equals_one_that_was_not(make, uninterrupte
         (Trainer, "_show_samples", at_step(16)),
         (Trainer, "_save", at_step(16)),
         (Trainer, "_finish", always),
-        (Trainer, "_put", always),
+        (Trainer, "_set_weights", always),
         (Trainer, "_write_bundle", always),
     ],
     ids=["validation", "samples", "saving", "end", "average", "bundle"],
