@@ -386,7 +386,7 @@ def _faults(storage: Storage, description: Mapping[str, Any], sums: Mapping[str,
     for name in sorted({*storage.names(), *sums} - told.keys() - {DESCRIPTION}):
         is_part = name in PARTS or name.startswith(f"{TOKENIZER}/")
         if "files" in description or not is_part:
-            yield f"{storage.path / name}: no part of the model; take it out, or copy the model again"
+            yield f"{storage.path / name}: not part of the model; remove it, or copy the model again"
     if strange := storage.strange(members_of(storage, sums)):
         yield f"{storage.path}: {strange}; copy the model again"
 
