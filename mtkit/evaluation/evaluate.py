@@ -17,7 +17,7 @@ from mtkit.translation.scores import (
     INSTEAD,
     NUM_RESAMPLES,
     Score,
-    Test,
+    SignificanceTest,
     bleu,
     corpus_scores,
     count_words,
@@ -66,7 +66,7 @@ class Scoring:
     languages: LanguagesConfig  # the target's picks BLEU's tokenizer, the source's counts words
     lowercase: bool = False
     confidence: bool = False  # bootstrap intervals of a system that is not compared
-    test: Test = "bootstrap"  # of significance, of systems that are compared
+    test: SignificanceTest = "bootstrap"  # of significance, of systems that are compared
     by_length: bool = False  # parts the test set by words of the source
     edges: tuple[int, ...] = ()  # most words of each bucket but the last; none: thirds of the test set
     metrics: tuple[str, ...] = ()  # none: BLEU, chrF and TER, by length without TER

@@ -17,8 +17,7 @@ from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import MtkitError
 from mtkit.evaluation.evaluate import Bucket, Scoring, System, buckets, score_set, table
-from mtkit.translation.scores import TESTS, Score, corpus_scores, count_words, paired_scores
-from mtkit.translation.scores import Test as SignificanceTest
+from mtkit.translation.scores import TESTS, Score, SignificanceTest, corpus_scores, count_words, paired_scores
 from tests.conftest import CorpusFiles
 
 Json = list[dict[str, object]]
