@@ -205,13 +205,13 @@ def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
 
 
 def _scores(given: Given, overrides: Sequence[str], scoring: "Scoring") -> "list[ScoredSet]":
-    from mtkit.evaluation.evaluate import Material, score_models, score_texts
+    from mtkit.evaluation.evaluate import TestData, score_models, score_texts
 
-    material = Material(given.source, given.references, given.test_sets, given.tag)
+    data = TestData(given.source, given.references, given.test_sets, given.tag)
     if given.model is not None:
-        return score_models(given.model, given.against, overrides, material, scoring)
+        return score_models(given.model, given.against, overrides, data, scoring)
     assert given.hypothesis is not None
-    return score_texts(given.hypothesis, given.against, material, scoring)
+    return score_texts(given.hypothesis, given.against, data, scoring)
 
 
 def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
