@@ -1,4 +1,4 @@
-"""Small runs over the toy corpus: how they are trained, interrupted in the middle of something, and compared."""
+"""Small training runs on the toy corpus: training, interrupting at a chosen place, and comparing them."""
 
 import json
 import signal
@@ -17,8 +17,8 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 
-# Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
-# of the stretch between two checkpoints.
+# An epoch has about four updates, so that most kills come in the middle of an epoch, between two lines of the log, and
+# between two checkpoints.
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
 RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
 MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
@@ -39,20 +39,20 @@ Make = Callable[..., Config]
 
 
 def trained(config: Config, change: bool = False) -> Path:
-    """Train to the end, with changed settings if change says so; the run directory."""
+    """Train to the end and return the run directory; change allows settings that differ from the run's."""
     train(config, read_validation(config), change)
     return config.run_path
 
 
 def trainer_of(config: Config) -> Trainer:
-    """A trainer that stands where the last checkpoint is."""
+    """A trainer at the last checkpoint of a run."""
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
     corpus = Corpus.open(config.run_path / "data" / "train")
     return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
 
 
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The log's events, or those of some kinds, without what clocks say."""
+    """The events in the log, of these kinds or all but start, without times."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     clocks = ("seconds", "minutes", "tokens_per_second")
     return [
@@ -63,7 +63,7 @@ def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves but what clocks say: two runs are the same if this is equal."""
+    """All that a run has written, without times: equal if two runs are the same."""
     found: dict[str, Any] = {
         str(path.relative_to(run)): path.read_bytes()
         for folder in ("checkpoints", "model")
@@ -79,32 +79,32 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 class Killed(BaseException):
-    """What stands in for the end of the process: nothing of mtkit handles it."""
+    """Simulates the end of the process: mtkit handles it nowhere."""
 
 
 def kill() -> None:
-    """End it all."""
+    """Ends the run as a kill would."""
     raise Killed
 
 
 def interrupt() -> None:
-    """What Ctrl-C does."""
+    """Sends SIGINT, as Ctrl-C does."""
     signal.raise_signal(signal.SIGINT)
 
 
 def at_step(step: int) -> Callable[[Trainer], bool]:
-    """Whether so many updates are done."""
+    """A condition for doing(): so many updates are done."""
     return lambda trainer: trainer.state.progress.step == step
 
 
 def always(_: object) -> bool:
-    """At the first call."""
+    """A condition for doing() that is always true."""
     return True
 
 
 @contextmanager
 def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[Any], bool]) -> Iterator[None]:
-    """Do something before the calls of a function of mtkit whose time it is."""
+    """Perform action before those calls of owner.name whose first argument meets the condition is_time."""
     function = getattr(owner, name)
 
     def disturbed(*arguments: Any, **options: Any) -> Any:

@@ -110,7 +110,7 @@ def test_lines_that_were_translated_are_kept_and_told_of(tmp_path: Path) -> None
         with pytest.raises(StoppedError) as error:
             be_ended(path)
         part = f"{path}.part"
-        assert str(error.value) == f"stopped by SIGTERM; 1,000 lines are translated, and stand in {part}"
+        assert str(error.value) == f"stopped by SIGTERM; 1,000 lines are translated, and kept in {part}"
         assert error.value.code == 143
         assert not path.exists()
         assert Path(part).stat().st_size

@@ -1,9 +1,11 @@
 """`mtkit evaluate` and `plot`: scores and pictures."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -29,14 +31,17 @@ from mtkit.commands.options import (
 from mtkit.errors import MtkitError, say, whole_number
 from mtkit.files import json_text
 
+if TYPE_CHECKING:
+    from mtkit.evaluation.evaluate import ScoredSet, Scoring
+
 THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """Takes --by-length without its value, too, which typer has no way to say."""
+    """Accepts --by-length with or without a value, which typer cannot declare."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments that are left over."""
+        """Gives --by-length its default value where it has none; returns the arguments that are no options."""
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -96,77 +101,132 @@ def evaluate(
     A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
     signature.
     """
+    given = Given(model, hypothesis, against, source, tuple(reference or ()), tuple(test_set or ()), tag)
     overrides = decoding_settings(beam_size, length_penalty, None, device)
-    one_standard_input(source, *(reference or ()), hypothesis, against)
-    if (model is None) == (hypothesis is None):
-        raise UsageError("give either MODEL or --hypothesis")
-    if test is not None and against is None:
-        raise UsageError("--test goes with --against")
-    if confidence and against is not None:
-        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
-    if test_set and (source is not None or reference):
-        raise UsageError("--test-set has its own source and reference")
-    if target_language is not None and (model is not None or languages is not None):
-        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+    one_standard_input(*given.files)
+    _check_options(given, test, confidence, languages, target_language)
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
-    given = language_pair(languages)
-    pair = (
-        dict(zip(("source", "target"), given, strict=True))
-        if given
-        else ({"target": target_language} if target_language else {})
-    )
+    codes = _language_codes(languages, target_language)
     edges = _edges(by_length)
     if model is not None:
-        if (source is None) != (not reference):
-            raise UsageError("--source and --reference go together")
-        if tag is not None and source is None and not test_set:
-            raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+        _check_model_options(given)
     else:
-        if overrides or tag is not None:
-            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
-        if not reference and len(test_set or []) != 1:
-            raise UsageError("--hypothesis goes with --reference, or with one --test-set")
-        if not test_set and (source is None) == (by_length is not None):
-            raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
-
-    if typed(*(path for path in (source, *(reference or ()), hypothesis, against) if path is not None)):
+        _check_hypothesis_options(given, by_length, overrides)
+    if typed(*given.files):
         tell_of_typing("for each line of the text that is to be scored")
-    from mtkit.config.data_settings import LanguagesConfig
-    from mtkit.evaluation.evaluate import Material, Scoring, legend, score_models, score_texts, table
-    from mtkit.translation.scores import metric_names, require_tokenizer_name
 
-    chosen_metrics = metric_names(metrics) if metrics is not None else ()
-    if tokenize is not None:
-        require_tokenizer_name(tokenize)
-        if chosen_metrics and "bleu" not in chosen_metrics:
-            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    from mtkit.config.data_settings import LanguagesConfig
+    from mtkit.evaluation.evaluate import Scoring
+
     scoring = Scoring(
-        LanguagesConfig(**pair),
+        LanguagesConfig(**codes),
         lowercase,
         confidence,
         chosen_test,
         by_length is not None,
         edges,
-        chosen_metrics,
+        _metrics(metrics, tokenize),
         tokenize,
     )
-    material = Material(source, tuple(reference or ()), tuple(test_set or ()), tag)
-    if model is not None:
-        overrides += [f"languages.{side}={code!r}" for side, code in pair.items()]
-        scores = score_models(model, against, overrides, material, scoring)
-    else:
-        assert hypothesis is not None
-        scores = score_texts(hypothesis, against, material, scoring)
-    if json:
+    overrides += [f"languages.{side}={code!r}" for side, code in codes.items()]
+    _print_scores(_scores(given, overrides, scoring), json)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of evaluate that say what is scored."""
+
+    model: Path | None
+    hypothesis: Path | None
+    against: Path | None
+    source: Path | None
+    references: tuple[Path, ...]
+    test_sets: tuple[str, ...]
+    tag: str | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths that may be `-`, standard input."""
+        paths = (self.source, *self.references, self.hypothesis, self.against)
+        return tuple(path for path in paths if path is not None)
+
+
+def _check_options(
+    given: Given, test: str | None, confidence: bool, languages: str | None, target_language: str | None
+) -> None:
+    """Raises UsageError for options that exclude each other, whatever is scored."""
+    if (given.model is None) == (given.hypothesis is None):
+        raise UsageError("give either MODEL or --hypothesis")
+    if test is not None and given.against is None:
+        raise UsageError("--test goes with --against")
+    if confidence and given.against is not None:
+        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
+    if given.test_sets and (given.source is not None or given.references):
+        raise UsageError("--test-set has its own source and reference")
+    if target_language is not None and (given.model is not None or languages is not None):
+        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+
+
+def _check_model_options(given: Given) -> None:
+    """Raises UsageError for options that do not fit the scoring of a model."""
+    if (given.source is None) != (not given.references):
+        raise UsageError("--source and --reference go together")
+    if given.tag is not None and given.source is None and not given.test_sets:
+        raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+
+
+def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Sequence[str]) -> None:
+    """Raises UsageError for options that do not fit the scoring of given translations."""
+    if overrides or given.tag is not None:
+        raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
+    if not given.references and len(given.test_sets) != 1:
+        raise UsageError("--hypothesis goes with --reference, or with one --test-set")
+    if not given.test_sets and (given.source is None) == (by_length is not None):
+        raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
+
+
+def _language_codes(languages: str | None, target_language: str | None) -> dict[str, str]:
+    """The languages that were given, by side."""
+    if pair := language_pair(languages):
+        return dict(zip(("source", "target"), pair, strict=True))
+    return {"target": target_language} if target_language else {}
+
+
+def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
+    """The metrics of --metrics, none if it was not given; checks --tokenize, too."""
+    from mtkit.translation.scores import metric_names, require_tokenizer_name
+
+    chosen = metric_names(metrics) if metrics is not None else ()
+    if tokenize is not None:
+        require_tokenizer_name(tokenize)
+        if chosen and "bleu" not in chosen:
+            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    return chosen
+
+
+def _scores(given: Given, overrides: Sequence[str], scoring: "Scoring") -> "list[ScoredSet]":
+    from mtkit.evaluation.evaluate import TestData, score_models, score_texts
+
+    data = TestData(given.source, given.references, given.test_sets, given.tag)
+    if given.model is not None:
+        return score_models(given.model, given.against, overrides, data, scoring)
+    assert given.hypothesis is not None
+    return score_texts(given.hypothesis, given.against, data, scoring)
+
+
+def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
+    from mtkit.evaluation.evaluate import legend, table
+
+    if as_json:
         print(json_text([score.as_json() for score in scores], indent=1))
-    else:
-        print(table(scores), end="")
-        if marks := legend(scores):
-            say(marks)
+        return
+    print(table(scores), end="")
+    if marks := legend(scores):
+        say(marks)
 
 
 def _edges(text: str | None) -> tuple[int, ...]:
-    """The bucket edges of --by-length."""
+    """The bucket edges of --by-length; none for thirds."""
     if text in (None, THIRDS):
         return ()
     assert text is not None

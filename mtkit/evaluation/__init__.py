@@ -1,5 +1,4 @@
-"""Scores and pictures: test sets translated and scored, two systems compared, training curves and attention drawn.
+"""Evaluation: scores of models on test sets, comparison of two systems, and plots of attention and training curves.
 
-Models or files of lines go in; scores with their signatures, and figures, come out. May import training and what is
-below it.
+Models or text files go in; scores with their signatures, and plots, come out. May import training and what is below it.
 """

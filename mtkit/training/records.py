@@ -230,7 +230,7 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 
 
 def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
-    """EarlierBudget values of training.batch_tokens, each with the number of pairs consumed when it changed."""
+    """Earlier values of training.batch_tokens, each with the number of pairs consumed when it changed."""
     name = "training.batch_tokens"
     return [
         EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]

@@ -1,4 +1,4 @@
-"""A model and lines in, translations out."""
+"""The Python API: load() opens a model, and the Translator that it returns translates and scores lines."""
 
 import math
 import os
@@ -39,32 +39,34 @@ from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
+# Lines are gathered into windows of at most this size, which are sorted by length.
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
-STEP_ELEMENTS = 2048  # log-probabilities of a step, sentences x beam x vocabulary, for each of batch_tokens
-LONGEST_SHOWN = 40  # characters of a prefix that a message shows
 
-# What is told of a line, behind "line N".
+STEP_ELEMENTS = 2048  # most log-probabilities in a step (sentences x beam x vocabulary), for each of batch_tokens
+LONGEST_SHOWN = 40  # characters of a prefix that a message quotes
+
+# Notes on a line, which follow "line N" in a message.
 NOTHING_FOUND = (
-    "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding forbid every way "
-    "to an end"
+    "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding rule out every "
+    "translation"
 )
 NOT_A_NUMBER = (
     "has no translation, and is left blank: the model's log-probabilities are not numbers (NaN); its weights are "
     "damaged, or too large for this precision"
 )
-UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model reads <unk> in it"
+UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
 
 BREAKS = re.compile(r"[\n\r\0]")
-SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certain
+BLANK = Hypothesis([], 0.0, 0.0)  # the translation of a blank line, of probability 1
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A text and its score, higher is better.
+    """A translation and its score; higher is better.
 
-    Of a beam it is the log-probability divided by the length penalty, of a sample the log-probability, and of what
-    samples have elected the mean utility, 0 to 100.
+    With beam search the score is the log-probability divided by the length penalty, with sampling the log-probability.
+    With minimum Bayes risk decoding (decoding.mbr_samples) it is the mean utility, 0 to 100.
     """
 
     text: str
@@ -73,32 +75,45 @@ class Translation:
 
 @dataclass(frozen=True)
 class TranslatedLine:
-    """The translations of one line, best first; a blank line has one blank translation."""
+    """The translations of one line, best first. A blank line has one blank translation."""
 
     translations: list[Translation]
-    num_parts: int  # more than one: the line was too long for the model and was split
-    notes: tuple[str, ...] = ()  # what went wrong, to be read behind "line N": nothing was found, a strange prefix
+    num_parts: int  # above 1, the line was too long for the model and was split
+    notes: tuple[str, ...] = ()  # on problems, such as a line without a translation; they follow "line N"
 
     @property
     def text(self) -> str:
-        """The best one."""
+        """The text of the best translation."""
         return self.translations[0].text
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What the model sees: a line, or a part of a long one."""
+    """A line, or a part of a long line, as the model translates it."""
 
-    line: int
-    tokens: list[int]  # none where nothing is left after normalisation: there is nothing to translate
-    separator: str  # stands between this part's translation and the next
-    prefix: list[int]  # how its translation begins
-    words: list[str] | None = None  # of each token the source word, blank for tags; only where they are copied
-    prefix_texts: list[str] | None = None  # of each token of the prefix; only where they take the place of <unk>
+    line: int  # index of the line in its window
+    tokens: list[int]  # none if nothing is left to translate after normalisation
+    separator: str  # goes between this part's translation and the next
+    prefix: list[int]  # target tokens that its translation begins with
+    words: list[str] | None = None  # source word of each token, blank for tags; if decoding.unknown is copy
+    prefix_texts: list[str] | None = None  # text of each token of the prefix, to replace <unk>
 
 
 class Translator:
-    """Translates lines with one model, or several as one; made by load()."""
+    """A model, or an ensemble, with its tokenizer and settings; load() makes it.
+
+    Example:
+        translator = mtkit.load("runs/de-en", ["decoding.beam_size=4"])
+        translator.translate(["Guten Morgen.", "Danke!"])                  # a list of two texts
+        best = next(translator.translate_lines(["Danke!"], num_best=3))    # best.translations: 3 texts with scores
+        translator.score(["Danke!"], ["Thank you!"])[0].log_prob
+
+    Lines and texts are str, as a user writes them: they are not tokenised. Wrong types raise TypeError; wrong values
+    raise MtkitError, or its subclass DataError for wrong lines.
+
+    Attributes: model, tokenizer; config, the settings, of which config.decoding controls the search; tags, the tags
+    that a multilingual model knows.
+    """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
         self.model = model
@@ -107,26 +122,32 @@ class Translator:
         decoding = config.decoding
         special = tokenizer.specials.target
         self._unknown = special.unknown if tokenizer.target_shows_unknown else None
-        said = None if decoding.unknown == "ban" else self._unknown
-        self._forbidden = tuple(token for token in special.never_generated if token != said)
+        allowed = None if decoding.unknown == "ban" else self._unknown
+        self._forbidden = tuple(token for token in special.never_generated if token != allowed)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
-        # Prefixes and given translations are spelled without pieces that no training has seen.
+        # Encodes prefixes and given translations without the pieces that were added after training.
         self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
-        # Models of earlier versions may have been trained with tags that are several pieces.
+        # A tag of an older model may be several pieces, and is then known from the settings only.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config, untrained_tags))
-        self._told_of_tags = False
+        self._has_warned_of_tags = False
         self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
         self, lines: Iterable[str], prefixes: Iterable[str] | None = None, tag: str | None = None
     ) -> list[str]:
-        """The best translation of each line, in order; a blank line gives a blank one.
+        """Return the best translation of each line, in order; a blank line has a blank translation.
 
-        Each translation begins with the prefix of its line; a blank prefix is none. Lines that lack the tag that the
-        model was trained with are told of once, as a UserWarning; so is what goes wrong with a line, each time.
+        prefixes has a text for each line that its translation must begin with, or "". tag is put before each line;
+        <2de>, for example, may tell a multilingual model to translate to German.
+
+        Issues a UserWarning for each line with a problem, such as one without a translation, and one UserWarning for
+        each Translator if lines lack the tag that the model was trained with.
+
+        Raises TypeError if lines is a single text or an item is not a str; MtkitError if the model does not know the
+        tag; DataError if there are not as many prefixes as lines, or a prefix is too long for the model.
         """
         require_list(lines, "lines")
         if tag is None:
@@ -148,14 +169,21 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Up to num_best translations of each line, in order, in constant memory for any number of lines.
+        """Yield up to num_best translations of each line, in order, in constant memory for any number of lines.
 
-        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A
-        function given as at_once is asked after each line whether to answer now what has come. A tag
-        tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
-        There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
-        part, and its tag before each. No line is warned of; tag_fault tells of which to warn. After each batch, done is
-        called with the number of further lines whose translation has been found.
+        lines may be any iterable of str. A beam search finds at most decoding.beam_size translations, minimum Bayes
+        risk decoding at most decoding.mbr_samples. prefixes and tag are as in translate().
+
+        Lines are gathered into windows of some thousand, sorted by length and translated in batches. With at_once True
+        each line is translated before the next is read; a function is called after each line, and if it returns True
+        the lines read so far are translated. How lines are grouped changes no translation.
+
+        A line that is too long for the model is split into parts, each of which gets the tag; the first gets the
+        prefix. Problems are not warned of, but are in the notes of each TranslatedLine; see also tag_fault().
+
+        done is called after each batch with the number of lines whose translations were completed by it.
+
+        Raises the errors of translate(), those of lines and prefixes when they are reached.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -169,42 +197,78 @@ class Translator:
             lines = (tagged(line, tag) for line in lines)
         return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
 
+    def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
+        """Return the log-probabilities of given translations: targets[i] as the translation of sources[i].
+
+        A blank text, on either side, is scored as the end mark alone. tag is put before each source. Lines are scored
+        whole and never split. Issues a UserWarning as translate() does if sources lack a tag.
+
+        Raises TypeError if an argument is a single text or an item is not a str; MtkitError if the model does not know
+        the tag; DataError if the numbers of lines differ, or a line is longer than the model can take.
+        """
+        require_list(sources, "sources")
+        require_list(targets, "targets")
+        sources = list(checked_lines(sources, "sources"))
+        targets = list(checked_lines(targets, "targets"))
+        if tag is None:
+            self._warn_of_tags(sources)
+        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
+
+    def score_lines(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tag: str | None = None,
+        at_once: bool | Callable[[], bool] = False,
+    ) -> Iterator[ScoredTranslation]:
+        """Yield the log-probabilities of given translations, in order, in constant memory for any number of pairs.
+
+        pairs has a source and its translation in each item. at_once is as in translate_lines(), tag and the errors are
+        as in score(). No warnings are issued; see tag_fault().
+        """
+        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
+        pairs = checked_pairs(pairs)
+        self._require_own_process()
+        if tag is not None:
+            self.require_tag(tag)
+            pairs = ((tagged(source, tag), target) for source, target in pairs)
+        return self._scored(pairs, at_once)
+
     def tag_fault(self, line: str) -> str | None:
-        """What to warn of if a line lacks the tag that the model was trained with, or begins with an unknown one."""
+        """What is wrong with the tag of a line, such as "begins with none of the model's tags"; None if it is fine.
+
+        A model that was trained with a tag before every line wants one; an unknown tag is a fault, too.
+        """
         return self._expected_tags.fault(line)
 
-    def _warn_of_tags(self, lines: Sequence[str]) -> None:
-        """Told once for each translator, to whoever called its method."""
-        if self._told_of_tags:
-            return
-        for number, line in enumerate(lines, start=1):
-            if fault := self.tag_fault(line):
-                self._told_of_tags = True
-                warnings.warn(f"line {number:,} {fault}; others are not told of", stacklevel=3)
-                return
-
-    def _require_own_process(self) -> None:
-        """A GPU cannot be used by a child of the process that it was first used in."""
-        if self.model.device.type != "cpu" and os.getpid() != self._process:
-            raise MtkitError(
-                f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
-                "cannot use it; load the model in each child, or start them by another method than fork"
-            )
-
     def require_tag(self, tag: str) -> None:
-        """Refuse a tag that the model does not know."""
+        """Raise MtkitError if the model does not know the tag, TypeError if it is not a str."""
         if not isinstance(tag, str):
             raise TypeError(f"tag: found {shown(tag)}, wants a str such as '<2de>'")
         if tag.split() != [tag]:
             raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
         if tag not in self.tags:
-            told = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
+            unknown = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
             if fault_of_new(self.tokenizer, tag):
-                raise MtkitError(told)
+                raise MtkitError(unknown)
             raise MtkitError(
-                f"{told}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
+                f"{unknown}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
                 "teaches it"
             )
+
+    @property
+    def max_source_length(self) -> int:
+        """Most source tokens that are translated without splitting: data.max_length, or the model's limit if less."""
+        limit = self.model.limits.source
+        most = self.config.data.max_length
+        return most if limit is None else min(most, limit - 1)
+
+    def search(
+        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses for one batch of source tokens, best first, as decode() does."""
+        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
+
+    # Translating: lines to parts, parts to batches, and hypotheses back to lines.
 
     def _translated(
         self,
@@ -216,22 +280,22 @@ class Translator:
     ) -> Iterator[TranslatedLine]:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
-            lines, begun = [line for line, _ in window], [prefix for _, prefix in window]
-            yield from self._translate_window(lines, begun, num_best, done)
+            window_lines, window_prefixes = [line for line, _ in window], [prefix for _, prefix in window]
+            yield from self._translate_window(window_lines, window_prefixes, num_best, done)
 
     def _translate_window(
         self, lines: Sequence[str], prefixes: Sequence[str], num_best: int, done: Callable[[int], object]
     ) -> list[TranslatedLine]:
         parts = list(self._parts(lines, prefixes))
         order = [p for p, part in enumerate(parts) if part.tokens]
-        order.sort(key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
-        found = [[SILENCE]] * len(parts)
+        order.sort(key=lambda p: -len(parts[p].tokens))  # longest first, so that later batches need no more memory
+        found = [[BLANK]] * len(parts)
         num_wanted = self.config.decoding.mbr_samples or num_best
         parts_left = Counter(parts[p].line for p in order)
         done(len(lines) - len(parts_left))
         for chosen in self._batches(order, parts, num_wanted):
-            tokens, begun = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
-            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, begun), strict=True):
+            tokens, beginnings = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
+            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, beginnings), strict=True):
                 if self._utility is not None:
                     hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
@@ -249,7 +313,7 @@ class Translator:
             if self._replaces and self._unknown in encoded[number]:
                 [prefix_texts] = self._target_speller.target_texts([prefixes[number]])
             if len(tokens) == len(tag_tokens):
-                yield _Part(number, [], "", encoded[number])  # a tag alone asks for nothing
+                yield _Part(number, [], "", encoded[number])  # nothing but a tag
             elif len(tokens) <= self.max_source_length:
                 words = self._words(lines[number], len(tag_tokens))
                 yield _Part(number, tokens, "", encoded[number], words, prefix_texts)
@@ -257,7 +321,7 @@ class Translator:
                 yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
-        """For each source token the word that it is a part of, blank for tags; None where no words are copied."""
+        """The source word that each token is part of, blank for tags; None unless decoding.unknown is copy."""
         if not self._replaces or self.config.decoding.unknown != "copy":
             return None
         return [""] * num_tags + self.tokenizer.source_words([text])[0][num_tags:]
@@ -265,9 +329,9 @@ class Translator:
     def _parts_of_long_line(
         self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
     ) -> Iterator[_Part]:
-        """Whole sentences where they fit; where a single character has too many tokens, they are parted, too.
+        """Splits a line between sentences if possible, and each part begins with the tags of the line.
 
-        What stood before the line as a tag stands before each part.
+        If a single character has too many tokens for the model, they are split, too.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
@@ -286,24 +350,17 @@ class Translator:
         limit = self.model.limits.target
         if limit is not None and len(tokens) >= limit:
             raise DataError(
-                f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can say "
+                f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can take "
                 f"{limit - 1:,}; shorten it"
             )
-
-    @property
-    def max_source_length(self) -> int:
-        """Most tokens of a sentence: what the model was trained on, and can take with the end mark."""
-        limit = self.model.limits.source
-        most = self.config.data.max_length
-        return most if limit is None else min(most, limit - 1)
 
     def _source_tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Neighbours in order, at most batch_tokens: sentences x longest source x beam or samples.
+        """Batches of neighbours in order, of at most batch_tokens: sentences x longest source x beam size or samples.
 
-        Where lines are short, the log-probabilities of a step take most of the memory; they are bounded, too.
+        Short lines need most memory for the log-probabilities of a step, so these are limited, too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
@@ -320,15 +377,10 @@ class Translator:
         if batch:
             yield batch
 
-    def search(
-        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
-    ) -> list[list[Hypothesis]]:
-        """The hypotheses of one batch of source tokens, as decode() gives them."""
-        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
-
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
+        """The translations of all lines from the hypotheses of their parts."""
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -342,10 +394,10 @@ class Translator:
         for part in parts:
             separators[part.line].append(part.separator)
         joined = [_line(*both) for both in zip(lines, separators, strict=True)]
-        return [replace(line, notes=tuple(told)) if told else line for line, told in zip(joined, notes, strict=True)]
+        return [replace(line, notes=tuple(own)) if own else line for line, own in zip(joined, notes, strict=True)]
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
-        """What is to be told of a part of a line."""
+        """Notes on problems of a part of a line."""
         if self._unknown is not None and self._unknown in part.prefix and part.tokens:
             yield UNKNOWN_PREFIX
         for hypothesis in hypotheses:
@@ -353,25 +405,25 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """For each hypothesis, in order, the texts that take the place of its unknown tokens."""
+        """For each hypothesis, in order, the texts that replace its <unk> tokens."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
-        copied: dict[int, list[str]] = {}  # by pair, for each token the word that it attends to most
+        copied: dict[int, list[str]] = {}  # by pair, the word that each token attends to most
         if self.config.decoding.unknown == "copy":
-            chosen = [p for p, (part, said) in enumerate(pairs) if self._unknown in said[len(part.prefix) :]]
+            chosen = [p for p, (part, tokens) in enumerate(pairs) if self._unknown in tokens[len(part.prefix) :]]
             sources, targets = [pairs[p][0].tokens for p in chosen], [pairs[p][1] for p in chosen]
             budget = self.config.decoding.batch_tokens // self.config.decoding.beam_size
             for p, weights in zip(chosen, source_attention(self.model, sources, targets, budget), strict=True):
                 copied[p] = _most_attended(weights, pairs[p][0].words or [])
         texts = []
-        for p, (part, said) in enumerate(pairs):
-            shown = copied.get(p, [UNKNOWN_TEXT] * len(said))
+        for p, (part, tokens) in enumerate(pairs):
+            shown = copied.get(p, [UNKNOWN_TEXT] * len(tokens))
             if part.prefix_texts is not None:
                 shown = [*part.prefix_texts[: len(part.prefix)], *shown[len(part.prefix) :]]
-            texts.append([text for text, token in zip(shown, said, strict=False) if token == self._unknown])
+            texts.append([text for text, token in zip(shown, tokens, strict=False) if token == self._unknown])
         return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
-        """Best first: a beam's different texts, all samples, or what they elect."""
+        """Best first: the distinct texts of a beam, all samples, or the distinct samples by their utility."""
         if not self.config.decoding.draws:
             return _different(translations)
         translations = sorted(translations, key=lambda translation: -translation.score)
@@ -380,37 +432,7 @@ class Translator:
         elected = elect([translation.text for translation in translations], self._utility)
         return [Translation(text, score) for text, score in elected]
 
-    def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
-        """What the model thinks of the translation of each line; blank ones, of either side, are the end mark alone.
-
-        A tag is put before each source, as translate_lines does. A line is scored whole, whatever its length; one that
-        is longer than the model can take is a DataError.
-        """
-        require_list(sources, "sources")
-        require_list(targets, "targets")
-        sources = list(checked_lines(sources, "sources"))
-        targets = list(checked_lines(targets, "targets"))
-        if tag is None:
-            self._warn_of_tags(sources)
-        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
-
-    def score_lines(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        tag: str | None = None,
-        at_once: bool | Callable[[], bool] = False,
-    ) -> Iterator[ScoredTranslation]:
-        """The same for a stream of sources and translations, in order and in constant memory.
-
-        at_once and tag_fault are as in translate_lines.
-        """
-        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
-        pairs = checked_pairs(pairs)
-        self._require_own_process()
-        if tag is not None:
-            self.require_tag(tag)
-            pairs = ((tagged(source, tag), target) for source, target in pairs)
-        return self._scored(pairs, at_once)
+    # Scoring and checks.
 
     def _scored(
         self, pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]
@@ -419,9 +441,9 @@ class Translator:
         for window in _windows(pairs, at_once):
             sources = self.tokenizer.encode_source([source for source, _ in window])
             targets = self._target_speller.encode_target([target for _, target in window])
-            for both in zip(sources, targets, strict=True):
+            for source, target in zip(sources, targets, strict=True):
                 number += 1
-                self._check_lengths(number, *both)
+                self._check_lengths(number, source, target)
             budget = decoding.batch_tokens // decoding.beam_size
             found = log_probs_of(self.model, sources, targets, budget)
             for target, log_probs in zip(targets, found, strict=True):
@@ -438,15 +460,34 @@ class Translator:
                     f"{limit - 1:,}; split the line"
                 )
 
+    def _warn_of_tags(self, lines: Sequence[str]) -> None:
+        """Issues one UserWarning for the first line with a wrong tag, once for each translator."""
+        if self._has_warned_of_tags:
+            return
+        for number, line in enumerate(lines, start=1):
+            if fault := self.tag_fault(line):
+                self._has_warned_of_tags = True
+                warnings.warn(f"line {number:,} {fault}; further lines are not reported", stacklevel=3)
+                return
+
+    def _require_own_process(self) -> None:
+        """Raises MtkitError in a forked child process, which cannot use a model that was loaded on a GPU."""
+        if self.model.device.type != "cpu" and os.getpid() != self._process:
+            raise MtkitError(
+                f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
+                "cannot use it; load the model in each child, or start them by another method than fork"
+            )
+
 
 def _nothing(_: int) -> None:
-    """What is done after a batch unless somebody counts the lines."""
+    """The default for done."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
-    An imported model does not tell what it was trained on: Marian's tags are part of a vocabulary because they were.
+    The training data of an imported model is unknown. A Marian model with tags such as >>deu<< in its vocabulary was
+    trained with them, unless they were added later.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
@@ -459,7 +500,7 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
 
 
 def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
-    """For each row of weights, (T, S), the word of the source token that it is largest at; tags have none."""
+    """The word of the source token with the largest weight, for each row of weights (T, S); tags have no word."""
     places = [place for place, word in enumerate(words) if word]
     if not places:
         return [UNKNOWN_TEXT] * len(weights)
@@ -467,7 +508,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """The first of each text: different tokens may be the same one."""
+    """The first translation of each text; different tokens may spell the same text."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -475,9 +516,9 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """The n-th best of a split line joins the n-th best of its parts, the last one where there are fewer."""
-    if not parts:  # so much white space that it was split, and nothing was left
-        return TranslatedLine([Translation("", SILENCE.score)], 1)
+    """Joins the parts of a line: the n-th best of each, or the last if a part has fewer translations."""
+    if not parts:  # white space that was too long, was split and left nothing
+        return TranslatedLine([Translation("", BLANK.score)], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
     joined = []
@@ -489,15 +530,18 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Line n with the n-th of the others; DataError where there are not as many, which names them."""
+    """Yields line n of both; raises DataError, with the names of both, if one has fewer lines."""
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
             fewer, more = names if line is None else reversed(names)
-            raise DataError(f"found {number:,} of the {fewer}, but more {more}; line n of both goes together")
+            raise DataError(
+                f"the {fewer} end after {number:,}, but there are more {more}; line n of both belong together"
+            )
         yield line, other
 
 
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
+    """Groups pairs of lines that are translated or scored together; at_once ends a group after the pair just read."""
     window: list[tuple[str, str]] = []
     size = 0
     for line, other in pairs:
@@ -511,18 +555,38 @@ def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool
         yield window
 
 
+# Opening models.
+
+
 def load(
     path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
 ) -> Translator:
-    """The translator of a run directory, a checkpoint in it, or a model bundle.
+    """Open a model and return its Translator.
 
-    overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
-    used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
-    with the first as one, by its settings; all have the same tokenizer.
+    path is a run directory, a checkpoint in one, or a model bundle, in a folder or packed into one file.
 
-    A process that is forked afterwards (by multiprocessing's fork, or a web server that loads before it forks) computes
-    with one thread on the CPU, since PyTorch's other threads do not live on in it; a model on a GPU is an MtkitError
-    there. Each gets all threads, and a GPU, by loading the model itself.
+    overrides are settings that replace the model's own, as "key=value", such as "device=cpu" or
+    "decoding.beam_size=1".
+
+    precision is "fp32", "bf16" or "fp64". On a CPU in fp32 the weights are memory-mapped and not copied.
+
+    ensemble has the paths of further models, whose probabilities are averaged with those of the first. All must have
+    the same tokenizer; the settings are those of the first.
+
+    Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
+    an ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device. All of
+    them but TypeError are subclasses of MtkitError.
+
+    In a process that is forked after loading (multiprocessing with fork, or a web server that loads before it forks)
+    the CPU computes with one thread, since PyTorch's other threads do not survive the fork, and a model on a GPU
+    raises MtkitError. A process that loads the model itself has all threads, and the GPU.
+
+    Example:
+        import mtkit
+
+        translator = mtkit.load("runs/de-en", ["device=cpu", "decoding.beam_size=4"])
+        for text in translator.translate(["Guten Morgen.", "Danke!"]):
+            print(text)
     """
     require_path(path, "path")
     if precision not in DTYPES:
@@ -537,19 +601,21 @@ def load(
         return Translator(model, tokenizer, config, bundle.untrained_tags)
     members = [model]
     for other in ensemble:
-        member, others, others_config = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
-        if others.hash != tokenizer.hash:
+        member, member_tokenizer, member_config = _open(
+            open_and_tell(Path(other)), [f"device={config.device}"], precision
+        )
+        if member_tokenizer.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.boundaries != model.boundaries:
-            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
-        if config.decoding.unknown == "copy" and not others_config.model.has_attention:
+            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble has one")
+        if config.decoding.unknown == "copy" and not member_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
     return Translator(Ensemble(members), tokenizer, config, bundle.untrained_tags)
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
-    """The translator of a bundle that is open, as load() makes it."""
+    """Returns the translator of an open bundle, as load() does."""
     return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
 
 
@@ -569,7 +635,7 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """The translator of weights that are in memory, used where they are; the untrained tokens are never said."""
+    """Returns the translator of weights in memory, which are not copied; untrained tokens are never output."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
     model.output.closed = list(untrained)

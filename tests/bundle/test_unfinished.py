@@ -176,7 +176,7 @@ def test_a_finished_model_is_taken_though_training_goes_on(finished, tmp_path, c
     mtkit.load(run)
     assert capsys.readouterr().err == ""
     assert open_model(run).path == run / "model"
-    assert "\n  since then    training goes on; its newest checkpoint is step 16\n" in info_text(info_of(run))
+    assert "\n  since then    training has continued; its newest checkpoint is step 16\n" in info_text(info_of(run))
     assert info_json(info_of(run))["newest_step"] == 16
     assert "since then" not in info_text(info_of(finished))
 

@@ -306,7 +306,7 @@ def test_prefixes_settings_and_ensembles_are_heard(call: Call, tiny_run: Path, t
     assert begun[0].startswith("9 9")
     assert begun[1] == text.splitlines()[1]
     (tmp_path / "prefix").write_text("9 9\n")
-    told = "mtkit: error: found 1 of the prefixes, but more lines; line n of both goes together\n"
+    told = "mtkit: error: the prefixes end after 1, but there are more lines; line n of both belong together\n"
     assert call("translate", tiny_run, "--prefix", tmp_path / "prefix", stdin=source).error == told
     unlike = call("translate", tiny_run, "--set", "no_repeat_ngram=1", "--set", "min_length=9", stdin=source).out
     assert unlike != text

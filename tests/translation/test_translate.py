@@ -155,7 +155,7 @@ class LineByLine(io.BytesIO):
         return line
 
 
-def test_at_once_each_line_is_written_and_flushed_before_the_next_is_read(translator: Translator) -> None:
+def test_line_buffered_each_line_is_written_and_flushed_before_the_next_is_read(translator: Translator) -> None:
     source = LineByLine(b"one\ntwo\nthree\n")
 
     flushed = []
@@ -164,7 +164,7 @@ def test_at_once_each_line_is_written_and_flushed_before_the_next_is_read(transl
         def flush(self) -> None:
             flushed.append((source.taken, self.getvalue().count(b"\n")))
 
-    translate(translator, source, Out(), at_once=True)
+    translate(translator, source, Out(), line_buffered=True)
     assert flushed[:3] == [(1, 1), (2, 2), (3, 3)]
 
 
