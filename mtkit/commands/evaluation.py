@@ -22,6 +22,7 @@ from mtkit.commands.options import (
     count,
     decoding_settings,
     language_pair,
+    load_settings,
     one_standard_input,
     tell_of_typing,
     typed,
@@ -196,12 +197,11 @@ def schedule(
     steps: Annotated[str | None, typer.Option(metavar="N", help="Updates to draw; else those of the configs.")] = None,
 ) -> None:
     """Draw the learning rate by update."""
-    from mtkit.config.load import load_config
     from mtkit.config.training_settings import settled
     from mtkit.evaluation.plot import check_output, paper_schedule, plot_schedules, schedule_of
 
     check_output(output)
-    loaded = [(path, load_config(path, [])) for path in configs or []]
+    loaded = [(path, load_settings(path, [])) for path in configs or []]
     num_steps = None if steps is None else count("--steps", steps)
     schedules = [schedule_of(path.stem, config, num_steps) for path, config in loaded]
     schedules += [paper_schedule(text) for text in setting or []]
@@ -223,11 +223,10 @@ def positions(
     length: Annotated[str, typer.Option(metavar="N", help="Positions to draw.")] = "100",
 ) -> None:
     """Draw the position encodings."""
-    from mtkit.config.load import load_config
     from mtkit.evaluation.plot import check_output, plot_positions, position_table
 
     check_output(output)
-    plot_positions(position_table(load_config(config, settings or []), count("--length", length)), output)
+    plot_positions(position_table(load_settings(config, settings), count("--length", length)), output)
 
 
 @plot.command(epilog=f"{PLOT_EXAMPLE}training runs/demo -o training.png")

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtkit.errors import MtkitError, inform, show_progress, whole_number
+
+if TYPE_CHECKING:
+    from mtkit.config.settings import Config
 
 # Commands of fairseq, OpenNMT, Marian, Sockeye and JoeyNMT, and what people type for want of a better word.
 COMMANDS = {
@@ -165,6 +168,18 @@ QuietOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+
+
+def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
+    """The settings of a YAML file with others over them, and where training starts from a model its own."""
+    from mtkit.config.load import load_config
+
+    found = load_config(config, settings or [])
+    if found.training.start_from is None:
+        return found
+    from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
+
+    return carried_over(found)
 
 
 def decoding_settings(

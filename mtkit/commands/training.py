@@ -13,6 +13,7 @@ from mtkit.commands.options import (
     QuietOption,
     SettingsArgument,
     UsageError,
+    load_settings,
 )
 from mtkit.errors import CheckpointError
 
@@ -30,7 +31,6 @@ def config(
     """
     import json
 
-    from mtkit.config.load import load_config
     from mtkit.config.settings import config_schema, config_text
 
     settings = settings or []
@@ -39,12 +39,7 @@ def config(
     if schema:
         print(json.dumps(config_schema(), indent=2))
         return
-    found = load_config(config, settings)
-    if found.training.start_from is not None:
-        from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
-
-        found = carried_over(found)
-    print(config_text(found), end="")
+    print(config_text(load_settings(config, settings)), end="")
 
 
 def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from mtkit.config.section import FOR_BOTH, FOR_EACH, MANY_FILES, ONE_FILE, Section, form_of, number_of_files
+from mtkit.config.section import (
+    FOR_BOTH,
+    FOR_EACH,
+    MANY_FILES,
+    ONE_FILE,
+    CarriedSection,
+    Section,
+    form_of,
+    number_of_files,
+)
 
 _NAMES = """
 Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki
@@ -82,7 +91,7 @@ class TokenizerTextConfig(Section):
         return tuple(path for path in (self.source, self.target) if path is not None)
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(CarriedSection):
     """The vocabulary, and how text becomes pieces of it."""
 
     model: (
@@ -151,19 +160,22 @@ class TokenizerConfig(Section):
                 raise ValueError(f"symbols has {symbol} twice")
         return symbols
 
-    @model_validator(mode="after")
-    def sides_have_vocabularies(self) -> "TokenizerConfig":
+    def check(self) -> None:
+        """Raise a ValueError if settings do not go together."""
+        self._check_sides()
+        self._check_model()
+        self._check_type()
+
+    def _check_sides(self) -> None:
         """One vocabulary has one size, and is of one model."""
         for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
             if self.shared and form_of(getattr(self, name)) == FOR_EACH:
                 raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
-        return self
 
-    @model_validator(mode="after")
-    def model_says_all(self) -> "TokenizerConfig":
-        """Nothing is said about training where a model is taken."""
+    def _check_model(self) -> None:
+        """Settings of a tokenizer's training are for one that is trained, not for a given model."""
         if self.model is None:
-            return self
+            return
         said = self.first_changed(
             "type", "vocab_size", "byte_fallback", "split_digits", "character_coverage", "sample_lines", "text"
         )
@@ -172,11 +184,9 @@ class TokenizerConfig(Section):
                 said = said or self.first_changed(name)
         if said:
             raise ValueError(f"{said} is for a tokenizer that is trained, and model names one; take out one of both")
-        return self
 
-    @model_validator(mode="after")
-    def bytes_fit(self) -> "TokenizerConfig":
-        """Bytes take their place in the vocabulary, and words cannot be spelled."""
+    def _check_type(self) -> None:
+        """The vocabulary has room for the bytes of byte_fallback; type word has none, nor settings of characters."""
         if self.type == "word" and self.byte_fallback:
             raise ValueError(
                 "byte_fallback true is not for type word, whose pieces spell nothing; set it to false, or change type"
@@ -189,7 +199,6 @@ class TokenizerConfig(Section):
                 )
         if self.type == "word" and (said := self.first_changed("character_coverage", "split_digits")):
             raise ValueError(f"{said} is not for type word, whose pieces are words, with all their characters")
-        return self
 
     @property
     def spells_bytes(self) -> bool:
@@ -231,7 +240,7 @@ def listed_tags(tags: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-class LanguagesConfig(Section):
+class LanguagesConfig(CarriedSection):
     """What is translated into what; evaluation picks its tokenizer by the target language."""
 
     source: str = Field("source", min_length=1, description="Code of the source language, such as en.")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mtkit.config.data_settings import listed_tags
-from mtkit.config.section import Keys, read_value, read_yaml, write_yaml
+from mtkit.config.section import INCOMPLETE, Keys, read_value, read_yaml, write_yaml
 from mtkit.config.settings import (
     Config,
     Schema,
@@ -56,7 +56,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
 
     `-` is standard input. A value is read as YAML and takes the place of the file's, whole sections, lists and tables
-    too. Tags are checked as check_tags does, unless training starts from a model, which may know others.
+    too. Tags are checked as check_tags does, unless training starts from a model, which may know others. Where it does,
+    the settings are complete, and a CarriedSection checked, only after bundle.opening.carried_over.
     """
     config, places = _config(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -170,7 +171,7 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Pla
     faults = list(_faults_of_text(data, (), places))
     if not faults:
         try:
-            config = _validated(data)
+            config = _validated(data, INCOMPLETE if _starts_from_a_model(data) else None)
         except ValidationError as error:
             faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
     if faults or refused:
@@ -232,9 +233,14 @@ def _with(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> A
     return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
 
 
-def _validated(data: dict[str, Any]) -> Config:
+def _starts_from_a_model(data: dict[str, Any]) -> bool:
+    training = data.get("training")
+    return isinstance(training, dict) and training.get("start_from") is not None
+
+
+def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> Config:
     # Strict about types, but in JSON mode, where text is a Path and a list a tuple.
-    return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True)
+    return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True, context=context)
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:

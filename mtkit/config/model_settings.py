@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
-from mtkit.config.section import Section
+from mtkit.config.section import CarriedSection, Section
 
 # Values that stay are divided by the share that stays; nearer to 1 that share would be 0 to a device.
 MOST_DROPOUT = 0.999
@@ -25,7 +25,7 @@ StartToken = Annotated[
 ]
 
 
-class TransformerConfig(Section):
+class TransformerConfig(CarriedSection):
     """The Transformer (Vaswani et al. 2017)."""
 
     architecture: Literal["transformer"] = Field("transformer", description="Kind of model.")
@@ -70,8 +70,12 @@ class TransformerConfig(Section):
         0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch (Fan et al. 2020)."
     )
 
-    @model_validator(mode="after")
-    def heads_divide_the_width(self) -> "TransformerConfig":
+    def check(self) -> None:
+        """Raise a ValueError if settings do not go together."""
+        self._check_width()
+        self._check_positions()
+
+    def _check_width(self) -> None:
         """Every head has the same width; sines and cosines come in pairs."""
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
@@ -83,11 +87,9 @@ class TransformerConfig(Section):
                 )
         if self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even")
-        return self
 
-    @model_validator(mode="after")
-    def positions_are_there(self) -> "TransformerConfig":
-        """What shapes one kind of positions says nothing of the others."""
+    def _check_positions(self) -> None:
+        """Settings of one kind of positions go with that kind alone."""
         shapes = {
             "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
             "learned": ("max_positions",),
@@ -95,7 +97,6 @@ class TransformerConfig(Section):
         for kind, names in shapes.items():
             if self.positions != kind and (said := self.first_changed(*names)):
                 raise ValueError(f"{said} wants positions {kind}, found {self.positions}")
-        return self
 
     @property
     def has_attention(self) -> bool:
@@ -113,7 +114,7 @@ class TransformerConfig(Section):
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
-class RecurrentConfig(Section):
+class RecurrentConfig(CarriedSection):
     """A recurrent encoder-decoder, with attention (Bahdanau et al. 2015) or without (Sutskever et al. 2014)."""
 
     architecture: Literal["rnn"] = Field("rnn", description="Kind of model.")
@@ -140,14 +141,12 @@ class RecurrentConfig(Section):
         0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings, between layers and of features."
     )
 
-    @model_validator(mode="after")
-    def choices_fit(self) -> "RecurrentConfig":
-        """Both directions have the same width; what attention found can only be fed where there is attention."""
+    def check(self) -> None:
+        """Both directions have the same width; input feeding needs attention."""
         if self.bidirectional and self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even where bidirectional is true")
         if self.input_feeding and self.attention == "none":
             raise ValueError("input_feeding true wants an attention: additive, dot or general")
-        return self
 
     @property
     def has_attention(self) -> bool:
@@ -187,7 +186,7 @@ DecoderConfig = Annotated[
 ]
 
 
-class MixedConfig(Section):
+class MixedConfig(CarriedSection):
     """The encoder of one model and the decoder of another (Chen et al. 2018); the rest of both sections is not used."""
 
     architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")

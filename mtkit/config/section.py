@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from mtkit.errors import ConfigError
 
@@ -201,6 +201,32 @@ class Section(BaseModel):
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
+
+
+# Validation context of settings whose unstated values will be those of the model that training.start_from names.
+INCOMPLETE = {"incomplete": True}
+
+
+def is_incomplete(info: ValidationInfo) -> bool:
+    """Whether unstated settings are not known yet."""
+    return info.context == INCOMPLETE
+
+
+class CarriedSection(Section):
+    """A section whose unstated settings are those of the model that training.start_from names, if it names one.
+
+    Whether its settings go together is then checked once those are known.
+    """
+
+    @model_validator(mode="after")
+    def settings_fit(self, info: ValidationInfo) -> Self:
+        """Check complete settings."""
+        if not is_incomplete(info):
+            self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise a ValueError if settings do not go together."""
 
 
 def _expanded(value: object) -> object:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, ModelConfig, TransformerConfig
-from mtkit.config.section import FORMS, Keys, Section, write_yaml
+from mtkit.config.section import FORMS, Keys, Section, is_incomplete, write_yaml
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 
 
@@ -45,21 +45,40 @@ class Config(Section):
         if tokenizer is not None and not tokenizer.shared and "tie_embeddings" not in model.model_fields_set:
             model = model.model_copy(update={"tie_embeddings": "decoder"})
             model.model_fields_set.remove("tie_embeddings")  # training.start_from carries over what is not said
-        if isinstance(model, MixedConfig):
+        if isinstance(model, MixedConfig) and not is_incomplete(info):
             model.check_ties()
         return model
 
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
-        """Settings of different sections that only make sense together."""
-        if not self._is_carried("tie_embeddings") and self.model.tie_embeddings == "all" and not self.tokenizer.shared:
-            raise ValueError(
-                "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
-            )
+        """Settings of different sections go together; what is carried over is checked once it is known."""
+        self._check_batches()
+        self._check_tokenizer_model()
+        if not self._has_carried_settings():
+            self._check_model()
+            self._check_segmentation()
+        self._check_symbols()
+        return self
+
+    def _has_carried_settings(self) -> bool:
+        """Whether unstated settings of model or tokenizer will be those of the model that training.start_from names."""
+        return self.training.start_from is not None and any(
+            section.model_fields_set != type(section).model_fields.keys() for section in (self.model, self.tokenizer)
+        )
+
+    def _check_batches(self) -> None:
+        """The longest pair fits into a batch."""
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "
                 f"{self.data.max_length}, so that the longest pair fits"
+            )
+
+    def _check_model(self) -> None:
+        """The model can do what the other sections ask for."""
+        if self.model.tie_embeddings == "all" and not self.tokenizer.shared:
+            raise ValueError(
+                "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
             )
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
@@ -75,36 +94,34 @@ class Config(Section):
             )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
-        return self
 
-    @model_validator(mode="after")
-    def tokenizer_fits(self) -> "Config":
-        """Segmentations are drawn from the right type of tokenizer, and no symbol is a tag too."""
+    def _check_segmentation(self) -> None:
+        """Segmentations are sampled from a tokenizer of the type that can do so."""
         type_ = self.tokenizer.type
-        if self._is_carried("type") or self.tokenizer.model is not None:
-            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
+        if self.tokenizer.model is not None:
+            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked once that model has been read
         if self.training.bpe_dropout and type_ != "bpe":
             raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
         if self.training.unigram_alpha is not None and type_ != "unigram":
             raise ValueError(
                 f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
             )
+
+    def _check_tokenizer_model(self) -> None:
+        """A model to start from brings its own tokenizer."""
         if self.training.start_from is not None and (said := self.tokenizer.first_changed("model")):
             raise ValueError(
                 f"tokenizer.{said} is for a model that starts from nothing; that of training.start_from has a "
                 "tokenizer of its own"
             )
+
+    def _check_symbols(self) -> None:
+        """No symbol is a tag, too."""
         tags = [corpus.tag for corpus in self.data.train]
         if both := next((symbol for symbol in self.tokenizer.symbols if symbol in tags), None):
             raise ValueError(
                 f"tokenizer.symbols has {both}, which is a tag of data.train, too; take it out of one of them"
             )
-        return self
-
-    def _is_carried(self, name: str) -> bool:
-        """Whether a setting of tokenizer or model is that of the model to start from, since it is not said."""
-        said = self.tokenizer.model_fields_set | self.model.model_fields_set
-        return self.training.start_from is not None and name not in said
 
     @property
     def run_path(self) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mtkit.config.section import AUTO, NUMBER, Section, number_or_auto
+from mtkit.config.section import AUTO, NUMBER, CarriedSection, Section, number_or_auto
 
 Auto = Literal["auto"]
 Updates = Annotated[
@@ -234,7 +234,7 @@ def settled(updates: int | Auto) -> int:
 # Settings of decoding.
 
 
-class DecodingConfig(Section):
+class DecodingConfig(CarriedSection):
     """How the trained model translates unless told otherwise."""
 
     method: Literal["beam", "sample"] = Field(
@@ -314,9 +314,8 @@ class DecodingConfig(Section):
         "size or samples x vocabulary is at most 2,048 times as much.",
     )
 
-    @model_validator(mode="after")
-    def parts_fit(self) -> "DecodingConfig":
-        """Settings that only make sense together."""
+    def check(self) -> None:
+        """Settings of a diverse beam, of samples and of scores go with those alone."""
         if self.beam_size % self.diversity_groups:
             raise ValueError(
                 f"beam_size {self.beam_size} is not a multiple of diversity_groups {self.diversity_groups}"
@@ -337,7 +336,6 @@ class DecodingConfig(Section):
                 raise ValueError(f"{said} is of samples; it goes with method sample or with mbr_samples")
             if self.coverage_penalty and self.beam_size == 1:
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
-        return self
 
     @property
     def draws(self) -> bool:
