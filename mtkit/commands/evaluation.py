@@ -34,10 +34,10 @@ THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """Takes --by-length without its value, too, which typer has no way to say."""
+    """Lets --by-length go without a value, which typer does not offer."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments that are left over."""
+        """Parse the arguments, giving a bare --by-length its value; returns those that are left over."""
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -182,7 +182,7 @@ def _edges(text: str | None) -> tuple[int, ...]:
 
 PLOT_EXAMPLE = "\b\nExample:\n  mtkit plot "
 
-plot = typer.Typer(rich_markup_mode=None, help="Draw a picture, as PNG or SVG.")
+plot = typer.Typer(rich_markup_mode=None, help="Draw a picture as PNG or SVG.")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture; .png or .svg.")]
 
@@ -192,11 +192,13 @@ def schedule(
     output: OutputOption,
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; several may be given.")
+        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; may be repeated.")
     ] = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Updates to draw; else those of the configs.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Updates to draw; by default those of the configs.")
+    ] = None,
 ) -> None:
-    """Draw the learning rate by update."""
+    """Draw the learning rate of each update."""
     from mtkit.config.training_settings import settled
     from mtkit.evaluation.plot import check_output, paper_schedule, plot_schedules, schedule_of
 
@@ -232,7 +234,7 @@ def positions(
 @plot.command(epilog=f"{PLOT_EXAMPLE}training runs/demo -o training.png")
 def training(
     output: OutputOption,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may be being trained.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may still be training.")],
     by: Annotated[str, typer.Option(metavar="NAME", help="step or minutes.")] = "step",
 ) -> None:
     """Draw loss, learning rate and BLEU of training runs."""
@@ -249,12 +251,14 @@ def attention(
     output: OutputOption,
     model: ModelArgument,
     source: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
-    target: Annotated[str | None, typer.Option(metavar="TEXT", help="Its translation; else the model's own.")] = None,
-    layer: Annotated[str | None, typer.Option(metavar="N", help="This layer alone, from 1.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="N", help="This head alone, from 1.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation; by default the model's own.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="N", help="Only this layer, from 1.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="N", help="Only this head, from 1.")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="The mean over the heads.")] = False,
 ) -> None:
-    """Draw how each target piece looks at the source.
+    """Draw how much each target piece attends to each source piece.
 
     Without --layer, --head and --mean there is a picture for every layer and head.
     """
