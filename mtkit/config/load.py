@@ -24,7 +24,7 @@ from mtkit.config.settings import (
     is_setting,
     keys_of,
     kinds_with,
-    need_be_no_section,
+    may_be_no_section,
     setting_names,
     setting_schema,
     takes_text,
@@ -40,77 +40,36 @@ ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other
 LONGEST_SHOWN = 60  # characters of a wrong value, or of an override, that a message shows
 
 
-@dataclass(frozen=True)
-class _Fault:
-    place: str  # empty if no given setting is at fault
-    keys: Keys  # of the setting; empty if the problem names it
-    problem: str
-
-    def __str__(self) -> str:
-        name = _dotted(self.keys)
-        said = self.place.startswith(f"{name}=")  # an override, whose text names the setting
-        return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
-
-
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
+    """The settings of a YAML file, or the defaults, overridden by `key=value` and `section.key=value`.
 
-    `-` is standard input. A value is read as YAML and takes the place of the file's, whole sections, lists and tables
-    too. Tags are checked as check_tags does, unless training starts from a model, which may know others. Where it does,
-    the settings are complete, and a CarriedSection checked, only after bundle.opening.carried_over.
+    `-` is standard input. The value of an override is read as YAML and replaces the file's, even a whole section, list
+    or table. Where training.start_from is given, bundle.opening.carried_over completes each CarriedSection and checks
+    it, and also the tags, since that model may know some.
     """
-    config, places = _config(_read_text(path) if path else "", _named(path) if path else "", overrides)
+    config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
         _check_tags(config, places)
     return config
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML text that messages call name, with overrides put over them as load_config does.
+    """The settings of a YAML text that messages call name, overridden as load_config does.
 
     Tags are not checked: a model may know tags that no corpus in its own settings has.
     """
-    return _config(text, name, overrides)[0]
+    return _read_settings(text, name, overrides)[0]
 
 
-def advice_on_option(option: str) -> str:
-    """Advice for an unknown option such as --lr that names a setting here or in another toolkit; else empty."""
-    key = option.lstrip("-").replace("-", "_")
-    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
-    if names:
-        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
-    alias = alias_of(key)
-    return f"; settings are given without dashes, as section.key=value: {alias.told}" if alias else ""
-
-
-@dataclass(frozen=True)
-class Alias:
-    """Names of one thing in other toolkits, the settings for it here, and how they differ."""
-
-    names: str  # separated by spaces, without leading dashes, with _ for -
-    settings: tuple[str, ...]  # full names; empty if there is none
-    advice: str
-
-    @property
-    def told(self) -> str:
-        """The part of a message that follows the unknown key."""
-        quoted = [f"'{name}'" for name in self.settings]
-        if not self.advice:
-            return f"did you mean {' or '.join(quoted)}?"
-        return f"see {' and '.join(quoted)}: {self.advice}" if quoted else self.advice
-
-
-@cache
-def aliases() -> dict[str, Alias]:
-    """The entries of aliases.yaml by each of their names."""
-    entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
-    known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
-    return {name: alias for alias in known for name in alias.names.split()}
-
-
-def alias_of(key: str) -> Alias | None:
-    """The entry of aliases.yaml for a key of another toolkit; None if there is none."""
-    return aliases().get(key.lower().lstrip("-").replace("-", "_"))
+def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
+    """The settings with other sections, checked as if read from a file that messages call name."""
+    data = {**config.model_dump(mode="json"), **sections}
+    try:
+        return _validated(data)
+    except ValidationError as error:
+        places: Places = {(): name}
+        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(_lines(faults, places))) from None
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
@@ -133,18 +92,7 @@ def _check_tags(config: Config, places: Places, known: Collection[str] | None = 
         raise ConfigError("\n".join(_lines(faults, places)))
 
 
-def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
-    """The settings with other sections, checked as if read from a file that messages call name."""
-    data = {**config.model_dump(mode="json"), **sections}
-    try:
-        return _validated(data)
-    except ValidationError as error:
-        places: Places = {(): name}
-        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(_lines(faults, places))) from None
-
-
-def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
+def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
     """The settings, and where each was given."""
     document = read_yaml(text, name)
     data = {} if document.data is None else document.data
@@ -163,7 +111,7 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Pla
         if wrong := next((keys[:end] for end in range(1, len(keys) + 1) if not is_setting(keys[:end])), None):
             unknown.append((place, wrong))
             continue
-        data = _with(data, keys, value)
+        data = _with_value(data, keys, value)
         places = {at: said for at, said in places.items() if at[: len(keys)] != keys} | {keys: place}
     # Reported last, since the others say which architecture the model has.
     refused += [f"{place}: {_unknown_key(keys, data)}" for place, keys in unknown]
@@ -219,18 +167,18 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
     return place, tuple(name.split(".")), read_value(text, place)
 
 
-def _with(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
+def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
     """The data of a section with the value set at keys below it.
 
     Data that is no section is kept, to be reported as a fault, unless the setting may be something else.
     """
     if not keys:
         return value
-    if data is None or (not isinstance(data, dict) and need_be_no_section(section)):
+    if data is None or (not isinstance(data, dict) and may_be_no_section(section)):
         data = {}
     if not isinstance(data, dict):
         return data
-    return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
+    return {**data, keys[0]: _with_value(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
 
 
 def _starts_from_a_model(data: dict[str, Any]) -> bool:
@@ -252,6 +200,21 @@ def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
     if isinstance(data, list):
         return [_without_nulls(item, (*keys, i), settings) for i, item in enumerate(data)]
     return data
+
+
+# Faults, and the words for them.
+
+
+@dataclass(frozen=True)
+class _Fault:
+    place: str  # empty if no given setting is at fault
+    keys: Keys  # of the setting; empty if the problem names it
+    problem: str
+
+    def __str__(self) -> str:
+        name = _dotted(self.keys)
+        said = self.place.startswith(f"{name}=")  # an override, whose text names the setting
+        return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
 
 
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
@@ -324,7 +287,7 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
         if kinds := kinds_with(("model", spelled)):
             return f"{message}; did you mean 'model.{spelled}', which only architecture {' and '.join(kinds)} has?"
         if alias := alias_of(key):
-            return f"{message}; {alias.told}"
+            return f"{message}; {alias.hint}"
     meant = " or ".join(_nearest_names(spelled, here, names))
     return f"{message}; did you mean {meant}?" if meant else message
 
@@ -379,3 +342,46 @@ def _shown(value: Any) -> str:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
+
+
+# Names of settings in other toolkits.
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Names of one thing in other toolkits, the settings for it here, and how they differ."""
+
+    names: str  # separated by spaces, without leading dashes, with _ for -
+    settings: tuple[str, ...]  # full names; empty if there is none
+    advice: str
+
+    @property
+    def hint(self) -> str:
+        """The part of a message that follows the unknown key."""
+        quoted = [f"'{name}'" for name in self.settings]
+        if not self.advice:
+            return f"did you mean {' or '.join(quoted)}?"
+        return f"see {' and '.join(quoted)}: {self.advice}" if quoted else self.advice
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """The entries of aliases.yaml by each of their names."""
+    entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
+    known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
+    return {name: alias for alias in known for name in alias.names.split()}
+
+
+def alias_of(key: str) -> Alias | None:
+    """The entry of aliases.yaml for a key of another toolkit; None if there is none."""
+    return aliases().get(key.lower().lstrip("-").replace("-", "_"))
+
+
+def advice_on_option(option: str) -> str:
+    """Advice for an unknown option such as --lr that names a setting here or in another toolkit; else empty."""
+    key = option.lstrip("-").replace("-", "_")
+    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
+    if names:
+        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
+    alias = alias_of(key)
+    return f"; settings are given without dashes, as section.key=value: {alias.hint}" if alias else ""

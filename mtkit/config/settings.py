@@ -191,7 +191,7 @@ def kinds_with(keys: Keys) -> list[str]:
     return [name for name, kind in _kinds(schema or {}).items() if keys[-1] in kind["properties"]]
 
 
-def need_be_no_section(keys: Keys) -> bool:
+def may_be_no_section(keys: Keys) -> bool:
     """Whether the setting at keys may be a section or something else."""
     schema = setting_schema(keys)
     return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
