@@ -1,11 +1,11 @@
-"""`mtkit` and `python -m mtkit`."""
+"""The entry point of `mtkit` and `python -m mtkit`."""
 
 import os
 import sys
 
 
 def main() -> None:
-    """Run the command line, whose modules take a moment to import."""
+    """Run the command line; Ctrl-C while its modules are imported is reported in one line, too."""
     try:
         from mtkit.cli import main
     except KeyboardInterrupt:

@@ -12,13 +12,13 @@ from mtkit.commands import evaluation, models, training, translation
 from mtkit.commands.options import (
     EXAMPLE,
     UsageError,
-    told_of_wrong_call,
+    usage_message,
 )
 from mtkit.errors import MtkitError, SignalError, StoppedError, is_out_of_memory, say
 from mtkit.files import NOTHING_HALF, ended_by_signal
 
 STOPPED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing where there is no room
 
 app = typer.Typer(
     name="mtkit",
@@ -54,12 +54,12 @@ for group in (training, translation, evaluation, models):
 
 
 def main() -> NoReturn:
-    """Run the command line; every error the user can mend is told in mtkit's words."""
+    """Run the command line, turning errors into one line and an exit code."""
     if sys.stderr is None:
-        # Closed: the first file to be opened would get its number, and whatever a library writes to stderr.
+        # Closed: the first opened file would get descriptor 2, and with it all that libraries write to stderr.
         sys.stderr = os.fdopen(_opened_null(2), "w", encoding="utf-8")
     if isinstance(sys.stdout, TextIOWrapper):
-        # UTF-8 whatever the locale; names of files that are not UTF-8 go out as they came in.
+        # UTF-8 whatever the locale; file names that are not UTF-8 are written as they were read.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with ended_by_signal():
         code = _run(sys.argv[1:])
@@ -67,13 +67,13 @@ def main() -> NoReturn:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        # Who reads stderr has gone; Python would fail to write the rest at its exit, and change the exit code.
+        # The reader of stderr has gone; at exit Python would fail to write the rest, and change the exit code.
         _opened_null(sys.stderr.fileno())
     sys.exit(code)
 
 
 def _opened_null(descriptor: int) -> int:
-    """The null device under a descriptor of that number."""
+    """Open the null device as this descriptor, and return it."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)
@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> int:
         result = app(arguments, prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        if result == STOPPED:  # what typer makes of a KeyboardInterrupt
+        if result == STOPPED:  # what typer turns a KeyboardInterrupt into
             raise KeyboardInterrupt
     except StoppedError as error:
         _tell(str(error))
@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             say(error.format_message())  # the help
         else:
-            _tell(told_of_wrong_call(error, arguments))
+            _tell(usage_message(error, arguments))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _tell(f"stopped by SIGINT {NOTHING_HALF}")
@@ -119,7 +119,7 @@ def _run(arguments: list[str]) -> int:
         if not isinstance(error, BrokenPipeError):
             what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
             _tell(what + ("; make room and start again" if error.errno in FULL else ""))
-        # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
+        # The reader of the output has gone, or the disk is full; at exit Python would complain again.
         if sys.stdout is not None:
             _opened_null(sys.stdout.fileno())
         return 1

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever ends the command, signals among it."""
+"""Files that are written whole or not at all, and signals, which end a command without leaving half a file."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from mtkit.errors import CheckpointError, SignalError, StoppedError, on_terminal
 
 
 def finite(value: Any) -> Any:
-    """The same value; numbers in it that are not finite, which JSON cannot say, are None."""
+    """The value with None in place of infinities and NaN, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -30,21 +30,21 @@ def finite(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """The value as JSON, letters of all scripts as they are; numbers that are not finite are null."""
+    """The value as JSON, with all characters unescaped and null for infinities and NaN."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-# How a signal ends the program: at once, or, where something is half written, after that is removed.
+# Signals that end the program: at once or, where something is half written, after removing it.
 
 NOTHING_HALF = "before the end; no file is left half written"
-SOON = 5.0  # seconds in which another SIGTERM or SIGHUP belongs to the first: a closed terminal sends several
+SOON = 5.0  # seconds within which another SIGTERM or SIGHUP counts as the same: a closed terminal sends several
 
-_num_open = 0  # blocks that something is to be undone after
+_num_open = 0  # undone_when_ended blocks that are running
 
 
 @contextmanager
 def undone_when_ended() -> Iterator[None]:
-    """A block that undoes what it did when an exception leaves it; a signal within it raises SignalError."""
+    """Marks a block that undoes its work when an exception leaves it: a signal within it raises SignalError."""
     global _num_open
     _num_open += 1
     try:
@@ -57,9 +57,9 @@ def undone_when_ended() -> Iterator[None]:
 def ended_by_signal() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end the program with one line, and leave nothing half written.
 
-    Outside of blocks that have something to undo, it ends where it stands: while PyTorch is imported, an exception
-    might get lost there or even abort the process. A second Ctrl-C ends it at once anywhere. A signal that is ignored,
-    as nohup has SIGHUP, stays ignored.
+    Outside undone_when_ended the program ends at once, without an exception, which might get lost or even abort the
+    process while PyTorch is imported. A second Ctrl-C always ends it at once. A signal that is ignored, such as SIGHUP
+    under nohup, stays ignored.
     """
     first: float | None = None  # when the first signal came
 
@@ -86,7 +86,7 @@ def ended_by_signal() -> Iterator[None]:
 
 
 def _end_at_once(error: SignalError, how: str) -> None:
-    # Not by print, which a signal must not enter a second time while it writes a line.
+    # Not by print, which must not be re-entered if the signal came while it was writing.
     line = f"mtkit: error: stopped by {error.name} {how}\n"
     with suppress(OSError):
         os.write(2, (f"\n{line}" if on_terminal() else line).encode())
@@ -95,14 +95,14 @@ def _end_at_once(error: SignalError, how: str) -> None:
 
 @dataclass
 class Written:
-    """How many lines have been answered."""
+    """How many lines have been written."""
 
     number: int = 0
 
 
 @contextmanager
 def counted_when_ended(done: str) -> Iterator[Written]:
-    """A block that writes lines and keeps count of those that are done; the error of a signal says how many."""
+    """A block that counts the lines it writes; if a signal ends it, the StoppedError says how many."""
     written = Written()
     try:
         with undone_when_ended():
@@ -112,21 +112,21 @@ def counted_when_ended(done: str) -> Iterator[Written]:
         raise StoppedError(f"stopped by {error.name}; {lines} {done}", error.code) from None
 
 
-# Ending a run from outside with its state saved, or saving it and going on.
+# Signals during training: stop with the state saved, or save it and continue.
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 @dataclass
 class Stop:
-    """Set by a signal; looked at between batches."""
+    """What signals ask of training, which looks at it between batches."""
 
     signal: int = 0
-    save: bool = False  # asked for by SIGUSR1; training goes on
-    watched: list[Callable[[], None]] = field(default_factory=list)  # what raises if the run must not go on
+    save: bool = False  # asked for by SIGUSR1; training continues
+    watched: list[Callable[[], None]] = field(default_factory=list)  # each raises if the run must not continue
 
     def check(self) -> None:
-        """Raise if a signal came, or for what is watched."""
+        """Raise a StoppedError if a signal came, or what a watched function raises."""
         if self.signal:
             raise StoppedError
         for check in self.watched:
@@ -135,10 +135,10 @@ class Stop:
 
 @contextmanager
 def stopping_by_signal() -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP end the run after the update at hand; a Ctrl-C after one of them ends it at once.
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the current update; a Ctrl-C after one of them ends it at once.
 
-    SIGUSR1 asks for a checkpoint: queues send it some time before they stop a job. A SIGHUP that is ignored, as nohup
-    has it, stays ignored.
+    SIGUSR1 asks for a checkpoint: queues send it some time before they stop a job. A SIGHUP that is ignored, as under
+    nohup, stays ignored.
     """
     stop = Stop()
 
@@ -148,7 +148,7 @@ def stopping_by_signal() -> Iterator[Stop]:
         if stop.signal:
             return  # a closed terminal sends SIGHUP more than once, and queues SIGTERM after it
         stop.signal = number
-        # Not by print, which a signal must not enter a second time while it writes a line.
+        # Not by print, which must not be re-entered if the signal came while it was writing.
         with suppress(OSError):
             os.write(2, "\nstopping: saving the state (Ctrl-C to stop at once) …\n".encode())
 
@@ -169,7 +169,7 @@ def stopping_by_signal() -> Iterator[Stop]:
 
 @contextmanager
 def without_usr1() -> Iterator[None]:
-    """Ignore SIGUSR1, which would end the process: outside of training there is nothing to save."""
+    """Ignore SIGUSR1, which would otherwise end the process: outside training there is nothing to save."""
 
     def ignore(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
@@ -192,22 +192,11 @@ def _handled_by(handlers: dict[int, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time.
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+# Directories and files that are replaced whole; a lock, so that a run has one writer at a time.
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a directory."""
+    """Flush a file, or the names in a directory, to disk."""
     if path.is_dir() and sys.platform == "win32":
         return  # a directory cannot be opened there
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
@@ -219,7 +208,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """A fresh directory to fill, which takes the place of path when the block ends without an error."""
+    """A new directory to fill, which replaces path when the block ends without an error."""
     with undone_when_ended():
         try:
             new = new_directory(path)
@@ -230,7 +219,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 
 def new_directory(path: Path) -> Path:
-    """An empty directory beside path, to be filled and put in its place; what a kill left of earlier ones goes."""
+    """An empty directory beside path, to be filled and put in its place; leftovers of a killed process are removed."""
     path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_beside(path)
@@ -239,7 +228,7 @@ def new_directory(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Put what new_directory began in the place of path, once the disk holds it; only then the old one goes."""
+    """Flush the directory that new_directory made to disk, put it in the place of path, then remove the old one."""
     path = followed(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     for part in [*new.rglob("*"), new]:
@@ -252,21 +241,21 @@ def put_in_place(path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Put the old directory back if a kill came between the two renames; for the one who may write there."""
+    """Put the old directory back if a kill came between the two renames; only for the one writer."""
     path = followed(path)
     if not path.exists() and _beside(path, "old").exists():
         _beside(path, "old").rename(path)
 
 
 def clear_beside(path: Path) -> None:
-    """Remove what a kill left of putting directories in the place of path; for the one who may write there."""
+    """Remove what a killed process left of replacing path; only for the one writer."""
     settle(path)
     for kind in ("new", "old"):
         remove(_beside(path, kind))
 
 
 def standing(path: Path) -> Path:
-    """Where a reader finds the directory, though it is just being replaced or a kill came between the two renames."""
+    """Where a reader finds the directory, even between the two renames that replace it."""
     if not path.name:  # the working directory, or the root: neither is ever replaced
         return path
     old = _beside(path, "old")
@@ -281,7 +270,7 @@ def put_aside(path: Path) -> None:
 
 
 def bring_back(path: Path) -> None:
-    """Undo put_aside: what has taken the place meanwhile goes. Does nothing where nothing stands aside."""
+    """Undo put_aside, removing what has taken its place meanwhile; does nothing if nothing was put aside."""
     path = followed(path)
     before = _beside(path, "before")
     if before.exists():
@@ -295,7 +284,7 @@ def drop_aside(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a directory with all it holds, or a link but not what it leads to; or nothing."""
+    """Delete a file, a directory with its contents, or a link but not its target; does nothing if path is missing."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -303,14 +292,14 @@ def remove(path: Path) -> None:
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads, which need not be there yet; any other path as it is."""
+    """The target of a link, which need not exist yet; any other path as it is."""
     return path.resolve() if path.is_symlink() else path
 
 
 def require_folder(path: Path, replaced: bool = True) -> None:
-    """Refuse a path at which no folder can be written; a missing one can. Ask before any work is done.
+    """Raise a CheckpointError, before any work is done, if no folder can be written at this path; it may be missing.
 
-    replaced tells that the whole folder is going to be exchanged for another, by a rename beside it.
+    replaced says that the whole folder will be replaced by another, which is renamed.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""
@@ -339,7 +328,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def link_or_copy(path: Path, copy: Path) -> None:
-    """The same file in another place: a link where the system makes one, else a copy. It is not to be written to."""
+    """Put the same file at another path: a link where the system can make one, else a copy. Only read it there."""
     whole = path.resolve()
     for make in (os.link, os.symlink, shutil.copyfile):
         try:
@@ -351,14 +340,14 @@ def link_or_copy(path: Path, copy: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace a file whole."""
+    """Write a file whole, replacing one that is there."""
     with replaced_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A fresh file to fill, which takes the place of path when the block ends without an error."""
+    """A new file to fill, which replaces path when the block ends without an error."""
     path = followed(path)
     new = _beside(path, "new")
     with undone_when_ended():
@@ -374,7 +363,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Adds the path to an error that does not tell which file it is about, as where the disk is full."""
+    """Add the path to an OSError that does not name a file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -382,9 +371,21 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Hold a lock of the operating system on a directory; it goes with its holder, however that ends."""
+    """Hold an operating-system lock on a directory, which is released however its holder ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:
         try:
@@ -396,6 +397,6 @@ def only_writer(directory: Path) -> Iterator[None]:
                 f"{directory}: in use by {holder}; wait for it, or stop it, then start again"
             ) from None
         file.truncate(0)
-        with suppress(OSError):  # on a full disk the lock holds all the same, and nobody learns who has it
+        with suppress(OSError):  # on a full disk the lock still holds, but does not name its holder
             os.write(file.fileno(), f"process {os.getpid()}".encode())
         yield

@@ -54,7 +54,7 @@ def run_tokenizer(config: Config) -> None:
             if is_begun(config.run_path):
                 raise
             changes = [str(error)]
-            say(f"warning: {error}")
+            say(f"mtkit: warning: {error}")
         if changes:
             _refuse_if_begun(config, "tokenizer", changes)
             _renew_tokenizer(config)
@@ -170,7 +170,7 @@ def _prepare(config: Config) -> None:
         if has_begun:
             raise
         changes = [str(error)]
-        say(f"warning: {error}")
+        say(f"mtkit: warning: {error}")
     if changes:
         _refuse_if_begun(config, "data/train", changes)
         binarize(config, told)
@@ -200,7 +200,7 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
-        say(f"warning: {error}")
+        say(f"mtkit: warning: {error}")
         return False
 
 

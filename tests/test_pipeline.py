@@ -289,7 +289,7 @@ def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(co
     capsys.readouterr()
     run_tokenizer(config)
     told, begun, took, trained = capsys.readouterr().err.splitlines()
-    assert told.startswith("warning: ")
+    assert told.startswith("mtkit: warning: ")
     assert name in told
     assert begun.startswith("training the bpe tokenizer on ")
     assert took.startswith("training the bpe tokenizer on ")

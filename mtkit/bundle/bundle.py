@@ -392,7 +392,7 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
     if fault := not_finite(weights):
-        say(f"warning: {path}: {fault}; it cannot translate")
+        say(f"mtkit: warning: {path}: {fault}; it cannot translate")
 
 
 def carried_config(config: Config) -> bytes:

@@ -328,16 +328,25 @@ def _carried_over(config: Config) -> Config:
         if isinstance(bundle.storage, CheckpointStorage) and _belongs_to(bundle.storage, config):
             raise _own_run(config)
         carried = bundle.config
-    except CheckpointError:
+    except CheckpointError as error:
         resolved = config.run_path / "config.yaml"
         if not resolved.is_file():
+            _require_complete(config, error)
             return config  # reported when the model is opened
         carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
     names = ("model", "tokenizer", "languages", "decoding")
     if different := list(_other_kinds("model", carried.model, config.model)):
         raise _other_model(config, different)
     sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
-    return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+    return with_sections(config, sections, f"training.start_from {config.training.start_from} with your settings")
+
+
+def _require_complete(config: Config, error: CheckpointError) -> None:
+    """Raise the error about the model to start from if the settings do not go together without its own."""
+    try:
+        with_sections(config, {}, "")
+    except ConfigError:
+        raise CheckpointError(f"training.start_from: {error}") from None
 
 
 def _belongs_to(storage: Storage, config: Config) -> bool:

@@ -1,5 +1,5 @@
-"""What is typed: one module for each group of commands, and the options that they share.
+"""The commands, a module for each group of them, and the options that they share.
 
-A command checks its arguments, imports the one function that does the work, calls it, and prints what comes back. With
-cli, this is the only home of typer; it may import everything below.
+A command checks its arguments, imports the function that does the work, calls it, and prints the result. Only this room
+and cli import typer; they may import every other room.
 """

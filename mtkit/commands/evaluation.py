@@ -24,6 +24,7 @@ from mtkit.commands.options import (
     count,
     decoding_settings,
     language_pair,
+    load_settings,
     one_standard_input,
     tell_of_typing,
     typed,
@@ -38,10 +39,10 @@ THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """Accepts --by-length with or without a value, which typer cannot declare."""
+    """Lets --by-length go without a value, which typer does not offer."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Gives --by-length its default value where it has none; returns the arguments that are no options."""
+        """Parse the arguments, giving a bare --by-length its value; returns those that are left over."""
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -241,7 +242,7 @@ def _edges(text: str | None) -> tuple[int, ...]:
 
 PLOT_EXAMPLE = "\b\nExample:\n  mtkit plot "
 
-plot = typer.Typer(rich_markup_mode=None, help="Draw a picture, as PNG or SVG.")
+plot = typer.Typer(rich_markup_mode=None, help="Draw a picture as PNG or SVG.")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture; .png or .svg.")]
 
@@ -251,17 +252,18 @@ def schedule(
     output: OutputOption,
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; several may be given.")
+        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; may be repeated.")
     ] = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Updates to draw; else those of the configs.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Updates to draw; by default those of the configs.")
+    ] = None,
 ) -> None:
-    """Draw the learning rate by update."""
-    from mtkit.config.load import load_config
+    """Draw the learning rate of each update."""
     from mtkit.config.training_settings import settled
     from mtkit.evaluation.plot import check_output, paper_schedule, plot_schedules, schedule_of
 
     check_output(output)
-    loaded = [(path, load_config(path, [])) for path in configs or []]
+    loaded = [(path, load_settings(path, [])) for path in configs or []]
     num_steps = None if steps is None else count("--steps", steps)
     schedules = [schedule_of(path.stem, config, num_steps) for path, config in loaded]
     schedules += [paper_schedule(text) for text in setting or []]
@@ -283,17 +285,16 @@ def positions(
     length: Annotated[str, typer.Option(metavar="N", help="Positions to draw.")] = "100",
 ) -> None:
     """Draw the position encodings."""
-    from mtkit.config.load import load_config
     from mtkit.evaluation.plot import check_output, plot_positions, position_table
 
     check_output(output)
-    plot_positions(position_table(load_config(config, settings or []), count("--length", length)), output)
+    plot_positions(position_table(load_settings(config, settings), count("--length", length)), output)
 
 
 @plot.command(epilog=f"{PLOT_EXAMPLE}training runs/demo -o training.png")
 def training(
     output: OutputOption,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may be being trained.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may still be training.")],
     by: Annotated[str, typer.Option(metavar="NAME", help="step or minutes.")] = "step",
 ) -> None:
     """Draw loss, learning rate and BLEU of training runs."""
@@ -310,12 +311,14 @@ def attention(
     output: OutputOption,
     model: ModelArgument,
     source: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
-    target: Annotated[str | None, typer.Option(metavar="TEXT", help="Its translation; else the model's own.")] = None,
-    layer: Annotated[str | None, typer.Option(metavar="N", help="This layer alone, from 1.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="N", help="This head alone, from 1.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation; by default the model's own.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="N", help="Only this layer, from 1.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="N", help="Only this head, from 1.")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="The mean over the heads.")] = False,
 ) -> None:
-    """Draw how each target piece looks at the source.
+    """Draw how much each target piece attends to each source piece.
 
     Without --layer, --head and --mean there is a picture for every layer and head.
     """

@@ -1,31 +1,31 @@
-"""The base class of every section of the settings, and YAML as mtkit reads and writes it; the home of PyYAML."""
+"""The base classes of the sections of the settings, and YAML as mtkit reads and writes it; the home of PyYAML."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from mtkit.errors import ConfigError
 
 Keys = tuple[str | int, ...]
 
-MOST_VALUES = 100_000  # a few lines whose aliases repeat each other could ask for billions
+MOST_VALUES = 100_000  # a few lines of aliases of aliases could expand to billions
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data, and the line on which each key of it stands."""
+    """Plain data, and the line of each of its keys."""
 
     data: Any
     lines: dict[Keys, int]
 
 
 def _use_yaml_1_2_scalars(base: type) -> None:
-    """Numbers as YAML 1.2 has them, and no dates, so that text which looks like a date stays text."""
+    """Recognise numbers as YAML 1.2 does, and no dates, so that text that looks like a date stays text."""
     kept = {
         first: [(tag, rule) for tag, rule in rules if not tag.endswith((":float", ":timestamp", ":int"))]
         for first, rules in base.yaml_implicit_resolvers.items()  # type: ignore[attr-defined]
@@ -40,26 +40,26 @@ def _use_yaml_1_2_scalars(base: type) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what the rules above say."""
+    """Reads YAML with the scalars of YAML 1.2."""
 
 
 class _ValueLoader(_Loader):
-    """Reads a value of the command line: it has no comments, and `#` is a character like any other."""
+    """Reads a value from the command line, which has no comments: `#` is a character like any other."""
 
     def peek(self, index: int = 0) -> str:
-        """The next character, as the parser sees it before it decides; what it takes is the text itself."""
+        """The next character, with `#` as x, so that the parser takes it for text; it then reads the text itself."""
         character = super().peek(index)
         return "x" if character == "#" else character
 
     def fetch_anchor(self) -> None:
-        """An anchor, which only something that stands beside it can refer to; alone it must be text."""
+        """Refuse an anchor outside a list or table, where nothing can refer to it: it was meant as text."""
         if not self.flow_level:
             raise yaml.scanner.ScannerError(None, None, "found text that begins with &; quote it", self.get_mark())
         super().fetch_anchor()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes all text that the loader would take for something else."""
+    """Writes YAML, quoting text that the loader would take for something else."""
 
 
 _use_yaml_1_2_scalars(_Loader)
@@ -75,12 +75,12 @@ _Dumper.add_representer(str, _text_on_one_line)
 
 
 def read_yaml(text: str, name: str) -> Document:
-    """The data of a YAML text; name stands in messages."""
+    """The data of a YAML text, which messages call name; raises a ConfigError if it is not valid."""
     return _read(_Loader, text, name)
 
 
 def read_value(text: str, name: str) -> Any:
-    """The data of a value of the command line, which is YAML without comments; name stands in messages."""
+    """The data of a value from the command line, which is YAML without comments; see read_yaml."""
     return _read(_ValueLoader, text, name).data
 
 
@@ -102,7 +102,7 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
 
 
 def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
-    """Advice where a pattern stands without quotes: *.en.gz begins an alias to YAML, and {part-?.en} a key."""
+    """Advice where a pattern lacks quotes: to YAML, *.en.gz begins an alias, and {part-?.en} a key."""
     if isinstance(error, yaml.scanner.ScannerError) and error.context_mark:
         found = re.match(r"\*[^\s,\]}]*", text[error.context_mark.index :])
         return f"text that begins with * needs quotes, '{found[0]}'" if found else None
@@ -125,7 +125,7 @@ def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int],
         return [_build(loader, item, (*keys, i), lines, name) for i, item in enumerate(node.value)]
     try:
         return loader.construct_object(node)
-    except (LookupError, AttributeError):  # what a tag says its text is not
+    except (LookupError, AttributeError):  # the text is not of the type that its tag says
         kind = node.tag.rpartition(":")[2]
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: not valid YAML: found text that is no {kind}") from None
 
@@ -154,20 +154,20 @@ def write_yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-# What every section of the settings is.
+# Sections.
 
-# What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
+# Tags by which pydantic tells apart the forms of a setting that has one value for both sides, or one for each;
 FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
-# The same of a setting that is one file or a list of them,
+# of one that is a file, or a list of files;
 ONE_FILE, MANY_FILES = ("one file", "several files")
-# and of one that is a number or worked out by mtkit.
+# and of one that is a number, or worked out by mtkit.
 NUMBER, AUTO = ("a number", "auto")
 
 FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
-    """Which of the two forms a value has."""
+    """Whether a value is for both sides or has a part for each."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
 
 
@@ -182,25 +182,51 @@ def number_of_files(value: object) -> str:
 
 
 class Section(BaseModel):
-    """Settings that belong together: immutable, strict about types, and no key is unknown."""
+    """Settings that belong together: immutable, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
     def paths_may_begin_at_home(cls, value: object) -> object:
-        """`~` at the beginning of a path is the user's home folder, and `~name` another's."""
+        """Expand `~` at the beginning of a path to the user's home folder, and `~name` to another user's."""
         if isinstance(value, tuple):
             return tuple(map(_expanded, value))
         return _expanded(value)
 
     def first_changed(self, *names: str) -> str | None:
-        """The first of these settings that is not at its default, as a message tells it: its name and value.
+        """The first of these settings that is not at its default, as its name and value for a message; None if all are.
 
-        What has no meaning beside other settings is refused only then, so that a printed config can hold all of them.
+        Settings that others make useless are refused only then, so that a printed config can hold all settings.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
+
+
+# Validation context of settings whose unstated values will be those of the model that training.start_from names.
+INCOMPLETE = {"incomplete": True}
+
+
+def is_incomplete(info: ValidationInfo) -> bool:
+    """Whether unstated settings are not known yet."""
+    return info.context == INCOMPLETE
+
+
+class CarriedSection(Section):
+    """A section whose unstated settings are those of the model that training.start_from names, if it names one.
+
+    Whether its settings go together is then checked once those are known.
+    """
+
+    @model_validator(mode="after")
+    def settings_fit(self, info: ValidationInfo) -> Self:
+        """Check complete settings."""
+        if not is_incomplete(info):
+            self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise a ValueError if settings do not go together."""
 
 
 def _expanded(value: object) -> object:

@@ -282,8 +282,8 @@ class HeldOutSearch:
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
             if num_found:
                 yield (
-                    f"warning: {num_found:,} of {one.num_lines:,} sources of {one.name} are in the training data, "
-                    f"{num_pairs:,} of them with the same translation"
+                    f"mtkit: warning: {num_found:,} of {one.num_lines:,} sources of {one.name} are in the training "
+                    f"data, {num_pairs:,} of them with the same translation"
                 )
 
 

@@ -304,9 +304,9 @@ class Oversights:
     def warnings(self) -> Iterator[str]:
         """Yields a line for each of the first few warnings of each kind, and one for the rest."""
         for found in (self._headers, self._copies):
-            yield from (f"warning: {text}" for text in found[:NUM_NAMED])
+            yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
-                yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
+                yield f"mtkit: warning: and so with {len(found) - NUM_NAMED:,} more"
 
     def _is_header(self, source: str, target: str) -> bool:
         if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):

@@ -168,8 +168,8 @@ def _warn_of_unspaced(config: Config, references: list[str]) -> None:
         by_bleu = config.training.select_by == "bleu"
         advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
         say(
-            f"warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
-            f"takes whole phrases for words, so BLEU tells little; {advice}"
+            f"mtkit: warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer "
+            f"{tokenizer} takes whole phrases for words, so BLEU tells little; {advice}"
         )
 
 

@@ -324,7 +324,7 @@ def test_a_model_of_weights_that_are_not_finite_is_told_everywhere(tiny_run, tmp
     about = {k: v for k, v in bundle.description.items() if k.endswith("vocab_size")}
     save_bundle(tmp_path / "model", weights, bundle.config, tokenizer.save, about, bundle.canaries())
     fault = r"weight encoder\.norm\.bias holds 1 values of"
-    assert re.search(rf"warning: .*model: {fault}", capsys.readouterr().err)
+    assert re.search(rf"mtkit: warning: .*model: {fault}", capsys.readouterr().err)
     [found] = check(tmp_path / "model").faults
     assert re.search(rf"weights\.safetensors: {fault}", found)
     for work in (lambda: pack(tmp_path / "model", tmp_path / "m.mtkit"), lambda: _ct2(tmp_path / "model", tmp_path)):

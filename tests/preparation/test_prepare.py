@@ -314,9 +314,10 @@ def test_held_out_sentences_in_the_training_data_are_told(config, capsys):
     write_lines(config.data.root / "test2.en", [train_en[2], "y", "z"])
     config = with_test(config, "test.en", "test2.en")
     prepared(config)
+    again = "are in the training data, 1 of them with the same translation"
     assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
-        "warning: 3 of 15 sources of data.valid are in the training data, 1 of them with the same translation",
-        "warning: 2 of 3 sources of data.test.small are in the training data, 1 of them with the same translation",
+        f"mtkit: warning: 3 of 15 sources of data.valid {again}",
+        f"mtkit: warning: 2 of 3 sources of data.test.small {again}",
     ]
 
 

@@ -254,8 +254,8 @@ def test_a_run_is_scored_on_named_sets_and_looks_for_them_in_its_training_text_o
     assert "is up to date" in capsys.readouterr().err
     run_binarize(config)
     assert (
-        "warning: 2 of 3 sources of data.test.newstest are in the training data, 1 of them with the same translation"
-        in capsys.readouterr().err
+        "mtkit: warning: 2 of 3 sources of data.test.newstest are in the training data, 1 of them with the same "
+        "translation" in capsys.readouterr().err
     )
 
 

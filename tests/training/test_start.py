@@ -28,7 +28,7 @@ from mtkit.training.records import bundle, is_trained
 from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 from mtkit.translation.translator import load
-from tests.conftest import CorpusFiles, write_lines, write_toy_corpus
+from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 from tests.runs import events
 
 TRAINING = {"max_steps": 8, "validate_every": 4, "save_every": 4, "validation_sentences": 4, "log_every": 1}
@@ -244,6 +244,74 @@ def test_a_kind_of_sampling_that_the_models_tokenizer_knows_is_taken_without_a_w
     assert open_bundle(config.run_path).config.tokenizer.type == "unigram"
     with pytest.raises(ConfigError, match=r"training\.bpe_dropout 0\.1 wants tokenizer\.type bpe, not unigram"):
         run_train(little(make, other.run_path, training={"bpe_dropout": 0.1}))
+
+
+# Settings that go together, or not, only with those of the model.
+
+
+@pytest.fixture(scope="module")
+def odd_parent(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose width goes with its own number of heads, but not with the default."""
+    run = tmp_path_factory.mktemp("odd") / "run"
+    sections = {"model": {"d_model": 36, "num_heads": 6}, "decoding": {"beam_size": 4}, "training": TRAINING}
+    run_train(config_with(toy_settings(corpus_files, run), **sections))
+    return run
+
+
+def from_file(path: Path, start_from: Path, **sections: Any) -> list[str]:
+    """Writes settings that say only some sections; returns what `mtkit config` takes."""
+    path.write_text(json.dumps({**sections, "training": {"start_from": str(start_from)}}))
+    return ["config", str(path)]
+
+
+def test_settings_that_only_fit_with_those_of_the_model_are_taken(make, odd_parent, tmp_path, capsys):
+    sections = {"model": {"d_model": 36}, "decoding": {"diversity_groups": 2}}
+    assert _run(from_file(tmp_path / "x.yaml", odd_parent, **sections)) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {line}\n" in printed for line in ("d_model: 36", "num_heads: 6", "beam_size: 4"))
+    config = little(make, odd_parent, **sections)
+    run_train(config)
+    assert carried_over(config).model == open_bundle(odd_parent).config.model
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"d_model": 32}}, "model: d_model 32 is not a multiple of num_heads 6"),
+        ({"decoding": {"diversity_groups": 5}}, "decoding: beam_size 4 is not a multiple of diversity_groups 5"),
+        ({"decoding": {"top_k": 3}}, "decoding: top_k 3 is of samples; it goes with method sample or with mbr_samples"),
+        ({"tokenizer": {"vocab_size": 9}}, "tokenizer: vocab_size 9 is too small for the 256 bytes of byte_fallback; "),
+        (
+            {"model": {"positions": "learned", "max_positions": 9}},
+            "model.max_positions 9 must be more than data.max_length 256",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_those_of_the_model_are_told_in_a_line_that_names_it(
+    odd_parent, tmp_path, capsys, sections, message
+):
+    assert _run(from_file(tmp_path / "x.yaml", odd_parent, **sections)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"mtkit: error: training.start_from {odd_parent} with your settings: {message}")
+    assert told.count("\n") == 1
+
+
+def test_faults_that_no_model_can_mend_are_told_by_where_they_were_said(tmp_path, capsys):
+    sections = {"model": {"d_model": 35, "cell": "gru"}, "data": {"min_length": 300}}
+    assert _run(from_file(tmp_path / "x.yaml", tmp_path / "model", **sections)) == 1
+    assert capsys.readouterr().err == (
+        f"mtkit: error: {tmp_path / 'x.yaml'}:1: data: min_length 300 must be at most max_length 256\n"
+        f"mtkit: error: {tmp_path / 'x.yaml'}:1: unknown key 'model.cell'; only architecture rnn has it\n"
+    )
+
+
+def test_settings_that_need_those_of_a_model_that_is_gone_are_told_by_its_place(tmp_path, capsys):
+    gone = tmp_path / "gone"
+    assert _run(from_file(tmp_path / "x.yaml", gone, model={"d_model": 36})) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"mtkit: error: training.start_from: {gone}: no such directory; MODEL is")
+    assert told.count("\n") == 1
+    assert _run(from_file(tmp_path / "x.yaml", gone, model={"d_model": 64})) == 0
 
 
 # Going on.
