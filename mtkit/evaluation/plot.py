@@ -234,7 +234,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
         raise MtkitError(
             f"model.positions is {model.positions}: there is no table of waves to draw; sinusoidal has one"
         )
-    table: NDArray[np.float32] = SinusoidalPositions(model).waves(num_positions).numpy()
+    table: NDArray[np.float32] = SinusoidalPositions(model).make_table(num_positions).numpy()
     return table
 
 
