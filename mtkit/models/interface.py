@@ -20,10 +20,10 @@ from mtkit.text.vocabulary import START_TOKENS, Marks, SpecialIds, Specials
 
 
 class SearchState(Protocol):
-    """What a search does with a state of R sentences with W hypotheses each.
+    """The part of a decoding state that a search uses, for R sentences with W hypotheses each.
 
-    branch, keep and every decoding step return a new state, never the one they were given, which must not be used
-    again: both may share caches, and caches are written in place.
+    branch, keep and every decoding step return a new state. The old one must not be used again: the two may share
+    caches, which are written in place.
     """
 
     def branch(self, parents: Tensor) -> Self:

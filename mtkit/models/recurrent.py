@@ -288,10 +288,10 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns the state after these target tokens, but for what the layers compute."""
+        """Returns the state with these target tokens counted; forward adds what the layers compute."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
-        assert target.packed == (num_hypotheses > 1), "a recurrent decoder says one sentence a row"
+        assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"
         assert self.last_mask is None or bool(self.last_mask.all()), "nothing follows padding"
         return replace(
             self,

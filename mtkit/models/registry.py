@@ -127,7 +127,8 @@ def new_model(
     """A model with random weights, the same for the same seed; leaves the global random state unchanged."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))  # torch accepts no larger seeds, the settings do
+        # Weights are drawn on the CPU, so only its generator is seeded. torch takes no larger seed; NumPy takes any.
+        torch.default_generator.manual_seed(seed % (1 << 63))
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
     model.set_specials(specials)

@@ -233,7 +233,7 @@ class TransformerState:
         )
 
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
-        """Returns the state after these target tokens, but for what the layers compute, and their attention mask.
+        """Returns the state with these target tokens counted, and their attention mask; the layers fill the caches.
 
         The mask, (R, 1, T, N) bool, says which of the N cached and new tokens each new token may attend to; None stands
         for a causal mask. One rule serves teacher forcing, packed rows and every step of a search: a token attends to

@@ -49,10 +49,11 @@ def sample_search(
     draw: Callable[[Tensor, Tensor], Tensor],
     uniform: Callable[[Tensor, int], Tensor],
 ) -> list[list[Hypothesis]]:
-    """num_samples hypotheses for each sentence, in the order in which they were drawn, with draw and uniform numbers.
+    """num_samples hypotheses for each sentence, in the order drawn.
 
-    start is (N,), max_lengths (N,): a sample that has reached this many tokens can only end. The score is the model's
-    own log-probability, whatever draw does to it.
+    draw chooses tokens, given log-probabilities and the uniform random numbers of a step. start is (N,), max_lengths
+    (N,): a sample that has reached this many tokens can only end. The score is the model's own log-probability, without
+    temperature and truncation.
     """
 
     def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
@@ -70,7 +71,7 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """num_hypotheses of each sentence, each extended by the chosen tokens until it ends."""
+    """num_hypotheses for each sentence, each extended by the tokens that choose returns until it ends."""
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)

@@ -76,8 +76,8 @@ def decode(
         step, state = constrained(step, constraints), TokenHistory.empty(state, len(sentences), model.device)
     if decoding.coverage_penalty:
 
-        def attention(state: Any) -> Tensor:
-            return last_attention(state.state if constraints else state, wanted_by="coverage_penalty")
+        def attention(after: Any) -> Tensor:
+            return last_attention(after.state if constraints else after, wanted_by="coverage_penalty")
 
         dtype = torch.promote_types(model.dtype, torch.float32)
         step, state = covering(step, attention), Coverage.empty(state, source.mask, dtype)

@@ -1,4 +1,4 @@
-"""Samples have the model's probabilities, and a chance that is their sentence's own."""
+"""Samples follow the model's probabilities, and their random numbers depend on their own sentence alone."""
 
 import math
 
@@ -64,13 +64,13 @@ def test_what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it() -> None:
 
 @pytest.mark.parametrize("draw", [Draw(), Draw(0.01), Draw(top_k=9), Draw(top_p=1.0), Draw(5.0, 7, 0.99)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_chance_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype) -> None:
+def test_no_random_number_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype) -> None:
     uniform = torch.tensor([[0.0, 1e-30, 0.5, 1 - 2.0**-53]], dtype=torch.float64)
     tokens = draw(PROBABILITIES.log()[None, None].to(dtype), uniform.to(dtype))
     assert bool((PROBABILITIES[tokens] > 0).all())
 
 
-def test_chances_are_even_and_no_two_streams_are_alike() -> None:
+def test_random_numbers_are_even_and_no_two_streams_are_alike() -> None:
     uniform = UniformNumbers(1, [[n] for n in range(100)], 20)
     steps = torch.stack([uniform(torch.arange(100), step) for step in range(50)])  # (50, 100, 20)
     assert 0 <= float(steps.min()) < 1e-3 < 1 - 1e-3 < float(steps.max()) < 1
