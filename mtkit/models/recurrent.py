@@ -157,7 +157,7 @@ class RecurrentLayer(nn.Module):
         """Returns x in the dtype of the weights, unless autocast takes care of dtypes."""
         if torch.is_autocast_enabled(x.device.type):
             return x
-        return x.to(self.cells.all_weights[0][0].dtype)
+        return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs (R, L, D) of tokens (R, L, D) that follow a state (R, G * D), and the state after the last."""
