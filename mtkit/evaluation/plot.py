@@ -242,7 +242,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
         raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
     if model.positions != "sinusoidal":
         raise MtkitError(f"model.positions is {model.positions}: only sinusoidal positions can be drawn")
-    table: NDArray[np.float32] = SinusoidalPositions(model).waves(num_positions).numpy()
+    table: NDArray[np.float32] = SinusoidalPositions(model).make_table(num_positions).numpy()
     return table
 
 

@@ -1,5 +1,6 @@
-"""Architectures: the Transformer, the recurrent encoder-decoders, and mixtures of both.
+"""Architectures: the Transformer, recurrent encoder-decoders, and hybrids of the two.
 
-Each is three verbs (encode, decode, output) behind one interface; the registry builds the one that the settings name.
-May import data (the batch) and config.
+Every model offers the same three methods, encode, decode and output; the registry builds the one that the settings
+name. Features (of tokens, before the output layer) and decoding states flow out. May import data (for rows), text and
+config.
 """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows
-from mtkit.models.interface import TranslationModel
+from mtkit.models.interface import Output, TranslationModel
 
 # R rows (sentences), T target length, D model width, V vocabulary size, N real target tokens, C tokens of a chunk,
 # P passes, 1 or 2.
@@ -18,18 +18,6 @@ from mtkit.models.interface import TranslationModel
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB in fp32, so that they stay in a processor's cache
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices: enough to keep them busy
 DEVICE_CHUNK_ELEMENTS = 1 << 28  # at most 1 GB of logits in fp32, however large the vocabulary
-
-
-class Output(Protocol):
-    """The output layer of a model, which computes the logits."""
-
-    @property
-    def weight(self) -> Tensor:
-        """(V, D)."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(V,), or none."""
 
 
 @dataclass(frozen=True)

@@ -495,7 +495,7 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
     if not tags or not tokenizer.is_shared:
         return bool(tags)
     first = model.members[0] if isinstance(model, Ensemble) else model
-    untrained = set(first.output.closed)
+    untrained = set(first.output.untrained)
     return any(untrained.isdisjoint(tokens) for tokens in tokenizer.encode_source(tags))
 
 
@@ -628,7 +628,7 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
     bundle.require_own_tokenizer()
     sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     model = _filled(config, tokenizer, sizes, bundle.weights(), str(bundle.path))
-    model.output.closed = bundle.untrained
+    model.output.untrained = bundle.untrained
     return model.to(device, dtype).eval(), tokenizer, config
 
 
@@ -638,7 +638,7 @@ def translator_of(
     """Returns the translator of weights in memory, which are not copied; untrained tokens are never output."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
-    model.output.closed = list(untrained)
+    model.output.untrained = list(untrained)
     return Translator(model.eval(), tokenizer, config)
 
 

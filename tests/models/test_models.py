@@ -11,8 +11,8 @@ from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentCo
 from mtkit.config.section import Section
 from mtkit.data.batch import Rows
 from mtkit.models.interface import Memory, TranslationModel, next_rows
-from mtkit.models.layers import ACTIVATIONS, GATES, CrossAttention, _attend_in_parts
-from mtkit.models.recurrent import CELLS, SCORES, RecurrentLayer
+from mtkit.models.layers import ACTIVATIONS, GATES, CrossAttention, _attend_unfused
+from mtkit.models.recurrent import ATTENTION_SCORES, CELLS, RecurrentLayer
 from mtkit.models.registry import ARCHITECTURES, empty_model, new_model
 from mtkit.training.loss import label_smoothed_cross_entropy
 
@@ -154,7 +154,7 @@ def test_every_architecture_and_every_choice_on_offer_exists():
     kinds = get_args(AnyModelConfig)
     assert set().union(*(offered(kind, "architecture") for kind in kinds)) == set(ARCHITECTURES)
     assert offered(RecurrentConfig, "cell") == set(CELLS)
-    assert offered(RecurrentConfig, "attention") == {"none", *SCORES}
+    assert offered(RecurrentConfig, "attention") == {"none", *ATTENTION_SCORES}
     assert offered(TransformerConfig, "activation") == {*ACTIVATIONS, *GATES}
 
 
@@ -495,7 +495,7 @@ def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
 
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     fused = run(lambda q, k, v, m, c: F.scaled_dot_product_attention(q, k, v, m, is_causal=c))
-    for one, other in zip(run(_attend_in_parts), fused, strict=True):
+    for one, other in zip(run(_attend_unfused), fused, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
 
 

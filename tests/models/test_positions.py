@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.models.layers import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SelfAttention, SinusoidalPositions
+from mtkit.models.layers import EXPONENTS, LAYOUTS, POSITIONS, RotaryPositions, SelfAttention, SinusoidalPositions
 
 # P places, D model width, H heads, K width of a head.
 
 
 @pytest.mark.parametrize(
-    ("setting", "table"), [("positions", ADDED), ("sinusoid_layout", LAYOUTS), ("sinusoid_exponent", EXPONENTS)]
+    ("setting", "table"), [("positions", POSITIONS), ("sinusoid_layout", LAYOUTS), ("sinusoid_exponent", EXPONENTS)]
 )
 def test_every_choice_on_offer_exists(setting, table):
     assert set(get_args(TransformerConfig.model_fields[setting].annotation)) == set(table)
