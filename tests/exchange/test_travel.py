@@ -465,7 +465,7 @@ def test_a_sentencepiece_model_that_is_cut_off_after_its_pieces_is_told(opus, tm
 def _end_of_pieces(model: bytes) -> int:
     from mtkit.text.vocabulary import PIECES, _fields
 
-    return sum(len(field.written) for field in _fields(model) if field.number == PIECES)
+    return sum(len(field.encoded) for field in _fields(model) if field.number == PIECES)
 
 
 @pytest.mark.filterwarnings("ignore")
