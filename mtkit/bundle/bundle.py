@@ -322,14 +322,9 @@ def _holds_model(path: Path) -> bool:
     return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
 
 
-def find_storage(path: Path) -> Storage:
-    """The storage of the bundle that a path names."""
-    return open_storage(find_bundle(path))
-
-
 def open_bundle(path: Path) -> Bundle:
     """The bundle that a path names; raises CheckpointError if its description or its settings cannot be read."""
-    return bundle_of(find_storage(path))
+    return bundle_of(open_storage(find_bundle(path)))
 
 
 def bundle_of(storage: Storage) -> Bundle:

@@ -39,7 +39,6 @@ class PortableModel:
     source: Vocabulary
     target: Vocabulary
     symbols: tuple[str, ...] = ()  # source words that are one piece each, such as language tags
-    card: str = ""  # the text of the model card
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
