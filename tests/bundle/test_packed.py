@@ -185,7 +185,7 @@ def test_every_command_takes_the_file(
         ["translate", "MODEL", source],
         ["translate", folder, source, "--ensemble", "MODEL"],
         ["score", "MODEL", "--source", source, "--target", target],
-        ["evaluate", "MODEL", "--source", source, "--reference", target, "--against", "MODEL"],
+        ["evaluate", "MODEL", "--source", source, "--reference", target, "--against", "MODEL", "--quiet"],
         ["plot", "attention", "MODEL", "--source", "one two", "-o", tmp_path / "picture.svg"],
         ["check", "MODEL"],
         ["info", "MODEL"],
