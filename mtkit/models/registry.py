@@ -189,7 +189,8 @@ def new_model(
     """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))  # torch takes no more; other chance takes seeds of any size
+        # Weights are drawn on the CPU, so only its generator is seeded. torch takes no larger seed; NumPy takes any.
+        torch.default_generator.manual_seed(seed % (1 << 63))
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
     model.set_specials(specials)

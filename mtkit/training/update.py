@@ -211,8 +211,7 @@ class Updater:
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
-            # No random state is kept: it is a function of where training is.
-            torch.manual_seed(random_seed(settings.seed, step, number))
+            seed_device(state.model.device, random_seed(settings.seed, step, number))
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
             self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
@@ -231,6 +230,15 @@ class Updater:
         self.scaler.adapt()
         state.optimizer.zero_grad(set_to_none=True)
         return update
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the random numbers that a forward pass on the device draws."""
+    if device.type == "cpu":
+        # torch.manual_seed seeds every kind of device, and formats the call stack for each one that is not in use.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
