@@ -1,6 +1,7 @@
 """A language that a small model learns in seconds: numbers as digits, and as words that stand for them one by one."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -114,6 +115,14 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
 def ctrl_c_is_heard() -> None:
     """The processes of pytest-xdist ignore SIGINT, and mtkit leaves ignored what is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk would take a large part of the time of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

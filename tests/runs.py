@@ -1,6 +1,7 @@
 """Small runs over the toy corpus: how they are trained, interrupted in the middle of something, and compared."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,25 @@ def trained(config: Config, change: bool = False) -> Path:
     """Train to the end, with changed settings if change says so; the run directory."""
     train(config, read_validation(config), change)
     return config.run_path
+
+
+_DONE: dict[tuple[str, Path], tuple[Path, Any]] = {}
+
+
+def done_once(stage: Callable[[Config], Any], config: Config) -> Any:
+    """Do a stage in a run directory that is not there yet, or copy there what it left the first time.
+
+    For tests of one module that begin with the same run in the same place, from the same settings and text.
+    """
+    key = (stage.__name__, config.run_path)
+    assert not config.run_path.exists()
+    if key in _DONE:
+        shutil.copytree(_DONE[key][0], config.run_path)
+    else:
+        result = stage(config)
+        copy = config.run_path.parent / f"{config.run_path.name}-{stage.__name__}"
+        _DONE[key] = Path(shutil.copytree(config.run_path, copy)), result
+    return _DONE[key][1]
 
 
 def trainer_of(config: Config) -> Trainer:
