@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
@@ -35,6 +36,9 @@ TRAINING = {
     "label_smoothing": 0.1,
     "average_checkpoints": 3,
 }
+
+# On a machine without a GPU no test is made that could only be skipped.
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 Make = Callable[..., Config]
 

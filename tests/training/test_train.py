@@ -32,7 +32,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import Stop, stopping_by_signal
 from mtkit.models.interface import TranslationModel
-from mtkit.pipeline import run_all, run_binarize
+from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import OWN, START_TOKENS, Marks
@@ -44,7 +44,9 @@ from mtkit.training.train import NUM_SAMPLES, Trainer
 from mtkit.training.update import LossScaler, random_seed
 from mtkit.training.validation import Validation, selection_score
 from mtkit.translation.translator import load
+from tests.conftest import LEARNING
 from tests.runs import (
+    DEVICES,
     MIXED,
     MODEL,
     RECURRENT,
@@ -62,19 +64,13 @@ from tests.runs import (
     trainer_of,
 )
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
-    ),
-]
-
 # Law: a run that was killed and resumed equals one that was not.
 
 
 @pytest.fixture
-def uninterrupted(make: Make) -> dict[str, Any]:
-    return outcome(trained(make("uninterrupted")))
+def uninterrupted(finished_toy: Path) -> dict[str, Any]:
+    """What is left by a run that nothing interrupted."""
+    return outcome(finished_toy)
 
 
 def test_a_run_killed_again_and_again_equals_one_that_was_not(make, uninterrupted):
@@ -178,12 +174,10 @@ def test_an_interrupted_validation_is_done_again(make, uninterrupted):
     assert outcome(trained(config)) == uninterrupted
 
 
-def test_the_random_state_of_the_process_changes_nothing(make):
+def test_the_random_state_of_the_process_changes_nothing(make, uninterrupted):
     torch.manual_seed(1)
-    first = outcome(trained(make("first")))
-    torch.manual_seed(2)
     torch.rand(7)
-    assert outcome(trained(make("second"))) == first
+    assert outcome(trained(make())) == uninterrupted
 
 
 def test_another_seed_gives_another_run(make):
@@ -309,7 +303,7 @@ def test_training_and_validation_start_from_the_models_token(make, name):
     ids=["pad", "end", "zero"],
 )
 def test_models_that_start_from_another_token_learn_to_read_numbers_too(make_config, corpus_files, model):
-    config = make_config(model=model)
+    config = make_config(model=model, training=LEARNING)
     run_binarize(config)
     trained(config)
     sources, targets = corpus_files.lines("test")
@@ -419,10 +413,11 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_batches_divided_by_all_thei
 
 
 @pytest.fixture
-def stopped(make: Make) -> Config:
+def stopped(make: Make, stopped_toy: Path) -> Config:
     """Settings of a run that has come to step 8 of 8."""
     config = make(max_steps=8)
-    trained(config)
+    shutil.rmtree(config.run_path)
+    shutil.copytree(stopped_toy, config.run_path)
     return config
 
 
@@ -516,8 +511,9 @@ def test_other_data_is_refused(make, stopped, corpus_files, make_config):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
-def test_a_changed_byte_of_the_newest_checkpoint_is_noticed_and_what_the_message_says_helps(make, stopped, name):
-    wanted = outcome(trained(make("uninterrupted")))
+def test_a_changed_byte_of_the_newest_checkpoint_is_noticed_and_what_the_message_says_helps(
+    make, stopped, uninterrupted, name
+):
     newest = step_directory(stopped.run_path / "checkpoints", 8)
     data = bytearray((newest / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -525,7 +521,7 @@ def test_a_changed_byte_of_the_newest_checkpoint_is_noticed_and_what_the_message
     with pytest.raises(CheckpointError, match=f"{name}: damaged.*; delete {newest} to go on from step 4"):
         trained(make())
     shutil.rmtree(newest)
-    assert outcome(trained(make())) == wanted
+    assert outcome(trained(make())) == uninterrupted
 
 
 def test_an_optimizer_file_that_is_gone_from_the_newest_checkpoint_is_noticed(make, stopped):
@@ -945,8 +941,8 @@ RNN, TRANSFORMER = {"architecture": "rnn", **NARROW}, {"architecture": "transfor
     ids=["lstm", "tanh", "gru without attention", "recurrent decoder", "recurrent encoder"],
 )
 def test_every_architecture_learns_to_read_numbers(make_config, corpus_files, model, share):
-    config = make_config(model=model, training={"max_steps": 600})
-    run_all(config)
+    config = make_config(model=model, training=LEARNING)
+    run_train(config)
     sources, targets = corpus_files.lines("test")
     found = load(config.run_path, ["device=cpu"]).translate(sources)
     assert sum(one == other for one, other in zip(found, targets, strict=True)) >= share * len(targets)
@@ -1035,8 +1031,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_told_in_one_line_and_what_is_there_goes_on_when_there_is_room(make, small_disk, prepared):
-    wanted = outcome(trained(make("uninterrupted")))
+def test_a_full_disk_is_told_in_one_line_and_what_is_there_goes_on_when_there_is_room(
+    make, small_disk, prepared, uninterrupted
+):
     shutil.copytree(prepared, small_disk / "run")
     config = make().model_copy(update={"run_dir": small_disk / "run"})
     told = []
@@ -1054,4 +1051,4 @@ def test_a_full_disk_is_told_in_one_line_and_what_is_there_goes_on_when_there_is
             assert trainer.state.progress.step == steps[-1]
     assert told
     assert all("cannot be written" in message and "\n" not in message for message in told)
-    assert outcome(config.run_path) == wanted
+    assert outcome(config.run_path) == uninterrupted
