@@ -293,6 +293,8 @@ def test_verifying_gives_up_when_asked_to(tmp_path):
     corpus = Corpus.open(tmp_path / "train")
     damage(tmp_path / "train")
     corpus.verify(lambda: True)
+    with pytest.raises(DataError, match="damaged"):
+        corpus.verify(lambda: False)
 
 
 def test_a_corpus_of_an_older_version_tells_of_no_texts(tmp_path):

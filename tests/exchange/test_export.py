@@ -133,6 +133,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(tiny_run, tm
         export(words.run_path, "ctranslate2", tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore")  # of the other library
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
 def test_what_the_card_of_an_export_says_works(trained, to, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
@@ -140,11 +141,11 @@ def test_what_the_card_of_an_export_says_works(trained, to, tmp_path, monkeypatc
     export(run, to, tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
     code = "".join(f"{line[4:]}\n" for line in card.splitlines() if line.startswith("    "))
-    program = f"lines = ['one two three', 'nine']\n{code}"
+    program = f"lines = ['one two three', 'nine four']\n{code}"
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(program, {})
-    assert capsys.readouterr().out == f"{load(run, ['device=cpu']).translate(['one two three', 'nine'])}\n"
+    assert capsys.readouterr().out == f"{load(run, ['device=cpu']).translate(['one two three', 'nine four'])}\n"
 
 
 def test_the_card_tells_of_a_length_penalty_that_ctranslate2_lacks(trained, tmp_path):
@@ -362,6 +363,7 @@ ROOT = Path(__file__).parents[2]
 WALK = re.search(r"## From OPUS-MT and back\n(.*?)\n## ", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the other library
 def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ctranslate2")
     assert WALK

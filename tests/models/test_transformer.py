@@ -231,6 +231,7 @@ def test_the_same_seed_leaves_out_the_same_layers():
 
     first = [features(seed) for seed in range(20)]
     assert all(torch.equal(features(seed), found) for seed, found in enumerate(first))
+    assert not all(torch.equal(first[0], other) for other in first), "other seeds leave out others"
 
 
 def test_a_layer_that_was_left_out_has_a_gradient_of_zeros_and_the_others_that_of_the_model_without_it():
