@@ -50,6 +50,13 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
     return runs
 
 
+def test_models_of_the_shapes_that_travel_learn_to_read_numbers(trained, corpus_files):
+    sources, targets = corpus_files.lines("test")
+    for run in trained.values():
+        found = load(run, ["device=cpu"]).translate(sources)
+        assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.7 * len(targets)
+
+
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
 def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_path, capsys, quiet):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
@@ -257,7 +264,7 @@ def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
     for line, own in zip(lines, ids, strict=True):
         tokens = tokenizer(line, return_tensors="pt")
         assert tokens["input_ids"][0].tolist() == [*own, here.model.marks.source_end], line
-        if own:
+        if own and len(found) < 30:  # a search for each line takes long
             most = 2 * len(own) + 20
             said = model.generate(**tokens, num_beams=1, do_sample=False, max_length=most + 2)
             found.append((line, tokenizer.decode(said[0], skip_special_tokens=True)))
