@@ -1,6 +1,7 @@
 """A toy language that a small model learns in seconds, and fixtures: the source spells the digits of the target."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -86,11 +87,11 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
         },
         "training": {
             "batch_tokens": 512,
-            "max_steps": 600,
+            "max_steps": 240,
             "learning_rate": 0.01,
-            "warmup_steps": 50,
-            "validate_every": 200,
-            "save_every": 200,
+            "warmup_steps": 40,
+            "validate_every": 80,
+            "save_every": 80,
             "validation_sentences": 24,
             "log_every": 20,
             "label_smoothing": 0.0,
@@ -98,6 +99,10 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
         },
         "decoding": {"beam_size": 2},
     }
+
+
+# A rate that falls to nothing has the toy language learnt in a few hundred updates.
+LEARNING = {"schedule": "linear"}
 
 
 def config_with(settings: dict[str, object], **sections: dict[str, object]) -> Config:
@@ -114,6 +119,14 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
 def sigint_is_handled() -> None:
     """Handles SIGINT, which the processes of pytest-xdist ignore; mtkit leaves an ignored signal ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk would take a large part of the time of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +168,7 @@ def tiny_config(make_config: Callable[..., Config]) -> Config:
 def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run that has learnt the toy language; must not be changed: copy it first."""
     run_dir = tmp_path_factory.mktemp("tiny") / "run"
-    run_all(config_with(toy_settings(corpus_files, run_dir)))
+    run_all(config_with(toy_settings(corpus_files, run_dir), training=LEARNING))
     return run_dir
 
 
@@ -168,6 +181,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_binarize(config)
     return root / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory as `make` has it, trained to its end; not to be changed."""
+    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture(scope="session")
+def stopped_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after eight updates, which were all that were asked for; not to be changed."""
+    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("stopped") / "run", max_steps=8)
+
+
+def _toy_run(prepared: Path, corpus_files: CorpusFiles, run_dir: Path, **training: object) -> Path:
+    from tests.runs import MODEL, TRAINING, trained
+
+    shutil.copytree(prepared, run_dir)
+    settings = toy_settings(corpus_files, run_dir)
+    return trained(config_with(settings, model=MODEL, training={**TRAINING, **training}))
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def check_logits(portable: PortableModel, theirs: Any) -> None:
 
 def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
     model = model_of(portable)
-    sources, _ = sentences_of(portable)
+    sources, _ = sentences_of(portable, 8)
     ours = [best.tokens for [best] in decode(model, DecodingConfig(beam_size=1), sources, forbidden=forbidden)]
     for source, tokens in zip(sources, ours, strict=True):
         ids = torch.tensor([[*source, model.boundaries.source_end]])

@@ -1,6 +1,7 @@
 """Small training runs on the toy corpus: training, interrupting at a chosen place, and comparing them."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
@@ -35,6 +37,9 @@ TRAINING = {
     "average_checkpoints": 3,
 }
 
+# On a machine without a GPU no test is made that could only be skipped.
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
 Make = Callable[..., Config]
 
 
@@ -42,6 +47,25 @@ def trained(config: Config, change: bool = False) -> Path:
     """Train to the end and return the run directory; change allows settings that differ from the run's."""
     train(config, read_validation(config), change)
     return config.run_path
+
+
+_DONE: dict[tuple[str, Path], tuple[Path, Any]] = {}
+
+
+def done_once(stage: Callable[[Config], Any], config: Config) -> Any:
+    """Do a stage in a run directory that is not there yet, or copy there what it left the first time.
+
+    For tests of one module that begin with the same run in the same place, from the same settings and text.
+    """
+    key = (stage.__name__, config.run_path)
+    assert not config.run_path.exists()
+    if key in _DONE:
+        shutil.copytree(_DONE[key][0], config.run_path)
+    else:
+        result = stage(config)
+        copy = config.run_path.parent / f"{config.run_path.name}-{stage.__name__}"
+        _DONE[key] = Path(shutil.copytree(config.run_path, copy)), result
+    return _DONE[key][1]
 
 
 def trainer_of(config: Config) -> Trainer:

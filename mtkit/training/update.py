@@ -216,7 +216,7 @@ class Updater:
         for number, batch in enumerate(batches):
             self.batch = batch
             # Seeded anew for each batch, so that a checkpoint need not hold a random state.
-            torch.manual_seed(random_seed(settings.seed, step, number))
+            seed_device(state.model.device, random_seed(settings.seed, step, number))
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
             self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
@@ -235,6 +235,15 @@ class Updater:
         self.scaler.adapt()
         state.optimizer.zero_grad(set_to_none=True)
         return update
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the random numbers that a forward pass on the device draws."""
+    if device.type == "cpu":
+        # torch.manual_seed seeds every kind of device, and formats the call stack for each one that is not in use.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:

@@ -292,6 +292,8 @@ def test_verifying_stops_when_asked_to(tmp_path):
     corpus = Corpus.open(tmp_path / "train")
     damage(tmp_path / "train")
     corpus.verify(lambda: True)
+    with pytest.raises(DataError, match="damaged"):
+        corpus.verify(lambda: False)
 
 
 def test_a_corpus_of_an_older_version_has_no_counts_by_corpus(tmp_path):

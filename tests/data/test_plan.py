@@ -54,6 +54,15 @@ def test_no_batch_is_empty_or_holds_more_than_the_budget(windows):
         assert len(batch) * max(source[batch].max(), target[batch].max()) <= BUDGET
 
 
+def test_no_budget_is_exceeded_by_a_single_token():
+    source, target = lengths(300)
+    longest = np.maximum(source, target)
+    for budget in range(30, 100):
+        made = plan_batches(source, target, budget, np.random.default_rng(budget))
+        for batch in (made.batch(b) for b in range(len(made))):
+            assert len(batch) * longest[batch].max() <= budget
+
+
 def test_a_pair_as_long_as_the_budget_is_a_batch_of_its_own():
     longest = np.array([3, BUDGET, 2, BUDGET])
     made = plan_batches(longest, np.array([1, 1, BUDGET, 1]), BUDGET, np.random.default_rng(0))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from itertools import count, islice
+from time import sleep
 
 import pytest
 
@@ -32,8 +33,8 @@ def test_no_more_is_made_than_may_wait():
 
     with prefetched(numbers(), 4) as items:
         assert list(islice(items, 3)) == [0, 1, 2]
-    assert asked == list(range(len(asked)))
-    assert len(asked) <= 3 + 4
+        sleep(0.2)  # as long as it takes to make far more
+        assert 3 < len(asked) <= 3 + 4
 
 
 def test_work_goes_on_in_one_other_thread():

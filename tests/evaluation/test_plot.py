@@ -206,7 +206,7 @@ def test_a_run_is_drawn_from_what_it_logs(plot: Plot, tiny_run: Path, tmp_path: 
     for event, key, _ in PANELS:
         for by in ("step", "minutes"):
             places, figures = series(history, event, key, by)
-            assert len(places) == len(figures) == {"train": 30, "validation": 3}[event]
+            assert len(places) == len(figures) == {"train": 12, "validation": 3}[event]
             assert places == sorted(places)
     other = write_log(tmp_path / "other", EVENTS)
     for name in ("training.svg", "training.png"):

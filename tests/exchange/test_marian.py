@@ -225,6 +225,7 @@ def test_shards_and_half_precision_are_read(checkpoint):
     for number, part in enumerate(ordered[begin : begin + 20] for begin in range(0, len(ordered), 20)):
         save_file({name: weights[name] for name in part}, checkpoint / f"model-{number}.safetensors")
         places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    assert len(set(places.values())) > 1
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     found = read_marian(checkpoint)
     assert all(torch.equal(found.weights[name], weight.half().float()) for name, weight in wanted.weights.items())

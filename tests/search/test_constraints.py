@@ -5,13 +5,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.training_settings import DecodingConfig
 from mtkit.search.searches import (
     STOPPING,
     Draw,
@@ -41,10 +39,6 @@ from tests.search.test_search import PENALTIES, Memory, Network, Penalty, assert
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])
 PREFIXES = [[5], [], [6, 6], [], [4, 4, 4, 4], [6, 5]]
 NO_TOKEN = -1
-
-
-def test_every_rule_to_stop_on_offer_exists() -> None:
-    assert set(get_args(DecodingConfig.model_fields["stopping"].annotation)) == set(STOPPING)
 
 
 def padded(prefixes: Sequence[Sequence[int]]) -> Tensor:

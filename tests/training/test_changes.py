@@ -1,6 +1,7 @@
 """Settings may change on the way: freely where no weight depends on them, else when that is asked for."""
 
 import json
+import shutil
 from itertools import accumulate, islice
 
 import numpy as np
@@ -173,12 +174,12 @@ def test_a_run_that_is_changed_and_killed_equals_the_same_changes_without_kills(
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, changes):
+def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, stopped_toy, changes):
     for name in ("whole", "killed"):
-        stopped_at(make(name, max_steps=16), 6)
+        shutil.copytree(stopped_toy, make(name).run_path, dirs_exist_ok=True)
         config = make(name, **{"max_steps": 16, **changes})
         if name == "killed":
-            for at in (6, 9, 13):
+            for at in (8, 11, 14):
                 with doing(kill, Trainer, "_update", at_step(at)), pytest.raises(Killed):
                     trained(config, change=True)
         trained(config, change=name == "whole")
@@ -200,13 +201,14 @@ def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, changes):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_no_weight_depends_on_is_free_and_changes_no_weight(make, changes):
-    wanted = read_weights(trained(make("whole", max_steps=16)) / "checkpoints", 16)
-    stopped_at(make(max_steps=16), 10)
-    run = trained(make(max_steps=16, **changes))
-    found = read_weights(run / "checkpoints", 16)
+def test_what_no_weight_depends_on_is_free_and_changes_no_weight(make, finished_toy, stopped_toy, changes):
+    wanted = read_weights(finished_toy / "checkpoints", 24)
+    config = make(**changes)
+    shutil.copytree(stopped_toy, config.run_path, dirs_exist_ok=True)
+    run = trained(config)
+    found = read_weights(run / "checkpoints", 24)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert [list(change["settings"]) for change in read_progress(run / "checkpoints", 16)[0].changes] == [
+    assert [list(change["settings"]) for change in read_progress(run / "checkpoints", 24)[0].changes] == [
         [f"training.{name}" for name in changes]
     ]
 

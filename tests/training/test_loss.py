@@ -11,14 +11,10 @@ from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
 from mtkit.training import loss
 from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
+from tests.runs import DEVICES
 
 # N real tokens, R rows, T length, D model width, V vocabulary size.
 R, T, D, V = 5, 7, 16, 41
-
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
-]
 
 
 def output_layer(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Output:

@@ -53,7 +53,7 @@ class Program:
         return rest.decode(), self.process.returncode
 
 
-@pytest.mark.parametrize("options", [[], ["--line-buffered"], ["-o", "-"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["--line-buffered", "-o", "-"]], ids=" ".join)
 def test_a_program_that_waits_for_each_answer_gets_it(
     translator: Translator, tiny_run: Path, options: list[str]
 ) -> None:

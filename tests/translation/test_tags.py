@@ -27,7 +27,7 @@ from mtkit.text.tokenizer_training import extended
 from mtkit.training.validation import Validation
 from mtkit.translation.stream import translate
 from mtkit.translation.translator import Translator, load
-from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
+from tests.conftest import LEARNING, CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
 FORWARD, BACKWARD = "<2digits>", "<2stigid>"
 
@@ -67,7 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_corpus(tmp_path_factory.mktemp("tags"))
     run_all(
         config_with(
-            settings_of(root, root / "run"), training={"max_steps": 1600, "validate_every": 400, "save_every": 400}
+            settings_of(root, root / "run"),
+            training={**LEARNING, "max_steps": 600, "validate_every": 200, "save_every": 200},
         )
     )
     return root / "run"
