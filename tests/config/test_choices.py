@@ -10,8 +10,8 @@ from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, Transfo
 from mtkit.config.section import Section
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.exchange.export import FORMATS
-from mtkit.models.layers import ACTIVATIONS, ADDED, EXPONENTS, GATES, LAYOUTS
-from mtkit.models.recurrent import CELLS, SCORES
+from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITIONS
+from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
 from mtkit.models.transformer import NORMS
 from mtkit.search.searches import STOPPING
@@ -28,12 +28,12 @@ from mtkit.translation.scores import METRICS, UTILITIES
     [
         (TransformerConfig, "norm", NORMS),
         (TransformerConfig, "activation", ACTIVATIONS | GATES),
-        (TransformerConfig, "positions", ADDED),
+        (TransformerConfig, "positions", POSITIONS),
         (TransformerConfig, "sinusoid_layout", LAYOUTS),
         (TransformerConfig, "sinusoid_exponent", EXPONENTS),
         (TransformerConfig, "start_token", START_TOKENS),
         (RecurrentConfig, "cell", CELLS),
-        (RecurrentConfig, "attention", {"none", *SCORES}),
+        (RecurrentConfig, "attention", {"none", *ATTENTION_SCORES}),
         (RecurrentConfig, "start_token", START_TOKENS),
         (TrainingConfig, "optimizer", OPTIMIZERS),
         (TrainingConfig, "schedule", SCHEDULES),
