@@ -36,7 +36,7 @@ def translate(
     model: ModelArgument,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Text file, plain or packed; without it, or for -, standard input."),
+        typer.Argument(metavar="FILE", help="Text file, plain or compressed; else, or for -, stdin."),
     ] = None,
     output: Annotated[
         Path | None,

@@ -104,9 +104,10 @@ def rewrite(directory: Path, change: Callable[[Any], object]) -> None:
 
 
 def make_best(run: Path, best: int) -> None:
-    """Let all checkpoints say that one is the best."""
+    """Let all checkpoints say that one is the best, or for 0 that none is."""
+    said = {"best_step": best} if best else {"best_step": 0, "best_score": float("-inf")}
     for step in steps_of(run):
-        rewrite(step_directory(run / "checkpoints", step), lambda content: content["progress"].update(best_step=best))
+        rewrite(step_directory(run / "checkpoints", step), lambda content: content["progress"].update(said))
 
 
 def refusal(path: Path) -> str:

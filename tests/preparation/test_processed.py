@@ -51,7 +51,8 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Told:
     def warnings(*overrides: str, **lines: list[str]) -> list[str]:
         run_tokenizer(config_from_text(write_corpus(tmp_path, **lines), "x.yaml", overrides))
         printed = re.sub(rf"(?<=[<>] ){tmp_path}/", "ROOT/", capsys.readouterr().err).replace(f"{tmp_path}/", "")
-        return [line for line in printed.splitlines() if line.startswith("mtkit: warning")]
+        warned = [line for line in printed.splitlines() if line.startswith("mtkit: warning: ")]
+        return [line for line in warned if "source and target are the same" not in line]  # as they are here
 
     return warnings
 

@@ -283,7 +283,7 @@ def test_a_best_score_of_other_sentences_is_measured_again(make):
 def test_signals_that_come_during_a_change_find_it_done_or_not_begun(make):
     stopped_at(make(), 6)
     config = make(learning_rate=0.02)
-    with doing(interrupt, Trainer, "_write_start", always), pytest.raises(StoppedError):
+    with doing(interrupt, Trainer, "_write_facts", always), pytest.raises(StoppedError):
         trained(config, change=True)
     assert read_progress(config.run_path / "checkpoints", 6)[0].changes
     trained(config)

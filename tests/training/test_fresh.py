@@ -302,7 +302,7 @@ def test_a_fresh_start_that_is_stopped_before_its_first_update_brings_the_old_ru
     before = contents(config.run_path)
     anew = with_settings(config, "training.seed=7")
     with (
-        doing(interrupt, Trainer, "_write_start", lambda _: True),
+        doing(interrupt, Trainer, "_write_facts", lambda _: True),
         pytest.raises(StoppedError, match="before there was anything to save"),
     ):
         run_train(anew, fresh=True)

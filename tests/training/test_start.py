@@ -460,7 +460,7 @@ def test_a_training_that_only_harms_leaves_the_weights_it_started_from_and_says_
     assert not events(config.run_path, "average")
     assert is_trained(config)
     assert _run(["info", str(config.run_path)]) == 0
-    assert "those that training started from, chosen by bleu of the validation text" in capsys.readouterr().out
+    assert "those that training started from, chosen by validation bleu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step", [1, 6])
