@@ -171,7 +171,7 @@ class Warnings:
         """Print how many more lines of each kind there were."""
         for what, count in self.counts.items():
             if count > NUM_NAMED:
-                say(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}")
+                say(f"mtkit: warning: the same for {counted(count - NUM_NAMED, 'more line')}: it {what}")
 
 
 # Progress of long work: a bar where stderr is a terminal, else a line now and then; neither with --quiet.

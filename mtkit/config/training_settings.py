@@ -16,6 +16,9 @@ WarmupUpdates = Annotated[
 ]
 
 # Settings that follow from max_steps: where that is auto, they are auto too unless given.
+# Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
+ENDING = ("linear", "cosine")
+
 SHARES = ("warmup_steps", "validate_every", "save_every")
 
 
@@ -180,7 +183,7 @@ class TrainingConfig(Section):
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
             raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
-        if self.schedule not in ("linear", "cosine", "plateau") and (said := self.first_changed("final_learning_rate")):
+        if self.schedule not in (*ENDING, "plateau") and (said := self.first_changed("final_learning_rate")):
             raise ValueError(f"{said} wants schedule linear, cosine or plateau, not {self.schedule}")
         if self.schedule != "plateau" and (said := self.first_changed("plateau_factor", "plateau_patience")):
             raise ValueError(f"{said} wants schedule plateau, not {self.schedule}")
@@ -189,7 +192,7 @@ class TrainingConfig(Section):
                 f"final_learning_rate {self.final_learning_rate} must be at most learning_rate {self.learning_rate}"
             )
         if (
-            self.schedule in ("linear", "cosine")
+            self.schedule in ENDING
             and self.max_steps != "auto"
             and self.warmup_steps != "auto"
             and self.max_steps <= max(self.warmup_steps, 1)

@@ -223,7 +223,7 @@ def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> No
         if fault := translator.tag_fault(line):
             faults.setdefault(fault, []).append(number)
     for fault, numbers in faults.items():
-        more = f"; and so with {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        more = f"; the same for {counted(len(numbers) - 1, 'more line')}" if len(numbers) > 1 else ""
         _warn(f"{name}: line {numbers[0]:,} {fault}{more}")
 
 

@@ -334,7 +334,7 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
     for text in advised[:MOST_NAMED]:
         say(f"mtkit: warning: {text.name}: {text.advice}")
     if more := [text.name for text in advised[MOST_NAMED:]]:
-        say(f"mtkit: warning: and so with {counted(len(more), 'more file')}{_others(more)}")
+        say(f"mtkit: warning: the same holds for {counted(len(more), 'more file')}{_others(more)}")
     for alike in by_signs.values():
         say(f"mtkit: warning: {_processed_warning(alike, config)}")
     if warning := _case_warning(texts):

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from mtkit.config.data_settings import LanguagesConfig
+from mtkit.errors import counted
 from mtkit.text.lines import FIRST_LINES, LEAST_ROWS, advice_on_csv, csv_separator, is_named_csv
 from mtkit.text.parallel import Pair
 
@@ -306,7 +307,7 @@ class Oversights:
         for found in (self._headers, self._copies):
             yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
-                yield f"mtkit: warning: and so with {len(found) - NUM_NAMED:,} more"
+                yield f"mtkit: warning: the same for {counted(len(found) - NUM_NAMED, 'more file')}"
 
     def _is_header(self, source: str, target: str) -> bool:
         if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):

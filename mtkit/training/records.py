@@ -41,6 +41,7 @@ from mtkit.bundle.opening import (
 from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
+from mtkit.config.training_settings import ENDING
 from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
 from mtkit.data.plan import EarlierBudget, is_proportional
 from mtkit.errors import CheckpointError, MtkitError, whole_number
@@ -48,7 +49,7 @@ from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import ENDING, saves_at
+from mtkit.training.schedule import saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 

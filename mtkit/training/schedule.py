@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mtkit.bundle.checkpoints import Change, Progress, setting_at
-from mtkit.config.training_settings import SHARES, TrainingConfig, settled
+from mtkit.config.training_settings import ENDING, SHARES, TrainingConfig, settled
 from mtkit.errors import ConfigError, counted, say
 
 
@@ -76,9 +76,6 @@ SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "cosine": cosine,
     "plateau": plateau,
 }
-
-# Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
-ENDING = {"linear", "cosine"}
 
 
 def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:

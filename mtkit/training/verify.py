@@ -20,7 +20,7 @@ from mtkit.bundle.checkpoints import OPTIMIZER, PROGRESS, checkpoint_steps, read
 from mtkit.bundle.opening import carried_over, start_tokenizer
 from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import settled
+from mtkit.config.training_settings import ENDING, settled
 from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, read_manifest, read_validation_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, counted, inform
 from mtkit.files import standing, undone_when_ended
@@ -29,7 +29,7 @@ from mtkit.preparation.prepare import adopt, is_prepared
 from mtkit.preparation.sources import first_pairs
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.schedule import ENDING, with_shares
+from mtkit.training.schedule import with_shares
 from mtkit.translation.canaries import Report, check
 
 WHOLE = "as written"

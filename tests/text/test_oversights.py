@@ -134,7 +134,7 @@ def test_many_of_a_kind_are_counted() -> None:
         list(oversights.watched("data.train", [Path(f"{number}.tsv")], [("a", "a"), ("b", "b")], True))
     assert [line[:33] for line in oversights.warnings()] == [
         *(f"mtkit: warning: data.train: {number}.tsv" for number in range(3)),
-        "mtkit: warning: and so with 2 mor",
+        "mtkit: warning: the same for 2 mo",
     ]
 
 

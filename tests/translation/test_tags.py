@@ -497,7 +497,8 @@ def test_evaluate_warns_of_lines_without_a_tag(run: Path, tmp_path: Path, capsys
     files = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference"), "--device", "cpu"]
     assert _run(["evaluate", "--quiet", str(run), *files]) == 0
     assert capsys.readouterr().err == (
-        f"mtkit: warning: source: line 2 {MISSING}; and so with 2 more\nmtkit: warning: source: line 5 {UNKNOWN}\n"
+        f"mtkit: warning: source: line 2 {MISSING}; the same for 2 more lines\n"
+        f"mtkit: warning: source: line 5 {UNKNOWN}\n"
     )
     assert _run(["evaluate", "--quiet", str(run), *files, "--tag", FORWARD]) == 0
     assert capsys.readouterr().err == ""

@@ -97,7 +97,7 @@ def test_bytes_that_are_no_utf8_are_replaced_and_the_first_ten_lines_named(
     told = "is not valid UTF-8; what could not be read was replaced"
     assert warnings == [
         *(f"mtkit: warning: line {number} {told}" for number in range(2, NUM_NAMED + 2)),
-        f"mtkit: warning: and so with 1,234 more: it {told}",
+        f"mtkit: warning: the same for 1,234 more lines: it {told}",
     ]
 
 
