@@ -1,4 +1,4 @@
-"""Reads and writes compressed text files; recognises the compression by the content, not by the file name.
+"""Reads and writes compressed text files; when reading, recognises the compression by content, not by name.
 
 No other module uses the package zstandard.
 """
@@ -47,7 +47,7 @@ class _Decompressor(Protocol):
         """The bytes given to decompress that come after the end of the frame."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """Decompress data, the next part of the frame; returns b"" if more data is needed."""
+        """Decompress data, the next part of the frame; may return b"" if that needs more data."""
 
 
 if sys.version_info >= (3, 14):
@@ -150,7 +150,7 @@ def open_to_read(path: Path) -> BinaryIO:
     """Open a file to read its decompressed bytes; `-` is standard input.
 
     Closing the stream closes the file, but not standard input. Raises DataError if standard input is closed. Reading
-    from the stream raises DataError if the data is damaged or in an archive or compression that is not supported.
+    from the stream raises DataError if the data is damaged or in an unsupported format, such as a tar archive.
     """
     if path == STANDARD_INPUT:
         if sys.stdin is None:
@@ -202,7 +202,7 @@ def open_to_write(path: Path, name: Path) -> BinaryIO:
 
 
 def is_misnamed(path: Path) -> bool:
-    """Whether a file has the extension of a compression but content that is not compressed."""
+    """Whether a file has the extension of a compression format but is not compressed."""
     if path.suffix.lower() not in COMPRESSIONS or not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -319,8 +319,8 @@ class _Decompressed(RawIOBase):
     def _member(self, stream: Any) -> Any:
         """Open the only file in a zip archive for reading.
 
-        Raises DataError if the archive contains another number of files, is encrypted, or is in a pipe or compressed
-        again.
+        Raises DataError if the archive does not contain exactly one file, is encrypted, comes from a pipe, or is itself
+        compressed.
         """
         if stream is not self._stream or not stream.seekable():  # the list of files is at the end
             raise self._refusal("a zip archive" if self._compressions else "a zip archive in a pipe")
@@ -400,7 +400,7 @@ class _Rejoined(RawIOBase):
 def _head(stream: Any) -> bytes:
     """The first bytes of a stream, at most HEAD_BYTES.
 
-    Stops after the first line, or when a known format is recognised, since a pipe may send no more for now.
+    Stops reading after the first line, or once a known format is recognised, since a pipe may send no more for now.
     """
     head = b""
     while len(head) < HEAD_BYTES and b"\n" not in head and not head.startswith(KNOWN):

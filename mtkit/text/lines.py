@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Generic, TypeVar, cast
 from mtkit.errors import DataError, counted
 from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read
 
-MANY_RETURNS = 100  # in one line; ordinary text is unlikely to have so many
+MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -67,7 +67,7 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 def read_pairs(
     source: Path, target: Path, lines_of: Callable[[Path], Iterator[str]] = read_lines
 ) -> Iterator[tuple[str, str]]:
-    """Yields (line n of source, line n of target); lines_of returns the lines of a file.
+    """Yields (line n of source, line n of target); lines_of(path) returns the lines of a file.
 
     If one file is longer than the other, raises DataError after the last complete pair.
     """
@@ -85,7 +85,7 @@ def read_pairs(
 
 
 def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
-    """Yields (source, target) from two columns of a tab-separated file; source and target are column numbers from 1.
+    """Yields the texts in columns source and target of a tab-separated file; column numbers start from 1.
 
     Quotes have no special meaning. A blank line yields a pair of empty strings, but blank lines at the end of the file
     are ignored. Raises DataError if any other line has too few columns.
@@ -171,9 +171,9 @@ class _CarriageReturns:
         self._most_at = 0  # number of that line
 
     def see(self, number: int, line: bytes, is_last: bool) -> None:
-        """Count the carriage returns within line number `number`, which is given without its line end.
+        """Count the carriage returns within a line, which is given without its line end; number is the line number.
 
-        is_last means that the file ends with this line and without a line feed; then check is called as well.
+        is_last means that the file ends after this line, without a line feed; then check is called as well.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -183,9 +183,10 @@ class _CarriageReturns:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """Raise DataError if carriage returns end the lines of all or part of a file that has been read to its end.
+        """Raise DataError if carriage returns end the lines of all or part of the file; call this at its end.
 
-        most is the number of carriage returns that ordinary text may contain; None means one per line.
+        num_lines is the number of lines read. most is the number of carriage returns that ordinary text may contain;
+        None means one per line.
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
@@ -218,7 +219,7 @@ SEPARATORS = (",", ";", "|")
 OPENING_MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 
 FIRST_LINES = 100  # number of lines inspected to decide whether a file is a table
-LEAST_ROWS = 10  # fewer lines of prose may have equal numbers of commas by chance
+LEAST_ROWS = 10  # rows needed to recognise a table; fewer lines of prose may have equal numbers of commas by chance
 
 # Python program that converts CSV to tab-separated columns; tabs and line ends within a field become spaces.
 CONVERTER = (
@@ -253,7 +254,7 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits the first lines into equal numbers of fields, at least two; None if there is none.
 
-    There must be at least LEAST_ROWS different lines.
+    Needs at least LEAST_ROWS different lines.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -306,7 +307,7 @@ T = TypeVar("T")
 PAUSE_SECONDS = 0.1  # if no new line arrives within this time, the lines read so far are answered
 PATIENCE_SECONDS = 1.0  # after this time, a line no longer waits for lines that have not arrived
 MOST_ITEMS = 4000  # number of items read ahead, at most
-MOST_CHARACTERS = 1_000_000  # no more items are read ahead once they have this many characters
+MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, after which no more are read
 
 
 class ReadAhead(Generic[T]):
@@ -317,7 +318,7 @@ class ReadAhead(Generic[T]):
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
-        """Start to read ahead; size(item) returns the number of characters of an item."""
+        """Start a thread that reads items ahead; size(item) returns the number of characters of an item."""
         self._source = items
         self._size = size
         self._items: deque[T] = deque()
@@ -350,9 +351,10 @@ class ReadAhead(Generic[T]):
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Wait up to PAUSE_SECONDS for the next item; True if none came, so that those taken should be answered.
+        """Wait up to PAUSE_SECONDS for the next item; True if none came and the items taken so far should be answered.
 
-        It waits less near the end of PATIENCE_SECONDS, which begin at the first call after the last pause.
+        Even if items keep arriving, it no longer waits once PATIENCE_SECONDS have passed since its first call after it
+        last returned True.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -399,7 +401,7 @@ class InputStreams:
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """before_waiting, which flushes the answers, is called whenever the next line has not arrived yet."""
+        """before_waiting is called whenever the next line has not arrived yet, in order to flush the answers."""
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
         self._streams: list[ReadAhead[Any]] = []
@@ -425,7 +427,7 @@ class InputStreams:
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether to answer the lines taken so far before taking more; waits for up to PAUSE_SECONDS to find out."""
+        """Whether to answer the lines taken so far before taking more; waits briefly to see whether more arrive."""
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
     def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:

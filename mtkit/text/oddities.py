@@ -97,7 +97,7 @@ SIGNS = (
     Sign(
         "quoted",
         "a writer of CSV",
-        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # must contain doubled quotes: CSV quotes only lines with quotes
+        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # with doubled quotes inside, as CSV writes them
         0.002,
         """sed -E '/^"([^"]|"")*"$/{s/^"(.*)"$/\\1/; s/""/"/g}'""",
     ),
@@ -138,7 +138,7 @@ def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, 
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that occur in many of the numbered lines, in the order of SIGNS; a single line is never enough.
+    """The signs that occur in many of the (number, line) pairs, in the order of SIGNS; a single line is never enough.
 
     If the text is cut into subwords, these are joined before looking for the later signs in SIGNS.
     """
@@ -186,7 +186,7 @@ def _excerpt(match: re.Match[str]) -> str:
 # Mistakes with tables: tables read as plain text, and columns of numbers or names read as sentences.
 
 LARGE_SHARE = 0.5  # of lines that are numbers or names; a text with a larger share is not sentences
-LONGEST_SHOWN = 20  # characters of a column that messages show
+LONGEST_SHOWN = 20  # largest number of characters of a column that messages show
 
 # Numbers, names such as doc-12, and URLs. A digit is required, since a sentence may be written without spaces.
 LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
@@ -195,7 +195,7 @@ LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
 def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
     """Advice if the first lines of a file are rows of a table, which would each be read as one sentence; else None.
 
-    If is_test_set, the advice is to extract columns into files, since test sets cannot be columns of a table.
+    If is_test_set, the advice is to extract columns into files, since a test set cannot be given as columns of a table.
     """
     lines = lines[:FIRST_LINES]
     num_columns = lines[0].count("\t") + 1 if lines else 0
@@ -374,7 +374,10 @@ def read_command(path: Path, column: int | None = None) -> str:
 
 
 def cleaning_command(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
-    """Shell command that pipes a file, or only one column of it, through filters into a new file in the same folder."""
+    """Shell command that pipes a file, or only one column of it, through filters into a new file in the same folder.
+
+    The new file for a column has the language code as its extension.
+    """
     plain = decompressed_path(path)
     name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
     first = read_command(path, column)

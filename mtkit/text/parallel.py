@@ -103,7 +103,7 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns fingerprints(part), with compressed_fingerprint for a side if only that is in known.
+    """Like fingerprints, but uses compressed_fingerprint for a side where only that one is in known.
 
     Earlier versions of mtkit recorded the checksum of the bytes before decompression.
     """
@@ -165,7 +165,7 @@ class ExpectedTags:
 
 
 def _brackets(word: str) -> tuple[str, str]:
-    """The characters before the first and after the last letter or digit of a word."""
+    """Returns what a word has before its first and after its last letter or digit, such as "<" and ">"."""
     begin, end = 0, len(word)
     while begin < end and not word[begin].isalnum():
         begin += 1
@@ -202,8 +202,9 @@ class _Matches:
 def with_patterns_expanded(config: Config) -> Config:
     """Returns config with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    A pattern that matches no file is kept, since a run whose text has been deleted may never read it; data_file reports
-    it otherwise. Raises DataError for a folder, and if the source and target files of a corpus do not correspond.
+    A pattern that matches no file is kept: a run may no longer need the text, and data_file raises DataError if it
+    does. Raises DataError for a folder, for a test set with several source files, and if the source and target files of
+    a corpus do not correspond.
     """
     data = config.data
     sections = {
@@ -226,9 +227,9 @@ def with_patterns_expanded(config: Config) -> Config:
 
 
 def data_file(config: Config, path: Path) -> Path:
-    """The path of a text file that the settings name, starting from data.root.
+    """The path of a text file that the settings name, including data.root.
 
-    Raises DataError, with the folder that was searched, if the file does not exist.
+    Raises DataError, which names the folder that was searched, if the file does not exist.
     """
     here = config.data_path(path)
     if here.exists():
@@ -250,10 +251,7 @@ def data_file(config: Config, path: Path) -> Path:
 
 
 def _syntax_advice(path: str) -> str | None:
-    """Advice on a path with the syntax of a shell or another toolkit, which mtkit does not interpret.
-
-    None if there is no such syntax in it.
-    """
+    """Advice on a path that contains shell syntax or the like, which mtkit takes literally; None if it has none."""
     if re.search(r"\{.*(,|\.\.).*\}", path):
         return "braces stand for themselves; write a list of files or patterns, [FIRST, SECOND]"
     if "$" in path:
@@ -318,7 +316,7 @@ def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConf
 
 
 def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[TokenizerTextConfig]:
-    """An entry of tokenizer.text with patterns replaced: one entry per file, since the sides need not be parallel."""
+    """Expands an entry of tokenizer.text into one entry per file, since its sides need not be parallel."""
     sides = {
         side: _match(config, path, f"{name}.{side}", getattr(config.languages, side))
         for side, path in (("source", text.source), ("target", text.target))
@@ -404,9 +402,9 @@ def _pattern_in(folder: Path, ending: str) -> str:
 
 
 def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The source files and the target files, in the same order: files at the same position make a part.
+    """The source files and the target files; files at the same position make a part.
 
-    Files that both sides match by patterns are paired by the text of the wildcards. Raises DataError if a file has no
+    If both paths are patterns, files are paired by the text that the wildcards match. Raises DataError if a file has no
     counterpart.
     """
     for found, other in ((source, target), (target, source)):
@@ -439,7 +437,7 @@ def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, 
 
 
 def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str) -> DataError:
-    """The error for the files of found at the positions in alone, which have no counterpart among those of other."""
+    """The error for the files of `found` at the positions `alone`, which have no counterpart in `other`."""
     assert found.keys is not None
     texts = iter(found.keys[alone[0]])
     missing = WILDCARD.sub(lambda _: next(texts), str(other.path))

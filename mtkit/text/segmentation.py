@@ -17,7 +17,7 @@ WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # ch
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
-_ALWAYS_END = frozenset("。！？｡—、，；：")  # at a cut, whatever follows; but a full stop may be a decimal point
+_ALWAYS_END = frozenset("。！？｡—、，；：")  # always end one, unlike a full stop, which may be a decimal point
 _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
@@ -33,16 +33,16 @@ class Part:
     """A part of a line that was split."""
 
     text: str
-    separator: str  # a space if white space followed in the line, else ""
+    separator: str  # joins it to the next part: a space if white space was between them, else ""
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
     """Split a line into parts that fit and are as long as possible.
 
-    It is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
+    The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
     characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. Only a part
-    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too; the texts
-    that it passes to fits have O(n log n) characters in total.
+    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. The texts
+    passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -94,7 +94,10 @@ def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
 
 
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
-    """The position in the line at which to end the part that starts at begin."""
+    """The position in the line at which to end the part that starts at begin.
+
+    cuts are lists of possible positions, the preferred list first; last is the end of the line without white space.
+    """
     reach = _reach(line, begin, last, fits)
     if reach == last:
         return last
@@ -246,8 +249,8 @@ def _merged(symbols: list[str], position: int) -> list[str]:
 def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
     """Returns a function that makes word samplers for unigram models.
 
-    The probability of a segmentation is proportional to its model probability to the power of alpha (Kudo 2018, section
-    3.2). Each word, not the sentence, is sampled from its num_best best segmentations, or from all of them if num_best
+    A segmentation is sampled in proportion to its probability under the model raised to the power of alpha (Kudo 2018,
+    section 3.2). Each word is sampled separately, from its num_best best segmentations, or from all of them if num_best
     is -1 (by forward filtering and backward sampling).
     """
     longest = max(map(len, model.ids), default=1)

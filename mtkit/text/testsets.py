@@ -72,7 +72,7 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 def check_names(config: Config) -> None:
     """Raise ConfigError if sacreBLEU lacks a set that the settings name, or lacks their languages in that set.
 
-    Training calls this first, so that a wrong name is found early.
+    Training calls this before it prepares data, so that a wrong name is found early.
     """
     for test_set in config.data.test.values():
         if test_set.sacrebleu is not None:
@@ -136,7 +136,7 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Context in which errors and exits of sacreBLEU raise DataError, with the message that sacreBLEU logged."""
+    """Context that turns errors and exits of sacreBLEU into a DataError, which quotes what sacreBLEU logged."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]

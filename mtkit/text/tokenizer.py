@@ -1,4 +1,4 @@
-"""The tokenizer: converts text to ids and back, and saves and loads itself.
+"""The tokenizer, which converts text to ids and back and can be saved and loaded.
 
 The text of each side is normalised by that side's own rule before the SentencePiece model segments it, so one model can
 serve both sides.
@@ -225,16 +225,16 @@ class Tokenizer:
         """The ids of each source text, segmented at random; the texts must come from normalize_source.
 
         For bpe, alpha is the probability that a merge is skipped (Provilkov et al. 2020), and nbest has no effect. For
-        unigram, the probability of a segmentation is proportional to its model probability to the power of alpha; it is
-        sampled from the nbest best segmentations, or from all if nbest is -1 (Kudo 2018, section 3.2). The same
-        arguments give the same ids.
+        unigram, a segmentation is sampled in proportion to its probability under the model raised to the power of
+        alpha, from the nbest best ones, or from all of them if nbest is -1 (Kudo 2018, section 3.2). The same arguments
+        give the same ids.
         """
         return self._sampler(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of each target text, segmented at random; the texts must come from normalize_target.
+        """The ids of each target text, segmented at random as by sample_source.
 
-        The other arguments are those of sample_source.
+        The texts must come from normalize_target.
         """
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
@@ -319,7 +319,7 @@ class Tokenizer:
 
 
 def open_sentencepiece(path: Path) -> Any:
-    """The SentencePieceProcessor for a model file, which encodes as other programs with that file do."""
+    """Loads a model file into SentencePiece's own processor, as other programs would."""
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
@@ -402,7 +402,7 @@ class _Model:
         return ids
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces from which segmentations are built when sampling; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -532,9 +532,9 @@ _OPTIONAL = ("symbols", "own_symbols", "specials")
 
 
 def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
-    """Read the description from the contents of tokenizer.json; path is where that file is.
+    """Parse the content of tokenizer.json, which is the entry path.name of files.
 
-    Raises CheckpointError if the file is missing, damaged or of another format.
+    Raises CheckpointError if it is missing, damaged or of another format.
     """
     if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
@@ -598,7 +598,7 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The content of the file at path, from files. Raises CheckpointError if it is missing or its checksum differs."""
+    """The content files[path.name]. Raises CheckpointError if it is missing or its checksum differs."""
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]
@@ -613,7 +613,7 @@ def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
 def _check_model(model: bytes, path: Path, mapped: bool) -> None:
     """Raise CheckpointError if the bytes are no SentencePiece model or if its special ids are not mtkit's.
 
-    The special ids of a mapped tokenizer may be any.
+    If mapped, any special ids are accepted.
     """
     try:
         processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)

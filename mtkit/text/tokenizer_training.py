@@ -471,7 +471,7 @@ def _splits(piece: str, symbol: str) -> bool:
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """The model with those new pieces added that it lacks.
+    """The model with the new pieces added, except those that it already has.
 
     Single characters get the lowest score, so they do not change how other text is segmented.
     """

@@ -111,7 +111,7 @@ def pieces_of(model: bytes) -> list[Piece]:
 
 
 def is_whole(model: bytes) -> bool:
-    """Whether a model has all parts that SentencePiece writes; a truncated file may lack the last ones."""
+    """Whether a model has pieces, a TrainerSpec and a NormalizerSpec; a truncated file may lack the last ones."""
     return {PIECES, TRAINER, NORMALIZER} <= {field.number for field in _fields(model)}
 
 
@@ -134,9 +134,9 @@ def charsmap_of(model: bytes) -> bytes:
 
 
 def rule_keeping(rule: bytes, text: str) -> bytes:
-    """Returns the NormalizerSpec, changed so that it leaves text unchanged.
+    """Returns the NormalizerSpec `rule`, changed so that it no longer replaces `text`.
 
-    Raises ValueError if the rule does not replace text in the first place.
+    Raises ValueError if the rule does not replace `text` in the first place.
 
     A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
     of the trie contains the byte that leads to it, a flag that tells whether a sequence ends there, and the offset of
@@ -159,7 +159,7 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
 
 
 def rule_marking_spaces(rule: bytes) -> bytes:
-    """Returns the NormalizerSpec, changed to collapse spaces and mark words.
+    """Returns the NormalizerSpec `rule`, changed to collapse spaces and mark words.
 
     It then replaces each space by a space mark and puts another one before the first word.
     """
@@ -180,7 +180,10 @@ def _offset(unit: int) -> int:
 
 
 def cuts_at_spaces(model: bytes, mark: str) -> bool:
-    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece."""
+    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece.
+
+    mark is the space mark.
+    """
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
     usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)
@@ -336,7 +339,7 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """Returns the message with fields, which are encoded, in place of all fields of that number.
+    """Returns the message with all fields of that number replaced by `fields`, which are already encoded.
 
     If the message has no such field, they are added at the end.
     """
@@ -364,7 +367,7 @@ class MappedModel:
     """
 
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
-        """Create it from the bytes of a SentencePiece model and the pieces in the order of their ids.
+        """Create the model from the bytes of a SentencePiece model and a list of pieces in the order of their ids.
 
         tags are pieces of the vocabulary that a line may begin with.
         """
@@ -426,7 +429,7 @@ class MappedModel:
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces from which segmentations are built when sampling; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
@@ -473,7 +476,7 @@ class MappedModel:
 
 
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
-    """The pieces of tokens, with the next one of texts in place of each unknown token, for SentencePiece to decode.
+    """Returns the pieces of tokens for SentencePiece to decode, with each unknown one replaced by the next of texts.
 
     If there are too few texts, <unk> is used. Texts are inserted character by character, since a complete text might
     equal a piece that decoding hides, such as <unk>.
