@@ -1,4 +1,4 @@
-"""Text and tokenizers: lines of files and pipes, parallel corpora, test sets, tokenizers and their vocabularies.
+"""Text and tokenizers: reading files and pipes, parallel corpora, test sets, tokenizers, vocabularies.
 
-Takes text files and settings; gives lines, sentence pairs and token ids. May import config; never imports torch.
+Reads text files and settings; provides lines, sentence pairs and token ids. May import config; never imports torch.
 """

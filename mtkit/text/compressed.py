@@ -1,4 +1,7 @@
-"""Compressed text files: recognised by content, decompressed while read; the home of zstandard."""
+"""Reads and writes compressed text files; when reading, recognises the compression by content, not by name.
+
+No other module uses the package zstandard.
+"""
 
 import bz2
 import gzip
@@ -19,32 +22,32 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from mtkit.errors import DataError
 
 CHUNK_BYTES = 128 * 1024
-HEAD_BYTES = 512  # enough to recognise a tar archive: its first block
-LARGEST_WINDOW_LOG = 31  # reads what `zstd --long=31` writes
-STANDARD_INPUT = Path("-")  # wherever a command reads a FILE
-ENCRYPTED = 0x1  # flag of a file in a zip archive
+HEAD_BYTES = 512  # the size of a tar archive's first block, which is needed to recognise the archive
+LARGEST_WINDOW_LOG = 31  # log2 of the largest window; needed to read files that `zstd --long=31` writes
+STANDARD_INPUT = Path("-")  # means standard input wherever a command takes a FILE to read
+ENCRYPTED = 0x1  # bit of ZipInfo.flag_bits: the file is encrypted
 
 
 # Compressions.
 
 
 class _NoZstandardError(Exception):
-    """The package zstandard is not installed."""
+    """Raised if the package zstandard is needed but not installed."""
 
 
 class _Decompressor(Protocol):
-    """Decompresses one frame; a compressed file holds one or more (gzip calls them members, xz streams)."""
+    """Decompresses one frame. A compressed file consists of one or more frames (gzip: members, xz: streams)."""
 
     @property
     def eof(self) -> bool:
-        """Whether the frame has ended."""
+        """Whether the end of the frame has been reached."""
 
     @property
     def unused_data(self) -> bytes:
-        """Bytes that follow the frame."""
+        """The bytes given to decompress that come after the end of the frame."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """What data decompresses to; may be empty until more data comes."""
+        """Decompress data, the next part of the frame; may return b"" if that needs more data."""
 
 
 if sys.version_info >= (3, 14):
@@ -81,21 +84,21 @@ else:
 
 @dataclass(frozen=True)
 class Compression:
-    """A compression of single files."""
+    """A format that compresses a single file, such as gzip (not an archive format)."""
 
     name: str
-    magic: tuple[bytes, ...]  # compressed files begin with one of these
+    magic: tuple[bytes, ...]  # compressed data begins with one of these
     decompressor: Callable[[], _Decompressor]
-    error: Callable[[], type[Exception]]  # raised by decompress for damaged data
-    write: Callable[[Path], Any]  # opens a file to write
+    error: Callable[[], type[Exception]]  # returns the class of the errors that decompress raises for damaged data
+    write: Callable[[Path], Any]  # opens a file for writing; returns a stream that compresses what is written to it
 
 
-# By the ending of the file name.
+# The supported compressions, by file name extension.
 COMPRESSIONS = {
     ".gz": Compression(
         "gzip",
         (b"\x1f\x8b\x08",),
-        partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),  # 16 more: with gzip's header and checksum
+        partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),  # adding 16 selects the gzip format
         lambda: zlib.error,
         partial(gzip.open, mode="wb"),
     ),
@@ -118,13 +121,14 @@ COMPRESSIONS = {
         (
             b"\x28\xb5\x2f\xfd",
             *(b"%c\x2a\x4d\x18" % kind for kind in range(0x50, 0x60)),
-        ),  # the others are skippable frames
+        ),  # the last 16 begin skippable frames
         _zst_decompressor,
         _zstd_error,
         _write_zst,
     ),
 }
 
+# The first bytes of zip archives, and of formats that are not supported, with a description for messages.
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 REFUSED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -143,7 +147,11 @@ KNOWN = (*ZIP, *REFUSED, *(magic for compression in COMPRESSIONS.values() for ma
 
 
 def open_to_read(path: Path) -> BinaryIO:
-    """Open a file to read its decompressed bytes; `-` is standard input, which stays open when this is closed."""
+    """Open a file to read its decompressed bytes; `-` is standard input.
+
+    Closing the stream closes the file, but not standard input. Raises DataError if standard input is closed. Reading
+    from the stream raises DataError if the data is damaged or in an unsupported format, such as a tar archive.
+    """
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("standard input is closed; give it some text, or a FILE")
@@ -152,31 +160,40 @@ def open_to_read(path: Path) -> BinaryIO:
 
 
 def _standard_input() -> IO[bytes]:
-    """A separate reader: if a thread is still waiting in sys.stdin when Python exits, Python cannot close it."""
+    """A stream of standard input, separate from sys.stdin if it has a file descriptor.
+
+    Python cannot close sys.stdin at exit while a thread is still waiting to read from it.
+    """
     try:
         descriptor = sys.stdin.fileno()
-    except OSError:  # standard input is no system file
+    except OSError:  # standard input has no file descriptor
         return sys.stdin.buffer
     return open(descriptor, "rb", closefd=False)
 
 
 def may_pause(stream: BinaryIO) -> bool:
-    """Whether more may come later, as from a pipe; False for regular files and streams in memory."""
+    """Whether reading the stream may have to wait for more data, as with a pipe or a terminal.
+
+    False for regular files and streams in memory.
+    """
     try:
         return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except OSError:  # the stream is no system file
+    except OSError:  # the stream has no file descriptor
         return False
 
 
 def path_may_pause(path: Path) -> bool:
-    """Whether what open_to_read would open may pause, without opening it."""
+    """Whether reading path (`-`: standard input) may have to wait for more data; does not open the file."""
     if path != STANDARD_INPUT:
         return path.exists() and not path.is_file()
     return sys.stdin is not None and may_pause(sys.stdin.buffer)
 
 
 def open_to_write(path: Path, name: Path) -> BinaryIO:
-    """Open a file at path to write, compressed if the ending of name says so."""
+    """Open path for writing bytes, which are compressed if name, not path, ends in .gz, .bz2, .xz or .zst.
+
+    Raises DataError if the package zstandard is needed but not installed.
+    """
     compression = COMPRESSIONS.get(name.suffix.lower())
     try:
         return cast("BinaryIO", compression.write(path)) if compression else path.open("wb")
@@ -185,7 +202,7 @@ def open_to_write(path: Path, name: Path) -> BinaryIO:
 
 
 def is_misnamed(path: Path) -> bool:
-    """Whether a file has the ending of a compression but is not compressed."""
+    """Whether a file has the extension of a compression format but is not compressed."""
     if path.suffix.lower() not in COMPRESSIONS or not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -197,16 +214,19 @@ def is_misnamed(path: Path) -> bool:
 
 
 class _DamageError(Exception):
-    """Compressed data cannot be decompressed."""
+    """Raised if compressed data is damaged or truncated."""
 
 
 class _Frames(RawIOBase):
-    """The text of a compressed stream, frame after frame; reads no more than the next piece of text needs."""
+    """A stream of the decompressed bytes of all frames of a compressed stream.
+
+    Reads only as much compressed data as it needs to return some bytes, since a pipe may pause.
+    """
 
     def __init__(self, stream: RawIOBase, compression: Compression) -> None:
         self._stream = stream
         self._compression = compression
-        self._frame: _Decompressor | None = None  # the current one
+        self._frame: _Decompressor | None = None  # the current frame; None between frames
         self._compressed = b""  # read, not yet decompressed
         self._text = memoryview(b"")  # decompressed, not yet returned
 
@@ -221,10 +241,10 @@ class _Frames(RawIOBase):
         return count
 
     def _decompress(self) -> bool:
-        """Decompress the next piece of the stream; False at its end."""
+        """Decompress the next piece of the stream into self._text; returns False at the end of the stream."""
         compressed = self._compressed or self._read()
         self._compressed = b""
-        if self._frame is None:  # zeros between frames may fill a block
+        if self._frame is None:  # skip zeros between frames, which may pad the file to a full block
             while compressed and not (compressed := compressed.lstrip(b"\0")):
                 compressed = self._read()
         if not compressed:
@@ -245,17 +265,17 @@ class _Frames(RawIOBase):
 
 
 class _Decompressed(RawIOBase):
-    """The decompressed bytes of a stream, even if it was compressed several times over.
+    """A stream of the decompressed bytes of another stream, which may have been compressed several times.
 
-    The compression is recognised at the first read, since a pipe may hold nothing before. Raises DataError for what
-    cannot be read.
+    The compression is detected at the first read and not earlier, since a pipe may contain no data before. Reading
+    raises DataError if the data is damaged or in a format that is not supported.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self.name = name
         self._stream = stream
-        self._text: Any = None  # the decompressed stream, from the first read on
-        self._compressions: list[str] = []  # names of those found, outermost first
+        self._text: Any = None  # the decompressed stream; None until the first read
+        self._compressions: list[str] = []  # names of the compressions found, outermost first
 
     def readable(self) -> bool:
         return True
@@ -271,14 +291,14 @@ class _Decompressed(RawIOBase):
             if self._text is None:
                 self._text = self._decompress()
             count: int = self._text.readinto1(buffer)
-        except (_DamageError, EOFError, BadZipFile, zlib.error) as error:  # the last three are raised for zip archives
+        except (_DamageError, EOFError, BadZipFile, zlib.error) as error:  # zip archives raise the last three
             raise self._damage(error) from None
         except _NoZstandardError:
             raise _no_zstandard(self.name) from None
         return count
 
     def _decompress(self) -> Any:
-        """The innermost stream, as one that has readinto1."""
+        """Detect and undo all compressions; returns a stream of the decompressed bytes that has readinto1."""
         text: Any = self._stream
         while True:
             head = _head(text)
@@ -297,8 +317,12 @@ class _Decompressed(RawIOBase):
             text = BufferedReader(_Frames(rest, compression), CHUNK_BYTES)
 
     def _member(self, stream: Any) -> Any:
-        """The only file of a zip archive."""
-        if stream is not self._stream or not stream.seekable():  # a zip archive lists its files at its end
+        """Open the only file in a zip archive for reading.
+
+        Raises DataError if the archive does not contain exactly one file, is encrypted, comes from a pipe, or is itself
+        compressed.
+        """
+        if stream is not self._stream or not stream.seekable():  # the list of files is at the end
             raise self._refusal("a zip archive" if self._compressions else "a zip archive in a pipe")
         self._compressions.append("zip")
         archive = ZipFile(stream)
@@ -315,7 +339,7 @@ class _Decompressed(RawIOBase):
             raise DataError(f"{self.name}: {error}; unpack it, and name the text file in it") from None
 
     def _refuse_archives(self, head: bytes) -> None:
-        """Raise DataError if this is the beginning of an archive or a compression that is not supported."""
+        """Raise DataError if head is the beginning of an archive or of a compression that is not supported."""
         for magic, what in REFUSED.items():
             if head.startswith(magic):
                 raise self._refusal(what)
@@ -323,7 +347,10 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if a file named as a compressed one ends within the first bytes of its format."""
+        """Raise _DamageError if a file ends within the magic bytes of the compression that its name implies.
+
+        head is the beginning of the file.
+        """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (
             compression
@@ -344,7 +371,7 @@ class _Decompressed(RawIOBase):
 
 
 class _DecompressedFile(_Decompressed):
-    """The decompressed bytes of a file, which is closed together with this stream."""
+    """A stream of the decompressed bytes of a file; closing the stream closes the file."""
 
     def close(self) -> None:
         self._stream.close()
@@ -352,7 +379,7 @@ class _DecompressedFile(_Decompressed):
 
 
 class _Rejoined(RawIOBase):
-    """The bytes already read to recognise a stream, then the rest of it."""
+    """A stream of head, the bytes already read to detect the compression, followed by the rest of stream."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self._head = head
@@ -371,7 +398,10 @@ class _Rejoined(RawIOBase):
 
 
 def _head(stream: Any) -> bytes:
-    """First bytes of a stream; stops after the first line, since a pipe may send no more for now."""
+    """The first bytes of a stream, at most HEAD_BYTES.
+
+    Stops reading after the first line, or once a known format is recognised, since a pipe may send no more for now.
+    """
     head = b""
     while len(head) < HEAD_BYTES and b"\n" not in head and not head.startswith(KNOWN):
         more = stream.read1(HEAD_BYTES - len(head))
@@ -383,14 +413,14 @@ def _head(stream: Any) -> bytes:
 
 def _is_tar(head: bytes) -> bool:
     try:
-        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # checks a checksum
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # verifies the header's checksum
     except tarfile.HeaderError:
         return False
     return True
 
 
 def _is_text(member: ZipInfo) -> bool:
-    """Whether it is neither a folder nor metadata added by macOS."""
+    """Whether a member of a zip archive is neither a folder nor metadata added by macOS."""
     return not member.is_dir() and not member.filename.startswith("__MACOSX/")
 
 

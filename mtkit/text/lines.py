@@ -1,6 +1,6 @@
-r"""Lines of text from files and pipes, split at \n alone.
+r"""Reads lines of text from files and pipes; only \n and \r\n end a line.
 
-Errors give the file and the line number. Also: advice where a file is CSV, and reading ahead from pipes.
+Error messages give the file and the line number. This module also gives advice on CSV files and reads ahead from pipes.
 """
 
 import csv
@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, Generic, TypeVar, cast
 from mtkit.errors import DataError, counted
 from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read
 
-MANY_RETURNS = 100  # more carriage returns in one line than text is likely to have
+MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file without their ends; `-` is standard input.
+    """Yields the lines of a UTF-8 file without their line ends; `-` is standard input.
 
-    A last line without a line feed counts. Raises DataError if the file is not UTF-8 or has old Mac line ends.
+    Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has old
+    Mac line ends.
     """
     returns = _CarriageReturns(path)
     number = 0
@@ -38,20 +39,23 @@ def read_lines(path: Path) -> Iterator[str]:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line, error.start) from None
-            if b"\r" in line:  # only once it has decoded: binary data contains carriage returns, too
+            if b"\r" in line:  # checked after decoding, since binary data may contain carriage returns, too
                 returns.see(number, line, is_last=not raw.endswith(b"\n"))
             yield text
         returns.check(number)
 
 
 def count_lines(path: Path) -> int:
-    """Number of lines of a file, which need not be UTF-8; this uses up standard input or a pipe."""
+    """The number of lines of a file, which need not be UTF-8; reads standard input or a pipe to its end."""
     with _reading(path), open_to_read(path) as stream:
         return sum(1 for _ in stream)
 
 
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
-    """Yields each line as soon as it arrives, and whether bytes in it that are not UTF-8 were replaced by U+FFFD."""
+    """Yields (line, is_replaced) for each line as soon as it arrives.
+
+    is_replaced tells whether the line contained bytes that are not UTF-8; these become U+FFFD.
+    """
     for raw in _raw_lines(stream):
         line = _without_end(raw)
         try:
@@ -63,9 +67,9 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 def read_pairs(
     source: Path, target: Path, lines_of: Callable[[Path], Iterator[str]] = read_lines
 ) -> Iterator[tuple[str, str]]:
-    """Yields line n of the source with line n of the target.
+    """Yields (line n of source, line n of target); lines_of(path) returns the lines of a file.
 
-    Raises DataError, after the last complete pair, if one file is longer than the other.
+    If one file is longer than the other, raises DataError after the last complete pair.
     """
     source_lines, target_lines = lines_of(source), lines_of(target)
     for number, (source_line, target_line) in enumerate(zip_longest(source_lines, target_lines)):
@@ -81,13 +85,13 @@ def read_pairs(
 
 
 def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
-    """Yields two columns of a tab-separated file, numbered from 1; quotes have no special meaning.
+    """Yields the texts in columns source and target of a tab-separated file; column numbers start from 1.
 
-    A blank line gives a pair of empty strings; blank lines at the end of the file are ignored. Raises DataError if a
-    row has too few columns.
+    Quotes have no special meaning. A blank line yields a pair of empty strings, but blank lines at the end of the file
+    are ignored. Raises DataError if any other line has too few columns.
     """
     least = max(source, target)
-    num_blank = 0  # blank lines just before this one
+    num_blank = 0  # blank lines directly before the current line
     lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         columns = line.split("\t")
@@ -104,32 +108,38 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
 
 
 def named(path: Path, name: str | None = None) -> str:
-    """Name of a file for messages and tables: the name if given, else its path; for `-` always "standard input"."""
+    """The name of a file in messages and tables: name if given, else the path; for `-` always "standard input"."""
     return "standard input" if path == STANDARD_INPUT else name or str(path)
 
 
 def fingerprint(path: Path) -> str:
-    """Checksum of a file's decompressed content, as "sha256:<hex>"."""
+    """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>". Raises DataError for a pipe."""
     require_file(path)
     with _reading(path), open_to_read(path) as stream:
         return "sha256:" + hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
 
 
 def compressed_fingerprint(path: Path) -> str:
-    """Checksum of a file as stored, still compressed; earlier versions of mtkit recorded this for compressed files."""
+    """SHA-256 checksum of a file as stored, without decompressing it, as "sha256:<hex>". Raises DataError for a pipe.
+
+    Earlier versions of mtkit recorded this checksum for compressed files.
+    """
     require_file(path)
     with _reading(path), path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_file(path: Path) -> None:
-    """Raise DataError if path is standard input or a pipe, which can be read only once."""
+    """Raise DataError if path is standard input or a pipe, which cannot be read twice."""
     if path == STANDARD_INPUT or path.is_fifo():
         raise DataError(f"{path}: is a pipe; a file is wanted, which can be read more than once")
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields lines of bytes with their ends, without a byte order mark; waits for no more than the next line."""
+    """Yields the lines of a stream as bytes, with their line ends; removes a byte order mark at the beginning.
+
+    Yields each line as soon as it has arrived.
+    """
     raw = stream.readline().removeprefix(BOM_UTF8)
     while raw:
         yield raw
@@ -152,16 +162,19 @@ def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
 
 
 class _CarriageReturns:
-    """Detects files with old Mac line ends, where a carriage return alone ends a line."""
+    """Detects old Mac line ends: carriage returns without line feeds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._total = 0
-        self._most = 0  # in any one line
+        self._most = 0  # largest number within one line
         self._most_at = 0  # number of that line
 
     def see(self, number: int, line: bytes, is_last: bool) -> None:
-        """Count those within a line (its end removed); is_last means that the file ended without a line feed."""
+        """Count the carriage returns within a line, which is given without its line end; number is the line number.
+
+        is_last means that the file ends after this line, without a line feed; then check is called as well.
+        """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
         if count > self._most:
@@ -170,9 +183,10 @@ class _CarriageReturns:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """Raise DataError, at the end of the file, if carriage returns end the lines of all or part of it.
+        """Raise DataError if carriage returns end the lines of all or part of the file; call this at its end.
 
-        most is the number that ordinary text may have; None means one per line.
+        num_lines is the number of lines read. most is the number of carriage returns that ordinary text may contain;
+        None means one per line.
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
@@ -186,7 +200,7 @@ class _CarriageReturns:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns errors in reading a file into a DataError."""
+    """Context in which errors in reading a file raise DataError."""
     try:
         yield
     except FileNotFoundError:
@@ -201,13 +215,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 SEPARATORS = (",", ";", "|")
 
-# Python modules whose open() decompresses a file, by the ending of its name.
+# Python modules whose open() decompresses a file, by file name extension.
 OPENING_MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 
-FIRST_LINES = 100  # lines inspected to see whether a file is a table
-LEAST_ROWS = 10  # with equal numbers of fields; fewer lines of prose may have equal numbers of commas by chance
+FIRST_LINES = 100  # number of lines inspected to decide whether a file is a table
+LEAST_ROWS = 10  # rows needed to recognise a table; fewer lines of prose may have equal numbers of commas by chance
 
-# Converts CSV to tab-separated columns; tabs and line ends within a field become spaces.
+# Python program that converts CSV to tab-separated columns; tabs and line ends within a field become spaces.
 CONVERTER = (
     "import csv, {module}; [print(*(field.translate({{9: 32, 10: 32, 13: 32}}) for field in row), sep=chr(9)) "
     "for row in csv.reader({module}.open({path}, {mode}, encoding={encoding}, newline={newline}){separator})]"
@@ -215,13 +229,17 @@ CONVERTER = (
 
 
 def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
-    """How to convert a file whose first lines have no tabs but look like CSV, or whose name says CSV; else None."""
+    """Advice on how to convert a CSV file to tab-separated columns; None if the file does not look like CSV.
+
+    lines are the first lines of the file. It looks like CSV if its name says so, if the lines have equal numbers of
+    fields, or if the first line is in quotes and contains a separator.
+    """
     separator = csv_separator(lines) or _separator_in_line(lines[0])
     if separator is None and not is_named_csv(path):
         return None
     is_quoted = lines[0].startswith('"') and lines[0].endswith('"')
     if not is_named_csv(path) and csv_separator(lines) is None and not is_quoted:
-        return None  # may be a sentence with a comma
+        return None  # the first line may be a sentence with a comma
     name = path.name[: -len(path.suffix)] if path.suffix in OPENING_MODULES else path.name
     table = path.with_name(f"{name.removesuffix('.csv')}.tsv")
     command = f"python3 -c {shlex.quote(_converter(path, separator or ','))} > {shlex.quote(str(table))}"
@@ -229,13 +247,16 @@ def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
 
 
 def is_named_csv(path: Path) -> bool:
-    """Whether a file name ends in .csv, or in .csv and the ending of a compression."""
+    """Whether a file name ends in .csv, or in .csv and another extension, such as .csv.gz."""
     return ".csv" in (path.suffix.lower(), Path(path.stem).suffix.lower())
 
 
 def csv_separator(lines: Sequence[str]) -> str | None:
-    """The separator that splits each of the first lines into the same number of fields, at least two; else None."""
-    distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repeated lines have equal numbers of commas anyway
+    """The separator that splits the first lines into equal numbers of fields, at least two; None if there is none.
+
+    Needs at least LEAST_ROWS different lines.
+    """
+    distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
         counts = _field_counts(distinct, separator)
         if len(counts) >= LEAST_ROWS and len(set(counts)) == 1 and counts[0] > 1:
@@ -244,12 +265,15 @@ def csv_separator(lines: Sequence[str]) -> str | None:
 
 
 def _separator_in_line(line: str) -> str | None:
-    """A separator that splits this line into fields; the line may still be prose."""
+    """The first of SEPARATORS that splits the line into two or more fields; None if none does.
+
+    The line may still be prose, with a comma.
+    """
     return next((each for each in SEPARATORS if max(_field_counts([line], each), default=0) > 1), None)
 
 
 def _field_counts(lines: Sequence[str], separator: str) -> list[int]:
-    """Number of fields in each row, up to the first row that is not valid CSV or that ends within a field."""
+    """The number of fields of each row; stops before the first row that is not valid CSV or ends within a field."""
     rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
     counts: list[int] = []
     while True:
@@ -271,29 +295,30 @@ def _converter(path: Path, separator: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Python string literal in double quotes, since the shell command uses single ones."""
+    """The text as a Python string literal in double quotes, since single quotes enclose it in the shell command."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-# Reading ahead from pipes. A writer may wait for the answer to one line before it sends the next.
+# Reading ahead from pipes. The program that writes to the pipe may wait for the answer to a line (its translation or
+# score) before it sends the next line.
 
 T = TypeVar("T")
 
-PAUSE_SECONDS = 0.1  # without a new line, the lines so far are answered
-PATIENCE_SECONDS = 1.0  # longest time that a line waits for others, however steadily they trickle in
-MOST_ITEMS = 4000  # read ahead
-MOST_CHARACTERS = 1_000_000  # read ahead
+PAUSE_SECONDS = 0.1  # if no new line arrives within this time, the lines read so far are answered
+PATIENCE_SECONDS = 1.0  # after this time, a line no longer waits for lines that have not arrived
+MOST_ITEMS = 4000  # number of items read ahead, at most
+MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, after which no more are read
 
 
 class ReadAhead(Generic[T]):
-    """An iterator over items that a thread reads ahead, within limits.
+    """Iterator over items that a thread reads ahead, up to MOST_ITEMS items or MOST_CHARACTERS characters.
 
-    An error in reading is raised where the next item would have been. The thread is a daemon and does not keep the
-    process alive, since it may be waiting for a line that never comes.
+    If reading an item fails, __next__ raises the error in place of that item. The thread is a daemon and does not keep
+    the process alive, since it may be waiting for a line that never comes.
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
-        """The function size returns the number of characters of an item."""
+        """Start a thread that reads items ahead; size(item) returns the number of characters of an item."""
         self._source = items
         self._size = size
         self._items: deque[T] = deque()
@@ -302,7 +327,7 @@ class ReadAhead(Generic[T]):
         self._ended = False
         self._closed = False
         self._changed = Condition()
-        self._first_taken: float | None = None  # when the first item not yet answered was taken
+        self._first_taken: float | None = None  # time of the first call of pauses since it last returned True
         Thread(target=self._read, name="arriving", daemon=True).start()
 
     def __iter__(self) -> Iterator[T]:
@@ -322,11 +347,15 @@ class ReadAhead(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next item, or the end, has been read."""
+        """Whether the next item, or the end, has been read, so that __next__ would not wait."""
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Wait a moment; True if no item came, so that those taken should be answered."""
+        """Wait up to PAUSE_SECONDS for the next item; True if none came and the items taken so far should be answered.
+
+        Even if items keep arriving, it no longer waits once PATIENCE_SECONDS have passed since its first call after it
+        last returned True.
+        """
         now = monotonic()
         if self._first_taken is None:
             self._first_taken = now
@@ -338,7 +367,7 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """End the thread once the item that it is waiting for has come."""
+        """Make the thread end as soon as it has read the item that it is waiting for; does not wait for it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -353,7 +382,7 @@ class ReadAhead(Generic[T]):
                     self._items.append(item)
                     self._num_characters += self._size(item)
                     self._changed.notify_all()
-        except BaseException as error:  # raised by __next__, where the item would have been
+        except BaseException as error:  # __next__ raises it in place of the missing item
             self._error = error
         finally:
             with self._changed:
@@ -366,13 +395,13 @@ class ReadAhead(Generic[T]):
 
 
 class InputStreams:
-    """A context that reads streams of lines ahead and says when the lines taken so far should be answered.
+    """Context manager that reads streams of lines ahead and decides when to answer the lines taken so far.
 
-    With line_buffered, each line is answered as it comes and nothing is read ahead.
+    With line_buffered, each line is answered before the next is read, and nothing is read ahead.
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """before_waiting, which flushes the answers, is called whenever the next line has not arrived yet."""
+        """before_waiting is called whenever the next line has not arrived yet, in order to flush the answers."""
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
         self._streams: list[ReadAhead[Any]] = []
@@ -387,7 +416,10 @@ class InputStreams:
             stream.close()
 
     def read(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
-        """The items, read ahead if their stream may pause; size returns the number of characters of an item."""
+        """Returns an iterable over the items, which are read ahead if may_pause and not line_buffered.
+
+        may_pause tells whether their stream may pause; size(item) returns the number of characters of an item.
+        """
         if self._line_buffered or not may_pause:
             return items
         stream = ReadAhead(items, size)
@@ -395,7 +427,7 @@ class InputStreams:
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether to answer the lines taken so far before reading more; waits for a moment to see."""
+        """Whether to answer the lines taken so far before taking more; waits briefly to see whether more arrive."""
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
     def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:

@@ -1,7 +1,7 @@
-"""Detects text that is not plain sentences, and gives shell commands that mend it.
+"""Detects text that is not plain sentences, and suggests shell commands that correct it.
 
-Found are text that other tools have tokenised, cut into subwords, escaped or lower-cased; tables; header lines; and
-parallel text whose sides are the same.
+Detects text that other tools have tokenised, cut into subwords, escaped or lower-cased; tables; header lines; and
+parallel text whose source and target are identical.
 """
 
 import re
@@ -18,31 +18,32 @@ from mtkit.text.parallel import Pair
 
 # Traces of preprocessing by other tools.
 
-MOST_LINES = 1_000_000  # a sample is taken from these first lines of a file
-LEADING_LINES = 2048  # all in the sample
+MOST_LINES = 1_000_000  # samples are taken from this many lines at the beginning of a file
+LEADING_LINES = 2048  # the sample contains all of this many lines at the beginning
 
 MOSES = "Moses or a tool like it"
 
-LEAST_LETTERS = 200  # with case, needed to judge whether a text is lower-cased
+LEAST_LETTERS = 200  # letters with case needed to decide whether a text is lower-cased
 LOWER_CASED = 0.0005  # a text with at most this share of capitals among its letters counts as lower-cased
 CASED = 0.005  # a text with at least this share counts as cased; plain sentences have 2 % or more
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A trace of preprocessing, which plain text rarely has."""
+    """A trace of preprocessing by some tool, which plain text rarely contains."""
 
-    kind: str  # completes "looks …"
+    kind: str  # follows "looks" in messages
     by: str  # the tool that left it
     pattern: re.Pattern[str]
     share: float  # processed text has it in more than this share of its lines
-    cure: str  # shell filter that undoes it; LANG stands for the language code
-    setting: str = ""  # a setting that suits such text
-    undone: tuple[tuple[str, str], ...] = ()  # patterns and replacements that undo it, if it hides other signs
+    cure: str  # shell filter that undoes the preprocessing; LANG is replaced by the language code
+    setting: str = ""  # advice on a setting that suits such text
+    undone: tuple[tuple[str, str], ...] = ()  # (pattern, replacement)s to undo it where it hides other signs
 
 
 # Measured: raw text of 21 languages has subword marks and escapes in at most 0.2 % of its lines, and the spaces of
-# tokenised text in at most 2 %; tokenised text has them in 80 % or more. Spaces before ? ! ; and : are correct French.
+# tokenised text in at most 2 %; tokenised text has such spaces in 80 % or more. Spaces before ? ! ; and : are no sign
+# of tokenisation, since they are correct French.
 SIGNS = (
     Sign(
         "cut into subwords",
@@ -97,7 +98,7 @@ SIGNS = (
     Sign(
         "quoted",
         "a writer of CSV",
-        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # CSV quotes only lines that contain quotes
+        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # with doubled quotes inside, as CSV writes them
         0.002,
         """sed -E '/^"([^"]|"")*"$/{s/^"(.*)"$/\\1/; s/""/"/g}'""",
     ),
@@ -114,17 +115,21 @@ SIGNS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A sign found in a text."""
+    """A sign that was found in a text."""
 
     sign: Sign
-    line: int  # number of the first line that has it
-    excerpt: str
-    count: int  # lines that have it
-    num_lines: int  # lines inspected, without blank ones
+    line: int  # number of the first line with the sign, from 1
+    excerpt: str  # the sign in that line, with some text around it
+    count: int  # number of lines with the sign
+    num_lines: int  # number of lines inspected, not counting blank ones
 
 
 def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
-    """Yields numbered lines: all of the first ones, then ever fewer, from at most the first `most` lines."""
+    """Yields (line number, line) for a sample of the first `most` lines; numbers begin at 1.
+
+    These are all of the first LEADING_LINES lines, then LEADING_LINES / 2 lines at every second position, as many at
+    every fourth, and so on.
+    """
     numbered = enumerate(islice(lines, most), start=1)
     yield from islice(numbered, LEADING_LINES)
     step = 2
@@ -134,9 +139,9 @@ def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, 
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that many of these numbered lines have; a single line is never enough.
+    """The signs that occur in many of the (number, line) pairs, in the order of SIGNS; a single line is never enough.
 
-    If the text is cut into subwords, they are joined before looking for the signs that follow in SIGNS.
+    If the text is cut into subwords, these are joined before looking for the later signs in SIGNS.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -145,7 +150,7 @@ def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
             found.append(finding)
             for pattern, replacement in sign.undone:
                 texts = [(number, re.sub(pattern, replacement, text)) for number, text in texts]
-    # The Moses detokenizer also undoes these escapes.
+    # The Moses detokenizer also undoes the escapes.
     if any(finding.sign.by == MOSES for finding in found):
         found = [finding for finding in found if finding.sign.kind != "escaped"]
     return found
@@ -160,10 +165,13 @@ def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
 
 
 def capitals(lines: Iterable[str]) -> float | None:
-    """Share of capitals among the letters with case; None if there are too few such letters to tell."""
+    """The fraction of capitals among the letters that have case.
+
+    None if fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case.
+    """
     text = "".join(lines)
     letters = [character for character in text if character.isalpha()]
-    # Unicode has Georgian capitals, but Georgian sentences do not use them.
+    # Unicode has Georgian capitals, but Georgian sentences do not use them; Georgian letters count as without case.
     small = sum(character.islower() and not "ა" <= character <= "ჿ" for character in letters)
     large = sum(map(str.isupper, letters))
     if small + large < max(LEAST_LETTERS, len(letters) / 2):
@@ -172,21 +180,24 @@ def capitals(lines: Iterable[str]) -> float | None:
 
 
 def _excerpt(match: re.Match[str]) -> str:
-    """The match with some characters around it."""
+    """The match with up to 20 characters before and after it."""
     return match.string[max(0, match.start() - 20) : match.end() + 20].strip()
 
 
-# Tables read as plain text, and columns of numbers or names instead of sentences.
+# Mistakes with tables: tables read as plain text, and columns of numbers or names read as sentences.
 
-LARGE_SHARE = 0.5  # of lines that are not sentences
-LONGEST_SHOWN = 20  # characters of a column in messages
+LARGE_SHARE = 0.5  # of lines that are numbers or names; a text with a larger share is not sentences
+LONGEST_SHOWN = 20  # largest number of characters of a column that messages show
 
-# A digit is required, since many languages write whole sentences without spaces.
+# Numbers, names such as doc-12, and URLs. A digit is required, since a sentence may be written without spaces.
 LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
 
 
 def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
-    """Advice if the first lines of a text are rows of a table, each of which would be read as a sentence; else None."""
+    """Advice if the first lines of a file are rows of a table, which would each be read as one sentence; else None.
+
+    If is_test_set, the advice is to extract columns into files, since a test set cannot be given as columns of a table.
+    """
     lines = lines[:FIRST_LINES]
     num_columns = lines[0].count("\t") + 1 if lines else 0
     if len(lines) >= LEAST_ROWS and num_columns > 1 and {line.count("\t") + 1 for line in lines} == {num_columns}:
@@ -204,9 +215,9 @@ def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str 
 
 
 def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
-    """Advice if most lines of a text are numbers or names; else None.
+    """Advice if most lines of a text are numbers or names (such as doc-12) instead of sentences; else None.
 
-    If the text is a column of a table, rows are the rows of that table.
+    If the text is a column of a table, column is its number and rows are rows of that table; else column is None.
     """
     written = [line.strip() for line in lines if line.strip()]
     labels = [line for line in written if LABEL.fullmatch(line)]
@@ -221,7 +232,10 @@ def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[st
 
 
 def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
-    """The first two columns, numbered from 1, that hold sentences in most rows; None if there are fewer than two."""
+    """The numbers, from 1, of the first two columns with sentences (not numbers or names) in at least half of the rows.
+
+    None if there are fewer than two such columns.
+    """
     columns = list(zip(*(row.split("\t") for row in rows), strict=False))
     found = [
         number
@@ -236,23 +250,23 @@ def _column_file(file: Path, column: int) -> str:
 
 
 def _shown(row: str) -> str:
-    """The columns of a row for messages, long ones shortened."""
+    """The columns of a row for messages, joined by " | "; columns longer than LONGEST_SHOWN are shortened."""
     texts = [text.strip() for text in row.split("\t")]
     return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
 
 
-# Mistakes in parallel text: a header line that is read as a pair, and sides that are the same.
+# Mistakes in parallel text: a header line that is read as a pair, and a source that is identical to the target.
 
-NUM_NAMED = 3  # warnings of each kind in full; further ones are only counted
-COPIED_SHARE = 0.1  # of the pairs; Khayrallah & Koehn (2018) measured that so many copies already harm a model
+NUM_NAMED = 3  # number of warnings of each kind that are shown; further ones are only counted
+COPIED_SHARE = 0.1  # of pairs; Khayrallah & Koehn (2018) measured that so many copies already harm a model
 
-# Words in the names of columns.
+# Words that occur in column names.
 COLUMN_WORDS = (
     "source sources src target targets tgt trg text texts sentence sentences segment line lines string translation "
     "translations translated original input output reference references hypothesis column col lang language "
     "id ids idx index num score scores similarity"
 )
-# ISO 639-1; language codes are common names of columns, too.
+# ISO 639-1 language codes, which are common column names, too.
 LANGUAGE_CODES = (
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
     "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv "
@@ -271,17 +285,20 @@ LANGUAGE_NAMES = (
 
 
 class Oversights:
-    """Collects warnings on header lines and copied text in parallel text while it is read."""
+    """Collects warnings about header lines and about identical source and target while parallel text is read."""
 
     def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
-        """With is_copying_dropped, training leaves out identical pairs, so they need no warning there."""
+        """is_copying_dropped: training drops identical pairs, so training text needs no warning about them."""
         self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
         self._is_copying_dropped = is_copying_dropped
         self._headers: list[str] = []
         self._copies: list[str] = []
 
     def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
-        """Yields the pairs unchanged and checks them; name and files identify the text, trains means training text."""
+        """Yields the pairs unchanged and checks them; call warnings when all pairs have been read.
+
+        name and files identify the text in the warnings; trains means that the text is used for training.
+        """
         files = list(dict.fromkeys(files))
         where = " and ".join(map(str, files))
         num_equal = num_pairs = 0
@@ -303,7 +320,7 @@ class Oversights:
             )
 
     def warnings(self) -> Iterator[str]:
-        """Yields a line for each of the first few warnings of each kind, and one for the rest."""
+        """Yields the first NUM_NAMED warnings of each kind, a line each, then a line with the number of the rest."""
         for found in (self._headers, self._copies):
             yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
@@ -311,11 +328,11 @@ class Oversights:
 
     def _is_header(self, source: str, target: str) -> bool:
         if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):
-            return False  # a short word or a name that is the same in both languages
+            return False  # may be a word or name that is the same in both languages
         return self._names_column(source) and self._names_column(target)
 
     def _names_column(self, text: str) -> bool:
-        """Whether a text consists of words that name columns, such as sentence1, text_en or eng_Latn."""
+        """Whether a text looks like the name of a column, such as sentence1, text_en or eng_Latn."""
         text = text.strip().strip("\"'").lower()
         if text in self._codes or re.fullmatch(r"[a-z]{3}[_-](arab|cyrl|deva|ethi|grek|hans|hant|hebr|latn)", text):
             return True
@@ -325,9 +342,9 @@ class Oversights:
 
 
 def _deleting(files: Sequence[Path]) -> str:
-    """Shell command that deletes the first line of each file, and what to rename in the settings.
+    """Shell commands that delete the first line of each file, and which file names to use in the settings afterwards.
 
-    Compressed files are decompressed, so their names change.
+    Compressed files are stored decompressed, so their names change.
     """
     plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
     compressed = [file for file in files if read_command(file)]
@@ -340,12 +357,15 @@ def _deleting(files: Sequence[Path]) -> str:
 
 # Shell commands that clean up text.
 
-# Shell commands that decompress a file to standard output, by the ending of its name.
+# Shell commands that decompress a file to standard output, by file name extension.
 DECOMPRESS = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "zstd -cd", ".zip": "unzip -p"}
 
 
 def read_command(path: Path, column: int | None = None) -> str:
-    """Shell command that writes a text, or a column of it, to standard output; "" if filters can read the file."""
+    """Shell command that writes a file, or only one column of it, to standard output.
+
+    Returns "" if the file is not compressed and no column is given, since other commands can then read the file itself.
+    """
     file = shlex.quote(str(path))
     command = DECOMPRESS.get(path.suffix.lower())
     decompress = f"{command} {file}" if command else ""
@@ -355,7 +375,10 @@ def read_command(path: Path, column: int | None = None) -> str:
 
 
 def cleaning_command(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
-    """Shell command that pipes a text, or a column of it, through filters into a new file beside it."""
+    """Shell command that pipes a file, or only one column of it, through filters into a new file in the same folder.
+
+    The new file for a column has the language code as its extension.
+    """
     plain = decompressed_path(path)
     name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
     first = read_command(path, column)
@@ -364,5 +387,5 @@ def cleaning_command(path: Path, column: int | None, filters: Sequence[str], lan
 
 
 def decompressed_path(path: Path) -> Path:
-    """Path of a file once it is decompressed."""
+    """The path of a file after decompression: without the extension of the compression, if any."""
     return path.with_suffix("") if path.suffix.lower() in DECOMPRESS else path

@@ -1,6 +1,6 @@
-"""Parallel corpora: the pairs of lines that data.train and data.valid name, their tags, and their file patterns.
+"""Parallel corpora: reads the sentence pairs of data.train and data.valid, adds tags, expands file patterns.
 
-A corpus whose sides are lists of files consists of parts, one for each pair of files.
+A corpus of several files consists of parts: each pair of a source and a target file, or each tab-separated file.
 """
 
 import glob
@@ -22,27 +22,27 @@ from mtkit.text.segmentation import split_tags
 
 Pair = tuple[str, str]
 
-COLUMN = ", column "  # joins the fingerprint of a tab-separated file and the column of one side
+COLUMN = ", column "  # comes between the fingerprint of a tab-separated file and the column number
 
 
 def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
-    """Yields the pairs of a corpus, part by part, without its tag."""
+    """Yields the (source, target) pairs of a corpus, part by part; the corpus's tag is not added."""
     return chain.from_iterable(map(read_part, corpus.parts))
 
 
 def read_part(part: CorpusConfig) -> Iterator[Pair]:
-    """Yields the pairs of one part of a corpus, without its tag."""
+    """Yields the (source, target) pairs of one part of a corpus; the corpus's tag is not added."""
     source, target = files_of(part)
     return read_columns(source, *part.columns) if part.tsv is not None else read_pairs(source, target)
 
 
 def files_of(part: CorpusConfig) -> tuple[Path, Path]:
-    """The source file and the target file of one part of a corpus; for tab-separated columns, the same file twice."""
+    """The source file and the target file of one part of a corpus; if it is tab-separated, the same file twice."""
     return part.paths[0], part.paths[-1]
 
 
 def read_source(corpus: CorpusConfig) -> Iterator[str]:
-    """Yields the source lines of a corpus, without its tag."""
+    """Yields the source lines of a corpus; the corpus's tag is not added."""
     return _read_side(corpus, 0)
 
 
@@ -58,18 +58,18 @@ def _read_side(corpus: CorpusConfig, side: int) -> Iterator[str]:
 
 
 def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
-    """Yields the pairs of all corpora, one corpus after the other, with tags."""
+    """Yields the pairs of all corpora, one corpus after the other, with each corpus's tag before its source lines."""
     for corpus in corpora:
         for source, target in read_corpus(corpus):
             yield tagged(source, corpus.tag), target
 
 
 def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
-    """Yields the pairs of all corpora, with tags, one from each corpus in turn, so that the first few cover all.
+    """Yields the pairs of all corpora, with tags, taking one pair from each corpus in turn.
 
-    With is_spread, the first few pairs of each corpus, however many, are spread evenly over it; without, the pairs keep
-    their order. A corpus that has ended is skipped. The corpora are read into memory one after the other, since there
-    may be more of them than a process may open files.
+    With is_spread, the pairs of each corpus are reordered by spread, so that the first few, however many, are spread
+    evenly over the corpus; otherwise they keep their order. A corpus that has no pairs left is skipped. The corpora are
+    read into memory one after the other, since there may be more of them than files that a process may open.
     """
     texts = [list(tagged_pairs([corpus])) for corpus in corpora]
     if is_spread:
@@ -79,9 +79,9 @@ def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> It
 
 
 def spread(count: int) -> list[int]:
-    """The numbers below count, ordered so that the first few, however many, are spread evenly: 0 4 2 6 1 5 3 7.
+    """The numbers from 0 to count - 1 in an order in which the first n are spread evenly, for any n.
 
-    They are sorted by their reversed bits (van der Corput, 1935).
+    Sorts them by their reversed bits (van der Corput, 1935): 0 4 2 6 1 5 3 7 for a count of 8.
     """
     width = max(count - 1, 0).bit_length()
     return sorted(range(count), key=lambda number: f"{number:0{width}b}"[::-1])
@@ -90,7 +90,10 @@ def spread(count: int) -> list[int]:
 def fingerprints(
     part: CorpusConfig, fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """For each side of one part of a corpus, the path of its text and a fingerprint that changes with the text."""
+    """Returns (path, fingerprint) for the source and for the target of one part of a corpus.
+
+    A fingerprint changes whenever the text does; for a tab-separated file, it includes the column number.
+    """
     source, target = files_of(part)
     if part.tsv is not None:
         whole = fingerprint_of(source)
@@ -100,7 +103,7 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The fingerprints of one part; compressed_fingerprint where only that is known.
+    """Like fingerprints, but uses compressed_fingerprint for a side where only that one is in known.
 
     Earlier versions of mtkit recorded the checksum of the bytes before decompression.
     """
@@ -114,21 +117,21 @@ def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple
     return first, second
 
 
-# Tags, which tell a multilingual model what is wanted.
+# Tags, which tell a multilingual model what to produce, such as the target language.
 
 
 def tagged(line: str, tag: str | None) -> str:
-    """The line with the tag, if any, before it; a blank line stays blank."""
+    """The line with the tag and a space before it; unchanged if tag is None or the line is blank."""
     return f"{tag} {line}" if tag is not None and line.strip() else line
 
 
 def describe_tags(tags: Sequence[str]) -> str:
-    """Text for messages on the tags that a model knows."""
+    """A clause for messages that lists the tags that a model knows."""
     return f"it knows {listed_tags(tags)}" if tags else "it knows no tags"
 
 
 def extend_command(model: str, tags: Iterable[str]) -> str:
-    """The command that adds tags to a model."""
+    """The shell command that adds tags to a model with mtkit extend."""
     return f"mtkit extend {model} {' '.join(f'--tag {shlex.quote(tag)}' for tag in tags)} -o LARGER"
 
 
@@ -136,7 +139,7 @@ class ExpectedTags:
     """Checks whether source lines begin with a tag that the model knows."""
 
     def __init__(self, tags: Sequence[str], needed: bool) -> None:
-        """The tags that a model knows; needed if it was trained with one before every line."""
+        """Takes the tags of a model; needed means that it was trained with one before every source line."""
         self._tags = tags
         self._needed = needed
         brackets = {_brackets(tag) for tag in tags}
@@ -146,7 +149,10 @@ class ExpectedTags:
         self._unknown = f"begins with what looks like a tag, and is none of the model's: {listed}"
 
     def fault(self, line: str) -> str | None:
-        """What is wrong, worded to follow "line 3"; None if nothing is. Blank lines need no tag."""
+        """What is wrong with the tag of a line, worded to follow "line 3" in a message; None if nothing is.
+
+        Blank lines need no tag.
+        """
         if not self._tags or not line.strip() or split_tags(line, self._tags)[0]:
             return None
         if self._looks_like_a_tag(line.split(maxsplit=1)[0]):
@@ -154,12 +160,12 @@ class ExpectedTags:
         return self._missing if self._needed else None
 
     def _looks_like_a_tag(self, word: str) -> bool:
-        """Whether the word is enclosed like one of the tags, for example in >> and <<."""
+        """Whether the word is enclosed in the same brackets as one of the tags, for example in >> and <<."""
         return _brackets(word) in self._brackets
 
 
 def _brackets(word: str) -> tuple[str, str]:
-    """What a word begins and ends with besides letters and digits."""
+    """Returns what a word has before its first and after its last letter or digit, such as "<" and ">"."""
     begin, end = 0, len(word)
     while begin < end and not word[begin].isalnum():
         begin += 1
@@ -168,35 +174,37 @@ def _brackets(word: str) -> tuple[str, str]:
     return word[:begin], word[end:]
 
 
-# Finding the files: a pattern such as `parts/*.en.gz` becomes the list of files that it matches.
+# Finding files: a pattern such as `parts/*.en.gz` is replaced by the list of files that it matches.
 
 COMPRESSED_ENDINGS = {*COMPRESSIONS, ".zip"}
 
-# `**/` matches any number of folders; the others match within one name.
+# `**/` matches any number of nested folders, and `**` at the end everything below a folder; other wildcards match
+# within one file or folder name.
 WILDCARD = re.compile(r"\*\*/|\*+|\?|\[!?[^/\]][^/\]]*\]|\[!?\][^/\]]*\]")
 
 
 @dataclass(frozen=True)
 class _Matches:
-    """The files that a path of the settings matches."""
+    """A path from the settings and the files that it matches."""
 
     path: Path
     files: tuple[Path, ...]
-    keys: tuple[tuple[str, ...], ...] | None = None  # text of the wildcards in each file; None: path is no pattern
+    keys: tuple[tuple[str, ...], ...] | None = None  # what the wildcards match in each file; None: no pattern
 
     @property
     def described(self) -> str:
-        """Text for messages."""
+        """A clause for messages, such as "parts/*.en matches 3 files"."""
         if self.keys is None:
             return f"{self.path} is one file"
         return f"{self.path} matches {counted(len(self.files), 'file')}"
 
 
 def with_patterns_expanded(config: Config) -> Config:
-    """The settings with every pattern replaced by the files that it matches, in natural order: 2 before 10.
+    """Returns config with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    A pattern that matches nothing is kept: a run whose text is gone may never read it, and data_file reports it.
-    Raises DataError for a folder, and for a part of one side without its counterpart.
+    A pattern that matches no file is kept: a run may no longer need the text, and data_file raises DataError if it
+    does. Raises DataError for a folder, for a test set with several source files, and if the source and target files of
+    a corpus do not correspond.
     """
     data = config.data
     sections = {
@@ -219,7 +227,10 @@ def with_patterns_expanded(config: Config) -> Config:
 
 
 def data_file(config: Config, path: Path) -> Path:
-    """Path of a text file that the settings name; raises DataError, with where it was looked for, if there is none."""
+    """The path of a text file that the settings name, including data.root.
+
+    Raises DataError, which names the folder that was searched, if the file does not exist.
+    """
     here = config.data_path(path)
     if here.exists():
         return here
@@ -240,7 +251,7 @@ def data_file(config: Config, path: Path) -> Path:
 
 
 def _syntax_advice(path: str) -> str | None:
-    """Advice on a path with the syntax of a shell or another toolkit, which has no meaning here."""
+    """Advice on a path that contains shell syntax or the like, which mtkit takes literally; None if it has none."""
     if re.search(r"\{.*(,|\.\.).*\}", path):
         return "braces stand for themselves; write a list of files or patterns, [FIRST, SECOND]"
     if "$" in path:
@@ -253,7 +264,7 @@ def _syntax_advice(path: str) -> str | None:
 
 
 def _near(path: Path) -> str:
-    """Suggestion of a file with a similar name in the same folder; "" if there is none."""
+    """A suggestion, for messages, of a file with a similar name in the same folder; "" if there is none."""
     try:
         names = [beside.name for beside in path.parent.iterdir()]
     except OSError:
@@ -283,7 +294,10 @@ def _corpus(config: Config, corpus: CorpusConfig, name: str) -> CorpusConfig:
 
 
 def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConfig:
-    """The test set with its patterns replaced: one source file, and one reference for each file of the target."""
+    """The test set with its patterns replaced by the files that they match; each target file is one reference.
+
+    Raises DataError if the source matches several files.
+    """
     if test_set.source is None:
         return test_set
     source = _match(config, test_set.source, f"{name}.source", config.languages.source)
@@ -302,7 +316,7 @@ def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConf
 
 
 def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[TokenizerTextConfig]:
-    """Text for the tokenizer alone, one entry per file, since its sides need not be parallel."""
+    """Expands an entry of tokenizer.text into one entry per file, since its sides need not be parallel."""
     sides = {
         side: _match(config, path, f"{name}.{side}", getattr(config.languages, side))
         for side, path in (("source", text.source), ("target", text.target))
@@ -320,13 +334,16 @@ def _match_all(config: Config, given: Path | tuple[Path, ...], name: str, ending
 
 
 def _as_given(given: Path | tuple[Path, ...], files: Sequence[tuple[Path, ...]]) -> Path | tuple[Path, ...]:
-    """All files as a list; a single path that stands for one file stays a path."""
+    """All files in one tuple; a single path if `given` is a path and there is only one file."""
     found = tuple(path for some in files for path in some)
     return found[0] if isinstance(given, Path) and len(found) == 1 else found
 
 
 def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
-    """The files that a path matches; ending is a likely ending of their names, for advice if the path is a folder."""
+    """The files that a path from the settings matches. Raises DataError if the path is a folder.
+
+    name is the setting, for messages; ending is a likely extension of the files, for advice if the path is a folder.
+    """
     here = config.data_path(path)
     if here.is_dir():
         raise DataError(
@@ -347,7 +364,7 @@ def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
 
 
 def _regex(pattern: str) -> str:
-    """Regular expression equivalent to a pattern, with a group for each wildcard."""
+    """Regular expression that is equivalent to a file pattern, with a group for each wildcard."""
     parts, end = [], 0
     for wildcard in WILDCARD.finditer(pattern):
         parts.append(re.escape(pattern[end : wildcard.start()]))
@@ -366,12 +383,15 @@ def _group(wildcard: str) -> str:
 
 
 def _natural(text: str) -> list[str | int]:
-    """Sorting key that compares numbers by value; text and numbers alternate in it."""
+    """Sort key for natural order (part2 before part10): a list in which strings and integers alternate."""
     return [int(piece) if index % 2 else piece for index, piece in enumerate(re.split(r"([0-9]+)", text))]
 
 
 def _pattern_in(folder: Path, ending: str) -> str:
-    """A pattern for the files of a folder whose endings contain ending, such as *.en.gz; if none do, for most files."""
+    """A pattern, such as *.en.gz, for the most frequent extension of the files in a folder.
+
+    Extensions that include `ending`, such as en, take precedence.
+    """
     endings: Counter[str] = Counter()
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -382,7 +402,11 @@ def _pattern_in(folder: Path, ending: str) -> str:
 
 
 def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The files of both sides; those at the same position make a part."""
+    """The source files and the target files; files at the same position make a part.
+
+    If both paths are patterns, files are paired by the text that the wildcards match. Raises DataError if a file has no
+    counterpart.
+    """
     for found, other in ((source, target), (target, source)):
         if not found.files and other.files:
             advice = _syntax_advice(str(found.path))
@@ -413,7 +437,7 @@ def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, 
 
 
 def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str) -> DataError:
-    """The error for files of found, at the positions alone, that lack their counterpart."""
+    """The error for the files of `found` at the positions `alone`, which have no counterpart in `other`."""
     assert found.keys is not None
     texts = iter(found.keys[alone[0]])
     missing = WILDCARD.sub(lambda _: next(texts), str(other.path))
@@ -427,7 +451,7 @@ def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str)
 def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches], name: str) -> None:
     """Raise DataError if both sides list the same parts in different orders.
 
-    Parts are recognised by what distinguishes the file names of one side from each other.
+    A part is recognised by what remains of a path without the beginning and end that all paths of its side share.
     """
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):
@@ -440,7 +464,7 @@ def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches],
 
 
 def _distinctive(names: Sequence[str]) -> list[str]:
-    """The names without their common beginning and end."""
+    """The names without the beginning and end that all of them share."""
     start = _common_prefix_length(names)
     rest = [name[start:] for name in names]
     end = _common_prefix_length([name[::-1] for name in rest])
@@ -448,6 +472,6 @@ def _distinctive(names: Sequence[str]) -> list[str]:
 
 
 def _common_prefix_length(names: Sequence[str]) -> int:
-    """Number of characters at the beginning that all names share."""
+    """The length of the longest prefix that all names share."""
     columns = enumerate(zip(*names, strict=False))
     return next((index for index, column in columns if len(set(column)) > 1), min(map(len, names)))

@@ -1,4 +1,4 @@
-"""Segmentation of lines: into parts that fit a model, into random subwords (BPE-dropout, unigram), into words."""
+"""Splits long lines into parts that fit a model, samples subword segmentations, and groups pieces into words."""
 
 import math
 import random
@@ -13,35 +13,36 @@ from itertools import accumulate, pairwise
 
 # Splitting long lines.
 
-WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
+WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # characters mostly written without spaces
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
-_ALWAYS_END = frozenset("。！？｡—、，；：")  # whatever follows; a full stop may be a decimal point
+_ALWAYS_END = frozenset("。！？｡—、，；：")  # always end one, unlike a full stop, which may be a decimal point
 _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
 _WIDE_FIRST = re.compile(rf"[{WIDE}]")
-_FIRST_TRY = 256  # characters; the search for the longest text that fits starts here
+_FIRST_TRY = 256  # number of characters; the search for the longest text that fits starts with it
 _WORD = re.compile(r"(\S+)\s*")
 _JOINER = "\u200d"  # joins several emoji into one
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a line."""
+    """A part of a line that was split."""
 
     text: str
-    separator: str  # joins it to the next part: a space if the line was cut at white space, else nothing
+    separator: str  # joins it to the next part: a space if white space was between them, else ""
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
-    """Split a line into parts that fit, as long as possible.
+    """Split a line into parts that fit and are as long as possible.
 
-    It is cut after a sentence if possible, else after a clause, else at a space, else anywhere. Only white space at the
-    cuts and the ends is lost; a blank line has no parts. A part that does not fit is a single character. The search
-    assumes that a text fits if a longer one does, and calls fits on O(n log n) characters in all.
+    The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
+    characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. Only a part
+    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. The texts
+    passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -61,7 +62,7 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
 
 
 def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
-    """The tags that a line begins with, and the rest of the line."""
+    """Returns (the tags at the beginning of a line, as one string; the rest of the line)."""
     begin = position = len(line) - len(line.lstrip())
     while tags and (word := _WORD.match(line, position)) and word[1] in tags:
         position = word.end()
@@ -69,10 +70,11 @@ def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """Join the translations of a line's parts; separators are those of the parts, the last one unused.
+    """Join the translations of a line's parts; separators are the separators of these parts, the last one unused.
 
-    The source may be written without spaces and its translation with them: after a translation that ends like a
-    sentence comes a space even where the source had none, unless the next translation is written without spaces.
+    A source without spaces may be translated into a language with spaces. So a space is inserted after a translation
+    that ends like a sentence, even if the separator is empty, unless the next translation is in a script without
+    spaces.
     """
     joined = ""
     separator = ""
@@ -85,20 +87,23 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
 
 
 def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
-    """Yields the positions after punctuation marks that end a sentence or a clause."""
+    """Yields the positions directly after the punctuation marks that end a sentence or a clause."""
     for match in marks.finditer(line):
         if _MAY_FOLLOW.match(line, match.end()) or not _ALWAYS_END.isdisjoint(match.group()):
             yield match.end()
 
 
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
-    """The best end of the part that starts at begin."""
+    """The position in the line at which to end the part that starts at begin.
+
+    cuts are lists of possible positions, the preferred list first; last is the end of the line without white space.
+    """
     reach = _reach(line, begin, last, fits)
     if reach == last:
         return last
     for positions in cuts:
         position = bisect_right(positions, reach) - 1
-        # A longer text fitted, so this one does, too, except for quirks of a tokenizer.
+        # A longer text fits, so this one should fit, too, but tokenizers have quirks.
         while position >= 0 and positions[position] > begin:
             if fits(line[begin : positions[position]].rstrip()):
                 return positions[position]
@@ -110,12 +115,12 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
 
 
 def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int:
-    """The end of the longest text from begin that fits; at least one character."""
+    """The end position of the longest text from begin that fits; begin + 1 if no text fits."""
 
     def fits_to(end: int) -> bool:
         return fits(line[begin:end].rstrip())
 
-    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # low fits or is one character
+    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # the text up to low fits or is one character
     while low < high and fits_to(high):
         if high == last:
             return last
@@ -130,7 +135,10 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
 
 
 def _inside_a_character(line: str, begin: int, position: int) -> bool:
-    """Whether a cut here would split a visible character, such as an accent from its letter or half of a flag."""
+    """Whether a cut at position would split a visible character.
+
+    For example, it would cut off an accent from its letter, or half of a flag.
+    """
     after = line[position]
     if after == _JOINER or line[position - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # skin tones
         return True
@@ -143,29 +151,29 @@ def _inside_a_character(line: str, begin: int, position: int) -> bool:
 
 
 def _is_flag_letter(character: str) -> bool:
-    """Whether it is a regional indicator; two of them make a flag."""
+    """Whether the character is a regional indicator symbol; two of these make a flag."""
     return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 # Sampling segmentations: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
 
 SPACE_MARK = "\u2581"  # SentencePiece writes it before each word, in place of a space
-MOST_WORDS = 1 << 17  # whose samplers are cached
+MOST_WORDS = 1 << 17  # number of words whose samplers are cached
 
 
 @dataclass(frozen=True)
 class SubwordModel:
-    """The pieces of a BPE or unigram model from which segmentations are sampled."""
+    """The pieces of a BPE or unigram model, for sampling segmentations."""
 
     ids: dict[str, int]
-    scores: dict[str, float]  # BPE: higher ones are merged first; unigram: log-probabilities
-    symbols: tuple[str, ...]  # never split
-    encode: Callable[[str], list[int]]  # best segmentation of a word, given without its space mark
+    scores: dict[str, float]  # BPE: pieces with higher scores are merged first; unigram: log-probabilities
+    symbols: tuple[str, ...]  # pieces that are never split
+    encode: Callable[[str], list[int]]  # ids of the best segmentation of a word without its space mark
 
     def can_vary(self, word: str) -> bool:
-        """Whether a word may have several segmentations: all characters are pieces, and it contains no symbol.
+        """Whether a word may have several segmentations: all its characters are pieces, and it contains no symbol.
 
-        Unknown characters and those spelled in bytes have only one.
+        Unknown characters and characters spelled in bytes have only one segmentation.
         """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 
@@ -175,20 +183,26 @@ MakeWordSampler = Callable[[str], WordSampler]  # takes a word without its space
 
 
 class SegmentationSampler:
-    """Encodes texts by random segmentations of their words."""
+    """Encodes texts with a random segmentation of each word."""
 
     def __init__(self, make_sampler: MakeWordSampler) -> None:
         self._sampler_of = lru_cache(MOST_WORDS)(make_sampler)
 
     def __call__(self, texts: Sequence[str], seed: int) -> list[list[int]]:
-        """The ids of texts whose words are separated by single spaces; the same seed gives the same ids everywhere."""
+        """Returns the ids of each text, whose words must be separated by spaces.
+
+        The same seed gives the same ids on every machine.
+        """
         rng = random.Random(seed)
         sampler_of = self._sampler_of
         return [[id_ for word in text.split(" ") if word for id_ in sampler_of(word)(rng)] for text in texts]
 
 
 def bpe_dropout(model: SubwordModel, dropout: float) -> MakeWordSampler:
-    """BPE in which each merge is skipped with probability dropout at each step (Provilkov et al. 2020, algorithm 1)."""
+    """Returns a function that makes word samplers for BPE-dropout.
+
+    At each step of BPE, each possible merge is skipped with probability dropout (Provilkov et al. 2020, algorithm 1).
+    """
 
     def make_sampler(word: str) -> WordSampler:
         if not dropout or not model.can_vary(SPACE_MARK + word):
@@ -222,7 +236,7 @@ def _sample_merges(
 
 
 def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
-    """Positions of neighbours that can be merged, best first; ties go to the leftmost."""
+    """The positions of symbols that can be merged with the next one, best first; ties go to the leftmost."""
     scores = model.scores
     pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
     return [position for _, position in sorted((-score, position) for score, position in pairs if score is not None)]
@@ -233,10 +247,11 @@ def _merged(symbols: list[str], position: int) -> list[str]:
 
 
 def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
-    """Samples segmentations in proportion to their probability to the power of alpha (Kudo 2018, section 3.2).
+    """Returns a function that makes word samplers for unigram models.
 
-    They are sampled from the num_best best ones of each word, not of the sentence; if it is -1, from all of them by
-    forward filtering and backward sampling.
+    A segmentation is sampled in proportion to its probability under the model raised to the power of alpha (Kudo 2018,
+    section 3.2). Each word is sampled separately, from its num_best best segmentations, or from all of them if num_best
+    is -1 (by forward filtering and backward sampling).
     """
     longest = max(map(len, model.ids), default=1)
 
@@ -252,19 +267,22 @@ def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWo
     return make_sampler
 
 
-Edge = tuple[int, int, float]  # start, id and score of a piece in the lattice of a word
+Edge = tuple[int, int, float]  # a piece in the lattice of a word: start position, id and score
 
 
 def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]:
-    """The pieces of a word that end at a position."""
+    """The pieces of a word that end at position end; longest is the largest number of characters of a piece."""
     starts = range(max(0, end - longest), end)
     found = ((start, word[start:end]) for start in starts)
     return [(start, model.ids[piece], model.scores[piece]) for start, piece in found if piece in model.ids]
 
 
 def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each position, the cumulative probabilities of the pieces that end there, and their starts and ids."""
-    forward = [0.0]  # log of the sum over all segmentations up to a position
+    """For each position in a word, describes the pieces that end there.
+
+    Returns (cumulative probabilities of these pieces, (start, id) of each) for each position.
+    """
+    forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
     for here in edges[1:]:
         weights = [forward[start] + alpha * score for start, _, score in here]
@@ -286,7 +304,7 @@ def _backward_sample(steps: list[tuple[list[float], list[tuple[int, int]]]], rng
 
 
 def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, list[int]]]:
-    """The best segmentations of a word, with their scores, best first."""
+    """The num_best best segmentations of a word, as (score, ids), best first."""
     best: list[list[tuple[float, list[int]]]] = [[(0.0, [])]]
     for here in edges[1:]:
         paths = ((total + score, [*ids, id_]) for start, id_, score in here for total, ids in best[start])
@@ -311,9 +329,10 @@ _WIDE_CHARACTER = re.compile(f"[{WIDE}]")
 
 
 def group_by_word(pieces: Sequence[str]) -> list[int]:
-    """For each piece of a line, the number of its word, from 0.
+    """For each piece of a line, the number of the word that it belongs to; numbers begin at 0.
 
-    A word begins at a space mark. In scripts written without spaces, each piece is a word.
+    A word begins at a space mark, or after a piece that ends in one. In scripts written without spaces, each piece is a
+    word.
     """
     groups: list[int] = []
     number, new = -1, True

@@ -1,4 +1,4 @@
-"""Test sets: files, or sets that sacreBLEU downloads by name, such as wmt14/full (Post, 2018)."""
+"""Test sets: text files, or sets that sacreBLEU knows by name and downloads, such as wmt14/full (Post, 2018)."""
 
 import logging
 import re
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """The files of a test set: a source text and its references."""
+    """The files of a test set: one source text and one or more references."""
 
     source: Path
     target: tuple[Path, ...]
-    tag: str | None = None  # put before each source line for the model
+    tag: str | None = None  # put before each source line when the model translates it
 
 
 def test_sets(config: Config) -> dict[str, SetFiles]:
-    """The files of the test sets in the settings, by name; named sets are downloaded if needed.
+    """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
 
-    Raises ConfigError if there is no test set.
+    Raises ConfigError if the settings have no test set, or one that sacreBLEU does not know, and DataError if a file is
+    missing or cannot be downloaded.
     """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
@@ -51,9 +52,10 @@ def test_sets(config: Config) -> dict[str, SetFiles]:
 
 
 def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
-    """The files of the test sets in the settings, by name; None for a named set that is not downloaded yet.
+    """The files of the test sets in the settings, by name; None for sacreBLEU's sets that are not downloaded yet.
 
-    Raises ConfigError for names that sacreBLEU does not know.
+    Downloads nothing; returns {} if the settings have no test set. Raises ConfigError for sets and languages that
+    sacreBLEU does not know.
     """
     check_names(config)
     sets: dict[str, SetFiles | None] = {}
@@ -68,14 +70,20 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError if sacreBLEU lacks a named test set or the set lacks the languages; called before training."""
+    """Raise ConfigError if sacreBLEU lacks a set that the settings name, or lacks their languages in that set.
+
+    Training calls this before it prepares data, so that a wrong name is found early.
+    """
     for test_set in config.data.test.values():
         if test_set.sacrebleu is not None:
             _dataset(test_set.sacrebleu, config.languages)
 
 
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
-    """The files of a sacreBLEU test set, downloaded into sacreBLEU's cache if needed."""
+    """The files of one of sacreBLEU's test sets, downloaded into sacreBLEU's cache if needed.
+
+    Raises ConfigError if sacreBLEU does not know the set or its languages, and DataError if the download fails.
+    """
     dataset, pair = _dataset(name, languages)
     if pair != _pair(languages):
         say(f"test set {name}: taken for {pair}, since it has none of '{_pair(languages)}'")
@@ -90,7 +98,11 @@ def _pair(languages: LanguagesConfig) -> str:
 
 
 def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
-    """The set and its language pair, looked up by the full language codes, then without script and region."""
+    """Returns sacreBLEU's dataset of that name and the language pair to use.
+
+    The pair is looked up by the full language codes, then by the codes without script and region. Raises ConfigError if
+    there is no such dataset or pair.
+    """
     from sacrebleu.dataset import DATASETS  # imported here, since test sets in files do not need it
 
     dataset = DATASETS.get(name)
@@ -113,7 +125,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
-    """Whether a set is in sacreBLEU's cache; looks for files, as some sets know their fields only once downloaded."""
+    """Whether a set is in sacreBLEU's cache.
+
+    Checks that the files exist, since sacreBLEU knows the fields of some sets only once these are downloaded.
+    """
     dataset, pair = _dataset(name, languages)
     start = Path(dataset._get_txt_file_path(pair, "src"))
     return start.exists() and any(start.parent.glob(f"{start.stem}.ref*"))
@@ -121,7 +136,7 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Turns what sacreBLEU logs, raises or exits with into a DataError."""
+    """Context that turns errors and exits of sacreBLEU into a DataError, which quotes what sacreBLEU logged."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
@@ -129,7 +144,7 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
-    except SystemExit:  # sacreBLEU exits if it cannot continue, for example after a wrong checksum
+    except SystemExit:  # sacreBLEU exits if it cannot continue, for example if a checksum is wrong
         raise DataError(
             f"test set {dataset.name} cannot be had: {logged[0] if logged else 'sacreBLEU gave up'}; "
             f"delete {dataset._outdir} and try again"

@@ -1,7 +1,7 @@
-"""The tokenizer: text to ids and back, and its files.
+"""The tokenizer, which converts text to ids and back and can be saved and loaded.
 
-Each side's text is normalised by a rule of its own before the SentencePiece model sees it, so one model can serve both
-sides.
+The text of each side is normalised by that side's own rule before the SentencePiece model segments it, so one model can
+serve both sides.
 """
 
 import hashlib
@@ -50,17 +50,18 @@ from mtkit.text.vocabulary import (
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
 
-# Normalisation rules that differ from one of SentencePiece's only in keeping a character: U+200C, the zero width
-# non-joiner, which Persian, Telugu, Tamil and others write within words.
+# Normalisation rules that are like one of SentencePiece's rules but keep one character: (that rule, the character).
+# U+200C, the zero width non-joiner, is used within words in Persian, Telugu, Tamil and other languages.
 RULES_KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
 
 class Tokenizer:
-    """Encodes and decodes the text of both sides.
+    """Converts text to ids and back, for both sides.
 
-    Encoding adds no special tokens, and decoding shows none. Decoding what was encoded gives the normalised text: the
-    side's normalisation rule applied, spaces stripped and collapsed, SentencePiece's space marks turned into spaces. A
-    model without byte fallback shows <unk> for each word, or each run of characters, that has no piece.
+    Encoding adds no special tokens, and decoding leaves them out. Decoding the ids of a text returns the normalised
+    text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks
+    turned into spaces. A model without byte fallback shows <unk> for each word, or each run of characters, that has no
+    piece.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class Tokenizer:
         specials: Specials | None = None,
         symbols: Sequence[str] = (),
     ) -> None:
-        """Make a tokenizer of the bytes of SentencePiece models, which are the same for both sides if it is shared.
+        """Create a tokenizer from SentencePiece models, given as bytes.
 
-        tags are words that a source line may begin with, and that tell a multilingual model what is wanted. symbols are
-        placeholders that may occur anywhere on both sides. Each of them is one piece.
+        For a shared tokenizer that mtkit trained, both models must be the same. tags are words that a source line may
+        begin with and that tell a multilingual model what to produce. symbols are placeholders that may occur anywhere
+        on both sides. Each tag and each symbol is one piece.
 
-        A tokenizer from elsewhere has two models that normalise text themselves (normalization "model") and ids of its
-        own: vocabularies are the pieces of source and target in the order of their ids, specials its special ids.
+        A tokenizer from elsewhere (a mapped tokenizer) has two models that normalise text themselves (normalization
+        "model") and ids of its own: vocabularies are the pieces of source and target in the order of their ids,
+        specials the ids of its special tokens.
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
@@ -95,7 +98,7 @@ class Tokenizer:
         else:
             self._source = MappedModel(source_model, vocabularies[0], self.specials.source, tags)
             self._target = MappedModel(target_model, vocabularies[1], self.specials.target, ())
-        # With a single name, both models, or both vocabularies, are the same.
+        # If there is only one name, both models (or both vocabularies) are the same.
         files = dict(zip(_model_names(shared, vocabularies is not None), (source_model, target_model), strict=False))
         for name, vocabulary in zip(_vocabulary_names(shared), vocabularies or (), strict=False):
             files[name] = json.dumps(list(vocabulary), ensure_ascii=False).encode()
@@ -115,20 +118,26 @@ class Tokenizer:
         self._samplers: dict[tuple[_Model | MappedModel, float, int], SegmentationSampler] = {}
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
-        # Whether text may be encoded as UNKNOWN: there is no byte fallback.
+        # Whether text may be encoded as the unknown token, because the model has no byte fallback.
         self.source_shows_unknown = self._source.shows_unknown
         self.target_shows_unknown = self._target.shows_unknown
-        self.hash = self._description.hash  # of everything that affects the ids of a text
+        self.hash = self._description.hash  # checksum of everything that affects the ids of a text
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        """Read the tokenizer in a directory. Raises CheckpointError if it is missing, damaged or of another format."""
+        """Load the tokenizer that was saved in a directory.
+
+        Raises CheckpointError if it is missing, damaged or of another format.
+        """
         found = sorted(path for path in directory.glob("*") if path.is_file())
         return Tokenizer.from_files({path.name: path.read_bytes() for path in found}, directory)
 
     @staticmethod
     def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
-        """Make the tokenizer from the contents of its files, by file name; directory is for error messages."""
+        """Create a tokenizer from the contents of its files, by file name, as load does.
+
+        directory is only used in error messages.
+        """
         description = _read_description(files, directory / SETTINGS_FILE)
         content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
         names = _model_names(description.shared, description.is_mapped)
@@ -153,13 +162,13 @@ class Tokenizer:
         )
 
     def save(self, directory: Path) -> None:
-        """Write the files that load reads; creates the directory if needed."""
+        """Save the tokenizer in a directory, which is created if needed; load reads it."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             (directory / name).write_bytes(content)
 
     def files(self) -> dict[str, bytes]:
-        """Contents of the files that save writes, by file name."""
+        """The files that save writes: their contents by file name."""
         content = {"format": FORMAT, **self._description.content, "hash": self.hash}
         return {**self._models, SETTINGS_FILE: (json.dumps(content, indent=2) + "\n").encode()}
 
@@ -169,7 +178,7 @@ class Tokenizer:
         vocabularies: tuple[Sequence[str], Sequence[str]] | None,
         tags: Sequence[str],
     ) -> "Tokenizer":
-        """The tokenizer with other models and tags, and other vocabularies if its ids are its own."""
+        """A copy of this tokenizer with other models and tags, and, if it is mapped, other vocabularies."""
         description = self._description
         return Tokenizer(
             *models,
@@ -185,13 +194,13 @@ class Tokenizer:
 
     @property
     def models(self) -> tuple[bytes, bytes]:
-        """The SentencePiece models of source and target; the same one twice if they share it."""
+        """The SentencePiece models of source and target, as bytes; the same model twice if both sides share it."""
         names = _model_names(self._description.shared, self._description.is_mapped)
         return self._models[names[0]], self._models[names[-1]]
 
     @property
     def type(self) -> ModelType:
-        """The segmentation algorithm."""
+        """The segmentation algorithm: unigram, bpe, word or char."""
         return self._description.type
 
     @property
@@ -201,32 +210,36 @@ class Tokenizer:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer comes from elsewhere, with ids of its own for the pieces."""
+        """Whether the tokenizer comes from elsewhere and has ids of its own, not SentencePiece's, for the pieces."""
         return self._description.is_mapped
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The ids of each line; a line that normalises to nothing has none."""
+        """The ids of each source line; an empty list for a line that is blank after normalisation."""
         return self._source.encode(lines, num_threads)
 
     def encode_target(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The ids of each line; a line that normalises to nothing has none."""
+        """The ids of each target line; an empty list for a line that is blank after normalisation."""
         return self._target.encode(lines, num_threads)
 
     def sample_source(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of texts that normalize_source returned, segmented at random.
+        """The ids of each source text, segmented at random; the texts must come from normalize_source.
 
-        For bpe, alpha is the probability that a merge is skipped (Provilkov et al. 2020), and nbest has no effect.
-        For unigram, segmentations are sampled in proportion to their probability to the power of alpha, from the nbest
-        best ones, or from all of them if it is -1 (Kudo 2018, section 3.2). The same arguments give the same ids.
+        For bpe, alpha is the probability that a merge is skipped (Provilkov et al. 2020), and nbest has no effect. For
+        unigram, a segmentation is sampled in proportion to its probability under the model raised to the power of
+        alpha, from the nbest best ones, or from all of them if nbest is -1 (Kudo 2018, section 3.2). The same arguments
+        give the same ids.
         """
         return self._sampler(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of texts that normalize_target returned, segmented at random as by sample_source."""
+        """The ids of each target text, segmented at random as by sample_source.
+
+        The texts must come from normalize_target.
+        """
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """The sampler for these arguments, kept because it caches words."""
+        """The sampler for these arguments; the same one at each call, since it caches words."""
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
             subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
@@ -236,69 +249,77 @@ class Tokenizer:
         return self._samplers[model, alpha, nbest]
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids; bytes that are not UTF-8 become U+FFFD.
+        """The text of each row of source ids; decoded bytes that are not UTF-8 become U+FFFD.
 
-        Special tokens are left out, except unknown ones if source_shows_unknown.
+        Special tokens are left out, except that the unknown token is shown as <unk> if source_shows_unknown.
         """
         return self._source.decode(tokens)
 
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of target ids, as by decode_source.
+        """The text of each row of target ids, decoded as by decode_source.
 
-        The n-th unknown token of a row is shown as the n-th of its unknown_texts, if given.
+        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
+        its list.
         """
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each id that encode_source returns, the word of the line that it belongs to."""
+        """For each line, a list with the word that each id of encode_source belongs to."""
         return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each id that encode_target returns, the text that it stands for, also if unknown."""
+        """For each line, a list with the text of each id of encode_target.
+
+        The text of an unknown token is the text of the line that has no piece. Space marks at the beginning are left
+        out.
+        """
         return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.pieces_of_lines(lines)]
 
     def source_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece that each id stands for, as SentencePiece writes it."""
+        """The piece of each source id, as SentencePiece writes it, with space marks."""
         return self._source.pieces(tokens)
 
     def target_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece that each id stands for, as SentencePiece writes it."""
+        """The piece of each target id, as SentencePiece writes it, with space marks."""
         return self._target.pieces(tokens)
 
     def source_sentencepiece(self) -> bytes:
-        """A SentencePiece model that includes the normalisation and encodes lines as encode_source does.
+        """A SentencePiece model, as bytes, that normalises source lines and segments them as encode_source does.
 
-        It differs in rare cases: it keeps a space mark in the text next to other spaces; it keeps a symbol that the
-        normalisation would join with a combining mark after it; and of type word, it makes one token of several unknown
-        words in a row.
+        It differs in rare cases: it keeps a space mark that occurs in the text next to other spaces; it keeps a symbol
+        that the normalisation would join with a following combining mark; and for type word, it makes one token of
+        several consecutive unknown words.
         """
         return self._source.sentencepiece_model()
 
     def target_sentencepiece(self) -> bytes:
-        """A SentencePiece model that encodes lines as encode_target does; differs in the same cases."""
+        """Like source_sentencepiece, for target lines."""
         return self._target.sentencepiece_model()
 
     def source_scores(self) -> list[float]:
-        """SentencePiece's scores of source pieces: log-probabilities for unigram, negative ranks of merges for bpe."""
+        """SentencePiece's scores of the source pieces, by id.
+
+        They are log-probabilities for unigram and negative ranks of merges for bpe.
+        """
         return self._source.scores()
 
     def target_scores(self) -> list[float]:
-        """SentencePiece's scores of target pieces."""
+        """SentencePiece's scores of the target pieces, by id, as in source_scores."""
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
-        """The normalised line, which is also what encoding and decoding it gives."""
+        """The normalised source line; decoding the ids of the line also returns it, except for unknown text."""
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
-        """The normalised line, which is also what encoding and decoding it gives."""
+        """The normalised target line; decoding the ids of the line also returns it, except for unknown text."""
         return self._target.normalizer(line)
 
 
 def open_sentencepiece(path: Path) -> Any:
-    """SentencePiece's own processor for a model file, as other programs use it."""
+    """Loads a model file into SentencePiece's own processor, as other programs would."""
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
@@ -309,14 +330,17 @@ class Normalizer:
     """Normalises lines: applies one of the rules that the settings offer, then collapses spaces."""
 
     def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
-        """rule_name is the rule's name in the settings; spaces are put around each of apart."""
+        """Create the normalizer for a rule, named as in the settings.
+
+        It also puts spaces around each occurrence of the texts in apart.
+        """
         self._rule_name = rule_name
         self._rule = _rule(rule_name)
         longest_first = sorted(apart, key=len, reverse=True)
         self._apart = re.compile("|".join(map(re.escape, longest_first))) if apart else None
 
     def __call__(self, line: str) -> str:
-        """The normalised line."""
+        """Returns the normalised line."""
         text: str = self._rule.normalize(encodable(line))
         if self._apart:
             text = self._apart.sub(r" \g<0> ", text)
@@ -326,12 +350,12 @@ class Normalizer:
 
     @property
     def spec(self) -> bytes:
-        """The rule as a NormalizerSpec, for a SentencePiece model."""
+        """The rule as an encoded NormalizerSpec, to be included in a SentencePiece model."""
         return rule_marking_spaces(normalizer_of(_model_with_rule(self._rule_name)))
 
 
 def _rule(name: str) -> Any:
-    """SentencePiece's normalizer for a rule; it collapses spaces and writes no space marks."""
+    """SentencePiece's normalizer for the rule of that name; it collapses spaces and writes no space marks."""
     options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
     if name in RULES_KEEPING:
         return sentencepiece.SentencePieceNormalizer(model_proto=_model_with_rule(name), **options)
@@ -340,7 +364,10 @@ def _rule(name: str) -> Any:
 
 @cache
 def _model_with_rule(name: str) -> bytes:
-    """A dummy model that holds a compiled rule; SentencePiece 0.2.1 offers no other way to get one."""
+    """A dummy SentencePiece model, as bytes, that includes the compiled rule of that name.
+
+    SentencePiece 0.2.1 offers no other way to get a compiled rule.
+    """
     base, kept = RULES_KEEPING.get(name, (name, None))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -357,11 +384,11 @@ def _model_with_rule(name: str) -> bytes:
     return with_normalizer(model.getvalue(), rule_keeping(rule, kept) if kept else rule)
 
 
-# The models of one side.
+# Models, each for one side.
 
 
 class _Model:
-    """A SentencePiece model that mtkit trained, and the normalisation of the side that it serves."""
+    """A SentencePiece model that mtkit trained, together with the normalisation of the side that uses it."""
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -375,7 +402,7 @@ class _Model:
         return ids
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces from which segmentations are sampled; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -386,7 +413,7 @@ class _Model:
         return SubwordModel(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line; unknown ones as they are in the line."""
+        """The pieces of each line; for unknown text, the text itself."""
         pieces: list[list[str]] = self._processor.encode([self.normalizer(line) for line in lines], out_type=str)
         return pieces
 
@@ -416,12 +443,15 @@ class _Model:
         return [self._processor.get_score(id_) for id_ in range(self.vocab_size)]
 
     def sentencepiece_model(self) -> bytes:
-        """The model with its side's normalisation included."""
+        """The model as bytes, with the normalisation of its side included."""
         return with_normalizer(self._processor.serialized_model_proto(), self.normalizer.spec)
 
 
 class _WordModel(_Model):
-    """A model whose pieces are words; SentencePiece itself would merge unknown words in a row into one."""
+    """A model whose pieces are words.
+
+    It looks words up by itself, since SentencePiece would merge several consecutive unknown words into one.
+    """
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
         super().__init__(model, normalizer)
@@ -450,7 +480,7 @@ class _WordModel(_Model):
 
 
 def _word_of_each(pieces: Sequence[str]) -> list[str]:
-    """For each piece of a line, the word that it belongs to."""
+    """For each piece of a line, the word that it belongs to, without space marks."""
     groups = group_by_word(pieces)
     words: dict[int, str] = {}
     for group, piece in zip(groups, pieces, strict=True):
@@ -459,7 +489,7 @@ def _word_of_each(pieces: Sequence[str]) -> list[str]:
 
 
 def _user_defined(model: bytes) -> list[str]:
-    """The pieces that a model never splits."""
+    """The texts of the user-defined pieces of a model, which SentencePiece never splits."""
     return [piece.text for piece in pieces_of(model) if piece.type == "user_defined"]
 
 
@@ -468,7 +498,7 @@ def _user_defined(model: bytes) -> list[str]:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of tokenizer.json except its format and hash; the names of the fields are the keys."""
+    """The content of tokenizer.json, except its keys format and hash; the names of the fields are the keys."""
 
     type: ModelType
     shared: bool
@@ -477,21 +507,24 @@ class _Description:
     sha256: dict[str, str]
     symbols: list[str] = field(default_factory=list)  # Tokenizer.tags
     own_symbols: list[str] = field(default_factory=list)  # Tokenizer.symbols
-    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere
+    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere (a mapped one)
 
     @property
     def content(self) -> dict[str, Any]:
-        """The keys that are written; optional ones only if they have a value, since older versions do not know them."""
+        """The content to write to tokenizer.json.
+
+        Optional keys are left out if they have no value, since older versions of mtkit do not know them.
+        """
         return {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer comes from elsewhere, with ids of its own for the pieces."""
+        """Whether the tokenizer comes from elsewhere and has ids of its own for the pieces."""
         return bool(self.specials)
 
     @property
     def hash(self) -> str:
-        """Checksum of everything that affects the ids of a text."""
+        """SHA-256 checksum, in hex, of everything that affects the ids of a text."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
@@ -499,7 +532,10 @@ _OPTIONAL = ("symbols", "own_symbols", "specials")
 
 
 def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
-    """The content of tokenizer.json. Raises CheckpointError if it is missing, damaged or of another format."""
+    """Parse the content of tokenizer.json, which is the entry path.name of files.
+
+    Raises CheckpointError if it is missing, damaged or of another format.
+    """
     if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
     try:
@@ -534,7 +570,7 @@ def _model_names(shared: bool, mapped: bool) -> list[str]:
 
 
 def _vocabulary_names(shared: bool) -> list[str]:
-    """Names of the files with a mapped tokenizer's vocabularies: JSON lists of pieces."""
+    """The names of the files with the vocabularies of a mapped tokenizer, each a JSON list of pieces."""
     return ["vocabulary.json"] if shared else ["source_vocabulary.json", "target_vocabulary.json"]
 
 
@@ -543,12 +579,15 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
 
 
 def _known_ids(side: dict[str, Any]) -> list[Any]:
-    """The special ids of one side, without begin if the vocabulary has none."""
+    """The values of the special ids of one side, leaving out begin if it is None."""
     return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
 
 
 def _read_vocabulary(content: bytes, path: Path) -> list[str]:
-    """The pieces of a mapped tokenizer's vocabulary, by id."""
+    """The pieces of a mapped tokenizer's vocabulary, in the order of their ids, from the content of its file.
+
+    Raises CheckpointError if the content is damaged.
+    """
     try:
         pieces = json.loads(content)
     except (ValueError, RecursionError):
@@ -559,7 +598,7 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The bytes of a file. Raises CheckpointError if it is missing or its checksum differs."""
+    """The content files[path.name]. Raises CheckpointError if it is missing or its checksum differs."""
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]
@@ -572,7 +611,10 @@ def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
 
 
 def _check_model(model: bytes, path: Path, mapped: bool) -> None:
-    """Raise CheckpointError if it is no SentencePiece model or, unless mapped, has other special ids than mtkit's."""
+    """Raise CheckpointError if the bytes are no SentencePiece model or if its special ids are not mtkit's.
+
+    If mapped, any special ids are accepted.
+    """
     try:
         processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:

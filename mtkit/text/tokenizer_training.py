@@ -1,4 +1,4 @@
-"""Makes tokenizers: trains SentencePiece models, adopts existing ones, adds pieces to a tokenizer."""
+"""Creates tokenizers: trains SentencePiece models, adopts existing models, and adds pieces to a tokenizer."""
 
 import io
 import random
@@ -35,12 +35,13 @@ from mtkit.text.vocabulary import (
 
 # SentencePiece stores positions within a word in 16 bits; longer words are truncated for training.
 MAX_WORD_CHARACTERS = 16_000
-MAX_SENTENCE_BYTES = 65_536  # more than such a word with its count
+MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, with its count
 
-# Characters with a special meaning in SentencePiece's training.
+# Replaces characters that have a special meaning in SentencePiece's training by spaces.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
-# SentencePiece itself splits ASCII and full-width digits; a boundary, which no piece may cross, splits all others.
+# SentencePiece itself splits off ASCII and full-width digits; other digits are put between boundaries, which no piece
+# may cross.
 OTHER_DIGIT = re.compile(r"(?![0-9\uff10-\uff19])\d")
 BOUNDARY = "\ufdd1"  # a Unicode noncharacter, which no text contains
 
@@ -52,24 +53,25 @@ Side = Literal["shared", "source", "target"]
 
 @dataclass(frozen=True)
 class VocabularyReport:
-    """Figures on the training of a SentencePiece model."""
+    """Figures about the training of one SentencePiece model."""
 
     side: Side
     type: str
-    pieces_asked: int
-    pieces_made: int
-    lines_seen: int
-    lines_offered: int
+    pieces_asked: int  # the vocabulary size in the settings
+    pieces_made: int  # the vocabulary size of the model
+    lines_seen: int  # lines that the model was trained on: the sample without its blank lines
+    lines_offered: int  # all lines of the text
 
 
 def train_tokenizer(
     source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, tags: Sequence[str] = ()
 ) -> list[VocabularyReport]:
-    """Train a tokenizer, one model for both sides or one for each, and save it in a directory.
+    """Train a tokenizer and save it in a directory; returns a report for each SentencePiece model trained.
 
-    The same lines and settings give the same bytes. Each side is read twice for each model trained on it. tags are
-    words of the source that become one piece each; they need not occur in the lines. Raises ConfigError for unsuitable
-    settings, tags and symbols, and DataError for empty text.
+    If settings.shared, one model is trained on both sides, else one on each side. source and target return an iterator
+    over the lines; each is called twice for each model. The same lines and settings give the same bytes. tags are words
+    of the source that become one piece each, even if they do not occur in the lines. Raises ConfigError for unsuitable
+    settings, tags and symbols, and DataError if there is no text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -106,7 +108,7 @@ def train_tokenizer(
 
 
 def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
-    """Raise ConfigError for tags that normalisation would change, and for reserved names."""
+    """Raise ConfigError for tags that normalisation would change, or that are reserved names such as <s>."""
     for tag in tags:
         if normalizer(tag) != tag:
             raise ConfigError(
@@ -118,7 +120,10 @@ def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
 
 
 def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
-    """Raise ConfigError for symbols that the normalisation of a side would change, and for reserved names."""
+    """Raise ConfigError for symbols that a side's normalisation would change, or that are reserved names such as <s>.
+
+    normalizers maps the name of each side to its normalisation function.
+    """
     for symbol in symbols:
         for side, normalizer in normalizers.items():
             if normalizer(symbol) != symbol:
@@ -135,7 +140,10 @@ def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[st
 def _train_model(
     side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
 ) -> tuple[bytes, VocabularyReport]:
-    """Train the SentencePiece model of a side, or of both sides; returns its bytes and a report."""
+    """Train the SentencePiece model of one side, or of both (side "shared"); returns its bytes and a report.
+
+    Raises DataError if all lines are blank, and ConfigError if the vocabulary size or coverage is too small.
+    """
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
     if not words:
@@ -158,7 +166,7 @@ def _train_model(
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces_made = processor.vocab_size()
     if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
-        # Only char drops characters within the coverage when the vocabulary is full.
+        # Only type char leaves out characters within the coverage when the vocabulary is full.
         is_full = settings.type == "char" and pieces_made == size
         setting = f"{size_name} {size}" if is_full else f"character_coverage {settings.character_coverage}"
         raise ConfigError(
@@ -170,11 +178,14 @@ def _train_model(
 def _sentencepiece_model(
     words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
 ) -> bytes:
-    """Train SentencePiece on words and their counts. Raises RuntimeError if SentencePiece fails."""
+    """Train a SentencePiece model on words and their counts; returns its bytes.
+
+    Raises RuntimeError if SentencePiece fails.
+    """
     model = io.BytesIO()
-    # Rare characters that are not covered would be replaced within words, which then match no text.
+    # Within words, SentencePiece would replace characters that are not covered; such words would never match a text.
     coverage = 1.0 if settings.type == "word" else settings.character_coverage
-    # Options without effect keep their defaults, so that models have the same bytes as with earlier versions of mtkit.
+    # Options are set only if they have an effect, so that models have the same bytes as with earlier versions of mtkit.
     options: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     most_bytes = MAX_SENTENCE_BYTES
     if settings.split_digits and settings.type != "char":
@@ -182,7 +193,7 @@ def _sentencepiece_model(
         words = {OTHER_DIGIT.sub(rf"{BOUNDARY}\g<0>{BOUNDARY}", word): count for word, count in words.items()}
         most_bytes *= 1 + 2 * len(BOUNDARY.encode())
     sentencepiece.SentencePieceTrainer.train(
-        # SentencePiece hides errors in this generator; only Ctrl-C can cause one.
+        # SentencePiece hides errors in this generator; only signals, such as Ctrl-C, can cause one.
         sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
         input_format="tsv",
         model_writer=model,
@@ -198,7 +209,7 @@ def _sentencepiece_model(
         eos_id=END,
         user_defined_symbols=list(symbols),
         max_sentence_length=most_bytes,
-        num_threads=1,  # stored in the model, whose bytes must not depend on the machine
+        num_threads=1,  # the number is stored in the model, whose bytes must not depend on the machine
         minloglevel=2,
         **options,
     )
@@ -210,9 +221,9 @@ def _text(side: Side) -> str:
 
 
 def _count_words(lines: Iterable[str]) -> tuple[Counter[str], int]:
-    """Counts of the words, and the number of lines that are not blank.
+    """Returns (the count of each word, the number of lines that are not blank).
 
-    SentencePiece learns the same from word counts as from lines, with less memory.
+    SentencePiece learns the same model from word counts as from lines, with less memory.
     """
     words: Counter[str] = Counter()
     num_lines = 0
@@ -228,9 +239,9 @@ def _normalized(lines: Lines, normalizer: Normalizer) -> Lines:
 
 
 def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
-    """A uniform sample of at most `most` lines, in order (Knuth, volume 2, algorithm 3.4.2 S).
+    """Yields a uniform random sample of at most `most` of the num_lines lines, in order; always the same sample.
 
-    SentencePiece's own sampling is not reproducible.
+    It uses Knuth's algorithm 3.4.2 S (volume 2), since SentencePiece's own sampling is not reproducible.
     """
     rng = random.Random(0)
     wanted = min(most, num_lines)
@@ -242,12 +253,12 @@ def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
 
 # Adopting existing SentencePiece models (tokenizer.model), whose pieces keep their ids.
 
-# Names for special tokens that a model lacks.
+# Names of the special tokens that are added to a model that lacks them.
 PAD_TEXT, BEGIN_TEXT, END_TEXT = "<pad>", "<s>", "</s>"
 
 
 def read_model(path: Path) -> bytes:
-    """The bytes of a SentencePiece model. Raises ConfigError if the file is missing or no such model."""
+    """The content of a SentencePiece model file. Raises ConfigError if it cannot be read or is no such model."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -278,10 +289,10 @@ def _is_model(content: bytes) -> bool:
 def existing_tokenizer(
     source: Path, target: Path, shared: bool, tags: Sequence[str] = (), symbols: Sequence[str] = ()
 ) -> Tokenizer:
-    """Make a tokenizer of SentencePiece models.
+    """Create a tokenizer from the SentencePiece models of two files; shared means that both sides share one vocabulary.
 
-    tags are words of the source, symbols occur on both sides. Those that a model lacks are added after its own pieces;
-    so are missing padding, begin and end tokens. Raises ConfigError for unsuitable models, tags and symbols.
+    tags are words of the source; symbols occur on both sides. Tags, symbols and padding, begin and end tokens that a
+    model lacks are added after its own pieces. Raises ConfigError for unsuitable models, tags and symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -306,7 +317,7 @@ def existing_tokenizer(
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """The model with missing special tokens and symbols added, and its special ids."""
+    """Returns (the model in a file with missing special tokens and symbols added, its special ids)."""
     model = read_model(path)
     _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -331,7 +342,7 @@ def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
 
 
 def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
-    """Raise ConfigError for symbols that the model cannot keep as one piece."""
+    """Raise ConfigError for symbols that the model in the file at path cannot keep as one piece."""
     if symbols and model_type_of(model) == "word":
         raise ConfigError(
             f"tokenizer.model {path}: is of type word, which can be given no tags and symbols; found {symbols[0]}"
@@ -344,7 +355,10 @@ def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 
 
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
-    """Raise ConfigError if the training settings ask for random segmentations that an adopted tokenizer cannot give."""
+    """Raise ConfigError if the settings ask for random segmentations that an adopted tokenizer cannot produce.
+
+    A bpe_dropout of 0 and an alpha of None ask for none.
+    """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return
     wanted, setting = ("bpe", f"bpe_dropout {bpe_dropout}") if bpe_dropout else ("unigram", f"unigram_alpha {alpha}")
@@ -360,7 +374,10 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 
 
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
-    """The settings as a bundle stores them: an adopted model is described, not named by its path."""
+    """The tokenizer settings that a bundle stores.
+
+    Instead of the path of an adopted model, they contain its type, vocabulary size and other properties.
+    """
     if settings.model is None:
         return settings
     return TokenizerConfig(
@@ -378,10 +395,11 @@ def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> Tokeniz
 
 
 def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
-    """The tokenizer with new pieces and tags after its own pieces, which keep their ids.
+    """A copy of the tokenizer with new pieces and tags added after its own pieces, which keep their ids.
 
-    A single character becomes an ordinary piece; longer text becomes a piece that is never split. Tags are words of the
-    source, and of both sides if these share a vocabulary. Raises ConfigError for what cannot be added.
+    A single character becomes an ordinary piece; a longer text becomes a piece that is never split. Tags are added to
+    the source vocabulary only, unless both sides share one. Raises ConfigError for pieces and tags that cannot be
+    added.
     """
     _check_new(tokenizer, [*pieces, *tags])
     all_tags = (*tokenizer.tags, *tags)
@@ -397,7 +415,7 @@ def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -
 
 
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """A tokenizer without the last pieces, count of them, that extended added to the target side.
+    """A copy of the tokenizer without the last `count` target pieces, which were added by extended.
 
     It encodes target text as before they were added; its source side must not be used.
     """
@@ -407,7 +425,7 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
     if not tokenizer.is_mapped:
         model = without_last_pieces(model, count)
         return tokenizer.with_models((model, model), None, ())
-    kept = len(texts)  # a model from elsewhere may have had some of the pieces already
+    kept = len(texts)  # a model from elsewhere may have had some of the pieces before, so fewer were added
     while texts[kept - 1] in new:
         kept -= 1
     vocabulary = tokenizer.target_pieces(range(tokenizer.target_vocab_size - count))
@@ -415,12 +433,12 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
 
 
 def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
-    """Why a piece or tag cannot be added, as a message; None if it can."""
+    """An error message that tells why a piece or tag cannot be added to the tokenizer; None if it can."""
     return _fault(tokenizer, _known(tokenizer), piece)
 
 
 def _check_new(tokenizer: Tokenizer, new: Sequence[str]) -> None:
-    """Raise ConfigError for pieces that cannot be added."""
+    """Raise ConfigError if one of the new pieces cannot be added, or occurs twice."""
     known = _known(tokenizer)
     for piece in new:
         if fault := _fault(tokenizer, known, piece):
@@ -453,7 +471,10 @@ def _splits(piece: str, symbol: str) -> bool:
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """The model with new pieces; characters score lowest, so they change no other segmentation."""
+    """The model with the new pieces added, except those that it already has.
+
+    Single characters get the lowest score, so they do not change how other text is segmented.
+    """
     old = pieces_of(model)
     least = min(piece.score for piece in old) - 1.0
     there = {piece.text for piece in old}

@@ -1,4 +1,4 @@
-"""Special tokens, SentencePiece model files read and edited, and SentencePiece models with ids from elsewhere."""
+"""Special tokens, reading and editing of SentencePiece model files, and models with a separate vocabulary."""
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +9,17 @@ import sentencepiece
 
 from mtkit.text.segmentation import SPACE_MARK, SubwordModel, split_tags
 
-PAD = 0  # fills up rows; zero, so that an array of zeros is padding
-UNKNOWN = 1  # text without a piece; never needed if the tokenizer falls back to bytes
+PAD = 0  # fills up short rows; 0, so that an array of zeros is padding
+UNKNOWN = 1  # replaces text that has no piece; not needed if the tokenizer falls back to bytes
 BEGIN = 2  # first input of the decoder, unless the model has another start token
-END = 3  # ends every source and every target
+END = 3  # last token of every source and every target
 
 NUM_SPECIAL = 4
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The special ids of one side's vocabulary; a tokenizer from elsewhere keeps its own."""
+    """The ids of the special tokens of one side; those of a tokenizer from elsewhere may differ from the defaults."""
 
     pad: int = PAD
     unknown: int = UNKNOWN
@@ -28,27 +28,28 @@ class SpecialIds:
 
     @property
     def all(self) -> tuple[int, ...]:
-        """The special ids that the vocabulary has."""
+        """All special ids of this side, without begin if it is None."""
         return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
 
     @property
     def never_generated(self) -> tuple[int, ...]:
-        """The special ids that no search may generate: all but the end token."""
+        """The special ids that search must never generate: all except the end token."""
         return tuple(id_ for id_ in self.all if id_ != self.end)
 
 
-DEFAULT_IDS = SpecialIds()  # of every tokenizer that mtkit trains
+DEFAULT_IDS = SpecialIds()  # the special ids of every tokenizer that mtkit trains
 
 
 @dataclass(frozen=True)
 class Specials:
-    """The special ids of both sides."""
+    """The special ids of source and target."""
 
     source: SpecialIds = DEFAULT_IDS
     target: SpecialIds = DEFAULT_IDS
 
 
-# The decoder's start token, by its name in the settings. zero: pad, whose embedding stays zero (Marian).
+# Functions that return the id of the decoder's start token, by its name in the settings. "zero" is the padding token
+# with an embedding that stays zero (Marian).
 START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
     "begin": lambda special: special.begin,
     "pad": lambda special: special.pad,
@@ -59,7 +60,7 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 
 @dataclass(frozen=True)
 class BoundaryTokens:
-    """The ids of the tokens that begin and end the sentences that a model reads."""
+    """The ids of the tokens that a model expects at the beginning and end of sentences."""
 
     source_end: int = END
     start: int = BEGIN  # first input of the decoder
@@ -81,15 +82,15 @@ PIECE_TYPES: dict[int, PieceType] = {
 }
 MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
-# Field numbers: of a ModelProto, a SentencePiece, a TrainerSpec and a NormalizerSpec.
+# Field numbers: in order of the lines, those of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, VOCAB_SIZE, MARK_AS_SUFFIX = 3, 4, 24
 RULE_NAME, CHARSMAP, MARK_FIRST, SINGLE_SPACES, MARK_SPACES = 1, 2, 3, 4, 5
 
-CUSTOM_RULE = b"user_defined"  # SentencePiece's name for any normalisation rule but its own
+CUSTOM_RULE = b"user_defined"  # SentencePiece's name for every normalisation rule that is not built in
 
-HAS_LEAF = 1 << 8  # flag in a unit of a compiled rule: a sequence of characters ends here
+HAS_LEAF = 1 << 8  # flag in a unit of a compiled rule: a sequence that the rule replaces ends here
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 FIXED_WIDTH = {FIXED64: 8, FIXED32: 4}
@@ -105,17 +106,17 @@ class Piece:
 
 
 def pieces_of(model: bytes) -> list[Piece]:
-    """The pieces of a model, by id. Raises ValueError if the bytes are no model."""
+    """The pieces of a model, in the order of their ids. Raises ValueError if the bytes are no SentencePiece model."""
     return [_decode_piece(field.value) for field in _fields(model) if field.number == PIECES]
 
 
 def is_whole(model: bytes) -> bool:
-    """Whether a model has all parts that SentencePiece writes; a truncated file may lack the last ones."""
+    """Whether a model has pieces, a TrainerSpec and a NormalizerSpec; a truncated file may lack the last ones."""
     return {PIECES, TRAINER, NORMALIZER} <= {field.number for field in _fields(model)}
 
 
 def model_type_of(model: bytes) -> ModelType:
-    """The segmentation algorithm of a model."""
+    """The segmentation algorithm of a model. Raises ValueError if it is unknown."""
     number = _last_number(_submessage(model, TRAINER), MODEL_TYPE, default=1)
     if number not in MODEL_TYPES:
         raise ValueError(f"model type {number} is unknown")
@@ -123,21 +124,23 @@ def model_type_of(model: bytes) -> ModelType:
 
 
 def normalizer_of(model: bytes) -> bytes:
-    """The NormalizerSpec of a model, which says how text is normalised; empty if there is none."""
+    """The encoded NormalizerSpec of a model, which defines how text is normalised; empty if there is none."""
     return _submessage(model, NORMALIZER)
 
 
 def charsmap_of(model: bytes) -> bytes:
-    """The compiled normalisation rule of a model; empty if characters stay as they are."""
+    """The compiled normalisation rule of a model, which maps characters to others; empty if there is none."""
     return _submessage(normalizer_of(model), CHARSMAP)
 
 
 def rule_keeping(rule: bytes, text: str) -> bytes:
-    """The NormalizerSpec changed to leave text as it is. Raises ValueError if the rule does not replace text.
+    """Returns the NormalizerSpec `rule`, changed so that it no longer replaces `text`.
 
-    A compiled rule is the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit of the
-    trie holds the byte that leads to it, a flag that a sequence ends there, and where the next bytes are. Clearing that
-    flag disables the replacement.
+    Raises ValueError if the rule does not replace `text` in the first place.
+
+    A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
+    of the trie contains the byte that leads to it, a flag that tells whether a sequence ends there, and the offset of
+    the units for the next bytes. Clearing the flag disables the replacement.
     """
     charsmap = bytearray(_submessage(rule, CHARSMAP))
     position = 0
@@ -156,25 +159,31 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
 
 
 def rule_marking_spaces(rule: bytes) -> bytes:
-    """The NormalizerSpec changed to collapse spaces and to write a space mark for each and before the first word."""
+    """Returns the NormalizerSpec `rule`, changed to collapse spaces and mark words.
+
+    It then replaces each space by a space mark and puts another one before the first word.
+    """
     for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES):
         rule = _replace_fields(rule, number, _encode_field(number, 1))
     return rule
 
 
 def _unit(charsmap: bytearray, position: int) -> int:
-    """A unit of the trie, which starts 4 bytes into the compiled rule."""
+    """The 32-bit unit at a position of the trie, which starts 4 bytes into the compiled rule."""
     unit: int = struct.unpack_from("<I", charsmap, 4 * position + 4)[0]
     return unit
 
 
 def _offset(unit: int) -> int:
-    """Where the next bytes of a unit are, as Darts-clone encodes it."""
+    """The offset of the units for the next bytes, as Darts-clone encodes it in a unit."""
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
 def cuts_at_spaces(model: bytes, mark: str) -> bool:
-    """Whether a model segments each word by itself: one space mark before each word, none within a piece."""
+    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece.
+
+    mark is the space mark.
+    """
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
     usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)
@@ -182,18 +191,21 @@ def cuts_at_spaces(model: bytes, mark: str) -> bool:
 
 
 def with_normalizer(model: bytes, rule: bytes) -> bytes:
-    """The model with another NormalizerSpec."""
+    """Returns the model with its NormalizerSpec replaced by rule."""
     return _replace_fields(model, NORMALIZER, _encode_field(NORMALIZER, rule))
 
 
 def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
-    """The model with these pieces after its own."""
+    """Returns the model with new pieces added after its own."""
     old = [field.encoded for field in _fields(model) if field.number == PIECES]
     return _with_encoded(model, [*old, *(_encode_field(PIECES, _encode_piece(piece)) for piece in new)])
 
 
 def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
-    """The model changed to never split these texts: existing pieces change their type, others are added at the end."""
+    """Returns the model changed to never split these texts.
+
+    The type of existing pieces is changed; texts that are no pieces yet are added after the last one.
+    """
     old = [field.encoded for field in _fields(model) if field.number == PIECES]
     pieces = pieces_of(model)
     positions = {piece.text: position for position, piece in enumerate(pieces)}
@@ -206,13 +218,13 @@ def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
 
 
 def _with_encoded(model: bytes, pieces: Sequence[bytes]) -> bytes:
-    """The model with these encoded pieces instead of its own, and its vocabulary size updated."""
+    """Returns the model with these encoded pieces instead of its own, and its vocabulary size updated."""
     trainer = _replace_fields(_submessage(model, TRAINER), VOCAB_SIZE, _encode_field(VOCAB_SIZE, len(pieces)))
     return _replace_fields(_replace_fields(model, PIECES, b"".join(pieces)), TRAINER, _encode_field(TRAINER, trainer))
 
 
 def without_last_pieces(model: bytes, count: int) -> bytes:
-    """The model without its last pieces, count of them; undoes with_pieces."""
+    """Returns the model without its last `count` pieces; undoes with_pieces."""
     pieces = [field.encoded for field in _fields(model) if field.number == PIECES]
     return _with_encoded(model, pieces[: len(pieces) - count])
 
@@ -224,11 +236,11 @@ def without_last_pieces(model: bytes, count: int) -> bytes:
 class _Field:
     number: int
     value: int | bytes
-    encoded: bytes  # the encoded field, with its number
+    encoded: bytes  # the complete encoded field, with its number
 
 
 def _fields(message: bytes) -> Iterator[_Field]:
-    """Yields the fields of a message in order. Raises ValueError if the message is damaged."""
+    """Yields the fields of an encoded message in order. Raises ValueError if the message is damaged."""
     position = 0
     while position < len(message):
         start = position
@@ -252,7 +264,10 @@ def _fields(message: bytes) -> Iterator[_Field]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number written with seven bits per byte, lowest first, and the position after it."""
+    """Returns the number encoded at a position, and the position after it.
+
+    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if it does not end.
+    """
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
         value |= (byte & 0x7F) << 7 * shift
@@ -262,12 +277,12 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def _submessage(message: bytes, number: int) -> bytes:
-    """The submessage in a field; if the field occurs several times, they are concatenated."""
+    """The encoded submessage in field `number`; the parts concatenated if the field occurs several times."""
     return b"".join(_require_bytes(field.value) for field in _fields(message) if field.number == number)
 
 
 def _last_number(message: bytes, number: int, default: int) -> int:
-    """The number in a field; the last one if the field occurs several times."""
+    """The integer in field `number`: the last one if the field occurs several times, default if it is missing."""
     *_, value = (default, *(field.value for field in _fields(message) if field.number == number))
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")
@@ -298,7 +313,7 @@ def _decode_piece(value: int | bytes) -> Piece:
 
 
 def _encode_piece(piece: Piece) -> bytes:
-    """An encoded piece; SentencePiece leaves out the type normal."""
+    """The piece as an encoded message, without its type if that is normal, as SentencePiece writes it."""
     (type_,) = (number for number, name in PIECE_TYPES.items() if name == piece.type)
     score = _write_varint(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
     return (
@@ -315,7 +330,7 @@ def _encode_field(number: int, value: int | bytes) -> bytes:
 
 
 def _write_varint(value: int) -> bytes:
-    """A number in the bytes that _read_varint reads."""
+    """The number as a varint, which _read_varint reads."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -324,7 +339,10 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """The message with encoded fields in place of all fields of that number; at the end if it has none."""
+    """Returns the message with all fields of that number replaced by `fields`, which are already encoded.
+
+    If the message has no such field, they are added at the end.
+    """
     kept: list[bytes] = []
     position = None
     for field in _fields(message):
@@ -336,25 +354,32 @@ def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
     return b"".join([*kept[:position], fields, *kept[position:]])
 
 
-# Tokenizers from elsewhere, such as Marian's: pieces by SentencePiece, ids by a separate vocabulary.
+# Tokenizers from elsewhere, such as Marian's: SentencePiece cuts text into pieces, and a separate vocabulary assigns
+# ids to the pieces.
 
 UNKNOWN_TEXT = "<unk>"  # shown for an unknown token
 
 
 class MappedModel:
-    """One side's SentencePiece model, which normalises text itself, and the vocabulary that gives its pieces ids."""
+    """The model of one side of a tokenizer from elsewhere.
+
+    It consists of a SentencePiece model, which normalises text itself, and a vocabulary that assigns ids to the pieces.
+    """
 
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
-        """Tags are pieces of the vocabulary that a line may begin with."""
+        """Create the model from the bytes of a SentencePiece model and a list of pieces in the order of their ids.
+
+        tags are pieces of the vocabulary that a line may begin with.
+        """
         self._model = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._vocabulary = list(vocabulary)
         self._ids = {piece: id_ for id_, piece in enumerate(vocabulary)}
         self._special = special
         pieces = list(map(self._processor.id_to_piece, range(self._processor.vocab_size())))
-        self._tags = tuple(tag for tag in tags if tag not in pieces)  # the model finds its own pieces itself
+        self._tags = tuple(tag for tag in tags if tag not in pieces)  # SentencePiece finds tags that are its own pieces
         self.vocab_size = len(self._vocabulary)
-        # SentencePiece's ids to the vocabulary's, for the pieces that both have.
+        # Maps SentencePiece's ids to those of the vocabulary, for the pieces that both have.
         self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
         # If all pieces have the same ids in both and there are no tags to find, SentencePiece's ids are used.
         self._keeps_ids = self._vocabulary[: len(pieces)] == pieces and not self._tags
@@ -363,17 +388,18 @@ class MappedModel:
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 
     def normalizer(self, line: str) -> str:
-        """The normalised line; tags at its beginning stay as they are."""
+        """The normalised line; tags at its beginning are not changed."""
         tags, text = ("", encodable(line)) if self._keeps_ids else split_tags(encodable(line), self._tags)
         normal: str = self._processor.normalize(text).replace(SPACE_MARK, " ").strip(" ")
         return f"{tags} {normal}".strip(" ") if tags else normal
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
-        """The ids of each line, tags first; pieces that the vocabulary lacks are unknown."""
+        """The ids of each line, tags first; pieces that are not in the vocabulary become the unknown token."""
         if self._keeps_ids:
             return self._own_ids(list(map(encodable, lines)), num_threads)
         split = [split_tags(encodable(line), self._tags) for line in lines]
-        # Pieces as text: a character that this side's model lacks may be in the vocabulary thanks to the other side.
+        # Encode to pieces as text, not as ids: a character that is no piece of this side's model may still be in the
+        # vocabulary, if both sides share it.
         pieces = self._processor.encode([text for _, text in split], out_type=str, num_threads=num_threads)
         unknown = self._special.unknown
         return [
@@ -383,27 +409,27 @@ class MappedModel:
 
     def _own_ids(self, texts: list[str], num_threads: int) -> list[list[int]]:
         rows: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
-        if self._blank_may_have_pieces:  # a blank line has no ids, as everywhere
+        if self._blank_may_have_pieces:  # a blank line must have no ids, as with every tokenizer
             rows = [row if self.normalizer(text) else [] for text, row in zip(texts, rows, strict=True)]
         return rows
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line; unknown ones as they are in the line."""
+        """The pieces of each line, tags first; for unknown text, the text itself."""
         split = [split_tags(encodable(line), self._tags) for line in lines]
         rows = self._processor.encode([text for _, text in split], out_type=str)
         return [[*tags.split(), *row] for (tags, _), row in zip(split, rows, strict=True)]
 
     def sentencepiece_model(self) -> bytes:
-        """The model as given, since it includes its normalisation."""
+        """The SentencePiece model, as bytes and unchanged, since it includes the normalisation."""
         return self._model
 
     def scores(self) -> list[float]:
-        """SentencePiece's scores by the ids of the vocabulary; 0 for pieces that SentencePiece lacks."""
+        """SentencePiece's scores of the pieces in the vocabulary, by id; 0 for pieces that SentencePiece lacks."""
         known = {ours: self._processor.get_score(id_) for id_, ours in self._known.items()}
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces from which segmentations are sampled; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
@@ -418,9 +444,10 @@ class MappedModel:
     def decode(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of ids, without special tokens; unknown ones as in their unknown_texts, else as <unk>.
+        """The text of each row of ids, without special tokens except the unknown token.
 
-        A model that falls back to bytes never shows unknown tokens.
+        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
+        its list; otherwise it is shown as <unk>. A model that falls back to bytes never shows unknown tokens.
         """
         if not len(tokens):
             return []
@@ -433,11 +460,11 @@ class MappedModel:
             ]
         # SentencePiece 0.2.1 cannot decode a list whose first row is empty.
         found = iter(self._processor.decode([row for row in rows if row]) if any(rows) else ())
-        # SentencePiece copies pieces that it lacks, with their space marks.
+        # SentencePiece copies pieces that it lacks to the text, with their space marks.
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to decode for an id."""
+        """The pieces to decode for an id: none for special tokens, except for an unknown token that is shown."""
         if id_ == self._special.unknown and self.shows_unknown:
             # In two pieces, since SentencePiece shows its own <unk> as a question mark.
             return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]
@@ -449,9 +476,10 @@ class MappedModel:
 
 
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
-    """The pieces of tokens for SentencePiece to decode, with texts instead of unknown ones.
+    """Returns the pieces of tokens for SentencePiece to decode, with each unknown one replaced by the next of texts.
 
-    Texts are inserted character by character: a whole one might be a piece, such as <unk>, that decoding hides.
+    If there are too few texts, <unk> is used. Texts are inserted character by character, since a complete text might
+    equal a piece that decoding hides, such as <unk>.
     """
     left = iter(texts)
     shown: list[str] = []
