@@ -112,7 +112,7 @@ def variables_of(model: PortableModel) -> Variables:
 
 
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
-    """Returns the arrays and scalars of the encoder or decoder (side) that are not part of a layer."""
+    """Returns the arrays and scalars of the encoder or decoder (side) other than those of its layers."""
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
         f"{side}/pre_norm": _scalar(config.norm_placement == "pre", "int8"),
@@ -220,8 +220,9 @@ def _aliases(variables: Variables) -> dict[str, str]:
 def _quantized(variables: Variables, matrices: str, others: str | None) -> Variables:
     """Returns the variables with matrices in the type `matrices` and other arrays in the type `others`.
 
-    Scalars stay as they are; so do other arrays if others is None. An int8 matrix gets an array of scales, one for each
-    row, and an int16 matrix a single scale, under its own name followed by _scale.
+    Matrices are the arrays whose names end in /weight. Scalars do not change, nor do other arrays if others is None.
+    For each int8 matrix, an array with a scale for each row is added, and for each int16 matrix a single scale. The
+    name of a scale is that of its matrix followed by _scale.
     """
     found = {}
     for name, value in variables.items():
@@ -308,7 +309,7 @@ def observe_with_ctranslate2(
     """Translates sources with CTranslate2 by greedy search, and scores targets as translations of the sources.
 
     Returns None if ctranslate2 is not installed. sources and targets are rows of pieces; directory has the exported
-    model. Of decoding, min_length and no_repeat_ngram are used. The pieces in silent are never generated.
+    model. The search uses the min_length and no_repeat_ngram of decoding, and never generates the pieces in silent.
     """
     try:
         with warnings.catch_warnings():

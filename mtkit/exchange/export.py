@@ -1,4 +1,4 @@
-"""Export of a bundle to another library's files, and comparison of its translations with those of mtkit."""
+"""Export of a bundle to another library's files, and comparison of that library's translations with mtkit's."""
 
 import json
 import shutil
@@ -61,10 +61,10 @@ class Format:
 
 
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
-    """Exports the model at a path to a directory, and prints how far the library's translations agree with mtkit's.
+    """Exports the model at a path to a directory, and prints whether the other library translates as mtkit does.
 
-    to is the name of a format in FORMATS. Raises MtkitError if quantization is not one of the format's or the directory
-    has files that no export wrote, and CheckpointError if the model cannot be exported.
+    to is the name of a format in FORMATS. Raises MtkitError if the format does not have this quantization, or if the
+    directory has files that no export wrote, and CheckpointError if the model cannot be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -99,7 +99,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """Returns the PortableModel of a bundle, with the vocabularies and tags of the translator's tokenizer."""
+    """Returns a bundle as a PortableModel, with the vocabularies and tags of its translator's tokenizer."""
     tokenizer = translator.tokenizer
     source = Vocabulary(
         tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
@@ -155,7 +155,7 @@ MOST_SHOWN = 3  # most differing lines of each kind that a report shows
 def _comparison(
     format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
 ) -> Iterator[str]:
-    """Yields the lines of a report that compares translations of the bundle's canaries, from text to text."""
+    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries as text."""
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
         yield "the model carries no canaries, so nothing was compared"
@@ -188,7 +188,7 @@ class Agreement:
 
     library: str  # name and version of the other library
     lines: list[Line]
-    furthest: float  # largest difference of a token's two log-probabilities, over lines with the same ids
+    furthest: float  # largest difference between log-probabilities of a token, over lines with the same ids
 
     @property
     def num_same_ids(self) -> int:
@@ -218,10 +218,10 @@ class Agreement:
 
 
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """Returns the texts and, if the model has tags, also the texts without tags and up to MOST_TAGGED with one tag.
+    """Returns the texts and, if the model has tags, the texts without tags and up to MOST_TAGGED texts with one tag.
 
-    The latter combine each text with the next tag in turn. Lines that are blank, consist of tags only, are too long for
-    the model or repeat an earlier line are left out.
+    The tags are used in turn. Lines that are blank, consist of tags only, are too long for the model or repeat an
+    earlier line are left out.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -239,10 +239,11 @@ def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
 def compare(
     translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
 ) -> Agreement | None:
-    """Translates lines by greedy search, with mtkit and with the exported files in a directory, and compares them.
+    """Translates lines by greedy search with mtkit and with another library, and compares the translations.
 
-    Returns None if the other library is not installed. model is the exported model before the format permuted its ids.
-    texts is the library's tokenizer; observe translates with the library.
+    directory has the files that were exported for the library, texts is the library's tokenizer, and observe translates
+    with the library. model is the exported model before the format permuted its ids. Returns None if the library is not
+    installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)

@@ -68,7 +68,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Returns the model without the extra rows of its embeddings that belong to no token of the tokenizer."""
+    """Returns the model without those rows of its embeddings that belong to no token of the tokenizer."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
@@ -147,7 +147,7 @@ def _config(
     languages: tuple[str, str] | None,
     bans_unknown: bool,
 ) -> Config:
-    """Returns the settings of the imported model, with those of its tokenizer and languages added."""
+    """Returns the settings of the imported model, including those of its tokenizer and languages."""
     source, target = languages or found.languages
     settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
     settings["languages"] = {"source": source or "source", "target": target or "target"}
@@ -165,7 +165,7 @@ def _config(
 
 
 def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
-    """Returns the layout of the imported files, and the SHA-256 checksum of each by its name without folders."""
+    """Returns {"layout": layout, "files": {file name: SHA-256 checksum}}; the file names are without folders."""
     sums = {}
     for path in sorted(files):
         with path.open("rb") as file:
@@ -174,7 +174,7 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Returns lines of random source pieces, the same at each call; the language of the model may not be known."""
+    """Returns NUM_LINES lines of random source pieces, the same lines at each call; they are no real text."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
     generator = random.Random(0)
@@ -237,6 +237,6 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """Returns a table (V, …) with a row added for each spelling: the mean of its ids' rows, or of all rows if empty."""
+    """Returns a table (V, …) with a row added for each spelling: the mean of its ids' rows, or of all if empty."""
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

@@ -1,4 +1,4 @@
-"""The form of a model that imports and exports share, tokenizer.json files, and translation with transformers."""
+"""The model representation that imports and exports share, tokenizer.json files, translation with transformers."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class PortableModel:
-    """A model in the form that exports write to another library's files and that imports read from them."""
+    """A model independent of file formats: what an export writes to files, and what an import reads from files."""
 
     config: Config
     weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
@@ -42,7 +42,7 @@ class PortableModel:
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
-        """The tags that the SentencePiece model lacks; at the start of a line, each of these is one token."""
+        """The tags that are not pieces of the SentencePiece model; at the start of a line, such a tag is one token."""
         known = {piece.text for piece in pieces_of(self.source.sentencepiece)}
         return tuple(tag for tag in self.symbols if tag not in known)
 
@@ -106,8 +106,8 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
       that the rule removes join the character before it, and U+FDD0 is lost.
     - With BPE, in text written like a special piece such as </s>, directly after a user-defined piece, the first
       character is a piece of its own.
-    - With unigram, where the same pieces in two orders have scores that differ only by rounding, the other order may be
-      chosen.
+    - With unigram, if the scores of two orders of the same pieces differ only by rounding, another order than that of
+      SentencePiece may be chosen.
     - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
@@ -286,16 +286,16 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 @dataclass(frozen=True)
 class Observed:
-    """A library's translations of some sources, and its scores of given translations; special tokens are left out."""
+    """A library's translations of some sources, and its log-probabilities of given translations."""
 
     library: str  # its name and version
-    translations: list[list[str]]  # pieces, found by greedy search
+    translations: list[list[str]]  # pieces without special tokens, found by greedy search
     log_probs: list[list[float]]  # of each token of each given translation, and of its end mark
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A library's tokenizer, loaded from exported files."""
+    """A library's tokenizer, loaded from exported files, as two functions."""
 
     encode: Callable[[Sequence[str]], list[list[str]]]  # lines to pieces, without the end mark
     decode: Callable[[Sequence[Sequence[str]]], list[str]]  # pieces to lines
