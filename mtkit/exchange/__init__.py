@@ -1,5 +1,6 @@
-"""Export of bundles to other libraries, import from them, and extension of vocabularies.
+"""Export of bundles to other libraries, import of their models as bundles, and extension of vocabularies.
 
-Export turns a bundle into files for CTranslate2 or Hugging Face transformers, and translates with both to compare them.
-Import makes bundles of Hugging Face's and Marian's models. May import translation and what is below it.
+Export writes a bundle as files for CTranslate2 or Hugging Face transformers, and compares the translations of mtkit
+with those of that library. Import makes bundles from models of Hugging Face transformers and of Marian. This package
+may import mtkit.translation and the packages below it.
 """

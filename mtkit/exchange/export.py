@@ -1,4 +1,4 @@
-"""Export of a bundle to another library's files, and comparison of the translations of both."""
+"""Export of a bundle to another library's files, and comparison of that library's translations with mtkit's."""
 
 import json
 import shutil
@@ -47,13 +47,13 @@ Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observ
 
 @dataclass(frozen=True)
 class Format:
-    """The files of another library."""
+    """A format that models are exported to: functions that check, write and try out a model."""
 
-    check: Callable[[Config], None]  # raises an error for a model that the format cannot express, before any work
-    write: Callable[[PortableModel, Path, str | None], None]
-    texts: Callable[[Path, PortableModel], Texts | None]  # as its users load it; None where it is not installed
+    check: Callable[[Config], None]  # raises CheckpointError if the format cannot express a model
+    write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
+    texts: Callable[[Path, PortableModel], Texts | None]  # the library's tokenizer; None if it is not installed
     observe: Observe
-    extra: str  # pip install mtkit[extra] installs that library
+    extra: str  # `pip install mtkit[extra]` installs the library
     quantizations: tuple[str, ...] = ()
 
 
@@ -61,7 +61,11 @@ class Format:
 
 
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
-    """Write a model in the files of a format, load them with their library, and report whether translations agree."""
+    """Exports the model at a path to a directory, and prints whether the other library translates as mtkit does.
+
+    to is the name of a format in FORMATS. Raises MtkitError if the format does not have this quantization, or if the
+    directory has files that no export wrote, and CheckpointError if the model cannot be exported.
+    """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
         raise MtkitError(_no_quantization(to, quantization))
@@ -86,7 +90,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
         (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
         _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.symbols)
         for path in new.glob("*.safetensors"):
-            shutil.copymode(new / MARKER, path)  # safetensors makes it readable by its owner only
+            shutil.copymode(new / MARKER, path)  # safetensors makes files that only their owner can read
     say(f"{to}: {directory}")
     if lost := not_carried(bundle.config, to):
         say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
@@ -95,7 +99,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """The model of a bundle and of its translator, as the formats take it."""
+    """Returns a bundle as a PortableModel, with the vocabularies and tags of its translator's tokenizer."""
     tokenizer = translator.tokenizer
     source = Vocabulary(
         tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
@@ -120,7 +124,7 @@ def _no_quantization(to: str, quantization: str) -> str:
 
 
 def _require_free(directory: Path) -> None:
-    """Refuse a folder with files that no export wrote."""
+    """Raises MtkitError if the path is a file, or a folder with files that no export wrote."""
     if directory.is_file():
         raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
@@ -141,17 +145,17 @@ def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None,
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# Comparison of the translations by mtkit ("here") and by the library ("there").
+# Comparison of translations by mtkit ("here") with translations by the other library ("there").
 
-TOKENS = 4096  # of a batch
-MOST_TAGGED = 32  # lines that are compared with a tag, where a model has many tags
-MOST_SHOWN = 3  # differing lines in a report
+TOKENS = 4096  # most tokens of a batch, with padding
+MOST_TAGGED = 32  # most lines that are compared with a tag before them
+MOST_SHOWN = 3  # most differing lines of each kind that a report shows
 
 
 def _comparison(
     format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
 ) -> Iterator[str]:
-    """The report on translating the bundle's canaries here and there, from text to text."""
+    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries as text."""
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
         yield "the model carries no canaries, so nothing was compared"
@@ -169,35 +173,35 @@ def _comparison(
 
 @dataclass(frozen=True)
 class Line:
-    """A line and its translations."""
+    """A source line with its translations by mtkit (here) and by the other library (there)."""
 
     text: str
-    same_ids: bool  # both tokenizers encode it alike
-    same_tokens: bool  # both translations have the same tokens
+    same_ids: bool  # both tokenizers encode the line as the same ids
+    same_tokens: bool  # both translations consist of the same tokens
     here: str
     there: str
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The comparison of some lines."""
+    """The result of comparing the translations of some lines."""
 
-    library: str  # its name and version
+    library: str  # name and version of the other library
     lines: list[Line]
-    furthest: float  # largest difference of a token's log-probability, over lines with the same ids
+    furthest: float  # largest difference between log-probabilities of a token, over lines with the same ids
 
     @property
     def num_same_ids(self) -> int:
-        """Number of lines that both tokenizers encode alike."""
+        """The number of lines that both tokenizers encode as the same ids."""
         return sum(line.same_ids for line in self.lines)
 
     @property
     def num_same_texts(self) -> int:
-        """Number of lines with the same translation, character by character."""
+        """The number of lines whose two translations are the same text, character by character."""
         return sum(line.here == line.there for line in self.lines)
 
     def report(self) -> Iterator[str]:
-        """The report: the counts, then the first lines that differ."""
+        """Yields the lines of the report: the counts, then the first lines that differ."""
         num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
         respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
         drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
@@ -214,9 +218,10 @@ class Agreement:
 
 
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """The texts as they are and, where the model has tags, also without a tag and with each of its tags.
+    """Returns the texts and, if the model has tags, the texts without tags and up to MOST_TAGGED texts with one tag.
 
-    Lines that are blank, consist of tags, or are too long for the model are left out.
+    The tags are used in turn. Lines that are blank, consist of tags only, are too long for the model or repeat an
+    earlier line are left out.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -234,9 +239,11 @@ def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
 def compare(
     translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
 ) -> Agreement | None:
-    """Translate lines here and with the exported files in a directory; None where the library is not installed.
+    """Translates lines by greedy search with mtkit and with another library, and compares the translations.
 
-    model is what the files were written from, before its ids were permuted.
+    directory has the files that were exported for the library, texts is the library's tokenizer, and observe translates
+    with the library. model is the exported model before the format permuted its ids. Returns None if the library is not
+    installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
@@ -263,13 +270,13 @@ def compare(
 
 
 def _greedy(decoding: DecodingConfig) -> DecodingConfig:
-    """Greedy search under the constraints of the settings."""
+    """Returns settings for greedy search with the min_length and no_repeat_ngram of decoding."""
     return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
 
 
-# Cards: the README.md of an exported model, which shows how to translate with its library.
+# Cards. A card is the README.md of an exported model; it shows how to translate with the other library.
 
-# For tags unknown to SentencePiece, each a token before the pieces of the line.
+# Code in a card for tags that the SentencePiece model lacks: at the start of a line, each is one token.
 _CUT_TAGS = """    tags = {tags}
     def pieces(line):
         first, _, rest = line.partition(" ")
@@ -278,7 +285,7 @@ _CUT_TAGS = """    tags = {tags}
 
 
 def ctranslate2_card(model: PortableModel) -> str:
-    """The card of a model for CTranslate2, with SentencePiece."""
+    """Returns the card of a model for CTranslate2, which shows how to translate with it and SentencePiece."""
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
@@ -314,7 +321,7 @@ lines, which need no translation.{form}
 
 
 def _ctranslate2_search(decoding: DecodingConfig) -> str:
-    """Arguments by which CTranslate2 searches as the settings say; a sampling_topk of 0 is all tokens."""
+    """Returns the search arguments of translate_batch, as code; sampling_topk=0 means that all tokens are sampled."""
     if decoding.method == "beam":
         return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
     top_p = 1.0 if decoding.top_p is None else decoding.top_p
@@ -325,7 +332,7 @@ def _ctranslate2_search(decoding: DecodingConfig) -> str:
 
 
 def marian_card(model: PortableModel) -> str:
-    """The card of a MarianMTModel."""
+    """Returns the card of a MarianMTModel."""
     if not (tags := misread_tags(model)):
         return _huggingface(model, "MarianMTModel", "MarianTokenizer")
     return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
@@ -334,7 +341,7 @@ Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {",
 
 
 def m2m100_card(model: PortableModel) -> str:
-    """The card of an M2M100 model."""
+    """Returns the card of an M2M100 model."""
     return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
 
 
@@ -381,7 +388,7 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
 
 
 def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """The exported SentencePiece models, used as on the card."""
+    """Returns a tokenizer that uses the exported SentencePiece models as the card does."""
     source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
     known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
     tags = model.loose_tags
@@ -405,7 +412,7 @@ def _observe_with_transformers(
     sources: Sequence[Sequence[str]],
     targets: Sequence[Sequence[str]],
     silent: Sequence[str],
-    _: DecodingConfig,  # it is in generation_config.json
+    _: DecodingConfig,  # not used, since generation_config.json has these settings
 ) -> Observed | None:
     return observe_with_transformers(directory, sources, targets, silent)
 

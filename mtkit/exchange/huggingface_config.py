@@ -1,7 +1,4 @@
-"""config.json and generation_config.json of Hugging Face's encoder-decoder models, written and read.
-
-D model width, V vocabulary size.
-"""
+"""Writes and reads config.json and generation_config.json of Hugging Face's encoder-decoder models."""
 
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -25,12 +22,12 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_fetched(path: Path) -> None:
-    """Refuse the pointer that Git LFS leaves in place of a file that it has not fetched."""
+    """Raises CheckpointError if a file is a Git LFS pointer, which stands in for a file that was not fetched."""
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
     except OSError:
-        return  # whoever reads it reports it as missing
+        return  # the caller reads the file next and reports the error
     if start == LFS_POINTER:
         raise CheckpointError(
             f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` or download it"
@@ -38,7 +35,7 @@ def require_fetched(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CheckpointError if it is missing or damaged."""
+    """Returns the object in a JSON file; raises CheckpointError if the file is missing, damaged or has no object."""
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes())
@@ -52,16 +49,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as transformers does, with sorted keys."""
+    """Writes an object to a JSON file as transformers does, with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # Writing.
 
-FIRST_BYTE = "<0x00>"  # in vocabularies that spell characters without a piece in bytes
-LEAST_POSITIONS = 512
+FIRST_BYTE = "<0x00>"  # only in vocabularies with byte fallback
+LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 
-# The values of settings that each layout can express, by the name of the layout in an export.
+# For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
     "activation": ("relu", "gelu", "silu"),
@@ -84,14 +81,17 @@ WANTED: dict[str, dict[str, Collection[Any]]] = {
         "sinusoid_first": (2,),
         "tie_embeddings": ("all",),
         "output_bias": (False,),
-        "start_token": ("begin", "end"),  # not padding, which M2M100 gives no position
+        "start_token": ("begin", "end"),  # not pad, since M2M100 gives padding no position
     },
 }
 NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
 
 def require_expressible(config: Config, layout: str) -> None:
-    """Refuse a model that the layout cannot express; the message names the setting and the layouts that can."""
+    """Raises CheckpointError if a layout cannot express the model.
+
+    The message names the setting, and the other values of --to that can express it.
+    """
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
@@ -114,7 +114,7 @@ def _shown(value: Any) -> str:
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
-    """Write both files; own are the keys of config.json that only the layout has."""
+    """Writes config.json and generation_config.json; own has the keys of config.json that are specific to a layout."""
     config, special = model.config, model.target.special
     transformer = config.model
     assert isinstance(transformer, TransformerConfig)
@@ -171,7 +171,11 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
 
 
 def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
-    """Constraints of the search. transformers counts the start token as part of the translation."""
+    """Returns min_length and no_repeat_ngram as generation settings of transformers.
+
+    transformers counts the start token as part of the translation. If that token is the end mark (starts_with_end), a
+    no_repeat_ngram of 1 is left out, since it would forbid the end mark.
+    """
     found = {}
     if decoding.min_length:
         found["min_length"] = decoding.min_length + 1
@@ -181,7 +185,10 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
 
 
 def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
-    """Sampling defaults. top_k is 50 in transformers where it is missing, and 0 for all tokens."""
+    """Returns the generation settings for sampling; empty if the method is not sample.
+
+    In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
+    """
     if decoding.method != "sample":
         return {}
     return {
@@ -192,7 +199,7 @@ def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
     }
 
 
-# Decoding settings that no format has a place for.
+# Decoding settings that no export format can express.
 _NOWHERE = (
     "length_penalty_form",
     "coverage_penalty",
@@ -202,24 +209,27 @@ _NOWHERE = (
     "mbr_samples",
     "mbr_utility",
 )
-# Sampling settings, which are lost unless the method is sample: no format has the MBR search, which draws samples, too.
+# Sampling settings, which are exported only for the method sample. MBR decoding uses them, too, but no format has it.
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def not_carried(config: Config, to: str) -> list[str]:
-    """The decoding settings, with their values, that an export to a format loses."""
+    """Returns the decoding settings that an export to the format `to` loses, each as text with its value."""
     decoding, default = config.decoding, DecodingConfig()
     names = _NOWHERE if decoding.method == "sample" else (*_NOWHERE, *_SAMPLING)
     lost = [name for name in names if getattr(decoding, name) != getattr(default, name)]
     if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
-        lost.append("no_repeat_ngram")  # would forbid the end mark there, since the translation starts with it
+        lost.append("no_repeat_ngram")  # in transformers it would forbid the end mark, which is the start token
     if decoding.unknown == "copy":
         lost.append("unknown")
     return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]
 
 
 def silent_ids(model: PortableModel) -> list[int]:
-    """Ids that are never generated: padding, begin mark, and <unk> if it is banned or the vocabulary spells bytes."""
+    """Returns the target ids that are never generated: padding, the begin mark, and in some models <unk>.
+
+    <unk> is among them if decoding.unknown is ban or the vocabulary has byte fallback.
+    """
     vocabulary = model.target
     is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
     shown = vocabulary.special.unknown if is_shown else None
@@ -227,13 +237,13 @@ def silent_ids(model: PortableModel) -> list[int]:
 
 
 def _positions(config: Config) -> int:
-    """Longest sentence, in tokens with its end mark: as in training, but at least the usual 512."""
+    """Returns the most tokens of a sentence, with its end mark: data.max_length + 1, but at least LEAST_POSITIONS."""
     return max(LEAST_POSITIONS, config.data.max_length + 1)
 
 
 # Reading.
 
-# Generation settings that mtkit does not have, and the values with which they change nothing.
+# Generation settings that mtkit does not have, each with the values (besides null) that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": ([],),
     "begin_suppress_tokens": ([],),
@@ -259,13 +269,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": ([],),
     "typical_p": (1.0,),
 }
-# The settings of sampling, and whether mtkit takes a value of them.
+# The sampling settings, each with a function that returns whether mtkit accepts a value.
 SAMPLING: dict[str, Callable[[Any], bool]] = {
     "temperature": lambda value: type(value) in (int, float) and 1e-9 <= value <= 1000,
     "top_k": lambda value: _is_count(value),
     "top_p": lambda value: type(value) in (int, float) and 0 < value <= 1,
 }
-LONGEST_SHOWN = 60  # characters of a value that a message shows
+LONGEST_SHOWN = 60  # most characters of a value that a message shows
 
 
 def _is_count(value: Any) -> bool:
@@ -273,7 +283,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _one(value: Any) -> Any:
-    """The only value of a list of one; any other value as it is."""
+    """Returns the element of a list of length 1; returns any other value unchanged."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -291,7 +301,10 @@ def _short(value: Any) -> str:
 
 
 class TheirConfig:
-    """The config.json of a checkpoint; a wrong value raises a CheckpointError that names file, key and value."""
+    """The config.json and generation_config.json of a checkpoint.
+
+    For a wrong value, methods raise a CheckpointError that names the file, the key and the value.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / CONFIG
@@ -300,7 +313,7 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """The whole number of a key, 0 or more; the default where it is null or missing."""
+        """Returns the whole number, 0 or more, under a key; the default if it is null or missing."""
         value = self.content.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 0:
@@ -308,21 +321,21 @@ class TheirConfig:
         return value
 
     def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """The id of a token, which may be a list of one id; None where it is null."""
+        """Returns the token id under a key (an id or a list of one); the default if missing, None if null."""
         value = _one(self.content.get(key, default))
         if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants one id below {vocab_size}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """The true or false of a key; the default where it is missing."""
+        """Returns the boolean under a key; the default if it is missing."""
         value = self.content.get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
         return value
 
     def require(self, key: str, wanted: object) -> None:
-        """Refuse other values than the wanted one, which mtkit's models have no setting for; a missing key is fine."""
+        """Raises CheckpointError if a key has a value that is not `wanted`, the only one that mtkit supports."""
         value = self.content.get(key, wanted)
         if value != wanted:
             raise CheckpointError(
@@ -330,13 +343,13 @@ class TheirConfig:
             )
 
     def rate(self, key: str) -> float:
-        """A dropout rate; 0 where it is missing or no rate, since it does not change translations."""
+        """Returns the dropout rate under a key; 0 if missing or invalid, since it does not affect translations."""
         value = self.content.get(key, 0.0)
         return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
     @property
     def activation(self) -> str:
-        """The activation, by mtkit's name."""
+        """The activation function, by mtkit's name; raises CheckpointError if mtkit does not have it."""
         value = self.content.get("activation_function")
         if not isinstance(value, str) or value not in ACTIVATIONS_READ:
             raise CheckpointError(
@@ -345,11 +358,14 @@ class TheirConfig:
         return ACTIVATIONS_READ[value]
 
     def generation_value(self, key: str) -> Any:
-        """A generation setting, from generation_config.json or else from config.json."""
+        """Returns a generation setting from generation_config.json or else from config.json; None if neither has it."""
         return self.generation.get(key, self.content.get(key))
 
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
-        """All settings; model are those of the model that depend on the layout."""
+        """Returns the checkpoint's settings as mtkit's; raises CheckpointError if mtkit does not support them.
+
+        model has the model settings that depend on the layout. The name of the directory becomes the name of the model.
+        """
         self._check_generation()
         beam_size, length_penalty = self.generation_value("num_beams"), self.generation_value("length_penalty")
         heads, d_ff = self.number("encoder_attention_heads"), self.number("encoder_ffn_dim")
@@ -387,13 +403,16 @@ class TheirConfig:
         except ValueError as error:
             _, setting, problem, *_ = (line.strip() for line in str(error).splitlines())
             problem = problem.partition(" [type=")[0]
-            message = problem.removeprefix("Value error, ")  # such a message names the setting itself
+            message = problem.removeprefix("Value error, ")  # a message with this prefix names the setting itself
             if message == problem:
                 message = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
             raise CheckpointError(f"{self.path}: {message}") from None
 
     def _constraints(self) -> dict[str, int]:
-        """Constraints of the search. transformers counts the start token as part of the translation."""
+        """Returns the decoding settings min_length and no_repeat_ngram; leaves out those that the checkpoint lacks.
+
+        The min_length of transformers counts the start token as part of the translation.
+        """
         found = {}
         least, new, ngram = (
             self.generation_value(key) for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size")
@@ -407,11 +426,14 @@ class TheirConfig:
 
     @property
     def _samples(self) -> bool:
-        """Whether transformers samples translations without a beam; mtkit has no sampling within a beam."""
+        """Whether the checkpoint's settings make transformers sample without a beam; mtkit cannot sample in a beam."""
         return self.generation_value("do_sample") is True and self.generation_value("num_beams") in (None, 1)
 
     def _sampling(self) -> dict[str, Any]:
-        """Sampling defaults. top_k is 50 in transformers where it is missing, and 0 for all tokens."""
+        """Returns mtkit's decoding settings for sampling; empty if transformers would not sample without a beam.
+
+        In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
+        """
         if not self._samples:
             return {}
         found: dict[str, Any] = {"method": "sample"}
@@ -425,16 +447,16 @@ class TheirConfig:
         return found
 
     def ignored(self, silent: Collection[int]) -> list[str]:
-        """Generation settings, with their values, that change translations in transformers and that mtkit cannot keep.
+        """Returns the generation settings that affect translations but that mtkit lacks, each as text with its value.
 
-        silent are ids that mtkit never generates either.
+        silent are the ids that mtkit never generates; settings that only forbid these ids are left out.
         """
         found = {key: value for key in NEUTRAL if (value := self.generation_value(key)) not in (None, *NEUTRAL[key])}
         words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
         suppressed = [id_ for id_ in _row(found.pop("suppress_tokens", [])) if id_ not in silent]
         end = _one(self.content.get("eos_token_id"))
         if _one(found.get("forced_eos_token_id")) == end:
-            found.pop("forced_eos_token_id", None)  # ends a translation that is cut off, as mtkit does
+            found.pop("forced_eos_token_id", None)  # at the maximum length, it ends translations as mtkit does
         for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
             if (value := self.generation_value(key)) is not None and not _is_count(value):
                 found[key] = value
@@ -447,12 +469,12 @@ class TheirConfig:
         return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
 
     def bans(self, id_: int) -> bool:
-        """Whether a token is never generated."""
+        """Whether the checkpoint's generation settings forbid a token."""
         words, suppressed = (self.generation_value(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Refuse a forced first token, and special ids on which the two files disagree."""
+        """Raises CheckpointError for a forced first token, and if the two files disagree on a special id."""
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
         for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):

@@ -1,6 +1,6 @@
-"""Weights of Hugging Face's MarianMTModel and M2M100, written and read.
+"""Writes and reads the weights of Hugging Face's MarianMTModel and M2M100.
 
-P positions, D model width, V vocabulary size.
+In shapes, P is the number of positions, D the model width and V the vocabulary size.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ from mtkit.exchange.huggingface_config import (
 from mtkit.exchange.portable import PortableModel, Vocabulary, reordered
 from mtkit.text.vocabulary import SpecialIds
 
-# Names and shapes of weights; "ours" are mtkit's, "theirs" those of transformers.
+# Names and shapes of weights: "ours" are those of mtkit, "theirs" those of transformers.
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -48,7 +48,8 @@ FEED_FORWARD = {
     "around_feed_forward.norm": ("final_layer_norm",),
 }
 
-# Embeddings, by tie_embeddings: our name to theirs. COPIES are names under which a checkpoint may repeat a matrix.
+# For each value of tie_embeddings, our names of the embeddings with theirs. COPIES has other names under which a
+# checkpoint may store one of these matrices again, each with the name of that matrix.
 EMBEDDINGS = {
     "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
     "decoder": {
@@ -73,11 +74,11 @@ OUTPUT_BIAS = ("decoder.output.bias", "final_logits_bias")
 
 KINDS = ("weight", "bias")
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # those that float32 can hold unchanged
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # the types whose values float32 represents exactly
 
 
 def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The name of each of our weights with the names of theirs that it concatenates, except the output bias."""
+    """Yields the name of each of our weights, except the output bias, and the names of theirs that it concatenates."""
     yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
     stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
@@ -91,7 +92,7 @@ def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of one of their weights; sizes are those of the source and target vocabularies."""
+    """Returns the shape that a weight of theirs must have; sizes are the source and target vocabulary sizes."""
     is_source = ".encoder." in name
     module, kind = name.split(".")[-2:]
     d_model, d_ff = config.d_model, config.d_ff if is_source else config.decoder_d_ff or config.d_ff
@@ -102,7 +103,7 @@ def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tu
 
 
 def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our weights to theirs."""
+    """Returns the weights, converted from our names and shapes to theirs."""
     found = {}
     for ours, theirs in names_of(config):
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
@@ -116,14 +117,15 @@ def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> d
 def our_weights(
     config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Convert their weights to ours; sizes are those of the source and target vocabularies.
+    """Returns the weights, converted from their names and shapes to ours.
 
-    Raises CheckpointError, which begins with path, if a weight is missing, left over or of another shape.
+    sizes are the sizes of the source and target vocabularies. Raises CheckpointError, with a message that begins with
+    path, if a weight is missing, does not belong to the model or has a wrong shape.
     """
     left = dict(weights)
     for copy, original in COPIES[config.tie_embeddings].items():
         if original not in left and copy in left:
-            left[original] = left[copy]  # an older version may store the copy alone
+            left[original] = left[copy]  # an older transformers may store only the copy
         if copy in left and not torch.equal(left.pop(copy), left[original]):
             raise CheckpointError(f"{path}: {copy} is not {original}; the settings say that they share one matrix")
     found = {}
@@ -138,7 +140,7 @@ def our_weights(
     ours, theirs_bias = OUTPUT_BIAS
     if config.output_bias:
         bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
-        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings alone
+        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings, but not the bias
             bias = torch.nn.functional.pad(bias, (0, sizes[1] - bias.shape[1]))
         _require_shape(path, theirs_bias, bias, (1, sizes[1]))
         found[ours] = bias[0]
@@ -156,12 +158,15 @@ def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...
 
 
 def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Write weights as transformers reads them."""
+    """Writes weights to the model.safetensors of a directory, as transformers does."""
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of a checkpoint in float32, and the file or index that was read. No code in it is run."""
+    """Returns the tensors of a checkpoint in float32, and the path of the file or index that was read.
+
+    No code in the checkpoint is run. Raises CheckpointError if weights are missing, damaged or not finite.
+    """
     path = next((directory / name for name in READERS if (directory / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{directory}: holds no weights; wants one of {', '.join(READERS)}")
@@ -197,7 +202,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _shards(path: Path) -> dict[str, str]:
-    """The file of each weight, from an index; all files are beside the index."""
+    """Returns {weight name: file name} from an index; raises CheckpointError if a file is not in its folder."""
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
@@ -207,9 +212,10 @@ def _shards(path: Path) -> dict[str, str]:
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a pickle, read by PyTorch with weights_only.
+    """Returns the tensors in a pickle file, loaded by torch.load with weights_only=True.
 
-    PyTorch's own message is dropped, since it may advise to load the file in a way that runs code.
+    Raises CheckpointError if that fails, without PyTorch's own message, which may advise to load the file in a way that
+    runs code.
     """
     require_fetched(path)
     if not path.is_file():
@@ -226,7 +232,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in content.items()}
 
 
-READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file to look for, in this order
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by file name; the first file that exists is read
     WEIGHTS: _load_safetensors,
     INDEX: _load_safetensors,
     PICKLED: _load_pickled,
@@ -235,7 +241,7 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file to lo
 
 
 def _is_plain(name: object, weight: object) -> bool:
-    """Whether it is a named tensor in memory that stores each of its elements."""
+    """Whether name is a string, and weight a dense tensor on the CPU with a storage large enough for all elements."""
     return (
         isinstance(name, str)
         and isinstance(weight, Tensor)
@@ -247,7 +253,7 @@ def _is_plain(name: object, weight: object) -> bool:
 
 # MarianMTModel, the layout of the OPUS-MT models (Tiedemann & Thottingal 2020).
 
-# Keys of config.json that would make it another model, with the values that all Marian models have.
+# Keys of config.json that change the architecture, with the values that they have in all Marian models.
 OTHERS = {
     "normalize_before": False,
     "normalize_embedding": False,
@@ -259,14 +265,15 @@ OTHERS = {
 
 
 def check_marian(config: Config) -> None:
-    """Refuse a model that the layout cannot express."""
+    """Raises CheckpointError if the files of a MarianMTModel cannot express the model."""
     require_expressible(config, "marian")
 
 
 def in_marian_order(model: PortableModel) -> PortableModel:
-    """Put special ids where readers of Marian models expect them: end, unknown, ..., padding last.
+    """Returns the model with the special ids that Marian models usually have: end mark 0, <unk> 1, padding last.
 
-    A model that was imported keeps its order. Where the vocabularies differ, padding has the same id in both.
+    If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary. No id changes
+    if padding has such an id already, as in models that were imported from Marian.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -278,7 +285,10 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
 
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
-    """The order: end mark, unknown, all others, and padding at id pad."""
+    """Returns the old ids in their new order: end mark, <unk>, all others, with padding at index pad.
+
+    If padding has that id already, no id changes.
+    """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
         return list(range(size))
@@ -288,11 +298,11 @@ def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
 
 
 def write_marian_weights(model: PortableModel, directory: Path) -> None:
-    """Write weights and configuration, with the model's ids."""
+    """Writes the weights and configuration files of a MarianMTModel; ids stay those of model."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     bias = torch.zeros(len(model.target.pieces))
-    weights = {"decoder.output.bias": bias, **model.weights}  # Marian always has one
+    weights = {"decoder.output.bias": bias, **model.weights}  # a MarianMTModel always has this bias
     save_weights(their_weights(config, weights), directory)
     write_configs(
         model,
@@ -311,7 +321,10 @@ def write_marian_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_marian(directory: Path) -> PortableModel:
-    """The model in a checkpoint; its vocabularies have only sizes and special ids, since pieces are in other files."""
+    """Returns the MarianMTModel in a directory; raises CheckpointError if it cannot be imported.
+
+    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    """
     theirs = TheirConfig(directory)
     for key, wanted in OTHERS.items():
         theirs.require(key, wanted)
@@ -349,7 +362,10 @@ def read_marian(directory: Path) -> PortableModel:
 def _start(
     theirs: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
 ) -> str:
-    """What the decoder reads first, by our name; padding whose embedding is zero is called zero."""
+    """Returns the value of model.start_token: pad, zero (padding with an embedding of zeros), end or begin.
+
+    start is the id of the start token. Raises CheckpointError if it is none of pad, end and begin.
+    """
     if start == pad:
         tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
         table = next((weights[name] for name in tables if name in weights), None)
@@ -363,7 +379,10 @@ def _start(
 
 
 def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Drop the tables of sinusoids that older versions store; raises CheckpointError if they are not Marian's."""
+    """Returns the weights without the tables of positions that older versions of transformers store.
+
+    Raises CheckpointError if a table does not have Marian's sinusoids.
+    """
     kept = {}
     for name, weight in weights.items():
         if not name.endswith(("embed_positions.weight", "embed_positions.weights")):
@@ -374,12 +393,12 @@ def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tens
 
 
 def _are_sinusoids(weight: Tensor) -> bool:
-    # To the precision of bfloat16, in which a table may be stored.
+    # The tolerance is the precision of bfloat16, in which a table may be stored.
     return torch.allclose(weight, _sinusoids(*weight.shape), rtol=0, atol=2**-8)
 
 
 def _sinusoids(num_positions: int, d_model: int) -> Tensor:
-    """(P, D): sines, then cosines, of p / 10000^(2i/D)."""
+    """Returns Marian's sinusoids (P, D): for each position p, the sines, then the cosines of p / 10000^(2i/D)."""
     waves = 10000.0 ** (-2 * torch.arange(d_model // 2, dtype=torch.float64) / d_model)
     angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * waves
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
@@ -391,16 +410,16 @@ def _is_shared(config: object) -> bool:
 
 # M2M100ForConditionalGeneration (Fan et al. 2021): fairseq's Transformer with norms before sublayers.
 
-BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's; the layout counts positions from PAD
+BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's ids; the position of the first token is PAD + 1
 
 
 def check_m2m100(config: Config) -> None:
-    """Refuse a model that the layout cannot express."""
+    """Raises CheckpointError if the files of M2M100 cannot express the model."""
     require_expressible(config, "m2m100")
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
-    """Put the special ids first, in fairseq's order; raises CheckpointError without a begin mark."""
+    """Returns the model with the special ids first, in fairseq's order; raises CheckpointError without a begin mark."""
     special, size = model.source.special, len(model.source.pieces)
     if special.begin is None:
         raise CheckpointError("the vocabulary has no begin mark; M2M100 files want one")
@@ -410,7 +429,7 @@ def in_m2m100_order(model: PortableModel) -> PortableModel:
 
 
 def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
-    """Write weights and configuration, with the model's ids."""
+    """Writes the weights and configuration files of an M2M100 model; ids stay those of model."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     save_weights(their_weights(config, model.weights), directory)
@@ -418,7 +437,10 @@ def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_m2m100(directory: Path) -> PortableModel:
-    """The model in a checkpoint; its vocabularies have only sizes and special ids, since pieces are in other files."""
+    """Returns the M2M100 model in a directory; raises CheckpointError if it cannot be imported.
+
+    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    """
     theirs = TheirConfig(directory)
     theirs.require("tie_word_embeddings", True)
     theirs.require("pad_token_id", PAD)
@@ -441,7 +463,7 @@ def read_m2m100(directory: Path) -> PortableModel:
     )
     assert isinstance(config.model, TransformerConfig)
     weights, path = load_weights(directory)
-    weights = {n: w for n, w in weights.items() if "embed_positions" not in n}  # the same in all models
+    weights = {n: w for n, w in weights.items() if "embed_positions" not in n}  # sinusoids, equal in all models
     ours = our_weights(config.model, weights, path, (vocab_size, vocab_size))
     special = SpecialIds(PAD, UNKNOWN, None if begin == end else begin, end)
     side = Vocabulary([""] * vocab_size, special)

@@ -1,4 +1,4 @@
-"""Import of other libraries' models as bundles, and extension of vocabularies."""
+"""Import of other libraries' models as bundles, and extension of a bundle's vocabulary."""
 
 import hashlib
 import json
@@ -30,13 +30,14 @@ from mtkit.translation.translator import load_bundle, translator_of
 
 READERS: dict[str, Callable[[Path], PortableModel]] = {"marian": read_marian, "m2m_100": read_m2m100}
 
-NUM_LINES, LONGEST_LINE = 64, 40  # made-up lines, in tokens, among which canaries are chosen
+NUM_LINES, LONGEST_LINE = 64, 40  # canaries are chosen from 64 made-up lines of at most 40 tokens
 
 
 def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
-    """Make a bundle of a Hugging Face MarianMTModel or M2M100, such as OPUS-MT's, or of Marian's own files.
+    """Makes a bundle from a Hugging Face MarianMTModel (such as OPUS-MT's) or M2M100, or from Marian's own files.
 
-    languages are the codes of source and target; without them, those of the checkpoint are taken.
+    languages are the codes of source and target; by default, those that the checkpoint names. Raises MtkitError if
+    output exists and is no bundle, and CheckpointError if the checkpoint cannot be imported.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -67,7 +68,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Drop rows of padded embeddings beyond the vocabulary, which belong to no token."""
+    """Returns the model without those rows of its embeddings that belong to no token of the tokenizer."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
@@ -79,7 +80,7 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """The model, its vocabularies, its files and the name of their layout."""
+    """Returns the model, its vocabularies, its files, and its layout: a key of READERS, or native-marian."""
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
         return native.model, native.vocabulary, native.files, "native-marian"
@@ -91,7 +92,11 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
-    """The tokenizer. Special ids of the target are those of config.json, as in transformers, of the source its own."""
+    """Returns the tokenizer of an imported model; raises CheckpointError if a special id is outside its vocabulary.
+
+    The special ids of the source are those of the tokenizer's files. On the target side, padding and the end mark are
+    those of config.json, as in transformers.
+    """
     named, configured = found.target.special, model.target.special
     target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
     named = found.source.special
@@ -118,13 +123,13 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 
 
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
-    """Placeholders, as mtkit noted them when it exported the model; other user-defined pieces may be tags."""
+    """Returns the user-defined pieces that an export by mtkit listed as placeholders; the other ones may be tags."""
     noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
     return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """The begin mark, or None where it is also padding or the end mark."""
+    """Returns the id of the begin mark, or None if it is also the id of padding or of the end mark."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -142,7 +147,7 @@ def _config(
     languages: tuple[str, str] | None,
     bans_unknown: bool,
 ) -> Config:
-    """The settings of the checkpoint, completed by tokenizer and languages."""
+    """Returns the settings of the imported model, including those of its tokenizer and languages."""
     source, target = languages or found.languages
     settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
     settings["languages"] = {"source": source or "source", "target": target or "target"}
@@ -160,7 +165,7 @@ def _config(
 
 
 def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
-    """What the model was made of: layout, file names and checksums, without paths."""
+    """Returns {"layout": layout, "files": {file name: SHA-256 checksum}}; the file names are without folders."""
     sums = {}
     for path in sorted(files):
         with path.open("rb") as file:
@@ -169,7 +174,7 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines of random pieces, always the same, since the language is not known."""
+    """Returns NUM_LINES lines of random source pieces, the same lines at each call; they are no real text."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
     generator = random.Random(0)
@@ -181,11 +186,12 @@ def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
 
 
 def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str]) -> None:
-    """Add pieces and tags to the vocabulary of a bundle, and write it as another bundle.
+    """Adds pieces and tags to the vocabulary of the bundle at a path, and writes the result as a bundle to output.
 
-    In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the pieces that
-    spelled it before. Until a training starts from the bundle, new pieces are never generated and are left out of the
-    softmax, so translations and their scores do not change.
+    In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the old pieces
+    that it was split into before. Until a training starts from the new bundle, new pieces are never generated and are
+    left out of the softmax, so translations and their scores do not change. Raises MtkitError if output exists and is
+    no bundle, and ConfigError if a piece or tag cannot be added.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -222,7 +228,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """For each new id of a side, the ids of the pieces that spelled it before."""
+    """Returns, for each id that `new` adds to a side, the ids of the pieces that the old tokenizer splits it into."""
     if of_source:
         ids = range(old.source_vocab_size, new.source_vocab_size)
         return old.encode_source(new.source_pieces(ids))
@@ -231,6 +237,6 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """Append a row to a table (V, …) for each spelling: the mean of its rows, or of all rows where it is empty."""
+    """Returns a table (V, …) with a row added for each spelling: the mean of its ids' rows, or of all if empty."""
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

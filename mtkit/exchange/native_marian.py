@@ -1,6 +1,6 @@
-"""Import of models in Marian's own files: .npz with .yml (Junczys-Dowmunt et al. 2018), as in OPUS-MT's archives.
+"""Reads models in Marian's own files (Junczys-Dowmunt et al. 2018): .npz and .yml, as in OPUS-MT's archives.
 
-V vocabulary size, D model width.
+In shapes, V is the vocabulary size and D the model width.
 """
 
 import json
@@ -24,9 +24,10 @@ from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.exchange.tokenizers import MarianVocabulary, read_vocabularies
 from mtkit.text.vocabulary import pieces_of
 
-# Options: how the model is built, and how it is searched.
+# Options of the architecture, and settings of the search.
 
-# Options that mtkit's Transformer has one choice for, with the values that are read. A missing option has the first.
+# Options of which mtkit imports only these values, since its Transformer can do nothing else. A missing option counts
+# as the first value.
 WANTED: dict[str, tuple[Any, ...]] = {
     "type": ("transformer",),
     "right-left": (False,),
@@ -44,18 +45,19 @@ WANTED: dict[str, tuple[Any, ...]] = {
     "transformer-train-positions": (False,),
 }
 
-# Other options named transformer-… that are read here, or do not change a trained model's translations.
+# Other options named transformer-…, without this prefix: they are read below, or do not affect a trained model's
+# translations.
 KNOWN = {
     *("heads", "dim-ffn", "decoder-dim-ffn", "ffn-activation", "disable-position-embeddings", "no-bias", "no-affine"),
     *("preprocess", "postprocess", "postprocess-emb", "postprocess-top"),
     *("dropout", "dropout-attention", "dropout-ffn", "depth-scaling", "guided-alignment-layer"),
-    # Marian reads no option of this name: its positions are sinusoids unless a table is stored.
+    # Marian does not read an option of this name: its positions are sinusoids unless a table is stored.
     "train-position-embeddings",
     # Options of other decoders and attentions, which WANTED refuses.
     *("dim-aan", "aan-depth", "aan-activation", "aan-nogate", "rnn-projection", "alibi-shift", "alibi-trainable"),
 }
 
-# Operations before a sublayer, after it and after the last one, without dropout: a = add, n = normalise.
+# norm_placement by the operations before a sublayer, after it and after the last layer (a: add, n: normalise).
 PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
 
 ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
@@ -65,7 +67,10 @@ GELU_SLOPE = 1.702
 
 
 class MarianOptions:
-    """The options that a model was built with; a wrong value raises a CheckpointError that names the option."""
+    """The options that a model was built with.
+
+    For a value that mtkit cannot import, a CheckpointError is raised that names the option.
+    """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
@@ -82,7 +87,7 @@ class MarianOptions:
                 raise CheckpointError(f"{self.path}: {name} is {_shown(value)}; mtkit knows no option of this name")
 
     def refuse(self, name: str, *wanted: Any) -> None:
-        """Raise a CheckpointError with the value that was found and those that are read."""
+        """Raises a CheckpointError that names an option, its value, and the values that mtkit imports (wanted)."""
         listed = " or ".join(map(_shown, wanted))
         raise CheckpointError(
             f"{self.path}: Marian's option {name} is {_shown(self.content.get(name))}; mtkit imports {listed} alone"
@@ -107,13 +112,13 @@ class MarianOptions:
         return choices[value]
 
     def steps(self, name: str, default: str) -> str:
-        """Operations around a sublayer, without dropout."""
+        """Returns the value of an option that lists operations, such as "dan", without the d for dropout."""
         value = self.content.get(name, default)
         return value.replace("d", "") if isinstance(value, str) else _shown(value)
 
     @property
     def placement(self) -> str:
-        """The placement of norms, by mtkit's name."""
+        """The value of model.norm_placement; raises CheckpointError for other placements than post and pre."""
         names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top")
         found = tuple(self.steps(name, default) for name, default in zip(names, ("", "dan", ""), strict=True))
         if found not in PLACEMENTS:
@@ -123,7 +128,7 @@ class MarianOptions:
 
     @property
     def embedding_norm(self) -> bool:
-        """Whether embeddings are normalised."""
+        """Whether embeddings are normalised; raises CheckpointError if anything else is done to them."""
         found = self.steps("transformer-postprocess-emb", "d")
         if found not in ("", "n"):
             self.refuse("transformer-postprocess-emb", "d", "n", "nd")
@@ -131,20 +136,20 @@ class MarianOptions:
 
     @property
     def activation(self) -> str:
-        """The activation of the feed-forward layers, by mtkit's name."""
+        """The activation function of the feed-forward layers, by mtkit's name for it."""
         found = self.choice("transformer-ffn-activation", "swish", ACTIVATIONS)
         return "silu" if self.slope != 1 else found
 
     @property
     def slope(self) -> float:
-        """The factor by which the activation multiplies its input and divides its output."""
+        """The s in the activation function f(s x) / s: 1.702 for gelu in older versions of Marian, else 1."""
         version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
         is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
         return GELU_SLOPE if self.content.get("transformer-ffn-activation") == "gelu" and not is_exact else 1.0
 
     @property
     def ties(self) -> str:
-        """Which embeddings share a matrix, by mtkit's name."""
+        """The value of model.tie_embeddings: all, decoder or none."""
         source_too = self.flag("tied-embeddings-src")
         if self.flag("tied-embeddings-all") or (source_too and self.flag("tied-embeddings")):
             return "all"
@@ -152,7 +157,7 @@ class MarianOptions:
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """Vocabulary sizes of source and target."""
+        """The sizes of the source and target vocabularies."""
         sizes = self.content.get("dim-vocabs")
         if not isinstance(sizes, list) or len(sizes) != 2 or not all(type(n) is int and n > 1 for n in sizes):
             raise CheckpointError(
@@ -167,7 +172,10 @@ def _shown(value: Any) -> str:
 
 
 def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[str, Any]) -> Config:
-    """The settings with which mtkit's Transformer is the same model."""
+    """Returns the settings of the model in mtkit; raises CheckpointError if mtkit does not support them.
+
+    shared is whether both sides have the same vocabulary; decoding has the decoding settings.
+    """
     d_ff, decoder_d_ff = options.number("transformer-dim-ffn"), options.number("transformer-decoder-dim-ffn", 0)
     settings = {
         "name": name,
@@ -189,7 +197,7 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
             ),
             "embedding_norm": options.embedding_norm,
             "tie_embeddings": options.ties,
-            "output_bias": True,  # it also keeps padding from being generated
+            "output_bias": True,  # also keeps padding from being generated: see NEVER
             "start_token": "zero",
         },
         "tokenizer": {"shared": shared},
@@ -204,12 +212,15 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
 
 
 def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """The decoding settings of a decoder.yml, as mtkit's."""
+    """Returns mtkit's decoding settings for the content of a decoder.yml, which may be empty; path is its path.
+
+    Raises CheckpointError if a value is not a number of 0 or more.
+    """
     numbers: dict[str, float] = {}
     for name in ("beam-size", "normalize", "word-penalty", "max-length-factor"):
         value = decoder.get(name)
         if value is True:
-            value = 1  # `normalize` may stand alone
+            value = 1  # `normalize` without a value means 1
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value) or value < 0):
             raise CheckpointError(f"{path}: {name} is {_shown(value)}; wanted is a number")
         if value:
@@ -223,17 +234,17 @@ def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     if decoder:
         settings["length_penalty"] = float(numbers.get("normalize", 0.0))
     if "max-length-factor" in numbers:
-        factor = float(numbers["max-length-factor"])  # per source token, with the end mark
+        factor = float(numbers["max-length-factor"])  # target tokens for each source token, where the end mark counts
         settings |= {"max_length_ratio": factor, "max_length_extra": int(factor)}
     return settings
 
 
-# Tensors; "ours" are mtkit's, "theirs" Marian's.
+# Tensors: "ours" are those of mtkit, "theirs" those of Marian.
 
-# The output bias of padding, a token that Marian does not have: its probability becomes 0, in fp16 as well.
+# The output bias of padding, a token that Marian does not have. It makes the probability of padding 0, in fp16 as well.
 NEVER = -1e4
 
-# Our modules with those of theirs that they concatenate; {} becomes W or b.
+# Our linear layers, each with the names of theirs that it concatenates; {} is replaced by W (weight) or b (bias).
 LINEARS = {
     "attention.query_key_value": ("self_{}q", "self_{}k", "self_{}v"),
     "attention.output": ("self_{}o",),
@@ -248,18 +259,21 @@ NORMS = {
     "around_source_attention.norm": "context_Wo",
     "around_feed_forward.norm": "ffn_ffn",
 }
-OF_SOURCE = "source_attention"  # in the names of modules that only decoder layers have
+OF_SOURCE = "source_attention"  # part of the names of modules that only decoder layers have
 
 
 class _Taken:
-    """Tensors of a file that are taken one by one, with their shapes checked."""
+    """The tensors of a file, which are taken out one by one with a check of their shapes."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         self.path = path
         self.left = dict(weights)
 
     def take(self, name: str, shape: tuple[int, ...], default: float | None = None) -> Tensor:
-        """Take a tensor; where it is not stored, it is filled with the default, if there is one."""
+        """Removes and returns the tensor of a name; if the file lacks it, returns a tensor filled with the default.
+
+        Raises CheckpointError if the tensor has another shape, or is missing and there is no default.
+        """
         if name not in self.left:
             if default is not None:
                 return torch.full(shape, default)
@@ -270,13 +284,16 @@ class _Taken:
         return weight
 
     def finish(self) -> None:
-        """Refuse tensors that were not taken, since they would be part of another model."""
+        """Raises CheckpointError if tensors are left, which means that the model has parts that mtkit does not have."""
         if self.left:
             raise CheckpointError(f"{self.path}: holds {min(self.left)}, which mtkit's Transformer has no place for")
 
 
 def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert their tensors to ours, with a row of zeros added for padding, from which the decoder starts."""
+    """Returns their tensors converted to ours, by name; raises CheckpointError if they do not fit the options.
+
+    A row of zeros is added to embeddings and output layer for padding, which is the decoder's start token.
+    """
     taken = _Taken(options.path, weights)
     found = _embeddings(options, taken)
     model = config.model
@@ -294,7 +311,7 @@ def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Te
 
 
 def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
-    """Embeddings, output layer and its bias."""
+    """Returns our tensors of the embeddings, the output layer and its bias, by name."""
     (source_size, target_size), width, ties = options.vocab_sizes, options.number("dim-emb"), options.ties
     found = {}
     if options.flag("tied-embeddings-all") or options.flag("tied-embeddings-src"):
@@ -320,12 +337,12 @@ def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
 
 
 def _padded(table: Tensor) -> Tensor:
-    """A table (V, D) with a row of zeros appended."""
+    """Returns a table (V, D) with a row of zeros appended."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors of one layer."""
+    """Yields the names and values of our tensors of one layer of the encoder or decoder (side)."""
     width, d_ff = options.number("dim-emb"), options.number("transformer-dim-ffn")
     if side == "decoder":
         d_ff = options.number("transformer-decoder-dim-ffn", 0) or d_ff
@@ -353,7 +370,11 @@ def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Ite
 
 
 def _norm(taken: _Taken, theirs: str, suffix: str, ours: str, width: int, default: float | None) -> dict[str, Tensor]:
-    """Weight and bias of a norm; where they may be missing, 1 and 0."""
+    """Returns our weight and bias of a norm, by name.
+
+    With a default (0), a missing weight is 1 and a missing bias 0; without one, a missing tensor raises
+    CheckpointError.
+    """
     return {
         f"{ours}.weight": taken.take(f"{theirs}_ln_scale{suffix}", (1, width), None if default is None else 1.0)[0],
         f"{ours}.bias": taken.take(f"{theirs}_ln_bias{suffix}", (1, width), default)[0],
@@ -368,7 +389,7 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class NativeMarian:
-    """A model with its vocabularies and the files that it was read from."""
+    """A model, its vocabularies, and the files that it was read from."""
 
     model: PortableModel
     vocabulary: MarianVocabulary
@@ -376,14 +397,17 @@ class NativeMarian:
 
 
 def is_native_marian(path: Path) -> bool:
-    """Whether a path is a folder with an .npz or a decoder.yml, or one of these files itself."""
+    """Whether a path is a folder with an .npz or decoder.yml file in it, or is an .npz or .yml file."""
     if path.is_dir():
         return any(path.glob("*.npz")) or any(path.glob(f"*{DECODER}"))
     return path.suffix == ".npz" or (path.suffix == ".yml" and path.is_file())
 
 
 def read_native_marian(path: Path) -> NativeMarian:
-    """The model of a folder, or of a decoder.yml or .npz in it; raises CheckpointError if it cannot be read."""
+    """Returns the Marian model in a folder, or that of a decoder.yml or .npz file.
+
+    Raises CheckpointError if there is not exactly one model or it cannot be imported.
+    """
     found = _Setup.find(path)
     options, weights = _read_npz(found.npz)
     source, target, files = read_vocabularies(found.directory, found.vocabularies, options.vocab_sizes)
@@ -404,7 +428,7 @@ def read_native_marian(path: Path) -> NativeMarian:
 
 
 def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
-    """The vocabularies as an import takes them; Marian's files name no languages."""
+    """Returns both vocabularies and their tags as a MarianVocabulary; Marian's files name no languages."""
     defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
     tags = tuple(piece for piece in source.pieces if re.fullmatch(">>.+<<", piece) and piece not in defined)
     return MarianVocabulary(source, target, source.pieces == target.pieces, (None, None), tags, defined)
@@ -412,13 +436,13 @@ def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
 
 @dataclass(frozen=True)
 class _Setup:
-    """The files of a model, and the settings of Marian's decoder."""
+    """The files of a model, and the content of its decoder.yml."""
 
     directory: Path
     npz: Path
-    vocabularies: list[Path]  # of source and target; empty where no file names them
+    vocabularies: list[Path]  # of source and target; empty if no decoder.yml names them
     decoder: Mapping[str, Any]
-    settings_file: list[Path]  # the decoder.yml, or none
+    settings_file: list[Path]  # the decoder.yml; empty if there is none
 
     @staticmethod
     def find(path: Path) -> "_Setup":
@@ -463,7 +487,11 @@ def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str
 
 
 def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
-    """The file of a name in the folder, or else at its path, which may be one of another machine."""
+    """Returns the path of a file that decoder.yml names; raises CheckpointError if the file is missing.
+
+    The name may be a path on another machine. So the file is looked up under its path in the folder, under its name
+    without folders in the folder, and under its path as it is, in this order.
+    """
     places = directory / name, directory / Path(name).name, Path(name)
     found = next((path for path in places if path.is_file()), None)
     if found is None:
@@ -486,7 +514,7 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
-    """The options of a model, and its tensors in float32."""
+    """Returns the options of a model and its tensors in float32; raises CheckpointError if it cannot be imported."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}

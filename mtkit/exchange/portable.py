@@ -1,4 +1,4 @@
-"""A model as the exchange formats see it, the content of a tokenizer.json, and translations by transformers."""
+"""The model representation that imports and exports share, tokenizer.json files, translation with transformers."""
 
 import base64
 import json
@@ -15,24 +15,24 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
-MARKER = "mtkit.json"  # marks a folder that an export wrote, so that another export may replace it
+MARKER = "mtkit.json"  # the file that marks a folder as written by an export, which another export may replace
 
 # The model.
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The vocabulary of one side."""
+    """The vocabulary of the source or of the target."""
 
-    pieces: list[str]  # by id, with ▁ for a space; special tokens included
+    pieces: list[str]  # by id, with ▁ for a space; includes special tokens
     special: SpecialIds = DEFAULT_IDS
-    sentencepiece: bytes = b""  # the model that normalises text and splits it into these pieces
-    scores: list[float] = field(default_factory=list)  # of the pieces in SentencePiece, by id
+    sentencepiece: bytes = b""  # the SentencePiece model (file content) that normalises and splits text
+    scores: list[float] = field(default_factory=list)  # SentencePiece's scores of the pieces, by id; may be empty
 
 
 @dataclass(frozen=True)
 class PortableModel:
-    """A model between mtkit and another library: the input of an export, the result of reading for an import."""
+    """A model independent of file formats: what an export writes to files, and what an import reads from files."""
 
     config: Config
     weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
@@ -42,16 +42,16 @@ class PortableModel:
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
-        """Tags unknown to SentencePiece, each a token before the pieces of a line."""
+        """The tags that are not pieces of the SentencePiece model; at the start of a line, such a tag is one token."""
         known = {piece.text for piece in pieces_of(self.source.sentencepiece)}
         return tuple(tag for tag in self.symbols if tag not in known)
 
 
 def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
-    """Permute the ids of a model: id n of a side becomes what was id order[n].
+    """Returns the model with its ids permuted: the new id n of a side is the old id order[n].
 
-    Embeddings, output layer, its bias and the special ids follow. Ids that an order leaves out are removed, which must
-    not be special ones. A shared vocabulary takes the same order twice.
+    The rows of embeddings, output layer and output bias and the special ids change accordingly. Ids that an order
+    leaves out are removed; special ids must not be left out. For a shared vocabulary, both orders must be the same.
     """
     sizes = len(model.source.pieces), len(model.target.pieces)
     if list(source_order) == list(range(sizes[0])) and list(target_order) == list(range(sizes[1])):
@@ -86,24 +86,29 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
     )
 
 
-# tokenizer.json: a SentencePiece model in the terms of the library tokenizers.
+# tokenizer.json, a file of the library tokenizers, which can express a SentencePiece model.
 
 SPACE_MARK = "\u2581"
-NO_CHARACTER = "\ufdd0"  # reserved by Unicode, so in no text
+NO_CHARACTER = "\ufdd0"  # a noncharacter in Unicode, so it occurs in no text
 
-MOST_SPACES = 1 << 16  # as good as all: SentencePiece removes every leading space
+MOST_SPACES = 1 << 16  # Strip needs a number; SentencePiece removes all leading spaces
 
 Part = dict[str, Any]
 
 
 def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Part:
-    """The content of a tokenizer.json that encodes as the vocabulary does, appends the end mark, and decodes.
+    """Returns the content of a tokenizer.json that encodes and decodes as SentencePiece does and appends the end mark.
 
-    transformers must be told to split special tokens, or text that is written like one becomes one. It differs from
-    SentencePiece in rare cases. With a normalisation rule: several combining marks are put in Unicode's order, marks
-    after a character that the rule removes join the character before it, and U+FDD0 is lost. BPE: a name such as </s>
-    right after a symbol ends a piece. Unigram: of two orders of the same pieces whose scores differ by rounding alone,
-    the other may be taken. Decoding with skip_special_tokens drops <unk>. loose_tags are tags unknown to SentencePiece.
+    loose_tags are the tags that the SentencePiece model lacks. In transformers, split_special_tokens must be true, or
+    text that is written like a special token becomes that token. The exceptions from what SentencePiece does are rare:
+
+    - With a normalisation rule, several combining marks in a row are put in Unicode's order, marks after a character
+      that the rule removes join the character before it, and U+FDD0 is lost.
+    - With BPE, in text written like a special piece such as </s>, directly after a user-defined piece, the first
+      character is a piece of its own.
+    - With unigram, if the scores of two orders of the same pieces differ only by rounding, another order than that of
+      SentencePiece may be chosen.
+    - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
     model_type = model_type_of(vocabulary.sentencepiece)
@@ -134,13 +139,16 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 
 
 def added_token(content: str, special: bool) -> Part:
-    """A token that is found in text before normalisation, unless it is special and special tokens are split."""
+    """Returns the entry of an added token in a tokenizer.json.
+
+    Such a token is found in text before normalisation, unless it is special and split_special_tokens is true.
+    """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
-    """The pieces by id; those unknown to SentencePiece are control pieces, which no text contains."""
+    """Returns the pieces by id; those that the SentencePiece model lacks are control pieces, which no text contains."""
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]
 
@@ -157,8 +165,8 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
     charsmap = base64.b64encode(charsmap_of(vocabulary.sentencepiece)).decode("ascii")
     parts: list[Part] = []
     if charsmap:
-        # The library looks up a character together with the combining marks after it, and drops marks that the rule
-        # does not know there. So marks are kept apart while the rule is applied, and composed afterwards.
+        # The library looks up a character together with the combining marks after it, and drops the marks if the rule
+        # does not list that combination. So marks are separated from it while the rule is applied, and composed after.
         parts += [
             _replace({"Regex": r"(?<=[\s\S])(?=[\p{M}\x{200c}\x{200d}\n])"}, NO_CHARACTER),
             {"type": "Precompiled", "precompiled_charsmap": charsmap},
@@ -167,14 +175,15 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
         ]
     parts += [
         _replace({"String": SPACE_MARK}, " "),
-        # Only spaces: other white space is text.
+        # Only spaces are removed; other white space is part of the text.
         _replace({"Regex": r"\A +| +\z"}, ""),
         _replace({"Regex": " {2,}"}, " "),
         {"type": "Prepend", "prepend": " "},  # unlike Metaspace, which also prepends to an empty line
         _replace({"String": " "}, SPACE_MARK),
     ]
     if model_type_of(vocabulary.sentencepiece) == "unigram" and not _spells_bytes(pieces):
-        # Replace an unknown character in the name of a special piece, so that the text is not taken for that piece.
+        # In text written like a special piece, replace one character that no piece has, so that the library does not
+        # encode the text as that piece.
         known = _characters(pieces)
         for name in _names(pieces):
             places = [place for place, character in enumerate(name) if character not in known]
@@ -185,18 +194,18 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
 
 
 def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
-    """Splits text into words, each with its space mark, and isolates symbols, which the model then takes whole."""
+    """Returns the parts that split text into words with their space marks, and isolate user-defined pieces."""
     parts: list[Part] = [
         {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True},
     ]
     alone = [re.escape(symbol) for symbol in sorted(_symbols(pieces), key=len, reverse=True)]
     if model_type == "unigram":
-        # The library takes text that is the name of a special piece for that piece, if it cannot spell it.
+        # The library encodes text written like a special piece as that piece if no other pieces can spell the text.
         unspelled = sorted({character for name in _names(pieces) for character in name} - _characters(pieces))
         if unspelled and _spells_bytes(pieces):
             alone.append(f"[{''.join(map(re.escape, unspelled))}]")
     elif alone:
-        # The library does so after a symbol, too.
+        # With BPE, the library does so where the text directly follows a user-defined piece.
         before, behind = (f"(?{look}{'|'.join(alone)}{more})" for look, more in (("<=", ""), ("=", r"|\z")))
         alone += [f"{before}{re.escape(name[0])}(?={re.escape(name[1:])}{behind})" for name in _names(pieces)]
     if alone:
@@ -215,17 +224,17 @@ def _ending(end: str, id_: int) -> Part:
 
 
 def _symbols(pieces: list[Piece]) -> list[str]:
-    """User-defined pieces, which are never split."""
+    """Returns the texts of user-defined pieces, which are never split."""
     return [piece.text for piece in pieces if piece.type == "user_defined"]
 
 
 def _names(pieces: list[Piece]) -> list[str]:
-    """The names of special pieces, which no text becomes that is written like them: </s>, <0x41>."""
+    """Returns the texts of special pieces, such as </s> and <0x41>; text written like one must not be encoded as it."""
     return [piece.text for piece in pieces if piece.type not in ("normal", "user_defined")]
 
 
 def _characters(pieces: list[Piece]) -> set[str]:
-    """The characters that the model can spell."""
+    """Returns the characters that occur in normal pieces."""
     return {character for piece in pieces if piece.type == "normal" for character in piece.text}
 
 
@@ -235,7 +244,7 @@ def _spells_bytes(pieces: list[Piece]) -> bool:
 
 def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     worst = min([0.0, *(piece.score for piece in pieces if piece.type == "normal")])
-    # A special piece must score worse than its name spelled character by character.
+    # A special piece must score worse than its text spelled one character at a time.
     never = worst * max(len(piece.text) + 1 for piece in pieces) - 1.0
     scores = [piece.score if piece.type in ("normal", "user_defined") else never for piece in pieces]
     return {
@@ -247,7 +256,11 @@ def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 
 def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
-    """The BPE model. SentencePiece merges any pair that gives a piece, best score first; here such pairs are ranked."""
+    """Returns the BPE model.
+
+    SentencePiece merges any two pieces whose concatenation is a piece, best score first. So the list of merges has all
+    such pairs, ordered by the score of their concatenation.
+    """
     scores = {piece.text: piece.score for piece in pieces if piece.type == "normal"}
     return {
         "type": "BPE",
@@ -257,7 +270,7 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": _spells_bytes(pieces),
-        "ignore_merges": bool(_symbols(pieces)),  # no merge makes a symbol
+        "ignore_merges": bool(_symbols(pieces)),  # for user-defined pieces, which no merge produces
         "vocab": {piece.text: id_ for id_, piece in enumerate(pieces)},
         "merges": [
             [piece[:cut], piece[cut:]]
@@ -268,28 +281,28 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     }
 
 
-# Translations of an exported model by transformers, with which an export is checked.
+# Translation of an exported model with transformers, to check the export.
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a library made of some sentences; tokens are pieces, without special ones."""
+    """A library's translations of some sources, and its log-probabilities of given translations."""
 
     library: str  # its name and version
-    translations: list[list[str]]  # by greedy search
-    log_probs: list[list[float]]  # of each token of the given translations, and of the end mark
+    translations: list[list[str]]  # pieces without special tokens, found by greedy search
+    log_probs: list[list[float]]  # of each token of each given translation, and of its end mark
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A library's tokenizer, made of the exported files."""
+    """A library's tokenizer, loaded from exported files, as two functions."""
 
     encode: Callable[[Sequence[str]], list[list[str]]]  # lines to pieces, without the end mark
     decode: Callable[[Sequence[Sequence[str]]], list[str]]  # pieces to lines
 
 
 def most_tokens(source: Sequence[str]) -> int:
-    """Most tokens that a translation may have, by the default of decoding."""
+    """Returns the most tokens that a translation of source may have under the default decoding settings."""
     return 2 * len(source) + 20
 
 
@@ -297,10 +310,10 @@ def most_tokens(source: Sequence[str]) -> int:
 def observe_with_transformers(
     directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
-    """Translate with Hugging Face transformers; None where it is not installed.
+    """Translates sources with Hugging Face transformers by greedy search, and scores targets as their translations.
 
-    sources are translated, targets scored as their translations. silent pieces are never generated, nor what the
-    checkpoint's generation_config.json forbids.
+    Returns None if transformers is not installed. sources and targets are rows of pieces. The pieces in silent are
+    never generated; the constraints in the checkpoint's generation_config.json, such as no_repeat_ngram_size, apply.
     """
     transformers = _transformers()
     if transformers is None:
@@ -321,7 +334,7 @@ def observe_with_transformers(
                 ids,
                 num_beams=1,
                 do_sample=False,
-                max_length=most_tokens(source) + 2,  # the marks counted
+                max_length=most_tokens(source) + 2,  # counts the start token and the end mark
                 bad_words_ids=[[theirs[piece]] for piece in silent],
                 forced_eos_token_id=config.eos_token_id,
             )
@@ -334,7 +347,7 @@ def observe_with_transformers(
 
 
 def texts_of_transformers(directory: Path) -> Texts | None:
-    """The tokenizer that AutoTokenizer loads from a checkpoint; None where transformers is not installed."""
+    """Returns the tokenizer that AutoTokenizer loads from a checkpoint, or None if transformers is not installed."""
     transformers = _transformers()
     if transformers is None:
         return None
@@ -346,7 +359,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
     def encode(lines: Sequence[str]) -> list[list[str]]:
         rows = [tokenizer(line).input_ids for line in lines]
-        # A row without an end mark gets one here, so that it differs from what is expected.
+        # To a row without an end mark, add one that is not cut off, so that the comparison shows a difference.
         rows = [row[:-1] if row[-1:] == [end] else [*row, end] for row in rows]
         return [[names[id_] for id_ in row] for row in rows]
 
@@ -357,10 +370,10 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
 
 def _transformers() -> Any:
-    """The library, with its messages silenced; None where it is not installed."""
+    """Returns the library transformers with its messages silenced, or None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a library's own at its import
+            warnings.simplefilter("ignore")  # warnings of the library while it is imported
             import transformers
     except ImportError:
         return None
@@ -371,7 +384,7 @@ def _transformers() -> Any:
 
 
 def _vocabularies(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """The vocabularies of source and target: pieces to ids."""
+    """Returns the vocabularies of source and target, each as {piece: id}."""
     ours = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     apart = directory / "target_vocab.json"
     return ours, json.loads(apart.read_text(encoding="utf-8")) if apart.exists() else ours

@@ -1,4 +1,4 @@
-"""Tokenizer files of Hugging Face, written and read, and Marian's vocabularies, read."""
+"""Writes and reads tokenizer files of Hugging Face, and reads the vocabularies of Marian."""
 
 import json
 import re
@@ -12,32 +12,34 @@ from mtkit.exchange.huggingface_config import require_fetched
 from mtkit.exchange.portable import SPACE_MARK, PortableModel, Vocabulary, added_token, tokenizer_json
 from mtkit.text.vocabulary import Piece, SpecialIds, cuts_at_spaces, is_whole, model_type_of, pieces_of
 
-# Hugging Face's tokenizer files, written.
+# Writing Hugging Face's tokenizer files.
 
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
 SETTINGS, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 
 ADDED_TOKENS = "added_tokens.json"
-TAG = re.compile(r"[<\[_>]\S*[>\]_<]")  # the form of an added token that becomes a tag
+TAG = re.compile(r"[<\[_>]\S*[>\]_<]")  # the form that an added token must have to become a tag
 SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "<mask>")
 
-MAX_LENGTH = 512  # tokens, as in OPUS-MT's models; the fewest positions that an export has
+MAX_LENGTH = 512  # tokens, as in OPUS-MT's models; an exported model has at least as many positions
 
-# The special tokens where no file names them.
+# The special tokens that are assumed if no file names them.
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "bos_token": "<s>"}
 
 
 def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
-    """Write the files of a MarianTokenizer with the ids of model.
+    """Writes the files of a MarianTokenizer for a model to a directory.
 
-    It encodes and decodes as mtkit does, with these exceptions: at the start of a line, text between >> and << is one
-    token without a space mark before it; unknown text that is written like a special token becomes that token; decoding
-    with skip_special_tokens drops <unk> and strips white space of all kinds; and the exceptions of
-    Tokenizer.source_sentencepiece.
+    The tokenizer encodes and decodes as mtkit does, with these exceptions and those of Tokenizer.source_sentencepiece:
 
-    A model with misread_tags gets the files of write_m2m100_tokenizer instead, where its vocabulary is shared. Raises
-    ConfigError where it is not, and for a tokenizer of words, since unknown words in a row would become one.
+    - At the start of a line, text between >> and << is one token without a space mark before it.
+    - Unknown text that is written like a special token becomes that token.
+    - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
+
+    For a model with misread_tags, the files of write_m2m100_tokenizer are written instead; if its vocabulary is not
+    shared, ConfigError is raised. It is also raised if the special tokens of source and target differ, and for a
+    tokenizer of words, since several unknown words in a row would become one.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -61,10 +63,10 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 
 
 def misread_tags(model: PortableModel) -> list[str]:
-    """Tags that a MarianTokenizer would encode as other ids.
+    """Returns the tags that a MarianTokenizer would encode as other ids than mtkit does.
 
-    These are tags such as >>eng<< that SentencePiece knows, which lose the space mark before them, and other tags that
-    it does not know, which are split into pieces.
+    These are tags written like >>eng<< that the SentencePiece model has, since they lose the space mark before them,
+    and tags written in another way that it lacks, since they are split into pieces.
     """
     pieces = pieces_of(model.source.sentencepiece)
     known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
@@ -72,11 +74,12 @@ def misread_tags(model: PortableModel) -> list[str]:
 
 
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
-    """Write a tokenizer.json with its settings, and the vocabulary files from which mtkit can import it again.
+    """Writes a tokenizer.json, its settings, and the vocabulary files that mtkit needs to import the model again.
 
     AutoTokenizer then encodes as Tokenizer.encode_source does and appends the end mark; tokenizer_json lists the
-    exceptions. A tag unknown to SentencePiece is one token anywhere in a line. Labels are normalised by the source's
-    rule. Raises ConfigError for a tokenizer of words, and where the vocabulary is not shared.
+    exceptions. In addition, a tag that the SentencePiece model lacks is one token anywhere in a line, and target texts
+    are normalised by the rule of the source. Raises ConfigError for a tokenizer of words, if the vocabulary is not
+    shared, and if the SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
@@ -121,9 +124,9 @@ def _write_settings(model: PortableModel, directory: Path, tokenizer_class: str,
         "target_lang": model.config.languages.target,
         "model_max_length": MAX_LENGTH,
         **tokens,
-        # Text that is written like a special token is text.
+        # Text that is written like a special token is encoded as any other text.
         "split_special_tokens": True,
-        # Decoding does not change spaces before punctuation.
+        # Decoding keeps spaces before punctuation.
         "clean_up_tokenization_spaces": False,
         **more,
     }
@@ -144,23 +147,26 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-# Hugging Face's tokenizer files, read.
+# Reading Hugging Face's tokenizer files.
 
 
 @dataclass(frozen=True)
 class MarianVocabulary:
-    """The content of a MarianTokenizer's files."""
+    """The vocabularies, languages and tags in the files of a MarianTokenizer, or in Marian's own files."""
 
     source: Vocabulary
     target: Vocabulary
     shared: bool
-    languages: tuple[str | None, str | None]  # of source and target, where the files name them
-    symbols: tuple[str, ...]  # tags that a line may begin with and SentencePiece does not know, such as >>fra<<
+    languages: tuple[str | None, str | None]  # of source and target; None if the files do not name it
+    symbols: tuple[str, ...]  # tags, such as >>fra<<, that the SentencePiece model lacks
     defined: tuple[str, ...]  # user-defined pieces of the source's SentencePiece model, such as mtkit's own tags
 
 
 def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
-    """The vocabularies in a directory; raises CheckpointError if a file is missing, damaged or contradicts another."""
+    """Returns the vocabularies of the MarianTokenizer in a directory.
+
+    Raises CheckpointError if a file is missing, damaged or contradicts another file.
+    """
     _require_parts(directory)
     settings = _read(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
     if (directory / SPECIAL_TOKENS).exists():
@@ -189,7 +195,7 @@ def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
 
 
 def _require_parts(directory: Path) -> None:
-    """Refuse a tokenizer that transformers saved as a tokenizer.json alone."""
+    """Raises CheckpointError if a directory has a tokenizer.json, but lacks other files that mtkit needs."""
     missing = [name for name in (VOCABULARY, SOURCE_MODEL, TARGET_MODEL) if not (directory / name).exists()]
     if missing and (directory / TOKENIZER).exists():
         raise CheckpointError(
@@ -199,10 +205,11 @@ def _require_parts(directory: Path) -> None:
 
 
 def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
-    """Tokens that were added to the tokenizer, by id; each becomes a tag, which a line may begin with.
+    """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit makes them tags.
 
-    transformers finds an added token anywhere in a line, which mtkit does not. So an added token that looks like
-    a word, not like the tag <2eo>, raises CheckpointError.
+    transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
+    CheckpointError is raised for a token added after the pieces that is not written like a tag, for example like <2eo>.
+    It is also raised if ids contradict those of pieces or have gaps.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -236,7 +243,7 @@ def _with_added(side: Vocabulary, added: Sequence[str]) -> Vocabulary:
 
 
 def _is_language(piece: str) -> bool:
-    """Whether a MarianTokenizer takes a piece as a language tag at the start of a line."""
+    """Whether a MarianTokenizer treats a piece at the start of a line as a language tag: >>…<<."""
     return piece.startswith(">>") and piece.endswith("<<")
 
 
@@ -262,13 +269,13 @@ def _read_side(vocabulary: Path, model: Path, settings: Mapping[str, Any]) -> Vo
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token, which is given as a string or as an object."""
+    """Returns the text of a token, which is a string or an object with a "content"; None if it is neither."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _read_pieces(path: Path) -> list[str]:
-    """The pieces of a vocab.json, by id."""
+    """Returns the pieces of a vocab.json, ordered by id; raises CheckpointError if an id is missing or occurs twice."""
     content = _read(path)
     if not content:
         raise CheckpointError(f"{path}: is empty; wanted is an id for each piece")
@@ -306,7 +313,7 @@ def _scores(path: Path, model: bytes) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Returns the object in a JSON file; raises CheckpointError if it is missing, damaged or has a key twice."""
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_once)
@@ -320,7 +327,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are distinct; raises ValueError otherwise."""
+    """Returns the pairs of a JSON object as a dict; raises ValueError if a key occurs more than once."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -328,15 +335,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-# Marian's vocabularies, read: SentencePiece models, or lists of pieces beside the SentencePiece models that split text.
+# Reading Marian's vocabularies: SentencePiece models, or lists of pieces with SentencePiece models that split text.
 
 END, UNKNOWN, PAD = "</s>", "<unk>", "<pad>"
-OLDER = {0: ("eos", END), 1: ("UNK", UNKNOWN)}  # by id, the names in Nematus and in Marian
+OLDER = {0: ("eos", END), 1: ("UNK", UNKNOWN)}  # by id, the token's name in Nematus and in Marian
 MAPPINGS = (".yml", ".yaml", ".json")
 SENTENCEPIECE, FACTORED = ".spm", ".fsv"
 SIDES = ("source", "src"), ("target", "trg", "tgt")
 
-# The escapes of double-quoted YAML, besides character codes.
+# The escape sequences of double-quoted YAML, except those with character codes.
 ESCAPES = dict(zip("0abtnvfreN_LP", "\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", strict=True))
 ESCAPES |= {character: character for character in '\t "/\\'}
 _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
@@ -345,10 +352,10 @@ _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 def read_vocabularies(
     directory: Path, named: Sequence[Path], sizes: tuple[int, int]
 ) -> tuple[Vocabulary, Vocabulary, list[Path]]:
-    """The source and target vocabularies, with padding added as the last piece, and the files they were read from.
+    """Returns Marian's vocabularies of source and target, with padding added as the last piece, and their files.
 
-    named are the files that a decoder.yml names, if any; sizes are those of the model. Raises CheckpointError for files
-    that cannot be read.
+    named are the vocabulary files that a decoder.yml names; without any, they are searched for in the directory. sizes
+    are the vocabulary sizes of the model. Raises CheckpointError if files are missing, damaged or of other sizes.
     """
     paths = list(named) or _find(directory)
     source, target = (
@@ -361,7 +368,11 @@ def read_vocabularies(
 
 
 def _find(directory: Path) -> list[Path]:
-    """The vocabularies, where no file names them: the only one, or those named after their sides."""
+    """Returns the paths of the source and target vocabularies in a directory.
+
+    If the directory has one vocabulary, both paths are the same. If it has two, the name of one must have a word for
+    source and that of the other a word for target (see SIDES). Raises CheckpointError otherwise.
+    """
     found = sorted(filter(_is_vocabulary, directory.iterdir()))
     if len(found) == 1:
         return found * 2
@@ -386,7 +397,11 @@ def _is_vocabulary(path: Path) -> bool:
 
 
 def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
-    """The vocabulary in a file; model is the SentencePiece model that splits text, unless the file is one itself."""
+    """Returns the vocabulary in a file, with padding added as the last piece; size is the number of pieces before that.
+
+    model is the SentencePiece model that splits text; it is not read if the file is a SentencePiece model itself.
+    Raises CheckpointError if a file is missing, damaged, of an unsupported kind or of another size.
+    """
     if path.suffix == FACTORED:
         raise CheckpointError(f"{path}: a factored vocabulary; mtkit imports those of .yml and .spm files")
     if path.suffix == SENTENCEPIECE:
@@ -412,7 +427,7 @@ def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
 
 
 def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
-    """The content of a SentencePiece model, and its pieces."""
+    """Returns the content of a SentencePiece model file and its pieces; raises CheckpointError if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -431,7 +446,7 @@ def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
 
 
 def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
-    """The ids of the end mark and of <unk> in a SentencePiece model."""
+    """Returns the ids of the end mark and of <unk> in a SentencePiece model; raises CheckpointError without them."""
     end = [id_ for id_, piece in enumerate(pieces) if piece.type == "control" and piece.text == END]
     unknown = [id_ for id_, piece in enumerate(pieces) if piece.type == "unknown"]
     if not end or not unknown:
@@ -440,7 +455,7 @@ def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
 
 
 def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
-    """The ids of the end mark and of <unk> in a list of pieces, by their names."""
+    """Returns the ids of </s> and <unk> in a list of pieces; raises CheckpointError if one is missing."""
     for name in (END, UNKNOWN):
         if name not in pieces:
             raise CheckpointError(f"{path}: has no {name}, which Marian's vocabularies have")
@@ -448,7 +463,7 @@ def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _renamed(pieces: list[str]) -> list[str]:
-    """Rename the special pieces from Nematus's names to Marian's."""
+    """Renames the special pieces in a list from Nematus's names to Marian's, and returns the list."""
     for id_, (older, name) in OLDER.items():
         if len(pieces) > id_ and pieces[id_] == older and name not in pieces:
             pieces[id_] = name
@@ -463,7 +478,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The pieces of a file with one piece a line."""
+    """Returns the pieces in a file with one piece on each line; raises CheckpointError if a piece occurs twice."""
     pieces = [line.removesuffix("\r") for line in _read_text(path).removesuffix("\n").split("\n")]
     if len(set(pieces)) < len(pieces):
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
@@ -472,7 +487,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_mapping(path: Path) -> list[str]:
-    """The pieces of a YAML or JSON file that gives each piece its id, by id."""
+    """Returns the pieces of a YAML or JSON file that maps each piece to its id, ordered by id.
+
+    Raises CheckpointError if the file is damaged, an id is missing, or an id or piece occurs twice.
+    """
     text = _read_text(path)
     entries = _json_entries(text, path) if text.lstrip().startswith("{") else _yaml_entries(text, path)
     by_id: dict[int, str] = {}
@@ -499,7 +517,10 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Pieces and ids of lines `piece: id`. A piece is text whatever YAML would take it for: `no`, `1.0` or `~`."""
+    """Returns the pieces and ids in lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for others.
+
+    A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
+    """
     entries, key = [], None
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
@@ -518,7 +539,7 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _scalar(written: str) -> str | None:
-    """The text of a YAML scalar; None where its quotes are wrong."""
+    """Returns the text of a YAML scalar without its quotes; None if its quotes or escape sequences are wrong."""
     quote = written[:1]
     if quote not in ("'", '"') or len(written) == 1:
         return written
