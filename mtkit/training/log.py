@@ -32,7 +32,7 @@ class Board:
     """Writes the events of a training log for TensorBoard."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Open the directory; what an earlier process drew after this step is hidden, since it will be drawn again."""
+        """Open the files; what an earlier process drew after this step is hidden, since it will be drawn again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.directory = directory
@@ -71,7 +71,7 @@ class Log:
     """Writes events to log.jsonl, one JSON object per line, and to a TensorBoard board if there is one."""
 
     def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
-        """Open the log for appending, truncated to `length` bytes: what it held at the checkpoint."""
+        """Open the log for appending, truncated to `length` bytes, the length that it had at the checkpoint."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._board = board
@@ -112,8 +112,8 @@ REMEDY = "the checkpoints are untouched: make room and start again"
 
 # Progress on stderr: a bar if stderr is a terminal, else lines.
 
-LEAST_SECONDS = 5.0  # minimum between two lines
-MOST_SECONDS = 30.0  # without a line, after which one is shown early
+LEAST_SECONDS = 5.0  # minimum time between two lines
+MOST_SECONDS = 30.0  # time without a line after which one is shown early
 
 
 class ShownTraining:
@@ -148,7 +148,7 @@ class ShownTraining:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Print the newest line if it was left out; to be called before a validation."""
+        """Print the newest line if it was left out; to be called before a validation and at the end."""
         if self._left_out is not None:
             say(self._left_out)
             self._left_out = None

@@ -39,7 +39,7 @@ def label_smoothed_cross_entropy(
 
     features is (R, T, D), labels (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
     tokens (Szegedy et al. 2016); some tools spread it over the V - 1 wrong tokens, and their losses are not comparable.
-    Only the cross-entropy has a gradient, and it can be differentiated only once.
+    Only the cross-entropy has a gradient; second derivatives are not supported.
     """
     loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
     return loss, negative_log_likelihood
@@ -76,12 +76,13 @@ def _autocast(features: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     """The label-smoothed cross-entropy of one or two forward passes, and the divergence of two, in little memory.
 
-    The gradients are computed in forward, chunk by chunk, so that the logits of only one chunk are in memory.
+    The gradients are computed in forward, chunk by chunk, so that the logits of only one chunk at a time are in memory.
 
     With z = W h + b and p = softmax(z), the cross-entropy of a token is lse(z) - (1 - s) z_y - s mean(z), where y is
-    its label and s the smoothing. Its gradient by h is W'(p - (1 - s) e_y) - s mean(W), so that one log-softmax
-    is all that has to be computed over V; by b it is p - (1 - s) e_y - s/V. The gradient of KL(p || q) by z is
-    p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64 for fp64 features.
+    its label and s the smoothing. Its gradient with respect to h is W'(p - (1 - s) e_y) - s mean(W), so that only one
+    log-softmax has to be computed over V; with respect to b it is p - (1 - s) e_y - s/V. With respect to z, the
+    gradient of KL(p || q) is p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64
+    if the features are.
     """
 
     @staticmethod
@@ -163,10 +164,10 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
 
 
 def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
-    """The gradient of the loss by the logits, (2, C, V), without the terms that come from the labels and the smoothing.
+    """The gradient with respect to the logits, (2, C, V), without the terms of the labels and of the smoothing.
 
     probs (2, C, V) are p and q, log_ratio (C, V) is log(p / q), and divergences (2, C) are KL(p || q) and KL(q || p).
-    To save memory, log_ratio is negated in place while this runs.
+    To save memory, log_ratio is negated in place; it has its old values again at the end.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
@@ -223,8 +224,8 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
     """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
 
     The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2, and its code divides that by the number of
-    tokens of one pass. The loss returned here is half of the paper's: that has the scale of a loss without R-Drop, and
-    suits the same learning rate. alpha is consistency_weight, 5 by default.
+    tokens of one pass. The loss here is half of the paper's, so that loss and gradient have the same scale as without
+    R-Drop, and the same learning rate fits. alpha is consistency_weight, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)

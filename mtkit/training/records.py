@@ -72,7 +72,7 @@ class Difference:
     after: Any
 
     def __str__(self) -> str:
-        """The text for messages: a setting with both values, a checksum without."""
+        """The text for messages: a setting with both its values, or the name of the data whose checksum changed."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
         named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
@@ -119,7 +119,7 @@ WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
 
 
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:
-    """The settings and checksums that a finished model depends on: if none changes, training again gives the same one.
+    """What a finished model depends on, settings and checksums: unless these change, training gives the same model.
 
     data and validation are checksums; started_from is the checksum of the weights that training started from, None if
     they were random.
@@ -165,7 +165,7 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
 
 
 def _may_be_asked_for(name: str) -> bool:
-    """Whether a setting may change with --change: training, except start_from and seed, and dropout of the model.
+    """Whether --change allows a setting to change: any of training but start_from and seed, and dropout of the model.
 
     Others may not, since the weights must still fit, and the order of the pairs must stay the same.
     """
@@ -445,7 +445,7 @@ def _read(run: Path, wanted: str) -> Chosen:
 
 
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
-    """The steps to read, ascending, and why they were chosen, in words; None if wanted is a step."""
+    """The steps to read, ascending, and why they were chosen, in words (None if wanted is a step)."""
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):
         if int(wanted) not in steps:
