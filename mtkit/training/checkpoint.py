@@ -1,4 +1,4 @@
-"""Checkpoints, written and loaded, and fresh starts, which replace an old run (--fresh)."""
+"""Writes, loads and deletes checkpoints, and replaces an old run by a new one (--fresh)."""
 
 import json
 import re
@@ -47,7 +47,10 @@ LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Repair or remove what a kill left half written; only the process that holds the run may call it."""
+    """Restore or remove checkpoints that a killed process left half written or half deleted.
+
+    Only the process that holds the lock of the run may call it.
+    """
     for leftover in list(checkpoints.glob(".step-*")):
         if name := LEFTOVER.fullmatch(leftover.name):
             settle(leftover.with_name(name[1]))
@@ -58,7 +61,10 @@ def clear_leftovers(checkpoints: Path) -> None:
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    """Write the checkpoint of the current step; identity is what must match for a run to resume from it."""
+    """Write the checkpoint of the current step. Raises CheckpointError if it cannot be written.
+
+    identity has the settings and checksums that must match for a run to resume from the checkpoint (see identity_of).
+    """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
     tensors = {WEIGHTS: weights, OPTIMIZER: optimizer_tensors(state.optimizer, list(weights))}
@@ -79,15 +85,16 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 
 
 def _as_json(progress: Progress) -> dict[str, Any]:
-    """Progress as it is written, without empty changes and plan, so that earlier versions can read it."""
+    """The progress as a dict for JSON; changes and plan are left out if empty, so that earlier versions can read it."""
     return {name: value for name, value in asdict(progress).items() if value or name not in ("changes", "plan")}
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Load the model, the moving average, the optimizer and the progress from a checkpoint.
+    """Load the checkpoint of a step into state: model, moving average, optimizer and progress.
 
-    If the checkpoint has no average, it begins at the weights. If the optimizer of the checkpoint is of another kind,
-    such as sgd instead of Adam, the optimizer begins without state.
+    If the checkpoint has no moving average, the average is set to the weights. If the checkpoint is from another kind
+    of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded. Raises CheckpointError if a
+    file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -103,10 +110,10 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
-    """Delete checkpoints that no average can need, and the optimizer state of all but the newest ones to keep.
+    """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` ones.
 
-    Call it after the newest checkpoint is written. The checkpoints that are averaged with the best one stay, and so do
-    those that may be averaged with a later best one.
+    Needed are the newest `keep` checkpoints, the best one, those that are averaged with it, and the last `average`
+    scheduled ones, which may be averaged with a later best one. Call this after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -115,15 +122,15 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
         directory = step_directory(checkpoints, step)
         if step not in needed:
             if not directory.is_symlink():
-                (directory / PROGRESS).unlink()  # first, so that a kill leaves nothing that looks like a checkpoint
+                (directory / PROGRESS).unlink()  # first, so that what a kill leaves is not taken for a checkpoint
             remove(directory)
         elif step not in newest:
             (directory / OPTIMIZER).unlink(missing_ok=True)
 
 
-# Fresh starts: the old run is deleted only when the new one has a checkpoint to replace it.
+# Fresh starts: the old run is deleted only when the new one has a checkpoint.
 
-MARKER = ".fresh.json"  # exists while an old run is set aside; says how far that has got
+MARKER = ".fresh.json"  # exists while an old run is set aside; holds its state, "begun" or "aside"
 
 NAMES = (
     "log.jsonl",
@@ -132,36 +139,36 @@ NAMES = (
     "config.yaml",
     "run.json",
     "tensorboard",
-)  # all that training wrote
-PREPARED = ("tokenizer", "data/train", "data/valid")  # what training read, set aside only if it is made again
+)  # what training wrote, besides checkpoints and model
+PREPARED = ("tokenizer", "data/train", "data/valid")  # what training read; set aside only if it is made again
 
 
 class FreshStart:
-    """An old run that is set aside for a new one."""
+    """The replacement of an old run by a new one in the same directory."""
 
     def __init__(self, run: Path) -> None:
-        """Does nothing yet; begin sets the old run aside."""
+        """Change no files yet; begin sets the old run aside."""
         self.run = run
         self.is_over = False
 
     def begin(self) -> None:
-        """Set the old run aside, except for its model and what it was prepared from."""
+        """Rename the checkpoints and records of the old run to hidden names; its model, tokenizer and data stay."""
         _write_marker(self.run, "begun")
         for directory in step_directories(self.run / "checkpoints"):
             directory.rename(_hidden(directory))
         for name in NAMES:
             put_aside(self.run / name)
         if (tensorboard := self.run / "tensorboard").is_symlink():
-            tensorboard.resolve().mkdir(exist_ok=True)  # TensorBoard cannot write to a link that leads nowhere
+            tensorboard.resolve().mkdir(exist_ok=True)  # TensorBoard cannot write to a dangling link
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Set aside what is going to be made again: some of PREPARED."""
+        """Set aside the named items of PREPARED, since they will be made again."""
         for name in names:
             put_aside(self.run / name)
 
     def keep_new(self) -> None:
-        """Delete the old run, since the new one has a checkpoint."""
+        """Delete the old run, unless that is done already; to be called once the new run has a checkpoint."""
         if not self.is_over:
             _keep_new(self.run)
             self.is_over = True
@@ -169,7 +176,7 @@ class FreshStart:
 
 @contextmanager
 def fresh_start(run: Path) -> Iterator[FreshStart]:
-    """Set the old run aside within the block; afterwards it is back, unless keep_new was called."""
+    """A context that sets the old run aside, and at its end brings it back unless keep_new was called."""
     start = FreshStart(run)
     with undone_when_ended():
         try:
@@ -183,12 +190,12 @@ def fresh_start(run: Path) -> Iterator[FreshStart]:
 def settle_fresh(run: Path) -> None:
     """Finish a fresh start that was interrupted: bring back the old run, or delete it if the new one has a checkpoint.
 
-    Only the process that holds the run may call it. Does nothing if no fresh start was interrupted.
+    Only the process that holds the lock of the run may call it. Does nothing if no fresh start was interrupted.
     """
     marker = run / MARKER
     if not marker.exists():
         return
-    # Until all of the old run was set aside, the checkpoints may be its own.
+    # If the old run was not set aside completely, the checkpoints may still be those of the old run.
     if _state(marker) == "aside" and checkpoint_steps(run / "checkpoints"):
         _keep_new(run)
     else:
@@ -196,7 +203,7 @@ def settle_fresh(run: Path) -> None:
 
 
 def _bring_back(run: Path) -> None:
-    """Put the old run back in its place; if that is interrupted, the next call finishes it."""
+    """Rename the files of the old run back, then delete the marker; calling it again finishes an interrupted call."""
     for hidden in _hidden_steps(run / "checkpoints"):
         directory = hidden.with_name(_visible(hidden))
         remove(directory)
@@ -207,7 +214,7 @@ def _bring_back(run: Path) -> None:
 
 
 def _keep_new(run: Path) -> None:
-    """Delete the old run; if that is interrupted, the next call finishes it."""
+    """Delete the hidden files of the old run, then the marker; calling it again finishes an interrupted call."""
     for hidden in _hidden_steps(run / "checkpoints"):
         remove(hidden)
     for name in (*PREPARED, *NAMES):
@@ -232,7 +239,7 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """How far the old run was set aside; "begun" if the marker cannot be read, so that the run is brought back."""
+    """The state in the marker; "begun" if it cannot be read, so that the old run is brought back."""
     try:
         content = json.loads(marker.read_bytes())
     except ValueError:

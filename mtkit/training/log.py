@@ -1,4 +1,4 @@
-"""The log of training: log.jsonl, TensorBoard, and progress on stderr."""
+"""Logs training to log.jsonl and to TensorBoard, and shows its progress on stderr."""
 
 import math
 from contextlib import suppress
@@ -14,13 +14,13 @@ from mtkit.errors import CheckpointError, MtkitError, bar_size, duration, is_sho
 from mtkit.files import json_text
 from mtkit.training.schedule import expected_steps
 
-# The events whose numbers TensorBoard draws, each number under EVENT/NAME, and the names that it does not draw.
+# TensorBoard draws the numbers of the events in CURVES, each under EVENT/NAME, except those named in NOT_DRAWN.
 CURVES = {"train", "validation", "average"}
 NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
 
 def require_tensorboard() -> None:
-    """Raise an MtkitError that says how to install tensorboard if it is missing."""
+    """Raise MtkitError if the package tensorboard is not installed; the message says how to install it."""
     if find_spec("tensorboard") is None:
         raise MtkitError(
             "training.tensorboard wants the package tensorboard, which is not installed; install it with "
@@ -29,10 +29,10 @@ def require_tensorboard() -> None:
 
 
 class Board:
-    """Draws the events of a log in TensorBoard as they are written."""
+    """Writes the events of a training log for TensorBoard."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Hide what an earlier process drew after this step, since those steps will be drawn again."""
+        """Open the files; what an earlier process drew after this step is hidden, since it will be drawn again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.directory = directory
@@ -40,14 +40,14 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw one event of the log: numbers as curves, samples as text; other events are ignored."""
+        """Draw an event: the numbers of an event in CURVES as curves, a "sample" as text; other events are ignored."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
             step = values["steps"][-1]
         assert isinstance(step, int)
         if event == "sample":
-            # Numbered 1, 2, 3 within each step, in the order of the log.
+            # The samples of each step are numbered 1, 2, 3, in the order of the log.
             number = self._num_samples.get(step, 0) + 1
             self._num_samples = {step: number}
             text = "\n".join(f"    {values[name]}" for name in ("source", "hypothesis", "reference"))
@@ -56,11 +56,11 @@ class Board:
             for name, value in values.items():
                 if name not in {"step", *NOT_DRAWN} and isinstance(value, int | float) and math.isfinite(value):
                     self._writer.add_scalar(f"{event}/{name}", value, step)
-        self._writer.flush()  # so that a kill loses no more than it loses of the log
+        self._writer.flush()  # so that a kill loses no event that is in log.jsonl
 
     def close(self) -> None:
-        """Close the files; no event may follow."""
-        with suppress(OSError):  # each event was flushed when it was drawn, and any error raised then
+        """Close the files; draw may not be called afterwards."""
+        with suppress(OSError):  # draw has flushed each event and raised any error
             self._writer.close()
 
 
@@ -68,19 +68,22 @@ class Board:
 
 
 class Log:
-    """Writes log.jsonl, one JSON object a line, and draws its events on a board if there is one."""
+    """Writes events to log.jsonl, one JSON object per line, and to a TensorBoard board if there is one."""
 
     def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
-        """Open the log, cut back to the length in bytes that it had at the checkpoint."""
+        """Open the log for appending, truncated to `length` bytes, the length that it had at the checkpoint."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._board = board
         self._file = path.open("ab", buffering=0)
-        self.length = min(length, self._file.tell())  # in bytes
+        self.length = min(length, self._file.tell())  # of the file, in bytes
         self._file.truncate(self.length)
 
     def write(self, event: str, **values: object) -> None:
-        """Add one event; numbers that are not finite, which JSON does not have, are written as null."""
+        """Append an event with its values. Raises CheckpointError if it cannot be written.
+
+        Infinities and NaN, which JSON does not have, are written as null.
+        """
         line = json_text({"event": event, **values})
         data = line.encode("utf-8", "replace") + b"\n"
         try:
@@ -98,7 +101,7 @@ class Log:
                 raise CheckpointError(f"{where}: cannot be written: {error.strerror}; {REMEDY}") from None
 
     def close(self) -> None:
-        """Close the log and its board; no event may follow."""
+        """Close the log and its board; write may not be called afterwards."""
         self._file.close()
         if self._board:
             self._board.close()
@@ -107,26 +110,26 @@ class Log:
 REMEDY = "the checkpoints are untouched: make room and start again"
 
 
-# Progress on stderr: a bar on a terminal, else lines.
+# Progress on stderr: a bar if stderr is a terminal, else lines.
 
-LEAST_SECONDS = 5.0  # between two lines, however fast updates are
-MOST_SECONDS = 30.0  # without a line, however slow they are
+LEAST_SECONDS = 5.0  # minimum time between two lines
+MOST_SECONDS = 30.0  # time without a line after which one is shown early
 
 
 class ShownTraining:
-    """Shows the progress of training: loss, learning rate, speed, and the time left.
+    """Shows the progress of training on stderr: loss, learning rate, speed, and the time left.
 
-    On a terminal it is a bar. Elsewhere it is a line for every training.log_every updates. Lines within LEAST_SECONDS
-    of the one before are left out, except the first, the last, and the last before a validation; if log_every updates
-    take longer than MOST_SECONDS, there is a line after that time.
+    On a terminal it shows a bar, elsewhere a line every training.log_every updates. A line that follows another within
+    LEAST_SECONDS is left out, unless it is the last line before a validation or before the end. If log_every updates
+    take longer than MOST_SECONDS, an additional line is shown after that time.
     """
 
     def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
         self._progress = progress
         self._settings = settings
-        self._told: float | None = None  # when the last line was printed
+        self._told: float | None = None  # the time when the last line was printed; None before the first
         self._begun = monotonic()
-        self._left_out: str | None = None  # the last line, if it came too soon
+        self._left_out: str | None = None  # the newest line, if it was not printed since it came too soon
         self._has_lines = is_shown() and not on_terminal()
         columns, rows = bar_size()
         self._bar = tqdm(
@@ -140,29 +143,29 @@ class ShownTraining:
         )
 
     def close(self) -> None:
-        """End the bar, and print the last line if it was left out."""
+        """Close the bar, and print the newest line if it was left out."""
         self._bar.close()
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Print the last line if it was left out, since something other than an update follows."""
+        """Print the newest line if it was left out; to be called before a validation and at the end."""
         if self._left_out is not None:
             say(self._left_out)
             self._left_out = None
 
     def update(self) -> None:
-        """Count one more update."""
+        """Advance the bar by one update."""
         self._bar.update()
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a line is due before the next line of the log; never right after a validation."""
+        """Whether a line is due early: MOST_SECONDS after the last line, the last log entry and the last validation."""
         progress = self._progress
         is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show a record of the log, or the record so far, after so many epochs."""
+        """Show the means over the latest updates (see Window.record); epochs is the number of epochs trained so far."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

@@ -1,4 +1,4 @@
-"""Training objectives: label-smoothed cross-entropy of one pass, or of two that must agree."""
+"""Training objectives: the label-smoothed cross-entropy of one forward pass, or of two with a consistency loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows
 from mtkit.models.interface import Output, TranslationModel
 
-# R rows (sentences), T target length, D model width, V vocabulary size, N real target tokens, C tokens of a chunk,
-# P passes, 1 or 2.
+# In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
+# C tokens of a chunk, P passes, 1 or 2.
 
-CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB in fp32, so that they stay in a processor's cache
-DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices: enough to keep them busy
-DEVICE_CHUNK_ELEMENTS = 1 << 28  # at most 1 GB of logits in fp32, however large the vocabulary
+CHUNK_ELEMENTS = 1 << 21  # logits of a chunk on a CPU: 8 MB in fp32, which fit into its cache
+DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
+DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk there: at most 1 GB in fp32
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The weights of the terms of a loss over one pass p, or over two passes p and q."""
+    """The weights of the terms of a loss, which is computed from one forward pass p or from two, p and q."""
 
-    cross_entropy: tuple[float, ...]  # of the label-smoothed cross-entropy of each pass
-    divergence: tuple[float, float] = (0.0, 0.0)  # of KL(p || q) and of KL(q || p), whose sum is the consistency
-    weight: float = 0.0  # of the consistency beside the cross-entropy
+    cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
+    divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
+    weight: float = 0.0  # weight of the consistency loss in the total, where the cross-entropy has weight 1
 
 
 ONE_PASS = Shares(cross_entropy=(1.0,))
@@ -35,11 +35,11 @@ ONE_PASS = Shares(cross_entropy=(1.0,))
 def label_smoothed_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Sums over real tokens of the label-smoothed cross-entropy and of the negative log-likelihood, in nats.
+    """The label-smoothed cross-entropy and the negative log-likelihood, each summed over the target tokens, in nats.
 
-    features is (R, T, D), labels (R, T); padding does not count. The smoothed mass is spread over all V tokens
-    (Szegedy et al. 2016), not over the V - 1 wrong ones, so perplexities differ from tools that do that. Only the first
-    sum has a gradient, and that gradient has none of its own.
+    features is (R, T, D), labels (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
+    tokens (Szegedy et al. 2016); some tools spread it over the V - 1 wrong tokens, and their losses are not comparable.
+    Only the cross-entropy has a gradient; second derivatives are not supported.
     """
     loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
     return loss, negative_log_likelihood
@@ -48,11 +48,12 @@ def label_smoothed_cross_entropy(
 def consistent_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums over real tokens, in nats, of the loss of two passes (or one) and its parts.
+    """Total loss, cross-entropy, negative log-likelihood and consistency, each summed over the target tokens, in nats.
 
-    These are cross-entropy + weight x consistency, cross-entropy, negative log-likelihood, and consistency. features is
-    (P, R, T, D), those of the passes p and q; labels is (R, T). Cross-entropy and likelihood are as above, added up
-    over the passes by their shares. Only the first sum has a gradient, which is by all passes.
+    The total is cross-entropy + shares.weight x consistency. features is (P, R, T, D), the features of each forward
+    pass; labels is (R, T). Cross-entropy and negative log-likelihood are those of label_smoothed_cross_entropy, and
+    shares.cross_entropy weights them over the passes. The consistency is the divergence of two passes, weighted by
+    shares.divergence; it is 0 for one pass. Only the total has a gradient, which reaches all passes.
     """
     real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -73,14 +74,15 @@ def _autocast(features: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Label-smoothed cross-entropy of one pass or two, and how far two diverge, in little memory.
+    """The label-smoothed cross-entropy of one or two forward passes, and the divergence of two, in little memory.
 
-    The gradients are computed in the forward pass, chunk by chunk, so that the logits never exist all at once.
+    The gradients are computed in forward, chunk by chunk, so that the logits of only one chunk at a time are in memory.
 
     With z = W h + b and p = softmax(z), the cross-entropy of a token is lse(z) - (1 - s) z_y - s mean(z), where y is
-    its label and s the smoothing. Its gradient by h is W'(p - (1 - s) e_y) - s mean(W), so that only one log-softmax
-    has to be computed over V; by b it is p - (1 - s) e_y - s/V. The gradient of KL(p || q) by z is
-    p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64 if the features are.
+    its label and s the smoothing. Its gradient with respect to h is W'(p - (1 - s) e_y) - s mean(W), so that only one
+    log-softmax has to be computed over V; with respect to b it is p - (1 - s) e_y - s/V. With respect to z, the
+    gradient of KL(p || q) is p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64
+    if the features are.
     """
 
     @staticmethod
@@ -131,7 +133,7 @@ class _CrossEntropy(torch.autograd.Function):
             _add_product(by_weight, by_logits, h.flatten(0, 1))
 
         sums_h = features.to(exact).sum(1)  # (P, D)
-        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not by @, which autocast would round
+        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not with @, which would round under autocast
         if bias is not None:
             mean_log_probs += num_tokens * bias.to(exact).mean()
         if by_features is not None and by_weight is not None:
@@ -155,20 +157,21 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
-    """The sum of values (P, ...) over the passes, each times the share of its cross-entropy."""
+    """The sum of values (P, ...) over the passes, weighted by shares.cross_entropy."""
     first, *others = (share * value for share, value in zip(shares.cross_entropy, of_passes, strict=True))
     total: Tensor = sum(others, first)
     return total
 
 
 def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
-    """The gradients (2, C, V) of all terms except those of the labels; log_ratio is log(p / q).
+    """The gradient with respect to the logits, (2, C, V), without the terms of the labels and of the smoothing.
 
-    To save memory, the signs in log_ratio are flipped in place.
+    probs (2, C, V) are p and q, log_ratio (C, V) is log(p / q), and divergences (2, C) are KL(p || q) and KL(q || p).
+    To save memory, log_ratio is negated in place; it has its old values again at the end.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
-        # Of KL(this || other) and of KL(other || this).
+        # The weights of KL(this || other) and of KL(other || this).
         ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
         part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
         part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
@@ -177,10 +180,10 @@ def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Sh
 
 
 def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
-    """Add by_logits' @ h of a chunk, (C, V) and (C, D), to by_weight (V, D), in the precision of by_weight.
+    """Add by_logits.T @ h to by_weight (V, D) in place; by_logits is (P x C, V), h is (P x C, D).
 
-    Sums over the tokens of a chunk may exceed the range of fp16, and the loss scale cannot help, since it is applied
-    later; bf16 has enough range.
+    If they are in fp16, the product is computed in the precision of by_weight: its sums over the tokens may exceed the
+    range of fp16, and the loss scale cannot prevent that, since it is applied later. bf16 has enough range.
     """
     if by_logits.dtype == by_weight.dtype:
         by_weight.addmm_(by_logits.T, h)
@@ -193,25 +196,25 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
 
 
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """How many tokens are computed at once, if each has the logits of so many passes."""
+    """The number of tokens of a chunk, each of which has num_passes x vocab_size logits."""
     if device == "cpu":
         return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
 
 
-# Training objectives: the loss of a batch, of one pass through the model or of two that must agree.
+# Training objectives: the loss of a batch, computed from one forward pass or from two with a consistency loss.
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Sums over the target tokens of a batch, in nats."""
+    """The loss of a batch, summed over its target tokens, in nats."""
 
-    total: Tensor  # the objective, of which the gradient is taken
-    sums: Tensor  # (2,) cross-entropy, negative log-likelihood; (3,) with the consistency of two passes; no gradient
+    total: Tensor  # the training objective, with a gradient
+    sums: Tensor  # cross-entropy and negative log-likelihood (2,), with consistency if two passes (3,); no gradient
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """The label-smoothed cross-entropy of one pass."""
+    """The label-smoothed cross-entropy of one forward pass."""
     features = model(batch.source, batch.target)
     loss, nll = label_smoothed_cross_entropy(features, model.output, batch.labels, settings.label_smoothing)
     return BatchLoss(loss, torch.stack([loss.detach(), nll]))
@@ -220,9 +223,9 @@ def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfi
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
 
-    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2, and its code divides that by the tokens of
-    one pass. This is half of it, so that the loss and its gradient are as large as without R-Drop, and suit the same
-    learning rate.
+    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2, and its code divides that by the number of
+    tokens of one pass. The loss here is half of the paper's, so that loss and gradient have the same scale as without
+    R-Drop, and the same learning rate fits. alpha is consistency_weight, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)
@@ -232,10 +235,11 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 
 
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """SimCut (Gao et al. 2022): a pass q in which some tokens are cut should agree with a pass p that sees them all.
+    """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with a pass p with all of them.
 
     The loss is CE(p) + alpha KL(p || q), with gradients through both p and q, which the paper finds to matter. As in
-    its code, tokens are cut on both sides, but never the marks that begin a target and end a source.
+    the paper's code, tokens of source and target are cut, but not the source's end mark or the target's start mark.
+    alpha is consistency_weight, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
@@ -252,13 +256,13 @@ OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchL
 
 
 def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
-    """Which tokens are cut, (R, L) bool: each with probability share, but never the mark of the side."""
+    """A random mask (R, L), True for tokens to cut: each with probability share, never padding or the token `mark`."""
     drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
     return drawn & rows.mask & (rows.ids != mark)
 
 
 def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
-    """The rows twice, one copy below the other, (2R, L); some tokens of the second copy are cut."""
+    """The rows followed by a copy of them, (2R, L); cut (R, L) is True for tokens to cut in the copy."""
     return replace(
         rows,
         ids=rows.ids.repeat(2, 1),
@@ -269,7 +273,7 @@ def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
 
 
 def _halves(rows: Rows) -> list[Rows]:
-    """The two copies that _twice joined."""
+    """The two copies in rows that _twice returned, each (R, L)."""
     parts = [rows.ids.chunk(2), rows.segments.chunk(2), rows.positions.chunk(2)]
     cuts = (None, None) if rows.cut is None else rows.cut.chunk(2)
     return [
@@ -281,8 +285,8 @@ def _halves(rows: Rows) -> list[Rows]:
 def _two_passes(
     model: TranslationModel, source: Rows, target: Rows, labels: Tensor, smoothing: float, shares: Shares
 ) -> BatchLoss:
-    """The loss of two passes over doubled rows."""
-    if model.drops_layers:  # dropped layers are drawn once a call, and each pass needs its own draw
+    """The loss of two forward passes; source and target are doubled by _twice, (2R, L), labels is (R, T)."""
+    if model.drops_layers:  # a call draws the layers to drop once, and each pass needs a draw of its own
         features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
     else:
         features = model(source, target).unflatten(0, (2, -1))  # (2, R, T, D)

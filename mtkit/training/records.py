@@ -1,4 +1,4 @@
-"""Records of a run: the settings and checksums that identify it, changes of them, and its bundle."""
+"""Records of a run: its identity (settings and checksums), changes of its settings, its facts, and its bundle."""
 
 import json
 import platform
@@ -53,11 +53,12 @@ from mtkit.training.schedule import saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
-# Training settings that affect neither the weights nor the choice of a checkpoint, so they are not in the identity.
+# Training settings that are not in the identity, since neither weights nor the choice of a checkpoint depend on them.
 UNNOTED = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
 
-# What the scores of checkpoints depend on, and with validate_every, what validations depend on. The weights depend on
-# none of these, unless validations lower the learning rate.
+# MEASURES: the differences after which the scores of checkpoints are not comparable. VALIDATES: those that affect any
+# validation, including when it takes place. FREE: those that need no --change, since the weights do not depend on them;
+# but with the schedule plateau, validations lower the learning rate, so VALIDATES are not free.
 MEASURES = {"validation", "training.validation_sentences", "training.select_by"}
 VALIDATES = {*MEASURES, "training.validate_every"}
 FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
@@ -65,14 +66,14 @@ FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting, or a checksum of data, that has changed."""
+    """A setting, or a checksum of data, that has changed, with its values before and after."""
 
     name: str
     before: Any
     after: Any
 
     def __str__(self) -> str:
-        """As messages say it; checksums are not shown."""
+        """The text for messages: a setting with both its values, or the name of the data whose checksum changed."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
         named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
@@ -81,22 +82,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changes:
-    """The differences since a checkpoint was written, by what they mean for resuming from it."""
+    """The differences since a checkpoint was written, grouped by whether training may resume in spite of them."""
 
-    free: list[Difference]  # always allowed, since the weights do not depend on it
-    asked: list[Difference]  # allowed only with --change, since later weights depend on it
+    free: list[Difference]  # always allowed, since the weights do not depend on them
+    asked: list[Difference]  # allowed only with --change, since later weights depend on them
     fixed: list[Difference]  # never allowed
 
     @property
     def all(self) -> list[Difference]:
-        """All differences, those that are never allowed first."""
+        """All differences: first fixed, then asked, then free."""
         return [*self.fixed, *self.asked, *self.free]
 
 
 def identity_of(config: Config, data: str, tokenizer: str, validation: str, started_from: str | None) -> dict[str, Any]:
     """The identity of a run: the settings and checksums that must match its checkpoints for it to resume.
 
-    data, tokenizer and validation are checksums, and started_from is that of the weights that training started from.
+    data, tokenizer and validation are checksums; started_from is the checksum of the weights that training started
+    from, None if they were random.
     """
     free = UNNOTED | (set() if config.training.schedule in ENDING else {"max_steps"})
     return {
@@ -105,7 +107,7 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
         "validation": validation,
         "model": config.model.model_dump(mode="json"),
         "training": {
-            # The checksum of the model, which may be moved.
+            # A checksum instead of the path, since the model may be moved.
             "start_from": started_from,
             **{k: v for k, v in config.training.model_dump(mode="json").items() if k not in free},
         },
@@ -118,9 +120,10 @@ WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
 
 
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:
-    """All that a finished model depends on: if none of it changes, training again would give the same model.
+    """What a finished model depends on, settings and checksums: unless these change, training gives the same model.
 
-    data and validation are checksums, and started_from is that of the weights that training started from.
+    data and validation are checksums; started_from is the checksum of the weights that training started from, None if
+    they were random.
     """
     return {
         **({"start_from": started_from} if started_from else {}),
@@ -133,15 +136,22 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What was saved, with the defaults of settings that did not exist when it was saved."""
+    """A saved result of identity_of or completion_of, with defaults for settings that it lacks and `now` has.
+
+    They are settings of model and training that did not exist in the version of mtkit that saved it.
+    """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
 def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) -> Changes:
-    """The differences from found, the identity of a checkpoint; what earlier versions did not record is unchanged."""
+    """The differences between `found`, the identity in a checkpoint, and `now`, by whether training may resume.
+
+    If an earlier version wrote the checkpoint, settings that `found` lacks count as having had their defaults, and a
+    checksum of the validation text that it lacks counts as unchanged.
+    """
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
-    if not had_max_steps or "max_steps" not in now["training"]:  # always allowed if a schedule does not end there
+    if not had_max_steps or "max_steps" not in now["training"]:  # may change freely unless both schedules end there
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
     free = FREE - (VALIDATES if "plateau" in (found["training"]["schedule"], config.training.schedule) else set())
     changes = Changes([], [], [])
@@ -156,14 +166,17 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
 
 
 def _may_be_asked_for(name: str) -> bool:
-    """Whether --change allows a setting to change: the weights and the order of the pairs must still fit."""
+    """Whether --change allows a setting to change: any of training but start_from and seed, and dropout of the model.
+
+    Others may not, since the weights must still fit, and the order of the pairs must stay the same.
+    """
     if name.startswith("training."):
         return name not in ("training.start_from", "training.seed")
     return name.startswith("model.") and name.endswith("dropout")
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, with defaults for the keys of now that it lacks."""
+    """The saved dict, with defaults for the keys that it lacks and `now` has, also in nested dicts."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -172,13 +185,13 @@ def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]
 
 
 def _defaults(section: Section) -> dict[str, Any]:
-    """The defaults of the settings of a section; a section inside it keeps its architecture."""
+    """The defaults of the settings of a section; a nested section has the defaults of its own class."""
     inside = {name: _defaults(value) for name, value in section if isinstance(value, Section)}
     return type(section)().model_dump(mode="json") | inside
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
-    """The settings in which old and new differ, one by one."""
+    """Yields a Difference for each setting or checksum in which old and new differ, also in nested dicts."""
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
@@ -188,7 +201,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def _mixing(config: Config) -> dict[str, Any]:
-    """What the order of the pairs depends on besides training settings; empty if an epoch has every pair once."""
+    """The weights and the temperature of the corpora, under "mixing"; empty if an epoch has every pair once."""
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
         return {}
@@ -199,7 +212,7 @@ def _mixing(config: Config) -> dict[str, Any]:
 
 
 def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool) -> None:
-    """Raise CheckpointError for differences that are never allowed, and, without --change, for those that need it."""
+    """Raise CheckpointError if a change is never allowed, or if one needs --change and are_asked_for is False."""
     told = "; ".join(map(str, changes.all))
     if changes.fixed:
         raise CheckpointError(
@@ -215,9 +228,9 @@ def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool)
 
 
 def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Sequence[Difference]) -> list[Change]:
-    """The changes of a run, extended by differences at a step, at which so many pairs had been consumed.
+    """The list of changes of a run, extended by differences found at a step, when `pairs` pairs had been consumed.
 
-    A setting changed twice at one step counts once; one changed back does not count.
+    If a setting changed twice at that step, its first and last value are recorded, or nothing if they are equal.
     """
     chain = list(chain)
     settings: dict[str, list[Any]] = {}
@@ -238,15 +251,15 @@ def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
     ]
 
 
-# What training writes besides checkpoints and log: settings and facts, the bundle, and a note when it is finished.
+# What training writes besides checkpoints and log: config.yaml, run.json, the bundle, and trained.json at the end.
 
 
 def write_facts(
     config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, started_from: str | None
 ) -> dict[str, Any]:
-    """Write the settings and the facts of this process (config.yaml, run.json); returns the facts.
+    """Write config.yaml and run.json (versions, device, threads, command, data ...); returns the content of run.json.
 
-    started_from is the checksum of the weights that training started from.
+    started_from is the checksum of the weights that training started from, None if they were random.
     """
     facts = {
         "mtkit": __version__,
@@ -271,7 +284,7 @@ def write_facts(
 def write_bundle(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
 ) -> Path:
-    """Write the bundle of a run, with canaries chosen from the lines, and return its path."""
+    """Write a bundle into the folder model of the run (see write_model), and return its path."""
     path = config.run_path / "model"
     write_model(path, config, tokenizer, weights, lines, training)
     return path
@@ -285,7 +298,7 @@ def write_model(
     lines: Sequence[str],
     training: dict[str, Any],
 ) -> None:
-    """Write a bundle at a path, with facts of its training and canaries chosen from the lines."""
+    """Write a bundle; training holds facts for its description, and lines are sources to choose canaries from."""
     translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
@@ -299,7 +312,7 @@ def write_model(
 
 
 def write_trained(config: Config, started_from: str | None) -> None:
-    """Record that training with these settings is finished.
+    """Write trained.json, which records that training with these settings is finished.
 
     started_from is the checksum of the weights that training started from, which may have been deleted since.
     """
@@ -312,9 +325,9 @@ def is_trained(config: Config) -> bool:
 
 
 def changed_since_trained(config: Config) -> list[str]:
-    """What has changed since training finished, in words; empty if training again would give the same model.
+    """The changes since training finished, in words; empty if training again would give the same model.
 
-    The model that training started from may have been moved or deleted: only another one in its place is a change.
+    If the model that training started from was moved or deleted, that is no change; another model in its place is.
     """
     done = config.run_path / TRAINED
     try:
@@ -324,7 +337,7 @@ def changed_since_trained(config: Config) -> list[str]:
     training = found.get("training") if isinstance(found, dict) else None
     if not isinstance(training, dict):
         return [f"{done} does not tell what it was trained with"]
-    # Earlier versions recorded the path of the model to start from, sometimes without its checksum, and more settings.
+    # Earlier versions recorded more settings, and the path of the model to start from, sometimes without its checksum.
     path = training.pop("start_from", None)
     found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
     started_from = None
@@ -342,7 +355,7 @@ def _completion(config: Config, started_from: str | None) -> dict[str, Any]:
 
 
 def validation_digest(config: Config) -> str:
-    """The checksum of the validation text that was kept when the data was binarized; empty if it cannot be read."""
+    """The checksum of the validation text, from the manifest in data/valid of the run; "" if that cannot be read."""
     try:
         manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -351,25 +364,25 @@ def validation_digest(config: Config) -> str:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """Write a JSON file, which is replaced as a whole."""
+    """Write a JSON file atomically. Raises CheckpointError if it cannot be written."""
     try:
         write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
 
 
-# `mtkit bundle`: a bundle of the checkpoints of a run, which may still be in training.
+# `mtkit bundle`: makes a bundle of the checkpoints of a run, which may still be training.
 
-BEST, AVERAGE = "best", "average"  # the values of --step besides numbers
+BEST, AVERAGE = "best", "average"  # the values of --step that are not numbers
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights of one checkpoint, or the mean over several, and what is needed to make a bundle of them."""
+    """The weights of one checkpoint, or the mean of several, and what else a bundle of them needs."""
 
     steps: list[int]
-    choice: str | None  # why these steps, in words; None for a step given by number
-    newest: Snapshot  # the last of the checkpoints
+    choice: str | None  # why these steps were chosen, in words; None if the user gave the step
+    newest: Snapshot  # the checkpoint of the last step
     weights: dict[str, Tensor]
     config: Config
     tokenizer: Tokenizer
@@ -378,8 +391,9 @@ class Chosen:
 def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     """Write a bundle of a run's checkpoints; returns a line that says where it is and what it holds.
 
-    wanted is a step, best or average. Leaves the run unchanged; if training deletes a checkpoint while it is read, the
-    choice is made again.
+    wanted is "best", "average" or a step. output is the new bundle, by default in the folder bundles of the run; all
+    other files of the run stay unchanged. If training deletes a checkpoint while it is read, the steps are chosen
+    again. Raises MtkitError if there is no such checkpoint, or if output may not be written.
     """
     _require_run(run)
     if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:
@@ -411,7 +425,7 @@ def _require_run(run: Path) -> None:
 
 
 def _require_free(target: Path, run: Path) -> None:
-    """Refuse to write where training writes, or over a folder that is not a bundle."""
+    """Raise MtkitError if target is in a folder that training writes, or exists and is not a bundle."""
     if any(target.resolve().is_relative_to((run / name).resolve()) for name in ("model", "checkpoints")):
         raise MtkitError(f"{target}: is where training writes; name a folder elsewhere")
     if target.exists() and not (target / DESCRIPTION).is_file():
@@ -419,7 +433,7 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """Read the wanted checkpoints; raises FileNotFoundError if training deletes one meanwhile."""
+    """Choose and read the wanted checkpoints; raises FileNotFoundError if training deletes one meanwhile."""
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]
     newest = read_snapshot(directories[-1])
@@ -432,7 +446,7 @@ def _read(run: Path, wanted: str) -> Chosen:
 
 
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
-    """The wanted steps, ascending, and why these, in words."""
+    """The steps to read, ascending, and why they were chosen, in words (None if wanted is a step)."""
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):
         if int(wanted) not in steps:

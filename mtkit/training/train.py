@@ -1,4 +1,4 @@
-"""The training loop and the life of a run: begin or resume, update, validate, save, write the bundle."""
+"""Trains a run: begins or resumes it, then updates, validates and saves in a loop, and writes the bundle at the end."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ from mtkit.training.schedule import (
 from mtkit.training.update import LossScaler, MovingAverage, TrainState, Updater, make_optimizer
 from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
 
-NUM_SAMPLES = 3  # translations shown at each validation
+NUM_SAMPLES = 3  # number of translations shown at each validation
 
 
 def nothing() -> None:
@@ -84,8 +84,8 @@ def train(
     """Train until a limit of the settings is reached, and write the bundle into the run directory.
 
     validation holds the sources and the references. Training resumes from the newest checkpoint if there is one; change
-    allows settings other than the checkpoint's. after_save is called after each checkpoint. Raises StoppedError after
-    Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
+    (--change) allows other settings than those of the checkpoint. after_save is called after each checkpoint. Raises
+    StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -134,7 +134,7 @@ class Trainer:
         self.is_saved = False  # whether the newest checkpoint holds the current state
         self.started_from: str | None = None  # checksum of the weights that training started from
         self.validates_start = False  # whether to validate the model that training starts from, before any update
-        self.changes = Changes([], [], [])  # since the checkpoint that training resumes from
+        self.changes = Changes([], [], [])  # differences from the checkpoint that training resumes from
         self._resume(change)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
@@ -148,7 +148,7 @@ class Trainer:
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Take over training settings that have numbers in place of auto."""
+        """Use these training settings, which have numbers in place of auto."""
         self.config = self.given.model_copy(update={"training": training})
 
     def _rate(self, step: int, settings: TrainingConfig) -> float:
@@ -164,7 +164,7 @@ class Trainer:
             require_weights_of(self.model, weights, str(bundle.path))
             self._set_weights(weights)
             self.started_from = noted_start(bundle)
-            # A model with pieces or tags that no training has seen is no candidate: they are to be learnt.
+            # A model with pieces or tags that were never trained must not become the best one before it learns them.
             self.validates_start = not (bundle.untrained or bundle.untrained_tags)
             if self.settings.ema_decay:
                 self.state.average = MovingAverage(self.model, self.settings.ema_decay)
@@ -173,7 +173,7 @@ class Trainer:
     def _resume(self, change: bool) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError if settings changed and that is neither free nor allowed by change.
+        Raises CheckpointError if settings changed in a way that is never allowed, or that needs change to be True.
         """
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
@@ -204,7 +204,10 @@ class Trainer:
             self._change(found)
 
     def _plan_of(self, progress: Progress, step: int) -> Plan:
-        """The numbers that auto settings were given when the run began, scaled if max_minutes has changed since."""
+        """The plan in the progress of a checkpoint, scaled if max_minutes has changed since the run began.
+
+        Raises CheckpointError if the run began with numbers instead of auto.
+        """
         if progress.plan is None:
             raise CheckpointError(
                 f"{self.run_path}: cannot go on from step {step:,} with training.max_steps auto, since the run began "
@@ -220,7 +223,7 @@ class Trainer:
         return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.started_from)
 
     def _change(self, found: dict[str, Any]) -> None:
-        """Record and report what changed since the checkpoint; found is the identity that the checkpoint has."""
+        """Record, report and apply the changes since the checkpoint; found is the identity in the checkpoint."""
         progress, differences = self.state.progress, self.changes.all
         changed = {difference.name for difference in differences}
         chain = progress.changes
@@ -237,7 +240,7 @@ class Trainer:
         if (now := self._rate(progress.step + 1, self.settings)) != rate:
             say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
         if progress.has_best and changed & MEASURES:
-            # The log has every measure of every validation; it serves unless the validation sentences changed.
+            # The log has all measures of each validation; they can be used unless the validation sentences changed.
             is_logged = changed & MEASURES == {"training.select_by"}
             is_logged &= not any(MEASURES & change["settings"].keys() for change in chain)
             self._find_best_again(is_logged)
@@ -245,8 +248,8 @@ class Trainer:
     def _find_best_again(self, is_logged: bool) -> None:
         """Choose the best checkpoint again after a change of the measure, since old and new scores are not comparable.
 
-        If is_logged, it is chosen among all checkpoints by the scores in the log; otherwise, or if the log does not
-        have them, the best checkpoint so far stays the best, and its score is measured again.
+        If is_logged, the best one of all checkpoints is chosen by the scores in the log. Otherwise, or if the log does
+        not have these scores, the best checkpoint so far stays the best, and its score is measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
@@ -257,7 +260,7 @@ class Trainer:
         say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
 
     def _measure_best_again(self) -> None:
-        """Measure the score of the best checkpoint so far by the current settings."""
+        """Validate the best checkpoint so far with the current settings, and set progress.best_score."""
         progress = self.state.progress
         weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._set_weights(measured_weights(self.checkpoints, progress.best_step))
@@ -268,7 +271,10 @@ class Trainer:
     # The run as a whole.
 
     def run(self, stop: Stop, verification: Verification | None = None) -> None:
-        """Train to the end, then write the bundle, once the checksums of the training data are verified."""
+        """Train to the end, wait until the checksums of the training data are verified, then write the bundle.
+
+        Raises StoppedError if a signal stops training, and MtkitError if training fails.
+        """
         if verification:
             stop.watched.append(verification.check)
         progress = self.state.progress
@@ -304,7 +310,7 @@ class Trainer:
             self.log.close()
 
     def _make_plan(self, stop: Stop) -> None:
-        """Replace auto by numbers that fit the measured speed of training; the time of measuring counts as training."""
+        """Measure the speed of training, and replace auto by numbers that fit; that time counts as training time."""
         begun = time.monotonic()
         progress = self.state.progress
         try:
@@ -326,7 +332,7 @@ class Trainer:
             )
 
     def _write_facts(self) -> None:
-        """Write the settings and the facts of this process, and log and report the facts."""
+        """Write config.yaml and run.json, log the content of run.json, and report the main facts."""
         progress = self.state.progress
         facts = write_facts(self.given, self.corpus, self.model, progress, self.started_from)
         self.log.write("start", step=progress.step, **facts)
@@ -338,7 +344,7 @@ class Trainer:
     # The loop.
 
     def _loop(self, stream: Stream, stop: Stop) -> str:
-        """Update, validate and save until a limit is reached; returns which one, in words."""
+        """Update, validate and save until a limit is reached; returns that limit in words."""
         progress, settings = self.state.progress, self.settings
         self.model.train()
         begun = time.monotonic() - progress.seconds
@@ -346,7 +352,7 @@ class Trainer:
         forecast.begin(progress.step)
         with closing(ShownTraining(progress, settings)) as shown:
             while True:
-                # A checkpoint follows each validation, so that a kill neither repeats nor loses a validation.
+                # A checkpoint is saved after each validation, so that a kill neither repeats nor loses a validation.
                 step = progress.step
                 if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_savable:
                     shown.catch_up()
@@ -378,7 +384,7 @@ class Trainer:
                     shown.tell(self._epochs(), record)
 
     def _update(self, stream: Stream) -> int:
-        """Take the batches of one update from the stream and make the update; returns the epoch of the batches."""
+        """Take the batches of one update from the stream and make the update; returns the epoch of the last batch."""
         progress, settings = self.state.progress, self.settings
         taken = list(islice(stream, settings.accumulate))
         batches = [batch for _, parts in taken for batch in parts]
@@ -406,7 +412,10 @@ class Trainer:
         self.log.write("skipped", step=progress.step, what=what)
 
     def _overflow(self) -> None:
-        """Count and report an overflow of fp16, which is no divergence: the loss scale is found by trial and error."""
+        """Count and report an overflow in fp16.
+
+        An overflow is no sign of divergence, since the loss scale is found by trial and error.
+        """
         progress = self.state.progress
         progress.overflows += 1
         say(
@@ -416,13 +425,13 @@ class Trainer:
         self.log.write("overflow", step=progress.step, loss_scale=self.updater.scaler.scale)
 
     def _epochs(self) -> float:
-        """The number of passes over the corpus so far."""
+        """The number of pairs consumed so far, divided by the number of pairs in the corpus."""
         return self.state.progress.pairs / len(self.corpus)
 
     # Validation.
 
     def _validate_start(self, stop: Stop) -> None:
-        """Validate and save the model that a new run starts from, the best one until an update improves on it."""
+        """Validate and save the model that a new run starts from, as the best one until there is a better one."""
         progress, begun = self.state.progress, time.monotonic()
         self._validate_or_save(stop)
         progress.seconds += time.monotonic() - begun
@@ -430,7 +439,10 @@ class Trainer:
         self._save()
 
     def _validate(self, stop: Stop) -> None:
-        """Validate, see whether the model is the best one so far, and report it; a plateau lowers the learning rate."""
+        """Validate the model, note whether it is the best one so far, and log and report the result.
+
+        With the schedule plateau, this also lowers the learning rate after plateau_patience stale validations.
+        """
         progress = self.state.progress
         begun = time.monotonic()
         with self.state.average.in_use() if self.state.average else nullcontext():
@@ -440,7 +452,7 @@ class Trainer:
         if better:
             progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
             progress.stale_validations = 0
-        elif progress.step:  # step 0 comes before all training, so it is no failure of training
+        elif progress.step:  # a validation at step 0 does not count, since it comes before training
             progress.bad_validations += 1
             progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
         progress.validated_step = progress.step
@@ -456,7 +468,7 @@ class Trainer:
             say(f"nothing better in {validations}: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
-        """Show and log some translations: other lines at each validation, but always the same lines at a given step."""
+        """Show and log NUM_SAMPLES translations; the step alone determines which, and each validation has others."""
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
             i %= len(translations)
@@ -472,7 +484,7 @@ class Trainer:
     # Saving.
 
     def _save(self) -> None:
-        """Write a checkpoint, and delete those that are no longer needed."""
+        """Write a checkpoint, delete those that are no longer needed, and call after_save."""
         progress = self.state.progress
         progress.log_bytes = self.log.length
         progress.loss_scale, progress.scale_updates = self.updater.scaler.state
@@ -484,7 +496,7 @@ class Trainer:
         self.after_save()
 
     def _save_what_is_new(self) -> None:
-        """Save unsaved updates, unless the last one was skipped; at step 0 there are none."""
+        """Write a checkpoint if there are unsaved updates, unless the last one was skipped."""
         if not self.is_saved and self._is_savable and self.state.progress.step:
             self._save()
 
@@ -497,7 +509,7 @@ class Trainer:
         return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
 
     def _scheduled(self) -> list[int]:
-        """Steps of the checkpoints that were due; those made only because the run was stopped are not averaged."""
+        """The steps of the checkpoints that were due, without those that were written because the run was stopped."""
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
@@ -505,19 +517,23 @@ class Trainer:
 
     @property
     def _is_savable(self) -> bool:
-        """Whether the last update was made; after a skipped one training may be diverging, so nothing is saved."""
+        """Whether the state may be saved: not if the last update was skipped, since training may be diverging."""
         return self.state.progress.skipped_in_row == 0
 
     # The end: choose the weights, write the bundle.
 
     def _finish(self, stop: Stop) -> None:
-        """Write the bundle: the best checkpoint, or the average that ends at it if that validates better."""
+        """Write the bundle, then trained.json.
+
+        The bundle has the weights of the best checkpoint or, if they validate better, the average of the weights of
+        the last checkpoints up to the best one.
+        """
         progress, settings = self.state.progress, self.settings
         if progress.validated_step < progress.step or not progress.has_best:
             self._validate_or_save(stop)
         if not self.is_saved:
             self._save()
-        best = progress.best_step if progress.has_best else progress.step  # the last if no score was finite
+        best = progress.best_step if progress.has_best else progress.step  # the last step if no score was finite
         weights, steps = measured_weights(self.checkpoints, best), [best]
         chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
         if len(chosen) > 1:
@@ -561,7 +577,10 @@ class Trainer:
     # Failures: memory that runs out, training that diverges.
 
     def _update_or_save(self, stream: Stream) -> int:
-        """Make an update; if memory runs out, save the state before it and raise an error that says what to change."""
+        """Make an update; returns the epoch of its last batch.
+
+        If memory runs out, the state before the update is saved, and MtkitError is raised, which says what to change.
+        """
         progress = self.state.progress
         before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
         try:
@@ -569,7 +588,7 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Not in the except block: the error holds the tensors of the update until the block ends.
+        # Not in the except block: until that ends, the error keeps the tensors of the update in memory.
         step = progress.step
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.progress, self.is_saved = before, was_saved
@@ -579,7 +598,7 @@ class Trainer:
         )
 
     def _validate_or_save(self, stop: Stop) -> None:
-        """Validate; if memory runs out, save the state and raise an error that says what to change."""
+        """Validate; if memory runs out, save the state and raise MtkitError, which says what to change."""
         try:
             self._validate(stop)
             return
@@ -593,7 +612,7 @@ class Trainer:
         )
 
     def _less_memory(self) -> str:
-        """Advice for updates that run out of memory."""
+        """The advice for updates that run out of memory, a clause for _out_of_memory."""
         return (
             f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
             f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
@@ -601,14 +620,14 @@ class Trainer:
         )
 
     def _out_of_memory(self, where: str, advice: str) -> MtkitError:
-        """Save the state, and return the error to raise."""
+        """Save the state, and return the error to raise; where and advice become parts of its message."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._save_what_is_new()
         return MtkitError(f"{self.run_path}: out of memory {where}; {self._saved_text()}. To go on, {advice}")
 
     def _with_remedy(self, divergence: str) -> str:
-        """The message of a training that diverged, and what to do."""
+        """The error message for a training that diverged, with advice on what to do."""
         remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         if steps:
@@ -628,10 +647,11 @@ def _shape(batch: Batch | None) -> str:
     return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
 
 
-# How fast training is on this machine, for the plan of training.max_steps auto.
+# Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
 
-LEAST, MOST = 3, 50  # updates that are timed, after a first one that is not
-SHARE, LONGEST = 0.03, 60.0  # limits on timing updates: a share of max_minutes, and seconds; LEAST may take longer
+LEAST, MOST = 3, 50  # minimum and maximum of timed updates, after a first one that is not timed
+# Timing ends after this share of max_minutes or this many seconds, but only after LEAST updates.
+SHARE, LONGEST = 0.03, 60.0
 
 
 def measure_pace(
@@ -643,7 +663,7 @@ def measure_pace(
 
 
 def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
-    """The mean over the first updates, made on a copy of the model; the first, which allocates memory, is not timed."""
+    """The mean seconds per update, made on a copy of the model; the first, which allocates memory, is not timed."""
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
     state = TrainState(trial, make_optimizer(trial.parameters(), settings, device), replace(progress))

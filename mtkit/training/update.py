@@ -34,9 +34,10 @@ def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.
 
 
 def sgd(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Stochastic gradient descent: v = momentum v + gradient + weight decay x weights, weights -= rate v (Polyak 1964).
+    """Stochastic gradient descent with momentum (Polyak 1964).
 
-    As in PyTorch, the rate is not part of v, so a change of the rate takes effect at once.
+    v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
+    learning rate is not part of v, so that a change of it takes full effect at once.
     """
     return torch.optim.SGD(parameters, 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
@@ -49,14 +50,15 @@ OPTIMIZERS: dict[str, Callable[[Parameters, TrainingConfig, bool], torch.optim.O
 
 
 def make_optimizer(parameters: Parameters, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that the settings name; its learning rate is set at each update."""
+    """The optimizer that config.optimizer names; its learning rate is 0 until Updater.update sets it."""
     return OPTIMIZERS[config.optimizer](parameters, config, device.type in ("cpu", "cuda"))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The state of the optimizer as tensors named `moment/parameter`; names are those of its parameters, in order.
+    """The state of the optimizer as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
 
-    It may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
+    names has the names of the optimizer's parameters, in order. The result may be empty: sgd without momentum has no
+    state, and no optimizer has any before its first update.
     """
     state = optimizer.state_dict()["state"]
     return {
@@ -68,16 +70,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether the tensors, which optimizer_tensors returned, fit an optimizer of this kind.
+    """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
-    The state of sgd is its momentum; that of adam and adamw is the averages of the gradient and of its square.
+    The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square.
     """
     of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
     return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Load what optimizer_tensors returned."""
+    """Load tensors that optimizer_tensors returned; names has the names of the optimizer's parameters, in order."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, parameter = name.split("/", 1)
@@ -89,9 +91,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
 
 
 class LossScaler:
-    """PyTorch's dynamic loss scale: an overflow halves it, 2,000 updates in a row without one double it.
+    """PyTorch's dynamic loss scale: an overflow halves it; 2,000 updates in a row without an overflow double it.
 
-    Except in fp16 it does nothing. Its state is the scale and the number of updates since the scale changed.
+    In other precisions than fp16 it does nothing. Its state is the scale and the number of updates since that changed.
     """
 
     def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
@@ -100,25 +102,25 @@ class LossScaler:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": updates})
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss times the scale, whose gradient is to be taken."""
+        """The loss multiplied by the scale; backward is to be called on this product."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the scale: once in each update, before anything else reads them."""
+        """Divide the gradients by the scale; to be called once in each update, before anything else reads them."""
         self._scaler.unscale_(optimizer)
 
     def adapt(self) -> None:
-        """Raise or lower the scale, according to whether unscale found an overflow."""
+        """Lower the scale if unscale found an overflow; raise it if there has been none for 2,000 updates."""
         self._scaler.update()
 
     @property
     def scale(self) -> float:
-        """The number that the loss is multiplied by at present."""
+        """The current scale; in other precisions than fp16 it is FIRST_SCALE, but unused."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[float, int]:
-        """The scale and the number of updates since it changed, which is all that a checkpoint needs."""
+        """The scale and the number of updates since it changed, for a checkpoint; (FIRST_SCALE, 0) except in fp16."""
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()
@@ -142,19 +144,19 @@ class MovingAverage:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The averages, by the names of the parameters."""
+        """The averages, by parameter name."""
         return dict(zip(self._parameters, self._tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Set the average to weights that a checkpoint holds."""
+        """Set the average to the given weights, by parameter name, such as those of a checkpoint."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after update number step to the average.
+        """Update the average from the weights that the model has after update number step.
 
-        The decay used is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
+        The decay is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
         TensorFlow's ExponentialMovingAverage and in Marian.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -162,10 +164,10 @@ class MovingAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the model compute with the average within the block.
+        """A context in which the parameters of the model are the average; after it they are the weights again.
 
-        The tensors are swapped, not copied; only recurrent cells on a GPU, which need their weights in one block of
-        memory, copy them.
+        The tensors are swapped, not copied; only recurrent cells on a GPU copy them, since they need their weights in
+        one block of memory.
         """
         self._swap()
         for cells in self._cells:
@@ -185,7 +187,7 @@ class MovingAverage:
 
 @dataclass
 class TrainState:
-    """All that changes during training, and that a checkpoint holds."""
+    """Everything that changes during training and that a checkpoint holds."""
 
     model: TranslationModel
     optimizer: torch.optim.Optimizer
@@ -200,13 +202,13 @@ class Updater:
         self.state = state
         self.settings = settings
         self.scaler = scaler
-        self.batch: Batch | None = None  # the current one; the message says its shape if memory runs out
+        self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
-        """Make update number step, at a learning rate, with the sum of the gradients of the batches.
+        """Make update number step with learning rate `rate`; returns its statistics.
 
-        The summed loss is divided once, by the target tokens of all batches. If the loss or the gradient is not finite,
-        the weights stay unchanged. Raises whatever PyTorch raises when memory runs out.
+        The gradient is that of the loss summed over all batches, divided by their number of target tokens. If the loss
+        or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
@@ -215,7 +217,7 @@ class Updater:
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
-            # Seeded anew for each batch, so that a checkpoint need not hold a random state.
+            # Each batch has a seed of its own, so that checkpoints need not hold a random state.
             seed_device(state.model.device, random_seed(settings.seed, step, number))
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
@@ -247,5 +249,5 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The seed of the forward pass of one batch, a function of its place in training alone."""
+    """The seed for the forward pass of one batch; it depends only on the arguments, so that training can resume."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

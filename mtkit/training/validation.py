@@ -24,7 +24,7 @@ from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
 from mtkit.translation.translator import Translator
 
-TIMED_BATCHES, TIMED_LINES = 4, 64  # a sample by which the time of a validation is estimated
+TIMED_BATCHES, TIMED_LINES = 4, 64  # the most that are timed to estimate the seconds of a validation
 
 
 class Validation:
@@ -40,9 +40,9 @@ class Validation:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the validation pairs; the loss leaves out those that are blank or too long, as training does.
+        """Encode the validation pairs; the loss leaves out pairs that are blank or too long, as training does.
 
-        Reports how many pairs are left out, and raises DataError if none remains.
+        Reports how many pairs are left out. Raises DataError if none remains.
         """
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
         is_blank = [
@@ -76,10 +76,11 @@ class Validation:
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 
     def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
-        """The measures of the model, by name, and its greedy translations.
+        """Validate the model; returns its measures by name, and its greedy translations of the sources.
 
-        loss and nll are in nats a token, with and without label smoothing as in training; perplexity is exp(nll); bleu
-        and chrf score the translations.
+        The measures are loss and nll, both in nats per token, the first with the label smoothing of training, the
+        second without; perplexity, which is exp(nll); and bleu and chrf of the translations. Raises StoppedError if a
+        signal asks training to stop.
         """
         model.eval()
         try:
@@ -100,10 +101,10 @@ class Validation:
         return measured, translations
 
     def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
-        """Estimate the seconds of a validation by timing a few batches and lines, spread over the text.
+        """The estimated seconds of a validation, from timing a few batches and lines that are spread over the text.
 
-        Since an untrained model translates up to the length limit, the time of translating is scaled down to the length
-        of the references.
+        Since translations of an untrained model are as long as the limit allows, the time of translating is scaled
+        down to the length of the references.
         """
         model.eval()
         try:
@@ -126,7 +127,7 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
     ) -> tuple[list[str], Counter[str]]:
-        """The translations, and the number of lines that have each note."""
+        """The translations of the sources, and the number of lines with each note (a warning about a translation)."""
 
         def done(count: int) -> None:
             stop.check()
@@ -162,7 +163,7 @@ def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> N
 
 
 def _warn_of_unspaced(config: Config, references: list[str]) -> None:
-    """Warn if the references have no spaces between words and the tokenizer of BLEU needs them."""
+    """Warn if the references have no spaces between words, but the tokenizer of BLEU needs spaces."""
     tokenizer = tokenizer_of(config.languages.target)
     if found := unspaced(references, tokenizer):
         by_bleu = config.training.select_by == "bleu"
@@ -176,13 +177,13 @@ def _warn_of_unspaced(config: Config, references: list[str]) -> None:
 def best_logged(
     path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
 ) -> tuple[int, float, int] | None:
-    """The best of these steps by the validations in log.jsonl, its score, and the number of validations after it.
+    """The best of the steps by the scores in the log at path, its score, and the number of validations after it.
 
-    None if the log has none of these steps, is damaged, or is gone.
+    Returns None if the log is damaged or missing, or has no validation of any of the steps.
     """
     try:
         data = path.read_bytes()[: progress.log_bytes]
-        # Split as bytes: samples may hold U+2028 and other characters that str.splitlines takes for line ends.
+        # Bytes are split, since samples may have U+2028 and other characters at which str.splitlines splits.
         events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
         scores = {
             event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
@@ -198,7 +199,7 @@ def best_logged(
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
-    """The score by which checkpoints are compared (training.select_by); higher is better, -inf if not finite."""
+    """The score by which checkpoints are compared (training.select_by); higher is better; -inf if it is not finite."""
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
 

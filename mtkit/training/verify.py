@@ -36,7 +36,7 @@ WHOLE = "as written"
 
 
 def check_data(run: Path) -> Report:
-    """Check what training reads: the tokenizer, the binarized corpora and the validation text."""
+    """Check the files that training reads: the tokenizer, the binarized corpora and the validation text."""
     return _joined(
         _part(run / "tokenizer", _tokenizer),
         _part(run / "data" / "train", lambda path: _corpus(path, standing(run / "tokenizer"))),
@@ -45,7 +45,7 @@ def check_data(run: Path) -> Report:
 
 
 def check_results(run: Path, device: str | None = None) -> Report:
-    """Check what training wrote: the checkpoints, and the model as `mtkit check` does on that device."""
+    """Check the files that training wrote: the checkpoints, and the model, as `mtkit check` does, on the device."""
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
     if model.faults and checkpoints.lines and not checkpoints.faults:
@@ -54,7 +54,7 @@ def check_results(run: Path, device: str | None = None) -> Report:
 
 
 def _part(path: Path, look: Callable[[Path], Report]) -> Report:
-    """The report on a folder of the run if it exists; an MtkitError becomes a fault."""
+    """The report that look returns for a folder, or a report that it is missing; an MtkitError becomes a fault."""
     place = standing(path)
     if not place.exists():
         return Report([f"{path}: not there yet"], [])
@@ -117,7 +117,7 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """Yields what is wrong with a file of a checkpoint."""
+    """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not this one."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         with path.open("rb") as file:
@@ -133,41 +133,41 @@ def _faults(path: Path, checksum: str) -> Iterator[str]:
             yield f"{path}: damaged, its checksum is not the one it was saved with; {remedy}"
 
 
-# Trainings in processes of their own, which are killed; and the comparison of two runs.
+# Trains in processes that can be killed, and compares two runs.
 
-PAUSE_SECONDS = 0.002  # between two looks at a run
+PAUSE_SECONDS = 0.002  # between two checks whether to kill a training
 
-# The fields of the log that depend on the clock, in which no two trainings agree.
+# The fields of the log that depend on the clock, so that they differ between any two trainings.
 CLOCKS = ("seconds", "minutes", "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a training is killed."""
+    """When to kill a training."""
 
-    step: int  # once the log has this step
-    while_saving: bool = False  # and a checkpoint is being written
-    delay: float = 0.0  # seconds after that
+    step: int  # as soon as the log has this step
+    while_saving: bool = False  # and, if True, a checkpoint is being written
+    delay: float = 0.0  # seconds to wait after that
 
 
 @dataclass(frozen=True)
 class Killed:
-    """Where a training was when it was killed."""
+    """The state of a training when it was killed."""
 
-    step: int  # the last one in the log
-    while_saving: bool
+    step: int  # the last step in the log
+    while_saving: bool  # whether a checkpoint was being written
 
 
 def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path) -> Killed | None:
-    """Start or resume a training, and kill it by SIGKILL or the equivalent of Windows.
+    """Start or resume a training, kill it at the moment that `kill` describes, and return where it was then.
 
-    Returns None if it ended before that moment. Its stderr is written to the file messages. Raises MtkitError if the
-    training fails.
+    It is killed by SIGKILL, or its equivalent on Windows. Returns None if the training ended before that moment. Its
+    stderr is written to the file messages. Raises MtkitError if the training fails.
     """
     began, ended = _began_at(run), True
     with _process(command, messages) as process:
         while process.poll() is None:
-            # Only once this process trains has it cleared what an earlier one left half written.
+            # When run.json is newer, this process has already removed what an earlier one left half written.
             if _began_at(run) > began and last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
                 time.sleep(kill.delay)
                 ended = process.poll() is not None
@@ -180,7 +180,7 @@ def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path
 
 
 def train_to_end(command: Sequence[str], messages: Path) -> None:
-    """Start or resume a training and wait for its end; raises MtkitError if it fails."""
+    """Start or resume a training and wait for its end; raises MtkitError if it fails. Its stderr goes to messages."""
     with _process(command, messages) as process:
         process.wait()
     _require_success(process.returncode, messages)
@@ -188,7 +188,7 @@ def train_to_end(command: Sequence[str], messages: Path) -> None:
 
 @contextmanager
 def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process, which is killed if it is still running at the end of the block."""
+    """A context that starts a process, its stderr going to messages, and kills it at the end if it is still running."""
     with messages.open("wb") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -200,7 +200,7 @@ def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Pope
 
 
 def _require_success(code: int, messages: Path) -> None:
-    """Raise MtkitError with the message of the training if it failed."""
+    """Raise MtkitError, with the error message of the training, if its exit code is not 0."""
     if code:
         lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
         prefix = "mtkit: error: "
@@ -210,7 +210,7 @@ def _require_success(code: int, messages: Path) -> None:
 
 
 def _began_at(run: Path) -> int:
-    """When training last began, by the time of the file that it writes then; 0 if it never has."""
+    """The time, in ns, when training wrote run.json, which it does when it begins or resumes; 0 if it never has."""
     try:
         return (run / "run.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -218,20 +218,21 @@ def _began_at(run: Path) -> int:
 
 
 def last_step(run: Path) -> int:
-    """The last step in the log; 0 if there is none."""
+    """The last step in the log of a run; 0 if there is none."""
     steps = (event["step"] for event in reversed(_events(run)) if "step" in event)
     return next(steps, 0)
 
 
 def is_saving(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the run was killed."""
+    """Whether a checkpoint is being written, or was being written when the training was killed."""
     return any((run / "checkpoints").glob(".step-*"))
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """Compare two runs; returns whether they agree in each file of tensors, sorted by name, and then in the log.
+    """Compare two runs; returns, for each file of tensors and for log.jsonl, whether it is the same in both.
 
-    Tensors are compared byte by byte. A file that only one run has counts as different, and so do runs without tensors.
+    Files of tensors are sorted by name and compared by their checksums; log.jsonl is last. A file that only one run has
+    counts as different. If there are no files of tensors, model/weights.safetensors counts as different.
     """
     found, wanted = _tensor_files(one), _tensor_files(other)
     same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
@@ -239,7 +240,7 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
 
 
 def _tensor_files(run: Path) -> dict[str, str]:
-    """The checksums of all files of weights and of optimizer states in a run directory."""
+    """The checksum of each .safetensors file in the checkpoints and the model of a run, by its path in the run."""
     found = {}
     for folder in ("checkpoints", "model"):
         for path in (run / folder).rglob("*.safetensors"):
@@ -249,7 +250,7 @@ def _tensor_files(run: Path) -> dict[str, str]:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """The events of the log except the starts of processes, without the fields that depend on the clock."""
+    """The events of the log, without the event that each process writes at its start and without fields in CLOCKS."""
     return [
         {name: value for name, value in event.items() if name not in CLOCKS}
         for event in _events(run)
@@ -258,7 +259,7 @@ def _logged(run: Path) -> list[dict[str, Any]]:
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
-    """The events of the log; a last line that is half written is left out."""
+    """The events of the log of a run; a last line that is half written is left out."""
     try:
         text = (run / "log.jsonl").read_bytes()
     except FileNotFoundError:
@@ -268,19 +269,19 @@ def _events(run: Path) -> list[dict[str, Any]]:
 
 # The command: checks the files, then trains twice, with and without kills, and compares.
 
-# Updates of each training: if one ends before it can be killed, the next number is tried.
+# Updates of each training; if it ends before it can be killed, the next number is tried.
 STEPS = (12, 96, 768)
 
-MOST_PAIRS = 2000  # of the training text, where the run has no data yet
-MOST_VALIDATION = 20  # pairs
-SEARCHED_VALIDATION = 200  # pairs, of which the shortest are taken
+MOST_PAIRS = 2000  # pairs of the training text, used if the run has no data yet
+MOST_VALIDATION = 20  # pairs of the validation text
+SEARCHED_VALIDATION = 200  # pairs of the validation text of a run, of which the shortest are taken
 
 Pairs = list[tuple[str, str]]
-Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # by train and valid: the settings and the pairs of each corpus
+Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for train and valid: settings and pairs of each corpus
 
 
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
-    """The settings of a run directory or a YAML file, with overrides applied."""
+    """The settings of a run directory or of a YAML file, with overrides; raises MtkitError if they cannot be read."""
     if not target.is_dir():
         return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
@@ -298,7 +299,12 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
-    """Yields reports on the files that training reads, those that it wrote, and on resuming after a kill."""
+    """Yields reports: on the files that training reads, on those that it wrote, and on resuming after a kill.
+
+    If the run does not exist yet, only resuming is tried. If files that training reads are damaged, resuming is not
+    tried, and the last report says so. files_only leaves resuming out; then a run that does not exist raises
+    CheckpointError.
+    """
     run = config.run_path
     pick_device(config.device)  # so that a device that does not exist is reported at once
     data = Report([], [])
@@ -316,7 +322,10 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 
 
 def verify_resuming(config: Config) -> Report:
-    """Train a few updates twice in a temporary folder, once with kills, and compare the two runs."""
+    """Train a few updates twice in a temporary folder, once with kills, and report whether the two runs are the same.
+
+    Raises MtkitError if even the longest training ends before it can be killed.
+    """
     config, from_run = _with_data(config)
     with _interrupted_by_signals(), _temporary_folder() as temporary:
         for steps in STEPS:
@@ -334,7 +343,11 @@ def verify_resuming(config: Config) -> Report:
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, killed once between checkpoints, and if possible once while a checkpoint is written."""
+    """Train to the end, with one kill between checkpoints and, if possible, one while a checkpoint is written.
+
+    Returns where the training was at each kill: an empty list if it ended before the first. data is the run directory
+    whose tokenizer and data are used, None to prepare new ones.
+    """
     training = config.training
     command, messages = _command(config, data, run), run.with_name("messages")
     every = settled(training.save_every)
@@ -353,7 +366,10 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
 
 
 def _command(config: Config, data: Path | None, run: Path) -> list[str]:
-    """The command that trains in the directory run, with the tokenizer and data of another run if one is given."""
+    """Write the settings beside the directory run, and return the command that trains in it.
+
+    If data is given, it is another run directory, whose tokenizer and data are linked or copied into run.
+    """
     settings = run.with_name("settings.yaml")
     settings.write_text(config_text(config), encoding="utf-8")
     if data is not None:
@@ -362,7 +378,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 
 
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
-    """The report on the two runs in a folder, killed and whole."""
+    """Compare the runs named killed and whole in a folder; returns a report, which has a fault if they differ."""
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
@@ -381,11 +397,14 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     return Report(lines, [fault])
 
 
-# The settings of these trainings, and the text that they read.
+# Settings and texts for the trainings that are compared.
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """The settings, and whether the tokenizer and data of the run are used."""
+    """The settings, and whether the tokenizer and data of the run are used.
+
+    If they are used and the model of training.start_from is gone, start_from is reset, so that weights are random.
+    """
     if not is_prepared(config):
         inform(
             f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken"
@@ -401,9 +420,9 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 
 
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
-    """The settings of a short training, with a little text that is written to a folder.
+    """The settings of a training of a few updates, with a few pairs of text, which are written to a folder.
 
-    With the data of a run, the training text is one pair of each corpus: the settings must name it, but it is not read.
+    If from_run, training reads the data of the run, but settings must name text: one pair is written for each corpus.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {
@@ -436,7 +455,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """A pair for each training corpus, and short pairs of the kept validation text, which has its tags already."""
+    """One pair for each training corpus, and short pairs of the run's validation text, which already has its tags."""
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
     pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
@@ -446,7 +465,7 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """The first pairs of each corpus that the settings name."""
+    """The first pairs of each corpus of data.train and data.valid; raises ConfigError if one lists no corpus."""
     texts = {}
     for name, corpora, most in (
         ("train", config.data.train, MOST_PAIRS),
@@ -461,7 +480,7 @@ def _texts_of_settings(config: Config) -> Texts:
 
 
 def _written(path: Path, pairs: Pairs) -> dict[str, str]:
-    """Write the pairs to two files; returns them as the settings name files."""
+    """Write the sources and the targets to two files; returns {"source": PATH, "target": PATH}."""
     files = {}
     for place, side in enumerate(("source", "target")):
         file = path.with_name(f"{path.name}.{side}")
@@ -472,7 +491,10 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed after the block; errors in writing to it say how to choose another place."""
+    """A context with a folder that is removed at its end.
+
+    Errors in writing to the folder become CheckpointErrors, which say how to choose another place.
+    """
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
             yield Path(temporary)
@@ -487,7 +509,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, so that the temporary folder is removed."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that the temporary folder is removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
