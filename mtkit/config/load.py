@@ -201,7 +201,7 @@ def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> 
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """A copy of data, found at keys, in which a section, list or table that is null becomes {} or [].
+    """A copy of data (the value at keys) in which a section, list or table that is null becomes {} or [].
 
     In YAML it is null if all its lines are comments.
     """
@@ -232,7 +232,7 @@ class _Fault:
 
 
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
-    """Yields a fault for each value in data, found at keys, that is valid YAML but that no setting can hold.
+    """Yields a fault for each value in data (the value at keys) that is valid YAML but that no setting can hold.
 
     These are tagged dates and bytes, and text with NUL or surrogates.
     """

@@ -111,7 +111,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence length in tokens, by the name of the setting that imposes it; empty if there is no limit."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each; empty if there is no limit."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
@@ -165,7 +165,7 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence length in tokens, by setting; always empty, since recurrent models have no limit."""
+        """Maximum sentence lengths in tokens, keyed by setting: always empty, since recurrent models have no limit."""
         return {}
 
 
@@ -200,7 +200,7 @@ class MixedConfig(CarriedSection):
     tie_embeddings: TieEmbeddings = "all"
 
     def check_ties(self) -> None:
-        """Raise a ValueError if embeddings that share one matrix differ in width or scale."""
+        """Raise a ValueError if encoder and decoder share embeddings but differ in d_model or scale_embeddings."""
         for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
             found = [getattr(half, name) for half in (self.encoder, self.decoder)]
             if found[0] != found[1]:
@@ -226,7 +226,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence length in tokens, by the setting that imposes it, such as encoder.max_positions."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each, such as encoder.max_positions."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

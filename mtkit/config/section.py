@@ -201,7 +201,7 @@ class Section(BaseModel):
         return _expanded(value)
 
     def first_changed(self, *names: str) -> str | None:
-        """The first of these settings that differs from its default, as "name value" for messages; None if none does.
+        """The first of these settings that differs from its default, as text such as "beam_size 4"; None if none does.
 
         A setting that has no effect is rejected only if it differs from its default, so that a printed config, which
         holds all settings, can be loaded.
