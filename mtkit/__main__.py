@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while its modules are imported is reported in one line, too."""
+    """Run the command line; even a Ctrl-C during the import of its modules is reported in one line."""
     try:
         from mtkit.cli import main
     except KeyboardInterrupt:

@@ -1,4 +1,7 @@
-"""The stages of a run: each is done if its result is missing or out of date, judged by content, not by file times."""
+"""The stages of a run: tokenizer, data, training and evaluation.
+
+A stage is executed if its result is missing or out of date, which is judged by content, not by file times.
+"""
 
 import hashlib
 import json
@@ -40,11 +43,15 @@ from mtkit.training.train import train
 from mtkit.translation.scores import check_language
 from mtkit.translation.translator import load
 
-REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are replaced as a whole
+REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders of a run that are replaced atomically
 
 
 def run_tokenizer(config: Config) -> None:
-    """`mtkit train-tokenizer`: train the tokenizer unless it is up to date; a damaged one is reported and replaced."""
+    """`mtkit train-tokenizer`: train the tokenizer unless it is up to date.
+
+    A damaged tokenizer is replaced, with a warning. Once training has begun, a damaged tokenizer raises a
+    CheckpointError, and one that is out of date a DataError.
+    """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = keep_normalization(config)
@@ -63,9 +70,9 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: encode the corpora, even if they are up to date; first the tokenizer if it is out of date.
+    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora, even if they are up to date.
 
-    The same text and settings give the same ids, so this repairs damaged data, and training can resume.
+    The same text and settings give the same ids, so this repairs damaged data, with which training can resume.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -76,16 +83,16 @@ def run_binarize(config: Config) -> None:
             told = _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
-        except DataError:  # damaged data is what this repairs
+        except DataError:  # damaged data is encoded again below
             changes = []
         _refuse_if_begun(config, "data/train", changes)
         binarize(config, told)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
-    """`mtkit train`: the tokenizer and the data if they are out of date, then training, which resumes.
+    """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
-    fresh starts the run anew; change allows it to resume with other settings that later weights depend on.
+    fresh starts the run anew; change allows training to resume with changed settings that affect later weights.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -94,7 +101,7 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
-    """`mtkit run`: every stage that is out of date; returns the scores of the test sets."""
+    """`mtkit run`: execute every stage that is out of date; returns the scores of the test sets."""
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
@@ -104,10 +111,11 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
 
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
-    """Hold the run directory for writing within the block: no other process may write there meanwhile.
+    """Within the block, hold the lock of the run directory, so that no other process writes there.
 
-    First it removes what a kill left half written, which may be large; the stage that left it may never be repeated. It
-    touches only names that mtkit gives, since users may keep files there. Training clears leftovers of checkpoints.
+    Half-written files that a killed process left are removed first: they may be large, and the stage that wrote them
+    may never be repeated. Only names that mtkit uses are touched, since users may keep files there. Training removes
+    leftovers of checkpoints.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -123,7 +131,10 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _train(config: Config, fresh: bool, change: bool) -> None:
-    """Train, after the stages before it; does nothing if the model is up to date."""
+    """Make the tokenizer and the data if they are out of date, then train.
+
+    Training is skipped if the model is up to date.
+    """
     if not config.data.valid:
         raise ConfigError(
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
@@ -134,7 +145,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
     if config.training.tensorboard:
         require_tensorboard()
     if fresh or not is_begun(config.run_path):
-        start_bundle(config)  # likewise for a model to start from that does not fit
+        start_bundle(config)  # likewise, to report a model to start from that does not fit
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
@@ -155,7 +166,10 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
 
 
 def _prepare(config: Config) -> None:
-    """Make what is out of date of tokenizer and data; refuses what would change them for a run that has begun."""
+    """Make the tokenizer and the data again if they are out of date.
+
+    Raises a DataError if that would change the tokenizer or the training data of a run that has begun.
+    """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
@@ -178,11 +192,15 @@ def _prepare(config: Config) -> None:
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
     elif not has_begun and not validation_is_spread(config):
-        renew_validation(config)  # kept by an earlier version, so that validations would translate only its beginning
+        # An earlier version stored it in the order of the files: validations would translate only the first lines.
+        renew_validation(config)
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
-    """Make what is out of date or damaged of tokenizer and data, for a fresh start; the old ones are set aside."""
+    """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
+
+    The old ones are put aside until the new run has a checkpoint.
+    """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
@@ -196,7 +214,7 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
-    """Whether the result of a stage is up to date and not damaged; damage is reported."""
+    """Whether the result of a stage is up to date and not damaged; warns if it is damaged."""
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
@@ -205,24 +223,33 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
 
 
 def _renew_tokenizer(config: Config) -> list[str]:
-    """Make the tokenizer again; returns what the user was warned of in the text."""
+    """Make the tokenizer again; returns the warnings about the text that were printed.
+
+    Unless training has begun, data that was encoded with the old tokenizer is deleted.
+    """
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return told  # it was missing and is the same again; if it is not, training finds that the data does not fit
+        return told  # it was missing and is now as before; if not, training reports that the data does not fit
     for name in ("train", "valid"):
-        remove(followed(config.run_path / "data" / name))  # ids of another tokenizer are useless
+        remove(followed(config.run_path / "data" / name))  # encoded with the old tokenizer
     return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:
-    """Whether the run has begun and its training text is gone, as when it was copied elsewhere: it needs no text."""
+    """Whether the run has begun and none of the files of its training text exists, as on another machine.
+
+    Such a run continues with its binarized data.
+    """
     raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
 def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
-    """Refuse to replace the tokenizer or data of a run that has begun by others; deleted ones may be made again."""
+    """Raise a DataError if there are changes, the run has begun, and its folder place (tokenizer or data) has files.
+
+    If the folder was deleted, it may be made again.
+    """
     if changes and has_files(config.run_path / place) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
@@ -231,7 +258,10 @@ def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None
 
 
 def _evaluate(config: Config) -> list[ScoredSet]:
-    """The scores of the test sets; read from the bundle if nothing has changed since they were measured."""
+    """Score the model on the test sets, store the scores in its bundle, and return them.
+
+    If nothing has changed since the stored scores were measured, those are returned.
+    """
     bundle = open_bundle(config.run_path)
     if not config.data.test:
         save_scores(bundle, [], card_text(bundle, []))
@@ -241,7 +271,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     known = record.read_text(encoding="utf-8") if stored and record.exists() else None
-    # Earlier versions took fingerprints of compressed files, not of the text in them.
+    # Earlier versions took fingerprints of compressed files, not of their uncompressed text.
     if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, compressed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
@@ -266,7 +296,7 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """All that the scores depend on, as JSON."""
+    """JSON of all that the scores depend on: checksum of the weights, decoding settings, target language, test sets."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {

@@ -1,5 +1,5 @@
-"""The commands, a module for each group of them, and the options that they share.
+"""The commands of the command line, one module for each group, and the options that they share.
 
-A command checks its arguments, imports the function that does the work, calls it, and prints the result. Only this room
-and cli import typer; they may import every other room.
+A command checks its arguments, imports the function that does the work, calls it, and prints the result. Only this
+package and mtkit.cli import typer; both may import every other package of mtkit.
 """

@@ -1,4 +1,4 @@
-"""`mtkit evaluate` and `plot`: scores and pictures."""
+"""`mtkit evaluate` and `mtkit plot`: commands that score translations and draw pictures."""
 
 import re
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """Lets --by-length go without a value, which typer does not offer."""
+    """The command evaluate, with support for --by-length without a value, which typer does not offer."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, giving a bare --by-length its value; returns those that are left over."""
+        """Parse the arguments, reading --by-length without a value as --by-length=thirds; returns the unparsed rest."""
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -135,7 +135,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Given:
-    """The options of evaluate that say what is scored."""
+    """The arguments and options of evaluate that determine what is scored."""
 
     model: Path | None
     hypothesis: Path | None
@@ -147,7 +147,7 @@ class Given:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths that may be `-`, standard input."""
+        """Those of the given paths that may be `-` (standard input)."""
         paths = (self.source, *self.references, self.hypothesis, self.against)
         return tuple(path for path in paths if path is not None)
 
@@ -155,7 +155,7 @@ class Given:
 def _check_options(
     given: Given, test: str | None, confidence: bool, languages: str | None, target_language: str | None
 ) -> None:
-    """Raises UsageError for options that exclude each other, whatever is scored."""
+    """Raise a UsageError if options exclude each other, whether a model or given translations are scored."""
     if (given.model is None) == (given.hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
     if test is not None and given.against is None:
@@ -169,7 +169,7 @@ def _check_options(
 
 
 def _check_model_options(given: Given) -> None:
-    """Raises UsageError for options that do not fit the scoring of a model."""
+    """Raise a UsageError if the options are not valid for scoring a model."""
     if (given.source is None) != (not given.references):
         raise UsageError("--source and --reference go together")
     if given.tag is not None and given.source is None and not given.test_sets:
@@ -177,7 +177,7 @@ def _check_model_options(given: Given) -> None:
 
 
 def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Sequence[str]) -> None:
-    """Raises UsageError for options that do not fit the scoring of given translations."""
+    """Raise a UsageError if the options are not valid for scoring given translations."""
     if overrides or given.tag is not None:
         raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
     if not given.references and len(given.test_sets) != 1:
@@ -187,14 +187,14 @@ def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Se
 
 
 def _language_codes(languages: str | None, target_language: str | None) -> dict[str, str]:
-    """The languages that were given, by side."""
+    """The given language codes under "source" and "target"; empty if neither option was given."""
     if pair := language_pair(languages):
         return dict(zip(("source", "target"), pair, strict=True))
     return {"target": target_language} if target_language else {}
 
 
 def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
-    """The metrics of --metrics, none if it was not given; checks --tokenize, too."""
+    """The names in --metrics, empty if it was not given; raises an error if --metrics or --tokenize is not valid."""
     from mtkit.translation.scores import metric_names, require_tokenizer_name
 
     chosen = metric_names(metrics) if metrics is not None else ()
@@ -227,7 +227,10 @@ def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
 
 
 def _edges(text: str | None) -> tuple[int, ...]:
-    """The bucket edges of --by-length; none for thirds."""
+    """The upper limits of the length buckets in --by-length, as numbers of words; empty for thirds or None.
+
+    Raises an MtkitError if the text is not a rising list of whole numbers.
+    """
     if text in (None, THIRDS):
         return ()
     assert text is not None
@@ -269,7 +272,7 @@ def schedule(
     schedules += [paper_schedule(text) for text in setting or []]
     if not schedules:
         raise MtkitError("there is nothing to draw; name a CONFIG, or give --setting such as 512:4000")
-    # Without a config, five times the longest warmup shows the rise and the fall.
+    # Without a config, draw five times the longest warmup, which shows the rate rise and fall.
     drawn = [one.training for one in schedules]
     longest = max(
         [settled(one.max_steps) for one in drawn[: len(loaded)]] or [5 * settled(one.warmup_steps) for one in drawn]
@@ -339,7 +342,7 @@ def attention(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(
         cls=EvaluateCommand,
         epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",

@@ -1,4 +1,4 @@
-"""`mtkit bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`: commands on models."""
+"""`mtkit bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`: commands that make or inspect models."""
 
 import sys
 from pathlib import Path
@@ -77,7 +77,7 @@ def check(model: ModelArgument, device: DeviceOption = None) -> None:
         raise CheckpointError("\n".join(report.faults))
 
 
-# Export, import, and larger vocabularies.
+# Export, import, and extension of vocabularies.
 
 FORMATS = ("ctranslate2", "marian", "m2m100")
 
@@ -148,7 +148,7 @@ def extend(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
     app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
     app.command(epilog=f"{EXAMPLE}info runs/demo")(info)

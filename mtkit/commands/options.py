@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and advice on what to type instead of wrong ones."""
+"""Arguments and options that several commands share, and advice on wrong commands, arguments and options."""
 
 import re
 import sys
@@ -14,16 +14,16 @@ from mtkit.errors import MtkitError, inform, show_progress, whole_number
 if TYPE_CHECKING:
     from mtkit.config.settings import Config
 
-EXAMPLE = "\b\nExample:\n  mtkit "  # begins the last lines of a command's help; \b keeps line breaks
+EXAMPLE = "\b\nExample:\n  mtkit "  # heading of the last lines of a command's help; \b keeps line breaks
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 
-# Raised for wrong usage: the parent of typer's BadParameter, which typer does not export.
+# The error for wrong usage. Typer does not export it, but does export its subclass BadParameter.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def _be_quiet(quiet: bool) -> bool:
-    """Turn progress off for the whole process, so that no command has to pass the option on."""
+    """Callback of --quiet: turn progress off for the whole process, so that commands need not pass the option on."""
     show_progress(not quiet)
     return quiet
 
@@ -66,13 +66,16 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
-    """The settings of a YAML file with others over them, and where training starts from a model its own."""
+    """The settings of a YAML file, or the defaults, overridden by key=value settings.
+
+    If training.start_from names a model, settings that are not given are taken from it.
+    """
     from mtkit.config.load import load_config
 
     found = load_config(config, settings or [])
     if found.training.start_from is None:
         return found
-    from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
+    from mtkit.bundle.opening import carried_over  # imported here, since it imports torch
 
     return carried_over(found)
 
@@ -80,18 +83,18 @@ def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Confi
 def decoding_settings(
     beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
 ) -> list[str]:
-    """Options as key=value settings, so that they are checked, and faults reported, in the same way."""
+    """The given options as key=value settings, so that they are checked like settings, with the same messages."""
     found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
     return found if device is None else [*found, f"device={device}"]
 
 
 def given(**settings: str | None) -> list[str]:
-    """Those decoding settings that have a value, as key=value."""
+    """The decoding settings that are not None, each as `decoding.name=value`."""
     return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]
 
 
 def count(name: str, value: str) -> int:
-    """The whole number, at least 1, that an option was given; raises an MtkitError for anything else."""
+    """Parse the value of the option name; raises an MtkitError if it is not a whole number of at least 1."""
     number = whole_number(value)
     if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
@@ -99,20 +102,23 @@ def count(name: str, value: str) -> int:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value that an option was given; raises an MtkitError if it is not one of the choices."""
+    """Return the value of the option name; raises an MtkitError if it is not one of the choices."""
     if value not in choices:
         raise MtkitError(f"{name}: found {value}, wants one of {', '.join(choices)}")
     return value
 
 
-# As in BCP 47: a language, which may be two codes as in zh-yue, a script, a region, variants.
+# A language code as in BCP 47: a language (one code, or two as in zh-yue), then a script, a region, variants.
 _CODE = re.compile(
     r"[a-z]{2,3}(-[a-z]{3})?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*", re.IGNORECASE
 )
 
 
 def language_pair(text: str | None) -> tuple[str, str] | None:
-    """The two codes given to --languages, or None; either may have a script and a region, as in en-zh-CN."""
+    """Split the value of --languages, such as en-de or en-zh-CN, into the source and target code; None for None.
+
+    Raises an MtkitError if the value is not a pair of codes, or may mean several pairs.
+    """
     if text is None:
         return None
     parts = text.split("-")
@@ -131,14 +137,17 @@ def language_pair(text: str | None) -> tuple[str, str] | None:
 
 
 def _is_code(code: str, case_tells: bool) -> bool:
-    """Whether this is a language code; where case_tells, a code cannot begin with capitals, which mean a region."""
+    """Whether code is a language code.
+
+    If case_tells, a code that begins with a part in capitals is not one, since that part is a region.
+    """
     language = code.partition("-")[0]
     return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
 
 
 @contextmanager
 def opened(file: Path | None) -> Iterator[Any]:
-    """Opens a file to read; without one, or for `-`, standard input, which stays open."""
+    """Open a file and yield it as a binary stream; None and `-` yield standard input, which is not closed."""
     from mtkit.text.compressed import STANDARD_INPUT
     from mtkit.translation.stream import reading
 
@@ -158,21 +167,25 @@ def typed(*files: Path) -> bool:
 
 
 def tell_of_typing(what: str) -> None:
-    """Say what to type on a terminal, where nothing would happen until then."""
+    """Print how to enter lines on a terminal, where the program otherwise waits without any sign.
+
+    what completes the message "type a line and press Enter", for example by "to have it translated".
+    """
     end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
     inform(f"type a line and press Enter {what}; {end} ends")
 
 
 def standard_output() -> Any:
-    """Standard output for bytes; raises an MtkitError if it is closed."""
+    """The binary stream of standard output; raises an MtkitError if it is closed."""
     if sys.stdout is None:
         raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
     return sys.stdout.buffer
 
 
-# What to type instead of a wrong command, option or argument.
+# Advice on wrong commands, options and arguments.
 
-# Commands of fairseq, OpenNMT, Marian, Sockeye and JoeyNMT, and other words that people try, by what to type instead.
+# Maps each command of mtkit to words that people may try instead, such as commands of fairseq, OpenNMT, Marian, Sockeye
+# and JoeyNMT.
 COMMANDS = {
     "translate": "generate interactive decode decoder infer inference predict onmt_translate fairseq-generate marian",
     "binarize": "preprocess prepare prepare-data encode fairseq-preprocess",
@@ -189,7 +202,8 @@ COMMANDS = {
 }
 TRAINING = ("config", "train-tokenizer", "binarize", "train", "run")  # commands whose argument is CONFIG
 
-# Options of other toolkits, without leading dashes and with - for _, by what to type instead.
+# For each command, maps advice to the options of other toolkits that it is for; these are without leading dashes, and
+# with - for _.
 _MODEL = "m model models checkpoint path ckpt"
 _MORE = {
     "translate": {
@@ -224,7 +238,7 @@ _ARGUMENTS = {
 
 
 def usage_message(error: Any, arguments: Sequence[str]) -> str:
-    """The message for a usage error of typer: what is wrong, what to type instead, where to read more."""
+    """The message for a usage error of typer: what is wrong, what to type instead, and which --help to read."""
     context = error.ctx
     path = context.command_path if context else _path(arguments)
     command = path.removeprefix("mtkit").strip()
@@ -241,7 +255,7 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _path(arguments: Sequence[str]) -> str:
-    """The command as typed, with its subcommand for `plot`, which has some."""
+    """The command as typed, such as `mtkit train`; for `mtkit plot`, with the subcommand."""
     return " ".join(["mtkit", *arguments[: 2 if arguments[:1] == ["plot"] else 1]])
 
 

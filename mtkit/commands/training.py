@@ -1,4 +1,4 @@
-"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: the stages that make a model."""
+"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: commands that train a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ def config(
 
     settings = settings or []
     if config is not None and "=" in str(config) and not config.exists():
-        config, settings = None, [str(config), *settings]  # the file was left out, not the settings
+        config, settings = None, [str(config), *settings]  # the first argument is a setting: there is no CONFIG
     if schema:
         print(json.dumps(config_schema(), indent=2))
         return
@@ -128,7 +128,7 @@ def verify(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
     app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")(train_tokenizer)
     app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)

@@ -18,7 +18,7 @@ from mtkit.config.section import (
     number_of_files,
 )
 
-# Names of scripts in Unicode.
+# The names of scripts in Unicode.
 _NAMES = """
 Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki
 Bopomofo Brahmi Braille Buginese Buhid Canadian_Aboriginal Carian Caucasian_Albanian Chakma Cham Cherokee
@@ -40,7 +40,7 @@ SCRIPTS = frozenset(_NAMES.split())
 
 
 def nearest_script(name: str) -> str | None:
-    """The script with the most similar name; None if none is similar."""
+    """The Unicode script whose name is most similar to name, ignoring case; None if none is similar."""
     by_lower = {script.lower(): script for script in sorted(SCRIPTS)}
     near = get_close_matches(name.lower().replace(" ", "_"), by_lower, n=1)
     return by_lower[near[0]] if near else None
@@ -53,27 +53,27 @@ Side = Literal["source", "target"]
 Size = Annotated[int, Field(ge=5, le=10_000_000)]
 Symbol = Annotated[str, Field(pattern=r"^\S+$")]
 
-LEAST_WITH_BYTES = 264  # pieces: 4 special ones, 256 bytes, and a few characters
+LEAST_WITH_BYTES = 264  # smallest vocabulary with byte_fallback: 4 special pieces, 256 bytes, a few characters
 
 
 class SideSizes(Section):
-    """A size for each side's vocabulary."""
+    """Separate vocabulary sizes for the source and the target."""
 
     source: Size = Field(description="Largest number of pieces of the source.")
     target: Size = Field(description="Largest number of pieces of the target.")
 
 
 class SideModels(Section):
-    """A SentencePiece model for each side."""
+    """Separate SentencePiece models for the source and the target."""
 
     source: Path = Field(description="The model of the source.")
     target: Path = Field(description="The model of the target.")
 
 
 class TokenizerTextConfig(Section):
-    """More text for the tokenizer alone: a file of either side, or one of each, which need not be parallel."""
+    """Extra text to train the tokenizer on: a source file, a target file, or both, which need not be parallel."""
 
-    # For editors that complete from the schema; the check is below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["source"]}, {"required": ["target"]}]})
 
     source: Path | None = Field(None, description="Text of the source side: a text file, or .gz, .xz, .zst.")
@@ -81,19 +81,19 @@ class TokenizerTextConfig(Section):
 
     @model_validator(mode="after")
     def some_file_is_given(self) -> "TokenizerTextConfig":
-        """At least one file is given."""
+        """Raise a ValueError if neither source nor target is given."""
         if self.source is None and self.target is None:
             raise ValueError("found no file, wants source, target or both")
         return self
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its files."""
+        """The files that are given, source first."""
         return tuple(path for path in (self.source, self.target) if path is not None)
 
 
 class TokenizerConfig(CarriedSection):
-    """The vocabulary, and how text is cut into its pieces."""
+    """The vocabulary, and how text is segmented into its pieces."""
 
     model: (
         Annotated[Annotated[Path, Tag(FOR_BOTH)] | Annotated[SideModels, Tag(FOR_EACH)], Discriminator(form_of)] | None
@@ -156,26 +156,26 @@ class TokenizerConfig(CarriedSection):
     @field_validator("symbols")
     @classmethod
     def symbols_differ(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        """No symbol is given twice."""
+        """Raise a ValueError if a symbol is given twice."""
         for number, symbol in enumerate(symbols):
             if symbol in symbols[:number]:
                 raise ValueError(f"symbols has {symbol} twice")
         return symbols
 
     def check(self) -> None:
-        """Raise a ValueError if settings do not go together."""
+        """Raise a ValueError if settings are incompatible."""
         self._check_sides()
         self._check_model()
         self._check_type()
 
     def _check_sides(self) -> None:
-        """One vocabulary has one size, and is of one model."""
+        """Raise a ValueError if vocab_size or model is given per side although shared is true."""
         for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
             if self.shared and form_of(getattr(self, name)) == FOR_EACH:
                 raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
 
     def _check_model(self) -> None:
-        """Settings of a tokenizer's training are for one that is trained, not for a given model."""
+        """Raise a ValueError if model is given together with settings that apply only to training a tokenizer."""
         if self.model is None:
             return
         said = self.first_changed(
@@ -188,7 +188,7 @@ class TokenizerConfig(CarriedSection):
             raise ValueError(f"{said} is for a tokenizer that is trained, and model names one; take out one of both")
 
     def _check_type(self) -> None:
-        """The vocabulary has room for the bytes of byte_fallback; type word has none, nor settings of characters."""
+        """Raise a ValueError if a setting does not apply to the type, or vocab_size is too small for byte_fallback."""
         if self.type == "word" and self.byte_fallback:
             raise ValueError(
                 "byte_fallback true is not for type word, whose pieces spell nothing; set it to false, or change type"
@@ -204,17 +204,17 @@ class TokenizerConfig(CarriedSection):
 
     @property
     def spells_bytes(self) -> bool:
-        """Whether characters without a piece are spelled in bytes."""
+        """Whether characters without a piece are segmented into bytes."""
         return self.type != "word" if self.byte_fallback is None else self.byte_fallback
 
     def size_of(self, side: Side) -> tuple[str, int]:
-        """The name of the setting that limits the vocabulary of a side, and its value."""
+        """The setting that limits the vocabulary of a side: its name, such as vocab_size.source, and its value."""
         if isinstance(self.vocab_size, SideSizes):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)
         return "vocab_size", self.vocab_size
 
     def models(self) -> dict[Side, Path]:
-        """The SentencePiece models to use, by side; empty where one is trained."""
+        """The given SentencePiece model for each side; empty if the tokenizer is to be trained."""
         if self.model is None:
             return {}
         if isinstance(self.model, SideModels):
@@ -222,7 +222,7 @@ class TokenizerConfig(CarriedSection):
         return {"source": self.model, "target": self.model}
 
     def with_room_for(self, source: int, target: int) -> "TokenizerConfig":
-        """The same settings with room for at least this many pieces of each side."""
+        """A copy whose vocab_size is raised, if needed, to this many pieces of the source and of the target."""
         sizes = {"source": max(self.size_of("source")[1], source), "target": max(self.size_of("target")[1], target)}
         each = isinstance(self.vocab_size, SideSizes)
         return self.model_copy(update={"vocab_size": SideSizes(**sizes) if each else max(sizes.values())})
@@ -233,17 +233,17 @@ class TokenizerConfig(CarriedSection):
 
 # Settings of the text: languages, corpora, test sets, and filters of training pairs.
 
-MOST_TAGS_SHOWN = 20  # some models know more than a hundred languages
+MOST_TAGS_SHOWN = 20  # in a message; some models have more than a hundred
 
 
 def listed_tags(tags: Sequence[str]) -> str:
-    """Tags as messages list them, the first MOST_TAGS_SHOWN by name."""
+    """The tags as text for messages, such as "<2de>, <2fr> and 9 more"; "none" if there are none."""
     shown, more = ", ".join(tags[:MOST_TAGS_SHOWN]) or "none", len(tags) - MOST_TAGS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 class LanguagesConfig(CarriedSection):
-    """The source and target language; evaluation chooses BLEU's tokenizer by the target."""
+    """The source and target languages; evaluation chooses BLEU's tokenizer by the target language."""
 
     source: str = Field("source", min_length=1, description="Code of the source language, such as en.")
     target: str = Field("target", min_length=1, description="Code of the target language, such as de.")
@@ -257,12 +257,12 @@ Files = Annotated[
 
 
 class CorpusConfig(Section):
-    """Sentence pairs: two files, where line n translates line n, or one file with both sides in columns.
+    """A corpus of sentence pairs: a source and a target file, aligned line by line, or a TSV file with both sides.
 
-    Where there are several files, part n of the source goes with part n of the target.
+    A side may be split into several files; part n of the source is then aligned with part n of the target.
     """
 
-    # For editors that complete from the schema; the check is below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
 
     source: Files | None = Field(
@@ -287,7 +287,7 @@ class CorpusConfig(Section):
 
     @model_validator(mode="after")
     def one_form_is_given(self) -> "CorpusConfig":
-        """Either source and target are given, with as many parts, or tsv, with two different columns."""
+        """Raise a ValueError unless source and target, in equally many parts, or tsv, with two columns, is given."""
         given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
         if given not in (["source", "target"], ["tsv"]):
             raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
@@ -305,7 +305,7 @@ class CorpusConfig(Section):
 
     @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
-        """The parts of the corpus, each a corpus with one file, or with one for each side."""
+        """The parts of the corpus, each as a corpus with a single TSV file or a single file for each side."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
         sides = zip(listed(self.source), listed(self.target), strict=True)
@@ -313,21 +313,21 @@ class CorpusConfig(Section):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files of all parts."""
+        """The files of all parts, in order; the source of a part precedes its target."""
         return tuple(
             path for part in self.parts for files in (part.source, part.target, part.tsv) for path in listed(files)
         )
 
 
 def listed(files: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
-    """The files as a tuple, which may be empty."""
+    """The files as a tuple, which is empty for None."""
     return () if files is None else (files,) if isinstance(files, Path) else files
 
 
 class TestSetConfig(Section):
-    """A source text and its references: files, or a set that sacreBLEU knows by name."""
+    """A source text and its references: either files, or the name of a test set of sacreBLEU."""
 
-    # For editors that complete from the schema; the check is below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}]}
     )
@@ -346,13 +346,13 @@ class TestSetConfig(Section):
     @field_validator("target", mode="before", json_schema_input_type=Path | tuple[Path, ...])
     @classmethod
     def one_reference_is_a_list(cls, value: object) -> object:
-        """Turn a single path into a list of one."""
-        # A list becomes a tuple here, since strict pydantic no longer takes one after a validator has seen it.
+        """Convert a single path, or a list of paths, to a tuple, before validation."""
+        # Lists are converted, too, since strict pydantic rejects a list that a validator in mode before returns.
         return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def files_or_a_name(self) -> "TestSetConfig":
-        """Either files or the name of a set are given."""
+        """Raise a ValueError unless either source and target, or sacrebleu, is given."""
         if self.sacrebleu is not None and (self.source is not None or self.target):
             raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
         if self.sacrebleu is None and (self.source is None or not self.target):
@@ -441,13 +441,13 @@ class DataConfig(Section):
     )
     @classmethod
     def one_script_is_a_list(cls, value: object) -> object:
-        """Turn a single name into a list of one."""
+        """Convert a single name, or a list of names, to a tuple, before validation."""
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("source_script", "target_script")
     @classmethod
     def scripts_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """The names are those of Unicode."""
+        """Raise a ValueError if a name is not that of a Unicode script."""
         for name in names or ():
             if name not in SCRIPTS:
                 near = nearest_script(name)
@@ -457,14 +457,14 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def lengths_fit(self) -> "DataConfig":
-        """The smallest length is at most the largest."""
+        """Raise a ValueError if min_length is greater than max_length."""
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
         return self
 
     @model_validator(mode="after")
     def only_training_has_weights(self) -> "DataConfig":
-        """Corpora of data.valid have no weight, since validation sees every pair once."""
+        """Raise a ValueError if a corpus of data.valid has a weight: validation reads every pair once."""
         for i, corpus in enumerate(self.valid):
             if said := corpus.first_changed("weight"):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
@@ -472,11 +472,14 @@ class DataConfig(Section):
 
     @property
     def train_tags(self) -> list[str]:
-        """The tags of the training corpora, each once, sorted."""
+        """The tags of the training corpora, sorted and without duplicates."""
         return sorted({corpus.tag for corpus in self.train if corpus.tag is not None})
 
     def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Tags of validation corpora and test sets that are not in known, each after the keys of its setting."""
+        """Yields (keys, tag) for each tag of a validation corpus or test set that is not in known.
+
+        The keys are those of the setting within data, such as ("valid", 0, "tag").
+        """
         for number, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:
                 yield ("valid", number, "tag"), corpus.tag

@@ -1,6 +1,6 @@
-"""Reading settings: defaults, then a YAML file, then `section.key=value` from the command line.
+"""Loads settings: the defaults, overridden by a YAML file, overridden by `section.key=value` arguments.
 
-All faults are reported together, one a line: where, what was found, what is wanted.
+All faults are reported together, one per line: where it is, what was found, and what is expected.
 """
 
 import json
@@ -33,19 +33,21 @@ from mtkit.config.settings import (
 )
 from mtkit.errors import ConfigError
 
-# Where each setting was given, "recipe.yaml:12" or "training.max_steps=100", in the order in which they were given.
+# Maps the keys of each given setting to where it was given, such as "recipe.yaml:12" or "training.max_steps=100",
+# in the order in which the settings were given.
 Places = dict[Keys, str]
 
-ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, for advice only
-LONGEST_SHOWN = 60  # characters of a wrong value, or of an override, that a message shows
+ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, only for advice
+LONGEST_SHOWN = 60  # characters; messages shorten wrong values and overrides that are longer
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file, or the defaults, overridden by `key=value` and `section.key=value`.
+    """The settings of a YAML file (`-`: standard input), or the defaults if path is None, with overrides applied.
 
-    `-` is standard input. The value of an override is read as YAML and replaces the file's, even a whole section, list
-    or table. Where training.start_from is given, bundle.opening.carried_over completes each CarriedSection and checks
-    it, and also the tags, since that model may know some.
+    An override is `key=value` or `section.key=value`. Its value is parsed as YAML and replaces the value in the file,
+    even if that is a section, list or table. Raises a ConfigError that lists all faults. If training.start_from is
+    given, every CarriedSection is still incomplete and unchecked, and tags are not checked, since the model to start
+    from may have more: bundle.opening.carried_over completes and checks both.
     """
     config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -54,15 +56,15 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML text that messages call name, overridden as load_config does.
+    """The settings in a YAML text, with overrides applied as by load_config; error messages call the text name.
 
-    Tags are not checked: a model may know tags that no corpus in its own settings has.
+    Tags are not checked: a model may know tags that no corpus in its settings has.
     """
     return _read_settings(text, name, overrides)[0]
 
 
 def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
-    """The settings with other sections, checked as if read from a file that messages call name."""
+    """A validated copy of config with the given sections replaced; messages of a ConfigError begin with name."""
     data = {**config.model_dump(mode="json"), **sections}
     try:
         return _validated(data)
@@ -73,9 +75,9 @@ def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
-    """Raise a ConfigError if a validation or test set has a tag that training does not see.
+    """Raise a ConfigError if a validation corpus or test set has a tag that is neither in data.train nor in known.
 
-    It must be a tag of data.train, or in known: the tags of the model to start from, if there is one.
+    known holds the tags of the model to start from; None if there is no such model.
     """
     _check_tags(config, {}, known)
 
@@ -93,7 +95,10 @@ def _check_tags(config: Config, places: Places, known: Collection[str] | None = 
 
 
 def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
-    """The settings, and where each was given."""
+    """The settings in a YAML text with overrides applied, and where each was given.
+
+    Raises a ConfigError that lists all faults.
+    """
     document = read_yaml(text, name)
     data = {} if document.data is None else document.data
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
@@ -113,7 +118,7 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
             continue
         data = _with_value(data, keys, value)
         places = {at: said for at, said in places.items() if at[: len(keys)] != keys} | {keys: place}
-    # Reported last, since the others say which architecture the model has.
+    # Described after all overrides are applied, since these may change the architecture, on which the keys depend.
     refused += [f"{place}: {_unknown_key(keys, data)}" for place, keys in unknown]
 
     faults = list(_faults_of_text(data, (), places))
@@ -133,7 +138,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; wants a YAML file of settings") from None
     except IsADirectoryError:
-        kept = path / "config.yaml"  # of a run directory
+        kept = path / "config.yaml"  # if path is a run directory
         such = f", such as {kept}" if kept.is_file() else ""
         raise ConfigError(f"{path}: found a folder, wants a YAML file of settings{such}") from None
     except OSError as error:
@@ -154,7 +159,10 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """The place, keys and value of a `key=value` from the command line."""
+    """Parse a `key=value` argument: returns its text, shortened for messages, its keys and its value.
+
+    Raises a ConfigError if it is malformed.
+    """
     name, equals, text = override.partition("=")
     place = _short(override)
     if not equals or not name:
@@ -168,9 +176,10 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
 
 
 def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
-    """The data of a section with the value set at keys below it.
+    """A copy of data, which is the content of section, with value set at keys, which are relative to section.
 
-    Data that is no section is kept, to be reported as a fault, unless the setting may be something else.
+    If data is not a mapping, but the setting may be a section, data is replaced by a mapping; if the setting may only
+    be a section, data is returned unchanged, and validation reports it.
     """
     if not keys:
         return value
@@ -187,12 +196,15 @@ def _starts_from_a_model(data: dict[str, Any]) -> bool:
 
 
 def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> Config:
-    # Strict about types, but in JSON mode, where text is a Path and a list a tuple.
+    # Strict about types; JSON mode still accepts text for a Path, and a list for a tuple.
     return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True, context=context)
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """The data at keys, with null replaced by {} or [] where all lines of a section, list or table are comments."""
+    """A copy of data (the value at keys) in which a section, list or table that is null becomes {} or [].
+
+    In YAML it is null if all its lines are comments.
+    """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
     if isinstance(data, dict):
@@ -202,23 +214,28 @@ def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
     return data
 
 
-# Faults, and the words for them.
+# Faults and their messages.
 
 
 @dataclass(frozen=True)
 class _Fault:
-    place: str  # empty if no given setting is at fault
-    keys: Keys  # of the setting; empty if the problem names it
+    """A faulty setting: the place where it was given, its keys, and what is wrong."""
+
+    place: str  # empty if the setting was not given
+    keys: Keys  # empty if problem already names the setting
     problem: str
 
     def __str__(self) -> str:
         name = _dotted(self.keys)
-        said = self.place.startswith(f"{name}=")  # an override, whose text names the setting
+        said = self.place.startswith(f"{name}=")  # an override, which begins with the name of the setting
         return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
 
 
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
-    """Values that YAML allows but no setting can hold: tagged dates and bytes, characters that no file name has."""
+    """Yields a fault for each value in data (the value at keys) that is valid YAML but that no setting can hold.
+
+    These are tagged dates and bytes, and text with NUL or surrogates.
+    """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             if isinstance(key, str):
@@ -234,15 +251,15 @@ def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
 
 
 def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
-    """A problem that pydantic found, in mtkit's words."""
+    """Convert an error of pydantic into a _Fault with mtkit's own message."""
     keys = without_kinds(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
             return _Fault(_place(keys, places), (), _unknown_key(keys, data))
-        case "value_error":  # settings that do not fit each other
+        case "value_error":  # raised by a validator of mtkit: settings are incompatible
             message = str(problem["ctx"]["error"])
             return _Fault(_place_of_named(message, keys, places), keys, message)
-        case "json_invalid":  # text is checked already, so only the parser's limit of depth is left
+        case "json_invalid":  # we wrote the JSON, so it can only be nested too deeply
             return _Fault(_place(keys, places), (), "lists or sections are nested too deeply")
         case "union_tag_invalid":
             keys = (*keys, "architecture")
@@ -261,7 +278,10 @@ def _wrong_value(value: Any, schema: Schema) -> str:
 
 
 def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
-    """The message about an unknown key, the last of keys or the first that this architecture lacks."""
+    """The message about an unknown key, with advice if possible.
+
+    The unknown key is the last of keys, or the first one that does not exist for the architecture in data.
+    """
     while setting_schema(keys[:-1], data) is None:
         keys = keys[:-1]
     section, key = keys[:-1], str(keys[-1])
@@ -293,7 +313,11 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
 
 
 def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
-    """The same key in other sections, else the nearest key here, else the nearest anywhere; empty if none is near."""
+    """Quoted suggestions for an unknown key; empty if no name is similar to it.
+
+    These are the settings with the same key in other sections, else the most similar key of the key's own section
+    (here), else the most similar of all names.
+    """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
         return [f"'{near[0]}'"]
@@ -303,18 +327,21 @@ def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> l
 
 
 def _lines(faults: list[_Fault], places: Places) -> list[str]:
-    """The faults as text, in the order in which the settings were given."""
+    """The messages of the faults, in the order in which the settings were given."""
     order = {place: i for i, place in enumerate(places.values())}
     return [str(fault) for fault in sorted(faults, key=lambda fault: order.get(fault.place, -1))]
 
 
 def _place(keys: Keys, places: Places) -> str:
-    """Where the setting at keys, or else the section around it, was given."""
+    """Where the setting at keys was given, or else the innermost section around it; empty if neither was given."""
     return next((places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places), "")
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Where the last given of the settings that a message names was given."""
+    """Where the last of the settings named in a message was given.
+
+    If none of them was given, where their section was.
+    """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
 
@@ -349,15 +376,15 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True)
 class Alias:
-    """Names of one thing in other toolkits, the settings for it here, and how they differ."""
+    """The names of an option in other toolkits, the corresponding settings of mtkit, and advice on how they differ."""
 
     names: str  # separated by spaces, without leading dashes, with _ for -
-    settings: tuple[str, ...]  # full names; empty if there is none
+    settings: tuple[str, ...]  # full names; empty if mtkit has no such setting
     advice: str
 
     @property
     def hint(self) -> str:
-        """The part of a message that follows the unknown key."""
+        """The advice that follows the unknown key in a message, such as "did you mean 'training.max_steps'?"."""
         quoted = [f"'{name}'" for name in self.settings]
         if not self.advice:
             return f"did you mean {' or '.join(quoted)}?"
@@ -366,19 +393,22 @@ class Alias:
 
 @cache
 def aliases() -> dict[str, Alias]:
-    """The entries of aliases.yaml by each of their names."""
+    """The entries of aliases.yaml, keyed by name; an entry with several names is under each of them."""
     entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
     known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
     return {name: alias for alias in known for name in alias.names.split()}
 
 
 def alias_of(key: str) -> Alias | None:
-    """The entry of aliases.yaml for a key of another toolkit; None if there is none."""
+    """The entry of aliases.yaml for a key or option of another toolkit, ignoring case; None if there is none."""
     return aliases().get(key.lower().lstrip("-").replace("-", "_"))
 
 
 def advice_on_option(option: str) -> str:
-    """Advice for an unknown option such as --lr that names a setting here or in another toolkit; else empty."""
+    """Advice, beginning with a semicolon, on an unknown option that names a setting of mtkit or of another toolkit.
+
+    Empty for any other option.
+    """
     key = option.lstrip("-").replace("-", "_")
     names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
     if names:

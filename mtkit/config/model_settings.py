@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 
 from mtkit.config.section import CarriedSection, Section
 
-# Kept values are divided by the share that is kept, which would round to 0 on a device if dropout were closer to 1.
+# Dropout divides the values that it keeps by 1 - rate, which rounds to 0 on some devices if the rate is closer to 1.
 MOST_DROPOUT = 0.999
 
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
@@ -72,12 +72,12 @@ class TransformerConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Raise a ValueError if settings do not go together."""
+        """Raise a ValueError if settings are incompatible."""
         self._check_width()
         self._check_positions()
 
     def _check_width(self) -> None:
-        """Every head has the same width; sines and cosines come in pairs."""
+        """Raise a ValueError if d_model is odd or not a multiple of num_heads, or if rotary heads have an odd width."""
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
@@ -90,7 +90,7 @@ class TransformerConfig(CarriedSection):
             raise ValueError(f"d_model {self.d_model} is odd; it must be even")
 
     def _check_positions(self) -> None:
-        """Settings of one kind of positions go with that kind alone."""
+        """Raise a ValueError if a setting that applies only to another kind of positions is changed."""
         shapes = {
             "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
             "learned": ("max_positions",),
@@ -106,12 +106,12 @@ class TransformerConfig(CarriedSection):
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row of a batch may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return True
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings that limit the length of a sentence in tokens, by name; empty where any length is allowed."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each; empty if there is no limit."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
@@ -147,7 +147,7 @@ class RecurrentConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Both directions have the same width; input feeding needs attention."""
+        """Raise a ValueError if d_model is odd for a bidirectional encoder, or if input_feeding lacks attention."""
         if self.bidirectional and self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even where bidirectional is true")
         if self.input_feeding and self.attention == "none":
@@ -160,17 +160,17 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row of a batch may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return False
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings that limit the length of a sentence in tokens: none."""
+        """Maximum sentence lengths in tokens, keyed by setting: always empty, since recurrent models have no limit."""
         return {}
 
 
 def _architecture(default: str) -> Callable[[Any], str]:
-    """A discriminator for the kinds of a section: its architecture, or the default where none is given."""
+    """A discriminator for pydantic: returns the architecture of a section, or default if none is given."""
 
     def found(section: Any) -> str:
         if isinstance(section, Section):
@@ -180,7 +180,7 @@ def _architecture(default: str) -> Callable[[Any], str]:
     return found
 
 
-# Where no architecture is given, the first kind is meant.
+# If a section gives no architecture, the first kind is the default.
 EncoderConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")] | Annotated[RecurrentConfig, Tag("rnn")],
     Discriminator(_architecture("transformer")),
@@ -192,7 +192,7 @@ DecoderConfig = Annotated[
 
 
 class MixedConfig(CarriedSection):
-    """The encoder of one model and the decoder of another (Chen et al. 2018); the rest of both sections is not used."""
+    """The encoder of one model with the decoder of another (Chen et al. 2018); their other settings are not used."""
 
     architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")
     encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")
@@ -200,7 +200,7 @@ class MixedConfig(CarriedSection):
     tie_embeddings: TieEmbeddings = "all"
 
     def check_ties(self) -> None:
-        """Raise a ValueError if embeddings that share one matrix differ in width or scale."""
+        """Raise a ValueError if encoder and decoder share embeddings but differ in d_model or scale_embeddings."""
         for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
             found = [getattr(half, name) for half in (self.encoder, self.decoder)]
             if found[0] != found[1]:
@@ -221,12 +221,12 @@ class MixedConfig(CarriedSection):
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row of a batch may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return self.encoder.can_pack and self.decoder.can_pack
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings of both halves that limit the length of a sentence in tokens, by name."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each, such as encoder.max_positions."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

@@ -15,10 +15,10 @@ WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
 
-# Settings that follow from max_steps: where that is auto, they are auto too unless given.
 # Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
 ENDING = ("linear", "cosine")
 
+# Settings that, unless given, are auto if max_steps is auto.
 SHARES = ("warmup_steps", "validate_every", "save_every")
 
 
@@ -167,7 +167,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """Where max_steps is auto, max_minutes is given, and SHARES that are not given become auto, too."""
+        """If max_steps is auto, set the settings in SHARES, unless given, to auto, too.
+
+        Raises a ValueError if max_steps is auto but max_minutes is not given.
+        """
         if self.max_steps != "auto":
             return self
         if self.max_minutes is None:
@@ -178,7 +181,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainingConfig":
-        """The schedule has the settings that it needs, and none of another."""
+        """Raise a ValueError if settings do not fit the schedule, or if one that it needs is missing."""
         if self.learning_rate is None and self.schedule != "noam":
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
@@ -210,7 +213,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def optimizer_fits(self) -> "TrainingConfig":
-        """Settings of an optimizer go with that optimizer alone."""
+        """Raise a ValueError if settings of another optimizer are changed, or if adam_betas are out of range."""
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
@@ -221,7 +224,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def objective_fits(self) -> "TrainingConfig":
-        """Settings of the second pass and of sampled segmentations go with those alone."""
+        """Raise a ValueError if settings of consistency training or of unigram sampling are invalid or unused."""
         if self.consistency_weight is not None and self.consistency == "none":
             raise ValueError(
                 f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
@@ -236,12 +239,12 @@ class TrainingConfig(Section):
 
     @property
     def samples_subwords(self) -> bool:
-        """Whether each epoch sees different segmentations of the text."""
+        """Whether segmentations of the training text are sampled, so that they differ from epoch to epoch."""
         return self.bpe_dropout > 0 or self.unigram_alpha is not None
 
 
 def settled(updates: int | Auto) -> int:
-    """A number of updates in which auto has been replaced by a number."""
+    """Return updates as a number; asserts that training has already replaced auto."""
     assert updates != "auto", "training replaces auto before it begins"
     return updates
 
@@ -256,7 +259,7 @@ class DecodingConfig(CarriedSection):
         "beam", description="Search for the best translation (beam), or sample one by its probability (sample)."
     )
     beam_size: int = Field(5, ge=1, le=10_000, description="Hypotheses kept at each step; 1 is greedy search.")
-    # Beyond this, a power of a length no longer fits into fp32.
+    # A length raised to a larger exponent might not fit into fp32.
     length_penalty: float = Field(
         1.0,
         ge=-10,
@@ -342,7 +345,7 @@ class DecodingConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Settings of a diverse beam, of samples and of scores go with those alone."""
+        """Raise a ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
         if self.beam_size % self.diversity_groups:
             raise ValueError(
                 f"beam_size {self.beam_size} is not a multiple of diversity_groups {self.diversity_groups}"
@@ -366,5 +369,5 @@ class DecodingConfig(CarriedSection):
 
     @property
     def draws(self) -> bool:
-        """Whether translations come of samples."""
+        """Whether translations are sampled, or chosen among samples, rather than found by beam search."""
         return self.method == "sample" or self.mbr_samples > 0
