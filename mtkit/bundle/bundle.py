@@ -132,7 +132,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-# Canaries: sentences with their translations, to check on another machine that the model still translates them alike.
+# Canaries: sentences with their translations, to check that the model translates the same on another machine.
 
 
 @dataclass(frozen=True)
@@ -345,13 +345,16 @@ def _holds_model(path: Path) -> bool:
 def open_bundle(path: Path) -> Bundle:
     """Opens the bundle at path, which is a bundle or a run directory with a finished model.
 
-    Raises CheckpointError if there is none, or if its description or settings cannot be read.
+    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
     """
     return bundle_of(open_storage(find_bundle(path)))
 
 
 def bundle_of(storage: Storage) -> Bundle:
-    """Opens the bundle in a storage; raises CheckpointError if its description or settings cannot be read."""
+    """Opens the bundle in a storage.
+
+    Raises CheckpointError if its description or settings are damaged, and ConfigError if its settings are not valid.
+    """
     description = describe(storage)
     return Bundle(storage, _config(storage, ()), description)
 
@@ -381,7 +384,7 @@ def _read(storage: Storage, name: str) -> bytes:
 
 
 def _config(storage: Storage, overrides: Sequence[str]) -> Config:
-    """The settings in config.yaml, with overrides applied."""
+    """The settings in config.yaml, with overrides applied; raises CheckpointError or ConfigError as bundle_of does."""
     path = storage.path / CONFIG
     try:
         text = _read(storage, CONFIG).decode("utf-8")
@@ -446,7 +449,7 @@ def description_of(
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Writes scores.json, README.md (card, which shows the scores) and their new checksums into a bundle in a folder.
+    """Writes scores to scores.json, card to README.md and their checksums to bundle.json; the bundle must be a folder.
 
     The checksums are written last: if the process is killed before that, bundle.json has those of the older files until
     scores are saved again.
@@ -480,7 +483,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """The hexadecimal SHA-256 over the names and contents of all the files, in sorted order."""
+    """One hexadecimal SHA-256 over the names and contents of all the files, sorted by name."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

@@ -45,7 +45,7 @@ class Update:
 class Window:
     """Sums over the updates since the last line of the log.
 
-    It is saved in the checkpoint, so that a resumed run logs the same values as one that was not interrupted.
+    A checkpoint includes the window, so that a resumed run logs the same values as one that was not interrupted.
     """
 
     updates: int = 0
@@ -229,7 +229,7 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The steps to average, ascending: the best step and, before it, up to count - 1 of the last scheduled steps.
+    """The steps to average, ascending: the best step and the last count - 1 scheduled steps before it, or fewer.
 
     scheduled has the steps of all checkpoints except those that were saved only because the run was stopped. The best
     step may be missing from it, if an earlier session of the run ended there because of a lower step limit. Step 0, the
@@ -343,9 +343,9 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """Calls read and returns its result; while it raises FileNotFoundError, calls it up to TRIES times.
+    """Calls read and returns its result; calls it again, up to TRIES times in all, if it raises FileNotFoundError.
 
-    Training may delete a checkpoint that is being read. If every try fails, raises CheckpointError.
+    Training may delete a checkpoint while it is read. Raises CheckpointError if every try fails.
     """
     for _ in range(TRIES - 1):
         try:

@@ -77,7 +77,7 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """The section of the card on training data; empty if data is."""
+    """The section of the card on training data; an empty string if data is empty."""
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
@@ -130,7 +130,7 @@ def _lengths(lengths: dict[str, Any]) -> str:
 
 
 def _training(config: Config, training: dict[str, Any]) -> str:
-    """The paragraph of the card on training, which ends with a space; empty if training is."""
+    """The paragraph of the card on training, which ends with a space; an empty string if training is empty."""
     if not training:
         return ""
     weights = weights_text(training["averaged_steps"], config.training.ema_decay)
@@ -145,7 +145,10 @@ def _training(config: Config, training: dict[str, Any]) -> str:
 
 
 def _unknown(shares: dict[str, float]) -> str:
-    """A sentence with the fraction of unknown tokens for each key of shares, after a space; empty if shares is."""
+    """A sentence, with a space before it, that gives the fractions in shares; an empty string if shares is empty.
+
+    shares maps phrases such as "source tokens" to the fraction of unknown tokens.
+    """
     described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
     return f" Unknown tokens: {described}." if shares else ""
 
@@ -361,8 +364,8 @@ PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
     """A line for each file that is missing, changed, or not part of the bundle; an empty list if there are no faults.
 
-    description is the content of bundle.json; sums has the checksums of all files that can be read, by name. A
-    description of format 1 lists no files, so missing and changed files cannot be found.
+    description is the content of bundle.json; sums is what all_sums returned. A description of format 1 lists no files,
+    so missing and changed files are not found.
     """
     faults = []
     listed: Mapping[str, Any] = description.get("files", {})

@@ -103,7 +103,8 @@ def is_begun(run: Path) -> bool:
 def find_model(path: Path) -> Storage:
     """The storage of the model at path: a bundle, a run directory or a checkpoint.
 
-    An unfinished run gives its best checkpoint so far. Raises CheckpointError if there is no model or it is damaged.
+    For an unfinished run, it is the checkpoint that best_step returns. Raises CheckpointError if there is no model or
+    it is damaged.
     """
     if bundle := bundle_at(path):
         return open_storage(bundle)
@@ -113,20 +114,20 @@ def find_model(path: Path) -> Storage:
 def open_model(path: Path) -> Bundle:
     """Opens the model at path: a bundle, a run directory or a checkpoint.
 
-    Raises CheckpointError if there is none, or if its description or settings cannot be read.
+    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
     """
     return bundle_of(find_model(path))
 
 
 def open_and_tell(path: Path) -> Bundle:
-    """Opens the model at path as open_model does, and calls tell."""
+    """Opens the model at path as open_model does; prints on stderr which checkpoint mtkit chose, if it chose one."""
     bundle = open_model(path)
     tell(bundle.storage)
     return bundle
 
 
 def tell(storage: Storage) -> None:
-    """If the model is a checkpoint that mtkit chose from an unfinished run, prints on stderr which one it is."""
+    """Prints on stderr which checkpoint mtkit chose from an unfinished run; nothing if storage is anything else."""
     if isinstance(storage, CheckpointStorage) and storage.choice:
         say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
 
@@ -145,7 +146,7 @@ def is_finished(run: Path) -> bool:
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """Reads the checkpoint at path, or the best checkpoint of the run directory at path.
+    """Reads the checkpoint at path or, if path is a run directory, the checkpoint that best_step returns.
 
     Raises CheckpointError if there is none, and FileNotFoundError if training deletes it while it is read.
     """
@@ -178,7 +179,7 @@ def _run_around(checkpoint: Path) -> Path | None:
 
 
 def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointStorage:
-    """Reads the checkpoint in a directory of a run; choice is CheckpointStorage.choice."""
+    """Reads the checkpoint in directory, of the run directory run; choice becomes CheckpointStorage.choice."""
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
@@ -216,7 +217,7 @@ def best_step(run: Path) -> tuple[int, str]:
     """
     checkpoints = run / "checkpoints"
     select_by = run_config(run).training.select_by
-    # Nothing slow from here on: training may delete the checkpoint that is chosen.
+    # From here on, nothing may take long, since training may delete the checkpoint that is chosen.
     steps = readable_steps(checkpoints)
     if not steps:
         raise no_model(run)
@@ -240,9 +241,10 @@ def _score_text(select_by: str, score: float) -> str:
 
 
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
-    """The settings in the config.yaml of a run; with identity, the model section is the one in that checkpoint.
+    """The settings in the config.yaml of a run.
 
-    Raises CheckpointError if config.yaml is damaged or missing.
+    If the identity in a checkpoint is given, the section model is taken from it. Raises CheckpointError if config.yaml
+    is damaged or missing, and ConfigError if the settings are not valid.
     """
     path = standing(run / CONFIG)
     try:
@@ -314,7 +316,7 @@ def start_bundle(config: Config) -> Bundle | None:
     try:
         bundle = open_model(path)
         bundle.require_own_tokenizer()
-        bundle.weights()  # checked against the settings here, since training builds the model before it reads them
+        bundle.weights()  # checked here, since training builds the model before it reads the weights
         tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
@@ -336,10 +338,11 @@ def start_bundle(config: Config) -> Bundle | None:
 def carried_over(config: Config) -> Config:
     """Returns config with the sections model, tokenizer, languages and decoding of the model to start from filled in.
 
-    Settings that config gives take precedence. Those of model and tokenizer must equal the other model's, which
-    start_bundle checks, except dropout: it is not part of the weights, and the best value depends on the amount of
-    data. If the other model no longer exists, these sections are read from the run's own config.yaml. Raises
-    ConfigError if the architecture differs or a tag is unknown (see _check_tags).
+    Settings that config gives take precedence. Those in model and tokenizer must have the same values as in the other
+    model, which start_bundle checks, except dropout: it is not part of the weights, and its best value depends on the
+    amount of data. If the other model no longer exists, the sections are read from the run's own config.yaml. Without
+    training.start_from, config is returned unchanged. Raises ConfigError if the architecture differs or a tag is
+    unknown (see _check_tags).
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -371,7 +374,10 @@ def _carried_over(config: Config) -> Config:
 
 
 def _require_complete(config: Config, error: CheckpointError) -> None:
-    """Raises error, about the model to start from, if config is not valid without that model's settings."""
+    """Raises a CheckpointError with the message of error if config is not valid without the other model's settings.
+
+    error says why the model to start from cannot be opened.
+    """
     try:
         with_sections(config, {}, "")
     except ConfigError:
@@ -509,9 +515,9 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 
 
 def noted_start(bundle: Bundle) -> str:
-    """The text by which training records the weights that it starts from: their checksum.
+    """The text that training records about the weights it starts from: their checksum.
 
-    If they are a checkpoint that was chosen from an unfinished run, its step and UNFINISHED follow.
+    For a checkpoint that mtkit chose from an unfinished run, its step and UNFINISHED are appended.
     """
     storage = bundle.storage
     if isinstance(storage, CheckpointStorage) and _was_chosen(storage):

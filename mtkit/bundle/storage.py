@@ -68,7 +68,7 @@ class Layout:
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
     """The layout of an archive with these files, in this order.
 
-    The byte at Member.align_at of a file is at a multiple of alignment in the archive.
+    Padding in the headers moves the byte at Member.align_at of each file to a multiple of alignment in the archive.
     """
     heads, entries, place = [], [], 0
     for member in members:
@@ -96,7 +96,7 @@ def _padding(place: int, alignment: int) -> bytes:
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
     """The entry in the central directory for a file whose header is at offset place.
 
-    common are the fields that the header has, too.
+    common has the values of the fields that are also in the header.
     """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
@@ -327,7 +327,7 @@ class Sums:
 
 
 def sums_of(content: memoryview) -> Sums:
-    """The size and checksums of a content, computed in one pass over it."""
+    """The size and checksums of the content of a file."""
     digest, crc = hashlib.sha256(), 0
     for begin in range(0, len(content), CHUNK_BYTES):
         chunk = content[begin : begin + CHUNK_BYTES]

@@ -52,8 +52,8 @@ def sample_search(
 ) -> list[list[Hypothesis]]:
     """Returns num_samples sampled hypotheses for each sentence, in the order of the samples.
 
-    draw is called as Draw is: it chooses tokens, given log-probabilities and uniform random numbers. uniform is called
-    as UniformNumbers is: it returns these numbers. start (N,) has the start tokens. max_lengths is (N,): a hypothesis
+    draw chooses tokens, with the arguments of Draw.__call__. uniform returns the random numbers for draw, with the
+    arguments of UniformNumbers.__call__. start (N,) has the start tokens. max_lengths is (N,): a hypothesis
     that has this many tokens can only end. end is the id of the end mark. A score is the log-probability under the
     model, without the temperature and the truncation of draw.
     """
@@ -94,7 +94,7 @@ def _extend(
         length += 1
 
         done = done | (ids == end) | ~(totals > -torch.inf)
-        unfinished = (~done).any(1).cpu()  # the only wait for the device
+        unfinished = (~done).any(1).cpu()  # waits for the device, once per step
         if length == 1 and num_hypotheses > 1 and unfinished.any():
             state = state.branch(torch.zeros_like(ids))
         if unfinished.sum() <= COMPACT_AT * len(rows):
@@ -110,7 +110,10 @@ def _extend(
 
 
 def _hypothesis(tokens: list[int], log_prob: float, end: int) -> Hypothesis:
-    """The hypothesis with the tokens before the first end mark, or NOTHING_FOUND or NOT_A_NUMBER, by log_prob."""
+    """The hypothesis with the tokens before the first end mark.
+
+    NOTHING_FOUND if log_prob is -inf, NOT_A_NUMBER if it is NaN.
+    """
     if log_prob > -torch.inf:
         return Hypothesis(tokens[: tokens.index(end)], log_prob, log_prob)
     return NOTHING_FOUND if log_prob == -torch.inf else NOT_A_NUMBER
@@ -166,7 +169,7 @@ class Draw:
         """Unnormalised probabilities at the temperature: the most probable token has weight 1; (R, 1 or W, K)."""
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
-        return weights if weights.device.type == "mps" else weights.double()  # for sums of many small numbers
+        return weights if weights.device.type == "mps" else weights.double()  # sums of many numbers need fp64
 
 
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
@@ -194,7 +197,7 @@ class UniformNumbers:
     """Random numbers for sampling, uniform in [0, 1).
 
     A number depends only on the seed, the tokens of the sentence, the index of the sample and the step. So a sentence
-    gets the same samples in any batch, and the first of them do not depend on how many are drawn. The generator is
+    gets the same samples in any batch, and its first samples do not depend on how many are drawn. The generator is
     SplitMix64 (Steele, Lea & Flood, 2014).
     """
 
@@ -284,7 +287,7 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """Returns what continue_beam does, for one group of width W; each result is (R, W).
+    """Does what continue_beam does, for one group of W = width hypotheses; each result is (R, W).
 
     ranked has the log-probabilities by which continuations are chosen, log_probs those that are returned.
     """
@@ -292,7 +295,7 @@ def _continue_group(
     ends, real = tokens == end, scores > -torch.inf
     if ranked is not log_probs:
         gains = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + tokens)
-        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # NaN stays
+        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # keeps NaN
 
     # Only the first W candidates may end. So a beam of size one is greedy search, and a hypothesis does not end by an
     # improbable end mark when W continuations are better.
@@ -356,7 +359,7 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis still alive can get a better score than the num_best best that have ended."""
+    """Stops when no hypothesis still alive can displace any of the num_best best that have ended."""
     return progress.worst_kept >= progress.best_possible
 
 
@@ -512,7 +515,7 @@ def beam_search(
         best_possible = totals.amax(1) / largest_penalty
         done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
         totals = totals.masked_fill(done[:, None], -torch.inf)
-        unfinished = (~done).cpu()  # the only wait for the device
+        unfinished = (~done).cpu()  # waits for the device, once per step
         if unfinished.any():
             state = state.branch(alive.parents)
         if unfinished.sum() <= COMPACT_AT * len(rows):

@@ -29,7 +29,7 @@ COMPACT_AT = 0.75
 class Hypothesis:
     """A translation found by a search; a higher score is better.
 
-    If the search found no translation, it returns NOTHING_FOUND or NOT_A_NUMBER, without tokens and with score -inf.
+    A search that finds no translation returns NOTHING_FOUND or NOT_A_NUMBER, which have no tokens and score -inf.
     """
 
     tokens: list[int]  # without start token and end mark
@@ -116,10 +116,7 @@ def min_length(minimum: Tensor, end: int) -> Constraint:
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """Returns a constraint that forbids each token that would repeat an n-gram of the hypothesis.
-
-    n is size (Paulus et al., 2018, section 2.5).
-    """
+    """Returns a constraint that forbids repeating an n-gram of size tokens (Paulus et al., 2018, section 2.5)."""
 
     def forbid_repetition(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         length = tokens.shape[2]
@@ -181,7 +178,7 @@ def gnmt(length: Tensor, exponent: float) -> Tensor:
 LENGTH_PENALTIES: dict[str, LengthPenalty] = {"power": power, "gnmt": gnmt}
 
 
-# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to the whole source.
+# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to every source token.
 
 SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are replaced by this, since the logarithm of 0 is -inf
 
