@@ -1,4 +1,4 @@
-"""The bundle: a model with all that is needed to translate, in a folder or in one file."""
+"""The model bundle: weights, settings, tokenizer and description, in a folder or in one packed file."""
 
 import hashlib
 import json
@@ -20,26 +20,27 @@ from mtkit.errors import CheckpointError, say
 from mtkit.files import replaced_directory, standing, write_file
 from mtkit.models.registry import require_sizes_of
 
-# The description: bundle.json.
+# The description of a bundle: the file bundle.json.
 
-FORMAT = 2  # format 1 had only the tokenizer's checksum, no length statistics and no canaries
+FORMAT = 2  # format 1 had no checksum but the tokenizer's, no length statistics and no canaries
 
 MOST_PIECES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Table:
-    """The kind of an object with any keys, whose values are all of one kind."""
+    """In KINDS, stands for a dict with arbitrary keys whose values are all of the kind `of`."""
 
     of: Any
 
 
-# Keys that a description must have for the model to be loaded.
+# The keys that every description must have.
 NEEDED = {"weights_bytes", "tokenizer_sha256", "source_vocab_size", "target_vocab_size"}
 
 LENGTHS = {"mean": float, "longest": int, "quantiles": Table(int)}
 
-# The kinds of values of known keys; other keys may hold anything. Numbers are finite and not negative.
+# The kind of value of each known key, as _fits checks it; other keys may have any value. Numbers must be finite and not
+# negative.
 KINDS = {
     "mtkit": str,
     "name": str,
@@ -72,16 +73,16 @@ KINDS = {
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The bytes of bundle.json: the content, then a checksum over it."""
+    """The bytes of bundle.json: content as JSON, with its SHA-256 under the key sha256."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_description(data: bytes, path: Path) -> dict[str, Any]:
-    """The content of bundle.json, without its checksum.
+    """Parses bundle.json (data, read from path) and returns its content without the checksum.
 
-    Raises CheckpointError, which begins with path, if it is damaged: since format 2 it must be byte for byte what mtkit
-    wrote.
+    Raises CheckpointError, whose message begins with path, if data is damaged: a description of format 2 must be byte
+    for byte what mtkit wrote. Also raises it if the format is newer than this version of mtkit reads.
     """
     try:
         content = json.loads(data)
@@ -109,11 +110,15 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 def _are_sizes(content: dict[str, Any]) -> bool:
+    """Whether both vocabulary sizes in a description are positive and below MOST_PIECES."""
     return all(0 < content[f"{side}_vocab_size"] < MOST_PIECES for side in ("source", "target"))
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind: a type, a list of one kind, a kind for each key, or a Table."""
+    """Whether value has the structure that kind describes.
+
+    kind is a type, a list [kind of every item], a dict {key: kind of its value, where the key exists}, or a Table.
+    """
     if isinstance(kind, Table):
         return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
     if isinstance(kind, dict):
@@ -127,29 +132,29 @@ def _fits(value: Any, kind: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-# Canaries: sentences with their translations, by which to check on another machine that the model translates as before.
+# Canaries: sentences with their translations, to check that the model translates the same on another machine.
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A source line and the model's greedy translation of it, in fp32 on a CPU."""
+    """A source line and the model's translation of it by greedy search, computed in fp32 on a CPU."""
 
     source: str
     source_tokens: list[int]
     target_tokens: list[int]  # without the end mark
     log_prob: float  # of target_tokens with the end mark
-    text: str
+    text: str  # target_tokens decoded
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """The content of canaries.json."""
+    """The content of canaries.json for these canaries."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """The canaries in canaries.json.
+    """Parses canaries.json (data) and returns its canaries.
 
-    Raises CheckpointError, which begins with where, if it is damaged or has ids outside the vocabularies.
+    Raises CheckpointError, whose message begins with where, if data is damaged or has ids outside the vocabularies.
     """
     try:
         content = json.loads(data)
@@ -173,10 +178,11 @@ def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_
 
 
 def _are_ids(tokens: Any, vocab_size: int) -> bool:
+    """Whether tokens is a list of ids in range(vocab_size)."""
     return isinstance(tokens, list) and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
 
 
-# The bundle itself.
+# The files of a bundle, and the open bundle.
 
 WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
@@ -188,49 +194,53 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
-# Keys of bundle.json: target ids, and tags, that were added and not trained on. Such ids are never generated.
+# Keys of bundle.json that list the target ids and the tags that were added to the vocabulary and have not been trained
+# since. These ids are never generated.
 UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
 
-# Files of a run directory that no bundle has; some are there from the first second of a training.
+# Files and folders that only a run directory has, not a bundle; training creates some of them as soon as it starts.
 RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
 
-SCORE = {"test_set", "metric", "score", "signature"}  # the keys of a score
+SCORE = {"test_set", "metric", "score", "signature"}  # the keys of each score in scores.json
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An open bundle, its weights not yet read."""
+    """An open bundle; weights() reads the weights."""
 
     storage: Storage
     config: Config
-    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, checksums
+    description: dict[str, Any]  # content of bundle.json: format, mtkit version, vocabulary sizes, training, checksums
 
     @property
     def path(self) -> Path:
-        """The folder, or the one file."""
+        """The path of the folder or of the packed file."""
         return self.storage.path
 
     @property
     def tokenizer_path(self) -> Path:
-        """The path of the tokenizer, for messages."""
+        """The path of the tokenizer, for messages only: in a packed file it does not exist."""
         return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
-        """The content of a file such as tokenizer/tokenizer.json; raises CheckpointError if it is missing."""
+        """The content of a file of the bundle, such as tokenizer/tokenizer.json.
+
+        Raises CheckpointError if the file is missing or cannot be read.
+        """
         return _read(self.storage, name)
 
     def config_with(self, overrides: Sequence[str]) -> Config:
-        """The settings that the model was trained with, with overrides applied."""
+        """The settings in the bundle's config.yaml, with overrides such as decoding.beam_size=1 applied."""
         return _config(self.storage, overrides) if overrides else self.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The contents of the tokenizer's files, by name."""
+        """The contents of the tokenizer's files, by file name."""
         return tokenizer_files(self.storage)
 
     def require_own_tokenizer(self) -> None:
-        """Raise CheckpointError if the tokenizer is not the one that the model was trained with.
+        """Raises CheckpointError if the tokenizer is not the one that the model was trained with.
 
-        With other ids the model would translate, and only its translations would show that something is wrong.
+        A tokenizer with other ids would cause no error, only bad translations.
         """
         if _checksum(self.tokenizer_files()) != self.description["tokenizer_sha256"]:
             raise CheckpointError(
@@ -238,9 +248,10 @@ class Bundle:
             )
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights, mapped into memory, not copied.
+        """The weights by parameter name, memory-mapped rather than copied.
 
-        Raises CheckpointError if they are damaged, or if the settings ask for a much larger model.
+        Raises CheckpointError if the file is missing or damaged, or if the settings describe a model with more layers
+        or larger matrices than these weights can fill.
         """
         path = self.path / WEIGHTS
         try:
@@ -258,13 +269,16 @@ class Bundle:
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:
-        """Tags that were added and not trained on."""
+        """Tags that were added to the vocabulary and have not been trained since."""
         tags = self.description.get(UNTRAINED_TAGS, [])
         return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def untrained(self) -> list[int]:
-        """Ids that were added to the target vocabulary and not trained on."""
+        """Ids that were added to the target vocabulary and have not been trained since.
+
+        Raises CheckpointError if bundle.json has no valid ids there.
+        """
         ids = self.description.get(UNTRAINED, [])
         size = self.description["target_vocab_size"]
         if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < size for id_ in ids):
@@ -272,7 +286,7 @@ class Bundle:
         return ids
 
     def canaries(self) -> list[Canary]:
-        """The canaries; a bundle of format 1 has none."""
+        """The canaries; none in a bundle of format 1. Raises CheckpointError if canaries.json is damaged or missing."""
         if self.description["format"] == 1:
             return []
         sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
@@ -280,7 +294,10 @@ class Bundle:
 
 
 def find_bundle(path: Path) -> Path:
-    """The path of the bundle that a path names: a bundle itself, or that of a run directory."""
+    """The path of the bundle at path, which is a bundle or a run directory with a finished model.
+
+    Raises CheckpointError if there is none.
+    """
     bundle = bundle_at(path)
     if bundle is None:
         raise no_model(path)
@@ -288,7 +305,10 @@ def find_bundle(path: Path) -> Path:
 
 
 def bundle_at(path: Path) -> Path | None:
-    """The path of the bundle that a path names, or None."""
+    """The path of the bundle at path, which is a bundle or a run directory, or None if there is none.
+
+    Any file that begins like a zip counts as a bundle.
+    """
     if is_packed(path):
         return path
     candidates = map(standing, (path, path / "model"))
@@ -296,7 +316,7 @@ def bundle_at(path: Path) -> Path | None:
 
 
 def no_model(path: Path) -> CheckpointError:
-    """The error for a path that names neither a bundle nor a checkpoint."""
+    """Returns the error for a path that is neither a bundle nor a checkpoint, with advice on what to do."""
     wanted = "MODEL is a run directory, a checkpoint or a model bundle"
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
@@ -313,28 +333,34 @@ def no_model(path: Path) -> CheckpointError:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run directory, however far its training is."""
+    """Whether a folder is a run directory, even if its training has only just started."""
     return any((path / name).exists() for name in RUN_SIGNS)
 
 
 def _holds_model(path: Path) -> bool:
-    """Whether a folder is a bundle or a run directory, finished or not."""
+    """Whether path is a folder with a bundle, or a run directory that has checkpoints or a finished model."""
     return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle that a path names; raises CheckpointError if its description or its settings cannot be read."""
+    """Opens the bundle at path, which is a bundle or a run directory with a finished model.
+
+    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
+    """
     return bundle_of(open_storage(find_bundle(path)))
 
 
 def bundle_of(storage: Storage) -> Bundle:
-    """The bundle in a storage."""
+    """Opens the bundle in a storage.
+
+    Raises CheckpointError if its description or settings are damaged, and ConfigError if its settings are not valid.
+    """
     description = describe(storage)
     return Bundle(storage, _config(storage, ()), description)
 
 
 def describe(storage: Storage) -> dict[str, Any]:
-    """The content of bundle.json; raises CheckpointError if it is damaged or missing."""
+    """The content of bundle.json, without its checksum; raises CheckpointError if it is damaged or missing."""
     path = storage.path / DESCRIPTION
     try:
         content = bytes(storage.view(DESCRIPTION))
@@ -344,12 +370,13 @@ def describe(storage: Storage) -> dict[str, Any]:
 
 
 def tokenizer_files(storage: Storage) -> dict[str, bytes]:
-    """The contents of the tokenizer's files, by their names in its folder."""
+    """The contents of the files in the folder tokenizer, by file name."""
     names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
     return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
 
 
 def _read(storage: Storage, name: str) -> bytes:
+    """The content of a file; raises CheckpointError if it is missing or cannot be read."""
     try:
         return bytes(storage.view(name))
     except OSError:
@@ -357,6 +384,7 @@ def _read(storage: Storage, name: str) -> bytes:
 
 
 def _config(storage: Storage, overrides: Sequence[str]) -> Config:
+    """The settings in config.yaml, with overrides applied; raises CheckpointError or ConfigError as bundle_of does."""
     path = storage.path / CONFIG
     try:
         text = _read(storage, CONFIG).decode("utf-8")
@@ -373,13 +401,16 @@ def save_bundle(
     about: dict[str, Any],
     canaries: Sequence[Canary] = (),
 ) -> None:
-    """Write a bundle, replacing an older one; about becomes a part of its description."""
+    """Writes a bundle to the folder path, replacing an older one; the keys of about are added to bundle.json.
+
+    Raises CheckpointError if it cannot be written.
+    """
     try:
         with replaced_directory(path) as new:
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
             (new / CONFIG).write_bytes(carried_config(config))
-            shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes it readable by its owner only
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes its file readable only by the owner
             (new / CANARIES).write_bytes(canaries_text(canaries))
             storage = Folder(new)
             files = {name: sums.told for name, sums in all_sums(storage).items()}
@@ -391,7 +422,7 @@ def save_bundle(
 
 
 def carried_config(config: Config) -> bytes:
-    """The config.yaml of a bundle, without the folders and the device of the machine that the model was made on."""
+    """The config.yaml of a bundle: config with run_dir, training.start_from and device reset to their defaults."""
     training = config.training.model_copy(update={"start_from": None})
     return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
 
@@ -399,9 +430,10 @@ def carried_config(config: Config) -> bytes:
 def description_of(
     config: Config, tokenizer: Mapping[str, bytes], files: Mapping[str, dict[str, Any]], about: Mapping[str, Any]
 ) -> bytes:
-    """The content of bundle.json.
+    """The content of a new bundle.json.
 
-    tokenizer holds the contents of the tokenizer's files, files the size and checksum of every file but bundle.json.
+    tokenizer maps the names of the tokenizer's files to their contents. files maps the name of every file except
+    bundle.json to its size and checksum, as in Sums.told. about has further keys for bundle.json.
     """
     return sealed(
         {
@@ -417,9 +449,10 @@ def description_of(
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Write the scores and the model card that shows them into a bundle, which must be a folder.
+    """Writes scores to scores.json, card to README.md and their checksums to bundle.json; the bundle must be a folder.
 
-    If the process is killed in between, the checksums are those of the older files until scores are saved again.
+    The checksums are written last: if the process is killed before that, bundle.json has those of the older files until
+    scores are saved again.
     """
     new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
     for name, content in new.items():
@@ -431,7 +464,7 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in a bundle; empty if there are none, or if they are damaged, since they can be measured again."""
+    """The scores in scores.json; an empty list if it is missing or damaged, since scores can be measured again."""
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -440,6 +473,7 @@ def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _is_score(score: Any) -> bool:
+    """Whether score is a dict with exactly the keys of SCORE and values of the right types."""
     return (
         isinstance(score, dict)
         and score.keys() == SCORE
@@ -449,7 +483,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """One SHA-256 over the names and contents of files."""
+    """One hexadecimal SHA-256 over the names and contents of all the files, sorted by name."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

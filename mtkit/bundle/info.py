@@ -1,4 +1,4 @@
-"""Facts about a bundle (its model card, `mtkit info`), faults in its files, and `mtkit pack`."""
+"""The model card of a bundle, `mtkit info`, faults in the files of a bundle, and `mtkit pack`."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from mtkit.files import replaced_file
 
 
 def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
-    """The model card, README.md of the bundle; scores are rows of test set, metric, value and signature."""
+    """The model card, which is README.md in the bundle; each score is (test set, metric, value, signature)."""
     config, about = bundle.config, bundle.description
     source, target = config.languages.source, config.languages.target
     training = about.get("training", {})
@@ -77,7 +77,7 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """The section on training data; empty if nothing is known of it."""
+    """The section of the card on training data; an empty string if data is empty."""
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
@@ -96,10 +96,10 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 
 def _files(config: Config, data: dict[str, Any]) -> str:
-    """A table row for each file of text.
+    """The rows of a table of training files: name, number of pairs and checksum.
 
-    It has the number of pairs kept of the file, unless the corpus has several parts or the bundle is an older one,
-    without these numbers.
+    The number of pairs that were used is known only for a corpus with one part; otherwise, and in bundles of earlier
+    versions, this column is empty.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
     counts = list(
@@ -116,7 +116,7 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> str:
-    """A table of sentence lengths on both sides."""
+    """A table of the mean, quantiles and maximum of the sentence lengths in tokens, with a row for each side."""
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
     rows = [
@@ -130,6 +130,7 @@ def _lengths(lengths: dict[str, Any]) -> str:
 
 
 def _training(config: Config, training: dict[str, Any]) -> str:
+    """The paragraph of the card on training, which ends with a space; an empty string if training is empty."""
     if not training:
         return ""
     weights = weights_text(training["averaged_steps"], config.training.ema_decay)
@@ -144,13 +145,16 @@ def _training(config: Config, training: dict[str, Any]) -> str:
 
 
 def _unknown(shares: dict[str, float]) -> str:
-    """A sentence on the share of unknown tokens; empty if there can be none."""
+    """A sentence, with a space before it, that gives the fractions in shares; an empty string if shares is empty.
+
+    shares maps phrases such as "source tokens" to the fraction of unknown tokens.
+    """
     described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
     return f" Unknown tokens: {described}." if shares else ""
 
 
 def _cell(text: str) -> str:
-    """The text with | escaped, which would end the cell of a table."""
+    """The text with every | escaped, since a plain one would end the cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 
@@ -158,7 +162,7 @@ def _cell(text: str) -> str:
 
 
 def changes_text(training: dict[str, Any]) -> str:
-    """The settings that changed during training, with the updates after which they did; empty if none changed."""
+    """Which settings changed during training, and after which update; empty if none did."""
     return "; ".join(
         f"after update {change['step']:,} "
         + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
@@ -167,12 +171,15 @@ def changes_text(training: dict[str, Any]) -> str:
 
 
 def _change(name: str, sides: list[Any]) -> str:
-    """A changed setting with its old and new value; for changed text, whose values are checksums, only its name."""
+    """A phrase with the name of a changed setting, its old value and its new value.
+
+    A name without a dot is not a setting but a text, such as the validation text; its values, checksums, are left out.
+    """
     return f"{name} from {sides[0]} to {sides[1]}" if "." in name else f"the {name} text"
 
 
 def decoding_text(decoding: DecodingConfig) -> str:
-    """A phrase on the search: beam size and length penalty, or samples, and settings other than the defaults."""
+    """A phrase on how translations are found: beam search or sampling, then other settings that are not the default."""
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)
@@ -180,7 +187,7 @@ def decoding_text(decoding: DecodingConfig) -> str:
 
 
 def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of the settings in a section; nested ones have names such as encoder.d_model."""
+    """Yields (name, value) of every setting in a section; nested settings have names such as encoder.d_model."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from settings_of(value, f"{prefix}{key}.")
@@ -189,7 +196,10 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
-    """The updates of training that the weights are from."""
+    """A phrase on the updates of training after which the weights were taken.
+
+    steps are the steps of the averaged checkpoints; ema_decay is the decay of the moving average, None without one.
+    """
     what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
     if list(steps) == [0]:
         return "those that training started from"
@@ -200,27 +210,30 @@ def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
 
 # `mtkit info`.
 
-# Settings of a model that are always shown; others only if they are not the default.
+# Settings of a model that `mtkit info` always shows; it shows others only if they are not the default.
 SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
-WIDTH = 100
-INDENT = 16
+WIDTH = 100  # of a line, in characters
+INDENT = 16  # of the values, in characters
 
-REPEATED = ("weights_bytes", "tokenizer_sha256")  # in the description, but also among its files
+REPEATED = ("weights_bytes", "tokenizer_sha256")  # keys of bundle.json that repeat what its list of files says
 
 
 @dataclass(frozen=True)
 class Info:
-    """A bundle, and what else `mtkit info` shows."""
+    """A bundle with the other facts that `mtkit info` shows."""
 
     bundle: Bundle
     scores: list[dict[str, Any]]
-    num_bytes: int
+    num_bytes: int  # size of all files of the bundle
     num_parameters: int
-    newest_step: int | None = None  # of its run, if training has continued since the bundle was written
+    newest_step: int | None = None  # newest checkpoint of the run, if training continued after the bundle was written
 
 
 def info_of(model: Path) -> Info:
-    """Reads the facts about a model, and of the weights of a bundle only the header. Raises MtkitError if it cannot."""
+    """Opens a model and returns the facts about it; raises MtkitError if it cannot be read.
+
+    Of the weights in a bundle, only the header is read.
+    """
     bundle = open_model(model)
     num_parameters = sum(tensor.numel() for tensor in bundle.weights().values())
     newest = None if isinstance(bundle.storage, CheckpointStorage) else newest_step(model)
@@ -230,7 +243,7 @@ def info_of(model: Path) -> Info:
 
 
 def info_json(info: Info) -> dict[str, Any]:
-    """All facts, for `mtkit info --json`."""
+    """All facts as an object for JSON, for `mtkit info --json`."""
     bundle, config = info.bundle, info.bundle.config
     return {
         "path": str(bundle.path),
@@ -248,7 +261,10 @@ def info_json(info: Info) -> dict[str, Any]:
 
 
 def info_text(info: Info) -> str:
-    """The main facts as lines of text, at most WIDTH characters long unless a path or a signature is longer."""
+    """The main facts as text, for `mtkit info`.
+
+    Lines have at most WIDTH characters, except those with a long path or signature.
+    """
     bundle, config = info.bundle, info.bundle.config
     lines = [f"{config.name}: {config.languages.source} to {config.languages.target}"]
     lines.append(f"  {'model':<{INDENT - 2}}{bundle.path}")
@@ -268,6 +284,7 @@ def info_text(info: Info) -> str:
 
 
 def _rows(info: Info) -> Iterator[tuple[str, str]]:
+    """Yields (label, text) of each fact that info_text shows between the path and the scores."""
     bundle, config, about = info.bundle, info.bundle.config, info.bundle.description
     kinds = {Packed: "in one file", CheckpointStorage: "without the state that training resumes from"}
     yield "size", f"{info.num_bytes:,} bytes, {kinds.get(type(bundle.storage), 'in a folder')}"
@@ -296,7 +313,7 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
-    """How the weights were chosen; empty for a checkpoint that the user named."""
+    """A phrase on how the weights were chosen, after a comma; empty for a checkpoint that the user named."""
     if "choice" in training:
         return f", {training['choice']}"
     is_checkpoint = "finished" in training
@@ -304,6 +321,7 @@ def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
 
 
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (side, text) with the number of tokens and, if known, statistics of the sentence lengths."""
     for side in ("source", "target"):
         if lengths := data.get("lengths", {}).get(side):
             quantiles = ", ".join(f"{name} {value}" for name, value in lengths.get("quantiles", {}).items())
@@ -319,15 +337,17 @@ def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _counted(facts: dict[str, Any], name: str, noun: str) -> str:
+    """The number facts[name] with its noun, such as "2,000 pairs"; with ? for the number if it is missing."""
     return counted(facts[name], noun) if name in facts else f"? {noun}s"
 
 
 def _number(facts: dict[str, Any], name: str) -> str:
+    """The number facts[name] with thousands separators, or ? if it is missing."""
     return f"{facts[name]:,}" if name in facts else "?"
 
 
 def _sizes(section: Section) -> Iterator[str]:
-    """The sizes of a model, and its settings that are not the default."""
+    """Yields "name value" for the sizes of a model (SIZES) and for its settings that are not the default."""
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))
     for name, value in given.items():
@@ -335,16 +355,17 @@ def _sizes(section: Section) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-# The files of a bundle: what is wrong with them, and how they are packed into one, whose weights can be memory-mapped.
+# The files of a bundle: finding faults in them, and packing them into one file, whose weights can be memory-mapped.
 
-# The parts of a bundle, besides its tokenizer.
+# The files of a bundle, apart from those of its tokenizer.
 PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
 
 
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
-    """A line for each file of a bundle that is missing, changed, or not part of it; none if all is well.
+    """A line for each file that is missing, changed, or not part of the bundle; an empty list if there are no faults.
 
-    sums has the files that exist. The description of format 1 lists no files, so that few faults can be found in it.
+    description is the content of bundle.json; sums is what all_sums returned. A description of format 1 lists no files,
+    so missing and changed files are not found.
     """
     faults = []
     listed: Mapping[str, Any] = description.get("files", {})
@@ -366,12 +387,13 @@ def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapp
 
 
 def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
-    """The files in the order in which they are packed: the description first, the weights last."""
+    """The files in sums as members of an archive, in packing order: bundle.json first, the weights last."""
     names = sorted(sums, key=lambda name: (name == WEIGHTS, name != DESCRIPTION, name))
     return [Member(name, sums[name].size, sums[name].crc, align_at=_align_at(storage, name)) for name in names]
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
+    """Member.align_at of a file: for the weights, the offset of the first tensor, else None."""
     if name != WEIGHTS:
         return None
     try:
@@ -381,10 +403,10 @@ def _align_at(storage: Storage, name: str) -> int | None:
 
 
 def pack(model: Path, output: Path) -> int:
-    """Pack a bundle into one file and return its size in bytes.
+    """Packs a bundle into the file output and returns the size of that file in bytes.
 
-    The file holds nothing but the parts and their names, so that equal bundles give equal bytes. Raises
-    CheckpointError if the bundle is damaged or output cannot be written.
+    Equal bundles give equal bytes: apart from the bundle's files and their names, nothing is stored, such as a date.
+    Raises CheckpointError if the bundle is damaged, has weights that are not finite, or output cannot be written.
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")
@@ -402,7 +424,7 @@ def pack(model: Path, output: Path) -> int:
 
 
 def _write_packed(storage: Storage, sums: Mapping[str, Sums], output: Path) -> None:
-    """Packs the files into output, which replaces an older file only when it is complete."""
+    """Packs the files into output atomically; raises CheckpointError if it cannot be written."""
     members = members_of(storage, sums)
     contents = [storage.view(member.name) for member in members]
     try:

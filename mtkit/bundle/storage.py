@@ -1,4 +1,4 @@
-"""Storage of a bundle's files in a folder or in one archive, memory-mapped, with checksums; and reading of tensors."""
+"""A bundle's files, in a folder or in one archive, read by memory mapping; their checksums; and reading of tensors."""
 
 import hashlib
 import json
@@ -22,19 +22,20 @@ from mtkit.errors import CheckpointError
 # The archive: a zip whose files are stored uncompressed, so that they can be mapped into memory.
 
 LOCAL = struct.Struct("<4s5H3I2H")  # the header before each file
-CENTRAL = struct.Struct("<4s6H3I5H2I")  # its entry in the central directory, at the end
-END = struct.Struct("<4s4H2IH")
-END_64 = struct.Struct("<4sQ2H2I4Q")
-LOCATOR_64 = struct.Struct("<4sIQI")
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # the entry of a file in the central directory, after all files
+END = struct.Struct("<4s4H2IH")  # the end of the central directory
+END_64 = struct.Struct("<4sQ2H2I4Q")  # the same in Zip64
+LOCATOR_64 = struct.Struct("<4sIQI")  # where END_64 is
 
-VERSION, VERSION_64 = 20, 45
-DATE = (1 << 5) | 1  # 1 January 1980, the first that a zip can hold
-PLAIN_FILE = (stat.S_IFREG | 0o644) << 16
-LIMIT = 0xFFFFFFFF  # sizes and offsets from here on are written in an extra field
-LIMIT_COUNT = 0xFFFF
-ZIP64 = 0x0001
-PADDING = 0xD935  # the extra field that aligns a file: the alignment, then zeros
+VERSION, VERSION_64 = 20, 45  # version of the zip format that is needed to read an entry, without and with Zip64
+DATE = (1 << 5) | 1  # 1 January 1980, the earliest date that a zip can represent
+PLAIN_FILE = (stat.S_IFREG | 0o644) << 16  # external attributes of a regular file
+LIMIT = 0xFFFFFFFF  # sizes and offsets of this or more are written in a Zip64 extra field
+LIMIT_COUNT = 0xFFFF  # this many files or more need Zip64
+ZIP64 = 0x0001  # id of the Zip64 extra field
+PADDING = 0xD935  # id of the extra field that aligns a file; it contains the alignment, then zeros
 
+# The names that a file of a bundle may have.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -43,21 +44,21 @@ class Member:
     """One file of an archive."""
 
     name: str
-    size: int
-    crc: int
-    begin: int = 0  # of its content, in bytes from the start of the archive
-    align_at: int | None = None  # this byte of its content is put at a multiple of the alignment
+    size: int  # in bytes
+    crc: int  # CRC-32
+    begin: int = 0  # offset of the content in the archive, in bytes; not used by lay_out
+    align_at: int | None = None  # offset in the content of a byte that lay_out aligns; None: nothing is aligned
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The bytes of an archive around the contents of its files."""
+    """All bytes of an archive except the contents of its files."""
 
-    heads: list[bytes]  # one before each file
-    tail: bytes
+    heads: list[bytes]  # the header before each file
+    tail: bytes  # the central directory and its end record
 
     def write(self, file: BinaryIO, contents: Sequence[memoryview]) -> None:
-        """Write the whole archive."""
+        """Writes the archive to file; contents are the contents of its files, in order."""
         for head, content in zip(self.heads, contents, strict=True):
             file.write(head)
             file.write(content)
@@ -65,7 +66,10 @@ class Layout:
 
 
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
-    """The bytes of an archive around these files, in this order."""
+    """The layout of an archive with these files, in this order.
+
+    Padding in the headers moves the byte at Member.align_at of each file to a multiple of alignment in the archive.
+    """
     heads, entries, place = [], [], 0
     for member in members:
         name = member.name.encode("ascii")
@@ -83,18 +87,22 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """An extra field of such a length that it moves what would be at a place to a multiple of the alignment."""
+    """An extra field whose length shifts the byte that would be at offset place to a multiple of alignment."""
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
     return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
 
 
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
+    """The entry in the central directory for a file whose header is at offset place.
+
+    common has the values of the fields that are also in the header.
+    """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
     extra = struct.pack(f"<2H{len(wide)}Q", ZIP64, 8 * len(wide), *wide) if wide else b""
     version = VERSION_64 if wide else VERSION
-    made_by = (3 << 8) | version  # on Unix, so that the attributes hold the kind of file
+    made_by = (3 << 8) | version  # 3 means Unix, where the external attributes include the type of file
     return (
         CENTRAL.pack(b"PK\1\2", made_by, version, *common, len(extra), 0, 0, 0, PLAIN_FILE, min(place, LIMIT))
         + name
@@ -103,7 +111,7 @@ def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> 
 
 
 def _end(count: int, size: int, place: int) -> bytes:
-    """The end of an archive, after a directory of count entries and size bytes that begins at a place."""
+    """The end records of an archive whose central directory has count entries and size bytes, from offset place on."""
     wide = b""
     if place >= LIMIT or count >= LIMIT_COUNT:
         wide = END_64.pack(
@@ -115,9 +123,10 @@ def _end(count: int, size: int, place: int) -> bytes:
 
 
 def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
-    """The files of an archive by name, in their order; data is the content of file.
+    """The files of an archive by name, in the order of its directory; data is the content of file.
 
-    Raises ValueError, in one line, if it is damaged or holds what no bundle does.
+    Raises ValueError, with a message of one line, if the archive is damaged or has something that mtkit pack never
+    writes, such as a compressed file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -139,6 +148,7 @@ def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
 
 
 def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
+    """The member that a directory entry describes; raises ValueError as read_members does."""
     name = info.orig_filename
     if not NAME.fullmatch(name):
         raise ValueError(f"it holds {name[:100]!r}, which no file of a model is called")
@@ -161,7 +171,10 @@ def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
 
 
 def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
-    """The offset of the first byte around the files that differs from what lay_out makes, or None."""
+    """The offset of the first byte outside the contents of files that lay_out would not have written, or None.
+
+    data is the content of an archive of these members.
+    """
     layout, place = lay_out(members), 0
     for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
         found = bytes(data[place : place + len(head)])
@@ -173,31 +186,31 @@ def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
 
 # The storage of a bundle: a folder, or one archive.
 
-ZIP_BEGINS = b"PK\3\4"
+ZIP_BEGINS = b"PK\3\4"  # the first bytes of an archive
 
 
 class Storage(Protocol):
-    """The files of a bundle, by names such as tokenizer/tokenizer.json."""
+    """Access to the files of a bundle, by names such as tokenizer/tokenizer.json."""
 
     @property
     def path(self) -> Path:
-        """The folder, or the one file."""
+        """The path of the folder or of the archive."""
 
     def place(self, name: str) -> Path:
-        """The path of a file or of a folder of files, for messages."""
+        """The path of a file or folder in the bundle, for messages only: it need not exist on disk."""
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
 
     @property
     def num_bytes(self) -> int:
-        """The size of all files on disk."""
+        """The total size in bytes."""
 
     def view(self, name: str) -> memoryview:
-        """The content of a file, mapped into memory; raises FileNotFoundError if there is no such file."""
+        """The content of a file, without copying it; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """What is wrong with the bytes around the files, which an archive holds in the order of members, or None."""
+        """A message if the bytes between the files are not what mtkit pack writes for these members, else None."""
 
 
 @dataclass(frozen=True)
@@ -207,39 +220,39 @@ class Folder:
     path: Path
 
     def place(self, name: str) -> Path:
-        """The path in the folder."""
+        """The path of a file in the folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """The names of all files below the folder, sorted."""
+        """The names of all files in the folder and its subfolders, sorted."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir())
 
     @property
     def num_bytes(self) -> int:
-        """The size of all files."""
+        """The total size of all files in bytes."""
         return sum((self.path / name).stat().st_size for name in self.names())
 
     def view(self, name: str) -> memoryview:
-        """The content of a file, mapped into memory."""
+        """The content of a file, mapped into memory; raises FileNotFoundError if there is no such file."""
         with (self.path / name).open("rb") as file:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """None: a folder has no bytes around its files."""
+        """Always None: a folder has no bytes between its files."""
         return None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A bundle in one archive, which is mapped into memory as a whole."""
+    """A bundle in one archive, all of which is mapped into memory."""
 
     path: Path
-    data: memoryview
-    members: Mapping[str, Member]
+    data: memoryview  # the content of the archive
+    members: Mapping[str, Member]  # by name
 
     @staticmethod
     def open(path: Path) -> "Packed":
-        """Open an archive; raises CheckpointError if it is damaged or holds what no bundle does."""
+        """Opens an archive; raises CheckpointError if it is damaged or has something that no bundle has."""
         with path.open("rb") as file:
             data = _mapped(file)
             try:
@@ -248,7 +261,7 @@ class Packed:
                 raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
 
     def place(self, name: str) -> Path:
-        """The path in the archive, as if it were a folder."""
+        """The path that a file would have if the archive were a folder."""
         return self.path / name
 
     def names(self) -> list[str]:
@@ -257,29 +270,29 @@ class Packed:
 
     @property
     def num_bytes(self) -> int:
-        """The size of the archive."""
+        """The size of the archive in bytes."""
         return len(self.data)
 
     def view(self, name: str) -> memoryview:
-        """The content of a member."""
+        """The content of a member, without copying it; raises FileNotFoundError if there is no such member."""
         if name not in self.members:
             raise FileNotFoundError(name)
         member = self.members[name]
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """The first byte around the files that mtkit pack would not have written, or None."""
+        """A message that names the first byte between the files that mtkit pack would not have written, or None."""
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
 
 
 def open_storage(path: Path) -> Storage:
-    """The storage at a path: a folder, or an archive."""
+    """The storage at a path: a Folder for a folder, else Packed; raises CheckpointError if an archive is damaged."""
     return Folder(path) if path.is_dir() else Packed.open(path)
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a path is a file that begins as an archive does."""
+    """Whether a path is a file that begins with the signature of a zip archive."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -287,9 +300,10 @@ def is_packed(path: Path) -> bool:
 
 
 def _mapped(file: BinaryIO) -> memoryview:
+    """The content of a file, mapped into memory; writing to the memory does not change the file."""
     try:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    except ValueError:  # empty, which cannot be mapped
+    except ValueError:  # an empty file cannot be mapped
         return memoryview(b"")
 
 
@@ -300,20 +314,20 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Sums:
-    """Checksums of one file."""
+    """Size and checksums of one file."""
 
-    size: int
-    sha256: str
-    crc: int
+    size: int  # in bytes
+    sha256: str  # hexadecimal
+    crc: int  # CRC-32
 
     @property
     def told(self) -> dict[str, Any]:
-        """The size and checksum as bundle.json has them."""
+        """Size and SHA-256 in the form in which bundle.json lists them."""
         return {"bytes": self.size, "sha256": self.sha256}
 
 
 def sums_of(content: memoryview) -> Sums:
-    """The size and checksums of a file, read once."""
+    """The size and checksums of the content of a file."""
     digest, crc = hashlib.sha256(), 0
     for begin in range(0, len(content), CHUNK_BYTES):
         chunk = content[begin : begin + CHUNK_BYTES]
@@ -323,20 +337,20 @@ def sums_of(content: memoryview) -> Sums:
 
 
 def all_sums(storage: Storage) -> dict[str, Sums]:
-    """The checksums of every file that can be read."""
+    """The checksums of all files by name; files that cannot be read are left out."""
     found = {}
     for name in storage.names():
         try:
             found[name] = sums_of(storage.view(name))
         except OSError:
-            continue  # whoever needs the file reports it as missing
+            continue  # the code that needs the file reports that it is missing
     return found
 
 
-# Tensors of a safetensors file, read in place without a copy.
+# Reading the tensors of a safetensors file without copying them.
 
-LENGTH_BYTES = 8
-LONGEST_HEADER = 1 << 24  # a thousand tensors take about a hundred thousand bytes
+LENGTH_BYTES = 8  # size of the number at the start that gives the length of the header
+LONGEST_HEADER = 1 << 24  # in bytes; the header for a thousand tensors has about a hundred thousand
 MOST_DIMENSIONS = 8
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -344,18 +358,18 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor in the header."""
+    """What the header says about one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int  # in bytes, from the end of the header
-    end: int
+    begin: int  # offset in bytes from the end of the header
+    end: int  # the same; exclusive
 
 
 def numbers_begin(data: memoryview) -> int:
-    """The offset at which the header ends and the first tensor begins.
+    """The offset in a safetensors file at which the header ends and the first tensor begins.
 
-    Raises ValueError if the header would be longer than the file.
+    Raises ValueError if, by its own length field, the header is longer than the file or than LONGEST_HEADER.
     """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
@@ -367,9 +381,10 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """The tensors of a file by name; they share its memory, which must be writable.
+    """The tensors of a safetensors file by name; data is its content.
 
-    Every byte after the header must belong to exactly one tensor. Raises CheckpointError, which begins with where.
+    The tensors share the memory of data, which must be writable. Raises CheckpointError, whose message begins with
+    where, if data is damaged: for example, every byte after the header must belong to exactly one tensor.
     """
     try:
         begin = numbers_begin(data)
@@ -390,7 +405,7 @@ def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """A message that names the first tensor with values that are not finite, or None."""
+    """A message about the first tensor that has infinite values or NaN; None if all values are finite."""
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             count = weight.numel() - int(weight.isfinite().sum())
@@ -399,6 +414,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _entries(header: bytes) -> dict[str, _Entry]:
+    """Parses the header and returns its entries by tensor name; raises ValueError if it is damaged."""
     try:
         content = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError:
@@ -412,6 +428,7 @@ def _entries(header: bytes) -> dict[str, _Entry]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("its header names something twice")
@@ -419,6 +436,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_entry(name: str, value: Any) -> _Entry:
+    """The entry of one tensor, given its value in the header; raises ValueError if that is not valid."""
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
@@ -433,10 +451,15 @@ def _tensor_entry(name: str, value: Any) -> _Entry:
 
 
 def _are_counts(values: Any) -> bool:
+    """Whether values is a list of integers, none of them negative."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _tensor(name: str, entry: _Entry, numbers: memoryview) -> Tensor:
+    """The tensor of an entry, as a view of numbers, the bytes after the header.
+
+    Raises ValueError if its address in memory is not a multiple of the size of its elements.
+    """
     tensor = torch.frombuffer(numbers, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin)
     if tensor.data_ptr() % entry.dtype.itemsize:
         raise ValueError(f"tensor {name} lies where the processor cannot read its numbers")

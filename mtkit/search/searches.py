@@ -1,7 +1,7 @@
 """Greedy search, sampling and beam search.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence (beam size or number of samples), V vocabulary
-size, T tokens, N sentences of the whole batch, K best tokens or candidates of a hypothesis, M candidates of a sentence.
+size, T tokens, N sentences of the original batch, K best tokens of a hypothesis, M candidates of a sentence.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,20 @@ from torch import Tensor
 
 from mtkit.search.step import COMPACT_AT, NOT_A_NUMBER, NOTHING_FOUND, AnyState, Hypothesis, Step
 
-# Greedy search and sampling: hypotheses that extend one token at a time, each by itself.
+# Greedy search and sampling, in which each hypothesis is extended independently of the others.
 
 # Chooses the next tokens (R, W), given log-probabilities (R, 1 or W, V), the sentence of each row (R,) as an index into
-# the batch as it was at the start, and the number of tokens so far.
+# the original batch, and the number of tokens so far.
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def greedy_search(
     step: Step[AnyState], state: AnyState, start: Tensor, max_lengths: Tensor, end: int
 ) -> list[Hypothesis]:
-    """One hypothesis for each sentence, in order: at each step the likeliest token, the lowest of equally likely ones.
+    """Returns one hypothesis for each sentence, in order, extended by the most probable token at each step.
 
-    start is (N,), max_lengths (N,): a hypothesis that has reached this many tokens can only end. The score is the
+    Of equally probable tokens, the one with the lowest id is chosen. start (N,) has the start tokens. max_lengths is
+    (N,): a hypothesis that has this many tokens can only end. end is the id of the end mark. A score is the
     log-probability.
     """
 
@@ -49,11 +50,12 @@ def sample_search(
     draw: Callable[[Tensor, Tensor], Tensor],
     uniform: Callable[[Tensor, int], Tensor],
 ) -> list[list[Hypothesis]]:
-    """num_samples hypotheses for each sentence, in the order drawn.
+    """Returns num_samples sampled hypotheses for each sentence, in the order of the samples.
 
-    draw chooses tokens, given log-probabilities and the uniform random numbers of a step. start is (N,), max_lengths
-    (N,): a sample that has reached this many tokens can only end. The score is the model's own log-probability, without
-    temperature and truncation.
+    draw chooses tokens, with the arguments of Draw.__call__. uniform returns the random numbers for draw, with the
+    arguments of UniformNumbers.__call__. start (N,) has the start tokens. max_lengths is (N,): a hypothesis
+    that has this many tokens can only end. end is the id of the end mark. A score is the log-probability under the
+    model, without the temperature and the truncation of draw.
     """
 
     def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
@@ -71,7 +73,7 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """num_hypotheses for each sentence, each extended by the tokens that choose returns until it ends."""
+    """Returns num_hypotheses hypotheses for each sentence, extended by the tokens from choose until they end."""
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)
@@ -92,7 +94,7 @@ def _extend(
         length += 1
 
         done = done | (ids == end) | ~(totals > -torch.inf)
-        unfinished = (~done).any(1).cpu()  # the only wait for the device
+        unfinished = (~done).any(1).cpu()  # waits for the device, once per step
         if length == 1 and num_hypotheses > 1 and unfinished.any():
             state = state.branch(torch.zeros_like(ids))
         if unfinished.sum() <= COMPACT_AT * len(rows):
@@ -108,6 +110,10 @@ def _extend(
 
 
 def _hypothesis(tokens: list[int], log_prob: float, end: int) -> Hypothesis:
+    """The hypothesis with the tokens before the first end mark.
+
+    NOTHING_FOUND if log_prob is -inf, NOT_A_NUMBER if it is NaN.
+    """
     if log_prob > -torch.inf:
         return Hypothesis(tokens[: tokens.index(end)], log_prob, log_prob)
     return NOTHING_FOUND if log_prob == -torch.inf else NOT_A_NUMBER
@@ -115,30 +121,31 @@ def _hypothesis(tokens: list[int], log_prob: float, end: int) -> Hypothesis:
 
 # Drawing tokens by their probabilities.
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: SplitMix64 advances its counter by this
-CHUNK_ELEMENTS = 1 << 22  # fp64 weights that are in memory at once: 32 MB
-FIRST = 128  # likeliest tokens among which a nucleus is sought before the whole vocabulary is sorted
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: the increment of SplitMix64's counter
+CHUNK_ELEMENTS = 1 << 22  # the number of fp64 weights in memory at a time: 32 MB
+FIRST = 128  # a nucleus is first looked for among this many of the most probable tokens
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws tokens at a temperature, from the top_k likeliest, and of those from the nucleus of mass top_p."""
+    """Samples tokens at a temperature, from the nucleus of mass top_p within the top_k most probable tokens."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None  # Holtzman et al. (2020), section 3.1
 
     def __call__(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """Tokens (R, W), given log-probabilities (R, 1 or W, V) and uniform random numbers (R, W) in [0, 1).
+        """Returns tokens (R, W), given log-probabilities (R, 1 or W, V) and uniform random numbers (R, W) in [0, 1).
 
-        Where all tokens are forbidden, one of them is drawn. The rows are processed in chunks, which bounds the memory
-        and changes no token.
+        If all tokens are forbidden, one of them is returned nevertheless. The rows are processed in chunks to limit the
+        memory; this does not affect the result.
         """
         chunk_rows = max(1, CHUNK_ELEMENTS // (uniform.shape[1] * log_probs.shape[2]))
         chunks = zip(torch.split(log_probs, chunk_rows), torch.split(uniform, chunk_rows), strict=True)
         return torch.cat([self._draw_chunk(*chunk) for chunk in chunks])
 
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
+        """Does what __call__ does, for one chunk of the rows."""
         order = None  # (R, W, K): the tokens left after top_k; None: all
         if self.top_k is not None and self.top_k < log_probs.shape[2]:
             log_probs, order = log_probs.topk(self.top_k, dim=2)
@@ -147,7 +154,8 @@ class Draw:
             smallest = _smallest_of_nucleus(weights.flatten(0, 1), self.top_p).view(*weights.shape[:2], 1)
             weights = weights.masked_fill(weights < smallest, 0.0)
 
-        # Inverts the cumulative distribution: the first token at which it exceeds the number, never one of weight 0.
+        # Inverts the cumulative distribution: takes the first token at which it exceeds the random number. Such a token
+        # never has weight 0.
         sums = weights.cumsum(2)
         total = sums[:, :, -1]
         share = uniform.to(sums).clamp(max=1 - torch.finfo(sums.dtype).eps) * total  # (R, W)
@@ -158,17 +166,17 @@ class Draw:
         return places[:, :, 0]
 
     def _weights(self, log_probs: Tensor) -> Tensor:
-        """Probabilities at this temperature, unnormalised: the likeliest token has weight 1."""
+        """Unnormalised probabilities at the temperature: the most probable token has weight 1; (R, 1 or W, K)."""
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
-        return weights if weights.device.type == "mps" else weights.double()  # for sums of many small numbers
+        return weights if weights.device.type == "mps" else weights.double()  # sums of many numbers need fp64
 
 
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """The smallest weight in the nucleus of mass top_p, (R,); all tokens of this weight belong to the nucleus.
+    """The smallest weight (R,) in the nucleus of mass top_p of each row; weights is (R, K).
 
-    weights is (R, K). Sorting a whole vocabulary takes longer than a step of the model, and most nuclei are small: so
-    only rows whose FIRST largest weights do not reach the mass are sorted.
+    All tokens with this weight belong to the nucleus. Sorting the whole vocabulary takes longer than a step of the
+    model, and most nuclei are small. So only those rows are sorted whose FIRST largest weights do not reach the mass.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -180,16 +188,17 @@ def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
 
 
 def _weight_reaching(mass: Tensor, weights: Tensor) -> Tensor:
-    """The weight, (R,), at which the cumulative sum of descending weights (R, K) reaches the mass (R,)."""
+    """The weight (R,) at which the cumulative sum of weights (R, K), in descending order, reaches mass (R,)."""
     places = (weights.cumsum(1) < mass[:, None]).sum(1, keepdim=True).clamp(max=weights.shape[1] - 1)
     return weights.gather(1, places)[:, 0]
 
 
 class UniformNumbers:
-    """A uniform random number in [0, 1) for each sentence, sample and step, which depends on these and the seed alone.
+    """Random numbers for sampling, uniform in [0, 1).
 
-    So a sample is the same in every batch and order, and the first of many samples is the one that is drawn alone. A
-    sentence is identified by its tokens. The numbers are SplitMix64's (Steele, Lea & Flood, 2014).
+    A number depends only on the seed, the tokens of the sentence, the index of the sample and the step. So a sentence
+    gets the same samples in any batch, and its first samples do not depend on how many are drawn. The generator is
+    SplitMix64 (Steele, Lea & Flood, 2014).
     """
 
     def __init__(self, seed: int, sentences: list[list[int]], num_samples: int) -> None:
@@ -198,37 +207,38 @@ class UniformNumbers:
         self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
 
     def __call__(self, sentences: Tensor, step: int) -> Tensor:
-        """The numbers (R, W), float64 on the CPU, of a step, for sentences (R,) given as indices into the batch."""
+        """Returns the numbers (R, W) for a step, float64 on the CPU; sentences (R,) are indices into the batch."""
         numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
         return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
 
 
 def _key(seed: int, sentence: list[int]) -> int:
-    """A 64-bit hash of seed and tokens, the same on every machine."""
+    """A 64-bit hash of the seed and the tokens of a sentence, the same on every machine."""
     text = f"{seed} {' '.join(map(str, sentence))}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function; products wrap around."""
+    """SplitMix64's output function, applied to each number; multiplication is modulo 2^64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
-# One step of a beam: the best continuations, those that end and those that stay alive.
+# One step of beam search: extending the hypotheses by one token. Those extended by the end mark have ended; the others
+# stay alive.
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Diverse beam search (Vijayakumar et al., 2018): the beam is divided into groups that avoid each other's tokens.
+    """Settings of diverse beam search (Vijayakumar et al., 2018), which divides the beam into groups.
 
     At each step, tokens are ranked by log-probability minus strength times the number of hypotheses in earlier groups
-    that continue with the token at this step (their Hamming diversity). This changes the ranking alone: the reported
-    log-probabilities and scores are the model's own.
+    that chose the same token at this step (Hamming diversity). This affects only the ranking: the returned
+    log-probabilities and scores are those of the model.
     """
 
-    number: int = 1
+    number: int = 1  # of groups
     strength: float = 0.0
 
 
@@ -236,18 +246,18 @@ class Groups:
 class Continuations:
     """Hypotheses extended by one token, best first in each group; each tensor is (R, M)."""
 
-    log_probs: Tensor  # of the whole hypotheses; -inf where there is none
-    parents: Tensor  # the hypotheses they continue
-    tokens: Tensor
+    log_probs: Tensor  # of the hypotheses with the new token; -inf where there is none
+    parents: Tensor  # indices of the hypotheses that were extended
+    tokens: Tensor  # the new tokens
 
 
 def continue_beam(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int, groups: Groups
 ) -> tuple[Continuations, Continuations]:
-    """The continuations that end and those that stay alive, each (R, beam_size).
+    """Returns the best continuations that end, and the best that stay alive, each (R, beam_size).
 
-    log_probs is (R, 1 or W, V); totals (R, 1 or W) holds the log-probabilities of the hypotheses so far; full (R,) is
-    True for sentences whose hypotheses have reached their maximum length and can only end.
+    log_probs (R, 1 or W, V) are those of the next token, totals (R, 1 or W) those of the hypotheses so far. full (R,)
+    is True for sentences whose hypotheses have reached the maximum length and can only end.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
@@ -255,7 +265,7 @@ def continue_beam(
     counts = log_probs.new_zeros(len(log_probs), log_probs.shape[2])  # (R, V) uses of each token by earlier groups
     ended, alive = [], []
     for group in range(groups.number):
-        first = group * width if totals.shape[1] > 1 else 0  # before the first token all groups share one hypothesis
+        first = group * width if totals.shape[1] > 1 else 0  # before the first token, all groups share one hypothesis
         own = slice(first, first + width)
         ranked = log_probs[:, own] - groups.strength * counts[:, None]
         ends, lives = _continue_group(ranked, log_probs[:, own], totals[:, own], full, end, width)
@@ -266,6 +276,7 @@ def continue_beam(
 
 
 def _joined(groups: list[Continuations]) -> Continuations:
+    """The continuations of all groups, concatenated along the second dimension."""
     return Continuations(
         torch.cat([group.log_probs for group in groups], dim=1),
         torch.cat([group.parents for group in groups], dim=1),
@@ -276,16 +287,20 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """One group's continuations that end and those that stay alive, each (R, W), chosen by ranked, not log_probs."""
+    """Does what continue_beam does, for one group of W = width hypotheses; each result is (R, W).
+
+    ranked has the log-probabilities by which continuations are chosen, log_probs those that are returned.
+    """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf
     if ranked is not log_probs:
         gains = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + tokens)
-        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # NaN stays
+        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # keeps NaN
 
-    # Only the first W candidates may end: so a beam of one is greedy, and unlikely ends do not displace better ones.
+    # Only the first W candidates may end. So a beam of size one is greedy search, and a hypothesis does not end by an
+    # improbable end mark when W continuations are better.
     ended = scores.masked_fill(~(ends & real), -torch.inf)[:, :width]
-    # The first W others stay alive.
+    # Of the candidates that do not end, the first W stay alive.
     places = (ends | ~real).byte().sort(dim=1, stable=True).indices[:, :width]
     alive = scores.masked_fill(ends, -torch.inf).gather(1, places)
     return (
@@ -297,12 +312,12 @@ def _continue_group(
 def _candidates(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The 2W best continuations: log-probabilities, parents and tokens, each (R, 2W), best first.
+    """Returns log-probabilities, parents and tokens, each (R, 2W), of the 2W best continuations, best first.
 
-    log_probs is (R, W, V), totals (R, W), full (R,). Twice the beam size, so that W hypotheses stay alive even if W
-    candidates end. Where there are fewer continuations, the log-probabilities are -inf.
+    log_probs is (R, W, V), totals (R, W), full (R,). There are 2W so that W hypotheses stay alive even if W end. If a
+    sentence has fewer continuations, the log-probabilities of the rest are -inf.
     """
-    # The best 2W are among the best 2W of each hypothesis: only these are added up and sorted.
+    # The best 2W of all are among the best 2W of each hypothesis, so only these are added to the totals and sorted.
     num_tokens = min(2 * beam_size, log_probs.shape[2])  # K
     gains, tokens = log_probs.topk(num_tokens, dim=2)  # (R, W, K)
     tokens, order = tokens.sort(dim=2)
@@ -324,32 +339,35 @@ def _candidates(
     return scores, parents, tokens
 
 
-# Stopping rules: beam search asks after each step which sentences are done.
+# Stopping rules, which decide after each step of beam search which sentences are done.
 
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How far the search for each sentence has come; every tensor is (R,)."""
+    """The state of the search for each sentence, on which stopping rules are based; each tensor is (R,)."""
 
-    worst_kept: Tensor  # the num_best-th best score of the hypotheses that have ended; -inf while there are fewer
-    best_possible: Tensor  # upper bound on the score of every hypothesis still alive; -inf where none is
-    num_ended: Tensor  # hypotheses that have ended so far
+    worst_kept: Tensor  # the num_best-th best score among hypotheses that have ended; -inf while there are fewer
+    best_possible: Tensor  # upper bound on the final score of any hypothesis still alive; -inf if there is none
+    num_ended: Tensor  # the number of hypotheses that have ended so far
 
 
 class Stopping(Protocol):
-    """A stopping rule."""
+    """A rule that decides when the search for a sentence is done."""
 
     def __call__(self, progress: SearchProgress, beam_size: int) -> Tensor:
-        """Returns (R,), True where a sentence is done."""
+        """Returns a bool tensor (R,), True for sentences that are done."""
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis alive can still be among the best: a longer search would find nothing better."""
+    """Stops when no hypothesis still alive can displace any of the num_best best that have ended."""
     return progress.worst_kept >= progress.best_possible
 
 
 def count(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when beam_size hypotheses have ended: patience 1 in Kasai et al. (2022), algorithm 1."""
+    """Stops when beam_size hypotheses have ended, or when exact would stop.
+
+    This is algorithm 1 of Kasai et al. (2022) with patience 1.
+    """
     return (progress.num_ended >= beam_size) | exact(progress, beam_size)
 
 
@@ -363,17 +381,20 @@ ONE_GROUP = Groups()  # the beam is not divided
 
 @dataclass(frozen=True)
 class _Finished:
-    """The best hypotheses of each sentence that have ended, best first; -inf where there is none yet.
+    """The best hypotheses of each sentence that have ended so far, best first.
 
-    Each tensor is (R, num_best + num_spare).
+    Each tensor is (R, num_best + num_spare); scores and log_probs are -inf where there is no hypothesis yet.
     """
 
     scores: Tensor
     log_probs: Tensor
-    nodes: Tensor  # the tree's nodes of their last tokens
+    nodes: Tensor  # the node in the _Tree of the last token of each hypothesis
 
     def merge(self, other: "_Finished") -> "_Finished":
-        """The best of both, as many as self holds; of equals, those of self come first."""
+        """Returns the best hypotheses of self and other, as many per sentence as self has.
+
+        Of hypotheses with equal scores, those of self come first.
+        """
         num_best = self.scores.shape[1]
         scores, order = torch.cat([self.scores, other.scores], dim=1).sort(dim=1, descending=True, stable=True)
         order = order[:, :num_best]
@@ -381,10 +402,11 @@ class _Finished:
         return _Finished(scores[:, :num_best], log_probs, torch.cat([self.nodes, other.nodes], dim=1).gather(1, order))
 
     def keep(self, sentences: Tensor) -> "_Finished":
+        """Returns the hypotheses of these rows only, in this order; sentences is (R',)."""
         return _Finished(self.scores[sentences], self.log_probs[sentences], self.nodes[sentences])
 
     def store(self, rows: Tensor, finished: "_Finished") -> "_Finished":
-        """Returns a copy in which these rows are replaced."""
+        """Returns a copy of self whose rows with the indices in rows are replaced by the rows of finished."""
         return _Finished(
             self.scores.to(finished.scores).index_copy(0, rows, finished.scores),
             self.log_probs.to(finished.log_probs).index_copy(0, rows, finished.log_probs),
@@ -393,7 +415,11 @@ class _Finished:
 
 
 class _Tree:
-    """All hypotheses that were ever alive, as a tree: each node has a token and a parent; node 0 is the start."""
+    """All hypotheses of a search, as a tree.
+
+    Each node has a token and a parent, and represents the hypothesis that ends with this token. Node 0 is the empty
+    hypothesis.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.tokens = [torch.zeros(1, dtype=torch.int64, device=device)]
@@ -401,14 +427,14 @@ class _Tree:
         self.size = 1
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Adds a node for each parent (R, W) and token (R, W), and returns the new nodes (R, W)."""
+        """Adds a node for each pair of a parent (R, W) and a token (R, W), and returns the new nodes (R, W)."""
         self.tokens.append(tokens.flatten())
         self.parents.append(parents.flatten())
         self.size += tokens.numel()
         return torch.arange(self.size - tokens.numel(), self.size, device=tokens.device).view_as(tokens)
 
     def trace(self, nodes: Tensor) -> list[list[int]]:
-        """The tokens from the start to each of these nodes (M,)."""
+        """Returns the tokens of the hypothesis that each of the nodes (M,) represents."""
         tokens, parents = torch.cat(self.tokens).cpu(), torch.cat(self.parents).cpu()
         nodes = nodes.cpu()
         tokens[0] = -1  # the start has no token
@@ -436,22 +462,24 @@ def beam_search(
     extra_score: Callable[[AnyState], Tensor] | None = None,
     groups: Groups = ONE_GROUP,
 ) -> list[list[Hypothesis]]:
-    """For each sentence, in order, its up to num_best + num_spare best hypotheses, best first, and at least one.
+    """Returns the best hypotheses of each sentence, in order: at most num_best + num_spare, at least one, best first.
 
-    start is (N,), max_lengths (N,): a hypothesis that has reached this many tokens can only end. A score is
-    log_prob / length_penalty(length), with the end mark counted, plus extra_score(state), (R, W), which is never above
-    0 and counts for hypotheses that end at this step. stopping decides when a sentence is done; the exact rule
-    guarantees the num_best hypotheses that a search to the maximum length would find, but not the spare ones. No
-    sentence is influenced by the rest of the batch.
+    start (N,) has the start tokens. max_lengths is (N,): a hypothesis that has this many tokens can only end. end is
+    the id of the end mark. The score of a hypothesis is log_prob / length_penalty(length), where the length includes
+    the end mark. If extra_score is given, it is called with the state at the step in which hypotheses end, and returns
+    (R, W), at most 0, to be added to their scores. stopping decides when a sentence is done. With the rule exact, the
+    first num_best hypotheses are those that a search up to max_lengths would find; this does not hold for the num_spare
+    further ones. The result for a sentence does not depend on the other sentences of the batch.
 
-    Ties are broken by the better hypothesis first, then the likelier token, then the lower token id; only ties across
-    the last place of a top-k are broken as that function happens to.
+    Ties between continuations are broken by the better hypothesis, then by the more probable token, then by the lower
+    token id. An exception are ties at the cutoff of torch.topk, which itself decides which of the tied tokens it keeps.
     """
     if not len(start):
         return []
     device = start.device
     longest = int(max_lengths.max())
-    penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))  # [n] for n tokens and the end mark
+    # penalties[n] is for n tokens and the end mark.
+    penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))
     none = torch.full((len(start), num_best + num_spare), -torch.inf, device=device)
     results = finished = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
     tree = _Tree(device)
@@ -461,7 +489,7 @@ def beam_search(
     num_ended = torch.zeros_like(rows)
     ids = start[:, None]  # (R, 1) now, (R, W) from the first step on
     totals = torch.zeros_like(ids, dtype=torch.float32)  # (R, W) log-probabilities so far; -inf: not alive
-    nodes = torch.zeros_like(ids)  # (R, W) of the tree
+    nodes = torch.zeros_like(ids)  # (R, W) nodes of the tree
     length = 0  # of the hypotheses, in tokens
     while len(rows):
         log_probs, state = step(ids, state)
@@ -481,13 +509,13 @@ def beam_search(
         has_nan[rows] |= totals.isnan().any(1)
         nodes = tree.grow(nodes.gather(1, alive.parents), ids)
 
-        # Sentences that are done. The bound on later scores: log-probabilities only fall, and of all later lengths the
-        # next or the longest has the largest penalty.
+        # Sentences that are done. The bound on later scores relies on two facts: log-probabilities never increase, and
+        # of all later lengths, the next or the maximum one has the largest penalty.
         largest_penalty = torch.maximum(penalties[min(length, longest)], penalties[max_lengths])  # (R,)
         best_possible = totals.amax(1) / largest_penalty
         done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
         totals = totals.masked_fill(done[:, None], -torch.inf)
-        unfinished = (~done).cpu()  # the only wait for the device
+        unfinished = (~done).cpu()  # waits for the device, once per step
         if unfinished.any():
             state = state.branch(alive.parents)
         if unfinished.sum() <= COMPACT_AT * len(rows):
@@ -500,7 +528,7 @@ def beam_search(
 
 
 def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list[Hypothesis]]:
-    """The hypotheses found for each sentence; NOT_A_NUMBER or NOTHING_FOUND for a sentence without any."""
+    """The hypotheses found for each sentence, best first; NOT_A_NUMBER or NOTHING_FOUND alone if there are none."""
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())
     hypotheses = []

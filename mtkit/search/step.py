@@ -1,4 +1,4 @@
-"""Building blocks of a search step: the step function, constraints, length penalties and the coverage penalty.
+"""The parts of a search step: the step function, constraints, length penalties and the coverage penalty.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T target tokens so far, S source length,
 V vocabulary size, N sentences of the whole batch, P length of the longest prefix.
@@ -15,11 +15,13 @@ from mtkit.models.interface import SearchState
 
 AnyState = TypeVar("AnyState", bound=SearchState)
 
-# Maps the last token of each hypothesis (R, W) to the log-probabilities of the next (R, W, V), in float32 or float64,
-# with -inf for forbidden tokens. Also returns the state after the step; the state passed in must not be used again.
+# Maps the last token of each hypothesis (R, W) and the decoding state to the log-probabilities of the next token
+# (R, W, V), in float32 or float64 with -inf for forbidden tokens, and to the state after the step. The state passed in
+# must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-# Finished sentences leave the batch once the share of unfinished ones has fallen to this: moving caches takes time.
+# Finished sentences are removed from the batch when at most this fraction of it is unfinished. Removing them after each
+# step would be slower, since it copies the caches.
 COMPACT_AT = 0.75
 
 
@@ -27,16 +29,16 @@ COMPACT_AT = 0.75
 class Hypothesis:
     """A translation found by a search; a higher score is better.
 
-    If the search found none, the tokens are empty and the score is -inf: see NOTHING_FOUND and NOT_A_NUMBER.
+    A search that finds no translation returns NOTHING_FOUND or NOT_A_NUMBER, which have no tokens and score -inf.
     """
 
     tokens: list[int]  # without start token and end mark
-    log_prob: float  # sum over the tokens and the end mark
-    score: float  # after length and coverage penalties
+    log_prob: float  # summed over the tokens and the end mark
+    score: float  # log_prob after length and coverage penalties
 
     @property
     def found(self) -> bool:
-        """Whether the search reached an end mark."""
+        """Whether the search found a translation."""
         return self.score > float("-inf")
 
 
@@ -44,20 +46,20 @@ NOTHING_FOUND = Hypothesis([], float("-inf"), float("-inf"))  # the constraints 
 NOT_A_NUMBER = Hypothesis([], float("nan"), float("-inf"))  # the model's log-probabilities are NaN
 
 
-# Constraints: tokens that a hypothesis may not continue with, whatever their probability.
+# Constraints forbid tokens by setting their log-probabilities to -inf.
 
 
 @dataclass(frozen=True)
 class TokenHistory(Generic[AnyState]):
-    """A state that also records the tokens of each hypothesis and which sentence each row holds."""
+    """A decoding state together with the tokens of each hypothesis and the sentence of each row."""
 
     state: AnyState
-    tokens: Tensor  # (R, W, 1 + T), from the start token on; (R, 1, 0) before the first step
-    sentences: Tensor  # (R,) indices into the batch as it was at the start
+    tokens: Tensor  # (R, W, 1 + T), the start token first; (R, 1, 0) before the first step
+    sentences: Tensor  # (R,) the sentence of each row, as an index into the original batch
 
     @classmethod
     def empty(cls, state: AnyState, num_sentences: int, device: torch.device) -> Self:
-        """Returns the history before the first step."""
+        """Returns the history before the first step, with one hypothesis for each of num_sentences sentences."""
         tokens = torch.zeros(num_sentences, 1, 0, dtype=torch.int64, device=device)
         return cls(state, tokens, torch.arange(num_sentences, device=device))
 
@@ -72,12 +74,12 @@ class TokenHistory(Generic[AnyState]):
 
 
 # Maps log-probabilities (R, W, V), the tokens so far without the start token (R, W, T), and the sentence of each row
-# (R,), as an index into the batch as it was at the start, to log-probabilities that are -inf for forbidden tokens.
+# (R,), as an index into the original batch, to the log-probabilities (R, W, V) with -inf for forbidden tokens.
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step[TokenHistory[AnyState]]:
-    """Returns a step that applies the constraints to the log-probabilities, in the given order."""
+    """Returns a step function that calls step and applies the constraints to its log-probabilities, in order."""
 
     def constrained_step(ids: Tensor, history: TokenHistory[AnyState]) -> tuple[Tensor, TokenHistory[AnyState]]:
         log_probs, state = step(ids, history.state)
@@ -90,7 +92,7 @@ def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step
 
 
 def never(forbidden: Sequence[int]) -> Constraint:
-    """Forbids these tokens everywhere."""
+    """Returns a constraint that always forbids these tokens."""
 
     def forbid_tokens(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         return log_probs.index_fill(2, torch.tensor(list(forbidden), device=log_probs.device), -torch.inf)
@@ -99,7 +101,10 @@ def never(forbidden: Sequence[int]) -> Constraint:
 
 
 def min_length(minimum: Tensor, end: int) -> Constraint:
-    """Forbids the end mark before a hypothesis has this many tokens; minimum is (N,)."""
+    """Returns a constraint that forbids the end mark until a hypothesis has at least minimum tokens.
+
+    minimum is (N,), one number for each sentence.
+    """
 
     def forbid_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         too_short = tokens.shape[2] < minimum[sentences]  # (R,)
@@ -111,7 +116,7 @@ def min_length(minimum: Tensor, end: int) -> Constraint:
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """Forbids tokens that would repeat an n-gram of this size (Paulus et al., 2018, section 2.5)."""
+    """Returns a constraint that forbids repeating an n-gram of size tokens (Paulus et al., 2018, section 2.5)."""
 
     def forbid_repetition(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         length = tokens.shape[2]
@@ -128,9 +133,9 @@ def no_repeat_ngram(size: int) -> Constraint:
 
 
 def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constraint:
-    """Forces each hypothesis to begin with its sentence's prefix, and applies the other constraints after it.
+    """Returns a constraint that forces each hypothesis to begin with the prefix given for its sentence.
 
-    prefixes is (N, P), padded with -1. The other constraints do not apply to the prefix itself.
+    prefixes is (N, P), padded with -1. The other constraints apply only to the tokens after the prefix.
     """
 
     def force_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
@@ -147,48 +152,48 @@ def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constrain
     return force_prefix
 
 
-# Length penalties: a log-probability is divided by one, so that a hypothesis is not worse merely for being longer.
+# Length penalties: log-probabilities are divided by them, since otherwise long hypotheses would have low scores.
 
-# Penalties are clamped to this range: outside it, fp32 would hold 0 or infinity, and the quotient would be no number.
+# Penalties are clamped to this range: outside it they could become 0 or infinity in fp32, and the quotient NaN.
 SMALLEST_PENALTY, LARGEST_PENALTY = 1e-30, 1e30
 
 
 class LengthPenalty(Protocol):
-    """Divisor of a log-probability, a function of the length (end mark included) and an exponent."""
+    """A function that returns the divisor of a log-probability."""
 
     def __call__(self, length: Tensor, exponent: float) -> Tensor:
-        """Returns the divisor for each length, in the shape of length."""
+        """Returns the divisor for each length, which includes the end mark; the result has the shape of length."""
 
 
 def power(length: Tensor, exponent: float) -> Tensor:
-    """length^p: an exponent of 1 gives the mean log-probability per token, 0 the sum."""
+    """length^exponent: with 1 a score is the mean log-probability per token, with 0 the sum."""
     return (length**exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """((5 + length) / 6)^p (Wu et al., 2016, equation 14)."""
+    """((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
     return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
 LENGTH_PENALTIES: dict[str, LengthPenalty] = {"power": power, "gnmt": gnmt}
 
 
-# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to the whole source.
+# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to every source token.
 
-SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are raised to this, since the logarithm of 0 is -inf
+SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are replaced by this, since the logarithm of 0 is -inf
 
 
 @dataclass(frozen=True)
 class Coverage(Generic[AnyState]):
-    """A state that also sums the attention of each hypothesis to each source token."""
+    """A decoding state together with the summed attention of each hypothesis to each source token."""
 
     state: AnyState
-    sums: Tensor  # (R, W, S)
-    source_mask: Tensor  # (R, S), True where a source token is real
+    sums: Tensor  # (R, W, S) attention summed over the target tokens
+    source_mask: Tensor  # (R, S), False for padding
 
     @classmethod
     def empty(cls, state: AnyState, source_mask: Tensor, dtype: torch.dtype) -> Self:
-        """Returns the coverage before the first step."""
+        """Returns the coverage before the first step, with sums of zero and one hypothesis per sentence."""
         return cls(state, torch.zeros_like(source_mask, dtype=dtype)[:, None], source_mask)
 
     def branch(self, parents: Tensor) -> Self:
@@ -202,10 +207,10 @@ class Coverage(Generic[AnyState]):
 
 
 def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
-    """Returns a step that also sums the attention (R, W, S) of the state after it.
+    """Returns a step function that calls step and also sums attention.
 
-    That attention belongs to the prediction of the next token. So the sums cover all tokens up to and including the
-    next one, which is the end mark where a hypothesis ends.
+    attention returns the attention weights (R, W, S) of the state after a step, which were used to predict the next
+    token. So the sums include the next token, which is the end mark if the hypothesis ends there.
     """
 
     def covering_step(ids: Tensor, coverage: Coverage[AnyState]) -> tuple[Tensor, Coverage[AnyState]]:
@@ -216,6 +221,6 @@ def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> S
 
 
 def coverage_penalty(coverage: Coverage[AnyState], strength: float) -> Tensor:
-    """(R, W), never above 0: strength x the sum over the source of log(min(summed attention, 1))."""
+    """The coverage penalty (R, W), at most 0: strength x sum over source tokens of log(min(summed attention, 1))."""
     logs = coverage.sums.clamp(SMALLEST_ATTENTION, 1.0).log()
     return strength * logs.masked_fill(~coverage.source_mask[:, None], 0.0).sum(2)
