@@ -109,7 +109,7 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
 def _tags_checked(
     items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
 ) -> Iterator[T]:
-    """Yields the items, and warns of sources whose tag is unknown, or missing although the model was trained with one."""
+    """Yields the items, and warns of sources whose tag is unknown, or missing if the model was trained with tags."""
     for number, item in enumerate(items, start=1):
         if fault := translator.tag_fault(source_of(item)):
             warnings.add(fault, number)
