@@ -42,8 +42,8 @@ class ScoredSet:
     score: float
     signature: str
     system: str | None = None  # its name, if two are compared
-    min_words: int | None = None  # fewest words in a source of the bucket; None if the test set is not split
-    max_words: int | None = None  # most words; None also for the last bucket, which has no upper limit
+    min_words: int | None = None  # lower limit of the bucket; None if the test set is not split
+    max_words: int | None = None  # upper limit; None also for the last bucket, which has none
     lines: int | None = None  # number of lines in the bucket
     mean: float | None = None  # over bootstrap resamples of the test set
     interval: float | None = None  # half-width of the 95 % confidence interval
@@ -102,7 +102,7 @@ class TestData:
 def score_models(
     model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
 ) -> list[ScoredSet]:
-    """Translate the test data with a model and score it, or compare the model with a second one, against.
+    """Translate the test data with a model and score it, or compare the model with the second model `against`.
 
     The languages are those of the first model. overrides, as in load(), change the settings of both. Raises MtkitError
     if a model, the test data or a setting is wrong or missing, if possible before anything is translated.
@@ -123,7 +123,7 @@ def score_models(
 
 
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:
-    """Score the translations in the file hypothesis, or compare them with those in a second file, against.
+    """Score the translations in the file hypothesis, or compare them with those in the file `against`.
 
     Raises MtkitError if a file or an option of the scoring is wrong or missing.
     """
@@ -294,7 +294,7 @@ def score_set(
     sources: Sequence[str] | None = None,
     against: System | None = None,
 ) -> list[ScoredSet]:
-    """Score one system on a test set called name, or compare it with another, against.
+    """Score one system on a test set called name, or compare it with the second system `against`.
 
     sources are needed if scoring.by_length. Warns of text that looks tokenised, and of text without spaces between
     words that BLEU's tokenizer cannot segment.

@@ -55,7 +55,7 @@ STYLE: dict[Any, Any] = {
 
 
 def check_output(path: Path) -> None:
-    """Raises MtkitError if path is unsuitable for a plot or matplotlib is not installed; called before any work."""
+    """Raises MtkitError if path has a wrong suffix or no folder, or matplotlib is missing; called before any work."""
     if path.suffix.lower() not in FORMATS:
         raise MtkitError(f"--output: found {path}, wants a file that ends in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -257,7 +257,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Dimensions whose curves look different: for each of CROSSINGS, the one that crosses zero most nearly as often."""
+    """Indices of dimensions to draw: for each of CROSSINGS, the one whose number of zero crossings is nearest to it."""
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
 
@@ -320,7 +320,7 @@ def paper_schedule(text: str) -> Schedule:
 
 
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
-    """At most about MOST_POINTS steps from 1 to num_steps, with the end of warm-up, and the learning rate at each."""
+    """About MOST_POINTS steps, at most, from 1 to num_steps, with the end of warm-up; and the learning rate at each."""
     stride = -(-num_steps // MOST_POINTS)
     steps = sorted(
         {
@@ -396,9 +396,9 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """The steps, or minutes if by is "minutes", of the events of a kind that have the key; and the values of the key.
+    """Two lists for a curve: the step of each event of this kind that has the key, and the value of the key.
 
-    Raises DataError if the log has no minutes.
+    If by is "minutes", minutes of training replace the steps. Raises DataError if the log has no minutes.
     """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]

@@ -1,4 +1,4 @@
-"""Canaries: sentences stored with a model's translations, to check that it translates them alike on another machine."""
+"""Canaries: sentences stored with a model's translations, to check that it gives the same ones on another machine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class CanaryResult:
     target_tokens: list[int]  # the new translation, without the end mark
     text: str  # the canary's target tokens, as this tokenizer decodes them
     log_prob: float  # of the canary's target tokens, not the new ones, under this model
-    gap: float  # log-probability of the first new token that differs, minus that of the canary's; 0 if none differs
+    gap: float  # log-probability of the new token minus the canary's, at the first that differs; 0 if none does
 
     @property
     def same_text(self) -> bool:
@@ -50,7 +50,7 @@ class CanaryResult:
 
     @property
     def is_tie(self) -> bool:
-        """Whether the tokens differ, but the first different one is as likely as the canary's, to within TIE."""
+        """Whether the tokens differ, but the two at the first difference are equally likely, to within TIE."""
         return not self.same_tokens and abs(self.gap) < TIE
 
     @property
@@ -104,9 +104,9 @@ def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> li
 
 
 def _gap(expected: list[int], old: list[float], found: list[int], new: list[float]) -> float:
-    """Log-probability of the first token of found that differs, minus that of expected there; 0 if none differs.
+    """Log-probability of found minus that of expected at the first token that differs; 0 if none does.
 
-    old has the log-probabilities of the tokens of expected and of its end mark, new those of found.
+    old has the log-probabilities of all tokens of expected and of its end mark; new has those of found.
     """
     for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
@@ -147,7 +147,7 @@ def check(model: Path, device: str | None = None) -> Report:
     """Compare every file of a model with its checksum; if all match, translate the canaries again.
 
     The canaries are translated on device, by default the one in the model's settings. Weights that are not finite are
-    a fault, too. Returns what was found. Raises MtkitError if the model cannot be read.
+    a fault, too. Returns a report of what was found. Raises MtkitError if the model cannot be read or loaded.
     """
     storage = find_model(model)
     tell(storage)

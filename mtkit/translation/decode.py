@@ -50,7 +50,7 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
-    Returns a list of hypotheses for each sentence: best first, or samples in the order drawn. No list is empty.
+    Returns a list of hypotheses for each sentence, at least one: best first, or samples in the order drawn.
     Sampling returns num_best hypotheses. Beam search returns at most num_best or, if num_best is above 1, at most
     2 x num_best, since different tokens may spell the same text.
 
@@ -128,7 +128,7 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """Returns each hypothesis in a list of its own, its score divided by the length penalty (end mark included)."""
+    """Returns each hypothesis in a list of its own; its score is the log-probability divided by the length penalty."""
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
         [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]

@@ -92,7 +92,7 @@ def bleu(
 
 @contextmanager
 def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
-    """Downloads the SentencePiece model of a tokenizer that needs one, unless it is there, before the block loads it.
+    """Before the block, downloads the tokenizer's SentencePiece model if it needs one and the model is missing.
 
     Raises MtkitError, whose message ends with or_else, if the download fails or the block cannot read the model.
     """
@@ -167,7 +167,7 @@ def _ter(_: str, __: bool, ___: str | None) -> Metric:
     return TER()  # lowercases by default
 
 
-# Functions that make a metric from the target language, whether to lowercase, and the name of BLEU's tokenizer or None.
+# The arguments are the target language, whether to lowercase, and the name of BLEU's tokenizer or None.
 METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
     "bleu": _bleu,
     "chrf": _chrf,
@@ -302,11 +302,10 @@ def paired_scores(
     lowercase: bool = False,
     tokenizer: str | None = None,
 ) -> list[tuple[Score, Score]]:
-    """For each metric, the score of the baseline and that of the hypotheses; the latter has the p-value.
+    """For each metric, the score of the baseline, and that of the hypotheses with the p-value of their difference.
 
-    The test is of the difference between the two. With paired bootstrap resampling (Koehn, 2004) both scores also have
-    means and intervals; paired approximate randomization (Riezler & Maxwell, 2005) makes fewer type I errors. Raises
-    the errors of corpus_scores().
+    With paired bootstrap resampling (Koehn, 2004) both scores also have means and intervals; paired approximate
+    randomization (Riezler & Maxwell, 2005) makes fewer type I errors. Raises the errors of corpus_scores().
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
@@ -408,7 +407,7 @@ def swapped_differences(
 def randomization_p_value(differences: NDArray[np.float64], difference: float) -> float:
     """The p-value of paired approximate randomization (Riezler & Maxwell, 2005).
 
-    differences (B,) are the absolute score differences of the trials, difference is that of the systems themselves. The
+    differences (B,) are the absolute score differences of the trials; difference is that of the two systems. The
     p-value is the fraction of trials whose difference is at least as large, with add-one smoothing.
     """
     return _share(differences, difference)
@@ -418,9 +417,9 @@ def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
     """Lower bound for the p-value: min(1, 2^(1-M)), where M is the number of lines whose statistics differ.
 
     If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
-    2^M possible outcomes, at least two have a score difference as large as the observed one: the observed outcome
-    and its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ: a
-    difference in a single line would be significant. For M of 15 or more, the tests never give a p-value below it.
+    2^M possible outcomes, at least two have a score difference as large as the observed one: the observed outcome and
+    its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ: without it, a
+    difference in a single line would be significant. If M is 15 or more, no p-value of the tests is below the bound.
     """
     num_different = int((baseline != system).any(1).sum())
     return min(1.0, 2.0 ** (1 - num_different))
@@ -514,7 +513,7 @@ class Unspaced:
     language: str | None  # code of the language of this script; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """Advice for the user: to name the language, if that helps, or to do what `otherwise` says."""
+        """Advice for the user: to name the language, if that helps, or to do what the text `otherwise` says."""
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (

@@ -34,7 +34,7 @@ def translate(
     """Translate each line of source and write the translation to out as UTF-8.
 
     An output line is the translation, or `score TAB text` with with_scores. If num_best is greater than 1, each input
-    line gives up to num_best output lines, `number TAB score TAB text`, with the number of the input line, from 1.
+    line gives up to num_best output lines, `number TAB score TAB text`, where number is that of the input line, from 1.
 
     tag is put before each line. prefixes has a text for each line that its translation must begin with; a path is a
     file of such texts.
@@ -145,7 +145,7 @@ class ParallelFiles:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source line and its translation. Raises DataError if one file has more lines."""
+        """Yields pairs of a source line and its translation. Raises DataError if the numbers of lines differ."""
         return read_pairs(self.source, self.target, lines_of)
 
 
@@ -242,7 +242,7 @@ def score(
         translator.require_tag(tag)
     warnings = Warnings()
     num_lines = None
-    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # can be read only once
+    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # can be read twice
         num_lines = sum(1 for _ in texts.pairs(read_lines))  # reports errors in the files before the work starts
     with InputStreams(out.flush, line_buffered) as streams:
         pairs = texts.pairs(lambda path: iter(streams.read(read_lines(path), path_may_pause(path), len)))
@@ -318,7 +318,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
-    """If the block fails, removes the file part if it is empty, else adds to a StoppedError that it was kept."""
+    """If the block raises, removes the file if it is empty; otherwise keeps it, and a StoppedError says where."""
     try:
         with undone_when_ended():
             yield
@@ -333,7 +333,7 @@ def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
 
 
 def _is_empty(part: Path) -> bool:
-    """Whether a file contains no text once decompressed; compressed, even empty text has more than 0 bytes."""
+    """Whether a file contains no text; a compressed file without text has more than 0 bytes."""
     try:
         with reading(part) as stream:
             return not stream.read(1)

@@ -39,11 +39,12 @@ from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
-# Lines are gathered into windows, which are sorted by length. A window ends when it reaches either number.
+# Lines are gathered into windows, which are sorted by length. A window is full if it has this many lines or characters.
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
 
-STEP_ELEMENTS = 2048  # maximum of the log-probabilities in a step (sentences x beam x vocabulary) per batch_tokens
+# Maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of batch_tokens.
+STEP_ELEMENTS = 2048
 LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a prefix
 
 # Notes on a line, which follow "line N" in a message.
@@ -97,11 +98,11 @@ class _Part:
     separator: str  # put between this part's translation and the next
     prefix: list[int]  # target tokens that the translation must begin with
     words: list[str] | None = None  # source word of each token, blank for tags; None unless decoding.unknown is copy
-    prefix_texts: list[str] | None = None  # texts that replace <unk> in the prefix, one for each of its tokens
+    prefix_texts: list[str] | None = None  # text of each prefix token, which replaces <unk>
 
 
 class Translator:
-    """Translates and scores lines with a model, or an ensemble of models; load() returns one.
+    """Translates and scores lines with a model, or with an ensemble of models. It is made by load().
 
     Example:
         translator = mtkit.load("runs/de-en", ["decoding.beam_size=4"])
@@ -170,7 +171,7 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Yield the TranslatedLine, with up to num_best translations, of each line, in order.
+        """Yield, for each line in order, a TranslatedLine with up to num_best translations.
 
         lines may be any iterable of str; memory use does not grow with its length. There may be fewer translations than
         num_best: minimum Bayes risk decoding returns at most decoding.mbr_samples, and beam search may find fewer,
@@ -185,7 +186,7 @@ class Translator:
 
         done, if given, is called after each batch with the number of lines that the batch completed.
 
-        Raises the same errors as translate(); those about a line or prefix come when it is reached.
+        Raises the same errors as translate(); those about a line or prefix are raised when it is reached.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -222,10 +223,11 @@ class Translator:
         tag: str | None = None,
         at_once: bool | Callable[[], bool] = False,
     ) -> Iterator[ScoredTranslation]:
-        """Yield the log-probabilities of given translations, in order; pairs are of a source and its translation.
+        """Yield the log-probabilities of given translations, in order.
 
-        pairs may be any iterable; memory use does not grow with its length. at_once is as in translate_lines(), tag as
-        in score(). Raises the same errors as score(). Issues no warnings; see tag_fault().
+        pairs may be any iterable of (source, translation); memory use does not grow with its length.
+        at_once is as in translate_lines(), tag as in score(). Raises the same errors as score(). Issues no warnings;
+        see tag_fault().
         """
         require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
         pairs = checked_pairs(pairs)
@@ -259,7 +261,7 @@ class Translator:
 
     @property
     def max_source_length(self) -> int:
-        """Longest source, in tokens, that is not split: data.max_length or, if it is lower, the model's own limit."""
+        """Maximum length of an unsplit source, in tokens: data.max_length, or the model's limit if that is lower."""
         limit = self.model.limits.source
         most = self.config.data.max_length
         return most if limit is None else min(most, limit - 1)
@@ -267,7 +269,7 @@ class Translator:
     def search(
         self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
     ) -> list[list[Hypothesis]]:
-        """Return decode() of one batch of sentences, given as source tokens, with this translator's settings."""
+        """Return the hypotheses that decode() finds, with this translator's settings, for one batch of sentences."""
         return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
@@ -430,9 +432,9 @@ class Translator:
         return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
-        """The translations of a part to return, best first.
+        """Returns the translations of a part, best first, without duplicate texts; only sampling keeps duplicates.
 
-        With beam search and minimum Bayes risk decoding, these are distinct texts; with sampling, all samples.
+        Minimum Bayes risk decoding ranks them by utility, which becomes their score.
         """
         if not self.config.decoding.draws:
             return _different(translations)
@@ -529,7 +531,7 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """Joins the translations of a line's parts: its n-th translation consists of the n-th of each part.
+    """Joins the translations of a line's parts: the line's n-th translation consists of the n-th of each part.
 
     If a part has fewer translations, its last one is used.
     """
@@ -546,9 +548,9 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Yields pairs of line n of lines and of others.
+    """Yields pairs of the n-th item of lines and the n-th of others.
 
-    Raises DataError if one has fewer lines; names are the words for both in its message.
+    Raises DataError if their numbers differ; names are the words for lines and others in its message.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
@@ -562,7 +564,7 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
     """Yields windows: lists of the pairs of lines that are translated or scored together.
 
-    A window ends when it is full, after each pair if at_once is True, and when at_once, as a function, returns True.
+    A window ends when it is full, or after a pair for which at_once is True or, if it is a function, returns True.
     """
     window: list[tuple[str, str]] = []
     size = 0
