@@ -1,4 +1,4 @@
-"""Translates test sets and scores translations, those of one system or of two that are compared."""
+"""Translation of test sets, and scores of the translations of one system or of two systems that are compared."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,52 +29,52 @@ from mtkit.translation.scores import (
 )
 from mtkit.translation.translator import Translator, load
 
-# The level of significance of the sacrebleu command, whose mark for it the table has, too.
+# The significance level of the sacrebleu command; like the command, table() marks p-values up to this with `*`.
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """One score on one test set, or on the part of it with sources of some length."""
+    """A score on a test set, or on a length bucket: the part of it whose sources have a certain number of words."""
 
     test_set: str
     metric: str
     score: float
     signature: str
     system: str | None = None  # its name, if two are compared
-    min_words: int | None = None  # of the sources in a length bucket; None if the test set is not split
-    max_words: int | None = None  # None also for the last bucket
-    lines: int | None = None  # in the bucket
-    mean: float | None = None  # over bootstrap resamples; 95 % of them lie within mean ± interval
-    interval: float | None = None
-    p_value: float | None = None  # of the difference from the other system
+    min_words: int | None = None  # lower limit of the bucket; None if the test set is not split
+    max_words: int | None = None  # upper limit; None also for the last bucket, which has none
+    lines: int | None = None  # number of lines in the bucket
+    mean: float | None = None  # over bootstrap resamples of the test set
+    interval: float | None = None  # half-width of the 95 % confidence interval
+    p_value: float | None = None  # of the difference from the other system's score
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that are not None, for `mtkit evaluate --json`."""
+        """The fields that are not None, as a dict, for `mtkit evaluate --json`."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def words(self) -> str:
-        """The lengths in the bucket, such as 1-10 words; empty if there is none."""
+        """The range of source lengths in the bucket, such as "1-10 words"; empty if the test set is not split."""
         return "" if self.min_words is None else _words(self.min_words, self.max_words)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How translations are scored."""
+    """Settings for the scoring of translations."""
 
-    languages: LanguagesConfig  # target: chooses BLEU's tokenizer; source: chooses the one that counts words
+    languages: LanguagesConfig  # target determines BLEU's tokenizer, source the one that counts words
     lowercase: bool = False
-    confidence: bool = False  # adds bootstrap intervals; for a system that is not compared
-    test: SignificanceTest = "bootstrap"  # for systems that are compared
-    by_length: bool = False  # splits the test set into buckets by words of the source
-    edges: tuple[int, ...] = ()  # largest number of words in each bucket but the last; none: thirds of the test set
-    metrics: tuple[str, ...] = ()  # none: BLEU, chrF and, unless by length, TER
+    confidence: bool = False  # adds bootstrap means and intervals if only one system is scored
+    test: SignificanceTest = "bootstrap"  # used if two systems are compared
+    by_length: bool = False  # splits the test set into buckets by the number of words in the source
+    edges: tuple[int, ...] = ()  # most words in each bucket but the last; empty: three about equal buckets
+    metrics: tuple[str, ...] = ()  # keys of METRICS; empty: bleu, chrf and, unless by_length, ter
     tokenizer: str | None = None  # sacreBLEU's name of BLEU's tokenizer; None: the one for the target language
 
     @property
     def chosen_metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, as in METRICS."""
+        """The metrics to compute, as keys of METRICS."""
         return self.metrics or (("bleu", "chrf") if self.by_length else ("bleu", "chrf", "ter"))
 
 
@@ -88,11 +88,11 @@ class System:
 
 @dataclass(frozen=True)
 class TestData:
-    """What is scored: a source and references, or test sets of sacreBLEU; if neither, those of the settings."""
+    """The test data: a source file and references, or sacreBLEU's test sets; if neither, those in the settings."""
 
     source: Path | None = None
     references: tuple[Path, ...] = ()
-    names: tuple[str, ...] = ()  # of sacreBLEU's test sets
+    names: tuple[str, ...] = ()  # names of sacreBLEU's test sets
     tag: str | None = None  # put before each source line
 
 
@@ -102,9 +102,10 @@ class TestData:
 def score_models(
     model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
 ) -> list[ScoredSet]:
-    """Score a model, or compare it with another one; the languages are those of the first model.
+    """Translate the test data with a model and score it, or compare the model with the second model `against`.
 
-    overrides are settings for both. Raises MtkitError if anything does not fit, where possible before translating.
+    The languages are those of the first model. overrides, as in load(), change the settings of both. Raises MtkitError
+    if a model, the test data or a setting is wrong or missing, if possible before anything is translated.
     """
     _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
@@ -122,9 +123,9 @@ def score_models(
 
 
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:
-    """Score the translations in a file, or compare them with those in another.
+    """Score the translations in the file hypothesis, or compare them with those in the file `against`.
 
-    Raises MtkitError if anything does not fit.
+    Raises MtkitError if a file or an option of the scoring is wrong or missing.
     """
     _require_seed(scoring, against)
     _require_tokenizers(scoring)
@@ -141,13 +142,13 @@ def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring:
 
 
 def _require_seed(scoring: Scoring, against: Path | None) -> None:
-    """Raises MtkitError for a wrong seed of the resampling before anything is translated."""
+    """Raises MtkitError if scoring needs a seed and SACREBLEU_SEED is wrong; called before anything is translated."""
     if scoring.confidence or against is not None:
         resampling_seed()
 
 
 def _require_tokenizers(scoring: Scoring) -> None:
-    """Raises MtkitError if a tokenizer of BLEU is not available before anything is translated."""
+    """Raises MtkitError if a BLEU tokenizer that is needed is not available; called before anything is translated."""
     if "bleu" in scoring.chosen_metrics:
         bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
     if scoring.by_length:
@@ -158,7 +159,11 @@ def _require_tokenizers(scoring: Scoring) -> None:
 
 
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
-    """Translate a test set, score it and write the translations to save_to, if given."""
+    """Translate the test set called name, write the translations to save_to, if given, and return their scores.
+
+    Raises MtkitError if the model does not know the tag of the test set; DataError if the files are unreadable or
+    their numbers of lines differ.
+    """
     _require_tag(translator, name, test_set.tag)
     sources, references = read_test_set(test_set)
     system = System(name, translate_set(translator, name, sources, test_set.tag))
@@ -171,8 +176,11 @@ def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Pat
 def evaluate_models(
     systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
 ) -> list[ScoredSet]:
-    """Translate and score test sets with one model, or with two, of which the first is compared with the second."""
-    # All test sets are checked and read before the first is translated.
+    """Translate and score test sets with one model, or with two, of which the first is compared with the second.
+
+    systems are the models' names and translators; sets are test sets by name. Raises the errors of evaluate(), before
+    anything is translated.
+    """
     for name, test_set in sets.items():
         for system, translator in systems:
             _require_tag(translator, f"{system}, {name}", _tag(translator, name, test_set))
@@ -189,13 +197,13 @@ def evaluate_models(
 
 
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
-    """The tag of a test set; a model that is compared may have another one for it in its settings."""
+    """The tag for a test set: that in the model's own settings if they name this test set, else that of test_set."""
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
 
 
 def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
-    """Raises MtkitError, which begins with where, if the model does not know the tag."""
+    """Raises MtkitError, whose message begins with where, if the model does not know the tag."""
     if tag is not None:
         try:
             translator.require_tag(tag)
@@ -204,7 +212,10 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
-    """Translate a test set, with the tag before each source that is not blank; warn of problems."""
+    """Return the translations of sources, with the tag put before each that is not blank; warn of problems.
+
+    name is that of the test set, for messages.
+    """
     tagged_sources = [tagged(line, tag) for line in sources]
     _warn_of_tags(translator, name, tagged_sources)
     with Meter("translating", f"lines of {name}", len(tagged_sources), announced=True) as meter:
@@ -217,7 +228,7 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
 
 
 def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> None:
-    """Warns of lines without a tag, or with an unknown one: the first of each kind, and the number of others."""
+    """Warns of lines whose tag is missing or unknown: names the first line of each kind and counts the others."""
     faults: dict[str, list[int]] = {}
     for number, line in enumerate(lines, start=1):
         if fault := translator.tag_fault(line):
@@ -228,7 +239,10 @@ def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> No
 
 
 def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
-    """Return the source and the references. Raises DataError if a file is unreadable or the numbers of lines differ."""
+    """Return the lines of the source and of each reference.
+
+    Raises DataError if a file is unreadable or the numbers of lines differ.
+    """
     sources = list(read_lines(test_set.source))
     references = _read_references(test_set.target)
     _check_counts(named(test_set.source), len(sources), test_set.target, references)
@@ -258,7 +272,10 @@ def evaluate_texts(
     scoring: Scoring,
     source_path: Path | None = None,
 ) -> list[ScoredSet]:
-    """Score translations that exist already, those of one system or of two that are compared."""
+    """Score existing translations of a test set called name: those of one system, or of two that are compared.
+
+    source_path is needed if scoring.by_length. Raises DataError if a file is unreadable or the numbers of lines differ.
+    """
     references = _read_references(reference_paths)
     for system in systems:
         _check_counts(system.name, len(system.lines), reference_paths, references)
@@ -277,9 +294,10 @@ def score_set(
     sources: Sequence[str] | None = None,
     against: System | None = None,
 ) -> list[ScoredSet]:
-    """Score one system, or compare it with another; to score by length, the sources are needed.
+    """Score one system on a test set called name, or compare it with the second system `against`.
 
-    Warns of text that looks tokenised, and of text without spaces between words that BLEU's tokenizer cannot segment.
+    sources are needed if scoring.by_length. Warns of text that looks tokenised, and of text without spaces between
+    words that BLEU's tokenizer cannot segment.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]
@@ -365,7 +383,7 @@ def _row(test_set: str, system: str | None, score: Score, details: Mapping[str, 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The lines whose sources have from least to most words."""
+    """A length bucket: the lines whose sources have at least `least` and at most `most` words."""
 
     least: int
     most: int | None  # None: no upper limit
@@ -373,10 +391,10 @@ class Bucket:
 
 
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
-    """Sort lines into buckets by their numbers of words; the edges are the largest number in each bucket but the last.
+    """Divide lines into length buckets; counts has the number of words in each line.
 
-    Without edges there are three buckets of about equal size. Lines of equal length are always in the same bucket, so
-    that there may be fewer if most lengths are equal.
+    edges are the largest numbers of words in each bucket but the last. Without edges there are three buckets of about
+    equal size, or fewer if most lines are equally long, since lines of the same length share a bucket.
     """
     if not edges:
         ordered = sorted(counts)
@@ -397,7 +415,7 @@ def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
 
 
 def table(scores: Sequence[ScoredSet]) -> str:
-    """The scores as text in aligned columns, one score a line."""
+    """The scores as text in aligned columns, one score per line."""
     rows = [
         (
             score.test_set,
@@ -418,7 +436,7 @@ def table(scores: Sequence[ScoredSet]) -> str:
 
 
 def legend(scores: Sequence[ScoredSet]) -> str:
-    """A line that explains the symbols in the table of these scores; empty if it has none."""
+    """A line that explains the symbols in table(scores); empty if the table has no symbols."""
     marks = []
     if any(score.mean is not None for score in scores):
         marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval with 95 % of them")

@@ -1,4 +1,4 @@
-"""Plots of attention, position encodings, learning rates and training curves; the home of matplotlib."""
+"""Plots of attention, position encodings, learning rates and training curves. Only this module uses matplotlib."""
 
 import json
 import warnings
@@ -35,7 +35,7 @@ FORMATS = (".png", ".svg")
 
 # Eight colours that people with any kind of colour blindness can tell apart (Okabe & Ito, 2008), the palest last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-LINES = ("-", "--", ":", "-.")  # so that curves can be told apart in grey, or where they overlap
+LINES = ("-", "--", ":", "-.")  # distinguish curves in greyscale, or where they overlap
 
 MAIN_FONT = "DejaVu Sans"  # part of matplotlib
 
@@ -48,14 +48,14 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "svg.fonttype": "none",  # text is kept as text: it can be searched, and the viewer's fonts show every script
-    "svg.hashsalt": "mtkit",  # equal plots are equal files
-    "text.parse_math": False,  # a dollar sign is no formula
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the viewer's fonts show every script
+    "svg.hashsalt": "mtkit",  # makes the files of equal plots identical
+    "text.parse_math": False,  # a dollar sign does not begin a formula
 }
 
 
 def check_output(path: Path) -> None:
-    """Raises MtkitError if no plot can be written to path; called before any work."""
+    """Raises MtkitError if path has a wrong suffix or no folder, or matplotlib is missing; called before any work."""
     if path.suffix.lower() not in FORMATS:
         raise MtkitError(f"--output: found {path}, wants a file that ends in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -64,7 +64,7 @@ def check_output(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, its size in inches, whose parts do not overlap."""
+    """Returns an empty figure of this size, in inches, with a layout that keeps its parts from overlapping."""
     _matplotlib()
     from matplotlib.figure import Figure
 
@@ -72,20 +72,20 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def style(texts: Iterable[str] = ()) -> Any:
-    """A context manager that sets the style, for drawing and saving; its fonts can show the texts."""
+    """Returns a context manager that sets the style for drawing and saving, with fonts that can show the texts."""
     import matplotlib as mpl
 
     return mpl.rc_context({**STYLE, "font.family": [MAIN_FONT, *fonts_for(set().union(*texts))]})
 
 
 def curve_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of a curve, by its number from 0."""
+    """The colour and dashes of a curve, as keyword arguments of matplotlib; number counts the curves from 0."""
     round_, place = divmod(number, len(COLOURS))  # when colours repeat, the dashes differ
     return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
 
 
 def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence[str]) -> "Legend":
-    """Add a legend below all parts of a figure, in up to four columns, as many as fit its width."""
+    """Add a legend below all parts of a figure, and return it; it has as many columns as fit, up to four."""
     for columns in range(min(len(labels), 4), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -95,7 +95,7 @@ def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG or SVG, by the suffix of path."""
+    """Write a figure to path, as PNG or SVG depending on the suffix."""
     kind = path.suffix.lower().removeprefix(".")
     stream = BytesIO()
     with warnings.catch_warnings():
@@ -107,7 +107,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Installed font families with the characters that the main font lacks; warns of characters that no font has."""
+    """Names of installed fonts with the characters that MAIN_FONT lacks; warns of characters that no font has."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     def lacking(path: str, wanted: set[str]) -> set[str]:
@@ -119,7 +119,7 @@ def fonts_for(characters: set[str]) -> list[str]:
     for entry in fontManager.ttflist:
         if not missing:
             break
-        # Last Resort fonts show a box for every character, just as missing characters are shown.
+        # Last Resort fonts show a box for every character, and so do not help.
         if "Last Resort" in entry.name or entry.style != "normal":
             continue
         left = lacking(entry.fname, missing)
@@ -136,7 +136,7 @@ def fonts_for(characters: set[str]) -> list[str]:
 
 
 def _matplotlib() -> None:
-    """Raises MtkitError if matplotlib is not installed, and silences its log."""
+    """Silences the log of matplotlib. Raises MtkitError if it is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -144,23 +144,24 @@ def _matplotlib() -> None:
     mpl.set_loglevel("ERROR")
 
 
-# Attention of the target to the source. H heads, Q target pieces, S source pieces.
+# Attention of the target to the source. Shapes: H heads, Q target pieces, S source pieces.
 
 END_LABEL = "</s>"
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention weights of a sentence pair; row q has those with which the model predicts target piece q."""
+    """Attention weights of a sentence pair; row q has the weights over the source in predicting target piece q."""
 
-    source: list[str]
-    target: list[str]
+    source: list[str]  # pieces; the last is the end mark
+    target: list[str]  # pieces; the last is the end mark
     weights: list[NDArray[np.float32]]  # (H, Q, S) for each layer; rows sum to 1
 
     def of(self, layer: int | None, head: int | None, mean: bool) -> list[tuple[str, NDArray[np.float32]]]:
-        """Titles and weights (Q, S) of one layer or all, and of one head, all, or their mean; both count from 1.
+        """Returns a title and weights (Q, S) for each head of one layer, or of all layers if layer is None.
 
-        Raises MtkitError if there is no such layer or head.
+        If head is a number, only that head of each layer is returned; if mean is True, only the mean over all heads.
+        Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or head.
         """
         chosen = []
         for number in _indices("--layer", layer, len(self.weights)):
@@ -174,7 +175,10 @@ class Attention:
 
 
 def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
-    """The index of a layer or head with this number, or of all; name is the option of the number."""
+    """The index of the layer or head with this number, or all count indices if number is None.
+
+    Raises MtkitError if number exceeds count; name is the option that the message names.
+    """
     if number is None:
         return range(count)
     if number > count:
@@ -184,7 +188,7 @@ def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
 
 @torch.inference_mode()
 def attention_of(translator: Translator, source: str, target: str | None = None) -> Attention:
-    """Compute the attention for a sentence and a translation of it, by default the model's own.
+    """Return the attention weights for a sentence and a translation of it, by default the model's own.
 
     Raises MtkitError if either is too long for the model, or the model has no attention.
     """
@@ -210,9 +214,12 @@ def attention_of(translator: Translator, source: str, target: str | None = None)
 def plot_attention(
     attention: Attention, pictures: Sequence[tuple[str, NDArray[np.float32]]], columns: int, output: Path
 ) -> None:
-    """Draw heat maps, given with their titles, in a grid of so many columns, which they must fill."""
+    """Write a plot of heat maps to output; pictures has a title and weights (Q, S) for each, from Attention.of().
+
+    The maps are drawn in a grid of this many columns; they must fill all of its rows.
+    """
     rows = -(-len(pictures) // columns)
-    # Inches for each piece: enough to read its label in a single map, less in a grid.
+    # Inches per piece: enough to read the labels if there is a single map, less in a grid.
     piece = 0.3 if len(pictures) == 1 else 0.16
     width, height = (max(1.5, piece * len(side)) for side in (attention.source, attention.target))
     with style([*attention.source, *attention.target]):
@@ -229,14 +236,17 @@ def plot_attention(
         save(figure, output)
 
 
-# Position encodings. P positions, D model width.
+# Position encodings. Shapes: P positions, D model width.
 
-# How often the waves that are drawn as curves cross zero, from the fastest to the slowest.
+# A dimension is drawn as a curve for each of these numbers of zero crossings, from the fastest wave to the slowest.
 CROSSINGS = (16, 8, 4, 2)
 
 
 def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
-    """The sinusoidal encodings (P, D) of a Transformer. Raises MtkitError for models that have others or none."""
+    """The sinusoidal encodings (P, D) of the first num_positions positions of a Transformer.
+
+    Raises MtkitError if the model has other position encodings, or none.
+    """
     model = config.model
     if not isinstance(model, TransformerConfig):
         raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
@@ -247,13 +257,13 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Dimensions whose waves look different: for each of CROSSINGS, the one with the nearest number of crossings."""
+    """Indices of dimensions to draw: for each of CROSSINGS, the one whose number of zero crossings is nearest to it."""
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
 
 
 def plot_positions(table: NDArray[np.float32], output: Path) -> None:
-    """Draw the encodings as a heat map, and a few dimensions as curves."""
+    """Write a plot of the encodings (P, D) to output: a heat map, and a few dimensions as curves."""
     with style():
         figure = new_figure(9, 7)
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -273,12 +283,12 @@ def plot_positions(table: NDArray[np.float32], output: Path) -> None:
 
 # Learning rates.
 
-MOST_POINTS = 2000  # of a curve; more cannot be seen
+MOST_POINTS = 2000  # points of a curve; more could not be seen
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule, and its name in the legend."""
+    """A learning-rate schedule, given by the settings of training and the model width, with its label in the legend."""
 
     label: str
     training: TrainingConfig
@@ -286,9 +296,9 @@ class Schedule:
 
 
 def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
-    """The schedule of a run; its auto settings are those of a run of num_steps updates.
+    """The schedule in the settings of a run; num_steps replaces training.max_steps if that is auto.
 
-    Raises MtkitError if training.max_steps is auto and num_steps is None.
+    Other auto settings become shares of max_steps. Raises MtkitError if max_steps is auto and num_steps is None.
     """
     training = config.training
     if training.max_steps == "auto":
@@ -299,7 +309,10 @@ def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
 
 
 def paper_schedule(text: str) -> Schedule:
-    """The noam schedule (Vaswani et al. 2017, equation 3) from d_model and warmup_steps such as "512:4000"."""
+    """The noam schedule (Vaswani et al. 2017, equation 3) with the d_model and warmup_steps in a text like "512:4000".
+
+    Raises MtkitError if the text has another form.
+    """
     d_model, colon, warmup = text.partition(":")
     if not colon or not whole_number(d_model) or not whole_number(warmup):
         raise MtkitError(f"--setting: found {text}, wants d_model:warmup_steps such as 512:4000")
@@ -307,7 +320,7 @@ def paper_schedule(text: str) -> Schedule:
 
 
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
-    """Steps from 1 to num_steps, including the end of warm-up, and the learning rate at each."""
+    """About MOST_POINTS steps, at most, from 1 to num_steps, with the end of warm-up; and the learning rate at each."""
     stride = -(-num_steps // MOST_POINTS)
     steps = sorted(
         {
@@ -321,7 +334,7 @@ def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list
 
 
 def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) -> None:
-    """Draw the learning rates of all schedules in one plot."""
+    """Write a plot of the learning rates of all schedules to output."""
     with style():
         figure = new_figure(7, 4)
         axes = figure.subplots()
@@ -338,7 +351,7 @@ def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) 
 
 # Training curves, from log.jsonl.
 
-# Panels: the event and key in the log, and the title. Both losses are without label smoothing, and so comparable.
+# Panels: the event and key in the log, and the title. Both losses exclude label smoothing and are comparable.
 PANELS = (
     ("train", "nll", "training loss (nats a token)"),
     ("train", "lr", "learning rate"),
@@ -356,9 +369,10 @@ class History:
 
 
 def read_history(run: Path) -> History:
-    """Read the log of a run directory, without an unfinished last line.
+    """Read the training and validation events in log.jsonl of a run directory; an incomplete last line is ignored.
 
-    Raises DataError if there is no log, or it is damaged or empty.
+    Raises DataError if there is no log, or it is damaged or has no such events; CheckpointError if run is a run
+    directory whose training has not written a log yet.
     """
     path = run / "log.jsonl"
     try:
@@ -382,14 +396,20 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """The values of a key in the events of a kind, and the step or minute of each."""
+    """Two lists for a curve: the step of each event of this kind that has the key, and the value of the key.
+
+    If by is "minutes", minutes of training replace the steps. Raises DataError if the log has no minutes.
+    """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]
     return (_minutes(history, steps) if by == "minutes" else steps), figures
 
 
 def _minutes(history: History, steps: Iterable[int]) -> list[float]:
-    """Minutes of training at the steps, interpolated between the lines of the log."""
+    """Minutes of training until each of the steps, interpolated between the training events in the log.
+
+    Raises DataError if these have no minutes.
+    """
     known = [(one["step"], one["minutes"]) for one in history.events if one["event"] == "train" and "minutes" in one]
     if not known:
         raise DataError(f"{history.label}: its log has no times, since an older mtkit wrote it; use --by step")
@@ -404,7 +424,10 @@ def _minutes(history: History, steps: Iterable[int]) -> list[float]:
 
 
 def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
-    """Draw loss, learning rate, validation loss and BLEU of several runs."""
+    """Write a plot of training loss, learning rate, validation loss and validation BLEU of several runs to output.
+
+    by, "step" or "minutes", is the quantity on the horizontal axes.
+    """
     with style([history.label for history in histories]):
         figure = new_figure(10, 7)
         for axes, (event, key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):

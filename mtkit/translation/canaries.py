@@ -1,4 +1,4 @@
-"""Canaries: sentences with their translations, which show whether a model translates the same on another machine."""
+"""Canaries: sentences stored with a model's translations, to check that it gives the same ones on another machine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,42 +19,43 @@ from mtkit.translation.translator import BREAKS, Translator, load_bundle
 NUM_CANARIES = 8
 BATCH_TOKENS = 4096
 
-# The length limit is tight because a model early in training may never end. A change here changes the canaries.
+# The length limit is tight because a model early in training may never generate the end mark. Other settings may give
+# other translations, so that the canaries of existing bundles would fail.
 GREEDY = DecodingConfig(beam_size=1, length_penalty=0.0, max_length_ratio=1.5, max_length_extra=10)
 
-# If the log-probabilities of two tokens differ by less, rounding decides which one the search chooses.
+# If the log-probabilities of two tokens differ by less than this, rounding may decide which of them the search chooses.
 TIE = 1e-4
 
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """A canary, and its translation by the model that is checked."""
+    """A canary and the result of translating its source again, with the model that is checked."""
 
     canary: Canary
-    source_tokens: list[int]
-    target_tokens: list[int]  # of the new translation
-    text: str  # of the canary's tokens, as this tokenizer decodes them
-    log_prob: float  # of the canary's tokens under this model
-    gap: float  # where the translations part: log-probability of the new token minus the canary's; 0 if they are equal
+    source_tokens: list[int]  # the canary's source, as this tokenizer encodes it
+    target_tokens: list[int]  # the new translation, without the end mark
+    text: str  # the canary's target tokens, as this tokenizer decodes them
+    log_prob: float  # of the canary's target tokens, not the new ones, under this model
+    gap: float  # log-probability of the new token minus the canary's, at the first that differs; 0 if none does
 
     @property
     def same_text(self) -> bool:
-        """Whether the tokenizer encodes the source and decodes the translation as before."""
+        """Whether the source tokens and the text are those that the canary records."""
         return self.source_tokens == self.canary.source_tokens and self.text == self.canary.text
 
     @property
     def same_tokens(self) -> bool:
-        """Whether the model's translation is the same."""
+        """Whether the new translation has the same tokens as the canary's."""
         return self.target_tokens == self.canary.target_tokens
 
     @property
     def is_tie(self) -> bool:
-        """Whether the translation differs, but only by a token that is equally likely."""
+        """Whether the tokens differ, but the two at the first difference are equally likely, to within TIE."""
         return not self.same_tokens and abs(self.gap) < TIE
 
     @property
     def drift(self) -> float:
-        """Absolute difference of the log-probability from the canary's."""
+        """Absolute difference between log_prob and the log-probability that the canary records."""
         return abs(self.log_prob - self.canary.log_prob)
 
 
@@ -62,7 +63,7 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
     """Translate up to NUM_CANARIES of the lines, chosen to cover the range of lengths, and return them as canaries.
 
     The choice does not depend on the order of the lines. Blank lines, and lines too long for the model, are not
-    chosen. The translator must be on a CPU, in fp32.
+    chosen. Translations with an infinite or NaN log-probability are left out. The translator must be on a CPU, in fp32.
     """
     encoded = translator.tokenizer.encode_source(lines)
     fitting = sorted(
@@ -76,11 +77,14 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
     log_probs = map(sum, log_probs_of(translator.model, source_tokens, target_tokens, BATCH_TOKENS))
     texts = _texts(translator, target_tokens)
     canaries = map(Canary, sources, source_tokens, target_tokens, log_probs, texts)
-    return [canary for canary in canaries if abs(canary.log_prob) < float("inf")]  # infinite or NaN: training failed
+    return [canary for canary in canaries if abs(canary.log_prob) < float("inf")]  # else training failed
 
 
 def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> list[CanaryResult]:
-    """Translate the canaries again. Raises DataError if one is longer than the model can take."""
+    """Translate the sources of the canaries again, and return a result for each, in order.
+
+    Raises DataError if a source, or its recorded translation, is longer than the model accepts.
+    """
     source_tokens = translator.tokenizer.encode_source([canary.source for canary in canaries])
     expected = [canary.target_tokens for canary in canaries]
     limits = translator.model.limits
@@ -100,9 +104,9 @@ def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> li
 
 
 def _gap(expected: list[int], old: list[float], found: list[int], new: list[float]) -> float:
-    """Difference of the log-probabilities at the first place where the tokens differ; 0 if they are equal.
+    """Log-probability of found minus that of expected at the first token that differs; 0 if none does.
 
-    old and new are the log-probabilities of expected and found, with one more for the end mark.
+    old has the log-probabilities of all tokens of expected and of its end mark; new has those of found.
     """
     for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
@@ -117,7 +121,7 @@ def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> l
 
 
 def _texts(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The tokens as text, with spaces for line breaks as in translations."""
+    """The text of each row of target tokens, with line breaks replaced by spaces as in translations."""
     return [BREAKS.sub(" ", text) for text in translator.tokenizer.decode_target(tokens)]
 
 
@@ -127,22 +131,23 @@ def _fits(translator: Translator, tokens: Sequence[int]) -> bool:
 
 # `mtkit check`: whether a bundle's files are unchanged, and whether its canaries are translated as before.
 
-# Largest drift of a log-probability for each token: more than rounding causes on any device in fp32.
+# Largest drift accepted per token, end mark included: more than rounding causes on any device in fp32.
 MOST_DRIFT = 0.01
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a check, in lines of text."""
+    """The result of check(), as lines of text."""
 
-    lines: list[str]  # what was found
-    faults: list[str]  # what is wrong; none if all is well
+    lines: list[str]  # what was checked, and the results
+    faults: list[str]  # what is wrong; empty if nothing is
 
 
 def check(model: Path, device: str | None = None) -> Report:
-    """Compare every file of a model with its checksum; if all match, translate the canaries on the device.
+    """Compare every file of a model with its checksum; if all match, translate the canaries again.
 
-    Raises MtkitError if the model cannot be read.
+    The canaries are translated on device, by default the one in the model's settings. Weights that are not finite are
+    a fault, too. Returns a report of what was found. Raises MtkitError if the model cannot be read or loaded.
     """
     storage = find_model(model)
     tell(storage)

@@ -34,7 +34,7 @@ from mtkit.search.step import (
     no_repeat_ngram,
 )
 
-# Decoding: the search that the settings ask for, over a model.
+# Decoding with the search that the settings select.
 
 Model = TranslationModel | Ensemble
 
@@ -48,12 +48,15 @@ def decode(
     prefixes: Sequence[Sequence[int]] = (),
     forbidden: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses for each sentence of source tokens, in one batch: best first, or samples in the order drawn.
+    """Translate sentences, each a sequence of source tokens, as one batch.
 
-    There is at least one for each sentence. A sampling search returns num_best of them. A beam search returns up to
-    num_best, and up to as many spare ones where num_best is above 1, since different tokens may be the same text. Each
-    hypothesis begins with the prefix of its sentence, if prefixes are given. Forbidden tokens, by default all special
-    ids but the end mark, appear in prefixes only.
+    Returns a list of hypotheses for each sentence, at least one: best first, or samples in the order drawn.
+    Sampling returns num_best hypotheses. Beam search returns at most num_best or, if num_best is above 1, at most
+    2 x num_best, since different tokens may spell the same text.
+
+    prefixes has, for each sentence, the target tokens that its hypotheses must begin with. Forbidden tokens, by default
+    all special ids but the end mark, are never generated outside prefixes. Raises MtkitError if the settings have a
+    coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -64,7 +67,7 @@ def decode(
 
     constraints = _constraints(decoding, max_lengths, end)
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
-        constraints, forbidden = [never(forbidden), *constraints], ()  # as a constraint, it leaves prefixes alone
+        constraints, forbidden = [never(forbidden), *constraints], ()  # constraints do not apply to prefixes
     if any(prefixes):
         constraints = [begin_with(_padded(prefixes).to(model.device), constraints)]
 
@@ -107,7 +110,7 @@ def decode(
 
 
 def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """The most tokens that each hypothesis may have before the end mark, (N,); never fewer than its prefix."""
+    """Maximum length (N,) of each sentence's hypotheses in tokens, end mark excluded; at least that of the prefix."""
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
     max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
@@ -115,7 +118,7 @@ def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefix
 
 
 def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> list[Constraint]:
-    """The constraints of the settings."""
+    """The constraints that the settings min_length and no_repeat_ngram impose."""
     constraints = []
     if decoding.min_length:
         constraints.append(min_length(max_lengths.clamp(max=decoding.min_length), end))
@@ -125,7 +128,7 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """The one hypothesis of each sentence, its score divided by the length penalty, with the end mark counted."""
+    """Returns each hypothesis in a list of its own; its score is the log-probability divided by the length penalty."""
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
         [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
@@ -134,7 +137,10 @@ def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]
 
 
 def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: State) -> tuple[Tensor, State]:
-    """One step of a search: log-probabilities (R, W, V) of what follows ids (R, W); forbidden tokens get -inf."""
+    """One search step: log-probabilities (R, W, V) of the token after each of ids (R, W), and the next state.
+
+    Forbidden tokens get -inf.
+    """
     features, state = model.decode(next_rows(ids, state), state)
     log_probs = log_probs_from(model.output(features))
     for token in forbidden:
@@ -143,9 +149,10 @@ def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: S
 
 
 def last_attention(state: State, wanted_by: str) -> Tensor:
-    """Attention weights (R, W, S) of the tokens decoded last: the mean over the heads of the last layer.
+    """Attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
 
-    Raises MtkitError, naming the setting wanted_by, if the state records no attention.
+    Under teacher forcing they are (R, T, S). Raises MtkitError if the state records no attention; wanted_by is the
+    setting of decoding that the message names.
     """
     if not state.attention:
         raise MtkitError(
@@ -165,11 +172,11 @@ def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
-    """The distinct texts, best first, each with its mean utility against all other samples.
+    """Rank sampled texts; returns each distinct text with its mean utility against all other samples, best first.
 
-    utility returns a matrix [h][r]: the utility of text h with text r as the reference. Of equally good texts, the one
-    drawn first comes first. A text drawn more than once is compared with its own copies too; the utility of a single
-    sample is 0.
+    utility returns a matrix [h][r]: the utility of text h with text r as the reference. Equally good texts keep the
+    order in which they were drawn. A text drawn more than once is also compared with its other copies. The utility of
+    a single sample is 0.
     """
     counts = Counter(texts)
     different = list(counts)
@@ -183,20 +190,20 @@ def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[flo
 
 # Log-probabilities of given translations.
 
-CHUNK_TOKENS = 1024  # most tokens whose logits are in memory at once
-CHUNK_ELEMENTS = 1 << 25  # most logits in memory at once, however large the vocabulary
+CHUNK_TOKENS = 1024  # maximum number of tokens whose logits are in memory at once
+CHUNK_ELEMENTS = 1 << 25  # maximum number of logits in memory at once: fewer tokens if the vocabulary is large
 
 
 @dataclass(frozen=True)
 class ScoredTranslation:
     """A given translation with the model's log-probability of each token."""
 
-    pieces: list[str]  # the end mark is the last
+    pieces: list[str]  # one for each token; the last is the end mark
     log_probs: list[float]
 
     @property
     def log_prob(self) -> float:
-        """Log-probability of the whole translation."""
+        """Log-probability of the translation: the sum over its tokens and the end mark."""
         return sum(self.log_probs)
 
     @property
@@ -206,20 +213,21 @@ class ScoredTranslation:
 
     @property
     def mean(self) -> float:
-        """Mean log-probability per token."""
+        """Mean log-probability per token, including the end mark."""
         return self.log_prob / self.num_tokens
 
 
 def log_probs_of(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[list[float]]:
-    """For each pair, the log-probability of each target token and of the end mark.
+    """For each pair of a source and a target, the log-probability of each target token and of the end mark.
 
-    Either side may be empty: then it is the end mark alone. A batch has at most batch_tokens tokens, with padding.
+    A source or target may be empty: then it is the end mark alone. A batch has at most batch_tokens tokens on each
+    side, including padding, unless a single pair has more.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
-    if isinstance(model, Ensemble):  # its members return log-probabilities of the whole batch, not features
+    if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))
     for chosen in batches_by_length(lengths, batch_tokens):
         scored = _batch_log_probs(model, [sources[i] for i in chosen], [targets[i] for i in chosen])
@@ -229,7 +237,10 @@ def log_probs_of(
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows of these lengths, longest first, in batches of at most batch_tokens tokens, with padding."""
+    """Yields batches of row indices, longest rows first; lengths are the numbers of tokens of the rows.
+
+    A batch has at most batch_tokens tokens, including padding, unless a single row has more.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         most = max(1, batch_tokens // lengths[order[0]])
@@ -238,7 +249,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def chunk_tokens(model: Model) -> int:
-    """Number of tokens whose logits are in memory at once."""
+    """Maximum number of tokens whose logits are in memory at once, which depends on the model's vocabulary."""
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.elements_per_token))
 
 
@@ -266,11 +277,12 @@ def _batch_log_probs(
 def source_attention(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[Tensor]:
-    """For each pair, the attention weights (T, S) of each target token's prediction over the source, on the CPU.
+    """For each pair, the attention weights (T, S) over the source tokens in predicting each target token, on the CPU.
 
-    They are the mean over the heads of the last layer, without the end marks. A batch has at most batch_tokens tokens.
+    They are averaged over the heads of the last layer, and leave out the end marks of both sides. Batches are limited
+    as in log_probs_of(). Raises MtkitError if the model has no attention.
     """
-    if isinstance(model, Ensemble):  # its members return log-probabilities of the whole batch, not features
+    if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))
     found: dict[int, Tensor] = {}
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]

@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER with signatures, and paired significance tests; the home of sacreBLEU."""
+"""BLEU, chrF and TER with signatures, and paired significance tests. Only this module uses sacreBLEU's metrics."""
 
 import logging
 import os
@@ -29,17 +29,17 @@ from mtkit.text.oddities import findings
 
 DEFAULT_TOKENIZER = "13a"
 
-# Tokenizers for languages that need their own, by ISO 639 code of two or three letters. All Chinese languages are
-# written in the characters that the tokenizer zh separates.
+# sacreBLEU's tokenizers for languages that DEFAULT_TOKENIZER does not suit, by ISO 639 code of two or three letters.
+# All Chinese languages are written in the characters that the tokenizer zh separates.
 _TOKENIZERS = {
     **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "lzh"), "zh"),
     **dict.fromkeys(("ja", "jpn"), "ja-mecab"),
     **dict.fromkeys(("ko", "kor"), "ko-mecab"),
 }
 
-_EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}  # extras of mtkit that install what a tokenizer needs
+_EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}  # the extra of mtkit that installs the packages of a tokenizer
 
-# spm has the model and signature of flores101, but warns that its name is deprecated.
+# spm and flores101 have the same model and signature, but sacreBLEU warns that the name spm is deprecated.
 _RENAMED = {"spm": "flores101"}
 
 
@@ -49,7 +49,7 @@ def tokenizer_of(language: str) -> str:
 
 
 def require_tokenizer_name(name: str) -> None:
-    """Raises MtkitError if sacreBLEU has no tokenizer of that name."""
+    """Raises MtkitError if sacreBLEU has no tokenizer of this name."""
     if name not in BLEU.TOKENIZERS:
         near = get_close_matches(name, BLEU.TOKENIZERS, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
@@ -57,7 +57,7 @@ def require_tokenizer_name(name: str) -> None:
 
 
 def check_language(target_language: str) -> None:
-    """Raises MtkitError if BLEU cannot be computed for the language; called before training."""
+    """Raises MtkitError if the language's BLEU tokenizer is not available; called before training."""
     bleu(target_language)
 
 
@@ -68,17 +68,17 @@ def bleu(
     effective_order: bool = False,
     instead: str = "",
 ) -> BLEU:
-    """BLEU with the named tokenizer, or with the one for the language.
+    """Returns sacreBLEU's BLEU metric with the given tokenizer, by default the one for the language.
 
-    Raises MtkitError if the tokenizer needs a package that is not installed, or a model that cannot be downloaded; the
-    message ends with instead, what the user may do otherwise.
+    Raises MtkitError if the tokenizer needs a package that is not installed, or a model that cannot be downloaded or
+    read. instead is an alternative for the user that the message ends with, such as "choose another with --tokenize".
     """
     name = tokenizer or tokenizer_of(language)
     name = _RENAMED.get(name, name)
     or_else = f", or {instead}" if instead else ""
     with _model_of(name, or_else):
         try:
-            # force silences sacreBLEU's warning of tokenised text; looks_processed gives a better one.
+            # force=True silences sacreBLEU's warning about tokenised text; looks_processed() gives a better one.
             return BLEU(lowercase=lowercase, tokenize=name, force=True, effective_order=effective_order)
         except RuntimeError as error:
             if name not in _EXTRAS:
@@ -92,7 +92,10 @@ def bleu(
 
 @contextmanager
 def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
-    """Downloads the tokenizer's SentencePiece model, if it has one, and reports failures as MtkitError."""
+    """Before the block, downloads the tokenizer's SentencePiece model if it needs one and the model is missing.
+
+    Raises MtkitError, whose message ends with or_else, if the download fails or the block cannot read the model.
+    """
     if tokenizer not in SPM_MODELS:
         yield
         return
@@ -118,7 +121,7 @@ def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Silences sacreBLEU's log."""
+    """Silences sacreBLEU's log within the block."""
     logger = logging.getLogger("sacrebleu")
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -127,25 +130,25 @@ def _silent() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-# Metrics: the same scores and signatures as the sacrebleu command (Post, 2018).
+# Metrics; scores and signatures are those of the sacrebleu command (Post, 2018).
 
-NUM_RESAMPLES = 1000  # the command's default
-LONGEST_SHOWN = 40  # characters of a wrong seed that a message quotes
+NUM_RESAMPLES = 1000  # the default of the sacrebleu command
+LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a wrong seed
 
-# Advice of `mtkit evaluate` where BLEU's tokenizer is not available.
+# The alternatives that `mtkit evaluate` names if BLEU's tokenizer is not available.
 INSTEAD = "choose another with --tokenize, or leave BLEU out of --metrics"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score, and what is needed to compare it with others."""
+    """A corpus score with its signature and, if computed, a confidence interval or a p-value."""
 
     metric: str  # sacreBLEU's name, such as BLEU or chrF2
     score: float  # 0 to 100; TER, where lower is better, may exceed 100
     signature: str
     mean: float | None = None  # over bootstrap resamples of the test set
     interval: float | None = None  # half-width of the 95 % confidence interval
-    p_value: float | None = None  # of the difference from a baseline
+    p_value: float | None = None  # of the difference from the score of a baseline
 
 
 def _bleu(target_language: str, lowercase: bool, tokenizer: str | None) -> Metric:
@@ -164,7 +167,7 @@ def _ter(_: str, __: bool, ___: str | None) -> Metric:
     return TER()  # lowercases by default
 
 
-# Each takes the target language, whether to lowercase, and the name of BLEU's tokenizer or None.
+# The arguments are the target language, whether to lowercase, and the name of BLEU's tokenizer or None.
 METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
     "bleu": _bleu,
     "chrf": _chrf,
@@ -174,7 +177,10 @@ METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
 
 
 def metric_names(text: str) -> tuple[str, ...]:
-    """The metrics of --metrics, such as bleu,chrf++."""
+    """Parses the value of --metrics, such as bleu,chrf++, and returns the names, which are keys of METRICS.
+
+    Raises MtkitError if a name is unknown or repeated.
+    """
     names = tuple(name.strip().lower() for name in text.split(","))
     if not set(names) <= set(METRICS) or len(set(names)) < len(names):
         raise MtkitError(f"--metrics: found {text}, wants some of {','.join(METRICS)}, each once")
@@ -191,42 +197,46 @@ def corpus_scores(
     confidence: bool = False,
     tokenizer: str | None = None,
 ) -> list[Score]:
-    """Score raw text against raw references, a list of lines each, with sacreBLEU's defaults.
+    """Score hypotheses against references with sacreBLEU's defaults; returns a Score for each metric, in order.
 
-    The target language chooses BLEU's tokenizer unless one is named. An empty reference line counts as an empty
-    reference, as it does for the sacrebleu command. names are those of the references, for messages. With confidence,
-    scores have a mean and an interval from bootstrap resampling (Koehn, 2004). Raises DataError if the numbers of
-    lines differ or are 0.
+    hypotheses and each reference are lines of raw text. metrics are keys of METRICS. The target language determines
+    BLEU's tokenizer unless one is named. An empty reference line counts as an empty reference, as it does for the
+    sacrebleu command. names are the references' names in error messages. With confidence, scores have a mean and an
+    interval from bootstrap resampling (Koehn, 2004).
+
+    Raises DataError if the numbers of lines differ or are 0; MtkitError if BLEU's tokenizer is not available, or
+    SACREBLEU_SEED is wrong.
     """
     _check_lengths(hypotheses, references, names)
     if confidence:
-        resampling_seed()  # sacreBLEU fails with a traceback if it is wrong
+        resampling_seed()  # raises a readable error if the seed is wrong; sacreBLEU would not
     stripped, stripped_references = _stripped(hypotheses), [_stripped(reference) for reference in references]
     scores = []
     for name in metrics:
         metric = METRICS[name](target_language, lowercase, tokenizer)
         result = metric.corpus_score(stripped, stripped_references, NUM_RESAMPLES if confidence else 1)
-        # The public attributes of a result have these only as rounded text.
+        # These attributes are private, but the public ones give the mean and the interval only as rounded text.
         mean, interval = (float(result._mean), float(result._ci)) if confidence else (None, None)
         scores.append(Score(result.name, result.score, metric.get_signature().format(), mean, interval))
     return scores
 
 
 def validation_score(hypotheses: Sequence[str], references: Sequence[str], metric: str, target_language: str) -> float:
-    """BLEU or chrF of validation text, by which checkpoints are chosen; higher is better."""
+    """BLEU or chrF (0 to 100, higher is better) of translated validation text, used to choose checkpoints."""
     return corpus_scores(hypotheses, [references], target_language, (metric,))[0].score
 
 
 def count_words(lines: Sequence[str], language: str) -> list[int]:
-    """Number of words of each line, as BLEU's tokenizer for the language separates them; punctuation counts."""
+    """Number of words in each line according to BLEU's tokenizer for the language; punctuation marks count as words."""
     tokenizer = bleu(language).tokenizer
     return [len(tokenizer(line.strip()).split()) for line in lines]
 
 
 def resampling_seed() -> int | None:
-    """The seed from SACREBLEU_SEED, which the sacrebleu command reads, too; None means different resamples each time.
+    """The seed in the environment variable SACREBLEU_SEED, which the sacrebleu command reads, too; 12345 if unset.
 
-    Raises MtkitError if it is not a whole number or "none".
+    Returns None if it is "none": resamples are then different each time. Raises MtkitError if it is neither that nor
+    a whole number of at least 0.
     """
     text = _seed_text()
     if text == "none":
@@ -260,23 +270,23 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _stripped(lines: Sequence[str]) -> list[str]:
-    """The lines without trailing white space, which the sacrebleu command strips, but not every tokenizer."""
+    """The lines without trailing white space, which not all tokenizers ignore; the sacrebleu command strips it, too."""
     return [line.rstrip() for line in lines]
 
 
 # Paired significance tests of the difference between two systems.
 #
-# N lines of the test set, K statistics of a line from which the metric computes its score, B resamples or trials.
+# Shapes: N lines of the test set, K statistics per line from which a metric computes its score, B resamples or trials.
 
 SignificanceTest = Literal["bootstrap", "randomization"]
 
-# Their names in sacreBLEU's signatures.
+# Names of the tests in sacreBLEU's signatures.
 TESTS: dict[SignificanceTest, str] = {"bootstrap": "bs", "randomization": "ar"}
 
 NUM_TRIALS = 10_000  # the sacrebleu command's default
-TRIALS_AT_ONCE = 100  # bounds the memory
+TRIALS_AT_ONCE = 100  # trials computed together; bounds the memory
 
-# Scores, from 0 to 100, that differ by less are equal but for rounding.
+# Scores, from 0 to 100, that differ by no more than this count as equal: the difference is due to rounding.
 TOLERANCE = 1e-9
 
 Statistics = NDArray[np.float64]  # (N, K)
@@ -292,10 +302,10 @@ def paired_scores(
     lowercase: bool = False,
     tokenizer: str | None = None,
 ) -> list[tuple[Score, Score]]:
-    """For each metric, the score of the baseline and that of the hypotheses with the p-value of the difference.
+    """For each metric, the score of the baseline, and that of the hypotheses with the p-value of their difference.
 
-    Paired bootstrap resampling (Koehn, 2004) also gives means and intervals; paired approximate randomization (Riezler
-    & Maxwell, 2005) makes fewer type I errors. Raises DataError as corpus_scores does.
+    With paired bootstrap resampling (Koehn, 2004) both scores also have means and intervals; paired approximate
+    randomization (Riezler & Maxwell, 2005) makes fewer type I errors. Raises the errors of corpus_scores().
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
@@ -312,7 +322,8 @@ def compare(
 ) -> tuple[Score, Score]:
     """The scores of the baseline and of the system, the latter with the p-value of their difference.
 
-    The p-value is 1 if the scores are equal, and never below smallest_p_value.
+    The p-value is 1 if the scores are equal, and never below smallest_p_value(). The lines must be without trailing
+    white space.
     """
     metric._ref_cache = metric._cache_references(references)
     extracted = [metric._extract_corpus_statistics(lines, None) for lines in (baseline, system)]
@@ -338,7 +349,7 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """Mean and interval of both systems, and the p-value."""
+    """The (mean, interval) of the baseline and of the system, and the p-value of their score difference."""
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
     intervals: list[tuple[float | None, float | None]] = []
@@ -351,15 +362,15 @@ def _bootstrap(
 def _randomization(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> float:
-    if difference <= TOLERANCE:  # every trial would count
+    if difference <= TOLERANCE:  # every trial differs at least as much
         return 1.0
     swapped = generator.integers(2, size=(NUM_TRIALS, len(baseline)), dtype=bool)
     return randomization_p_value(swapped_differences(metric, baseline, system, swapped), difference)
 
 
 def resampled_scores(metric: Metric, statistics: Statistics, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Scores (B,) of B resamples of the test set; chosen (B, N) holds the line numbers of each."""
-    # Single precision as in sacreBLEU, for the same means and intervals.
+    """Scores (B,) of B resamples of the test set; each row of chosen (B, N) has the line indices of one resample."""
+    # sacreBLEU uses single precision, too; so the means and intervals are the same.
     single = statistics.astype(np.float32)
     return np.array([metric._compute_score_from_stats(single[lines].sum(0)).score for lines in chosen])
 
@@ -367,9 +378,10 @@ def resampled_scores(metric: Metric, statistics: Statistics, chosen: NDArray[np.
 def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64], difference: float) -> float:
     """The p-value of paired bootstrap resampling (Koehn, 2004).
 
-    baseline and system are scores (B,) of the resamples, difference is that of the whole test set. The p-value is the
-    share of resamples whose difference exceeds the mean difference by at least the real difference (Riezler & Maxwell,
-    2005), with one added to both counts. It is 1 if the scores are equal.
+    baseline and system are the scores (B,) of both systems on the resamples; difference is the absolute difference of
+    their scores on the original test set. The p-value is the fraction of resamples whose absolute difference exceeds
+    the mean over all resamples by at least `difference` (Riezler & Maxwell, 2005), with add-one smoothing. It is 1 if
+    the scores on the original test set are equal.
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -380,7 +392,7 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
 def swapped_differences(
     metric: Metric, baseline: Statistics, system: Statistics, swapped: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Score differences (B,) after B trials, each of which swaps the lines that swapped (B, N) marks."""
+    """Absolute score differences (B,) of B trials; trial b swaps line n of the two systems if swapped[b, n] is True."""
     total = baseline.sum(0) + system.sum(0)
     differences = []
     for start in range(0, len(swapped), TRIALS_AT_ONCE):
@@ -395,25 +407,26 @@ def swapped_differences(
 def randomization_p_value(differences: NDArray[np.float64], difference: float) -> float:
     """The p-value of paired approximate randomization (Riezler & Maxwell, 2005).
 
-    It is the share of trials that differ at least as much as the systems do, with one added to both counts.
+    differences (B,) are the absolute score differences of the trials; difference is that of the two systems. The
+    p-value is the fraction of trials whose difference is at least as large, with add-one smoothing.
     """
     return _share(differences, difference)
 
 
 def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
-    """Lower bound of a p-value: 2^(1-M) where M is the number of lines with different statistics, at most 1.
+    """Lower bound for the p-value: min(1, 2^(1-M)), where M is the number of lines whose statistics differ.
 
-    If neither system is better, each of the M lines could equally well have been swapped. Of these 2^M outcomes at
-    least two differ as much as the systems do: the observed one and its mirror image. Bootstrap resamples of few
-    lines vary too little, so that without this bound a difference in a single line would be significant. From M = 15
-    on the bound is below any p-value that the tests give.
+    If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
+    2^M possible outcomes, at least two have a score difference as large as the observed one: the observed outcome and
+    its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ: without it, a
+    difference in a single line would be significant. If M is 15 or more, no p-value of the tests is below the bound.
     """
     num_different = int((baseline != system).any(1).sum())
     return min(1.0, 2.0 ** (1 - num_different))
 
 
 def _share(statistics: NDArray[np.float64], difference: float) -> float:
-    """Share of the statistics that are at least the difference, with one added to both counts."""
+    """Fraction of the statistics that are at least `difference`, with add-one smoothing: (count + 1) / (total + 1)."""
     at_least = int((statistics >= difference - TOLERANCE).sum())
     return (at_least + 1) / (len(statistics) + 1)
 
@@ -422,14 +435,14 @@ def _share(statistics: NDArray[np.float64], difference: float) -> float:
 
 
 class Utility:
-    """Sentence-level scores of texts against one another, 0 to 100, as sacreBLEU's sentence_score gives them."""
+    """Scores texts against one another at sentence level, with the same results as sacreBLEU's sentence_score."""
 
     def __init__(self, metric: str, target_language: str) -> None:
         self._metric = UTILITIES[metric](target_language)
 
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """Scores [h][r] of text h with text r as its reference."""
-        # The steps of sentence_score, so that the n-grams of each reference, which cost most, are counted only once.
+        """Returns a matrix [h][r]: the score, 0 to 100, of text h with text r as its reference."""
+        # The steps of sentence_score, but the slowest, counting a reference's n-grams, is done only once per reference.
         prepared = [self._metric._preprocess_segment(text.rstrip()) for text in texts]
         references = [self._metric._extract_reference_info([text]) for text in prepared]
         return [[self._score(text, reference) for reference in references] for text in prepared]
@@ -439,7 +452,7 @@ class Utility:
         return float(self._metric._compute_score_from_stats(statistics).score)
 
 
-# By decoding.mbr_utility; each takes the target language.
+# For each value of decoding.mbr_utility, a function that makes the metric for a target language.
 UTILITIES: dict[str, Callable[[str], Metric]] = {
     "chrf": lambda _: CHRF(),
     "bleu": lambda target_language: bleu(
@@ -448,11 +461,11 @@ UTILITIES: dict[str, Callable[[str], Metric]] = {
 }
 
 
-# Text of which BLEU is meaningless: tokenised, or without spaces between words.
+# Text for which BLEU is meaningless: it is tokenised, or has no spaces between words.
 
 
 def looks_processed(lines: Sequence[str]) -> str | None:
-    """A warning if many lines look tokenised, escaped or cut into subwords; None otherwise."""
+    """The text of a warning if many lines look tokenised, escaped or split into subwords; None otherwise."""
     found = next(iter(findings(enumerate(lines, start=1))), None)
     if found is None:
         return None
@@ -479,25 +492,28 @@ _SCRIPTS = {
 }
 _LANGUAGE_OF = {"Chinese": "zh", "Japanese": "ja"}
 
-# The characters that a tokenizer separates or segments into words; some tokenizers handle any script.
+# The characters that a tokenizer separates or segments into words. The tokenizers in _ANY_SCRIPT handle any script.
 _SEPARATED = {"zh": _HAN, "ja-mecab": _HAN + _KANA}
 _ANY_SCRIPT = {"char", *SPM_MODELS}
 
-_LARGE_SHARE = 0.25  # of the letters, from which on the text counts as written in such scripts
-_SPACED_SHARE = 0.1  # of neighbouring characters, from which on the text counts as segmented into words
-_KANA_SHARE = 0.1  # of the characters, from which on the text is Japanese, which mixes kana with Chinese characters
-_MOST_LINES = 2_000  # that are looked at
+# Text counts as written without spaces if at least this fraction of its letters is of scripts without spaces.
+_LARGE_SHARE = 0.25
+# Text counts as segmented into words if spaces separate at least this fraction of neighbouring characters.
+_SPACED_SHARE = 0.1
+# Text is Japanese, which mixes kana with Chinese characters, if at least this fraction of these is kana.
+_KANA_SHARE = 0.1
+_MOST_LINES = 2_000  # maximum number of lines inspected
 
 
 @dataclass(frozen=True)
 class Unspaced:
-    """Text without spaces between words, of a script that BLEU's tokenizer does not segment."""
+    """The script of a text that has no spaces between words and that BLEU's tokenizer cannot segment."""
 
     script: str
-    language: str | None  # that has a tokenizer of its own
+    language: str | None  # code of the language of this script; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """What the user can do: name the language if that helps, or otherwise."""
+        """Advice for the user: to name the language, if that helps, or to do what the text `otherwise` says."""
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (
@@ -507,7 +523,7 @@ class Unspaced:
 
 
 def unspaced(lines: Sequence[str], tokenizer: str) -> Unspaced | None:
-    """The script and language of text that has no spaces between words although the tokenizer needs them, else None."""
+    """The script and language of lines that lack spaces between words, if the tokenizer needs these; None otherwise."""
     if tokenizer in _ANY_SCRIPT:
         return None
     separated = _SEPARATED.get(tokenizer, "")

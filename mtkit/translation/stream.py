@@ -1,4 +1,4 @@
-"""Streams of lines: `mtkit translate` and `mtkit score`, which write one line for each line they read, in order."""
+"""Streams of lines for `mtkit translate` and `mtkit score`, which write results in the order of their input lines."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,16 +34,20 @@ def translate(
     """Translate each line of source and write the translation to out as UTF-8.
 
     An output line is the translation, or `score TAB text` with with_scores. If num_best is greater than 1, each input
-    line gives several output lines, `number TAB score TAB text`. The n-th translation begins with the n-th prefix.
+    line gives up to num_best output lines, `number TAB score TAB text`, where number is that of the input line, from 1.
 
-    These are reported as warnings: undecodable bytes, which are replaced; lines too long for the model, which are
-    translated in parts; and, unless a tag is given, lines without the tag that the model was trained with.
+    tag is put before each line. prefixes has a text for each line that its translation must begin with; a path is a
+    file of such texts.
 
-    Lines are translated in large groups, or one at a time if line_buffered. When source is a pipe that pauses, the
-    lines read so far are translated and flushed. How lines are grouped changes no translation.
+    Warnings are printed for undecodable bytes, which are replaced; for lines too long for the model, which are
+    translated in parts; for lines without a translation; and, unless a tag is given, for lines that lack the tag that
+    the model was trained with.
 
-    num_lines is the total for the progress display, if known. A signal that ends the program raises StoppedError,
-    which says how many lines were written.
+    Lines are translated in large groups, or one at a time if line_buffered. If source is a pipe and no line arrives
+    for a moment, the lines read so far are translated and flushed. The grouping does not affect the translations.
+
+    num_lines is the total for the progress display, if known. Raises StoppedError, which says how many lines were
+    written, if a signal ends the program, and the errors of Translator.translate_lines().
     """
     warnings = Warnings()
     with InputStreams(out.flush, line_buffered) as streams:
@@ -72,9 +76,9 @@ def translate(
 
 
 def lines_to_come(file: Path | None) -> int | None:
-    """Number of lines of a file, for the progress display.
+    """Number of lines in a file, for the progress display.
 
-    None if no progress is shown, or if the file can be read only once.
+    None if file is None, no progress is shown, or the file can be read only once, as standard input or a pipe.
     """
     if file is None or file == STANDARD_INPUT or path_may_pause(file) or not is_shown():
         return None
@@ -82,9 +86,10 @@ def lines_to_come(file: Path | None) -> int | None:
 
 
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
-    """Yields the text of decoded lines, and warns of replaced bytes and stray carriage returns.
+    """Yields the text of each line, and warns of replaced bytes and stray carriage returns.
 
-    Raises DataError, which begins with name, if the stream cannot be read to its end.
+    lines has each line's text and whether bytes in it were replaced. Raises DataError, whose message begins with name,
+    if reading fails.
     """
     try:
         for number, (line, damaged) in enumerate(lines, start=1):
@@ -104,7 +109,7 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
 def _tags_checked(
     items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
 ) -> Iterator[T]:
-    """Yields the items, and warns of those whose source has no tag, or an unknown one, where the model wants tags."""
+    """Yields the items, and warns of sources whose tag is unknown, or missing if the model was trained with tags."""
     for number, item in enumerate(items, start=1):
         if fault := translator.tag_fault(source_of(item)):
             warnings.add(fault, number)
@@ -121,10 +126,10 @@ def _translation_text(line: TranslatedLine, number: int, num_best: int, with_sco
 
 # Scoring given translations.
 
-LONGEST_SHOWN = 40  # characters of a line that a message quotes
-MOST_DIGITS = 18  # of a line number
+LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a line
+MOST_DIGITS = 18  # maximum number of digits of a line number
 
-LinesOf = Callable[[Path], Iterator[str]]
+LinesOf = Callable[[Path], Iterator[str]]  # yields the lines of a file
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,13 @@ class ParallelFiles:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source line and its translation; lines_of reads a file."""
+        """Yields pairs of a source line and its translation. Raises DataError if the numbers of lines differ."""
         return read_pairs(self.source, self.target, lines_of)
 
 
 @dataclass(frozen=True)
 class NBestList:
-    """A source file and its n-best list.
+    """A source file and a target file that is an n-best list of translations.
 
     Lines of target are `number TAB score TAB text`, as `translate --n-best` writes them, or `number TAB text`. The
     number is that of the source line, from 1. A source may have any number of translations, in any order. Scores are
@@ -162,9 +167,9 @@ class NBestList:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source line and a translation in the order of the list; all sources are kept in memory.
+        """Yields pairs of a source line and a translation, in the order of the list; keeps all sources in memory.
 
-        Raises DataError for a line of another form, or a number that no source line has.
+        Raises DataError if a line has another form, or there is no source line with its number.
         """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
@@ -208,7 +213,7 @@ class PairsFile:
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source and its translation. Raises DataError for a line of text without a tab."""
+        """Yields pairs of a source and its translation. Raises DataError if a line that is not blank has no tab."""
         for number, line in enumerate(lines_of(self.path), start=1):
             source, *rest = line.split("\t")
             if not rest and source.strip():
@@ -224,17 +229,20 @@ def score(
     tag: str | None = None,
     line_buffered: bool = False,
 ) -> None:
-    """Score given translations by their log-probability and write a line to out for each.
+    """Score given translations by their log-probability and write one line to out for each.
 
     A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With by_token it is a
-    JSON list of [piece, log_prob], where null stands for minus infinity. A tag is put before each source. A path of
-    the texts may be `-`, standard input; lines from a pipe are grouped and flushed as in translate().
+    JSON list of [piece, log_prob] pairs, with null instead of minus infinity.
+
+    tag is put before each source; without one, sources that lack the tag that the model was trained with are warned
+    about. A path in texts may be `-`, standard input. line_buffered, pipes and signals are handled as in translate().
+    Raises the errors of Translator.score_lines() and of texts.pairs().
     """
     if tag is not None:
         translator.require_tag(tag)
     warnings = Warnings()
     num_lines = None
-    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # those can be read only once
+    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # can be read twice
         num_lines = sum(1 for _ in texts.pairs(read_lines))  # reports errors in the files before the work starts
     with InputStreams(out.flush, line_buffered) as streams:
         pairs = texts.pairs(lambda path: iter(streams.read(read_lines(path), path_may_pause(path), len)))
@@ -261,12 +269,15 @@ def _score_text(line: ScoredTranslation, by_token: bool) -> str:
     return f"{line.log_prob:.4f}\t{line.num_tokens}\t{line.mean:.4f}\n"
 
 
-# Files that are read and written.
+# Input and output files.
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file of text, compressed or not, and yields its bytes uncompressed. Raises DataError if it cannot."""
+    """Opens a file, compressed or not, or standard input (`-`), and yields a binary stream of the uncompressed text.
+
+    Raises DataError if it cannot be opened.
+    """
     try:
         stream = open_to_read(path)
     except FileNotFoundError:
@@ -274,7 +285,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if may_pause(stream):
-        yield stream  # closing it would wait for a thread that waits for a line
+        yield stream  # not closed: that would block while a thread waits for the next line
         return
     with stream:
         yield stream
@@ -282,10 +293,10 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that replaces path if the block ends without an error; its suffix chooses the compression.
+    """Yields a binary stream that writes to PATH.part, which is renamed to path if the block ends without an error.
 
-    Until then the text is in PATH.part, which is kept after an error if anything was written. A device or a pipe is
-    written to directly. Raises MtkitError if path cannot be written.
+    The suffix of path determines the compression. After an error, PATH.part is kept unless it is empty. If path is a
+    device or a pipe, it is written to directly. Raises MtkitError if path cannot be written.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -294,7 +305,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             return
         if path.is_dir():
             raise MtkitError(f"{path}: is a directory; a file to write is wanted")
-        whole = path.resolve()  # what a link points at is replaced, not the link
+        whole = path.resolve()  # a link stays, and the file that it points to is replaced
         part = whole.with_name(f"{whole.name}.part")
         with _kept_if_it_holds_text(part), open_to_write(part, whole) as stream:
             if whole.exists():
@@ -307,7 +318,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
-    """After an error, removes the file if it is empty; else a StoppedError also says where the lines are."""
+    """If the block raises, removes the file if it is empty; otherwise keeps it, and a StoppedError says where."""
     try:
         with undone_when_ended():
             yield
@@ -322,7 +333,7 @@ def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
 
 
 def _is_empty(part: Path) -> bool:
-    """Whether a file holds no text; an empty compressed file is not of size 0."""
+    """Whether a file contains no text; a compressed file without text has more than 0 bytes."""
     try:
         with reading(part) as stream:
             return not stream.read(1)

@@ -39,12 +39,13 @@ from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
-# Lines are gathered into windows of at most this size, which are sorted by length.
+# Lines are gathered into windows, which are sorted by length. A window is full if it has this many lines or characters.
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
 
-STEP_ELEMENTS = 2048  # most log-probabilities in a step (sentences x beam x vocabulary), for each of batch_tokens
-LONGEST_SHOWN = 40  # characters of a prefix that a message quotes
+# Maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of batch_tokens.
+STEP_ELEMENTS = 2048
+LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a prefix
 
 # Notes on a line, which follow "line N" in a message.
 NOTHING_FOUND = (
@@ -57,16 +58,17 @@ NOT_A_NUMBER = (
 )
 UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
 
-BREAKS = re.compile(r"[\n\r\0]")
-BLANK = Hypothesis([], 0.0, 0.0)  # the translation of a blank line, of probability 1
+BREAKS = re.compile(r"[\n\r\0]")  # replaced by spaces in translations
+BLANK = Hypothesis([], 0.0, 0.0)  # the translation of a blank line, with probability 1
 
 
 @dataclass(frozen=True)
 class Translation:
     """A translation and its score; higher is better.
 
-    With beam search the score is the log-probability divided by the length penalty, with sampling the log-probability.
-    With minimum Bayes risk decoding (decoding.mbr_samples) it is the mean utility, 0 to 100.
+    With beam search the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
+    With sampling it is the log-probability, with minimum Bayes risk decoding (decoding.mbr_samples) the mean utility,
+    0 to 100. For a line translated in parts, it is the mean over the parts.
     """
 
     text: str
@@ -78,8 +80,8 @@ class TranslatedLine:
     """The translations of one line, best first. A blank line has one blank translation."""
 
     translations: list[Translation]
-    num_parts: int  # above 1, the line was too long for the model and was split
-    notes: tuple[str, ...] = ()  # on problems, such as a line without a translation; they follow "line N"
+    num_parts: int  # greater than 1 if the line was too long for the model and was split
+    notes: tuple[str, ...] = ()  # problems such as a missing translation, worded to follow "line N"
 
     @property
     def text(self) -> str:
@@ -89,18 +91,18 @@ class TranslatedLine:
 
 @dataclass(frozen=True)
 class _Part:
-    """A line, or a part of a long line, as the model translates it."""
+    """A line, or a part of a line that is too long for the model; each part is translated by itself."""
 
     line: int  # index of the line in its window
-    tokens: list[int]  # none if nothing is left to translate after normalisation
-    separator: str  # goes between this part's translation and the next
-    prefix: list[int]  # target tokens that its translation begins with
-    words: list[str] | None = None  # source word of each token, blank for tags; if decoding.unknown is copy
-    prefix_texts: list[str] | None = None  # text of each token of the prefix, to replace <unk>
+    tokens: list[int]  # source tokens; empty if there is nothing to translate
+    separator: str  # put between this part's translation and the next
+    prefix: list[int]  # target tokens that the translation must begin with
+    words: list[str] | None = None  # source word of each token, blank for tags; None unless decoding.unknown is copy
+    prefix_texts: list[str] | None = None  # text of each prefix token, which replaces <unk>
 
 
 class Translator:
-    """A model, or an ensemble, with its tokenizer and settings; load() makes it.
+    """Translates and scores lines with a model, or with an ensemble of models. It is made by load().
 
     Example:
         translator = mtkit.load("runs/de-en", ["decoding.beam_size=4"])
@@ -108,11 +110,11 @@ class Translator:
         best = next(translator.translate_lines(["Danke!"], num_best=3))    # best.translations: 3 texts with scores
         translator.score(["Danke!"], ["Thank you!"])[0].log_prob
 
-    Lines and texts are str, as a user writes them: they are not tokenised. Wrong types raise TypeError; wrong values
-    raise MtkitError, or its subclass DataError for wrong lines.
+    Lines and texts are ordinary, untokenised str. Arguments of a wrong type raise TypeError; wrong values raise
+    MtkitError, or its subclass DataError if lines are wrong.
 
-    Attributes: model, tokenizer; config, the settings, of which config.decoding controls the search; tags, the tags
-    that a multilingual model knows.
+    Attributes: model; tokenizer; config, the model's settings, where config.decoding controls the search; tags, a tuple
+    of the tags that a multilingual model knows.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
@@ -126,9 +128,9 @@ class Translator:
         self._forbidden = tuple(token for token in special.never_generated if token != allowed)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
-        # Encodes prefixes and given translations without the pieces that were added after training.
+        # Encodes prefixes and given translations, and does not use the pieces that were added after training.
         self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
-        # A tag of an older model may be several pieces, and is then known from the settings only.
+        # In older models, a tag may consist of several pieces; such tags are found only in the settings.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config, untrained_tags))
         self._has_warned_of_tags = False
@@ -140,11 +142,11 @@ class Translator:
     ) -> list[str]:
         """Return the best translation of each line, in order; a blank line has a blank translation.
 
-        prefixes has a text for each line that its translation must begin with, or "". tag is put before each line;
+        prefixes has, for each line, a text that its translation must begin with, or "". tag is put before each line;
         <2de>, for example, may tell a multilingual model to translate to German.
 
-        Issues a UserWarning for each line with a problem, such as one without a translation, and one UserWarning for
-        each Translator if lines lack the tag that the model was trained with.
+        Issues a UserWarning for each line with a problem, such as a missing translation. Without tag, also issues one
+        if the tag of a line is missing or unknown (see tag_fault()), but only once for each Translator.
 
         Raises TypeError if lines is a single text or an item is not a str; MtkitError if the model does not know the
         tag; DataError if there are not as many prefixes as lines, or a prefix is too long for the model.
@@ -169,21 +171,22 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Yield up to num_best translations of each line, in order, in constant memory for any number of lines.
+        """Yield, for each line in order, a TranslatedLine with up to num_best translations.
 
-        lines may be any iterable of str. A beam search finds at most decoding.beam_size translations, minimum Bayes
-        risk decoding at most decoding.mbr_samples. prefixes and tag are as in translate().
+        lines may be any iterable of str; memory use does not grow with its length. There may be fewer translations than
+        num_best: minimum Bayes risk decoding returns at most decoding.mbr_samples, and beam search may find fewer,
+        above all if num_best exceeds decoding.beam_size. prefixes and tag are as in translate().
 
-        Lines are gathered into windows of some thousand, sorted by length and translated in batches. With at_once True
-        each line is translated before the next is read; a function is called after each line, and if it returns True
-        the lines read so far are translated. How lines are grouped changes no translation.
+        Lines are gathered into windows of a few thousand, sorted by length and translated in batches. If at_once is
+        True, each line is translated before the next is read. If it is a function, it is called after each line is
+        read, and if it returns True, the lines read so far are translated. The grouping does not affect translations.
 
-        A line that is too long for the model is split into parts, each of which gets the tag; the first gets the
-        prefix. Problems are not warned of, but are in the notes of each TranslatedLine; see also tag_fault().
+        A line that is too long for the model is split into parts; each part gets the tag, the first part the prefix.
+        Problems are not issued as warnings: they are in the notes of each TranslatedLine. For tags, see tag_fault().
 
-        done is called after each batch with the number of lines whose translations were completed by it.
+        done, if given, is called after each batch with the number of lines that the batch completed.
 
-        Raises the errors of translate(), those of lines and prefixes when they are reached.
+        Raises the same errors as translate(); those about a line or prefix are raised when it is reached.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -198,13 +201,13 @@ class Translator:
         return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
 
     def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
-        """Return the log-probabilities of given translations: targets[i] as the translation of sources[i].
+        """Return the log-probabilities of given translations, where targets[i] is the translation of sources[i].
 
-        A blank text, on either side, is scored as the end mark alone. tag is put before each source. Lines are scored
-        whole and never split. Issues a UserWarning as translate() does if sources lack a tag.
+        A blank source or target is scored as the end mark alone. tag is put before each source. Lines are never split.
+        Issues a UserWarning, as translate() does, if sources lack a tag.
 
         Raises TypeError if an argument is a single text or an item is not a str; MtkitError if the model does not know
-        the tag; DataError if the numbers of lines differ, or a line is longer than the model can take.
+        the tag; DataError if the numbers of lines differ, or a line is longer than the model accepts.
         """
         require_list(sources, "sources")
         require_list(targets, "targets")
@@ -220,10 +223,11 @@ class Translator:
         tag: str | None = None,
         at_once: bool | Callable[[], bool] = False,
     ) -> Iterator[ScoredTranslation]:
-        """Yield the log-probabilities of given translations, in order, in constant memory for any number of pairs.
+        """Yield the log-probabilities of given translations, in order.
 
-        pairs has a source and its translation in each item. at_once is as in translate_lines(), tag and the errors are
-        as in score(). No warnings are issued; see tag_fault().
+        pairs may be any iterable of (source, translation); memory use does not grow with its length.
+        at_once is as in translate_lines(), tag as in score(). Raises the same errors as score(). Issues no warnings;
+        see tag_fault().
         """
         require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
         pairs = checked_pairs(pairs)
@@ -234,9 +238,9 @@ class Translator:
         return self._scored(pairs, at_once)
 
     def tag_fault(self, line: str) -> str | None:
-        """What is wrong with the tag of a line, such as "begins with none of the model's tags"; None if it is fine.
+        """What is wrong with a line's tag, such as "begins with none of the model's tags"; None if nothing is.
 
-        A model that was trained with a tag before every line wants one; an unknown tag is a fault, too.
+        A missing tag is a fault if the model was trained with a tag before every line. An unknown tag is always one.
         """
         return self._expected_tags.fault(line)
 
@@ -257,7 +261,7 @@ class Translator:
 
     @property
     def max_source_length(self) -> int:
-        """Most source tokens that are translated without splitting: data.max_length, or the model's limit if less."""
+        """Maximum length of an unsplit source, in tokens: data.max_length, or the model's limit if that is lower."""
         limit = self.model.limits.source
         most = self.config.data.max_length
         return most if limit is None else min(most, limit - 1)
@@ -265,7 +269,7 @@ class Translator:
     def search(
         self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
     ) -> list[list[Hypothesis]]:
-        """Return the hypotheses for one batch of source tokens, best first, as decode() does."""
+        """Return the hypotheses that decode() finds, with this translator's settings, for one batch of sentences."""
         return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
@@ -313,7 +317,7 @@ class Translator:
             if self._replaces and self._unknown in encoded[number]:
                 [prefix_texts] = self._target_speller.target_texts([prefixes[number]])
             if len(tokens) == len(tag_tokens):
-                yield _Part(number, [], "", encoded[number])  # nothing but a tag
+                yield _Part(number, [], "", encoded[number])  # blank, or nothing but tags
             elif len(tokens) <= self.max_source_length:
                 words = self._words(lines[number], len(tag_tokens))
                 yield _Part(number, tokens, "", encoded[number], words, prefix_texts)
@@ -321,7 +325,10 @@ class Translator:
                 yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
-        """The source word that each token is part of, blank for tags; None unless decoding.unknown is copy."""
+        """The source word that each token of text is part of; None unless decoding.unknown is copy.
+
+        The first num_tags tokens are tags, for which the word is blank.
+        """
         if not self._replaces or self.config.decoding.unknown != "copy":
             return None
         return [""] * num_tags + self.tokenizer.source_words([text])[0][num_tags:]
@@ -329,9 +336,10 @@ class Translator:
     def _parts_of_long_line(
         self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
     ) -> Iterator[_Part]:
-        """Splits a line between sentences if possible, and each part begins with the tags of the line.
+        """Yields the parts of a line that is too long; text is the line without its tags.
 
-        If a single character has too many tokens for the model, they are split, too.
+        The line is split between sentences if possible. Each part begins with the line's tags; only the first has the
+        prefix. If a single character has too many tokens for the model, its tokens are split.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
@@ -358,9 +366,10 @@ class Translator:
         return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Batches of neighbours in order, of at most batch_tokens: sentences x longest source x beam size or samples.
+        """Yields batches of consecutive items of order, which has indices of parts, longest first.
 
-        Short lines need most memory for the log-probabilities of a step, so these are limited, too.
+        The size of a batch, sentences x longest source x beam size or samples, is at most decoding.batch_tokens. With
+        short lines, the log-probabilities of a step need most of the memory, so their number is limited, too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
@@ -380,7 +389,7 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """The translations of all lines from the hypotheses of their parts."""
+        """Returns the translations of all lines, joined from those of their parts; found has each part's hypotheses."""
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -397,7 +406,7 @@ class Translator:
         return [replace(line, notes=tuple(own)) if own else line for line, own in zip(joined, notes, strict=True)]
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
-        """Notes on problems of a part of a line."""
+        """Yields notes on problems with the translation of a part."""
         if self._unknown is not None and self._unknown in part.prefix and part.tokens:
             yield UNKNOWN_PREFIX
         for hypothesis in hypotheses:
@@ -405,9 +414,9 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """For each hypothesis, in order, the texts that replace its <unk> tokens."""
+        """For each hypothesis of all parts, in order, a text to replace each of its <unk> tokens."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
-        copied: dict[int, list[str]] = {}  # by pair, the word that each token attends to most
+        copied: dict[int, list[str]] = {}  # by index of the pair: the source word that each token attends to most
         if self.config.decoding.unknown == "copy":
             chosen = [p for p, (part, tokens) in enumerate(pairs) if self._unknown in tokens[len(part.prefix) :]]
             sources, targets = [pairs[p][0].tokens for p in chosen], [pairs[p][1] for p in chosen]
@@ -423,7 +432,10 @@ class Translator:
         return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
-        """Best first: the distinct texts of a beam, all samples, or the distinct samples by their utility."""
+        """Returns the translations of a part, best first, without duplicate texts; only sampling keeps duplicates.
+
+        Minimum Bayes risk decoding ranks them by utility, which becomes their score.
+        """
         if not self.config.decoding.draws:
             return _different(translations)
         translations = sorted(translations, key=lambda translation: -translation.score)
@@ -461,7 +473,7 @@ class Translator:
                 )
 
     def _warn_of_tags(self, lines: Sequence[str]) -> None:
-        """Issues one UserWarning for the first line with a wrong tag, once for each translator."""
+        """Issues a UserWarning for the first line whose tag is missing or unknown, once for each Translator."""
         if self._has_warned_of_tags:
             return
         for number, line in enumerate(lines, start=1):
@@ -480,14 +492,14 @@ class Translator:
 
 
 def _nothing(_: int) -> None:
-    """The default for done."""
+    """Does nothing; the default of the parameter done."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
-    The training data of an imported model is unknown. A Marian model with tags such as >>deu<< in its vocabulary was
-    trained with them, unless they were added later.
+    The training data of an imported model is unknown. It is assumed to have had tags if the vocabulary contains
+    Marian's tags, such as >>deu<<, unless these were added after training.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
@@ -500,7 +512,10 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
 
 
 def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
-    """The word of the source token with the largest weight, for each row of weights (T, S); tags have no word."""
+    """For each row of weights (T, S), the word of the source token with the largest weight, tags excepted.
+
+    words has the word of each source token, blank for tags. Without any word, the result is UNKNOWN_TEXT in each row.
+    """
     places = [place for place, word in enumerate(words) if word]
     if not places:
         return [UNKNOWN_TEXT] * len(weights)
@@ -508,7 +523,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """The first translation of each text; different tokens may spell the same text."""
+    """Returns the translations without duplicate texts; of duplicates, the first is kept."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -516,8 +531,11 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """Joins the parts of a line: the n-th best of each, or the last if a part has fewer translations."""
-    if not parts:  # white space that was too long, was split and left nothing
+    """Joins the translations of a line's parts: the line's n-th translation consists of the n-th of each part.
+
+    If a part has fewer translations, its last one is used.
+    """
+    if not parts:  # a line of white space that was too long, which has no parts
         return TranslatedLine([Translation("", BLANK.score)], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
@@ -530,7 +548,10 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Yields line n of both; raises DataError, with the names of both, if one has fewer lines."""
+    """Yields pairs of the n-th item of lines and the n-th of others.
+
+    Raises DataError if their numbers differ; names are the words for lines and others in its message.
+    """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
             fewer, more = names if line is None else reversed(names)
@@ -541,7 +562,10 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
 
 
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
-    """Groups pairs of lines that are translated or scored together; at_once ends a group after the pair just read."""
+    """Yields windows: lists of the pairs of lines that are translated or scored together.
+
+    A window ends when it is full, or after a pair for which at_once is True or, if it is a function, returns True.
+    """
     window: list[tuple[str, str]] = []
     size = 0
     for line, other in pairs:
@@ -570,16 +594,16 @@ def load(
 
     precision is "fp32", "bf16" or "fp64". On a CPU in fp32 the weights are memory-mapped and not copied.
 
-    ensemble has the paths of further models, whose probabilities are averaged with those of the first. All must have
-    the same tokenizer; the settings are those of the first.
+    ensemble has the paths of further models; the probabilities of all models are averaged. All must have the same
+    tokenizer. The settings are those of the model at path.
 
     Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
-    an ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device. All of
-    them but TypeError are subclasses of MtkitError.
+    an ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
+    CheckpointError and ConfigError are subclasses of MtkitError.
 
-    In a process that is forked after loading (multiprocessing with fork, or a web server that loads before it forks)
-    the CPU computes with one thread, since PyTorch's other threads do not survive the fork, and a model on a GPU
-    raises MtkitError. A process that loads the model itself has all threads, and the GPU.
+    A process that is forked after loading (by multiprocessing with fork, or a web server that loads before it forks)
+    computes with one CPU thread, since PyTorch's other threads do not survive the fork; there a model on a GPU raises
+    MtkitError. A process that is forked earlier and loads the model itself can use all threads and the GPU.
 
     Example:
         import mtkit
@@ -615,7 +639,7 @@ def load(
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
-    """Returns the translator of an open bundle, as load() does."""
+    """Returns a Translator for an open bundle; overrides, precision and errors are as in load()."""
     return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
 
 
@@ -635,7 +659,7 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """Returns the translator of weights in memory, which are not copied; untrained tokens are never output."""
+    """Returns a Translator for weights in memory, without copying them; tokens in untrained are never generated."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
     model.output.untrained = list(untrained)
