@@ -15,9 +15,9 @@ from mtkit.config.model_settings import TransformerConfig
 
 # Positions.
 
-# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in the
-# paper, or i/(D/2 - 1), so that the last one is 1, as in the paper's first implementation (tensor2tensor), fairseq and
-# M2M100.
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in
+# the paper, or i/(D/2 - 1), so that the last one is 1, as in the paper's first implementation (tensor2tensor), fairseq
+# and M2M100.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
