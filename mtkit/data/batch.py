@@ -139,7 +139,7 @@ def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
 
 
 def source_rows(source: Ragged, end: int = END) -> Rows:
-    """Returns rows (R, S) with one source sentence and its end mark per row; S is the length of the longest row."""
+    """Returns rows (R, S) with one source sentence and its end mark per row; S is the longest of their lengths."""
     ids = _pad(source, PAD)  # padding could have any id, since no token attends to it
     ids[np.arange(len(ids)), source.lengths] = end
     return _rows(ids, source.lengths + 1)
@@ -258,7 +258,7 @@ T = TypeVar("T")
 
 @contextmanager
 def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
-    """A context that gives an iterator over the same items, of which a thread computes up to `most` in advance.
+    """Context manager that gives an iterator over items, of which a thread computes up to `most` in advance.
 
     If computing an item raises an exception, the iterator raises it when it reaches that item. The thread ends when the
     block ends, after finishing the current item.
@@ -304,7 +304,7 @@ class Feed:
     def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
         """Returns the feed for these settings.
 
-        Raises DataError if the corpus lacks what they need: its text, or the number of pairs of each corpus.
+        Raises DataError if they require the text or the pair counts of the corpus and it does not have them.
         """
         return Feed(
             config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
@@ -312,7 +312,7 @@ class Feed:
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
-        """A context that gives the endless stream of batches after the first `pairs` pairs, prefetched in a thread.
+        """Context manager that gives the endless stream of batches after the first `pairs` pairs, with prefetching.
 
         earlier lists former values of batch_tokens. Raises CheckpointError, which names step, if no batch ends after
         `pairs` pairs.

@@ -91,7 +91,7 @@ def mix(counts: Sequence[int], weights: Sequence[float], temperature: float) -> 
     sizes = np.array(counts, dtype=np.float64)
     wanted = np.array(weights) / max(weights) * sizes ** (1 / temperature)
     shares = wanted / wanted.sum()
-    # Rounded, so that 1.9999999999999998 is 2.
+    # Rounded, so that 1.9999999999999998 becomes 2.
     repeats = np.divide(shares * sizes.sum(), sizes, out=np.zeros_like(sizes), where=sizes > 0).round(9)
     return Mixture(tuple(counts), tuple(repeats.tolist()))
 
@@ -258,7 +258,7 @@ def _batches_of_window(
 
 
 def _skip_consumed(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-    """Yields the batches after the first `consumed` pairs; begin is the number of pairs before the first of batches.
+    """Yields the batches after the first `consumed` pairs; begin is the number of pairs before all batches.
 
     Raises ValueError if no batch ends after `consumed` pairs.
     """

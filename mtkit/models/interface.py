@@ -143,7 +143,7 @@ def tied_embeddings(
 
 @dataclass(frozen=True)
 class Memory:
-    """What an encoder passes to a decoder."""
+    """The output of an encoder, from which a decoder starts."""
 
     states: Tensor  # (R, S, D), one for each source token
     finals: list[Tensor]  # (R, width) for each encoder layer: its state after the last token; [] for a Transformer
@@ -197,14 +197,14 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the special ids of the model's vocabularies, initially those of vocabularies trained by mtkit."""
+        """Sets the special ids of the vocabularies; the default is those of vocabularies trained by mtkit."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
         self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
 
     def keep_start_zero(self) -> None:
-        """If start is "zero", sets the embedding of the start token to zero for good: training does not change it."""
+        """If start is "zero", sets the embedding of the start token to zero and excludes it from training."""
         if self.start == "zero":
             self.decoder.embedding.keep_zero(self.boundaries.start)
 
@@ -288,7 +288,7 @@ class EnsembleState:
 
     @property
     def attention(self) -> list[Tensor]:
-        """One tensor (R, 1, Q, S), the mean of the members' last layers over all their heads.
+        """One tensor (R, 1, Q, S): the attention of the members' last layers, averaged over heads and members.
 
         The list is empty if any member records no attention.
         """

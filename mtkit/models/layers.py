@@ -33,7 +33,7 @@ LAYOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def sinusoids(
     num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper", first: int = 0
 ) -> Tensor:
-    """Returns embeddings (P, D) of the positions from first on (Vaswani et al. 2017, section 3.5).
+    """Returns sinusoidal embeddings (P, D) of P positions, starting at first (Vaswani et al. 2017, section 3.5).
 
     By default, the row of position p holds sin(p / 10000^(2i/D)) for i < D/2, then the cosines of the same angles. The
     paper interleaves sines and cosines, which differs only by a fixed permutation of the columns. layout is a key of
@@ -55,7 +55,7 @@ class SinusoidalPositions(nn.Module):
         self.table: Tensor
 
     def make_table(self, num_positions: int) -> Tensor:
-        """Returns the embeddings (P, D) of positions 0 to P - 1; position 0 gets sinusoid number sinusoid_first."""
+        """Returns the embeddings (P, D) of positions 0 to P - 1, all shifted by the setting sinusoid_first."""
         config = self.config
         return sinusoids(
             num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
@@ -78,7 +78,7 @@ class LearnedPositions(nn.Module):
     def initialize(self) -> None:
         """Draws the embeddings from a normal distribution with standard deviation 0.02, as in fairseq and BERT.
 
-        Token embeddings have a much larger one, 1.
+        That is small compared with token embeddings, whose standard deviation is 1 if they are scaled.
         """
         nn.init.normal_(self.weight, std=0.02)
 
@@ -185,9 +185,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 def _is_faster_unfused(query: Tensor) -> bool:
     """Whether plain matrix products are faster than the fused kernel on a CPU.
 
-    Measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64. In bf16 they
-    are, because of the backward pass: 13 ms against 59 ms. In fp32 the fused kernel is faster, 20 ms against 24 ms,
-    except in a search step: a few queries take the kernel about as long as many.
+    Measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64. In bf16, plain
+    products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel is faster, 20 ms
+    instead of 24 ms, except in search steps: it takes about as long for a few queries as for many.
     """
     return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
 

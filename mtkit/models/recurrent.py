@@ -188,7 +188,7 @@ class RecurrentEncoder(nn.Module):
         self.final_widths = [layer.state_width for layer in layers]
 
     def forward(self, source: Rows) -> Memory:
-        """Returns the states (R, S, D), in the order of the source tokens, and each layer's final state, (R, G * D)."""
+        """Returns a memory: states (R, S, D) in the order of the source, and each layer's final state, (R, G * D)."""
         assert not source.packed, "a recurrent encoder reads one sentence a row"
         x, lengths = self.embedding(source), source.mask.sum(1)
         reversed_places = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
@@ -212,9 +212,9 @@ class InitialStates(nn.Module):
 
     If encoder and decoder have the same number of layers, each decoder layer gets the final state of the encoder layer
     at the same depth (Sutskever et al. 2014), else all get that of the encoder's top layer. If the encoder has no final
-    states, they get the mean of its states (Sennrich et al. 2017). Each of these is projected linearly. The part that
-    becomes a layer's output passes through a tanh (Bahdanau et al. 2015, appendix A.2.2), the cell state of an LSTM
-    does not.
+    states, they get the mean of its states (Sennrich et al. 2017). A linear layer projects each of these to the width
+    of the decoder layer's state. The part that is the layer's output passes through a tanh (Bahdanau et al. 2015,
+    appendix A.2.2), the cell state of an LSTM does not.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:
@@ -293,7 +293,7 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns a state whose positions count these target tokens; forward then sets the layers' states."""
+        """Returns a state with positions advanced by these target tokens; forward then updates the layers' states."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
         assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"
@@ -373,7 +373,7 @@ class RecurrentDecoder(nn.Module):
         return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], after
 
     def _read(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Runs the layers on inputs x from their states; returns the top layer's outputs and the layers' new states.
+        """Runs all layers on inputs x from these states; returns the top layer's outputs and the layers' new states.
 
         x has one row per hypothesis; the states before and after are (R, W, G * D) for each layer.
         """

@@ -189,10 +189,10 @@ class DecoderLayer(nn.Module):
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """Maps target tokens x, (R, T, D), to the layer's output of the same shape, and appends them to the cache.
+        """Maps target tokens x, (R, T, D), to the layer's output of the same shape.
 
-        mask is that of TransformerState.advance, memory the keys and values of the source. Unless watched is None, the
-        weights of the attention to the source are appended to it.
+        Appends their keys and values to the cache. Unless watched is None, appends the weights of the attention to the
+        source to it. mask comes from TransformerState.advance; memory holds the keys and values of the source.
         """
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
@@ -241,12 +241,12 @@ class TransformerState:
         )
 
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
-        """Returns a state that counts these target tokens, and their attention mask.
+        """Returns a state with positions and ancestors advanced by these target tokens, and their attention mask.
 
-        The layers append the tokens to the caches later. The mask, (R, 1, T, N) bool, says which of the N cached and
-        new tokens each new token may attend to; None stands for a causal mask. The same rule applies to teacher
-        forcing, packed rows and search steps: a token attends to the cached tokens of its hypothesis, and to new tokens
-        of its own segment (sentence or hypothesis) up to its own position.
+        The layers append keys and values to the caches afterwards. The mask, (R, 1, T, N) bool, says which of the N
+        cached and new tokens each new token may attend to; None stands for a causal mask. The same rule applies to
+        teacher forcing, packed rows and search steps: a token attends to the cached tokens of its hypothesis, and to
+        new tokens of its own segment (sentence or hypothesis) up to its own position.
         """
         query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
