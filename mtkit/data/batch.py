@@ -1,6 +1,7 @@
-"""Batches: rows of token ids, padded, made of the pairs of a corpus and prefetched for the training loop.
+"""Batches: padded rows of token ids, made from the pairs of a corpus and prefetched for the training loop.
 
-R rows of a batch, S source length, T target length, L length of either side; S and T count the marks and the padding.
+Shapes: R rows of a batch, S source length, T target length, L either S or T. S and T include start and end marks and
+padding.
 """
 
 from collections import deque
@@ -25,31 +26,32 @@ from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-# What a model reads.
+# The inputs of a model.
 
 NO_LABEL = -1  # the label of padding; no vocabulary has this id
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One side of a batch: token ids, the sentence that each belongs to, and its position in that sentence.
+    """One side of a batch: token ids, the sentence of each token, and the position of each token in its sentence.
 
-    A padded batch is a packed batch with one sentence a row. Tokens may attend to each other where segments are equal.
+    A packed row holds several sentences, other rows hold one. Tokens may attend to each other if they are in the same
+    row and segment.
     """
 
     ids: Tensor  # (R, L) int64
-    segments: Tensor  # (R, L) int64: the number of the sentence in its row: 1, 2, …; 0 is padding
-    positions: Tensor  # (R, L) int64: the position in the sentence, from 0; 0 in padding
+    segments: Tensor  # (R, L) int64: the number of the token's sentence in the row, from 1; 0 for padding
+    positions: Tensor  # (R, L) int64: the token's position in its sentence, from 0; 0 for padding
     packed: bool = False  # whether any row holds more than one sentence
-    cut: Tensor | None = None  # (R, L) bool: True where the embedding is set to zero (token cutoff); None: nowhere
+    cut: Tensor | None = None  # (R, L) bool: True for tokens whose embedding is set to zero (token cutoff)
 
     @property
     def mask(self) -> Tensor:
-        """(R, L) bool: True for tokens, False for padding."""
+        """A mask (R, L) bool that is True for tokens and False for padding."""
         return self.segments != 0
 
     def to(self, device: torch.device) -> "Rows":
-        """Copy the rows to a device, asynchronously if their memory is pinned."""
+        """Returns a copy of the rows on a device; copies asynchronously if their memory is pinned."""
         return replace(
             self,
             ids=self.ids.to(device, non_blocking=True),
@@ -61,17 +63,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentence pairs; a pair is in the same row, with the same segment number, on both sides."""
+    """Sentence pairs, as source and target rows; both sides of a pair have the same row and segment number."""
 
     source: Rows  # (R, S): the tokens and the end mark
-    target: Rows  # (R, T): what the decoder reads, that is the start mark and the tokens
-    labels: Tensor  # (R, T) int64: what it should predict, that is the tokens and the end mark; NO_LABEL in padding
+    target: Rows  # (R, T): the decoder's input, which is the start mark and the tokens
+    labels: Tensor  # (R, T) int64: the tokens to predict, which are the tokens and the end mark; NO_LABEL in padding
     num_pairs: int
-    source_tokens: int  # end marks counted, padding not
-    target_tokens: int
+    source_tokens: int  # with end marks, without padding
+    target_tokens: int  # with end marks, without padding
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device."""
+        """Returns a copy of the batch on a device; copies asynchronously if its memory is pinned."""
         return replace(
             self,
             source=self.source.to(device),
@@ -81,45 +83,48 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """Share of padding among all positions of both sides, 0 to 1."""
+        """The fraction of padding among all positions of both sides, 0 to 1."""
         num_positions = self.source.ids.numel() + self.target.ids.numel()
         return 1 - (self.source_tokens + self.target_tokens) / num_positions
 
 
 # Sentences of different lengths, padded to the rows of a batch.
 
-DEFAULT_BOUNDARIES = BoundaryTokens()  # those of vocabularies trained by mtkit, for a decoder that starts with BEGIN
+DEFAULT_BOUNDARIES = BoundaryTokens()  # of vocabularies trained by mtkit, with a decoder that starts with BEGIN
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """R sentences of different lengths, one after the other, without marks."""
+    """R sentences of different lengths, concatenated, without start and end marks."""
 
     tokens: NDArray[np.integer]  # (sum of lengths,)
     lengths: NDArray[np.int64]  # (R,)
 
 
 def ragged(sentences: Sequence[Sequence[int]]) -> Ragged:
-    """Ragged sentences from lists of ids."""
+    """Returns the given sentences, each a list of token ids, as a Ragged."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=np.int64, count=lengths.sum())
     return Ragged(tokens, lengths)
 
 
 def gather(tokens: NDArray[np.integer], offsets: NDArray[np.integer], chosen: NDArray[np.int64]) -> Ragged:
-    """The chosen sentences of a corpus, in that order; sentence i is tokens[offsets[i]:offsets[i + 1]]."""
+    """Returns the sentences with the indices chosen, in that order; sentence i is tokens[offsets[i]:offsets[i + 1]]."""
     starts = np.asarray(offsets[chosen], dtype=np.int64)
     lengths = np.asarray(offsets[chosen + 1], dtype=np.int64) - starts
     return Ragged(tokens[np.repeat(starts, lengths) + _positions(lengths)], lengths)
 
 
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(sum of lengths,): the positions 0, 1, … of each sentence, one sentence after the other."""
+    """Returns the positions 0, 1, … of the tokens of each sentence, concatenated: (sum of lengths,)."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
-    """(R, L + 1) ids, one sentence a row; L is the longest, so that at least one filler follows each sentence."""
+    """Returns ids (R, L + 1), one sentence per row, padded with filler; L is the length of the longest sentence.
+
+    So each sentence is followed by at least one filler.
+    """
     real = np.arange(sentences.lengths.max() + 1) < sentences.lengths[:, None]
     ids = np.full(real.shape, filler, dtype=np.int64)
     ids[real] = sentences.tokens
@@ -127,23 +132,24 @@ def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
 
 
 def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
-    """One sentence a row, from padded ids (R, L) and the number of tokens in each row (R,)."""
+    """Returns Rows with one sentence per row, from padded ids (R, L) and the number of tokens in each row, (R,)."""
     positions = np.arange(ids.shape[1])
     real = positions < lengths[:, None]
     return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(positions * real))
 
 
 def source_rows(source: Ragged, end: int = END) -> Rows:
-    """Rows (R, S) of source sentences, one a row, each followed by the end mark; S is the longest with its mark."""
-    ids = _pad(source, PAD)  # any id would do as padding, since nothing attends to it
+    """Returns rows (R, S) with one source sentence and its end mark per row; S is the longest of their lengths."""
+    ids = _pad(source, PAD)  # padding could have any id, since no token attends to it
     ids[np.arange(len(ids)), source.lengths] = end
     return _rows(ids, source.lengths + 1)
 
 
 def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
-    """A batch of one pair a row, source (R, S) and target (R, T), with the boundary tokens of the model that reads it.
+    """Returns a batch with one pair per row: source (R, S), target and labels (R, T).
 
-    T is the longest target with a mark: the decoder reads start, t1, …, tn and should predict t1, …, tn, end.
+    The decoder reads start, t1, …, tn and should predict t1, …, tn, end, so T is the length of the longest target plus
+    1. boundaries are the start and end tokens of the model that reads the batch.
     """
     labels = _pad(target, NO_LABEL)
     decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
@@ -158,24 +164,24 @@ def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DE
     )
 
 
-# Batches of a corpus in the order of the plan, with its ids or with segmentations sampled anew.
+# The batches of a corpus in the order of training, with the ids of the corpus or with newly sampled segmentations.
 
-Stream = Iterator[tuple[int, tuple[Batch, ...]]]  # of each batch: its epoch, and its parts
+Stream = Iterator[tuple[int, tuple[Batch, ...]]]  # for each batch: the epoch, and the parts of the batch
 
 
 class SampleSegmentations(Protocol):
-    """Samples a segmentation of each text and returns its ids; the same seed gives the same ids."""
+    """A function that samples a segmentation of each text and returns its ids, which depend only on text and seed."""
 
     def __call__(self, texts: Sequence[str], *, seed: int) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
 class SubwordSampling:
-    """How the stored text of a corpus is segmented anew for each batch (BPE-dropout, or unigram sampling)."""
+    """How the text of a corpus is segmented at random for each batch (BPE-dropout, or unigram sampling)."""
 
     source: SampleSegmentations
     target: SampleSegmentations
-    max_length: int  # tokens of a side; a pair whose sample is longer on either side gets the ids of the corpus instead
+    max_length: int  # in tokens; if either side of a sampled pair is longer, the ids of the corpus replace both
 
 
 def micro_batches(
@@ -187,10 +193,12 @@ def micro_batches(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Stream:
-    """The endless stream of batches after so many consumed pairs; earlier lists former values of batch_tokens.
+    """Yields (epoch, parts) for each batch after the first `consumed` pairs, without end.
 
-    Batches are planned by the lengths of the ids in the corpus. If sampled ids make one larger than batch_tokens, it
-    comes in several parts that belong to the same update. Samples depend only on the seed and the place in the stream.
+    A batch has one part, unless sampled segmentations make it larger than batch_tokens: then it is divided into several
+    parts, which belong to the same update. Batches are planned by the lengths in the corpus. Sampled segmentations
+    depend only on the seed and on the number of pairs before the batch. earlier lists former values of batch_tokens.
+    Raises ValueError if no batch ends after `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
@@ -211,8 +219,11 @@ def _sampled_parts(
     consumed: int,
     boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
-    """The batch that starts after so many consumed pairs, in as many parts as batch_tokens asks for."""
-    # Below 2^31: SentencePiece takes the seed 2^32 - 1 to mean a random one.
+    """Returns a batch of these pairs with sampled segmentations, in parts of at most batch_tokens.
+
+    consumed is the number of pairs before the batch, from which the seed of the samples is derived.
+    """
+    # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
     sources = sampling.source(corpus.source_text(pairs), seed=int(seeds[0]))
     targets = sampling.target(corpus.target_text(pairs), seed=int(seeds[1]))
@@ -227,7 +238,11 @@ def _sampled_parts(
 
 
 def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
-    """Divides rows into parts of at most batch_tokens, longest rows first; within a part, rows keep their order."""
+    """Yields the row numbers of each part of a batch; a part has at most batch_tokens (rows times its longest row).
+
+    longest holds the length of the longer side of each row. The parts start with the longest rows; within a part, rows
+    are in ascending order.
+    """
     assert longest.max() <= batch_tokens, "max_length is less than batch_tokens"
     by_length = np.argsort(-longest, kind="stable")
     while len(by_length):
@@ -236,17 +251,17 @@ def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[li
         by_length = by_length[count:]
 
 
-# Prefetching in a thread, so that training seldom waits for a batch.
+# Prefetching in a thread, so that training rarely waits for a batch.
 
 T = TypeVar("T")
 
 
 @contextmanager
 def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
-    """The same items in the same order, up to most of them made in a thread before they are asked for.
+    """Context manager that gives an iterator over items, of which a thread computes up to `most` in advance.
 
-    An error while an item is made is raised in place of that item. The thread ends with the block, once the item it is
-    making is done.
+    If computing an item raises an exception, the iterator raises it when it reaches that item. The thread ends when the
+    block ends, after finishing the current item.
     """
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:
@@ -256,6 +271,7 @@ def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
 
 
 def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Iterator[T]:
+    """Yields the items, which the executor computes up to `most` in advance."""
     waiting = deque(executor.submit(_list_of_next, items) for _ in range(most))
     while found := waiting.popleft().result():
         waiting.append(executor.submit(_list_of_next, items))
@@ -263,39 +279,43 @@ def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Ite
 
 
 def _list_of_next(items: Iterator[T]) -> list[T]:
-    """[the next item], or [] at the end."""
+    """Returns a list of the next item alone, or [] if there are no more items."""
     for item in items:
         return [item]
     return []
 
 
-# The batches of a training run, as its settings ask for them.
+# The batches of a training run, according to its settings.
 
 NUM_PREFETCHED = 8  # batches
 
 
 @dataclass(frozen=True)
 class Feed:
-    """A binarized corpus and how training reads it."""
+    """A binarized corpus and everything that decides which batches training makes of it."""
 
     config: Config
     corpus: Corpus
-    mixture: Mixture | None  # None: each pair once an epoch
-    sampling: SubwordSampling | None  # None: the ids in the corpus
-    boundaries: BoundaryTokens  # those of the model that reads the batches
+    mixture: Mixture | None  # None: each pair occurs once per epoch
+    sampling: SubwordSampling | None  # None: batches have the ids of the corpus
+    boundaries: BoundaryTokens  # start and end tokens of the model that reads the batches
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
-        """The feed that the settings ask for. Raises DataError if the corpus does not hold what it needs."""
+        """Returns the feed for these settings.
+
+        Raises DataError if they require the text or the pair counts of the corpus and it does not have them.
+        """
         return Feed(
             config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
         )
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
-        """The stream of batches for a run that is at this step and has consumed so many pairs; prefetches in the block.
+        """Context manager that gives the endless stream of batches after the first `pairs` pairs, with prefetching.
 
-        earlier lists former values of batch_tokens. Raises CheckpointError if no batch ends after so many pairs.
+        earlier lists former values of batch_tokens. Raises CheckpointError, which names step, if no batch ends after
+        `pairs` pairs.
         """
         stream = micro_batches(
             self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier
@@ -312,9 +332,9 @@ class Feed:
 
 
 def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
-    """How often an epoch goes through each corpus; None if each pair comes once an epoch.
+    """Returns how often each corpus of data.train is repeated in an epoch; None if each pair occurs once per epoch.
 
-    Raises DataError if the corpus does not hold as many corpora as data.train lists.
+    Raises DataError if the binarized corpus was not made from as many corpora as data.train lists.
     """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
@@ -328,7 +348,10 @@ def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
 
 
 def subword_sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> SubwordSampling | None:
-    """How training samples segmentations; None if it does not. Raises DataError if the corpus holds no text."""
+    """Returns how training samples segmentations, or None if it does not.
+
+    Raises DataError if the settings ask for sampling and the corpus has no text.
+    """
     settings = config.training
     if not settings.samples_subwords:
         return None

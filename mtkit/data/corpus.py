@@ -1,7 +1,8 @@
 """Binarized corpora: sentence pairs as memory-mapped token ids, with a manifest and checksums of their files.
 
-A corpus is a directory. For each side, `tokens` holds the ids of all sentences one after the other, and `offsets`
-where each sentence begins; `text` and `text_offsets` hold the sentences too where training samples segmentations.
+A corpus is a directory. For each side, the file `tokens` holds the ids of all sentences, concatenated, and `offsets`
+the index where each sentence begins. If training samples segmentations, `text` and `text_offsets` hold the text of the
+sentences in the same way.
 """
 
 import concurrent.futures
@@ -27,29 +28,29 @@ from mtkit.files import new_directory, put_in_place, settle
 
 # Files with checksums.
 
-PIECE_BYTES = 64 * 1024 * 1024  # bytes that each checksum covers
+PIECE_BYTES = 64 * 1024 * 1024  # the size of a piece: each piece of a file has its own checksum
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size and checksums of a file as it was written."""
+    """The size and the checksums of a file when it was written."""
 
     size: int
-    sha256: tuple[str, ...]  # one for each piece of 64 MiB
+    sha256: tuple[str, ...]  # one for each piece (PIECE_BYTES)
 
 
 class FileWriter:
-    """Writes a file and computes the checksums of its pieces on the way."""
+    """Writes a file, and computes the checksums of its pieces at the same time."""
 
     def __init__(self, path: Path) -> None:
-        """Creates the file, or empties it."""
+        """Creates the file, or truncates an existing one."""
         self._stream = path.open("wb")
         self._size = 0
         self._sha256: list[str] = []
         self._piece = hashlib.sha256()
 
     def write(self, content: bytes) -> None:
-        """Append bytes."""
+        """Appends bytes to the file."""
         self._stream.write(content)
         while content:
             left = PIECE_BYTES - self._size % PIECE_BYTES
@@ -64,20 +65,20 @@ class FileWriter:
         self._piece = hashlib.sha256()
 
     def finish(self) -> StoredFile:
-        """Close the file; returns its size and checksums."""
+        """Closes the file; returns its size and checksums."""
         if self._size % PIECE_BYTES:
             self._end_piece()
         self._stream.close()
         return StoredFile(self._size, tuple(self._sha256))
 
     def discard(self) -> None:
-        """Close the file unfinished, without an error if the disk is too full for what was still buffered."""
+        """Closes an unfinished file; ignores an OSError, such as that of a disk too full for the buffered bytes."""
         with suppress(OSError):
             self._stream.close()
 
 
 def check_size(path: Path, stored: StoredFile) -> None:
-    """Raises DataError if a file is missing or has another size than was written."""
+    """Raises DataError if a file is missing or its size differs from the size that was written."""
     if not path.is_file():
         raise DataError(f"{path}: missing; binarize the corpora again")
     found = path.stat().st_size
@@ -86,7 +87,10 @@ def check_size(path: Path, stored: StoredFile) -> None:
 
 
 def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool]) -> None:
-    """Raises DataError if a file does not hold what was written; stops before a piece if should_stop() is true."""
+    """Raises DataError if a file's content differs from what was written.
+
+    Calls should_stop before reading each piece, and returns early if it returns True.
+    """
     with path.open("rb") as stream:
         for number, sha256 in enumerate(stored.sha256, start=1):
             if should_stop():
@@ -96,7 +100,7 @@ def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool
                 raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
 
 
-# The manifest: a JSON file that says what a corpus holds and what it was made from, with a checksum of itself.
+# The manifest: a JSON file that describes a corpus and what it was made from, with a checksum of its own content.
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -104,7 +108,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredText:
-    """The text of one side: UTF-8 sentences one after the other, and the byte offset of each."""
+    """The files with the text of one side: the sentences in UTF-8, concatenated, and their byte offsets."""
 
     text: StoredFile
     offsets: StoredFile
@@ -112,15 +116,15 @@ class StoredText:
 
 @dataclass(frozen=True)
 class SideManifest:
-    """What one side of a corpus holds."""
+    """One side of a corpus: vocabulary size, dtype of the ids, length statistics and files."""
 
     vocab_size: int
-    dtype: str
+    dtype: str  # of the ids
     num_tokens: int
-    longest: int  # tokens of the longest sentence
+    longest: int  # the number of tokens of the longest sentence
     tokens: StoredFile
     offsets: StoredFile
-    text: StoredText | None = None  # only where training samples segmentations
+    text: StoredText | None = None  # only if training samples segmentations
 
 
 @dataclass(frozen=True)
@@ -133,20 +137,20 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus holds and what it was made from."""
+    """The manifest of a corpus: its content, and what it was made from."""
 
     num_pairs: int
     source: SideManifest
     target: SideManifest
     tokenizer_hash: str
-    drops: dict[str, int]  # pairs left out, by reason
+    drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
-    settings: dict[str, Any]  # what decided which pairs were left out, and how the others were encoded
-    unknown: dict[str, float] = field(default_factory=dict)  # share of unknown tokens, by text, where there can be any
-    corpora: tuple[int, ...] = ()  # pairs of each corpus that went in, in order; empty if an older version wrote it
+    settings: dict[str, Any]  # those that decide which pairs are left out and how the others are encoded
+    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens, by text, if there can be any
+    corpora: tuple[int, ...] = ()  # the number of pairs kept of each corpus; empty in manifests of older versions
 
     def files(self) -> dict[str, StoredFile]:
-        """Sizes and checksums of the files of the corpus, by name."""
+        """Returns the sizes and checksums of all files of the corpus, by file name."""
         found: dict[str, StoredFile] = {}
         for name, side in (("source", self.source), ("target", self.target)):
             found |= {f"{name}.tokens": side.tokens, f"{name}.offsets": side.offsets}
@@ -156,19 +160,19 @@ class Manifest:
 
 
 def checksum(body: object) -> str:
-    """SHA-256 of a value as JSON with sorted keys."""
+    """Returns the SHA-256 checksum of a value, computed from its JSON with sorted keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest, with a checksum of its content."""
+    """Writes a manifest to a JSON file, with a checksum of its content."""
     body = asdict(manifest)
     content = {"format": FORMAT, **body, "sha256": checksum(body)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises DataError if it is missing, damaged or of an unknown format."""
+    """Reads a manifest from a JSON file. Raises DataError if it is missing, damaged or of an unknown format."""
     if not path.is_file():
         raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
     try:
@@ -187,6 +191,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _side(content: dict[str, Any]) -> SideManifest:
+    """Returns the SideManifest that a manifest's JSON describes; modifies content."""
     for name in ("tokens", "offsets"):
         content[name] = _stored(content[name])
     if text := content.get("text"):
@@ -200,14 +205,17 @@ def _stored(content: dict[str, Any]) -> StoredFile:
 
 # Reading a corpus.
 
-OFFSET = np.dtype("<i8")
+OFFSET = np.dtype("<i8")  # of all offsets files
 
 
 class Corpus:
-    """A corpus on disk, memory-mapped: ids and text are read when they are used."""
+    """A corpus on disk, memory-mapped, so that ids and text are only read when they are used."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        """Use Corpus.open, which checks the manifest and the sizes of the files first."""
+        """Maps the files; call Corpus.open instead, which checks manifest and file sizes first.
+
+        Raises DataError if the offsets do not fit the manifest or the tokens.
+        """
         self.directory = directory
         self.manifest = manifest
         self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype))
@@ -228,7 +236,10 @@ class Corpus:
 
     @staticmethod
     def open(directory: Path) -> "Corpus":
-        """Open the corpus in a directory; checks manifest and file sizes, in time independent of the corpus's size."""
+        """Opens the corpus in a directory, without reading its ids and text, so that even a huge one opens quickly.
+
+        Raises DataError if there is none, or if the manifest or the size of a file is wrong.
+        """
         settle(directory)
         manifest = read_manifest(directory / MANIFEST)
         for name, stored in manifest.files().items():
@@ -236,54 +247,54 @@ class Corpus:
         return Corpus(directory, manifest)
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Returns the number of pairs."""
         return self.manifest.num_pairs
 
     def source(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """(S,) ids of a source, without end mark."""
+        """Returns the token ids of a pair's source, (S,), without end mark."""
         return self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]]
 
     def target(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """(T,) ids of a target, without end mark."""
+        """Returns the token ids of a pair's target, (T,), without end mark."""
         return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
 
     def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """The normalised sources of these pairs; only if has_text."""
+        """Returns the normalised source text of these pairs; requires has_text."""
         assert self._source_text
         return self._source_text.lines(pairs)
 
     def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """The normalised targets of these pairs; only if has_text."""
+        """Returns the normalised target text of these pairs; requires has_text."""
         assert self._target_text
         return self._target_text.lines(pairs)
 
     @property
     def has_text(self) -> bool:
-        """Whether the text of each pair is stored with its ids."""
+        """Whether the corpus stores the text of each pair besides its ids."""
         return self._source_text is not None and self._target_text is not None
 
     @cached_property
     def source_lengths(self) -> NDArray[np.int32]:
-        """(num_pairs,) number of tokens of each source, without end mark."""
+        """The number of tokens of each source, without end mark, (num_pairs,)."""
         return _lengths(self.source_offsets)
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int32]:
-        """(num_pairs,) number of tokens of each target, without end mark."""
+        """The number of tokens of each target, without end mark, (num_pairs,)."""
         return _lengths(self.target_offsets)
 
     @property
     def digest(self) -> str:
-        """Checksum of all ids and of the text stored with them, whatever files they came from."""
+        """A checksum of all ids and of the stored text; it does not depend on which raw files they were made from."""
         return checksum([stored.sha256 for stored in self.manifest.files().values()])
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files except the manifest."""
+        """The total size of all files except the manifest, in bytes."""
         return sum(stored.size for stored in self.manifest.files().values())
 
     def facts(self) -> dict[str, Any]:
-        """Facts about the corpus for a model card; text files appear by name, without their folders."""
+        """Returns a description of the corpus for a model card; text files are named without their folders."""
         manifest = self.manifest
         return {
             "num_pairs": manifest.num_pairs,
@@ -300,7 +311,7 @@ class Corpus:
         }
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:
-        """Raises DataError if another tokenizer made the ids."""
+        """Raises DataError if the corpus was encoded by a tokenizer with another hash."""
         if self.manifest.tokenizer_hash != tokenizer_hash:
             raise DataError(
                 f"{self.directory}: was encoded by another tokenizer ({self.manifest.tokenizer_hash[:12]}, "
@@ -308,7 +319,7 @@ class Corpus:
             )
 
     def require_text(self) -> None:
-        """Raises DataError if no text is stored with the ids."""
+        """Raises DataError if the corpus does not store the text of its pairs."""
         if not self.has_text:
             raise DataError(
                 f"{self.directory}: holds no text, which training.bpe_dropout and training.unigram_alpha sample from; "
@@ -316,9 +327,9 @@ class Corpus:
             )
 
     def verify(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Compare all files with their checksums; stops early once should_stop(), asked for each piece, is true.
+        """Compares all files with their checksums. Raises DataError if one is damaged.
 
-        Raises DataError if one is damaged.
+        Calls should_stop before reading each piece of a file, and skips the rest of the file if it returns True.
         """
         for name, stored in self.manifest.files().items():
             check_content(self.directory / name, stored, should_stop)
@@ -326,13 +337,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _SideText:
-    """The stored sentences of one side."""
+    """The memory-mapped text of one side, and the byte offset of each sentence."""
 
     text: NDArray[np.uint8]
     offsets: NDArray[np.int64]
 
     @staticmethod
     def open(directory: Path, side: str, stored: StoredText | None) -> "_SideText | None":
+        """Maps the text of a side (source or target); returns None if stored is None."""
         if stored is None:
             return None
         return _SideText(
@@ -340,16 +352,18 @@ class _SideText:
         )
 
     def lines(self, pairs: NDArray[np.int64]) -> list[str]:
+        """Returns the text of this side of these pairs."""
         starts, ends = self.offsets[pairs].tolist(), self.offsets[pairs + 1].tolist()
         return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A file as a read-only array; an empty file cannot be memory-mapped."""
+    """Maps a file as a read-only array; returns an empty array for an empty file, which cannot be memory-mapped."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Returns the differences between successive offsets, as int32."""
     lengths = np.empty(len(offsets) - 1, np.int32)
     np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
     return lengths
@@ -359,7 +373,7 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 class CorpusWriter:
-    """Writes a corpus bit by bit, in little memory; without a commit, nothing changes.
+    """Writes a corpus in several steps, with little memory; the directory only changes on commit.
 
     with CorpusWriter(directory, …) as writer:
         writer.add(source_tokens, target_tokens)
@@ -374,7 +388,10 @@ class CorpusWriter:
         tokenizer_hash: str,
         keeps_text: bool = False,
     ) -> None:
-        """Creates a temporary directory beside the given one, whose content stays until the commit."""
+        """Creates a temporary directory next to the given one, which commit replaces.
+
+        With keeps_text, the corpus stores the text of its pairs besides their ids.
+        """
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
         self._writing = new_directory(directory)
@@ -389,7 +406,7 @@ class CorpusWriter:
         source_text: Sequence[str] = (),
         target_text: Sequence[str] = (),
     ) -> None:
-        """Append pairs of ids, without end marks; if the corpus keeps text, with their normalised text."""
+        """Appends pairs, as ids without end marks; the normalised text is required if keeps_text, else ignored."""
         assert len(source) == len(target)
         self._source.add(source, source_text)
         self._target.add(target, target_text)
@@ -403,7 +420,11 @@ class CorpusWriter:
         corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
-        """Put the corpus in its place; corpora is the number of pairs that each corpus of the settings gave."""
+        """Finishes the corpus and replaces the directory with it; returns the manifest.
+
+        corpora is the number of pairs that were added from each corpus of the settings; the other arguments are stored
+        in the manifest as they are.
+        """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
             num_pairs=self.num_pairs,
@@ -426,14 +447,14 @@ class CorpusWriter:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes the temporary directory, if it was not committed."""
         self._source.discard()
         self._target.discard()
         shutil.rmtree(self._writing, ignore_errors=True)
 
 
 class _SideWriter:
-    """Writes tokens and offsets of one side, and its text if that is kept."""
+    """Writes the tokens and offsets of one side, and with keeps_text its text."""
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
@@ -446,6 +467,7 @@ class _SideWriter:
         self._longest = 0
 
     def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
+        """Appends sentences, as token ids; lines is their text, which is ignored unless the text is kept."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
@@ -475,7 +497,7 @@ class _SideWriter:
 
 
 class _TextWriter:
-    """Writes text and byte offsets of one side."""
+    """Writes the text of one side and the byte offsets of its sentences."""
 
     def __init__(self, directory: Path, side: str) -> None:
         self._text = FileWriter(directory / f"{side}.text")
@@ -498,21 +520,21 @@ class _TextWriter:
         self._offsets.discard()
 
 
-# Verification: comparing a corpus with its checksums without keeping training waiting.
+# Verification: comparing a corpus with its checksums while training runs.
 
-VERIFIED_FIRST_BYTES = 1 << 30  # up to this size, a few seconds of reading, a corpus is verified before it is used
+VERIFIED_FIRST_BYTES = 1 << 30  # a corpus up to this size, which takes a few seconds, is verified before training
 
 
 class Verification:
-    """Verifies a corpus: a small one at once, a large one in a thread while training reads it.
+    """Verifies a corpus against its checksums: a small one immediately, a large one in a thread during training.
 
     with Verification(corpus) as verification:
-        verification.check()  # now and then
+        verification.check()  # regularly
         verification.wait(check)  # before the results are used
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        """Raises DataError if a small corpus is damaged."""
+        """Verifies a small corpus, and raises DataError if it is damaged; starts a thread for a large one."""
         self._stopped = threading.Event()
         self._reader: ThreadPoolExecutor | None = None
         if corpus.num_bytes <= VERIFIED_FIRST_BYTES:
@@ -522,14 +544,14 @@ class Verification:
             self._end = self._reader.submit(corpus.verify, self._stopped.is_set)
 
     def check(self) -> None:
-        """Raises DataError if damage has been found so far."""
+        """Raises DataError if verification has already found damage."""
         if self._reader and self._end.done():
             self._end.result()
 
     def wait(self, check: Callable[[], None]) -> None:
-        """Wait until all is read. Raises DataError if there is any damage.
+        """Waits until the whole corpus is verified. Raises DataError if it is damaged.
 
-        check is called again and again meanwhile; it may raise to end the wait.
+        While waiting, calls the function check ten times a second; an exception that it raises ends the wait.
         """
         while self._reader and not self._end.done():
             check()
@@ -542,33 +564,33 @@ class Verification:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._stopped.set()
         if self._reader:
             self._reader.shutdown()
 
 
-# Length statistics, at a cost that does not grow with the corpus.
+# Length statistics, whose cost is bounded even for huge corpora.
 
 QUANTILES = (1, 5, 50, 95, 99)  # per cent
-MOST_PAIRS = 1_000_000  # a larger corpus is measured in blocks spread evenly over it
-BLOCK_PAIRS = 1000
+MOST_PAIRS = 1_000_000  # of a larger corpus, only about this many pairs are measured, in evenly spaced blocks
+BLOCK_PAIRS = 1000  # the number of pairs of such a block
 
 
 def length_statistics(
     manifests: dict[str, SideManifest], offsets: dict[str, NDArray[np.int64]], most_pairs: int = MOST_PAIRS
 ) -> dict[str, Any]:
-    """Mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
+    """Returns the mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
 
-    Mean and maximum are exact. The quantiles are of `measured` pairs, at most most_pairs. offsets, by side, are
-    (num_pairs + 1,): where each sentence begins, and the end of the last.
+    The arguments manifests and offsets have one entry per side; offsets are (num_pairs + 1,). Mean and maximum are
+    exact. The quantiles are computed from at most most_pairs pairs; the result has their number as `measured`.
     """
     num_pairs = len(next(iter(offsets.values()))) - 1
     blocks = _blocks(num_pairs, most_pairs)
     found: dict[str, Any] = {"pairs": num_pairs, "measured": sum(end - begin for begin, end in blocks)}
     for side, begins in offsets.items():
         lengths = np.concatenate([np.diff(begins[begin : end + 1]) for begin, end in blocks])
-        # Each quantile is a length that occurs, never a number between two.
+        # inverted_cdf: each quantile is a length that occurs, not an interpolation of two lengths.
         values = np.percentile(lengths, QUANTILES, method="inverted_cdf") if len(lengths) else []
         found[side] = {
             "mean": round(manifests[side].num_tokens / max(num_pairs, 1), 2),
@@ -579,7 +601,7 @@ def length_statistics(
 
 
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
-    """(begin, end) of the blocks of pairs to measure: one of all pairs, or evenly spaced ones."""
+    """Returns (begin, end) of each block of pairs to measure: a single block of all pairs, or evenly spaced blocks."""
     if num_pairs <= most_pairs:
         return [(0, num_pairs)]
     begins = np.linspace(0, num_pairs - BLOCK_PAIRS, most_pairs // BLOCK_PAIRS).astype(int).tolist()
@@ -592,9 +614,9 @@ VALIDATION_FORMAT = 1
 
 
 def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
-    """Sources and references of the validation text in a directory, without writing there.
+    """Returns the sources and the references of the validation text in a directory; writes nothing there.
 
-    Raises DataError if they are missing, were changed, or are of an unknown format.
+    Raises DataError if its files are missing, have changed since they were written, or have an unknown format.
     """
     manifest = read_json_object(directory / MANIFEST)
     if manifest.get("format") != VALIDATION_FORMAT:
@@ -607,7 +629,10 @@ def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
 
 
 def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
-    r"""The lines of a file whose checksum is in the manifest; a `\r` at the end of a line is part of it."""
+    r"""Returns the lines of a file; a `\r` at the end of a line is kept.
+
+    Raises DataError if the file is missing or its checksum differs from the one in the manifest.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -618,12 +643,12 @@ def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def validation_checksum(manifest: Mapping[str, Any]) -> str:
-    """Checksum of both sides of the validation text, made of the checksums in its manifest."""
+    """Returns a checksum of both sides of the validation text, computed from the checksums in its manifest."""
     return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file. Raises DataError if it is missing or holds none."""
+    """Reads a JSON object from a file. Raises DataError if the file is missing or contains no JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

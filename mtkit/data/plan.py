@@ -1,7 +1,7 @@
-"""The order of training: which pairs make a batch, in which order, and how often each corpus comes.
+"""The order of training: how often each corpus is repeated, which pairs form a batch, and the order of the batches.
 
-A plan depends only on lengths, settings and seed, so a run resumes by skipping the pairs it has consumed. A pair is a
-number: its place in the binarized corpus, which holds one corpus of the settings after the other.
+The order depends only on lengths, settings and seed, so that a resumed run can skip the pairs it has already consumed.
+A pair is represented by its index in the binarized corpus, in which the corpora of the settings follow one another.
 """
 
 import itertools
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# How often each corpus comes in an epoch.
+# How often each corpus is repeated in an epoch.
 
-BLOCK = 1024  # neighbouring pairs that stay in one window, so that a huge corpus is read in runs, not pair by pair
+BLOCK = 1024  # consecutive pairs that stay in one window, so that a huge corpus is read in long runs, not pair by pair
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Runs of neighbouring pairs: block b holds the pairs from starts[b] up to ends[b], exclusive."""
+    """Blocks of consecutive pairs: block b consists of the pairs starts[b], …, ends[b] - 1."""
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -28,38 +28,38 @@ class Blocks:
 
     @property
     def num_pairs(self) -> int:
-        """Number of pairs in all blocks; a pair in several blocks counts several times."""
+        """The number of pairs in all blocks; a pair in several blocks counts several times."""
         return int((self.ends - self.starts).sum())
 
     def select(self, indices: NDArray[np.int64]) -> "Blocks":
-        """The blocks with these indices, in this order."""
+        """Returns the blocks with these indices, in this order."""
         return Blocks(self.starts[indices], self.ends[indices])
 
 
 def blocks_of(num_pairs: int, first: int = 0) -> Blocks:
-    """The blocks of num_pairs pairs, the first of which is number first."""
+    """Divides the pairs first, …, first + num_pairs - 1 into blocks of BLOCK pairs; the last one may be shorter."""
     starts = np.arange(first, first + num_pairs, BLOCK)
     return Blocks(starts, np.minimum(starts + BLOCK, first + num_pairs))
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often an epoch goes through each corpus: repeats[c] times on average."""
+    """How often each corpus is repeated in an epoch."""
 
-    counts: tuple[int, ...]  # pairs of each corpus
-    repeats: tuple[float, ...]
+    counts: tuple[int, ...]  # the number of pairs of each corpus
+    repeats: tuple[float, ...]  # how many times a pair of each corpus occurs in an epoch, on average
 
     @property
     def shares(self) -> list[float]:
-        """Each corpus's share of the pairs of an epoch, on average."""
+        """The fraction of the pairs of an epoch that belong to each corpus, on average."""
         return [count * repeats / sum(self.counts) for count, repeats in zip(self.counts, self.repeats, strict=True)]
 
     def epoch(self, rng: np.random.Generator) -> Blocks:
-        """The blocks of one epoch: each corpus its whole number of times, and a random part for the fraction.
+        """Returns the blocks of one epoch; a corpus with repeats 2.3 occurs twice, plus a random 30% of its blocks.
 
-        The part consists of whole blocks. Their number is rounded up or down at random so that it is right on average
-        over many epochs; this gives a corpus smaller than a block its share, too. So the sizes of epochs differ by up
-        to one block for each corpus.
+        The number of these additional blocks is rounded up or down at random, such that it is right on average over
+        many epochs, even for a corpus smaller than a block. So the sizes of epochs differ by up to one block for each
+        corpus.
         """
         starts: list[NDArray[np.int64]] = []
         ends: list[NDArray[np.int64]] = []
@@ -77,33 +77,33 @@ class Mixture:
 
 
 def is_proportional(weights: Sequence[float], temperature: float) -> bool:
-    """Whether these settings make every pair come once in an epoch, whatever the sizes of the corpora."""
+    """Whether every pair occurs once per epoch with these settings, whatever the sizes of the corpora."""
     return len(set(weights)) <= 1 and (temperature == 1 or len(weights) <= 1)
 
 
 def mix(counts: Sequence[int], weights: Sequence[float], temperature: float) -> Mixture:
-    """A mixture in which corpus c is weight_c x count_c^(1 / temperature) of an epoch, normalised to sum to 1.
+    """Returns a mixture in which the share of corpus c is proportional to weights[c] * counts[c]^(1 / temperature).
 
-    That is temperature-based sampling (Arivazhagan et al. 2019, section 4). An epoch has as many pairs as all corpora
-    together. The higher the temperature, the more alike the shares of corpora with equal weights.
+    This is temperature-based sampling (Arivazhagan et al. 2019, section 4). An epoch has as many pairs as all corpora
+    together. The higher the temperature, the more similar are the shares of corpora with equal weights.
     """
     assert len(counts) == len(weights)
     sizes = np.array(counts, dtype=np.float64)
     wanted = np.array(weights) / max(weights) * sizes ** (1 / temperature)
     shares = wanted / wanted.sum()
-    # Rounded, so that 1.9999999999999998 is 2.
+    # Rounded, so that 1.9999999999999998 becomes 2.
     repeats = np.divide(shares * sizes.sum(), sizes, out=np.zeros_like(sizes), where=sizes > 0).round(9)
     return Mixture(tuple(counts), tuple(repeats.tolist()))
 
 
 # Batches of pairs of similar length.
 
-WINDOW = 2048  # blocks that are shuffled, sorted and cut into batches together: about two million pairs
+WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batches together: about two million pairs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Pairs in batches: batch b holds the pairs order[ends[b - 1]:ends[b]]."""
+    """Pairs divided into batches: batch b consists of the pairs order[ends[b - 1]:ends[b]]."""
 
     order: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -112,7 +112,7 @@ class Plan:
         return len(self.ends)
 
     def batch(self, index: int) -> NDArray[np.int64]:
-        """The pairs of one batch."""
+        """Returns the pairs of the batch with this index."""
         return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
 
 
@@ -122,11 +122,11 @@ def plan_batches(
     batch_tokens: int,
     rng: np.random.Generator,
 ) -> Plan:
-    """Put all pairs into batches of similar length, in random order.
+    """Divides all pairs into batches of pairs of similar length, and puts the batches in random order.
 
-    A batch holds at most batch_tokens, counted as number of pairs x longest side; no single length may exceed that.
-    Pairs of equal lengths come in random order and the first batch has a random size, so that batches differ from
-    epoch to epoch.
+    The size of a batch, its number of pairs times the length of its longest side, is at most batch_tokens; so must be
+    every length. Pairs of equal lengths are in random order, and the batch of the shortest pairs has a random size, so
+    that batches differ between epochs.
     """
     longest = np.maximum(source_lengths, target_lengths)
     assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
@@ -141,7 +141,7 @@ def plan_batches(
 
 
 def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Where each batch ends, for lengths in ascending order."""
+    """Returns the end of each batch, exclusive, as an index of the lengths, which are in ascending order."""
     ends: list[int] = []
     start, num_pairs = 0, len(ascending)
     while start < num_pairs:
@@ -155,26 +155,29 @@ def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.rando
     return np.array(ends, dtype=np.int64)
 
 
-# The budget of a batch, which may change when a run resumes with another training.batch_tokens.
+# The maximum size of a batch (its budget), which changes if a run resumes with another training.batch_tokens.
 
 
 @dataclass(frozen=True)
 class EarlierBudget:
-    """A batch_tokens that a run had earlier."""
+    """A value of batch_tokens that a run used earlier."""
 
-    until: int  # pairs of the stream consumed when another one replaced it
+    until: int  # the number of pairs that the run had consumed when the value was replaced
     batch_tokens: int
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The batch_tokens at each place in the stream: earlier ones, in order, and the current one."""
+    """The values of batch_tokens over a run: the earlier ones, in order, and the current one."""
 
     earlier: tuple[EarlierBudget, ...]
     batch_tokens: int
 
     def after(self, consumed: int) -> tuple[int, int | None]:
-        """The budget after so many pairs, and the place where the next one replaces it (None if it is the last)."""
+        """Returns the budget that applies after `consumed` pairs, and the number of pairs after which it is replaced.
+
+        The latter is None for the current budget.
+        """
         for budget in self.earlier:
             if consumed < budget.until:
                 return budget.batch_tokens, budget.until
@@ -193,15 +196,15 @@ def batches_from(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The endless stream of batches after so many consumed pairs, as (epoch, pairs); epochs count from 0.
+    """Yields (epoch, pairs) for each batch after the first `consumed` pairs, without end; epochs count from 0.
 
-    Without a mixture, each pair comes once an epoch. If batch_tokens was changed (earlier), the pairs that were left of
-    the window at that place are planned anew. consumed must be the end of a batch, else ValueError: the run was made
-    with other data or settings.
+    Without a mixture, each pair occurs once per epoch. Where batch_tokens was changed (earlier), the rest of the window
+    is divided into new batches. Raises ValueError if no batch ends after `consumed` pairs: the run used other data or
+    settings.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
-    begin = epochs_done * len(source_lengths)  # of the window, in pairs of the whole stream
+    begin = epochs_done * len(source_lengths)  # pairs before the window, since the start of training
     for epoch in itertools.count(epochs_done):
         epoch_rng = np.random.default_rng([seed, epoch])
         blocks = mixture.epoch(epoch_rng) if mixture else blocks_of(len(source_lengths))
@@ -219,7 +222,7 @@ def batches_from(
 
 
 def _windows(blocks: Blocks, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """All pairs of the blocks, in windows of randomly chosen blocks."""
+    """Yields the pairs of each window; a window consists of WINDOW randomly chosen blocks, and each block is in one."""
     order = rng.permutation(len(blocks))
     for first in range(0, len(order), WINDOW):
         window = blocks.select(order[first : first + WINDOW])
@@ -235,7 +238,11 @@ def _batches_of_window(
     budgets: Budgets,
     seeds: list[int],
 ) -> Iterator[NDArray[np.int64]]:
-    """The batches of a window that starts after begin pairs of the stream, planned anew where the budget changed."""
+    """Yields the pairs of each batch of a window; where the budget changed, the rest is divided into new batches.
+
+    begin is the number of pairs before the window since the start of training. Raises ValueError if no batch ends where
+    the budget changed.
+    """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)
         rng = np.random.default_rng([*seeds, times_changed] if times_changed else seeds)
@@ -251,7 +258,10 @@ def _batches_of_window(
 
 
 def _skip_consumed(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-    """The batches that start after so many consumed pairs; the first of all starts after begin pairs."""
+    """Yields the batches after the first `consumed` pairs; begin is the number of pairs before all batches.
+
+    Raises ValueError if no batch ends after `consumed` pairs.
+    """
     for batch in batches:
         if begin >= consumed:
             yield batch

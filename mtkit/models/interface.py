@@ -1,7 +1,7 @@
-"""The interface of every model: encode, decode and output; and ensembles, which have it too.
+"""The interface that every model implements (encode, decode and output), and ensembles, which implement it too.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, Q tokens decoded in one call,
-L either length, W hypotheses per sentence, H heads, D model width, V vocabulary size.
+L either S or T, W hypotheses per sentence, H heads, D model width, V vocabulary size.
 """
 
 import math
@@ -16,46 +16,47 @@ from torch.nn import functional as F
 from mtkit.data.batch import Rows
 from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Specials
 
-# The state of decoding.
+# Decoding states.
 
 
 class SearchState(Protocol):
-    """The part of a decoding state that a search uses, for R sentences with W hypotheses each.
+    """The methods of a decoding state that a search calls; the state covers R sentences with W hypotheses each.
 
-    branch, keep and every decoding step return a new state. The old one must not be used again: the two may share
-    caches, which are written in place.
+    branch, keep and every decoding step return a new state. The old state must not be used afterwards: both may share
+    caches, which are modified in place.
     """
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w].
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w] of this state.
 
-        parents is (R, W') int64; W' may differ from W, as it does when one hypothesis becomes a beam.
+        parents is (R, W') int64; W' may differ from W, for example when one hypothesis becomes a beam.
         """
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',) int64."""
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
 
 
 class State(SearchState, Protocol):
-    """All that a model needs to decode the next tokens of R sentences with W hypotheses each."""
+    """Everything that a model needs to decode the next tokens of R sentences with W hypotheses each."""
 
     @property
     def positions(self) -> Tensor:
-        """(R,) int64: the number of tokens decoded so far, including the start token."""
+        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
 
     @property
     def attention(self) -> list[Tensor]:
-        """Attention weights of the Q tokens decoded last: for each layer (R, H, Q, S), whose rows sum to 1.
+        """The attention over the source of the Q tokens that the last call of decode read.
 
-        Empty unless the source was encoded with watch, and for models without attention.
+        One tensor (R, H, Q, S) per layer, whose weights sum to 1 over S. The list is empty if the source was encoded
+        without watch or the model has no attention.
         """
 
 
-# The layers at both ends: embeddings and output.
+# The first and the last layer of a model: embeddings and output.
 
 
 class Embedding(nn.Module):
-    """A matrix of token embeddings; layers share it by sharing this module."""
+    """A matrix of token embeddings; layers that share the matrix share this module."""
 
     def __init__(self, vocab_size: int, d_model: int, scaled: bool) -> None:
         super().__init__()
@@ -63,11 +64,14 @@ class Embedding(nn.Module):
         self.scale = d_model**0.5 if scaled else 1.0
 
     def initialize(self) -> None:
-        """Draws from a normal distribution of variance 1/D: scaled embeddings and tied logits then have variance 1."""
+        """Draws the matrix from a normal distribution of variance 1/D.
+
+        Scaled embeddings then have variance 1, and so have logits computed with the same matrix.
+        """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def keep_zero(self, token: int) -> None:
-        """Sets the embedding of a token to zero and keeps training from changing it."""
+        """Sets the embedding of a token to zero and zeroes its gradient, so that training does not change it."""
         with torch.no_grad():
             self.weight[token] = 0
 
@@ -79,13 +83,13 @@ class Embedding(nn.Module):
         self.weight.register_hook(without_token)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
-        """Embeddings (R, L, D); zero for tokens that are cut."""
+        """Returns the embeddings of rows, (R, L, D); they are zero where rows.cut is True."""
         x = F.embedding(rows.ids, self.weight) * self.scale
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
 
 class Output(nn.Module):
-    """The output layer: features to logits, by an embedding matrix and an optional bias."""
+    """The output layer, which maps features to logits with an embedding matrix and an optional bias."""
 
     def __init__(self, table: Embedding, has_bias: bool = False) -> None:
         super().__init__()
@@ -94,19 +98,19 @@ class Output(nn.Module):
         self.untrained: list[int] = []  # tokens added after training; their logits are -inf
 
     def initialize(self) -> None:
-        """Sets the bias to zero, so that it favours no token."""
+        """Sets the bias to zero, if there is one."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @property
     def weight(self) -> Tensor:
-        """The matrix (V, D)."""
+        """The embedding matrix (V, D)."""
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Logits (…, V) of features (…, D), or only those of the given columns.
+        """Returns the logits (…, V) of features (…, D); with columns, only the logits of these token ids.
 
-        Untrained tokens get -inf where all logits are asked for.
+        Without columns, the logits of untrained tokens are -inf.
         """
         if columns is None:
             logits = F.linear(features, self.weight, self.bias)
@@ -117,16 +121,17 @@ class Output(nn.Module):
 
 
 def log_probs_from(logits: Tensor) -> Tensor:
-    """Log-softmax over the vocabulary, in float64 if the logits are, else in float32."""
+    """Returns the log-softmax of logits (…, V) over V, as float64 if the logits are float64, else as float32."""
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def tied_embeddings(
     tie: str, source: Callable[[], Embedding], target: Callable[[], Embedding], output_bias: bool
 ) -> tuple[Embedding, Embedding, Output]:
-    """The source embedding, the target embedding and the output layer, which share matrices as the setting tie says.
+    """Returns the source embedding, the target embedding and the output layer.
 
-    source and target each make a new embedding of that side's vocabulary.
+    tie is the setting tie_embeddings: with "all" the three share one matrix, with "none" they share nothing, otherwise
+    the target embedding and the output layer share one. source and target create a new embedding of their side.
     """
     embedding = target()
     output = Output(target() if tie == "none" else embedding, output_bias)
@@ -138,23 +143,23 @@ def tied_embeddings(
 
 @dataclass(frozen=True)
 class Memory:
-    """What an encoder passes to a decoder."""
+    """The output of an encoder, from which a decoder starts."""
 
     states: Tensor  # (R, S, D), one for each source token
-    finals: list[Tensor]  # per encoder layer, its state after the last token, (R, any width); empty if it has none
+    finals: list[Tensor]  # (R, width) for each encoder layer: its state after the last token; [] for a Transformer
 
 
 class Encoder(Protocol):
     """An nn.Module that encodes the source."""
 
-    final_widths: list[int]  # widths of the memory's finals
+    final_widths: list[int]  # the width of each of the memory's finals
 
     def __call__(self, source: Rows) -> Memory:
-        """Returns what a decoder starts from."""
+        """Returns the encoded source, from which a decoder starts."""
 
 
 class Decoder(Protocol):
-    """An nn.Module that predicts the target, one token at a time or all at once."""
+    """An nn.Module that predicts the target: one token per call in a search, all tokens at once in training."""
 
     output: Output
 
@@ -163,22 +168,25 @@ class Decoder(Protocol):
         """The target embedding."""
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> State:
-        """Returns the state before the first token. With watch, the states record attention weights."""
+        """Returns the state before the first token; with watch, this and all later states record attention."""
 
     def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """Returns features (R, T, D), each predicting the next token, and the state after the last."""
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest rows that a model accepts, in tokens; None means no limit."""
+    """The maximum lengths of the rows that a model accepts, in tokens; None means no limit."""
 
     source: int | None = None
     target: int | None = None
 
 
 class TranslationModel(nn.Module):
-    """An encoder with a decoder. start names the token that the decoder reads first: a key of START_TOKENS."""
+    """An encoder and a decoder.
+
+    start is the kind of token that the decoder reads first, a key of START_TOKENS.
+    """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin") -> None:
         super().__init__()
@@ -189,38 +197,38 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the special ids of the model's vocabularies; until then they are mtkit's own."""
+        """Sets the special ids of the vocabularies; the default is those of vocabularies trained by mtkit."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
         self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
 
     def keep_start_zero(self) -> None:
-        """If the settings want a zero start token, sets its embedding to zero and keeps training from changing it."""
+        """If start is "zero", sets the embedding of the start token to zero and excludes it from training."""
         if self.start == "zero":
             self.decoder.embedding.keep_zero(self.boundaries.start)
 
     def encode(self, source: Rows, watch: bool = False) -> State:
-        """The state before the first target token, with one hypothesis per sentence.
+        """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
 
-        With watch, the states record attention weights.
+        With watch, this state and all later ones record attention weights.
         """
         return self.decoder.start(self.encoder(source), source, watch)
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """Features (R, T, D), each predicting the token after its target token, and the state after the last.
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token.
 
-        Teacher forcing passes all tokens at once, a search one token per hypothesis; the same code computes both.
+        Teacher forcing passes all target tokens in one call, a search one token per hypothesis in each call.
         """
         return self.decoder(target, state)
 
     @property
     def output(self) -> Output:
-        """The output layer, from features to logits."""
+        """The output layer, which maps features to logits."""
         return self.decoder.output
 
     def forward(self, source: Rows, target: Rows) -> Tensor:
-        """Features (R, T, D) of a batch under teacher forcing."""
+        """Returns the features (R, T, D) of a batch under teacher forcing."""
         return self.decode(target, self.encode(source))[0]
 
     @property
@@ -230,12 +238,12 @@ class TranslationModel(nn.Module):
 
     @property
     def drops_layers(self) -> bool:
-        """Whether training uses layer dropout, which leaves out the same layers for all rows of a pass."""
+        """Whether training uses layer dropout, which skips the same layers for all rows of a forward pass."""
         return any(getattr(half, "layer_dropout", 0.0) > 0 for half in (self.encoder, self.decoder))
 
     @property
     def untrained(self) -> list[int]:
-        """Tokens at the end of the target vocabulary that were added after training; they are never generated."""
+        """The ids of tokens that were added to the target vocabulary after training; they are never generated."""
         return self.output.untrained
 
     @property
@@ -250,12 +258,15 @@ class TranslationModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters; shared ones count once."""
+        """The number of parameters; parameters shared by several layers count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def next_rows(ids: Tensor, state: State) -> Rows:
-    """Ids (R, W), one for each hypothesis of a state, as target rows, in which each hypothesis is its own segment."""
+    """Returns ids (R, W), the next token of each hypothesis of a state, as target rows with one segment per hypothesis.
+
+    Their positions are those that follow the tokens decoded so far.
+    """
     num_hypotheses = ids.shape[1]
     segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)
     return Rows(ids, segments, state.positions[:, None].expand_as(ids), packed=num_hypotheses > 1)
@@ -266,38 +277,38 @@ def next_rows(ids: Tensor, state: State) -> Rows:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The states of all members; every operation applies to each of them."""
+    """The decoding states of all members of an ensemble; branch and keep apply to each of them."""
 
     states: list[State]
 
     @property
     def positions(self) -> Tensor:
-        """(R,) int64: the number of tokens decoded so far, including the start token."""
+        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
         return self.states[0].positions
 
     @property
     def attention(self) -> list[Tensor]:
-        """One layer with one head, (R, 1, Q, S): the mean over the members' last layers and their heads.
+        """One tensor (R, 1, Q, S): the attention of the members' last layers, averaged over heads and members.
 
-        Empty if any member records no attention.
+        The list is empty if any member records no attention.
         """
         if not all(state.attention for state in self.states):
             return []
         return [torch.stack([state.attention[-1].mean(1, keepdim=True) for state in self.states]).mean(0)]
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
         return type(self)([state.branch(parents) for state in self.states])
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',)."""
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
         return type(self)([state.keep(sentences) for state in self.states])
 
 
 class Ensemble:
-    """Models with the same vocabulary, used as one model.
+    """Models with the same vocabulary, used like a single model.
 
-    In place of features, decode returns log-probabilities, which output passes on unchanged.
+    decode returns log-probabilities instead of features, and output returns them unchanged.
     """
 
     def __init__(self, members: Sequence[TranslationModel]) -> None:
@@ -313,23 +324,26 @@ class Ensemble:
 
     @property
     def untrained(self) -> list[int]:
-        """Tokens at the end of the vocabulary that no member has been trained on."""
+        """The ids of tokens at the end of the vocabulary that no member has been trained on."""
         return min((member.untrained for member in self.members), key=len)
 
     @property
     def elements_per_token(self) -> int:
-        """The number of logits that predict one token: the vocabulary sizes of all members together."""
+        """The number of logits that predict one token: the sum of the members' vocabulary sizes."""
         return sum(member.elements_per_token for member in self.members)
 
     def encode(self, source: Rows, watch: bool = False) -> EnsembleState:
-        """The state before the first target token, with one hypothesis per sentence.
+        """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
 
-        With watch, the states record attention weights.
+        With watch, this state and all later ones record attention weights.
         """
         return EnsembleState([member.encode(source, watch) for member in self.members])
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, EnsembleState]:
-        """Log-probabilities (R, T, V) of the token after each target token, and the state after the last."""
+        """Returns log-probabilities (R, T, V) of the token after each target token, and the state after the last token.
+
+        They are the logarithm of the mean of the members' probabilities.
+        """
         assert isinstance(state, EnsembleState)
         states, log_probs = [], []
         for member, member_state in zip(self.members, state.states, strict=True):
@@ -340,10 +354,11 @@ class Ensemble:
         return mean, EnsembleState(states)
 
     def output(self, log_probs: Tensor) -> Tensor:
-        """The same log-probabilities; a log-softmax of them changes nothing."""
+        """Returns the log-probabilities unchanged, since their log-softmax is equal to them."""
         return log_probs
 
 
 def _smallest(limits: list[int | None]) -> int | None:
+    """Returns the smallest limit; None, which means no limit, if all are None."""
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None

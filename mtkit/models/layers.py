@@ -1,4 +1,4 @@
-"""Layers of a Transformer: positions, attention with its cache, feed-forward, dropout and layer dropout.
+"""Layers of a Transformer: positions, attention and its cache, feed-forward layers, dropout and layer dropout.
 
 Shapes: R rows, L length, Q queries, N keys, S source length, H heads, K width of a head, D model width, P positions.
 """
@@ -15,8 +15,9 @@ from mtkit.config.model_settings import TransformerConfig
 
 # Positions.
 
-# Sinusoid i of D/2 has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in the paper, or i/(D/2 - 1), so
-# that the last one is 1, as in the paper's first implementation, fairseq and M2M100.
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in
+# the paper, or i/(D/2 - 1), so that the last one is 1, as in the paper's first implementation (tensor2tensor), fairseq
+# and M2M100.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
@@ -32,9 +33,11 @@ LAYOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def sinusoids(
     num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper", first: int = 0
 ) -> Tensor:
-    """Sinusoidal positions (P, D): sin(p / 10000^(2i/D)) for i < D/2, then cosines (Vaswani et al. 2017, section 3.5).
+    """Returns sinusoidal embeddings (P, D) of P positions, starting at first (Vaswani et al. 2017, section 3.5).
 
-    The paper interleaves sines and cosines; halves differ from that only by a fixed permutation of the columns.
+    By default, the row of position p holds sin(p / 10000^(2i/D)) for i < D/2, then the cosines of the same angles. The
+    paper interleaves sines and cosines, which differs only by a fixed permutation of the columns. layout is a key of
+    LAYOUTS, exponent a key of EXPONENTS.
     """
     exponents = EXPONENTS[exponent](torch.arange(d_model // 2, dtype=torch.float64, device="cpu"))
     positions = torch.arange(first, first + num_positions, dtype=torch.float64, device="cpu")
@@ -43,7 +46,7 @@ def sinusoids(
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal positions: nothing is learned or saved, and the table grows with the longest sentence seen."""
+    """Sinusoidal position embeddings, in a table that is neither learned nor saved and grows with longer sentences."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -52,32 +55,35 @@ class SinusoidalPositions(nn.Module):
         self.table: Tensor
 
     def make_table(self, num_positions: int) -> Tensor:
-        """The embeddings (P, D) of the first positions; position 0 has the row of sinusoid_first."""
+        """Returns the embeddings (P, D) of positions 0 to P - 1, all shifted by the setting sinusoid_first."""
         config = self.config
         return sinusoids(
             num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
         )
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Embeddings (R, L, D) of positions (R, L), all below length."""
+        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
         if length > len(self.table):
             self.table = self.make_table(2 * length).to(self.table)
         return F.embedding(positions, self.table)
 
 
 class LearnedPositions(nn.Module):
-    """Learned positions: an embedding for each (Gehring et al. 2017)."""
+    """Learned position embeddings, one for each of max_positions positions (Gehring et al. 2017)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.max_positions, config.d_model))
 
     def initialize(self) -> None:
-        """Draws from a normal distribution, small beside the unit variance of the tokens, as in fairseq and BERT."""
+        """Draws the embeddings from a normal distribution with standard deviation 0.02, as in fairseq and BERT.
+
+        That is small compared with token embeddings, whose standard deviation is 1 if they are scaled.
+        """
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Embeddings (R, L, D) of positions (R, L), all below length."""
+        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
         assert length <= len(self.weight), "callers keep to the model's limits"
         return F.embedding(positions, self.weight)
 
@@ -90,10 +96,10 @@ class Rotation:
     cosines: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, H, L, K) to (R, H, L, K).
+        """Returns queries or keys x, (R, H, L, K), rotated; the shape stays the same.
 
-        Column i is rotated together with column i + K/2. The paper pairs neighbouring columns, which is the same up to
-        a fixed permutation of the columns of queries and keys.
+        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns, which differs
+        only by a fixed permutation of the columns of queries and keys.
         """
         first, second = x.chunk(2, -1)
         rotated = torch.cat(
@@ -103,15 +109,16 @@ class Rotation:
 
 
 class RotaryPositions(nn.Module):
-    """Rotary positions: nothing is learned or saved, and the table grows with the longest sentence seen."""
+    """Rotary positions; the table of their sines and cosines is neither learned nor saved, and grows as needed."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        # Not a buffer: it stays in fp32 where the model is cast to bf16, which would round the angles of far positions.
+        # Not a buffer, so that it stays in fp32 when the model is cast to bf16, which would round the angles of high
+        # positions.
         self.table = sinusoids(256, head_width)
 
     def forward(self, positions: Tensor, length: int) -> Rotation:
-        """The rotation for positions (R, L), all below length."""
+        """Returns the rotation for positions (R, L), all of which are less than length."""
         if length > len(self.table):
             self.table = sinusoids(2 * length, self.table.shape[1])
         self.table = self.table.to(positions.device)
@@ -119,8 +126,9 @@ class RotaryPositions(nn.Module):
         return Rotation(sines, cosines)
 
 
-# The module that is added to the token embeddings. Rotary positions act in the attention instead. Without positions the
-# encoder knows nothing of the order of tokens, and the decoder only which tokens came before.
+# The modules whose output is added to the token embeddings, by the setting positions. None: nothing is added. Rotary
+# positions are applied in the attention instead. With "none", the encoder has no information about the order of tokens,
+# and the decoder knows only which tokens came before.
 POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
@@ -129,13 +137,17 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 }
 
 
-# Dropout (Srivastava et al. 2014). On a CPU it draws 16 bits per value, several times faster than PyTorch's floats.
+# Dropout (Srivastava et al. 2014). On a CPU it draws 16 random bits per value, which is several times faster than
+# PyTorch's dropout, which draws floats.
 
-LEVELS = 1 << 16  # the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
+LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Returns x with a fraction rate of its values set to zero and the others scaled up, which keeps the mean."""
+    """Returns x with each value set to zero with probability rate, else divided by 1 - rate to keep the expected value.
+
+    Returns x itself if not training or if rate is 0.
+    """
     if not training or rate == 0.0:
         return x
     if x.device.type != "cpu":
@@ -147,19 +159,20 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * factor
 
 
-# Multi-head attention (Vaswani et al. 2017, section 3.2), by PyTorch's fused kernels where they are faster.
+# Multi-head attention (Vaswani et al. 2017, section 3.2), with PyTorch's fused kernels or, if faster, plain products.
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(R, L, D) to (R, H, L, K)."""
+    """Reshapes x from (R, L, D) to (R, H, L, K), where K = D / H."""
     rows, length, width = x.shape
     return x.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """The attended values of all heads, (R, Q, D).
+    """Returns the attention-weighted sums of the values, with the heads concatenated: (R, Q, D).
 
-    query is (R, H, Q, K), key and value (R, H, N, K), mask (R, 1, 1 or Q, N), True where a query may attend to a key.
+    query is (R, H, Q, K), key and value are (R, H, N, K). mask is (R, 1, 1 or Q, N), True where a query may attend to a
+    key; None allows all keys, or, with causal, keys up to the query's own position.
     """
     if query.device.type == "cpu" and dropout == 0 and _is_faster_unfused(query):
         attended = _attend_unfused(query, key, value, mask, causal)
@@ -170,23 +183,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
 
 def _is_faster_unfused(query: Tensor) -> bool:
-    """Whether plain products beat the fused kernel on a CPU (measured with torch 2.13, EPYC, one core).
+    """Whether plain matrix products are faster than the fused kernel on a CPU.
 
-    They do in bf16, because of the backward pass: 13 ms against 59 for 100 rows of 40 tokens, 4 heads of width 64. In
-    fp32 the fused kernel wins, 20 ms against 24, except for the few queries of a search step, which cost it about as
-    much as many.
+    Measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64. In bf16, plain
+    products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel is faster, 20 ms
+    instead of 24 ms, except in search steps: it takes about as long for a few queries as for many.
     """
     return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
 
 
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The attended values (R, H, Q, K), by two matrix products instead of the fused kernel."""
+    """Computes the attention-weighted sums of the values, (R, H, Q, K), without the fused kernel."""
     attended: Tensor = attention_weights(query, key, mask, causal).to(value.dtype) @ value
     return attended
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The attention weights (R, H, Q, N) of each query over the keys."""
+    """Returns the attention weights (R, H, Q, N) of each query, which sum to 1 over the N keys; see attend."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -197,18 +210,21 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 
 
 class Cache:
-    """The keys and values of all tokens so far; appended in place, and never moved when a beam branches."""
+    """The keys and values of all tokens decoded so far; new ones are appended in place.
+
+    When a beam branches, nothing is moved.
+    """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None  # (R, H, capacity, K)
         self.values: Tensor | None = None
-        self.length = 0
+        self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends a key and a value, each (R, H, Q, K), and returns all keys and values, each (R, H, N, K)."""
+        """Appends the keys and values of Q tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
-            self.keys, self.values = key, value  # no copy: under teacher forcing this is all there ever is
+            self.keys, self.values = key, value  # no copy: teacher forcing appends only once
         else:
             if end > self.keys.shape[2]:
                 self.keys = _grow(self.keys, self.length, 2 * end)
@@ -219,21 +235,21 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, sentences: Tensor) -> None:
-        """Keeps these rows only, in this order; sentences is (R',)."""
+        """Keeps only the rows whose indices are in sentences, (R',) int64, in that order."""
         if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, sentences)
             self.values = self.values.index_select(0, sentences)
 
 
 def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
-    """Room for so many tokens, of which the first length are copied."""
+    """Returns a tensor with room for capacity tokens, which starts with the first length tokens of old."""
     new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
     new[:, :, :length] = old[:, :, :length]
     return new
 
 
 class SelfAttention(nn.Module):
-    """Attention of tokens to each other."""
+    """Multi-head attention of the tokens of a row to one another."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
@@ -250,9 +266,10 @@ class SelfAttention(nn.Module):
         cache: Cache | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """(R, Q, D) to (R, Q, D). With a cache, attends to the earlier tokens too.
+        """Returns the attention's output for tokens x, (R, Q, D), in the same shape.
 
-        With a rotation, rotates queries and keys; cached keys are already rotated.
+        mask and causal are those of attend. With a cache, the tokens also attend to the cached tokens and are appended
+        to the cache. A rotation is applied to queries and keys, before the keys are cached.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         if rotation is not None:
@@ -265,7 +282,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of target tokens to the source, whose keys and values are projected once."""
+    """Multi-head attention of target tokens to the source; project computes the source's keys and values once."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
@@ -276,14 +293,17 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (R, H, S, K), of the encoder's states (R, S, D)."""
+        """Returns the keys and the values, each (R, H, S, K), of the encoder's states memory, (R, S, D)."""
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
         return key, value
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None
     ) -> Tensor:
-        """(R, Q, D) to (R, Q, D); appends the attention weights (R, H, Q, S) to watched, unless it is None."""
+        """Returns the attention's output for target tokens x, (R, Q, D), in the same shape.
+
+        key and value come from project. Appends the attention weights (R, H, Q, S) to watched, unless it is None.
+        """
         query = split_heads(self.query(x), self.num_heads)
         if watched is not None:
             watched.append(attention_weights(query, key, mask, causal=False))
@@ -296,14 +316,15 @@ class CrossAttention(nn.Module):
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
-# Activations of the gate, which multiplies the other half of the inner layer (Shazeer 2020).
+# The activations of gates. A gate is one half of the inner layer; it is multiplied with the other half (Shazeer 2020).
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"reglu": F.relu, "geglu": F.gelu, "swiglu": F.silu}
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them (Vaswani et al. 2017, equation 2), which may be a gate.
+    """Two linear layers with an activation, or a gate, between them (Vaswani et al. 2017, equation 2).
 
-    A gated inner layer is one matrix of 2 d_ff rows: first the gate, then the values that it multiplies.
+    With a gate, the matrix of the inner layer has 2 d_ff rows: first those of the gate, then those of the values that
+    the gate is multiplied with.
     """
 
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
@@ -315,25 +336,28 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, L, D) to (R, L, D)."""
+        """Maps x, (R, L, D), to an output of the same shape."""
         y: Tensor = self.output(dropout(self.activate(self.inner(x)), self.dropout, self.training))
         return y
 
     def activate(self, inner: Tensor) -> Tensor:
-        """The activation, (R, L, d_ff), of the inner layer's output, which is twice as wide where it is gated."""
+        """Applies the activation, or the gate, to the inner layer's output; returns (R, L, d_ff).
+
+        inner is (R, L, d_ff), or (R, L, 2 d_ff) with a gate.
+        """
         if not self.is_gated:
             return self.activation(inner)
         gate, value = inner.chunk(2, -1)
         return self.activation(gate) * value
 
 
-# Stacks of layers, and layer dropout (LayerDrop, Fan et al. 2020): training leaves out whole layers of a pass.
+# Stacks of layers, and layer dropout (LayerDrop, Fan et al. 2020), which skips whole layers at random in training.
 
 AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 
 class LayerList(nn.ModuleList, Generic[AnyLayer]):
-    """A ModuleList whose modules all have one known type."""
+    """A ModuleList whose modules all have the type AnyLayer, which type checkers then know."""
 
     def __init__(self, layers: Iterable[AnyLayer]) -> None:
         super().__init__(layers)
@@ -343,7 +367,10 @@ class LayerList(nn.ModuleList, Generic[AnyLayer]):
 
 
 def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
-    """Draws whether each layer takes part in this pass; on the CPU, so as not to wait for the device."""
+    """Returns for each layer whether it takes part in this forward pass; in training, a layer is skipped at this rate.
+
+    Draws on the CPU, so as not to wait for the device.
+    """
     if not training or rate == 0.0:
         return [True] * num_layers
     drawn: list[bool] = (torch.rand(num_layers, device="cpu") >= rate).tolist()
@@ -351,6 +378,8 @@ def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
 
 
 class _ZeroGradients(torch.autograd.Function):
+    """The autograd function of with_zero_gradients."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *unused: Tensor) -> Tensor:
         ctx.save_for_backward(*unused)
@@ -362,10 +391,11 @@ class _ZeroGradients(torch.autograd.Function):
 
 
 def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
-    """Returns x unchanged; in the backward pass the unused tensors get gradients of zeros.
+    """Returns x unchanged; the backward pass through it gives the unused tensors gradients of zeros.
 
-    An optimizer skips tensors without a gradient: its state for them would be missing from a checkpoint, or count fewer
-    updates than for the others. And ranks that drew different layers would wait for each other's gradients.
+    Without a gradient, an optimizer would skip these tensors: their optimizer state would be missing from a checkpoint
+    or would have counted fewer updates. In distributed training, ranks that drew different layers would wait for each
+    other's gradients.
     """
     if not unused:
         return x

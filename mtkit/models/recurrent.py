@@ -1,8 +1,8 @@
-"""Recurrent encoder-decoders, with attention (Bahdanau et al. 2015, Luong et al. 2015) or without.
+"""Recurrent encoder-decoders, with attention (Bahdanau et al. 2015, Luong et al. 2015) or without it.
 
-Without attention they are those of Sutskever et al. (2014) and Cho et al. (2014).
+The models without attention follow Sutskever et al. (2014) and Cho et al. (2014).
 
-Shapes: R rows (one sentence each), S source length, T target length, L either length, W hypotheses per sentence,
+Shapes: R rows (one sentence each), S source length, T target length, L either S or T, W hypotheses per sentence,
 Q queries of a row (T or W), D model width, G state vectors of a cell (2 for LSTM: output and cell state; else 1).
 """
 
@@ -19,42 +19,42 @@ from mtkit.data.batch import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import LayerList, dropout
 
-# Attention: scores of source states, and their weighted mean.
+# Attention: each query scores the source states; the result is their mean, weighted by the softmax of the scores.
 
 
 class DotScore(nn.Module):
-    """The dot product of query and source state (Luong et al. 2015, equation 8)."""
+    """Scores each source state by its dot product with the query (Luong et al. 2015, equation 8, dot)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
 
     def keys(self, states: Tensor) -> Tensor:
-        """Keys (R, S, D) of the source states (R, S, D), computed once per sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         return states
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores (R, Q, S) of queries (R, Q, D)."""
+        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
         return query @ keys.transpose(1, 2)
 
 
 class GeneralScore(DotScore):
-    """The product query · W state with a learned matrix W (Luong et al. 2015, equation 8)."""
+    """Scores a source state by query · W state with a learned matrix W (Luong et al. 2015, equation 8, general)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
-        # No bias: it would add the same to the score of every token, which the softmax cancels.
+        # No bias: it would add the same number to the scores of all source tokens, which the softmax cancels.
         self.key = nn.Linear(d_model, d_model, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Keys (R, S, D) of the source states (R, S, D), computed once per sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
 
 class AdditiveScore(nn.Module):
-    """v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
+    """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    The query is the decoder's state at this step, as for the other scores; the paper uses that of the previous step.
+    The query is the decoder's state at the current step, as for the other scores; the paper uses the previous step's.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -64,12 +64,12 @@ class AdditiveScore(nn.Module):
         self.score = nn.Linear(d_model, 1, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Keys (R, S, D) of the source states (R, S, D), computed once per sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores (R, Q, S) of queries (R, Q, D)."""
+        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
         pairs = torch.tanh(self.query(query)[:, :, None] + keys[:, None])  # (R, Q, S, D)
         scores: Tensor = self.score(pairs)[..., 0]
         return scores
@@ -83,9 +83,9 @@ ATTENTION_SCORES: dict[str, type[DotScore | AdditiveScore]] = {
 
 
 def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """For each query, the weighted mean of the source states, (R, Q, D), and the attention weights, (R, Q, S).
+    """Returns the weighted mean of the source states for each query, (R, Q, D), and the attention weights, (R, Q, S).
 
-    scores is (R, Q, S), states (R, S, D), mask (R, S), True where a source token is real.
+    scores is (R, Q, S), states is (R, S, D); mask is (R, S), True for source tokens and False for padding.
     """
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
     return weights.to(states.dtype) @ states, weights
@@ -95,22 +95,22 @@ def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-# The autocast dtype under which cells stay in fp32, by device. Autocast runs cuDNN's cells in fp16 even where bf16 was
-# asked for, and without loss scaling small gradients would vanish. Few CPUs have cells in fp16.
+# By device, the autocast dtype under which cells are computed in fp32 instead. On CUDA, autocast to bf16 would run
+# cuDNN's cells in fp16, in which small gradients vanish without loss scaling. Few CPUs support cells in fp16.
 CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
-    """Switches autocast off where cells stay in fp32."""
+    """Returns a context that switches autocast off if the cells stay in fp32 (CELLS_IN_FP32), else does nothing."""
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
 
 class RecurrentLayer(nn.Module):
-    """One layer of cells, by PyTorch's fused kernels; in a bidirectional layer each direction has half of the width.
+    """One layer of cells, computed by PyTorch's fused kernels.
 
-    Each layer is a module of its own: the kernels' dropout between layers keeps a random state on a GPU that no seed
-    resets.
+    In a bidirectional layer, each direction has half of the width. A stack consists of several such modules: the
+    fused kernel for a stack would draw its dropout on a GPU from a random state that no seed resets.
     """
 
     def __init__(self, cell: str, input_width: int, d_model: int, bidirectional: bool = False) -> None:
@@ -121,9 +121,10 @@ class RecurrentLayer(nn.Module):
         self.state_width = self.num_vectors * d_model
 
     def initialize(self) -> None:
-        """Draws orthogonal recurrent weights (Saxe et al. 2014) and Glorot-uniform input weights, for each gate alone.
+        """Draws orthogonal recurrent weights (Saxe et al. 2014) and Glorot-uniform input weights, separately per gate.
 
-        Biases are zero, except 1 for the forget gates of LSTMs, which so begin by remembering (Jozefowicz et al. 2015).
+        Biases are zero, except that those of an LSTM's forget gates are 1, so that it remembers at first (Jozefowicz et
+        al. 2015).
         """
         for name, parameter in self.cells.named_parameters():
             gates = torch.split(parameter.detach(), self.cells.hidden_size)
@@ -137,14 +138,14 @@ class RecurrentLayer(nn.Module):
                     nn.init.constant_(gate, 1.0 if forget else 0.0)
 
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads whole rows (R, S, D) and returns the outputs (R, S, D) and the state after each last token, (R, G * D).
+        """Reads complete rows x, (R, S, D); returns the outputs (R, S, D) and the final state of each row, (R, G * D).
 
-        lengths (R,) are the rows' lengths, on the CPU. Padding is not read, so that the backward direction begins at
-        each row's own end.
+        lengths, (R,) on the CPU, holds the number of tokens of each row. Padding is not read, so that the backward
+        direction starts at the last token of each row.
         """
         with _autocast_of_cells(x.device.type):
             x = self._in_dtype_of_cells(x)
-            if bool((lengths == x.shape[1]).all()):  # without packing, a CPU is up to twice as fast
+            if bool((lengths == x.shape[1]).all()):  # a CPU is up to twice as fast without packing
                 y, state = self.cells(x)
             else:
                 packed, state = self.cells(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
@@ -154,13 +155,13 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns x in the dtype of the weights, unless autocast takes care of dtypes."""
+        """Returns x in the dtype of the weights; if autocast is on, which converts by itself, returns x unchanged."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs (R, L, D) of tokens (R, L, D) that follow a state (R, G * D), and the state after the last."""
+        """Reads tokens x, (R, L, D), starting in state, (R, G * D); returns the outputs (R, L, D) and the new state."""
         vectors = tuple(part[None].contiguous() for part in state.to(x.dtype).chunk(self.num_vectors, dim=1))
         with _autocast_of_cells(x.device.type):
             vectors = tuple(map(self._in_dtype_of_cells, vectors))
@@ -172,7 +173,7 @@ class RecurrentLayer(nn.Module):
 
 
 class RecurrentEncoder(nn.Module):
-    """Embeds the source and encodes it by a stack of recurrent layers."""
+    """Embeds the source and encodes it with a stack of recurrent layers."""
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class RecurrentEncoder(nn.Module):
         self.final_widths = [layer.state_width for layer in layers]
 
     def forward(self, source: Rows) -> Memory:
-        """A memory with states (R, S, D) in the order of the source, and the final state of each layer, (R, G * D)."""
+        """Returns a memory: states (R, S, D) in the order of the source, and each layer's final state, (R, G * D)."""
         assert not source.packed, "a recurrent encoder reads one sentence a row"
         x, lengths = self.embedding(source), source.mask.sum(1)
         reversed_places = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
@@ -209,10 +210,11 @@ class RecurrentEncoder(nn.Module):
 class InitialStates(nn.Module):
     """Maps an encoder's memory to the initial states of the decoder's layers.
 
-    A decoder layer begins with the final state of the encoder layer at the same depth (Sutskever et al. 2014) if both
-    stacks are equally deep, else with that of the encoder's top layer; where an encoder has no final states, with the
-    mean of its states (Sennrich et al. 2017). All are projected, and outputs pass through a tanh (Bahdanau et al. 2015,
-    appendix A.2.2); the cell states of an LSTM do not.
+    If encoder and decoder have the same number of layers, each decoder layer gets the final state of the encoder layer
+    at the same depth (Sutskever et al. 2014), else all get that of the encoder's top layer. If the encoder has no final
+    states, they get the mean of its states (Sennrich et al. 2017). A linear layer projects each of these to the width
+    of the decoder layer's state. The part that is the layer's output passes through a tanh (Bahdanau et al. 2015,
+    appendix A.2.2), the cell state of an LSTM does not.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:
@@ -224,7 +226,10 @@ class InitialStates(nn.Module):
         self.d_model = d_model
 
     def forward(self, memory: Memory, source: Rows) -> tuple[list[Tensor], Tensor | None]:
-        """Each layer's state, (R, G * D), and the context (R, D) that every step reads (Cho et al. 2014), if any."""
+        """Returns the initial state of each decoder layer, (R, G * D), and the context (R, D) or None.
+
+        The context is an input of the decoder at every step (Cho et al. 2014); None if the settings ask for none.
+        """
         finals = memory.finals or [_mean(memory.states, source.mask)]
         finals = finals if len(finals) == len(self.layers) else [finals[-1]] * len(self.layers)
         states = []
@@ -235,28 +240,28 @@ class InitialStates(nn.Module):
 
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean (R, D) of states (R, S, D) over real tokens."""
+    """Returns the mean (R, D) of states (R, S, D) over the tokens where mask, (R, S), is True."""
     return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """The states of the cells for each hypothesis, and what they need of the source, once per sentence."""
+    """A decoding state: the cells' states for each hypothesis, and the encoded source for each sentence."""
 
     layers: list[Tensor]  # for each layer, (R, W, G * D)
-    features: Tensor  # (R, W, D): the last ones, for input feeding
-    context: Tensor | None  # (R, 1, D)
+    features: Tensor  # (R, W, D): those of the last step, for input feeding
+    context: Tensor | None  # (R, 1, D), an input of every step; None if the settings ask for none
     keys: Tensor | None  # (R, S, D); None without attention
     source_states: Tensor | None  # (R, S, D); None without attention
-    source_mask: Tensor  # (R, S), True where a source token is real
+    source_mask: Tensor  # (R, S), True for source tokens, False for padding
     positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
     watch: bool = False
     attention: list[Tensor] = field(default_factory=list)
     num_hypotheses: int = 1  # W
-    last_mask: Tensor | None = None  # (R, T) of the tokens decoded last, where there were several per hypothesis
+    last_mask: Tensor | None = None  # (R, T): target mask of the last call, if it read several tokens per hypothesis
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
 
         def chosen(values: Tensor) -> Tensor:
             return values.gather(1, parents[:, :, None].expand(-1, -1, values.shape[2]))
@@ -269,7 +274,7 @@ class RecurrentState:
         )
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',)."""
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
 
         def chosen(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[sentences]
@@ -280,7 +285,7 @@ class RecurrentState:
             layers=[layer[sentences] for layer in self.layers],
             features=self.features[sentences],
             context=chosen(self.context),
-            keys=source_states if self.keys is self.source_states else chosen(self.keys),  # dot scores: one tensor
+            keys=source_states if self.keys is self.source_states else chosen(self.keys),  # dot scores: same tensor
             source_states=source_states,
             source_mask=self.source_mask[sentences],
             positions=self.positions[sentences],
@@ -288,7 +293,7 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns the state with these target tokens counted; forward adds what the layers compute."""
+        """Returns a state with positions advanced by these target tokens; forward then updates the layers' states."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
         assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"
@@ -301,11 +306,11 @@ class RecurrentState:
 
 
 class RecurrentDecoder(nn.Module):
-    """Embeds the target and decodes it by a stack of recurrent layers, whose top layer attends to the source.
+    """Embeds the target and decodes it with a stack of recurrent layers, whose top layer attends to the source.
 
-    The features are tanh(W [top layer; attended source; context]) (Luong et al. 2015, equation 5), or the top layer's
-    output where there is nothing else. They are computed for all tokens at once, except with input feeding, where each
-    step reads the features of the previous one.
+    The features are tanh(W [top layer's output; attended source; context]) (Luong et al. 2015, equation 5). With
+    neither attention nor context, they are the top layer's output itself. They are computed for all tokens at once,
+    except with input feeding, where the features of each step are an input of the next.
     """
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:
@@ -327,7 +332,7 @@ class RecurrentDecoder(nn.Module):
         self.output = output
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> RecurrentState:
-        """Returns the state before the first token. With watch, the states record attention weights."""
+        """Returns the state before the first token; with watch, this and all later states record attention."""
         layers, context = self.begin(memory, source)
         return RecurrentState(
             layers=[layer[:, None] for layer in layers],
@@ -341,7 +346,7 @@ class RecurrentDecoder(nn.Module):
         )
 
     def forward(self, target: Rows, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Features (R, T, D), each predicting the next token, and the state after the last."""
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
         state = state.advance(target)
         rows = len(target.ids)
         x = dropout(self.embedding(target), self.dropout, self.training)  # (R, T, D)
@@ -368,7 +373,10 @@ class RecurrentDecoder(nn.Module):
         return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], after
 
     def _read(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The top layer's output for each token, and the layers' states after the last, each (R, W, G * D)."""
+        """Runs all layers on inputs x from these states; returns the top layer's outputs and the layers' new states.
+
+        x has one row per hypothesis; the states before and after are (R, W, G * D) for each layer.
+        """
         after = []
         for number, (layer, before) in enumerate(zip(self.layers, states, strict=True)):
             if number:
@@ -378,7 +386,10 @@ class RecurrentDecoder(nn.Module):
         return x, after
 
     def _features(self, top: Tensor, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
-        """Features (R, Q, D) from the top layer's outputs (R, Q, D), and the attention weights (R, Q, S), if any."""
+        """Computes features (R, Q, D) from the top layer's outputs (R, Q, D).
+
+        Returns them and the attention weights (R, Q, S), or None without attention.
+        """
         parts, weights = [top], None
         if self.score is not None:
             assert state.keys is not None
@@ -395,7 +406,7 @@ class RecurrentDecoder(nn.Module):
 
 
 def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, with uninitialised weights."""
+    """Builds the recurrent model that config describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
@@ -409,7 +420,11 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
 
 
 def initialize_recurrent(model: nn.Module) -> None:
-    """Recurrent layers as they define it; elsewhere Glorot-uniform weights (Glorot & Bengio 2010) and zero biases."""
+    """Initialises the weights of a recurrent model.
+
+    Linear layers get Glorot-uniform weights (Glorot & Bengio 2010) and zero biases. Embeddings, the output layer and
+    recurrent layers are initialised by their own initialize methods.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

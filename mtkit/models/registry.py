@@ -1,4 +1,4 @@
-"""The registry: builds the architecture that the settings name, and chooses device and precision."""
+"""Builds models of the architecture that the settings name, and chooses device and precision."""
 
 import os
 import re
@@ -28,13 +28,13 @@ from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, build_rec
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, build_transformer, initialize_transformer
 from mtkit.text.vocabulary import Specials
 
-# Hybrids: the encoder of one architecture with the decoder of another (Chen et al. 2018). The settings call them mixed.
+# Hybrids: the encoder of one architecture with the decoder of another (Chen et al. 2018); "mixed" in the settings.
 
 HalfConfig = TransformerConfig | RecurrentConfig
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder whose states are projected to the width of the decoder."""
+    """An encoder followed by a linear layer that projects its states to the width of the decoder."""
 
     def __init__(self, encoder: Encoder, encoder_width: int, decoder_width: int) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class ProjectedEncoder(nn.Module):
         self.final_widths = encoder.final_widths
 
     def forward(self, source: Rows) -> Memory:
-        """A memory with projected states (R, S, D), D the decoder's width, and the encoder's own finals."""
+        """Returns the projected states (R, S, D), where D is the decoder's width, and the finals of the encoder."""
         memory = self.encoder(source)
         return replace(memory, states=self.bridge(memory.states))
 
 
 def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, with uninitialised weights."""
+    """Builds the hybrid model that config describes, with uninitialised weights."""
 
     def table(half: HalfConfig, vocab_size: int) -> Embedding:
         return Embedding(vocab_size, half.d_model, half.scale_embeddings)
@@ -82,35 +82,36 @@ def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_wid
 
 
 def _longest(config: HalfConfig) -> int | None:
-    """The longest row that this half accepts, in tokens; None means no limit."""
+    """Returns the maximum length of a row, in tokens, for an encoder or decoder with these settings; None: no limit."""
     return min(config.position_limits.values(), default=None)
 
 
 def initialize_hybrid(model: nn.Module) -> None:
-    """Each half as its own architecture initialises it."""
+    """Initialises encoder and decoder each in the way of its own architecture."""
     initialize_recurrent(model)
     for half in model.modules():
         if isinstance(half, TransformerEncoder | TransformerDecoder):
             initialize_transformer(half)
 
 
-# The architectures, by the names of the settings, and the models that are built from them.
+# The architectures by their names in the settings, and functions that create models of any of them.
 
-# Builds a model from the settings of its architecture and the sizes of the source and target vocabularies.
+# A function that builds a model from its settings, the source vocabulary size and the target vocabulary size.
 Build = Callable[[Any, int, int], TranslationModel]
+# For each architecture, the function that builds a model and the one that initialises its weights.
 ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
     "transformer": (build_transformer, initialize_transformer),
     "rnn": (build_recurrent, initialize_recurrent),
     "mixed": (build_hybrid, initialize_hybrid),
 }
 
-OWN_SPECIALS = Specials()  # those of vocabularies that mtkit has trained
+OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 
 
 def empty_model(
     config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
 ) -> TranslationModel:
-    """A model without weights (on the meta device, so they take no memory); fill_model gives it some."""
+    """Returns a model without weights (on the meta device, so they take no memory); fill_model gives it weights."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
         model = build(config, source_vocab_size, target_vocab_size)
@@ -125,10 +126,11 @@ def new_model(
     seed: int,
     specials: Specials = OWN_SPECIALS,
 ) -> TranslationModel:
-    """A model with random weights, the same for the same seed; leaves the global random state unchanged."""
+    """Returns a model with random weights that depend only on the seed; leaves the global random state unchanged."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
-        # Weights are drawn on the CPU, so only its generator is seeded. torch takes no larger seed; NumPy takes any.
+        # Weights are drawn on the CPU, so only its generator is seeded. The modulo is needed because torch accepts no
+        # larger seeds, while NumPy accepts any.
         torch.default_generator.manual_seed(seed % (1 << 63))
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
@@ -138,16 +140,19 @@ def new_model(
 
 
 def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Gives an empty model these weights, without copying them.
+    """Makes these tensors, without copying them, the weights of a model from empty_model.
 
-    Raises CheckpointError if they are not this model's weights; the message begins with where.
+    Raises CheckpointError, with a message that begins with where, if their names or shapes differ from the model's.
     """
     require_weights_of(model, weights, where)
     model.load_state_dict(weights, strict=False, assign=True)
 
 
 def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Raises CheckpointError if names or shapes of the weights differ from the model's."""
+    """Raises CheckpointError, with a message that begins with where, if weights do not fit the model.
+
+    They fit if they have the names and shapes of the model's parameters.
+    """
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != found:
@@ -159,16 +164,16 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
 
 
 def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuse settings that ask for more layers than the weights have, or for a matrix larger than all of them.
+    """Raises CheckpointError, with a message that begins with where, if the settings are too large for the weights.
 
-    Building the model of such settings could take hours, or all memory; this looks at names and shapes alone. where
-    begins the CheckpointError.
+    That is, if they ask for more layers than the weights have, or for a matrix with more elements than all weights
+    together. Building such a model could take hours or all memory; this check only looks at names and shapes.
     """
     encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
     num_weights = sum(map(Tensor.numel, weights.values()))
     for side, half in (("encoder", encoder), ("decoder", decoder)):
         depth = half.encoder_layers if side == "encoder" else half.decoder_layers
-        layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # that of a bridged encoder is a part of it
+        layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # a ProjectedEncoder contains the encoder
         num_layers = len({found[1] for found in map(layer.match, weights) if found})
         if depth > num_layers:
             raise CheckpointError(
@@ -184,7 +189,10 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: str) -> list[int]:
-    """Numbers of rows that the settings give matrices with d_model columns, besides d_model itself."""
+    """Returns row counts, other than d_model, of some matrices with d_model columns in this encoder or decoder.
+
+    They are the feed-forward width and the number of learned positions; 1 stands for a matrix that does not exist.
+    """
     if isinstance(half, RecurrentConfig):
         return [1]
     d_ff = half.decoder_d_ff if side == "decoder" and half.decoder_d_ff else half.d_ff
@@ -193,6 +201,7 @@ def _other_widths(half: HalfConfig, side: str) -> list[int]:
 
 # Device and precision.
 
+# By device, a function that returns whether it is available.
 AVAILABLE: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
@@ -205,9 +214,9 @@ TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix pro
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; auto is the first available of cuda, mps and cpu.
+    """Returns the torch device of this name; auto means the first available of cuda, mps and cpu.
 
-    Raises MtkitError if the device is not available.
+    For cuda, also switches off two features of cuDNN. Raises MtkitError if the device is not available.
     """
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
@@ -217,35 +226,38 @@ def pick_device(name: str) -> torch.device:
             f"device {name}: none found on this machine; there is {present}, and auto takes the best there is"
         )
     if name == "cuda":
-        # cuDNN's attention plans anew for every row length, which costs a third of a second in almost every step.
+        # cuDNN's attention makes a new execution plan for every row length, which costs a third of a second in almost
+        # every step.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        # cuDNN's recurrent layers would round fp32 to TF32, with its ten bits, which no other product does.
+        # cuDNN's recurrent layers would round fp32 to TF32, which has a mantissa of ten bits; no other matrix product
+        # here does that.
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
 @cache
 def use_one_thread_after_fork() -> None:
-    """Makes child processes that are forked from now on compute with one thread.
+    """Sets PyTorch to one thread in all child processes that are forked from now on.
 
-    PyTorch's threads do not survive a fork, and a child that waited for them would hang.
+    PyTorch's threads do not survive a fork, so a child that waited for them would hang.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of this precision. Raises MtkitError if the device lacks it."""
+    """Returns the dtype of a precision, a key of DTYPES. Raises MtkitError for fp64 on mps, which lacks it."""
     if precision == "fp64" and device.type == "mps":
         raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
     return DTYPES[precision]
 
 
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """Returns fp32, bf16 or fp16; auto is bf16 where the device computes in it natively.
+    """Returns name unchanged unless it is auto, else the fastest suitable precision: bf16, fp16 or fp32.
 
-    On a CPU that needs a d_model of 128 or more, else nothing is gained. On an older GPU without bf16, auto is fp16 if
-    the GPU is fast at it. Everywhere else auto is fp32.
+    auto means bf16 if the device has instructions for it; on a CPU only for a d_model of 128 or more, since smaller
+    models gain nothing. On a GPU without bf16, auto means fp16 if the GPU has fast matrix products in it. In all other
+    cases, auto means fp32.
     """
     if name != "auto":
         return name
@@ -260,7 +272,10 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast: matrix products in bf16 or fp16, weights and everything else in fp32. Does nothing for fp32."""
+    """Returns the autocast context of bf16 or fp16; for fp32, a context that does nothing.
+
+    Under autocast, matrix products are computed in that precision, and weights stay in fp32.
+    """
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, DTYPES[precision])

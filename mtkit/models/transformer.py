@@ -1,6 +1,6 @@
-"""The Transformer of "Attention is all you need" (Vaswani et al. 2017), with its norm before or after each sublayer.
+"""The Transformer of "Attention is all you need" (Vaswani et al. 2017), with norms before or after each sublayer.
 
-Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either length, N tokens in the
+Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either S or T, N tokens in the
 cache, W hypotheses per sentence, H heads, K width of a head, D model width.
 """
 
@@ -30,33 +30,36 @@ from mtkit.models.layers import (
     with_zero_gradients,
 )
 
-# Norms, sublayers and embedded rows, which encoder and decoder share.
+# Parts that the encoder and the decoder both use: norms, sublayers and embedded rows.
 
-# LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
+# By the setting norm: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 NORM_EPS = 1e-5  # as in Marian, M2M100 and CTranslate2
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """A norm over the model width."""
+    """Returns a new norm over the model width, of the kind that the settings name."""
     return NORMS[config.norm](config.d_model, eps=NORM_EPS)
 
 
 def final_norm(config: TransformerConfig) -> nn.Module:
-    """The norm after the last layer, which only pre-norm models need: their last layer's output is not normalised."""
+    """Returns the norm after the last layer of a pre-norm model; for a post-norm model, an nn.Identity.
+
+    The layers of a post-norm model end with a norm already.
+    """
     return make_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
 
 def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositions | None:
-    """Rotary positions for this number of heads, or None where the settings choose other positions."""
+    """Returns rotary positions for this number of heads, or None if the settings choose other positions."""
     return RotaryPositions(config.d_model // num_heads) if config.positions == "rotary" else None
 
 
 class Sublayer(nn.Module):
-    """The residual connection around a sublayer f.
+    """The residual connection around a sublayer f, with norm and dropout.
 
-    x + dropout(f(norm(x))) where the norm comes before (Xiong et al. 2020), else norm(x + dropout(f(x))).
+    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), else norm(x + dropout(f(x))).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -66,14 +69,14 @@ class Sublayer(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """(R, L, D) to (R, L, D)."""
+        """Applies the sublayer function with its residual connection to x, (R, L, D); the shape stays the same."""
         y = function(self.norm(x) if self.norm_first else x)
         x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else self.norm(x)
 
 
 class EmbeddedRows(nn.Module):
-    """Token embeddings plus positions, optionally layer-normalised, as in mBART."""
+    """Token embeddings plus position embeddings, with dropout; optionally normalised, as in mBART."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class EmbeddedRows(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, rows: Rows, length: int) -> Tensor:
-        """(R, L, D); all positions are below length."""
+        """Returns the embedded rows, (R, L, D); all positions must be less than length."""
         x = self.embedding(rows)
         if self.positions is not None:
             x = x + self.positions(rows.positions, length).to(x.dtype)
@@ -92,10 +95,11 @@ class EmbeddedRows(nn.Module):
 
 
 def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
-    """(R, 1, 1 or L, S), True where a query may attend to a source token: where it is real, and in the same segment.
+    """Returns a mask (R, 1, 1 or L, S) that is True where a query may attend to a source token.
 
+    That is where the source token is not padding and, in packed rows, belongs to the same segment as the query.
     query_segments is (R, L). In packed rows, queries that are padding may attend to everything: their output is never
-    used, and a row without any key would give NaN.
+    used, and without any key the softmax would give NaN.
     """
     if not source.packed:
         return source.mask[:, None, None, :]
@@ -104,7 +108,7 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """The layers that take part in this pass, and the weights of those that layer dropout leaves out."""
+    """Draws layer dropout; returns the layers that take part in this forward pass and the weights of the others."""
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
     left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
@@ -115,7 +119,7 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward layer."""
+    """An encoder layer: self-attention, then a feed-forward layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -127,14 +131,14 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """(R, S, D) to (R, S, D)."""
+        """Maps x, (R, S, D), to the layer's output of the same shape; mask says which tokens may be attended to."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
 
 
 class TransformerEncoder(nn.Module):
-    """Embeds the source and encodes it by a stack of self-attention layers."""
+    """Embeds the source and encodes it with a stack of self-attention layers."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -146,7 +150,7 @@ class TransformerEncoder(nn.Module):
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
-        """A memory with states (R, S, D) and no finals."""
+        """Returns a memory with the states (R, S, D) and an empty list of finals."""
         length = source.ids.shape[1]
         x = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
@@ -162,7 +166,7 @@ class TransformerEncoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the source, and a feed-forward layer."""
+    """A decoder layer: self-attention, attention to the source, then a feed-forward layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -185,7 +189,11 @@ class DecoderLayer(nn.Module):
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """(R, T, D) to (R, T, D); appends the weights of the attention to the source to watched, unless it is None."""
+        """Maps target tokens x, (R, T, D), to the layer's output of the same shape.
+
+        Appends their keys and values to the cache. Unless watched is None, appends the weights of the attention to the
+        source to it. mask comes from TransformerState.advance; memory holds the keys and values of the source.
+        """
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
@@ -194,15 +202,15 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerState:
-    """The keys and values of the source, once per sentence, and an append-only cache of those of the target.
+    """A decoding state: keys and values of the source for each sentence, and a cache of those of all target tokens.
 
-    The mask of ancestors says which cached tokens belong to each hypothesis. Branching gathers that mask and moves no
-    cached values.
+    The mask ancestors says which cached tokens belong to each hypothesis. branch only reorders this mask; the cache,
+    which is append-only, stays as it is.
     """
 
-    layers: list[DecoderLayer]  # the decoder's layers that take part: all, except in training with layer dropout
-    unused: list[Tensor]  # tensors that get no gradient because of the layers left out
-    memory: list[tuple[Tensor, Tensor]]  # for each layer, keys and values of the source, (R, H, S, K)
+    layers: list[DecoderLayer]  # the decoder's layers, without those that layer dropout skips
+    unused: list[Tensor]  # tensors that get no gradient because of the skipped layers
+    memory: list[tuple[Tensor, Tensor]]  # for each layer, keys and values of the source, each (R, H, S, K)
     source: Rows
     positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
     caches: list[Cache]
@@ -210,18 +218,18 @@ class TransformerState:
     attention: list[Tensor] = field(default_factory=list)
     num_hypotheses: int = 1  # W
     ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
-    length: int = 0  # upper bound on positions, known without waiting for the device
+    length: int = 0  # an upper bound on positions that can be read without waiting for the device
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
         ancestors = self.ancestors
         if ancestors is not None:
             ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
         return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',)."""
-        for cache in self.caches:  # in place: a second copy of all caches could take more memory than there is
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        for cache in self.caches:  # in place, since there may not be enough memory for a second copy of all caches
             cache.keep(sentences)
         source = self.source
         return replace(
@@ -233,12 +241,12 @@ class TransformerState:
         )
 
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
-        """Returns the state with these target tokens counted, and their attention mask; the layers fill the caches.
+        """Returns a state with positions and ancestors advanced by these target tokens, and their attention mask.
 
-        The mask, (R, 1, T, N) bool, says which of the N cached and new tokens each new token may attend to; None stands
-        for a causal mask. One rule serves teacher forcing, packed rows and every step of a search: a token attends to
-        its hypothesis' ancestors, and to those new tokens of its own segment (sentence or hypothesis) that do not come
-        after it.
+        The layers append keys and values to the caches afterwards. The mask, (R, 1, T, N) bool, says which of the N
+        cached and new tokens each new token may attend to; None stands for a causal mask. The same rule applies to
+        teacher forcing, packed rows and search steps: a token attends to the cached tokens of its hypothesis, and to
+        new tokens of its own segment (sentence or hypothesis) up to its own position.
         """
         query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
@@ -262,7 +270,7 @@ class TransformerState:
 
 
 class TransformerDecoder(nn.Module):
-    """Embeds the target and decodes it by a stack of layers with attention to earlier tokens and to the source."""
+    """Embeds the target and decodes it with a stack of layers that attend to earlier tokens and to the source."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding, output: Output) -> None:
         super().__init__()
@@ -279,10 +287,10 @@ class TransformerDecoder(nn.Module):
         return self.embedded.embedding
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
-        """Returns the state before the first token. With watch, the states record attention weights."""
+        """Returns the state before the first token; with watch, this and all later states record attention."""
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         if unused:
-            unused.append(memory.states)  # if no layer at all is left, nothing else reads it
+            unused.append(memory.states)  # if all layers are skipped, it gets no gradient either
         return TransformerState(
             layers,
             unused,
@@ -294,7 +302,7 @@ class TransformerDecoder(nn.Module):
         )
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """Features (R, T, D), each predicting the next token, and the state after the last."""
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
         state, mask = state.advance(target)
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
@@ -310,7 +318,7 @@ class TransformerDecoder(nn.Module):
 
 
 def build_transformer(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, with uninitialised weights."""
+    """Builds the Transformer that config describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
@@ -325,10 +333,10 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
 
 
 def initialize_transformer(model: nn.Module) -> None:
-    """Glorot-uniform weights (Glorot & Bengio 2010) and zero biases, as in the Transformer's first implementation.
+    """Draws Glorot-uniform weights (Glorot & Bengio 2010), with zero biases, as the Transformer's first implementation.
 
-    Queries, keys and values are drawn as the one matrix that holds them, which makes them smaller by sqrt(2), as in
-    fairseq; so are a gate and the values that it multiplies.
+    The projections to queries, keys and values are drawn as a single matrix, which makes their weights smaller by a
+    factor of sqrt(2), as in fairseq. The two halves of a gated layer are drawn as a single matrix, too.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

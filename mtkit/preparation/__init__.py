@@ -1,6 +1,6 @@
-"""From parallel text to what training reads: the tokenizer, the corpora as ids, and the validation text.
+"""Preparation of a run: makes its tokenizer, its training corpora as token ids, and its validation text.
 
-Parallel text and settings go in; the folders tokenizer and data of a run come out. Pairs that are left out are counted
-and reported, and suspicious text gives a warning. May import the bundle (a run may start from a model and its
-tokenizer) and the rooms below it, but not training.
+Reads parallel text and settings, and writes the folders tokenizer and data of the run. Pairs that are left out are
+counted and reported, and there are warnings about suspicious text. May import the bundle package (a run may start from
+a model and its tokenizer) and the packages below it, but not training.
 """

@@ -1,4 +1,4 @@
-"""From pairs of text to pairs of ids: cleaning rules, duplicates, shares of unknown tokens, and the encoder."""
+"""Encodes pairs of sentences as token ids: cleaning rules, duplicates, shares of unknown tokens, the encoder."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ from mtkit.text.vocabulary import UNKNOWN
 
 # Cleaning rules: which pairs are left out, and why.
 
-# The reasons to leave a pair out, in the order in which they are tried, each with the settings that decide it.
+# The reasons to leave a pair out, in the order in which they are checked, each with the data settings that control it.
 RULES: dict[str, tuple[str, ...]] = {
     "blank source": (),
     "blank target": (),
@@ -37,9 +37,9 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 REASONS = tuple(RULES)
 
-NUM_EXAMPLES = 3  # pairs shown for each reason
-EXAMPLE_WIDTH = 110  # characters of a line that shows one
-LEAST_WIDTH = 20  # characters of each side, however long the file's path
+NUM_EXAMPLES = 3  # the number of example pairs shown for each reason
+EXAMPLE_WIDTH = 110  # the width of the line that shows an example, in characters
+LEAST_WIDTH = 20  # each side gets at least so many characters, even if the line becomes wider
 
 _LETTER = regex.compile(r"\p{L}")
 _LETTER_OR_MARK = regex.compile(r"[\p{L}\p{M}]")
@@ -47,10 +47,10 @@ _NOT_SPACE = regex.compile(r"\S")
 
 
 def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
-    """The first of REASONS for which a pair is left out, or None if it is kept; duplicates are not looked for here.
+    """Returns the first of REASONS that applies to a pair, or None if it passes; does not check for duplicates.
 
-    Lengths are in tokens, without end marks. A side is blank if it holds only white space, or only characters that
-    normalisation removes. The length ratio is that of the longer side to the shorter.
+    Lengths are in tokens, without end marks. A side is blank if it consists only of white space or of characters that
+    normalisation removes. The length ratio is the length of the longer side divided by that of the shorter.
     """
     if not source_length or not source.strip():
         return "blank source"
@@ -73,7 +73,10 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
-    """Whether at least half of the letters are of these scripts or common to all scripts; None allows any script."""
+    """Whether at least half of the letters belong to one of these scripts or to no particular script (Common).
+
+    None allows any script.
+    """
     if not scripts:
         return True
     num_letters = len(_LETTER.findall(text))
@@ -82,30 +85,30 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 
 @cache
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    """Matches a letter of another script. Letters that scripts share (Common), such as the kana's ー, do not match."""
+    """Returns a pattern that matches one letter of any other script, except letters shared by scripts, such as ー."""
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
 
 
 def share_of_letters(text: str) -> float:
-    """Share of letters, and the marks on them, among the characters that are not white space, 0 to 1."""
+    """Returns the fraction of letters and combining marks among the characters other than white space, 0 to 1."""
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """The names of the settings of the data section that decide these reasons."""
+    """Returns the names of the settings in the data section that control these reasons to leave pairs out."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
 class Drops:
-    """Counts the pairs left out for each reason, and keeps the first few as examples."""
+    """Counts the pairs left out for each reason, and stores the first few of each as examples."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
-        """Count a pair; path and line say where its source is."""
+        """Counts a pair that is left out; path and line are the file and the line number of its source."""
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_EXAMPLES:
             place = f"  {reason}: {path}:{line}: "
@@ -114,37 +117,38 @@ class Drops:
             self._examples.setdefault(reason, []).append(f"{place}{text}")
 
     def examples(self) -> list[str]:
-        """A line for each example, in the order of the rules."""
+        """Returns a line of text for each example, ordered by reason as in REASONS."""
         return [line for reason in REASONS for line in self._examples.get(reason, [])]
 
     def __str__(self) -> str:
-        """The counts, in the order of the rules."""
+        """Returns the counts as text, such as "2 too long, 1 duplicate", ordered as in REASONS."""
         return ", ".join(f"{self.counts[reason]:,} {reason}" for reason in REASONS if self.counts[reason])
 
 
 def _on_one_line(text: str, width: int) -> str:
-    """The text in at most so many printable characters."""
+    """Returns the text, cut to width characters, with a space in place of each unprintable character."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-# Duplicates: pairs that occurred before, recognised by digests of 128 bits, that is 16 bytes of memory for each pair.
+# Duplicates: pairs that occurred before, recognised by digests of 128 bits, so that each pair takes 16 bytes of memory.
 
-NUM_SHARDS = 64  # chosen by the first bits of a digest, so that each merge copies little
-DIGEST_BYTES = 16  # two of a hundred million different pairs share a digest with probability below 10^-22
+NUM_SHARDS = 64  # digests are divided into shards by their first bits, so that each merge copies little
+DIGEST_BYTES = 16  # among a hundred million different pairs, any two share a digest with probability below 10^-22
 
-# Sorted digests. NumPy drops trailing zero bytes of such strings, but on both sides of every comparison.
+# Sorted digests. NumPy drops trailing zero bytes of such strings, but on both sides of a comparison, so that equal
+# digests stay equal.
 Digests = NDArray[np.bytes_]
 
 
 class SeenPairs:
-    """Detects duplicate pairs."""
+    """The set of all pairs seen so far, stored as digests, to detect duplicates."""
 
     def __init__(self) -> None:
-        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # each: levels, the largest first
+        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # the levels of each shard, largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Remember these pairs; returns which of them are new, counting only the first of equal pairs as new."""
+        """Adds pairs, and returns for each whether it is new; of several equal pairs, only the first is new."""
         digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
         found, places = np.unique(digests, return_index=True)
         bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
@@ -159,12 +163,12 @@ class SeenPairs:
 
 
 def _digest(source: str, target: str) -> bytes:
-    # A line holds no line feed, so different pairs give different texts.
+    # Lines contain no line feed, so different pairs give different strings.
     return blake2b(f"{source}\n{target}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """(len(digests),) bool: which of these digests are in none of the levels."""
+    """Returns for each digest whether it is in none of the levels, (len(digests),) bool."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -173,13 +177,16 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
 
 
 def _insert(digests: Digests, levels: list[Digests]) -> None:
-    """Add sorted digests as a new level, then merge levels of similar size: each digest is copied O(log n) times."""
+    """Adds sorted digests as a new level, then merges levels of similar size.
+
+    So each of n digests is copied O(log n) times.
+    """
     if not len(digests):
         return
     levels.append(digests)
     while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
         merged = np.concatenate([levels.pop(), levels.pop()])
-        merged.sort(kind="stable")  # recognises the two sorted runs and merges them
+        merged.sort(kind="stable")  # NumPy's stable sort merges the two sorted runs
         levels.append(merged)
 
 
@@ -187,36 +194,36 @@ def _insert(digests: Digests, levels: list[Digests]) -> None:
 
 
 class UnknownShares:
-    """Counts tokens and unknown tokens of several texts."""
+    """Counts all tokens and the unknown tokens of several texts, each of which has a name."""
 
     def __init__(self) -> None:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
     def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
-        """Count sentences, given as ids, of the text of that name; unknown is the id of the unknown token."""
+        """Counts the tokens of more sentences (ids) of the text with this name; unknown is the id of unknown tokens."""
         for row in rows:
             self._tokens[name] += len(row)
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """Share of unknown tokens in each text, 0 to 1; the texts come in the order in which they were first added."""
+        """Returns the fraction of unknown tokens by the name of the text, 0 to 1, in the order of the first add."""
         return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
 
 
 def describe_unknown(shares: dict[str, float]) -> str:
-    """The shares in words: 1.20% of the training source, 0.50% of the training target."""
+    """Returns the shares as text: 1.20% of the training source, 0.50% of the training target."""
     return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
 
 
 # The encoder.
 
-CHUNK_PAIRS = 10_000  # pairs encoded at once
-CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines fits into memory, too
+CHUNK_PAIRS = 10_000  # the number of pairs that are encoded together
+CHUNK_CHARACTERS = 4_000_000  # a chunk ends after this many characters, so that very long lines fit into memory
 
 
 class Encoder:
-    """Encodes training corpora, writes the pairs that pass all rules, and counts the others in drops."""
+    """Encodes training corpora and writes the pairs that pass all rules; counts the other pairs in self.drops."""
 
     def __init__(
         self,
@@ -227,7 +234,10 @@ class Encoder:
         unknown: UnknownShares,
         read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
     ) -> None:
-        """Read gives the pairs of a part of a corpus; pairs that are kept go to writer, search and unknown."""
+        """Initialises the encoder; kept pairs are added to writer, search and unknown.
+
+        read returns the pairs of one part of a corpus.
+        """
         self._read = read
         self.drops = Drops()
         self._rules = config.data
@@ -240,7 +250,7 @@ class Encoder:
         self._num_threads = _num_threads()
 
     def encode(self, corpus: CorpusConfig) -> int:
-        """Encode and write a corpus; returns the number of pairs kept."""
+        """Encodes and writes a corpus; returns the number of pairs that were kept."""
         before = self._writer.num_pairs
         paths = [part.paths[0] for part in corpus.parts]
         more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
@@ -255,7 +265,10 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """Encode and write pairs of consecutive lines of a part; the rules see the source without its tag."""
+        """Encodes and writes the pairs of consecutive lines of a part, the first of which has number first_line.
+
+        The pairs are encoded with the tag of the part, if any, but the rules are applied to the source without it.
+        """
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
@@ -281,7 +294,7 @@ class Encoder:
 
 
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Sources and targets, normalised as the tokenizer does it before segmentation."""
+    """Returns the sources and the targets of the pairs, normalised as the tokenizer does before segmentation."""
     return (
         [tokenizer.normalize_source(source) for source, _ in pairs],
         [tokenizer.normalize_target(target) for _, target in pairs],
@@ -289,7 +302,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encode the validation text, to count its unknown tokens."""
+    """Encodes the pairs of the validation text and adds their numbers of tokens and unknown tokens to unknown."""
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
@@ -299,7 +312,10 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 def _count_unknown(
     unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
 ) -> None:
-    """Count the unknown tokens of each side whose tokenizer has an unknown token."""
+    """Counts the tokens of each side under "NAME source" and "NAME target".
+
+    Leaves out a side whose tokenizer never produces unknown tokens.
+    """
     if tokenizer.source_shows_unknown:
         unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
     if tokenizer.target_shows_unknown:
@@ -307,7 +323,7 @@ def _count_unknown(
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """The pairs in lists of at most CHUNK_PAIRS, each ended early once it holds CHUNK_CHARACTERS."""
+    """Yields the pairs in lists; a list ends after CHUNK_PAIRS pairs or once it has CHUNK_CHARACTERS characters."""
     chunk: list[Pair] = []
     num_characters = 0
     for source, target in pairs:
@@ -321,5 +337,5 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _num_threads() -> int:
-    """Number of processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The stages train-tokenizer and binarize, and whether what they made is up to date.
+"""The stages train-tokenizer and binarize, and checks whether their results are up to date.
 
-Each stage checks everything it reads before it replaces anything. Whether a result is up to date is decided by the
-content of text files and by settings, never by the time of a file.
+Each stage checks everything it reads before it replaces anything. A result is up to date if the content of the text
+files and the settings have not changed; modification times of files are not used.
 """
 
 import hashlib
@@ -70,13 +70,15 @@ from mtkit.text.tokenizer_training import (
     train_tokenizer,
 )
 
-# train-tokenizer.
+# The stage train-tokenizer.
 
 
 def make_tokenizer(config: Config) -> list[str]:
-    """Train the run's tokenizer on the training corpora, or take that of tokenizer.model or training.start_from.
+    """Makes the run's tokenizer.
 
-    Returns the warnings about the text that were shown.
+    Copies it from the model training.start_from if that is set, else makes it from the SentencePiece models of
+    tokenizer.model if that is set, else trains it on the training corpora. Returns the warnings about oversights in the
+    text that it has printed.
     """
     oversights = new_oversights(config)
     check_held_out(config, oversights)
@@ -90,7 +92,7 @@ def make_tokenizer(config: Config) -> list[str]:
     corpora = training_corpora(config)
     with _writing(config):
         provenance = _trained_provenance(config)
-        # All pairs are read once before training, so that bad data is an error at once.
+        # All pairs are read once before training, so that bad data raises an error immediately.
         read = watching_reader(oversights, "data.train")
         pairs = chain.from_iterable(read(part) for corpus in corpora for part in corpus.parts)
         with Meter("reading", "pairs") as meter:
@@ -115,8 +117,8 @@ def make_tokenizer(config: Config) -> list[str]:
 
 
 def _copy_tokenizer(config: Config) -> None:
-    """Take the tokenizer of the model that training starts from."""
-    from mtkit.bundle.opening import start_bundle  # here, since nothing else in this module needs torch
+    """Copies the tokenizer of the model training.start_from into the run."""
+    from mtkit.bundle.opening import start_bundle  # imported here, since only this needs torch
 
     bundle = start_bundle(config)
     assert bundle is not None
@@ -130,7 +132,7 @@ def _copy_tokenizer(config: Config) -> None:
 
 
 def _take_given_models(config: Config) -> None:
-    """Make the tokenizer of the SentencePiece models of tokenizer.model."""
+    """Makes the run's tokenizer from the SentencePiece models of tokenizer.model."""
     paths = _given_models(config)
     tokenizer = existing_tokenizer(
         paths["source"], paths["target"], config.tokenizer.shared, config.data.train_tags, config.tokenizer.symbols
@@ -147,7 +149,7 @@ def _take_given_models(config: Config) -> None:
 
 
 def _more_text(config: Config, side: Side) -> Iterator[str]:
-    """The lines of one side of tokenizer.text, which only the tokenizer is trained on."""
+    """Returns an iterator over the lines of one side of tokenizer.text, additional text for the tokenizer alone."""
     paths = (getattr(text, side) for text in config.tokenizer.text)
     return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
@@ -161,6 +163,7 @@ def _describe_vocabulary(vocabulary: VocabularyReport) -> str:
 
 
 def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError if the tokenizer cannot sample segmentations in the way that training needs."""
     check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
 
 
@@ -172,15 +175,15 @@ def _no_training_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
     return DataError(f"{describe_files(corpora)}: the training corpora hold no pairs")
 
 
-# binarize.
+# The stage binarize.
 
 
 def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
-    """Encode the training corpora with the run's tokenizer and store them, with the validation text, in the run.
+    """Encodes the training corpora with the run's tokenizer, and stores them and the validation text in the run.
 
-    Reports how many pairs are left out and why, and warns of held-out sentences in the training text. If make_tokenizer
-    has just run, warned is what it returned: then the validation and test text is already checked, and warnings about
-    the text are not repeated.
+    Reports how many pairs are left out and why, and warns of held-out sentences in the training text. warned should be
+    the result of make_tokenizer if that has just been called: then the validation and test text is not checked again,
+    and those warnings are not repeated. Raises DataError if no pair is left.
     """
     corpora, oversights = training_corpora(config), new_oversights(config)
     if warned is None:
@@ -220,12 +223,13 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
 
 
 def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
-    # No setting decides what is blank.
+    # No setting controls which pairs are blank, so there may be none to name.
     advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
     return DataError(f"every one of {counted(num_pairs, 'training pair')} is left out: {drops}; see {advice}")
 
 
 def _report_corpus(manifest: Manifest, drops: Drops) -> None:
+    """Prints how many pairs were kept and left out, with examples, and the shares of unknown tokens."""
     say(
         f"kept {counted(manifest.num_pairs, 'pair')}: {manifest.source.num_tokens:,} source and "
         f"{counted(manifest.target.num_tokens, 'target token')}; the longest have {manifest.source.longest:,} "
@@ -240,7 +244,7 @@ def _report_corpus(manifest: Manifest, drops: Drops) -> None:
 
 
 def _report_shares(config: Config, manifest: Manifest) -> None:
-    """Report each corpus's share of an epoch, unless each pair comes once."""
+    """Prints the share of an epoch that each corpus has, unless every pair occurs once per epoch."""
     weights = [corpus.weight for corpus in config.data.train]
     if not is_proportional(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
@@ -248,20 +252,23 @@ def _report_shares(config: Config, manifest: Manifest) -> None:
             say(f"{describe_files([corpus])}: {share:.1%} of an epoch, each pair {repeats:.4g} times")
 
 
-# The validation text, which binarize stores as text.
+# The validation text, which binarize stores as plain text.
 
-SPREAD = "spread"  # the order in which any number of first lines is spread evenly over the whole text
+SPREAD = "spread"  # name of an order of lines: the first n lines, for any n, are spread evenly over the original text
 
 
 def read_validation(config: Config) -> tuple[list[str], list[str]]:
-    """Sources and references of the stored validation text. Raises DataError if they are missing or were changed."""
+    """Returns the sources and the references of the run's validation text.
+
+    Raises DataError if its files are missing or have changed since they were written.
+    """
     directory = _validation_directory(config)
     settle(directory)
     return read_validation_text(directory)
 
 
 def renew_validation(config: Config) -> None:
-    """Check and store the current text of data.valid, when nothing else has changed."""
+    """Checks the text of data.valid and replaces the run's validation text with it; the corpora stay as they are."""
     oversights = new_oversights(config)
     check_held_out(config, oversights)
     warn_of_processed_text(config, resolve_corpora(config, config.data.valid))
@@ -271,14 +278,15 @@ def renew_validation(config: Config) -> None:
 
 
 def validation_is_spread(config: Config) -> bool:
-    """Whether the stored validation text is ordered so that its first lines are spread evenly over all of it."""
+    """Whether the run's validation text has the order SPREAD: its first n lines are spread evenly over it."""
     return read_json_object(_validation_directory(config) / MANIFEST).get("order") == SPREAD
 
 
 def _write_validation(config: Config, directory: Path) -> None:
-    """Store the validation text with its first lines spread over all of it, since a validation may translate only some.
+    """Writes the text of data.valid and its manifest to a directory.
 
-    Earlier versions kept the order of the files; a run that was validated by such a text keeps its order.
+    The order is SPREAD, since a validation may translate only the first lines. Earlier versions kept the order of the
+    files; a run that has already been validated with such a text keeps that order.
     """
     corpora = resolve_corpora(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
@@ -296,16 +304,19 @@ def _write_validation(config: Config, directory: Path) -> None:
 
 
 def _noted_validation(config: Config) -> str | None:
-    """Checksum of the text that a begun run is validated by, "" if it noted none; None for a new run."""
+    """Returns the checksum of the validation text that the run was trained with.
+
+    Returns "" if the run recorded none, and None if its training has not begun.
+    """
     if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
         return None
-    from mtkit.bundle.checkpoints import noted_validation  # here, since nothing else in this module needs torch
+    from mtkit.bundle.checkpoints import noted_validation  # imported here, since only this needs torch
 
     return noted_validation(config.run_path)
 
 
 def _sides(pairs: Iterable[Pair]) -> dict[str, bytes]:
-    """Both sides of the pairs as contents of files, by the names of the files."""
+    """Returns the contents of source.txt and target.txt for these pairs, by file name."""
     kept = list(pairs)
     return {
         f"{side}.txt": "".join(f"{pair[place]}\n" for pair in kept).encode()
@@ -314,6 +325,7 @@ def _sides(pairs: Iterable[Pair]) -> dict[str, bytes]:
 
 
 def _checksums(sides: dict[str, bytes]) -> dict[str, str]:
+    """Returns the SHA-256 checksum of each file's content, by file name."""
     return {name: hashlib.sha256(text).hexdigest() for name, text in sides.items()}
 
 
@@ -321,15 +333,15 @@ def _checksums(sides: dict[str, bytes]) -> dict[str, str]:
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether the run's tokenizer is what make_tokenizer would make. Raises CheckpointError if it is damaged."""
+    """Whether make_tokenizer would make the same tokenizer as the run has. Raises CheckpointError if it is damaged."""
     return not tokenizer_changes(config)
 
 
 def tokenizer_changes(config: Config) -> list[str]:
-    """Why the run's tokenizer is not what make_tokenizer would make: a line for each file and setting that changed.
+    """Returns a line of text for each file and setting that changed since the run's tokenizer was made; [] if none.
 
-    If the files of tokenizer.text or tokenizer.model, or the model that it was copied from, no longer exist, they count
-    as unchanged. Raises CheckpointError if the tokenizer is damaged.
+    The files of tokenizer.text and tokenizer.model and the model training.start_from count as unchanged if they no
+    longer exist. Raises CheckpointError if the tokenizer is damaged.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -341,7 +353,7 @@ def tokenizer_changes(config: Config) -> list[str]:
         return _given_changes(config, provenance)
     if config.training.start_from is None:
         return _trained_changes(config, provenance)
-    from mtkit.bundle.opening import start_tokenizer  # here, since nothing else in this module needs torch
+    from mtkit.bundle.opening import start_tokenizer  # imported here, since only this needs torch
 
     tokenizer = start_tokenizer(config)
     is_current = provenance == _copied_provenance(tokenizer) if tokenizer else "copied" in provenance
@@ -349,12 +361,15 @@ def tokenizer_changes(config: Config) -> list[str]:
 
 
 def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """What changed since the provenance before, for a tokenizer that is to be trained."""
+    """Returns the lines of tokenizer_changes if the settings ask to train a tokenizer.
+
+    before is the stored provenance of the run's tokenizer.
+    """
     if "copied" in before:
         return ["training.start_from was a model, whose tokenizer was copied, is null"]
     if "models" in before:
         return ["tokenizer.model was a SentencePiece model, is null"]
-    # A setting that an earlier version of mtkit did not have is taken to have had its present default.
+    # A setting that is not stored, since an earlier version of mtkit did not have it, counts as today's default.
     settings = {**_tokenizer_settings(TokenizerConfig()), **before.get("settings", {})}
     known = string_list(before.get("fingerprints"))
     texts = [config.data_path(path) for text in config.tokenizer.text for path in text.paths]
@@ -372,7 +387,10 @@ def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """What changed since the provenance before, for a tokenizer that is to be made of given SentencePiece models."""
+    """Returns the lines of tokenizer_changes if the settings name SentencePiece models (tokenizer.model).
+
+    before is the stored provenance of the run's tokenizer.
+    """
     paths = _given_models(config)
     models = before.get("models")
     if not models:
@@ -386,7 +404,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """A line if the tags that the tokenizer knows are not those of data.train."""
+    """Returns a line of text if the tags of data.train differ from those in the stored provenance, else []."""
     then, now = string_list(before.get("tags")), config.data.train_tags
     if then == now:
         return []
@@ -397,16 +415,19 @@ def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def binarized_is_current(config: Config) -> bool:
-    """Whether the run's corpora are what binarize would make.
+    """Whether binarize would make the same corpora and validation text as the run has.
 
-    Raises DataError if they are damaged or another tokenizer made them: such corpora must neither be trained on nor be
-    replaced silently.
+    Raises DataError if they are damaged or the corpora were encoded by another tokenizer: such corpora must neither be
+    trained on nor be replaced silently.
     """
     return not binarized_changes(config)
 
 
 def binarized_changes(config: Config) -> list[str]:
-    """Why the run's corpora are not what binarize would make: a line for each file and setting that changed."""
+    """Returns a line of text for each file and setting that changed since the corpora were binarized; [] if none.
+
+    Raises DataError if the results are damaged or the corpora were encoded by another tokenizer.
+    """
     directories = (_train_directory(config), _validation_directory(config))
     for directory in directories:
         settle(directory)
@@ -416,7 +437,10 @@ def binarized_changes(config: Config) -> list[str]:
 
 
 def training_text_changes(config: Config) -> list[str]:
-    """The part of binarized_changes that concerns the training text."""
+    """Returns those lines of binarized_changes that are about the training text.
+
+    Raises DataError if the corpora are damaged or were encoded by another tokenizer.
+    """
     directory = _train_directory(config)
     for each in (_tokenizer_directory(config), directory):
         settle(each)
@@ -434,7 +458,10 @@ def training_text_changes(config: Config) -> list[str]:
 
 
 def validation_text_changes(config: Config) -> list[str]:
-    """The part of binarized_changes that concerns the validation text."""
+    """Returns those lines of binarized_changes that are about the validation text.
+
+    Raises DataError if it is damaged.
+    """
     directory = _validation_directory(config)
     settle(directory)
     if not has_files(directory):
@@ -447,7 +474,10 @@ def validation_text_changes(config: Config) -> list[str]:
 
 
 def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """A line for each changed setting that decides which pairs are kept and how they are stored, except tags."""
+    """Returns a line of text for each setting that differs from before, the settings in the corpora's manifest.
+
+    These are the settings that affect which pairs are kept and how they are stored, except tags.
+    """
     rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
     named = {"tags", "text"}
     old, new = (
@@ -463,14 +493,14 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
     return changes
 
 
-# Runs that were prepared before: by an earlier version, or as another run.
+# Reusing earlier results: runs of earlier versions of mtkit, and the tokenizer and corpora of another run.
 
 
 def keep_normalization(config: Config) -> Config:
-    """The settings, with the source_normalization of the run's tokenizer if they do not set one.
+    """Returns the settings, with the source_normalization of the run's tokenizer if they do not set it explicitly.
 
-    A run of an earlier version of mtkit keeps the default of that version. Damage to the tokenizer is ignored here; it
-    is an error when the tokenizer is checked.
+    So a run that an earlier version of mtkit began keeps the default of that version. Damage to the tokenizer is
+    ignored here, since it raises an error when the tokenizer is loaded.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -493,9 +523,10 @@ def keep_normalization(config: Config) -> Config:
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the run has a tokenizer and corpora made with these settings, even if the text has changed since.
+    """Whether the run has a tokenizer, corpora and validation text made with these settings.
 
-    Writes nothing. Raises CheckpointError or DataError if they are damaged.
+    Does not check whether the text has changed since, and writes nothing. Raises CheckpointError or DataError if the
+    provenance of the tokenizer or the manifest of the corpora is missing or damaged.
     """
     directories = _tokenizer_directory(config), _train_directory(config), _validation_directory(config)
     tokenizer, train, validation = map(standing, directories)
@@ -512,9 +543,10 @@ def is_prepared(config: Config) -> bool:
 
 
 def adopt(config: Config, run: Path) -> None:
-    """Take over tokenizer and training corpora of another run, recorded as if made from the text of these settings.
+    """Copies the tokenizer and the training corpora from the directory of another run into the run of config.
 
-    Large files are linked. The validation text is that of data.valid.
+    Records them as if they had been made from the text of these settings. The files of the corpora are linked where
+    possible. The validation text is written anew from data.valid.
     """
     tokenizer, train = _tokenizer_directory(config), _train_directory(config)
     tokenizer.mkdir(parents=True)
@@ -533,14 +565,17 @@ def adopt(config: Config, run: Path) -> None:
         _write_validation(config, directory)
 
 
-# Provenance: what tokenizer, corpora and validation text are made from, as it is stored with each.
+# Provenance: a record, stored with tokenizer, corpora and validation text, of what each was made from.
 
 PROVENANCE = "provenance.json"
 PROVENANCE_FORMAT = 1
 
 
 def _trained_provenance(config: Config, text: Any = None) -> dict[str, Any]:
-    """All that decides a trained tokenizer; text is the stored entry of tokenizer.text if its files are gone."""
+    """Returns the provenance of a tokenizer trained with these settings: everything that it depends on.
+
+    text is the stored entry about tokenizer.text, which is used if the files of tokenizer.text no longer exist.
+    """
     raw_files = fingerprint_files(resolve_corpora(config, config.data.train))
     tags, text = config.data.train_tags, text or _more_text_fingerprints(config)
     return {
@@ -553,12 +588,12 @@ def _trained_provenance(config: Config, text: Any = None) -> dict[str, Any]:
 
 
 def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
-    """The settings that name no file, since the content of a file counts and not its path."""
+    """Returns all tokenizer settings except text and model, which name files; their content is recorded instead."""
     return settings.model_dump(mode="json", exclude={"text", "model"})
 
 
 def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
-    """The fingerprints of the files of tokenizer.text, by side."""
+    """Returns the fingerprints of the files of each entry of tokenizer.text, by side."""
     return [
         {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text
@@ -566,7 +601,7 @@ def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
 
 
 def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
-    """All that decides a tokenizer made of given SentencePiece models with these checksums."""
+    """Returns the provenance of a tokenizer made from tokenizer.model; models are the checksums of these models."""
     tags, settings = config.data.train_tags, config.tokenizer
     return {
         "format": PROVENANCE_FORMAT,
@@ -577,23 +612,26 @@ def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
 
 
 def _given_models(config: Config) -> dict[Side, Path]:
-    """The paths of the SentencePiece models of tokenizer.model."""
+    """Returns the paths of the SentencePiece models of tokenizer.model, by side."""
     return {side: config.data_path(path) for side, path in config.tokenizer.models().items()}
 
 
 def _given_fingerprints(config: Config) -> list[str]:
-    """The checksums of the SentencePiece models of tokenizer.model; each file must be one."""
+    """Returns the checksums of the SentencePiece models of tokenizer.model.
+
+    Raises ConfigError if a file is missing or is not a SentencePiece model.
+    """
     models = map(read_model, _given_models(config).values())
     return [f"sha256:{hashlib.sha256(model).hexdigest()}" for model in models]
 
 
 def _copied_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that decides a tokenizer copied from the model that training starts from."""
+    """Returns the provenance of a tokenizer copied from the model training.start_from."""
     return {"format": PROVENANCE_FORMAT, "copied": tokenizer.hash}
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
-    """The stored provenance of a tokenizer. Raises CheckpointError if it is missing or damaged."""
+    """Reads the provenance of a tokenizer from a file. Raises CheckpointError if it is missing or damaged."""
     try:
         provenance = read_json_object(path)
     except DataError as error:
@@ -604,9 +642,9 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 
 def _corpus_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide which pairs are kept and how they are stored.
+    """Returns the settings that affect which pairs are kept and how they are stored, for the corpora's manifest.
 
-    Rules that earlier versions did not have appear only if they are on.
+    Rules that the first version of mtkit did not have are included only if they differ from their defaults.
     """
     rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
     defaults = DataConfig().model_dump(mode="json")
@@ -617,7 +655,7 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
 
 
 def _validation_provenance(config: Config) -> dict[str, Any]:
-    """Fingerprints and tags, which decide the validation text, and the paths of its files, for messages."""
+    """Returns what the validation text was made from: fingerprints, paths (for messages only) and tags."""
     corpora = resolve_corpora(config, config.data.valid)
     raw_files = fingerprint_files(corpora)
     return {
@@ -648,7 +686,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(config: Config) -> Iterator[None]:
-    """Turns an OSError in the block into a DataError that says what cannot be written; a signal undoes the block."""
+    """A context in which an OSError becomes a DataError that names the file, and a signal raises an exception.
+
+    So the code in the block can undo its work when a signal ends the command.
+    """
     try:
         with undone_when_ended():
             yield

@@ -1,4 +1,4 @@
-"""The text that preparation reads: corpora on disk, what changed in them, held-out sentences, suspicious text."""
+"""The text that preparation reads: corpora, changes in their text, held-out sentences, and suspicious text."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,20 +45,23 @@ from mtkit.text.parallel import (
 )
 from mtkit.text.testsets import local_test_sets
 
-# The corpora of the settings, with the paths of their files on disk.
+# The corpora of the settings, with the actual paths of their files.
 
-MOST_FILES = 6  # files of a corpus that a message names
+MOST_FILES = 6  # the number of files that a message names
 
 
 def training_corpora(config: Config) -> list[CorpusConfig]:
-    """The corpora of data.train, resolved. Raises ConfigError if there are none, DataError if a file is missing."""
+    """Returns the corpora of data.train with paths that include data.root.
+
+    Raises ConfigError if there are none, DataError if a file is missing.
+    """
     if not config.data.train:
         raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
     return resolve_corpora(config, config.data.train)
 
 
 def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora, with paths that start from data.root. Raises DataError if a file is missing."""
+    """Returns the corpora with paths that include data.root. Raises DataError if a file is missing."""
     resolved = []
     for corpus in corpora:
         paths_of: dict[str, Path | tuple[Path, ...]] = {}
@@ -72,43 +75,49 @@ def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[Cor
 
 
 def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
-    """The first pairs of each corpus, without tags: all of them, or as many as most."""
+    """Returns the first `most` pairs of each corpus (all, if it has fewer), without tags."""
     return [list(islice(read_corpus(corpus), most)) for corpus in resolve_corpora(config, corpora)]
 
 
 def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    """Path and fingerprint of the source and then the target of each part of these corpora."""
+    """Returns the path and fingerprint of each file of these corpora: source and target of each part in turn."""
     return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
 
 
 def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    """The tag of each corpus as a `tags` entry for a manifest; no entry if there are no tags."""
+    """Returns {"tags": [the tag of each corpus or None]} for a manifest, or {} if no corpus has a tag."""
     tags = [corpus.tag for corpus in corpora]
     return {"tags": tags} if any(tags) else {}
 
 
 def describe_files(corpora: Iterable[CorpusConfig]) -> str:
-    """The paths of the files of these corpora, for a message that names the first few."""
+    """Returns text for a message with the first MOST_FILES paths of these corpora and the number of the others."""
     paths = [str(path) for corpus in corpora for path in corpus.paths]
     more = len(paths) - MOST_FILES
     return ", ".join(paths[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-# What changed in text and settings since something was made of them.
+# Changes in text and settings since a tokenizer or a corpus was made from them.
 
 
 def has_files(directory: Path) -> bool:
-    """Whether a directory exists and is not empty; an empty one may be a link to another disk, not yet filled."""
+    """Whether a directory exists and is not empty.
+
+    An empty directory counts as missing: it may be a link to another disk, made before the first run.
+    """
     return directory.exists() and any(directory.iterdir())
 
 
 def string_list(stored: object) -> list[str]:
-    """The items of a stored list as strings; empty if it is no list, since the file may have been edited by hand."""
+    """Returns the items of a list read from a file as strings.
+
+    Returns [] if it is not a list, since the file may have been edited by hand.
+    """
     return list(map(str, stored)) if isinstance(stored, list) else []
 
 
 def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each setting whose value changed."""
+    """Returns a line of text, with the old and the new value, for each setting of a section that changed."""
     return [
         f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
         for name in {**before, **now}
@@ -117,7 +126,10 @@ def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -
 
 
 def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
-    """A line for each corpus whose tag changed; none if their number changed, which text_changes reports."""
+    """Returns a line of text for each corpus of a section whose tag differs from the stored one in before["tags"].
+
+    Returns [] if the number of corpora changed, which text_changes reports.
+    """
     tags = before.get("tags") or [None] * len(corpora)
     if not isinstance(tags, list) or len(tags) != len(corpora):
         return []
@@ -131,10 +143,10 @@ def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str,
 def text_changes(
     section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
 ) -> list[str]:
-    """A line for each file of the corpora of a section whose text changed, and for each that is new or gone.
+    """Returns a line of text for each file of a section's corpora that changed, is new, or is no longer listed.
 
-    known are the earlier fingerprints, and paths the files that they were of, if known; both in the order source,
-    target, source, target, …
+    known has the earlier fingerprints, and paths the files they belong to, if these were stored; the order of both is
+    source, target, source, target, …
     """
     parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
     now = [known_fingerprints(part, known) for _, part in parts]
@@ -169,21 +181,24 @@ def _joined(names: Iterable[str]) -> str:
     return " and ".join(sorted(name for name in names if name))
 
 
-# Oversights (a header line, a source as its own translation), watched for while pairs are read anyway.
+# Oversights (header lines, sources copied as their translations), which are detected while pairs are read.
 
 
 def new_oversights(config: Config) -> Oversights:
-    """A record of the oversights in the text of these settings, empty at first."""
+    """Returns an empty record of oversights, to be filled while the text of these settings is read."""
     return Oversights(config.languages, config.data.drop_identical)
 
 
 def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """A function that reads a part of a corpus of this section (data.train, data.valid) while oversights watches."""
+    """Returns a function that yields the pairs of a part of a corpus and records oversights in them.
+
+    section is data.train or data.valid.
+    """
     return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
 
 
 def report_oversights(oversights: Oversights) -> list[str]:
-    """Warn of what was seen so far; returns the warnings."""
+    """Prints a warning for each oversight recorded so far; returns the warnings."""
     warnings = list(oversights.warnings())
     for warning in warnings:
         say(warning)
@@ -194,7 +209,11 @@ def report_oversights(oversights: Oversights) -> list[str]:
 
 
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Read the validation and test texts, so that errors in them are raised before anything is made."""
+    """Reads all validation and test texts and records oversights in them.
+
+    Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. Both stages
+    call this first, so that such an error is raised before anything is written.
+    """
     valid = resolve_corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
     for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
@@ -217,16 +236,20 @@ def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """A validation or test set as hashes of its lines; blank sources are left out."""
+    """A validation or test set, represented by hashes of its lines, without lines whose source is blank."""
 
     name: str
-    num_lines: int
-    sources: list[int]  # a hash of each source
-    pairs: list[tuple[int, ...]]  # for each source, a hash of it with each of its references
+    num_lines: int  # with blank sources
+    sources: list[int]  # the hash of each source
+    pairs: list[tuple[int, ...]]  # for each source, the hash of each pair of the source and one of its references
 
 
 def read_held_out(config: Config) -> list[HeldOutSet]:
-    """The validation corpora as one set, and each test set; all their files are read and checked."""
+    """Reads the held-out text; returns one set for all validation corpora, then one for each test set.
+
+    Test sets that are not downloaded yet are skipped with a message. Raises DataError if the validation corpora have no
+    pairs or a file cannot be read.
+    """
     found = []
     if config.data.valid:
         pairs = tagged_pairs(resolve_corpora(config, config.data.valid))
@@ -238,7 +261,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
         if files is None:
             say(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
             continue
-        # One file after the other, since there may be more references than files that a process may open.
+        # One file at a time, since there may be more references than a process may have open files.
         texts = [list(read_pairs(files.source, path)) for path in files.target]
         rows = zip(*texts, strict=True)
         pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
@@ -247,7 +270,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
 
 
 def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
-    """A set made of its sources, each with its references."""
+    """Returns the held-out set with these rows, each of which is a source and its references."""
     num_lines = 0
     sources, pairs = [], []
     for source, references in rows:
@@ -259,7 +282,7 @@ def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Held
 
 
 class HeldOutSearch:
-    """Finds held-out sentences in the training text; its memory depends only on the size of the held-out sets."""
+    """Finds held-out sentences in the training text; needs memory only for the held-out sets."""
 
     def __init__(self, sets: list[HeldOutSet]) -> None:
         self._sets = sets
@@ -269,14 +292,14 @@ class HeldOutSearch:
         self._found_pairs: set[int] = set()
 
     def add_training_pair(self, source: str, target: str) -> None:
-        """Look a pair of the training text up among the held-out sentences."""
+        """Records whether the source of a training pair, and the pair itself, occur in a held-out set."""
         digest = hash(source)
         if digest in self._wanted:
             self._found.add(digest)
             self._found_pairs |= {hash((source, target))} & self._wanted_pairs
 
     def warnings(self) -> Iterator[str]:
-        """A line for each held-out set with sources in the training text."""
+        """Yields a warning for each held-out set if at least one of its sources occurred in the training text."""
         for one in self._sets:
             num_found = sum(digest in self._found for digest in one.sources)
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
@@ -287,28 +310,29 @@ class HeldOutSearch:
                 )
 
 
-# Text that is not plain (tokenised, cut into subwords, lower-cased, a table): without a warning, only bad scores tell.
+# Text that is not plain (tokenised, cut into subwords, lower-cased, a table). Without a warning, users would notice it
+# only by bad scores.
 
-MOST_NAMED = 3  # other files that a warning names
-ROWS = 100  # first rows of a table, by which columns of sentences are recognised
-LONGEST_SHOWN = 40  # characters of a line that a warning shows
+MOST_NAMED = 3  # the number of other files that a warning names
+ROWS = 100  # the number of rows of a table from which its columns of sentences are recognised
+LONGEST_SHOWN = 40  # a warning shows at most so many characters of a line
 
 
 @dataclass(frozen=True)
 class _InspectedText:
-    """One side of a corpus or of a test set, and what was found in a sample of it."""
+    """One side of a corpus or of a test set, with the signs of processing found in a sample of its lines."""
 
     file: Path
-    column: int | None  # None if the file holds this side alone
+    column: int | None  # None if the file consists of this side only
     language: str
     findings: list[Finding]
-    capitals: float | None
-    advice: str | None  # what to do if its lines are not sentences
-    example: tuple[int, str]  # number and text of a line, one with a capital if there is any
+    capitals: float | None  # as returned by the function capitals
+    advice: str | None  # what the user should do; None if the lines look like sentences
+    example: tuple[int, str]  # the number and text of a line, preferably one with a capital letter
 
     @property
     def name(self) -> str:
-        """The file, and the column if there are several, as messages write it."""
+        """The name of this text in messages: the path of the file and, for a table, the column."""
         return f"{self.file}{self._where}"
 
     @property
@@ -316,14 +340,16 @@ class _InspectedText:
         return "" if self.column is None else f", column {self.column}"
 
     def at(self, line: int, excerpt: str) -> str:
-        """A line of the file with an excerpt, as messages write it."""
+        """Returns text for a message that names a line of the file and quotes an excerpt of it."""
         return f'{self.file}:{line}{self._where}: "{excerpt}"'
 
 
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
-    """Warn of text that is cut into subwords, tokenised or escaped, and of lower-cased text next to cased text.
+    """Prints warnings about text that is not plain sentences.
 
-    Looks at a sample of each file of the resolved corpora, and of the test sets. The text is used in any case.
+    That is text that is cut into subwords, tokenised or escaped, a table or labels, or lower-cased while other text is
+    not. Looks at a sample of each file of the corpora, which must be resolved, and of the test sets. The text is used
+    nevertheless.
     """
     texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
     by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}
@@ -342,7 +368,7 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
 
 
 def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
-    """Both sides of all parts of the corpora, then the test sets."""
+    """Yields the inspected source and target of each part of the corpora, then those of the test sets."""
     source, target = config.languages.source, config.languages.target
     for corpus in corpora:
         for path in corpus.paths:
@@ -367,7 +393,7 @@ def _inspect(
     most: int = MOST_LINES,
     is_test_set: bool = False,
 ) -> _InspectedText:
-    """Look at a sample of at most so many of the lines of a text."""
+    """Inspects a sample of the first `most` lines of a text."""
     sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
@@ -382,7 +408,7 @@ def _inspect(
 
 
 def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
-    """The warning of texts that all show the same signs of processing: which, how, and how to undo it."""
+    """Returns a warning about texts that all show the same signs of processing, with a command that undoes it."""
     text = alike[0]
     finding = text.findings[0]
     signs = [each.sign for each in text.findings]
@@ -407,7 +433,7 @@ def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
 
 
 def _case_warning(texts: list[_InspectedText]) -> str | None:
-    """The warning of lower-cased texts, if others are cased."""
+    """Returns a warning if some texts are lower-cased and others are not, else None."""
     lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
     cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
     if not lower or not cased:
@@ -420,7 +446,7 @@ def _case_warning(texts: list[_InspectedText]) -> str | None:
 
 
 def _others(names: list[str]) -> str:
-    """The first of these names in brackets, and how many more there are; nothing if there are none."""
+    """Returns " (and A, B, C and 2 more files)", which names the first MOST_NAMED names; "" if there are none."""
     if not names:
         return ""
     more = len(names) - MOST_NAMED
