@@ -147,7 +147,7 @@ class Given:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of the given paths that may be `-` (standard input)."""
+        """The paths of the text files that were given; each of these arguments accepts `-` for standard input."""
         paths = (self.source, *self.references, self.hypothesis, self.against)
         return tuple(path for path in paths if path is not None)
 

@@ -338,9 +338,10 @@ def _place(keys: Keys, places: Places) -> str:
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Where the last of the settings named in a message was given.
+    """Returns the place where a setting that a message names was given.
 
-    If none of them was given, where their section was.
+    Of several settings, it is the place of the one that was given last. If none was given, it is the place of their
+    section.
     """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))

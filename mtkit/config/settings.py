@@ -391,9 +391,10 @@ def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent:
 
 
 def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
-    """Comment lines on the keys of the items of a list or table; empty if told holds the title of their schema.
+    """Comment lines that describe the keys of each item of a list or table.
 
-    Otherwise the title is added to told. Also empty if the items are not sections.
+    Empty if the items are not sections, or if told holds the title of their schema, which was described before.
+    Otherwise the title is added to told.
     """
     items = _item_schema(schema)
     if "properties" not in items or items["title"] in told:

@@ -454,7 +454,7 @@ class CorpusWriter:
 
 
 class _SideWriter:
-    """Writes the tokens and offsets of one side, and with keeps_text its text."""
+    """Writes the tokens and offsets of one side, and also its text if keeps_text is true."""
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size

@@ -174,9 +174,10 @@ class Budgets:
     batch_tokens: int
 
     def after(self, consumed: int) -> tuple[int, int | None]:
-        """Returns the budget that applies after `consumed` pairs, and the number of pairs after which it is replaced.
+        """Returns the budget that applies once `consumed` pairs have been consumed, and how long it applies.
 
-        The latter is None for the current budget.
+        The second value is the total number of consumed pairs at which the next budget replaces it; None for the last
+        budget of the run.
         """
         for budget in self.earlier:
             if consumed < budget.until:

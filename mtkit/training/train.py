@@ -509,7 +509,7 @@ class Trainer:
         return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
 
     def _scheduled(self) -> list[int]:
-        """The steps of the checkpoints that were due, without those that were written because the run was stopped."""
+        """The steps of the existing checkpoints that were saved on schedule, not only because the run was stopped."""
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
