@@ -40,7 +40,7 @@ from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_cor
 LINES = ["one two three", "nine", ""]
 
 TRAINING = {
-    "batch_tokens": 256,
+    "batch_tokens": 96,
     "max_steps": 12,
     "warmup_steps": 4,
     "validate_every": 4,

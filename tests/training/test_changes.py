@@ -139,10 +139,10 @@ CHAIN = [
 ]
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"optimizer": "sgd", "momentum": 0.9}])
+@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"optimizer": "sgd", "momentum": 0.9}])
 def test_a_run_that_is_changed_and_killed_equals_the_same_changes_without_kills(make, options):
     found = []
-    for name, kills in (("whole", ()), ("killed", (3, 6, 9, 12, 18, 23))):
+    for name, kills in (("whole", ()), ("killed", (6, 12, 18))):
         settings: dict = {}
         for step, following in [*CHAIN, (27, {})]:
             config = make(name, **options, **settings)
@@ -179,9 +179,8 @@ def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, stopped_t
         shutil.copytree(stopped_toy, make(name).run_path, dirs_exist_ok=True)
         config = make(name, **{"max_steps": 16, **changes})
         if name == "killed":
-            for at in (8, 11, 14):
-                with doing(kill, Trainer, "_update", at_step(at)), pytest.raises(Killed):
-                    trained(config, change=True)
+            with doing(kill, Trainer, "_update", at_step(14)), pytest.raises(Killed):
+                trained(config, change=True)
         trained(config, change=name == "whole")
     ends = [outcome(make(name, **{"max_steps": 16, **changes}).run_path) for name in ("whole", "killed")]
     assert ends[0] == ends[1]

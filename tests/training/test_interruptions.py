@@ -154,8 +154,7 @@ def test_memory_that_ran_out_is_known_on_every_device(error, is_memory):
     assert is_out_of_memory(error) == is_memory
 
 
-@pytest.mark.parametrize("step", [0, 5, 8])
-@pytest.mark.parametrize("place", ["forward", "optimizer"])
+@pytest.mark.parametrize(("place", "step"), [("forward", 0), ("optimizer", 5), ("forward", 8)])
 def test_an_update_that_runs_out_of_memory_saves_the_state_before_it(make, finished_toy, step, place):
     config = make()
     owner, name, calls = (LossScaler, "scaled", 2) if place == "forward" else (torch.optim.Adam, "step", 1)

@@ -31,7 +31,14 @@ from mtkit.translation.translator import load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 from tests.runs import events
 
-TRAINING = {"max_steps": 8, "validate_every": 4, "save_every": 4, "validation_sentences": 4, "log_every": 1}
+TRAINING = {
+    "batch_tokens": 128,
+    "max_steps": 8,
+    "validate_every": 4,
+    "save_every": 4,
+    "validation_sentences": 4,
+    "log_every": 1,
+}
 
 Make = Callable[..., Config]
 
@@ -91,8 +98,8 @@ def test_at_step_0_the_model_is_the_bundle(make, parent, capsys):
 
 
 def test_training_learns_from_there_what_is_new(make, parent):
-    often = {"validate_every": 60, "save_every": 60, "validation_sentences": 24}
-    config = make(training={**LEARNING, **often, "max_steps": 180})
+    once = {"validate_every": 150, "save_every": 150, "batch_tokens": 512}
+    config = make(training={**LEARNING, **once, "max_steps": 150})
     run_train(config)
     sources, targets = ((config.data.root / f"test.{side}").read_text("utf-8").splitlines() for side in ("src", "tgt"))
     before = load(parent, ["device=cpu"]).translate(sources)

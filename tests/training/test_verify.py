@@ -60,12 +60,18 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def short_done(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of twelve updates; not to be changed."""
+    run = tmp_path_factory.mktemp("short") / "run"
+    run_train(config_with(toy_settings(corpus_files, run), training=SHORT))
+    return run
+
+
 @pytest.fixture
-def short_run(make_config: Make, tmp_path: Path) -> Config:
-    """A run of twelve updates."""
-    config = make_config(tmp_path / "whole", training=SHORT)
-    run_train(config)
-    return config
+def short_run(short_done: Path, make_config: Make, tmp_path: Path) -> Config:
+    """A copy of it, which may be changed."""
+    return make_config(Path(shutil.copytree(short_done, tmp_path / "whole")), training=SHORT)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
