@@ -76,8 +76,14 @@ def sacrebleu(*arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-@pytest.mark.parametrize(("test", "option"), [("bootstrap", "--paired-bs"), ("randomization", "--paired-ar")])
-@pytest.mark.parametrize("names", [["reference"], ["reference", "second"]])
+@pytest.mark.parametrize(
+    ("test", "option", "names"),
+    [
+        ("bootstrap", "--paired-bs", ["reference"]),
+        ("bootstrap", "--paired-bs", ["reference", "second"]),
+        ("randomization", "--paired-ar", ["reference", "second"]),
+    ],
+)
 def test_two_texts_are_compared_as_by_the_sacrebleu_command(
     run: Run, files: dict[str, Path], test: str, option: str, names: list[str]
 ) -> None:
@@ -167,8 +173,10 @@ def test_confidence_is_that_of_the_sacrebleu_command(run: Run, files: dict[str, 
         assert (found["metric"], found["signature"]) == (score["name"], score["signature"])
         figures = [round(found[key], 9) for key in ("score", "mean", "interval")]
         assert figures == [score["score"], score["confidence_mean"], score["confidence_var"]]
-    _, out, _ = run("--hypothesis", files["good"], *given, "--confidence", *options)
-    as_text = sacrebleu(*references, "-i", files["good"], "--confidence", "-w", "2", "-f", "text", *same)
+    if options:
+        return  # which change no form
+    _, out, _ = run("--hypothesis", files["good"], *given, "--confidence")
+    as_text = sacrebleu(*references, "-i", files["good"], "--confidence", "-w", "2", "-f", "text")
     intervals = re.findall(r"\(μ = .*? ± .*?\)", as_text)
     assert len(intervals) == 3
     assert re.findall(r"\(μ = .*? ± .*?\)", out) == intervals
@@ -299,14 +307,10 @@ def test_arguments_that_make_no_sense_together_are_refused(
 DATA = os.environ.get("MTKIT_DATA")
 SETS = [
     ("multi30k/test2016.de", "de", "13a"),
-    ("multi30k/test2016.fr", "fr", "13a"),
     ("tatoeba-de-en/test.en", "en", "13a"),
     ("europarl-fr-en/test.fr", "fr", "13a"),
     ("tatoeba-zh-en/test.zh", "zh", "zh"),
-    ("tatoeba-zh-en/dev.zh", "zh", "zh"),
     ("small-enja/test.ja", "ja", "ja-mecab-0.996-IPA"),
-    ("small-enja/dev.ja", "ja", "ja-mecab-0.996-IPA"),
-    ("scripts-mini/jpn-eng.jpn", "ja", "ja-mecab-0.996-IPA"),
     ("scripts-mini/kor-eng.kor", "ko", "ko-mecab"),
     ("scripts-mini/hin-eng.hin", "hi", "13a"),
     ("scripts-mini/ara-eng.ara", "ar", "13a"),
@@ -319,7 +323,7 @@ def test_text_of_any_language_has_the_scores_of_the_sacrebleu_command(
     run: Run, tmp_path: Path, name: str, language: str, tokenizer: str
 ) -> None:
     assert DATA
-    lines = (Path(DATA) / name).read_bytes().decode().split("\n")[:200]
+    lines = (Path(DATA) / name).read_bytes().decode().split("\n")[:100]
     chance = random.Random(name)
     hypotheses = [
         "".join(character for character in line if chance.random() > 0.04) if chance.random() < 0.7 else line

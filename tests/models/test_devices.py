@@ -181,7 +181,7 @@ def test_an_average_in_use_gives_the_features_of_its_weights(name, device):
 def test_gradients_of_long_rows_are_the_same_to_the_bit_again_and_again(name, device, precision):
     model = new_model(ARCHITECTURES[name], VOCAB, VOCAB, seed=1).to(device).train()
     chance = np.random.default_rng(4)
-    lengths = (400, 333, 64, 5) if device.type == "cuda" else (90, 70, 20, 5)  # a CPU takes seconds for long rows
+    lengths = (400, 333, 64, 5) if device.type == "cuda" else (40, 33, 12, 5)  # a CPU takes seconds for long rows
     rows = ragged([chance.integers(4, VOCAB, length).tolist() for length in lengths])
     batch = padded_batch(rows, rows).to(device)
 
@@ -192,7 +192,7 @@ def test_gradients_of_long_rows_are_the_same_to_the_bit_again_and_again(name, de
         return gradient(model, total)
 
     first = found()
-    assert all(torch.equal(found(), first) for _ in range(3))
+    assert all(torch.equal(found(), first) for _ in range(2))
 
 
 # Translation.
@@ -229,6 +229,11 @@ def both(path: Path, device: torch.device, *settings: str, ensemble: tuple[Path,
         load(path, [*settings, f"device={device.type}"], precision, ensemble),
         load(path, [*settings, "device=cpu", small], "fp64", ensemble),
     ]
+
+
+def some_of(lines: list[str], device: torch.device) -> list[str]:
+    """All of the lines on a GPU; on a CPU, which does not differ from itself, every third."""
+    return lines if device.type == "cuda" else lines[::3]
 
 
 def assert_same_translations(models: list[Translator], lines: list[str], **options: object) -> None:
@@ -270,13 +275,13 @@ def has_its_own_turn(name: str, search: str) -> bool:
     ],
 )
 def test_translations_are_those_of_fp64_on_a_cpu(bundles, corpus_files: CorpusFiles, device, name, search):
-    lines = [*corpus_files.lines("test")[0], *FEW_WORDS, "", "unknown words 漢字 in a line"]
+    lines = [*some_of(corpus_files.lines("test")[0], device), *some_of(FEW_WORDS, device), "", "unknown 漢字 in a line"]
     assert_same_translations(both(bundles[name], device, *SEARCHES[search]), lines)
 
 
 @pytest.mark.parametrize("name", ["trained", "transformer", "rnn-attention", "mixed"])
 def test_several_best_coverage_and_prefixes_are_those_of_fp64_on_a_cpu(bundles, corpus_files, device, name):
-    lines, references = corpus_files.lines("test")
+    lines, references = (some_of(side, device) for side in corpus_files.lines("test"))
     prefixes = [" ".join(reference.split()[: n % 3]) for n, reference in enumerate(references)]
     models = both(bundles[name], device, "decoding.coverage_penalty=0.4")
     assert_same_translations(models, lines, num_best=3, prefixes=prefixes)
@@ -284,14 +289,15 @@ def test_several_best_coverage_and_prefixes_are_those_of_fp64_on_a_cpu(bundles, 
 
 def test_an_ensemble_translates_as_in_fp64_on_a_cpu(bundles, corpus_files, device):
     others = (bundles["rnn-attention"], bundles["mixed"])
-    assert_same_translations(both(bundles["trained"], device, ensemble=others), corpus_files.lines("test")[0])
+    lines = some_of(corpus_files.lines("test")[0], device)
+    assert_same_translations(both(bundles["trained"], device, ensemble=others), lines)
 
 
 @pytest.mark.parametrize("options", [[], ["decoding.top_k=20"], ["decoding.top_p=0.9", "decoding.temperature=1.3"]])
 @pytest.mark.parametrize("name", ["trained", "transformer", "rnn"])
 def test_samples_of_a_seed_are_the_same_again_and_in_fp64_on_a_cpu(bundles, corpus_files, device, name, options):
     models = both(bundles[name], device, "decoding.method=sample", "decoding.seed=5", *options)
-    lines = corpus_files.lines("test")[0]
+    lines = some_of(corpus_files.lines("test")[0], device)
     assert_same_translations([models[0], models[0]], lines, num_best=3)
     assert_same_translations(models, lines, num_best=3)
 

@@ -47,9 +47,12 @@ def test_text_with_joiners_and_non_joiners_comes_back(tmp_path: Path, type_: str
 
 def test_the_rule_is_nmt_nfkc_but_for_that_character() -> None:
     ours, theirs = Normalizer("nmt_nfkc_zwnj"), Normalizer("nmt_nfkc")
-    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    differing = [code for code in codes if ours(f"a{chr(code)}b") != theirs(f"a{chr(code)}b")]
-    assert differing == [0x200C]
+    differing = []
+    for first in range(0, 0x110000, 0x100):
+        texts = [f"a{chr(code)}b" for code in range(first, first + 0x100) if not 0xD800 <= code < 0xE000]
+        if ours("".join(texts)) != theirs("".join(texts)):  # each by itself would take seconds
+            differing += [text for text in texts if ours(text) != theirs(text)]
+    assert differing == ["a\u200cb"]
     assert ours("\u200b ﬁ \u200c\ufeff x\u200c ") == "fi \u200c x\u200c"
     assert ours(ours("ﬁ\u200cﬁ")) == ours("ﬁ\u200cﬁ") == "fi\u200cfi"
 

@@ -302,7 +302,7 @@ def test_a_run_with_any_type_of_tokenizer_translates(make_config: Callable[..., 
 def test_a_model_of_words_says_unknown_where_its_training_text_does(make_config):
     # Of the ten digits four are known, and only four of their names.
     tokenizer = {"type": "word", "shared": False, "vocab_size": 8}
-    training = {"max_steps": 150, "validate_every": 150, "save_every": 150}
+    training = {"max_steps": 60, "validate_every": 60, "save_every": 60}
     config = make_config(tokenizer=tokenizer, training=training, model={"tie_embeddings": "decoder"})
     run_all(config)
     translator = load(config.run_path)
