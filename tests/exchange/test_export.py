@@ -333,7 +333,7 @@ def test_what_is_new_is_learnt_by_a_training_that_starts_there(tiny_run, corpus_
     shutil.copytree(corpus_files.root, root)
     for path in root.glob("*.tgt"):
         path.write_text(path.read_text("utf-8").replace("7", "漢"), "utf-8")
-    training = {"start_from": str(tmp_path / "largest"), "max_steps": 200, "learning_rate": 0.003}
+    training = {"start_from": str(tmp_path / "largest"), "max_steps": 100, "learning_rate": 0.005, "warmup_steps": 10}
     vocab_size = open_bundle(tmp_path / "largest").config.tokenizer.vocab_size
     config = make_config(
         tmp_path / "tuned", data={"root": str(root)}, training=training, tokenizer={"vocab_size": vocab_size}
