@@ -30,7 +30,7 @@ from tests.exported import write_opus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
-SHORT = {"max_steps": 8, "warmup_steps": 1, "validate_every": 8, "save_every": 8}
+SHORT = {"max_steps": 30, "validate_every": 30, "save_every": 30}
 ALIKE = re.compile(r"from text to text: (\d+) of (\d+) lines have the same ids, (\d+) the same greedy translation[;(]?")
 
 
