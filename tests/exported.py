@@ -83,7 +83,7 @@ def check_logits(portable: PortableModel, theirs: Any) -> None:
 
 def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
     model = model_of(portable)
-    sources, _ = sentences_of(portable, 8)
+    sources, _ = sentences_of(portable, 4)
     ours = [best.tokens for [best] in decode(model, DecodingConfig(beam_size=1), sources, forbidden=forbidden)]
     for source, tokens in zip(sources, ours, strict=True):
         ids = torch.tensor([[*source, model.boundaries.source_end]])
@@ -135,14 +135,15 @@ def their_step(theirs: Any, forbidden: Sequence[int], ids: Tensor, state: Writte
 def check_beam(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
     """Checks that our beam search finds the same hypotheses with their logits as with ours."""
     model = model_of(portable)
-    sources, _ = sentences_of(portable, 8)
+    num, longest = 5, 8
+    sources, _ = sentences_of(portable, num)
     batch = padded_batch(ragged(sources), ragged(sources), model.boundaries)
-    start, most = torch.full((8,), model.boundaries.start), torch.full((8,), 12)
+    start, most = torch.full((num,), model.boundaries.start), torch.full((num,), longest)
     search = (start, most, model.boundaries.target_end, 4, partial(power, exponent=1.0))
     with torch.no_grad():
         step = partial(next_log_probs, model, forbidden)
         ours = beam_search(step, model.encode(batch.source), *search)
-    written = Written(batch.source.ids, batch.source.mask.long(), torch.zeros(8, 1, 0, dtype=torch.int64))
+    written = Written(batch.source.ids, batch.source.mask.long(), torch.zeros(num, 1, 0, dtype=torch.int64))
     found = beam_search(partial(their_step, theirs, forbidden), written, *search)
     assert [[h.tokens for h in row] for row in ours] == [[h.tokens for h in row] for row in found]
     assert [row[0].score for row in ours] == pytest.approx([row[0].score for row in found], abs=1e-4)

@@ -57,6 +57,7 @@ COMMANDS = {
         "decode",
         "0 lines are translated",
     ),
+    "translate-stdin": (["translate", "RUN"], "mtkit.translation.translator", "decode", "0 lines are translated"),
     "evaluate": (["evaluate", "RUN"], "mtkit.translation.translator", "decode", NOTHING),
     "score": (
         ["score", "RUN", "--source", "TEXT", "--target", "TEXT"],
@@ -78,13 +79,14 @@ from importlib import import_module
 from mtkit.cli import main
 
 codes = {}
-for name, (arguments, owner, function, number, folder, errors) in json.load(sys.stdin).items():
+for name, (arguments, owner, function, number, text, folder, errors) in json.load(sys.stdin).items():
     module = import_module(owner)
     child = os.fork()
     if child:
         codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         continue
     os.chdir(folder)
+    os.dup2(os.open(text, os.O_RDONLY), 0)
     for path, descriptor in ((os.devnull, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
 
@@ -114,7 +116,8 @@ def ended_commands(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (root / command).mkdir()
         words = [given.get(word, word) for word in arguments]
         number = int(signal_of(command))
-        jobs[command] = (words, owner, function, number, str(root / command), str(root / f"{command}.errors"))
+        paths = root / "text", root / command, root / f"{command}.errors"
+        jobs[command] = (words, owner, function, number, *map(str, paths))
     if find_spec("matplotlib") is None:
         del jobs["plot"]
     done = subprocess.run(

@@ -1,11 +1,11 @@
 """What the README tells a stranger to type works."""
 
+import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-from mtkit.cli import app
+from mtkit.cli import _run, app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -18,32 +18,33 @@ QUICK = [
 ]
 
 
-def mtkit(*arguments: str, cwd: Path, text: str = "") -> str:
-    """What a command prints; it must end well."""
-    command = [sys.executable, "-m", "mtkit", *arguments]
-    result = subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_the_first_training_on_ones_own_files_works(corpus_files, tmp_path, monkeypatch, capsys):
     for name in ("train", "valid", "test"):
         for side, language in (("src", "fr"), ("tgt", "en")):
             text = (corpus_files.root / f"{name}.{side}").read_bytes()
             (tmp_path / f"{name}.{language}").write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+
+    def mtkit(*arguments: str, text: str = "") -> str:
+        """What a command prints; it must end well."""
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        code = _run([*arguments])
+        out, error = capsys.readouterr()
+        assert code == 0, error
+        return out
+
     settings = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert settings
     (tmp_path / "my.yaml").write_text(settings[1], "utf-8")
     for command in ("mtkit run my.yaml", "mtkit translate runs/my < new.fr > new.en"):
         assert f"    {command}" in README
-    assert "BLEU" in mtkit("run", "my.yaml", *QUICK, cwd=tmp_path)
-    assert mtkit("translate", "runs/my", cwd=tmp_path, text="one two\n\nthree\n").count("\n") == 3
+    assert "BLEU" in mtkit("run", "my.yaml", *QUICK)
+    assert mtkit("translate", "runs/my", text="one two\n\nthree\n").count("\n") == 3
     python = 'import mtkit; print(len(mtkit.load("runs/my").translate(["Bonjour !"])))'
     assert python.split("print(len(")[1][:-2] in README
-    monkeypatch.chdir(tmp_path)
     exec(python, {})
     assert capsys.readouterr().out == "1\n"
-    assert mtkit("config", "my.yaml", cwd=tmp_path).startswith("#")
+    assert mtkit("config", "my.yaml").startswith("#")
 
 
 def test_every_command_stands_in_the_table():

@@ -195,7 +195,8 @@ def test_slow_updates_are_told_of_before_the_log_has_a_line(make, tmp_path, told
 def test_the_log_is_the_same_with_and_without_progress(make, tmp_path, told, monkeypatch):
     monkeypatch.setattr(shown, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(shown, "MOST_SECONDS", 0.0)
-    loud, quiet = make("loud"), make("quiet")
+    few = {"max_steps": 8, "validate_every": 4, "log_every": 3}
+    loud, quiet = make("loud", **few), make("quiet", **few)
     told("train", write_yaml(loud, tmp_path / "loud.yaml"))
     lines = told("train", write_yaml(quiet, tmp_path / "quiet.yaml"), "--quiet")
     assert events(loud.run_path) == events(quiet.run_path)
@@ -213,13 +214,13 @@ def test_minutes_are_told_of_how_many_where_they_are_limited(make, tmp_path, tol
 
 @posix
 def test_training_on_a_terminal_shows_a_bar_and_no_line_for_each_log_every(make, tmp_path, on_a_terminal):
-    path = write_yaml(make(validate_every=24, max_steps=24), tmp_path / "config.yaml")
+    path = write_yaml(make(validate_every=4, max_steps=4, log_every=1), tmp_path / "config.yaml")
     seen = on_a_terminal("train", path)
-    assert re.search(r"/24 \[.*loss \d", seen)
+    assert re.search(r"/4 \[.*loss \d", seen)
     assert "validating: " in seen
     assert not re.search(r"step \d+ of", seen)
     assert "validating 5 sentences" not in seen
-    assert "/24 [" not in on_a_terminal("train", path, "--fresh", "--quiet")
+    assert "/4 [" not in on_a_terminal("train", path, "--fresh", "--quiet")
 
 
 # The other commands.
@@ -291,8 +292,8 @@ def test_a_bar_tells_how_many_lines_of_a_file_are_translated(tiny_run: Path, tmp
 @posix
 @pytest.mark.parametrize("size", [(0, 0), (0, 100), (30, 0)])
 def test_a_terminal_that_does_not_tell_its_size_shows_the_bars_too(make, tmp_path, tiny_run: Path, on_a_terminal, size):
-    path = write_yaml(make(validate_every=24, max_steps=24), tmp_path / "config.yaml")
-    assert re.search(r"/24 \[", on_a_terminal("train", path, size=size))
+    path = write_yaml(make(validate_every=4, max_steps=4, log_every=1), tmp_path / "config.yaml")
+    assert re.search(r"/4 \[", on_a_terminal("train", path, size=size))
     write_lines(tmp_path / "text", ["one two"] * 10)
     options = ("--device", "cpu", "-o", tmp_path / "out")
     told = on_a_terminal("translate", tiny_run, tmp_path / "text", *options, size=size)

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -264,7 +263,7 @@ def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
     for line, own in zip(lines, ids, strict=True):
         tokens = tokenizer(line, return_tensors="pt")
         assert tokens["input_ids"][0].tolist() == [*own, here.model.boundaries.source_end], line
-        if own and len(found) < 30:  # a search for each line takes long
+        if own and len(found) < 15:  # a search for each line takes long
             most = 2 * len(own) + 20
             said = model.generate(**tokens, num_beams=1, do_sample=False, max_length=most + 2)
             found.append((line, tokenizer.decode(said[0], skip_special_tokens=True)))
@@ -334,7 +333,7 @@ def test_what_is_new_is_learnt_by_a_training_that_starts_there(tiny_run, corpus_
     shutil.copytree(corpus_files.root, root)
     for path in root.glob("*.tgt"):
         path.write_text(path.read_text("utf-8").replace("7", "漢"), "utf-8")
-    training = {"start_from": str(tmp_path / "largest"), "max_steps": 200, "learning_rate": 0.003}
+    training = {"start_from": str(tmp_path / "largest"), "max_steps": 100, "learning_rate": 0.005, "warmup_steps": 10}
     vocab_size = open_bundle(tmp_path / "largest").config.tokenizer.vocab_size
     config = make_config(
         tmp_path / "tuned", data={"root": str(root)}, training=training, tokenizer={"vocab_size": vocab_size}
@@ -387,11 +386,7 @@ def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path, monkeypa
     assert [command.split()[0] for command in commands] == ["import", "translate", "run", "evaluate", "export"]
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        if "<" in command:
-            line = f"{sys.executable} -m mtkit {command}"
-            subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
-        else:
-            assert _run(shlex.split(command)) == 0, capsys.readouterr().err
+        assert _run(shlex.split(command)) == 0, capsys.readouterr().err
     assert (tmp_path / "new.en").read_text("utf-8").count("\n") == 24
     python = re.search(r"```python\n(.*?)```", (ROOT / "configs" / "README.md").read_text("utf-8"), re.DOTALL)
     assert python

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from ast import literal_eval
 from pathlib import Path
@@ -162,8 +160,8 @@ def test_constraints_of_decoding_travel_and_come_back(decoding, corpus_files, tm
 SAMPLES = {"method": "sample", "temperature": 0.7}
 
 
-@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 1, "top_p": 1.0}], ids=str)
-def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys):
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.9}, {"top_k": 1, "top_p": 1.0}], ids=str)
+def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys, monkeypatch):
     import_model(opus, tmp_path / "first")
     bundle = open_bundle(tmp_path / "first")
     decoding = {**bundle.config.decoding.model_dump(mode="json", exclude_unset=True), **SAMPLES, **cut}
@@ -186,10 +184,9 @@ def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys):
     assert call
     assert (int(call[1]), float(call[2])) == (cut.get("top_k", 0), cut.get("top_p", 1.0))
     call_text = textwrap.dedent(card.split("In this directory:\n")[1].split("\nSuppressed pieces")[0])
-    script = f"lines = ['one two', 'nine four'] * 20\n{call_text}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "ct2", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = {*literal_eval(done.stdout)}
+    monkeypatch.chdir(tmp_path / "ct2")
+    exec(f"lines = ['one two', 'nine four'] * 20\n{call_text}", {})
+    found = {*literal_eval(capsys.readouterr().out)}
     assert len(found) == 2 if cut.get("top_k") == 1 else len(found) > 2
 
 
