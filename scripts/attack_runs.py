@@ -99,6 +99,7 @@ WAYS_OUT = (
     "remove the link",
     "move the file away",
     "the same command goes on",
+    "no file is left half written",  # a signal came before training began
     "see data.",
     "raise data.max_length",
     "it must be",
@@ -184,7 +185,9 @@ def judge(attacked: Attacked, command: list[str], code: int, stderr: str, had_mo
     """Check the promises after a command."""
     attacked.seen["commands"] += 1
     attacked.seen[f"exit {code}"] += 1
-    if "Traceback" in stderr or code not in (0, 1, 130, -signal.SIGKILL):
+    # A signal outside of training ends a command with 128 and its number.
+    ends = (0, 1, 130, 128 + signal.SIGTERM, 128 + signal.SIGHUP, -signal.SIGKILL)
+    if "Traceback" in stderr or code not in ends:
         attacked.fault(f"exit {code}: {stderr[-2000:]}")
     if had_model and not attacked.has_model():
         attacked.fault(f"the finished model is gone: {stderr[-600:]}")
