@@ -1,4 +1,4 @@
-"""Atomic writing of files and directories, and signals that end a command without leaving files half written."""
+"""JSON text, atomic writing of files and folders, and signals that end a command or stop training cleanly."""
 
 import json
 import math
@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from mtkit.errors import CheckpointError, SignalError, StoppedError, on_terminal
+
+# JSON text.
 
 
 def finite(value: Any) -> Any:

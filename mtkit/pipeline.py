@@ -245,12 +245,12 @@ def _raw_text_is_gone(config: Config) -> bool:
     return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
-def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
-    """Raise a DataError if there are changes, the run has begun, and its folder place (tokenizer or data) has files.
+def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
+    """Raise a DataError if there are changes, the run has begun, and its folder (tokenizer or data/train) has files.
 
     If the folder was deleted, it may be made again.
     """
-    if changes and has_files(config.run_path / place) and is_begun(config.run_path):
+    if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
             f"{'; '.join(changes)}. Change that back, give the run another name, or start anew with --fresh"

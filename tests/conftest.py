@@ -191,7 +191,7 @@ def finished_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: py
 
 @pytest.fixture(scope="session")
 def stopped_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same after eight updates, which were all that were asked for; not to be changed."""
+    """A run directory as `make` makes it, trained with max_steps 8; tests must not change it."""
     return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("stopped") / "run", max_steps=8)
 
 
@@ -216,3 +216,23 @@ def make(make_config: Callable[..., Config], prepared: Path, tmp_path: Path) -> 
         return config.model_copy(update={"device": device})
 
     return made
+
+
+# One run directory that each test fills anew, with the same paths every time.
+
+SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run and its text, which are the same for each test."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Config], corpus_files: CorpusFiles, place: Path) -> Config:
+    """A run of four updates over its own copy of the corpus."""
+    for name in ("run", "data"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    shutil.copytree(corpus_files.root, place / "data")
+    return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
+from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.preparation.prepare import read_validation
@@ -139,3 +140,8 @@ def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, disturbed)
         yield
+
+
+def with_settings(config: Config, *overrides: str) -> Config:
+    """Other settings for the same run directory."""
+    return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])

@@ -1,4 +1,4 @@
-"""The house stands: imports point down, never sideways or up, and every third-party package has one home."""
+"""The house stands: imports point down, and every third-party package has one home."""
 
 import ast
 import subprocess
@@ -86,7 +86,7 @@ def imports_of(module: Path) -> list[str]:
 
 
 def wrong_way(importer: str, imported: str) -> bool:
-    """Whether a module of one top name may not import from another."""
+    """Whether a module of room importer must not import from room imported."""
     return importer != imported and FLOOR_OF[imported] <= FLOOR_OF[importer]
 
 
@@ -136,8 +136,6 @@ def test_the_init_of_a_room_is_a_docstring_of_a_few_lines() -> None:
 
 @pytest.mark.parametrize("name", ["mtkit", "mtkit.errors", "mtkit.config.load", "mtkit.config.settings", "mtkit.cli"])
 def test_what_must_answer_at_once_does_not_wait_for_torch(name: str) -> None:
-    if not any((ROOT / name.replace(".", "/")).with_suffix(suffix).exists() for suffix in ("", ".py")):
-        pytest.skip(f"{name} is not there")
     code = f"import sys, {name}; print(sorted({{'torch', 'sacrebleu', 'sentencepiece'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

@@ -19,32 +19,11 @@ from mtkit.preparation.prepare import read_validation, validation_text_changes
 from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.training.train import train
 from tests.conftest import config_with
-from tests.runs import done_once
-
-SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """The folder of the run and its text, which are the same for each test."""
-    return tmp_path_factory.mktemp("place")
-
-
-@pytest.fixture
-def config(make_config, corpus_files, place) -> Config:
-    """A run of four updates over its own copy of the corpus."""
-    for name in ("run", "data"):
-        shutil.rmtree(place / name, ignore_errors=True)
-    shutil.copytree(corpus_files.root, place / "data")
-    return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})
+from tests.runs import done_once, with_settings
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
-def with_settings(config: Config, *overrides: str) -> Config:
-    return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])
 
 
 def with_settings_of(config: Config, **data: object) -> Config:

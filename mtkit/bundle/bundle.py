@@ -293,17 +293,6 @@ class Bundle:
         return read_canaries(self.read(CANARIES), str(self.path / CANARIES), *sizes)
 
 
-def find_bundle(path: Path) -> Path:
-    """The path of the bundle at path, which is a bundle or a run directory with a finished model.
-
-    Raises CheckpointError if there is none.
-    """
-    bundle = bundle_at(path)
-    if bundle is None:
-        raise no_model(path)
-    return bundle
-
-
 def bundle_at(path: Path) -> Path | None:
     """The path of the bundle at path, which is a bundle or a run directory, or None if there is none.
 
@@ -347,7 +336,9 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
     """
-    return bundle_of(open_storage(find_bundle(path)))
+    if (found := bundle_at(path)) is None:
+        raise no_model(path)
+    return bundle_of(open_storage(found))
 
 
 def bundle_of(storage: Storage) -> Bundle:

@@ -383,6 +383,8 @@ def _read(path: Path) -> bytearray:
     return data
 
 
+# What a run directory records about its training.
+
 TRAINED = "trained.json"  # a run directory has this file once its training is finished
 
 

@@ -361,7 +361,7 @@ def _carried_over(config: Config) -> Config:
             raise _own_run(config)
         carried = bundle.config
     except CheckpointError as error:
-        resolved = config.run_path / "config.yaml"
+        resolved = config.run_path / CONFIG
         if not resolved.is_file():
             _require_complete(config, error)
             return config  # reported when the model is opened
@@ -437,7 +437,7 @@ def _known_tokenizer(config: Config) -> Tokenizer | None:
     try:
         if tokenizer := start_tokenizer(config):
             return tokenizer
-        return Tokenizer.load(config.run_path / "tokenizer")
+        return Tokenizer.load(config.run_path / TOKENIZER)
     except CheckpointError:
         return None
 

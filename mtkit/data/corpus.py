@@ -647,6 +647,9 @@ def validation_checksum(manifest: Mapping[str, Any]) -> str:
     return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
 
 
+# JSON files.
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises DataError if the file is missing or contains no JSON object."""
     try:

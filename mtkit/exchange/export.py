@@ -53,6 +53,7 @@ class Format:
     write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
     texts: Callable[[Path, PortableModel], Texts | None]  # the library's tokenizer; None if it is not installed
     observe: Observe
+    card: Callable[[PortableModel], str]  # the README.md of an exported model
     extra: str  # `pip install mtkit[extra]` installs the library
     quantizations: tuple[str, ...] = ()
 
@@ -87,10 +88,10 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     model = portable(bundle, translator)
     with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
         format_.write(model, new, quantization)
-        (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
+        (new / "README.md").write_text(format_.card(model), encoding="utf-8")
         _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.symbols)
-        for path in new.glob("*.safetensors"):
-            shutil.copymode(new / MARKER, path)  # safetensors makes files that only their owner can read
+        for file in new.glob("*.safetensors"):
+            shutil.copymode(new / MARKER, file)  # safetensors makes files that only their owner can read
     say(f"{to}: {directory}")
     if lost := not_carried(bundle.config, to):
         say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
@@ -365,13 +366,6 @@ A translation model for {what}, exported by mtkit. In this directory:
 """
 
 
-CARDS: dict[str, Callable[[PortableModel], str]] = {
-    "ctranslate2": ctranslate2_card,
-    "marian": marian_card,
-    "m2m100": m2m100_card,
-}
-
-
 # Formats.
 
 
@@ -423,9 +417,14 @@ FORMATS = {
         write_ctranslate2,
         _texts_of_ctranslate2,
         observe_with_ctranslate2,
+        ctranslate2_card,
         "ctranslate2",
         tuple(QUANTIZATIONS),
     ),
-    "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
-    "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
+    "marian": Format(
+        check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, marian_card, "huggingface"
+    ),
+    "m2m100": Format(
+        check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, m2m100_card, "huggingface"
+    ),
 }

@@ -58,7 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 FIRST_BYTE = "<0x00>"  # only in vocabularies with byte fallback
 LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 
-# For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
+# The restrictions of both layouts.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
     "activation": ("relu", "gelu", "silu"),
@@ -67,6 +67,7 @@ _BOTH: dict[str, Collection[Any]] = {
     "sinusoid_layout": ("halves",),
     "embedding_norm": (False,),
 }
+# For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
 WANTED: dict[str, dict[str, Collection[Any]]] = {
     "marian": {
         "norm_placement": ("post",),

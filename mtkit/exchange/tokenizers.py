@@ -9,7 +9,7 @@ from typing import Any
 
 from mtkit.errors import CheckpointError, ConfigError
 from mtkit.exchange.huggingface_config import require_fetched
-from mtkit.exchange.portable import SPACE_MARK, PortableModel, Vocabulary, added_token, tokenizer_json
+from mtkit.exchange.portable import PortableModel, Vocabulary, added_token, tokenizer_json
 from mtkit.text.vocabulary import Piece, SpecialIds, cuts_at_spaces, is_whole, model_type_of, pieces_of
 
 # Writing Hugging Face's tokenizer files.
@@ -86,7 +86,7 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
         raise ConfigError(
             "tokenizer.shared false: M2M100 has one vocabulary for both sides; train with tokenizer.shared true"
         )
-    if not cuts_at_spaces(model.source.sentencepiece, SPACE_MARK):
+    if not cuts_at_spaces(model.source.sentencepiece):
         raise ConfigError(
             "the SentencePiece model of this tokenizer does not cut text at its spaces, as a tokenizer.json does; "
             "--to ctranslate2 and --to marian take it as it is"

@@ -326,7 +326,7 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
-    longest = config.max_positions if config.positions == "learned" else None
+    longest = min(config.position_limits.values(), default=None)
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
     return TranslationModel(encoder, decoder, Limits(longest, longest), config.start_token)

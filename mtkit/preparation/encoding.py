@@ -17,9 +17,8 @@ from mtkit.data.corpus import CorpusWriter
 from mtkit.errors import Meter, is_shown
 from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
-from mtkit.text.parallel import Pair, read_part, tagged
+from mtkit.text.parallel import Pair, tagged
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import UNKNOWN
 
 # Cleaning rules: which pairs are left out, and why.
 
@@ -200,7 +199,7 @@ class UnknownShares:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
-    def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
+    def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int) -> None:
         """Counts the tokens of more sentences (ids) of the text with this name; unknown is the id of unknown tokens."""
         for row in rows:
             self._tokens[name] += len(row)
@@ -232,7 +231,7 @@ class Encoder:
         writer: CorpusWriter,
         search: HeldOutSearch,
         unknown: UnknownShares,
-        read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
+        read: Callable[[CorpusConfig], Iterable[Pair]],
     ) -> None:
         """Initialises the encoder; kept pairs are added to writer, search and unknown.
 

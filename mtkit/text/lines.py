@@ -328,7 +328,7 @@ class ReadAhead(Generic[T]):
         self._closed = False
         self._changed = Condition()
         self._first_taken: float | None = None  # time of the first call of pauses since it last returned True
-        Thread(target=self._read, name="arriving", daemon=True).start()
+        Thread(target=self._read, name="read-ahead", daemon=True).start()
 
     def __iter__(self) -> Iterator[T]:
         return self

@@ -22,7 +22,7 @@ _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
-_WIDE_FIRST = re.compile(rf"[{WIDE}]")
+_WIDE_CHARACTER = re.compile(rf"[{WIDE}]")
 _FIRST_TRY = 256  # number of characters; the search for the longest text that fits starts with it
 _WORD = re.compile(r"(\S+)\s*")
 _JOINER = "\u200d"  # joins several emoji into one
@@ -79,7 +79,7 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
     joined = ""
     separator = ""
     for part, after in zip(parts, separators, strict=True):
-        if not separator and part and _ENDS_LIKE_A_SENTENCE.search(joined[-8:]) and not _WIDE_FIRST.match(part):
+        if not separator and part and _ENDS_LIKE_A_SENTENCE.search(joined[-8:]) and not _WIDE_CHARACTER.match(part):
             separator = " "
         joined += (separator if joined and part else "") + part
         separator = after if part else separator or after
@@ -324,8 +324,6 @@ def _choice_among(paths: list[tuple[float, list[int]]], alpha: float) -> WordSam
 
 
 # Grouping pieces into words.
-
-_WIDE_CHARACTER = re.compile(f"[{WIDE}]")
 
 
 def group_by_word(pieces: Sequence[str]) -> list[int]:

@@ -366,7 +366,7 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
     name = f"tokenizer.model {where}" if where else "the tokenizer of the model to start from"
     if tokenizer.type != wanted:
         raise ConfigError(f"training.{setting} wants a tokenizer of type {wanted}, and {name} is of {tokenizer.type}")
-    if not all(cuts_at_spaces(model, SPACE_MARK) for model in tokenizer.models):
+    if not all(cuts_at_spaces(model) for model in tokenizer.models):
         raise ConfigError(
             f"training.{setting} draws the pieces of each word by itself, and {name} does not cut text at its spaces; "
             "leave it out"

@@ -179,15 +179,12 @@ def _offset(unit: int) -> int:
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
-def cuts_at_spaces(model: bytes, mark: str) -> bool:
-    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece.
-
-    mark is the space mark.
-    """
+def cuts_at_spaces(model: bytes) -> bool:
+    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece."""
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
     usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)
-    return usual and not any(mark in piece.text[1:] for piece in pieces_of(model) if piece.type == "normal")
+    return usual and not any(SPACE_MARK in piece.text[1:] for piece in pieces_of(model) if piece.type == "normal")
 
 
 def with_normalizer(model: bytes, rule: bytes) -> bytes:
@@ -383,7 +380,7 @@ class MappedModel:
         self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
         # If all pieces have the same ids in both and there are no tags to find, SentencePiece's ids are used.
         self._keeps_ids = self._vocabulary[: len(pieces)] == pieces and not self._tags
-        self._blank_may_have_pieces = not cuts_at_spaces(model, SPACE_MARK)
+        self._blank_may_have_pieces = not cuts_at_spaces(model)
         self._hidden = {id_ for id_ in special.all if id_ != special.unknown}
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 

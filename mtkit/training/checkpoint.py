@@ -18,6 +18,7 @@ from mtkit.bundle.checkpoints import (
     OPTIMIZER,
     PROGRESS,
     STEP,
+    TRAINED,
     WEIGHTS,
     Progress,
     averaged_steps,
@@ -134,7 +135,7 @@ MARKER = ".fresh.json"  # exists while an old run is set aside; holds its state,
 
 NAMES = (
     "log.jsonl",
-    "trained.json",
+    TRAINED,
     "evaluated.json",
     "config.yaml",
     "run.json",

@@ -281,15 +281,6 @@ def write_facts(
     return facts
 
 
-def write_bundle(
-    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], lines: Sequence[str], training: dict[str, Any]
-) -> Path:
-    """Write a bundle into the folder model of the run (see write_model), and return its path."""
-    path = config.run_path / "model"
-    write_model(path, config, tokenizer, weights, lines, training)
-    return path
-
-
 def write_model(
     path: Path,
     config: Config,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtkit.bundle.checkpoints import (
     FIRST_SCALE,
+    TRAINED,
     Progress,
     Update,
     Window,
@@ -46,8 +47,8 @@ from mtkit.training.records import (
     require_allowed,
     validation_digest,
     with_changes,
-    write_bundle,
     write_facts,
+    write_model,
     write_trained,
 )
 from mtkit.training.schedule import (
@@ -278,7 +279,7 @@ class Trainer:
         if verification:
             stop.watched.append(verification.check)
         progress = self.state.progress
-        (self.run_path / "trained.json").unlink(missing_ok=True)
+        (self.run_path / TRAINED).unlink(missing_ok=True)
         try:
             if self.settings.max_steps == "auto":
                 self._make_plan(stop)
@@ -571,7 +572,8 @@ class Trainer:
             **({"changes": progress.changes} if progress.changes else {}),
             "data": self.corpus.facts(),
         }
-        path = write_bundle(self.config, self.tokenizer, weights, self.validation.sources, training)
+        path = self.run_path / "model"
+        write_model(path, self.config, self.tokenizer, weights, self.validation.sources, training)
         say(f"model: {path}")
 
     # Failures: memory that runs out, training that diverges.

@@ -1,6 +1,5 @@
 """`mtkit verify`: checks that the files of a run are intact, and that a killed training resumes exactly."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -15,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mtkit.bundle.bundle import is_run, no_model
-from mtkit.bundle.checkpoints import OPTIMIZER, PROGRESS, checkpoint_steps, read_progress, step_directory
+from mtkit.bundle.bundle import DESCRIPTION, is_run, no_model
+from mtkit.bundle.checkpoints import OPTIMIZER, PROGRESS, checkpoint_steps, file_checksum, read_progress, step_directory
 from mtkit.bundle.opening import carried_over, start_tokenizer
 from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config, config_text
@@ -120,8 +119,7 @@ def _faults(path: Path, checksum: str) -> Iterator[str]:
     """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not this one."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_checksum(path)
     except FileNotFoundError:
         newest = step_directory(path.parent.parent, checkpoint_steps(path.parent.parent)[-1])
         if path.name != OPTIMIZER or path.parent == newest:  # training deletes the optimizer state of older ones
@@ -244,8 +242,7 @@ def _tensor_files(run: Path) -> dict[str, str]:
     found = {}
     for folder in ("checkpoints", "model"):
         for path in (run / folder).rglob("*.safetensors"):
-            with path.open("rb") as file:
-                found[path.relative_to(run).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(run).as_posix()] = file_checksum(path)
     return found
 
 
@@ -285,7 +282,7 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
     if not target.is_dir():
         return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
-    if (target / "bundle.json").exists():
+    if (target / DESCRIPTION).exists():
         raise CheckpointError(f"{target}: is a model, not a run directory; mtkit check tells whether it is whole")
     try:
         text = path.read_text(encoding="utf-8")

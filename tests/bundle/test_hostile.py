@@ -289,7 +289,10 @@ def test_a_model_whose_settings_and_weights_agree_is_read(folder: Path) -> None:
     bridged = {"encoder": {**TRANSFORMER, "d_model": 32, "encoder_layers": 2}, "decoder": {**RNN, "decoder_layers": 2}}
     for model in (TRANSFORMER, RNN, {"architecture": "mixed", "tie_embeddings": "none", **bridged}):
         put_model(folder, model, model)
-        mtkit.load(folder, ["device=cpu"])
+        weights = open_bundle(folder).weights()
+        loaded = dict(mtkit.load(folder, ["device=cpu"]).model.named_parameters())
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 def test_the_place_of_the_first_token_takes_no_memory() -> None:

@@ -9,7 +9,7 @@ from mtkit.commands.models import FORMATS as OFFERED_FORMATS
 from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
-from mtkit.exchange.export import CARDS, FORMATS
+from mtkit.exchange.export import FORMATS
 from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITIONS
 from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
@@ -57,4 +57,3 @@ def test_every_architecture_on_offer_exists() -> None:
 
 def test_every_export_format_on_offer_exists() -> None:
     assert tuple(FORMATS) == OFFERED_FORMATS
-    assert set(CARDS) == set(FORMATS)

@@ -230,9 +230,9 @@ def test_the_least_coverage_that_is_taken_can_be_trained(tmp_path, type_):
 
 def test_shares_are_counted_by_text():
     shares = UnknownShares()
-    shares.add("a", [[UNKNOWN, 5, 6], []])
-    shares.add("b", [[], []])
-    shares.add("a", [[7]])
+    shares.add("a", [[UNKNOWN, 5, 6], []], UNKNOWN)
+    shares.add("b", [[], []], UNKNOWN)
+    shares.add("a", [[7]], UNKNOWN)
     assert shares.shares() == {"a": 0.25, "b": 0.0}
     assert describe_unknown(shares.shares()) == "25.00% of the a, 0.00% of the b"
     assert UnknownShares().shares() == {}

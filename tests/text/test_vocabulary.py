@@ -116,7 +116,7 @@ def test_pieces_that_are_never_split_are_the_models_own_or_stand_behind_them(mod
     ],
 )
 def test_whether_pieces_are_those_of_words_is_told(options, usual):
-    assert cuts_at_spaces(model_of("unigram", **options), "▁") == usual
+    assert cuts_at_spaces(model_of("unigram", **options)) == usual
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity", "nfkc_cf"])

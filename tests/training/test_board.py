@@ -16,6 +16,7 @@ from mtkit.errors import CheckpointError, MtkitError
 from mtkit.pipeline import run_train
 from mtkit.training.log import Board, Log
 from mtkit.training.train import Trainer
+from tests.runs import Killed, at_step, doing, kill
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -90,24 +91,11 @@ def test_what_is_drawn_is_what_the_log_tells(make):
         assert texts[f"sample/{number}"] == shown
 
 
-class Killed(BaseException):
-    """What stands in for the end of the process."""
-
-
-def test_a_run_that_was_killed_and_went_on_shows_each_step_once(make, monkeypatch):
+def test_a_run_that_was_killed_and_went_on_shows_each_step_once(make):
     uninterrupted, config = make("uninterrupted"), make()
     run_train(uninterrupted)
-    update = Trainer._update
-
-    def killing(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.state.progress.step == 7:
-            raise Killed
-        return update(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", killing)
-        with pytest.raises(Killed):
-            run_train(config)
+    with doing(kill, Trainer, "_update", at_step(7)), pytest.raises(Killed):
+        run_train(config)
     second = int(time.time())
     while int(time.time()) == second:  # files are named by it, and read in the order of their names
         time.sleep(0.01)

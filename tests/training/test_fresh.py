@@ -15,24 +15,7 @@ from mtkit.files import require_folder
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.training.checkpoint import MARKER, FreshStart, fresh_start
 from mtkit.training.train import Trainer
-from tests.runs import Killed, at_step, doing, done_once, interrupt, kill
-
-SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """The folder of the run and its text, which are the same for each test."""
-    return tmp_path_factory.mktemp("place")
-
-
-@pytest.fixture
-def config(make_config, corpus_files, place) -> Config:
-    """A run of four updates over its own copy of the corpus."""
-    for name in ("run", "data"):
-        shutil.rmtree(place / name, ignore_errors=True)
-    shutil.copytree(corpus_files.root, place / "data")
-    return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})
+from tests.runs import Killed, at_step, doing, done_once, interrupt, kill, with_settings
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -40,11 +23,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.name != ".lock"
     }
-
-
-def with_settings(config: Config, *overrides: str) -> Config:
-    """Other settings for the same run directory."""
-    return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])
 
 
 def missing_file(config: Config) -> Config:

@@ -1,7 +1,6 @@
 """Training on several corpora goes on to the bit, and notices damage that it did not wait to look for."""
 
 import concurrent.futures
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from mtkit.preparation.prepare import read_validation
 from mtkit.training.records import is_trained
 from mtkit.training.train import Trainer, train
 from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
+from tests.runs import at_step, doing, interrupt
 
 TRAINING = {"batch_tokens": 96, "max_steps": 24, "validate_every": 12, "save_every": 4, "validation_sentences": 3}
 
@@ -47,19 +47,10 @@ def make(tmp_path: Path) -> Callable[..., Config]:
     return made
 
 
-def stopped(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> Config:
+def stopped(config: Config, step: int) -> Config:
     """A run that Ctrl-C ended after the update that follows so many."""
-    update = Trainer._update
-
-    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.state.progress.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return update(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", interrupted)
-        with pytest.raises(StoppedError):
-            train(config, read_validation(config))
+    with doing(interrupt, Trainer, "_update", at_step(step)), pytest.raises(StoppedError):
+        train(config, read_validation(config))
     return config
 
 
@@ -68,13 +59,13 @@ def weights_of(config: Config) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in found.items()}
 
 
-def test_a_run_on_a_mixture_that_was_stopped_goes_on_to_the_bit(make, monkeypatch):
+def test_a_run_on_a_mixture_that_was_stopped_goes_on_to_the_bit(make):
     whole = make("whole")
     train(whole, read_validation(whole))
     config = make("parts")
     places = []
     for step in (3, 10, 17):
-        stopped(config, step, monkeypatch)
+        stopped(config, step)
         places.append(read_progress(config.run_path / "checkpoints", step + 1)[0].pairs % 72)
     assert all(places), "in the middle of an epoch"
     train(config, read_validation(config))
@@ -96,8 +87,8 @@ def test_weights_decide_what_is_trained_on(make):
         ((2.0, 2.0), 1.0, "the mixing"),
     ],
 )
-def test_a_mixture_that_changes_midway_is_refused_and_binarizes_nothing(make, monkeypatch, weights, temperature, told):
-    config = stopped(make("run"), 5, monkeypatch)
+def test_a_mixture_that_changes_midway_is_refused_and_binarizes_nothing(make, weights, temperature, told):
+    config = stopped(make("run"), 5)
     corpus = {path.name: path.stat().st_mtime_ns for path in (config.run_path / "data" / "train").iterdir()}
     with pytest.raises(CheckpointError) as raised:
         run_train(make("run", weights, temperature))
@@ -114,8 +105,8 @@ def test_a_finished_run_is_up_to_date_for_its_own_mixture_alone(make):
     assert not is_trained(make("run", (1.0, 1.0)))
 
 
-def test_weights_that_come_to_the_same_may_change(make, monkeypatch):
-    stopped(make("run", (1.0, 1.0)), 5, monkeypatch)
+def test_weights_that_come_to_the_same_may_change(make):
+    stopped(make("run", (1.0, 1.0)), 5)
     run_train(make("run", (3.0, 3.0)))
     assert checkpoint_steps((make("run").run_path) / "checkpoints")[-1] == 24
 

@@ -29,7 +29,7 @@ from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
-from tests.runs import events
+from tests.runs import Killed, at_step, doing, events, kill
 
 TRAINING = {
     "batch_tokens": 128,
@@ -171,9 +171,9 @@ def test_a_run_that_says_only_data_and_training_has_the_rest_of_the_model(make, 
     assert load_config(config.run_path / "config.yaml") == carried_over(config)
 
 
-def test_what_was_carried_over_stays_when_the_model_is_gone(make, parent, monkeypatch, capsys):
+def test_what_was_carried_over_stays_when_the_model_is_gone(make, parent, capsys):
     config = little(make, parent)
-    killed_at(6, config, monkeypatch)
+    killed_at(6, config)
     shutil.rmtree(parent)
     run_train(config)
     assert "going on from step 4" in capsys.readouterr().err
@@ -325,29 +325,16 @@ def test_settings_that_need_those_of_a_model_that_is_gone_are_told_by_its_place(
 # Going on.
 
 
-class Killed(BaseException):
-    """What stands in for the end of the process."""
-
-
-def killed_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_at(step: int, config: Config) -> None:
     """Prepare and train until so many updates are done."""
-    update = Trainer._update
-
-    def killing(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.state.progress.step == step:
-            raise Killed
-        return update(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", killing)
-        with pytest.raises(Killed):
-            run_train(config)
+    with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
+        run_train(config)
 
 
-def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent, monkeypatch, tiny_run):
+def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent, tiny_run):
     uninterrupted, config = make("uninterrupted"), make()
     run_train(uninterrupted)
-    killed_at(6, config, monkeypatch)
+    killed_at(6, config)
     shutil.rmtree(parent)
     run_train(config)
     assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 8
@@ -359,10 +346,10 @@ def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent
     assert is_trained(config)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(make, parent, monkeypatch):
+def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(make, parent):
     uninterrupted, config = make("uninterrupted"), make()
     run_train(uninterrupted)
-    killed_at(2, config, monkeypatch)
+    killed_at(2, config)
     run_train(config)
     assert same(weights_of(config), weights_of(uninterrupted))
 
@@ -471,10 +458,10 @@ def test_a_training_that_only_harms_leaves_the_weights_it_started_from_and_says_
 
 
 @pytest.mark.parametrize("step", [1, 6])
-def test_a_harmful_training_that_is_killed_and_resumed_ends_the_same(harmful, monkeypatch, capsys, step):
+def test_a_harmful_training_that_is_killed_and_resumed_ends_the_same(harmful, capsys, step):
     uninterrupted, config = harmful("uninterrupted", ema_decay=0.9), harmful(ema_decay=0.9)
     run_train(uninterrupted)
-    killed_at(step, config, monkeypatch)
+    killed_at(step, config)
     assert best_step(config.run_path)[0] == 0
     capsys.readouterr()
     run_train(config)
@@ -511,9 +498,9 @@ def test_patience_counts_from_step_0(harmful, capsys):
     assert "training ends at step 4: no better bleu in 2 validations (training.patience) than that of step 0\n" in told
 
 
-def test_while_no_update_improves_it_a_run_in_training_is_the_model_it_started_from(harmful, parent, monkeypatch):
+def test_while_no_update_improves_it_a_run_in_training_is_the_model_it_started_from(harmful, parent):
     config = harmful()
-    killed_at(6, config, monkeypatch)
+    killed_at(6, config)
     step, choice = best_step(config.run_path)
     assert step == 0
     assert choice.startswith("the best so far (BLEU ")
@@ -524,9 +511,9 @@ def test_while_no_update_improves_it_a_run_in_training_is_the_model_it_started_f
         assert same(open_bundle(config.run_path / "bundles" / wanted).weights(), weights)
 
 
-def test_other_measures_find_step_0_again(harmful, parent, monkeypatch):
+def test_other_measures_find_step_0_again(harmful, parent):
     config = harmful()
-    killed_at(6, config, monkeypatch)
+    killed_at(6, config)
     for changed in ({"select_by": "loss"}, {"select_by": "chrf", "validation_sentences": 9}):
         config = harmful(**changed)
         run_train(config)
@@ -558,7 +545,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_a_validation_of_ste
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_validate_start", lambda *_: None)
         run_train(uninterrupted)
-        killed_at(4, config, monkeypatch)
+        killed_at(4, config)
     run_train(config)
     assert [event["step"] for event in events(config.run_path, "validation")] == [2, 4, 6, 8]
     assert read_progress(config.run_path / "checkpoints", 8)[0].best_step > 0

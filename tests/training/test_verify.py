@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -48,6 +47,8 @@ from mtkit.training.verify import (
     verify_settings,
 )
 from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.runs import Killed as EndOfProcess
+from tests.runs import at_step, doing, kill
 
 Make = Callable[..., Config]
 
@@ -228,24 +229,11 @@ def test_another_event_in_the_log_is_a_difference(short_run: Config, tmp_path: P
     assert not all(compare(tmp_path / "nothing", tmp_path / "nowhere").values())
 
 
-class _Killed(BaseException):
-    """What stands in for the end of the process."""
-
-
 def test_a_training_that_goes_on_with_another_memory_is_found(
-    short_run: Config, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_run: Config, make_config: Make, tmp_path: Path
 ) -> None:
-    update = Trainer._update
-
-    def killing(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.state.progress.step == 7:
-            raise _Killed
-        return update(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", killing)
-        with pytest.raises(_Killed):
-            run_train(make_config(tmp_path / "killed", training=SHORT))
+    with doing(kill, Trainer, "_update", at_step(7)), pytest.raises(EndOfProcess):
+        run_train(make_config(tmp_path / "killed", training=SHORT))
     exact, changed = make_config(tmp_path / "exact", training=SHORT), make_config(tmp_path / "changed", training=SHORT)
     for config in (exact, changed):
         shutil.copytree(tmp_path / "killed", config.run_path)
