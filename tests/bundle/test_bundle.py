@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtkit
-from mtkit.bundle.bundle import FORMAT, find_bundle, open_bundle, read_scores, save_scores, sealed
+from mtkit.bundle.bundle import FORMAT, bundle_at, open_bundle, read_scores, save_scores, sealed
 from mtkit.bundle.info import card_text
 from mtkit.config.model_settings import MixedConfig
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.errors import CheckpointError, ConfigError, MtkitError
+from mtkit.errors import ConfigError, MtkitError
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def refusal(path: Path) -> str:
 
 
 def test_a_run_directory_and_its_bundle_are_the_same_model(tiny_run: Path) -> None:
-    assert find_bundle(tiny_run) == find_bundle(tiny_run / "model") == tiny_run / "model"
+    assert bundle_at(tiny_run) == bundle_at(tiny_run / "model") == tiny_run / "model"
 
 
 def test_a_bundle_needs_nothing_but_itself(bundle: Path, tiny_run: Path) -> None:
@@ -79,16 +79,8 @@ def test_what_is_no_model_is_told_from_what_is_none_yet(tmp_path: Path) -> None:
 
 def test_a_bundle_is_found_while_it_is_being_replaced(bundle: Path, tiny_run: Path) -> None:
     bundle.rename(bundle.with_name(".model.old"))
-    if not find_bundle_or_none(bundle.parent):
-        pytest.fail("the old bundle stands beside its place and is not found")
+    assert bundle_at(bundle.parent) == bundle.with_name(".model.old")
     assert mtkit.load(bundle.parent).translate(["one"]) == mtkit.load(tiny_run).translate(["one"])
-
-
-def find_bundle_or_none(path: Path) -> Path | None:
-    try:
-        return find_bundle(path)
-    except CheckpointError:
-        return None
 
 
 PARTS = {
