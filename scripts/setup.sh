@@ -44,7 +44,7 @@ stamp="$venv/installed${extras:+-$extras}"
 if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
   say "Installing mtkit${extras:+ for $extras}; this takes minutes the first time …"
   rm -f "$venv"/installed*
-  "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
+  "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
     --constraint scripts/constraints.txt --editable ".${extras:+[$extras]}"
   echo "$wanted" >"$venv/installed"
   echo "$wanted" >"$stamp"
