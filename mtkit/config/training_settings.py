@@ -43,14 +43,24 @@ class TrainingConfig(Section):
         description="Minutes of training after which it ends; null: any. linear and cosine still end at max_steps: "
         "set that to auto, or to what fits into the minutes.",
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="How weights follow gradients.")
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+        "adam",
+        description="How weights follow gradients; muon orthogonalises the updates of hidden matrices and trains all "
+        "else by Adam.",
+    )
+    matrix_learning_rate: float | None = Field(
+        None, gt=0, description="Peak of the learning rate of hidden matrices with muon; null: learning_rate."
+    )
     adam_betas: tuple[float, float] = Field(
         (0.9, 0.98), description="Decay of Adam's averages of the gradient and of its square."
     )
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Share of its last update that sgd repeats.")
     weight_decay: float = Field(
-        0.0, ge=0, description="Pull of weights to zero; adam and sgd add it to the gradient, adamw to the update."
+        0.0,
+        ge=0,
+        description="Pull of weights to zero; adam and sgd add it to the gradient, adamw to the update, muon to the "
+        "update of hidden matrices alone.",
     )
     schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
         "noam",
@@ -199,7 +209,11 @@ class TrainingConfig(Section):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
-            raise ValueError(f"{said} is for optimizer adam or adamw; sgd has momentum")
+            raise ValueError(f"{said} is for optimizer adam, adamw or muon; sgd has momentum")
+        if self.matrix_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError(f"matrix_learning_rate is for optimizer muon, not {self.optimizer}")
+        if self.matrix_learning_rate is not None and self.learning_rate is None:
+            raise ValueError("matrix_learning_rate wants learning_rate, since the schedule moves both alike")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
         return self

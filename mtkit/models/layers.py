@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -256,6 +256,8 @@ def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Tokens look at each other."""
 
+    BLOCKS: ClassVar = {"query_key_value": 3}  # matrices that consist of several, for optimizers that treat each alone
+
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -286,6 +288,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Target tokens look at the source, whose keys and values are projected once."""
+
+    BLOCKS: ClassVar = {"key_value": 2}
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
@@ -329,6 +333,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
         super().__init__()
         self.is_gated = config.activation in GATES
+        self.BLOCKS = {"inner": 2 if self.is_gated else 1}
         self.inner = nn.Linear(config.d_model, 2 * d_ff if self.is_gated else d_ff)
         self.output = nn.Linear(d_ff, config.d_model)
         self.activation = (GATES if self.is_gated else ACTIVATIONS)[config.activation]

@@ -1,7 +1,7 @@
 """An update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,49 +15,59 @@ from mtkit.data.batch import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.loss import OBJECTIVES
+from mtkit.training.muon import Muon
 
-Parameters = Iterable[nn.Parameter]
 
-
-def adam(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
     return torch.optim.Adam(
-        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); the weight decay, times the learning rate, is taken off the weights."""
     return torch.optim.AdamW(
-        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def sgd(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Stochastic gradient descent: v = momentum v + gradient + weight decay x weights, weights -= rate v (Polyak 1964).
 
     Like PyTorch's, the rate stands outside of v, so a change of it takes effect at once.
     """
-    return torch.optim.SGD(parameters, 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(model.parameters(), 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters, TrainingConfig, bool], torch.optim.Optimizer]] = {
+def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """Muon (Jordan 2024) for hidden matrices, which alone the weight decay is of; Adam for all other weights."""
+    rate = 1.0
+    if config.matrix_learning_rate is not None:
+        assert config.learning_rate is not None, "the settings check it"
+        rate = config.matrix_learning_rate / config.learning_rate
+    return Muon(model, config.adam_betas, config.adam_eps, config.weight_decay, rate, fused)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
+    "muon": muon,
 }
 
 
-def make_optimizer(parameters: Parameters, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of the settings; the learning rate is set at each update."""
-    return OPTIMIZERS[config.optimizer](parameters, config, device.type in ("cpu", "cuda"))
+def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of the settings for all parameters of a model; the learning rate is set at each update."""
+    return OPTIMIZERS[config.optimizer](model, config, device.type in ("cpu", "cuda"))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """All that the optimizer remembers, as `moment/parameter`; names are those of its parameters, in order.
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """All that the optimizer of a model remembers, as `moment/parameter`.
 
     It may be nothing: sgd without momentum has no memory, and sgd with momentum none before its first update.
     """
+    names = _names(optimizer, model)
     state = optimizer.state_dict()["state"]
     return {
         f"{key}/{names[i]}": tensor
@@ -67,21 +77,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     }
 
 
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """The names of the parameters in the order in which the optimizer numbers them, that of its groups."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
     """Whether the tensors, as optimizer_tensors names them, are the memory of an optimizer of this kind.
 
-    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square.
+    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square; muon has
+    those, and a momentum of matrices.
     """
-    of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
-    return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
+    moments = {name.split("/", 1)[0] for name in tensors}
+    of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon}
+    return not tensors or all((name in moments) == isinstance(optimizer, kind) for name, kind in of_kinds.items())
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Loads what optimizer_tensors returned."""
+    numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, parameter = name.split("/", 1)
-        state.setdefault(names.index(parameter), {})[key] = tensor
+        state.setdefault(numbers[parameter], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -206,7 +225,7 @@ class Updater:
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
         tokens = sum(batch.target_tokens for batch in batches)
         sums = []
         for number, batch in enumerate(batches):
