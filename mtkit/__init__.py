@@ -1,20 +1,26 @@
 """Neural machine translation: train models and translate with them."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtkit.errors import MtkitError
     from mtkit.translation.translator import Translator, load
 
-__all__ = ["Translator", "load"]
+__all__ = ["MtkitError", "Translator", "load"]
 
 __version__ = _version("mtkit")
 
+_HOMES = {
+    "MtkitError": "mtkit.errors",
+    "Translator": "mtkit.translation.translator",
+    "load": "mtkit.translation.translator",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Lazily, so that `mtkit --help` and `import mtkit` do not wait for torch.
-    if name in __all__:
-        from mtkit.translation import translator
-
-        return getattr(translator, name)
+    # Imported when first used, so that `mtkit --help` and `import mtkit` do not wait for torch.
+    if name in _HOMES:
+        return getattr(_import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mtkit' has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""`mtkit` and `python -m mtkit`."""
+"""The entry point of `mtkit` and `python -m mtkit`."""
 
 import os
 import sys
 
 
 def main() -> None:
-    """Run the command line, whose modules take a moment to import."""
+    """Run the command line; even a Ctrl-C during the import of its modules is reported in one line."""
     try:
         from mtkit.cli import main
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The command line: registers the commands, runs one, and turns errors into one line and an exit code."""
+"""The command line: registers the commands, runs the one that is typed, and reports errors with an exit code."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from mtkit.commands import evaluation, models, training, translation
 from mtkit.commands.options import (
     EXAMPLE,
     UsageError,
-    told_of_wrong_call,
+    usage_message,
 )
 from mtkit.errors import MtkitError, SignalError, StoppedError, is_out_of_memory, say
 from mtkit.files import NOTHING_HALF, ended_by_signal
 
 STOPPED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing ends with where there is no room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errno values that mean that there is no space to write
 
 app = typer.Typer(
     name="mtkit",
@@ -54,12 +54,12 @@ for group in (training, translation, evaluation, models):
 
 
 def main() -> NoReturn:
-    """Run the command line; every error the user can mend is told in mtkit's words."""
+    """Run the command line and exit; expected errors become a message on stderr and an exit code, not a traceback."""
     if sys.stderr is None:
-        # Closed: the first file to be opened would get its number, and whatever a library writes to stderr.
+        # Stderr is closed: the next file opened would get descriptor 2, and thus whatever libraries write to stderr.
         sys.stderr = os.fdopen(_opened_null(2), "w", encoding="utf-8")
     if isinstance(sys.stdout, TextIOWrapper):
-        # UTF-8 whatever the locale; names of files that are not UTF-8 go out as they came in.
+        # Write UTF-8 in any locale; file names that are not valid UTF-8 are written with their original bytes.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with ended_by_signal():
         code = _run(sys.argv[1:])
@@ -67,13 +67,13 @@ def main() -> NoReturn:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        # Who reads stderr has gone; Python would fail to write the rest at its exit, and change the exit code.
+        # The reader of stderr is gone; at exit, Python would fail to write the rest and change the exit code.
         _opened_null(sys.stderr.fileno())
     sys.exit(code)
 
 
 def _opened_null(descriptor: int) -> int:
-    """The null device under a descriptor of that number."""
+    """Open the null device under this file descriptor, replacing the file that it refers to; returns the descriptor."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)
@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> int:
         result = app(arguments, prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        if result == STOPPED:  # what typer makes of a KeyboardInterrupt
+        if result == STOPPED:  # typer returns this for a KeyboardInterrupt
             raise KeyboardInterrupt
     except StoppedError as error:
         _tell(str(error))
@@ -96,9 +96,9 @@ def _run(arguments: list[str]) -> int:
         return 1
     except UsageError as error:
         if not arguments:
-            say(error.format_message())  # the help
+            say(error.format_message())  # the help text
         else:
-            _tell(told_of_wrong_call(error, arguments))
+            _tell(usage_message(error, arguments))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _tell(f"stopped by SIGINT {NOTHING_HALF}")
@@ -119,7 +119,7 @@ def _run(arguments: list[str]) -> int:
         if not isinstance(error, BrokenPipeError):
             what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
             _tell(what + ("; make room and start again" if error.errno in FULL else ""))
-        # Who reads the output has gone, or the disk is full; without this Python would complain again at its exit.
+        # The reader of stdout is gone, or the disk is full; at exit, Python would fail to write the rest and complain.
         if sys.stdout is not None:
             _opened_null(sys.stdout.fileno())
         return 1

@@ -1,4 +1,4 @@
-"""Errors that the user can mend, warnings, and the progress of long work: all that is told on standard error."""
+"""Exceptions for errors that the user can fix, checks of arguments in the Python API, and output on stderr."""
 
 import operator
 import os
@@ -12,35 +12,28 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-# What PyTorch, its libraries and the C++ library say when there is no memory left, in any case of letters.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of its accelerator; PyTorch tells some of it as a RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
-
 
 class MtkitError(Exception):
-    """Says where, what was found, what is wanted and what to do next. A line each where there are several."""
+    """An error that the user can fix.
+
+    The message has a line for each fault: where it is, what was found, what is expected, and what to do.
+    """
 
 
 class ConfigError(MtkitError):
-    """A setting is wrong."""
+    """A setting or a settings file is not valid."""
 
 
 class DataError(MtkitError):
-    """Text or binarized data is missing, damaged or does not fit."""
+    """Text or binarized data is missing, damaged or incompatible."""
 
 
 class CheckpointError(MtkitError):
-    """A checkpoint or a model is missing, damaged, in use or does not fit."""
+    """A checkpoint, model or run directory is missing, damaged, in use or incompatible."""
 
 
 class StoppedError(MtkitError):
-    """The user stopped the run; what was done so far is safe. code is what the program exits with."""
+    """The user stopped the command; its work so far is saved. code is the exit code of the program."""
 
     def __init__(self, message: str = "", code: int = 130) -> None:
         super().__init__(message)
@@ -48,22 +41,36 @@ class StoppedError(MtkitError):
 
 
 class SignalError(BaseException):
-    """A signal asks the program to end. Like KeyboardInterrupt it is no Exception, so that no library handles it."""
+    """Raised when a signal asks the program to end; code is the exit code of the program.
+
+    Like KeyboardInterrupt, it is not a subclass of Exception, so that libraries do not catch it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name = Signals(number).name
-        self.code = 128 + number  # what shells show of a program that a signal ended
+        self.code = 128 + number  # the exit code that shells report for a program ended by a signal
 
 
-# What callers from Python give: wrong types are a TypeError that says what was found and what is wanted.
+# Parts of the messages of PyTorch, its libraries and the C++ library when memory runs out, in lower case.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
 
-LONGEST_SHOWN = 40  # characters of a value that a message shows
-MOST_DIGITS = 100  # Python itself refuses more than 4,300
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, such as a RuntimeError of PyTorch, means that the CPU or accelerator ran out of memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+
+
+# Checks of arguments of the Python API. A wrong type raises a TypeError that says what was found and expected.
+
+LONGEST_SHOWN = 40  # characters; messages shorten values that are longer
+MOST_DIGITS = 100  # of whole_number; Python itself refuses more than 4,300
 
 
 def shown(value: object) -> str:
-    """A value as a message tells it, with its type."""
+    """The type and the shortened repr of a value, for messages, such as "int 5"."""
     if value is None:
         return "None"
     text = repr(value)
@@ -71,18 +78,18 @@ def shown(value: object) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that digits write; None for any other text, and for more digits than anybody needs."""
+    """Parse a text of ASCII digits; None for any other text, and for more than MOST_DIGITS digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 def require_list(value: object, name: str, wanted: str = "a list of lines; give it [line] for a single one") -> None:
-    """Refuse what has no items, and a single text, whose items would be its letters."""
+    """Raise a TypeError if value is not iterable, or if it is a single text, whose items would be its characters."""
     if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: found {shown(value)}, wants {wanted}")
 
 
 def checked_lines(lines: Iterable[Any], name: str) -> Iterator[str]:
-    """The lines; one that is no text is a TypeError that names its place."""
+    """Yields the lines; raises a TypeError that gives the number, from 1, of the first line that is not a str."""
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, str):
             raise TypeError(f"{name}: item {number:,} is {shown(line)}, wants a str")
@@ -90,7 +97,7 @@ def checked_lines(lines: Iterable[Any], name: str) -> Iterator[str]:
 
 
 def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """The pairs; one that is not two texts is a TypeError that names its place."""
+    """Yields the pairs; raises a TypeError that gives the number, from 1, of the first item that is not two strs."""
     for number, pair in enumerate(pairs, start=1):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise TypeError(f"pairs: item {number:,} is {shown(pair)}, wants a source and a translation, both str")
@@ -98,7 +105,7 @@ def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def require_count(value: Any, name: str) -> int:
-    """The value if it is a whole number, at least 1."""
+    """Return the value as an int; raises a TypeError if it is not an integer, and an MtkitError if it is below 1."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -111,34 +118,34 @@ def require_count(value: Any, name: str) -> int:
 
 
 def require_path(value: object, name: str) -> None:
-    """Refuse what is no path."""
+    """Raise a TypeError if value is neither a str nor a path."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}: found {shown(value)}, wants the path of a model, a str or a Path")
 
 
 def require_texts(values: Iterable[Any], name: str, wanted: str) -> None:
-    """Refuse a single text in the place of a list, and items that are no texts."""
+    """Raise a TypeError if values is a single text or not iterable, or if an item is not a str."""
     require_list(values, name, wanted)
     for value in values:
         if not isinstance(value, str):
             raise TypeError(f"{name}: found {shown(value)} in it, wants {wanted}")
 
 
-# Lines for the user, on stderr.
+# Messages on stderr.
 
-NUM_NAMED = 10  # lines of each kind that a warning names; the rest are counted
+NUM_NAMED = 10  # warnings of each kind that are printed; further ones are counted
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches stderr, so that a progress bar is of use."""
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
     """Print a line on stderr, above any progress bar.
 
-    A line that cannot be printed is dropped: the reader of a pipe may have gone, a terminal may be closed, the disk of
-    a log file may be full, and none of that is a reason to end.
+    If printing fails, the line is dropped without an error: a closed pipe or terminal, or a log file on a full disk,
+    should not end the program.
     """
     if sys.stderr is None:
         return
@@ -150,32 +157,32 @@ def say(text: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with what it counts, whose plural ends in s: 1 pair, 2,000 pairs."""
+    """The number and the noun, which gets an s unless the number is 1: "1 pair", "2,000 pairs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class Warnings:
-    """Names the first lines of each kind on stderr, and counts the rest."""
+    """Prints warnings about numbered lines: the first NUM_NAMED of each kind; further ones are only counted."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     def add(self, what: str, number: int) -> None:
-        """Line number, from 1, is so."""
+        """Warn about the line with this number, from 1; what, such as "is not valid UTF-8", is the kind of warning."""
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:
             say(f"mtkit: warning: line {number:,} {what}")
 
     def close(self) -> None:
-        """Tell of the lines that were not named."""
+        """Print how many further warnings of each kind there were."""
         for what, count in self.counts.items():
             if count > NUM_NAMED:
-                say(f"mtkit: warning: and so with {count - NUM_NAMED:,} more: it {what}")
+                say(f"mtkit: warning: the same for {counted(count - NUM_NAMED, 'more line')}: it {what}")
 
 
-# How far long work is: a bar where stderr is a terminal, else a line now and then; neither with --quiet.
+# Progress of long work: a bar if stderr is a terminal, else lines from time to time; neither with --quiet.
 
-EVERY_SECONDS = 10.0  # between two lines that tell how far something is
+EVERY_SECONDS = 10.0  # between two lines of progress
 
 T = TypeVar("T")
 
@@ -183,25 +190,26 @@ _is_shown = True
 
 
 def show_progress(wanted: bool) -> None:
-    """Whether this process shows any progress from here on; --quiet asks for none."""
+    """Turn progress on or off for the whole process; --quiet turns it off."""
     global _is_shown
     _is_shown = wanted
 
 
 def is_shown() -> bool:
-    """Whether progress is to be shown at all."""
+    """Whether progress is shown: always, except with --quiet."""
     return _is_shown
 
 
 def shows_bars() -> bool:
-    """Whether progress is shown as bars: somebody watches stderr."""
+    """Whether progress is shown as bars: if it is shown and stderr is a terminal."""
     return _is_shown and on_terminal()
 
 
 def bar_size() -> tuple[int | None, int | None]:
-    """Columns and rows for a bar on a terminal that does not tell its size; None where tqdm finds them by itself.
+    """The columns and rows to give to tqdm: 80 and 24 if the terminal reports none; None if tqdm can find them itself.
 
-    Terminals without a size are those of `script` in a queue, `docker exec -t` and some CI; tqdm shows nothing there.
+    `script` in a job queue, `docker exec -t` and some CI systems provide terminals without a size, on which tqdm would
+    show nothing.
     """
     if not shows_bars():
         return None, None
@@ -213,14 +221,17 @@ def bar_size() -> tuple[int | None, int | None]:
 
 
 def inform(text: str) -> None:
-    """Print a line about the work at hand on stderr, unless --quiet was given."""
+    """Print a line of progress on stderr, unless --quiet was given."""
     if _is_shown:
         say(text)
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Tell what is begun, and how long it took once it is done; for work that cannot be counted."""
+    """Print that the work called what begins and, after the block, how long it took.
+
+    For work that has no items to count; see Meter.
+    """
     begun = monotonic()
     inform(f"{what} …")
     yield
@@ -228,18 +239,21 @@ def working(what: str) -> Iterator[None]:
 
 
 class Meter:
-    """Counts what is done of some work, and shows it: `translating 200 of 500 lines, 12 a second, 25 s left`.
+    """Counts finished items and shows progress: `translating 200 of 500 lines, 12 a second, 25 s left`.
 
-    On a terminal that is a bar, which goes when the work is done. Elsewhere it is a line after EVERY_SECONDS, and again
-    each time that as many have gone by, and a last one with the seconds of it all. Where the work is announced, there
-    is a line at its beginning and its end however short it is; otherwise work that is done before EVERY_SECONDS is not
-    told of. After an error or a signal there is no last line.
+    On a terminal, progress is a bar, which disappears when the work is done. Elsewhere it is a line every EVERY_SECONDS
+    and a last line with the time taken, except after an error or a signal. If the work takes less than EVERY_SECONDS,
+    nothing is printed, unless announced is true, which prints a first and a last line in any case.
     """
 
     def __init__(
         self, what: str, unit: str, total: int | None = None, announced: bool = False, hidden: bool = False
     ) -> None:
-        """What is done with what, such as translating and lines, and how many there are, if that is known."""
+        """Start to show progress.
+
+        what names the work, such as translating; unit names the items, in the plural, such as lines; total is their
+        number, None if unknown. announced prints a first and a last line even for short work; hidden shows nothing.
+        """
         self.done = 0
         self._what, self._unit, self._total = what, unit, total
         self._begun = self._told = monotonic()
@@ -271,7 +285,7 @@ class Meter:
             say(f"{self._what} {_counted(self.done, self._unit)} took {duration(monotonic() - self._begun)}")
 
     def add(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count this many more items as done."""
         self.done += count
         self._bar.update(count)
         if self._has_lines and monotonic() - self._told >= EVERY_SECONDS:
@@ -279,7 +293,7 @@ class Meter:
             say(self._line(self._told - self._begun))
 
     def counting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, each counted when the next one is asked for."""
+        """Yield the items, counting each as done when the next one is requested."""
         for item in items:
             yield item
             self.add()
@@ -294,13 +308,13 @@ class Meter:
 
 
 def _counted(number: int, unit: str) -> str:
-    """1 line of a file, 2 lines of a file; unit is the plural."""
+    """The number and the unit, singular for 1, such as "1 line of a file" if unit is "lines of a file"."""
     nouns, space, rest = unit.partition(" ")
     return f"{counted(number, nouns.removesuffix('s'))}{space}{rest}"
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: 0.4 s, 51 s, 4 min 30 s, 2 h 10 min."""
+    """A duration as text, such as 0.4 s, 51 s, 4 min 30 s or 2 h 10 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever ends the command, signals among it."""
+"""Atomic writing of files and directories, and signals that end a command without leaving files half written."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from mtkit.errors import CheckpointError, SignalError, StoppedError, on_terminal
 
 
 def finite(value: Any) -> Any:
-    """The same value; numbers in it that are not finite, which JSON cannot say, are None."""
+    """A copy of the value with None in place of infinities and NaN, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -30,21 +30,21 @@ def finite(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """The value as JSON, letters of all scripts as they are; numbers that are not finite are null."""
+    """The value as JSON, with null for infinities and NaN; characters beyond ASCII are not escaped."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-# How a signal ends the program: at once, or, where something is half written, after that is removed.
+# Signals that end the program: at once, or after removing half-written files.
 
 NOTHING_HALF = "before the end; no file is left half written"
-SOON = 5.0  # seconds in which another SIGTERM or SIGHUP belongs to the first: a closed terminal sends several
+SOON = 5.0  # seconds after the first signal in which SIGTERM and SIGHUP are ignored: a closed terminal sends several
 
-_num_open = 0  # blocks that something is to be undone after
+_num_open = 0  # number of undone_when_ended blocks that are being executed
 
 
 @contextmanager
 def undone_when_ended() -> Iterator[None]:
-    """A block that undoes what it did when an exception leaves it; a signal within it raises SignalError."""
+    """Make signals within the block raise a SignalError, so that the block can undo its work; see ended_by_signal."""
     global _num_open
     _num_open += 1
     try:
@@ -55,13 +55,14 @@ def undone_when_ended() -> Iterator[None]:
 
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end the program with one line, and leave nothing half written.
+    """Within the block, let Ctrl-C, SIGTERM and SIGHUP end the program with a one-line message.
 
-    Outside of blocks that have something to undo, it ends where it stands: while PyTorch is imported, an exception
-    might get lost there or even abort the process. A second Ctrl-C ends it at once anywhere. A signal that is ignored,
-    as nohup has SIGHUP, stays ignored.
+    No half-written file is left: within undone_when_ended, the signal raises a SignalError, so that the block can clean
+    up. Elsewhere the program ends at once, without an exception, since that might get lost, or even abort the process,
+    while PyTorch is imported. A second Ctrl-C always ends the program at once. A signal that was ignored before, such
+    as SIGHUP under nohup, stays ignored.
     """
-    first: float | None = None  # when the first signal came
+    first: float | None = None  # time of the first signal
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal first
@@ -86,7 +87,7 @@ def ended_by_signal() -> Iterator[None]:
 
 
 def _end_at_once(error: SignalError, how: str) -> None:
-    # Not by print, which a signal must not enter a second time while it writes a line.
+    # Not by print, which is not reentrant: the signal may have interrupted another print.
     line = f"mtkit: error: stopped by {error.name} {how}\n"
     with suppress(OSError):
         os.write(2, (f"\n{line}" if on_terminal() else line).encode())
@@ -95,14 +96,17 @@ def _end_at_once(error: SignalError, how: str) -> None:
 
 @dataclass
 class Written:
-    """How many lines have been answered."""
+    """The number of lines written so far."""
 
     number: int = 0
 
 
 @contextmanager
 def counted_when_ended(done: str) -> Iterator[Written]:
-    """A block that writes lines and keeps count of those that are done; the error of a signal says how many."""
+    """Yields a counter that the block updates; if a signal ends the block, raises a StoppedError with the count.
+
+    done is a past participle for the message, as in "5 lines are translated".
+    """
     written = Written()
     try:
         with undone_when_ended():
@@ -112,21 +116,21 @@ def counted_when_ended(done: str) -> Iterator[Written]:
         raise StoppedError(f"stopped by {error.name}; {lines} {done}", error.code) from None
 
 
-# Ending a run from outside with its state saved, or saving it and going on.
+# Signals during training: save the state and stop, or save it and continue.
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 @dataclass
 class Stop:
-    """Set by a signal; looked at between batches."""
+    """What signals have requested during training; training checks this between batches."""
 
-    signal: int = 0
-    save: bool = False  # asked for by SIGUSR1; training goes on
-    watched: list[Callable[[], None]] = field(default_factory=list)  # what raises if the run must not go on
+    signal: int = 0  # number of the signal that stops training; 0: none
+    save: bool = False  # whether SIGUSR1 asked for a checkpoint; training continues after it
+    watched: list[Callable[[], None]] = field(default_factory=list)  # each raises if the run must not continue
 
     def check(self) -> None:
-        """Raise if a signal came, or for what is watched."""
+        """Raise a StoppedError if a signal asked to stop; else call the watched functions, which may raise errors."""
         if self.signal:
             raise StoppedError
         for check in self.watched:
@@ -135,10 +139,10 @@ class Stop:
 
 @contextmanager
 def stopping_by_signal() -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP end the run after the update at hand; a Ctrl-C after one of them ends it at once.
+    """Yields a Stop that records Ctrl-C, SIGTERM and SIGHUP, so that training can end after the current update.
 
-    SIGUSR1 asks for a checkpoint: queues send it some time before they stop a job. A SIGHUP that is ignored, as nohup
-    has it, stays ignored.
+    A Ctrl-C after one of them raises a KeyboardInterrupt. SIGUSR1 asks for a checkpoint: job queues send it some time
+    before they stop a job. If SIGHUP was ignored before, as under nohup, it stays ignored.
     """
     stop = Stop()
 
@@ -146,9 +150,9 @@ def stopping_by_signal() -> Iterator[Stop]:
         if stop.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         if stop.signal:
-            return  # a closed terminal sends SIGHUP more than once, and queues SIGTERM after it
+            return  # a closed terminal sends several SIGHUP, and a job queue may send SIGTERM after them
         stop.signal = number
-        # Not by print, which a signal must not enter a second time while it writes a line.
+        # Not by print, which is not reentrant: the signal may have interrupted another print.
         with suppress(OSError):
             os.write(2, "\nstopping: saving the state (Ctrl-C to stop at once) …\n".encode())
 
@@ -169,7 +173,10 @@ def stopping_by_signal() -> Iterator[Stop]:
 
 @contextmanager
 def without_usr1() -> Iterator[None]:
-    """Ignore SIGUSR1, which would end the process: outside of training there is nothing to save."""
+    """Within the block, answer SIGUSR1 with a message, since outside of training there is nothing to save.
+
+    Without a handler, the signal would end the process.
+    """
 
     def ignore(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
@@ -192,24 +199,13 @@ def _handled_by(handlers: dict[int, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# What must hold on disk: a directory is there whole or not at all, and a run has one writer at a time.
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+# Atomic replacement of directories and files, and a lock so that only one process at a time writes to a run.
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a directory."""
+    """Flush a file, or the entries of a directory, to disk."""
     if path.is_dir() and sys.platform == "win32":
-        return  # a directory cannot be opened there
+        return  # Windows cannot open a directory
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -219,7 +215,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """A fresh directory to fill, which takes the place of path when the block ends without an error."""
+    """Yields a new directory to fill, which replaces path if the block ends without an error; else it is deleted."""
     with undone_when_ended():
         try:
             new = new_directory(path)
@@ -230,7 +226,10 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 
 def new_directory(path: Path) -> Path:
-    """An empty directory beside path, to be filled and put in its place; what a kill left of earlier ones goes."""
+    """Create an empty directory beside path and return its path; put_in_place then replaces path by it.
+
+    Leftovers of a killed process are removed first.
+    """
     path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_beside(path)
@@ -239,7 +238,7 @@ def new_directory(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Put what new_directory began in the place of path, once the disk holds it; only then the old one goes."""
+    """Flush the directory that new_directory created to disk, rename it to path, and delete the one it replaces."""
     path = followed(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     for part in [*new.rglob("*"), new]:
@@ -252,21 +251,27 @@ def put_in_place(path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Put the old directory back if a kill came between the two renames; for the one who may write there."""
+    """Rename the old directory back to path if put_in_place was killed between its two renames.
+
+    Only the process that holds the lock for writing may call this.
+    """
     path = followed(path)
     if not path.exists() and _beside(path, "old").exists():
         _beside(path, "old").rename(path)
 
 
 def clear_beside(path: Path) -> None:
-    """Remove what a kill left of putting directories in the place of path; for the one who may write there."""
+    """Remove what a process that was killed while replacing path left beside it, after calling settle.
+
+    Only the process that holds the lock for writing may call this.
+    """
     settle(path)
     for kind in ("new", "old"):
         remove(_beside(path, kind))
 
 
 def standing(path: Path) -> Path:
-    """Where a reader finds the directory, though it is just being replaced or a kill came between the two renames."""
+    """The path for reading a directory: path, or that of the old directory between the two renames of put_in_place."""
     if not path.name:  # the working directory, or the root: neither is ever replaced
         return path
     old = _beside(path, "old")
@@ -274,14 +279,14 @@ def standing(path: Path) -> Path:
 
 
 def put_aside(path: Path) -> None:
-    """Rename a file or directory to a hidden name beside it, from which bring_back returns it."""
+    """Rename a file or directory, if it exists, to a hidden name beside it; bring_back undoes this."""
     path = followed(path)
     if path.exists():
         path.rename(_beside(path, "before"))
 
 
 def bring_back(path: Path) -> None:
-    """Undo put_aside: what has taken the place meanwhile goes. Does nothing where nothing stands aside."""
+    """Undo put_aside, deleting anything that is at path now; does nothing if nothing was put aside."""
     path = followed(path)
     before = _beside(path, "before")
     if before.exists():
@@ -290,12 +295,12 @@ def bring_back(path: Path) -> None:
 
 
 def drop_aside(path: Path) -> None:
-    """Delete what put_aside renamed."""
+    """Delete the file or directory that put_aside renamed, if any."""
     remove(_beside(path, "before"))
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a directory with all it holds, or a link but not what it leads to; or nothing."""
+    """Delete a file, a directory with its contents, or a link but not its target; does nothing if path is missing."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -303,14 +308,15 @@ def remove(path: Path) -> None:
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads, which need not be there yet; any other path as it is."""
+    """The target of a symbolic link, which need not exist; any other path is returned unchanged."""
     return path.resolve() if path.is_symlink() else path
 
 
 def require_folder(path: Path, replaced: bool = True) -> None:
-    """Refuse a path at which no folder can be written; a missing one can. Ask before any work is done.
+    """Raise a CheckpointError if a folder could not be written at path, so that this is known before any work is done.
 
-    replaced tells that the whole folder is going to be exchanged for another, by a rename beside it.
+    A path that does not exist yet is accepted. If replaced is true, the folder is to be replaced by renaming another
+    one, which also requires write access to its parent.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""
@@ -334,12 +340,16 @@ def require_folder(path: Path, replaced: bool = True) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
+    """The hidden path beside path, or beside its target if it is a link, such as .model.new for model."""
     path = followed(path)
     return path.with_name(f".{path.name}.{kind}")
 
 
 def link_or_copy(path: Path, copy: Path) -> None:
-    """The same file in another place: a link where the system makes one, else a copy. It is not to be written to."""
+    """Make the file at path available at copy: as a hard link, else a symbolic link, else a copy.
+
+    The file at copy must only be read, since writing to it may change the original.
+    """
     whole = path.resolve()
     for make in (os.link, os.symlink, shutil.copyfile):
         try:
@@ -351,14 +361,14 @@ def link_or_copy(path: Path, copy: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace a file whole."""
+    """Write a file atomically, replacing any file at path."""
     with replaced_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A fresh file to fill, which takes the place of path when the block ends without an error."""
+    """Yields a new binary file to write, which replaces path if the block ends without an error; else it is deleted."""
     path = followed(path)
     new = _beside(path, "new")
     with undone_when_ended():
@@ -374,7 +384,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Adds the path to an error that does not tell which file it is about, as where the disk is full."""
+    """Within the block, add the path to an OSError that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -382,9 +392,24 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Hold a lock of the operating system on a directory; it goes with its holder, however that ends."""
+    """Within the block, hold a lock of the operating system on a directory, which is created if it is missing.
+
+    The lock is released even if the process is killed. Raises a CheckpointError if another process holds it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:
         try:
@@ -396,6 +421,6 @@ def only_writer(directory: Path) -> Iterator[None]:
                 f"{directory}: in use by {holder}; wait for it, or stop it, then start again"
             ) from None
         file.truncate(0)
-        with suppress(OSError):  # on a full disk the lock holds all the same, and nobody learns who has it
+        with suppress(OSError):  # on a full disk the lock still works, but its file does not name the process
             os.write(file.fileno(), f"process {os.getpid()}".encode())
         yield

@@ -1,4 +1,7 @@
-"""Every stage that is missing or out of date, by content and not by clock."""
+"""The stages of a run: tokenizer, data, training and evaluation.
+
+A stage is executed if its result is missing or out of date, which is judged by content, not by file times.
+"""
 
 import hashlib
 import json
@@ -17,9 +20,9 @@ from mtkit.evaluation.evaluate import ScoredSet, evaluate
 from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, without_usr1, write_file
 from mtkit.models.registry import pick_device
 from mtkit.preparation.prepare import (
-    as_begun,
     binarize,
     binarized_is_current,
+    keep_normalization,
     make_tokenizer,
     read_validation,
     renew_validation,
@@ -29,9 +32,9 @@ from mtkit.preparation.prepare import (
     validation_is_spread,
     validation_text_changes,
 )
-from mtkit.preparation.sources import is_there
-from mtkit.text.lines import fingerprint, packed_fingerprint
-from mtkit.text.parallel import with_plain_files
+from mtkit.preparation.sources import has_files
+from mtkit.text.lines import compressed_fingerprint, fingerprint
+from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.testsets import SetFiles, check_names, test_sets
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.log import require_tensorboard
@@ -40,21 +43,25 @@ from mtkit.training.train import train
 from mtkit.translation.scores import check_language
 from mtkit.translation.translator import load
 
-REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders that are exchanged for others as a whole
+REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders of a run that are replaced atomically
 
 
 def run_tokenizer(config: Config) -> None:
-    """`mtkit train-tokenizer`: train it, unless it is up to date; a damaged one is told and trained again."""
-    config = with_plain_files(carried_over(config))
+    """`mtkit train-tokenizer`: train the tokenizer unless it is up to date.
+
+    A damaged tokenizer is replaced, with a warning. Once training has begun, a damaged tokenizer raises a
+    CheckpointError, and one that is out of date a DataError.
+    """
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
-        config = as_begun(config)
+        config = keep_normalization(config)
         try:
             changes = tokenizer_changes(config)
         except CheckpointError as error:
             if is_begun(config.run_path):
                 raise
             changes = [str(error)]
-            say(f"warning: {error}")
+            say(f"mtkit: warning: {error}")
         if changes:
             _refuse_if_begun(config, "tokenizer", changes)
             _renew_tokenizer(config)
@@ -63,51 +70,52 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: encode the corpora, whatever is there, the tokenizer first if it is out of date.
+    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora, even if they are up to date.
 
-    The same text and settings give the same ids, so this mends damaged ones, and training may go on from there.
+    The same text and settings give the same ids, so this repairs damaged data, with which training can resume.
     """
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
-        config = as_begun(config)
+        config = keep_normalization(config)
         told: list[str] | None = None
         if changes := tokenizer_changes(config):
             _refuse_if_begun(config, "tokenizer", changes)
             told = _renew_tokenizer(config)
         try:
             changes = training_text_changes(config)
-        except DataError:  # damaged, which is what is to be mended
+        except DataError:  # damaged data is encoded again below
             changes = []
         _refuse_if_begun(config, "data/train", changes)
         binarize(config, told)
 
 
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
-    """`mtkit train`: what is missing above, then training, which goes on where it stopped.
+    """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
-    fresh starts it anew; change lets it go on with settings that make it another run than it would have been.
+    fresh starts the run anew; change allows training to resume with changed settings that affect later weights.
     """
-    config = with_plain_files(carried_over(config))
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
-        config = config if fresh else as_begun(config)
+        config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
-    """`mtkit run`: every stage that is out of date, then the scores of the test sets."""
-    config = with_plain_files(carried_over(config))
+    """`mtkit run`: execute every stage that is out of date; returns the scores of the test sets."""
+    config = with_patterns_expanded(carried_over(config))
     with _opened(config):
-        config = config if fresh else as_begun(config)
+        config = config if fresh else keep_normalization(config)
         _train(config, fresh, change)
         return _evaluate(config)
 
 
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
-    """The run directory, for writing: nobody else writes there, it can be written, and what a kill left is gone.
+    """Within the block, hold the lock of the run directory, so that no other process writes there.
 
-    Leftovers may be large, and the stage that they are of may never be done again. Only names that mtkit gives are
-    touched, since the run directory may hold files of the user. Training clears the checkpoints.
+    Half-written files that a killed process left are removed first: they may be large, and the stage that wrote them
+    may never be repeated. Only names that mtkit uses are touched, since users may keep files there. Training removes
+    leftovers of checkpoints.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -123,17 +131,21 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _train(config: Config, fresh: bool, change: bool) -> None:
+    """Make the tokenizer and the data if they are out of date, then train.
+
+    Training is skipped if the model is up to date.
+    """
     if not config.data.valid:
         raise ConfigError(
             "data.valid is empty; list at least one {source: FILE, target: FILE}: checkpoints are chosen by it"
         )
     check_language(config.languages.target)
     check_names(config)
-    pick_device(config.device)  # if there is none of that name, better told before the data is prepared
+    pick_device(config.device)  # so that a device that does not exist is reported before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
     if fresh or not is_begun(config.run_path):
-        start_bundle(config)  # if it does not fit, that too
+        start_bundle(config)  # likewise, to report a model to start from that does not fit
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
@@ -154,6 +166,10 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
 
 
 def _prepare(config: Config) -> None:
+    """Make the tokenizer and the data again if they are out of date.
+
+    Raises a DataError if that would change the tokenizer or the training data of a run that has begun.
+    """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
         return
@@ -168,7 +184,7 @@ def _prepare(config: Config) -> None:
         if has_begun:
             raise
         changes = [str(error)]
-        say(f"warning: {error}")
+        say(f"mtkit: warning: {error}")
     if changes:
         _refuse_if_begun(config, "data/train", changes)
         binarize(config, told)
@@ -176,11 +192,15 @@ def _prepare(config: Config) -> None:
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
     elif not has_begun and not validation_is_spread(config):
-        renew_validation(config)  # an earlier version kept it, and a validation would translate its beginning alone
+        # An earlier version stored it in the order of the files: validations would translate only the first lines.
+        renew_validation(config)
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
-    """Make what is out of date or damaged of tokenizer and data; the old ones stand aside."""
+    """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
+
+    The old ones are put aside until the new run has a checkpoint.
+    """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
         start.put_aside("tokenizer", "data/train", "data/valid")
@@ -194,34 +214,43 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
-    """Whether a stage need not be done again; what is damaged needs it."""
+    """Whether the result of a stage is up to date and not damaged; warns if it is damaged."""
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
-        say(f"warning: {error}")
+        say(f"mtkit: warning: {error}")
         return False
 
 
 def _renew_tokenizer(config: Config) -> list[str]:
-    """Make the tokenizer anew; returns what the user was warned of in the text."""
+    """Make the tokenizer again; returns the warnings about the text that were printed.
+
+    Unless training has begun, data that was encoded with the old tokenizer is deleted.
+    """
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return told  # it was gone and is the same again, or training says so and needs the data to be as it was
+        return told  # it was missing and is now as before; if not, training reports that the data does not fit
     for name in ("train", "valid"):
-        remove(followed(config.run_path / "data" / name))  # another tokenizer's ids mean nothing
+        remove(followed(config.run_path / "data" / name))  # encoded with the old tokenizer
     return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:
-    """A run that was carried elsewhere has all it needs in its directory."""
+    """Whether the run has begun and none of the files of its training text exists, as on another machine.
+
+    Such a run continues with its binarized data.
+    """
     raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
 def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None:
-    """Refuse to make a tokenizer or data that a run began with into others; what was deleted may be made again."""
-    if changes and is_there(config.run_path / place) and is_begun(config.run_path):
+    """Raise a DataError if there are changes, the run has begun, and its folder place (tokenizer or data) has files.
+
+    If the folder was deleted, it may be made again.
+    """
+    if changes and has_files(config.run_path / place) and is_begun(config.run_path):
         raise DataError(
             f"{config.run_path}: cannot go on, since what it was prepared from changed since training began: "
             f"{'; '.join(changes)}. Change that back, give the run another name, or start anew with --fresh"
@@ -229,7 +258,10 @@ def _refuse_if_begun(config: Config, place: str, changes: Sequence[str]) -> None
 
 
 def _evaluate(config: Config) -> list[ScoredSet]:
-    """The scores of the test sets, from the bundle if nothing changed since they were measured."""
+    """Score the model on the test sets, store the scores in its bundle, and return them.
+
+    If nothing has changed since the stored scores were measured, those are returned.
+    """
     bundle = open_bundle(config.run_path)
     if not config.data.test:
         save_scores(bundle, [], card_text(bundle, []))
@@ -239,8 +271,8 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     known = record.read_text(encoding="utf-8") if stored and record.exists() else None
-    # Earlier versions knew packed text by its packed bytes.
-    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, packed_fingerprint)):
+    # Earlier versions took fingerprints of compressed files, not of their uncompressed text.
+    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, compressed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]
@@ -264,7 +296,7 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """All that the scores depend on."""
+    """JSON of all that the scores depend on: checksum of the weights, decoding settings, target language, test sets."""
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {

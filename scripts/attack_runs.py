@@ -1,8 +1,7 @@
-"""Attacks a run directory with random commands, deletions, links, kills and full disks, and checks what must hold.
+"""Attacks a run directory with random commands, deletions, links, kills and full disks, and checks three promises.
 
-At no time is there neither the old finished model nor a new one, unless the attack itself took it away; nothing ends
-in a traceback; and no start is refused for good: a message names a way out, and a fresh start with room on the disk
-works.
+There is always a finished model, old or new, unless the attack itself deleted it. Nothing ends in a traceback. No start
+is refused for good: each message says what to do, and with room on the disk a fresh start works.
 
 python scripts/attack_runs.py --commands 200 --seed 1
 """
@@ -29,7 +28,7 @@ from mtkit.translation.translator import load
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 NUM_PAIRS = 300
-MOST_SECONDS = 120  # that a command may take
+MOST_SECONDS = 120  # for one command
 
 SETTINGS = """
 name: attacked
@@ -54,7 +53,7 @@ training:
   log_every: 1
 """
 
-# What a command may say over the settings: right and wrong ones, free ones and those that must be asked for.
+# Changes of settings: valid and invalid ones, some of which need --change.
 CHANGES = [
     [],
     [],
@@ -81,7 +80,7 @@ CHANGES = [
     ["data.valid=[{source: blank, target: valid.en}]"],
 ]
 
-# What a message that refuses a start must name, so that the user knows how to go on.
+# A message that refuses a start must contain one of these, so that the user knows what to do.
 WAYS_OUT = (
     "--fresh",
     "--change",
@@ -113,11 +112,11 @@ WAYS_OUT = (
 
 @dataclass
 class Attacked:
-    """A run directory under attack, and what happened to it."""
+    """A run directory under attack, and its history."""
 
-    folder: Path  # a disk of its own where one can be mounted
-    elsewhere: Path  # where links lead
-    chance: random.Random
+    folder: Path  # a separate disk if one can be mounted
+    elsewhere: Path  # target of links
+    rng: random.Random
     faults: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     history: list[str] = field(default_factory=list)
@@ -128,7 +127,7 @@ class Attacked:
         return self.folder / "run"
 
     def has_model(self) -> bool:
-        """Whether there is a finished model that can be loaded."""
+        """Whether there is a finished model that loads."""
         try:
             load(standing(self.run / "model"), ["device=cpu"])
         except MtkitError:
@@ -136,13 +135,13 @@ class Attacked:
         return True
 
     def fault(self, text: str) -> None:
-        """Note and tell that something that must hold does not."""
+        """Record and print a broken promise."""
         self.faults.append(f"{text}\n    " + "\n    ".join(self.history[-6:]))
         print(f"FAULT: {self.faults[-1]}", flush=True)
 
 
 def main() -> None:
-    """Attack, and tell what was found."""
+    """Attack until enough commands have run, and report the faults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--commands", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
@@ -167,62 +166,62 @@ def main() -> None:
 
 
 def attack(attacked: Attacked) -> None:
-    """Something done to the run directory, then a command that may be killed or find the disk full."""
-    if attacked.chance.random() < 0.45:
+    """Perhaps disturb the run directory, then run a command, which may be killed or find the disk full."""
+    if attacked.rng.random() < 0.45:
         disturb(attacked)
     had_model = attacked.has_model()
-    command = [attacked.chance.choice(["run", "run", "train"]), "settings.yaml", f"run_dir={attacked.run}"]
-    command += attacked.chance.choice(CHANGES)
-    command += attacked.chance.choice([[], [], ["--fresh"], ["--change"]])
-    with filled(attacked, attacked.chance.random() < 0.15) as is_full:
-        code, said = execute(attacked, command, attacked.chance.random() < 0.35)
-    judge(attacked, command, code, said, had_model)
+    command = [attacked.rng.choice(["run", "run", "train"]), "settings.yaml", f"run_dir={attacked.run}"]
+    command += attacked.rng.choice(CHANGES)
+    command += attacked.rng.choice([[], [], ["--fresh"], ["--change"]])
+    with filled(attacked, attacked.rng.random() < 0.15) as is_full:
+        code, stderr = execute(attacked, command, attacked.rng.random() < 0.35)
+    judge(attacked, command, code, stderr, had_model)
     if code == 1 and not is_full:
-        require_way_out(attacked, said)
+        require_way_out(attacked, stderr)
 
 
-def judge(attacked: Attacked, command: list[str], code: int, said: str, had_model: bool) -> None:
-    """Check what must hold after a command."""
+def judge(attacked: Attacked, command: list[str], code: int, stderr: str, had_model: bool) -> None:
+    """Check the promises after a command."""
     attacked.seen["commands"] += 1
     attacked.seen[f"exit {code}"] += 1
-    if "Traceback" in said or code not in (0, 1, 130, -signal.SIGKILL):
-        attacked.fault(f"exit {code}: {said[-2000:]}")
+    if "Traceback" in stderr or code not in (0, 1, 130, -signal.SIGKILL):
+        attacked.fault(f"exit {code}: {stderr[-2000:]}")
     if had_model and not attacked.has_model():
-        attacked.fault(f"the finished model is gone: {said[-600:]}")
+        attacked.fault(f"the finished model is gone: {stderr[-600:]}")
     if code == 0 and not attacked.has_model():
-        attacked.fault(f"exit 0 without a model: {said[-600:]}")
-    errors = [line for line in said.splitlines() if line.startswith("mtkit: error: ")]
+        attacked.fault(f"exit 0 without a model: {stderr[-600:]}")
+    errors = [line for line in stderr.splitlines() if line.startswith("mtkit: error: ")]
     if code == 1 and not errors:
-        attacked.fault(f"exit 1 without a message: {said[-600:]}")
+        attacked.fault(f"exit 1 without a message: {stderr[-600:]}")
     for line in errors:
         if not any(way in line for way in WAYS_OUT):
             attacked.fault(f"no way out: {line}")
 
 
-def require_way_out(attacked: Attacked, said: str) -> None:
-    """After a start that was refused: links that lead nowhere taken away as told, a fresh start works."""
+def require_way_out(attacked: Attacked, stderr: str) -> None:
+    """After a refused start: delete dangling links, as the message says, and require that a fresh start works."""
     for path in (attacked.run, *attacked.run.rglob("*")):
         if path.is_symlink() and not path.exists():
             path.unlink()
     code, again = execute(attacked, ["run", "settings.yaml", f"run_dir={attacked.run}", "--fresh"], False)
     attacked.seen["ways out tried"] += 1
     if code != 0 or not attacked.has_model():
-        attacked.fault(f"refused for good: {said[-600:]}\n    then --fresh: {again[-600:]}")
+        attacked.fault(f"refused for good: {stderr[-600:]}\n    then --fresh: {again[-600:]}")
 
 
 def execute(attacked: Attacked, command: list[str], is_killed: bool) -> tuple[int, str]:
-    """Exit code and stderr of a command in a process of its own, which may be killed at a random moment."""
+    """Run a command in a child process, perhaps killed at a random moment; returns its exit code and stderr."""
     log = attacked.elsewhere / "stderr"
     log.write_bytes(b"")
-    number = attacked.chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    delay = attacked.chance.choice([attacked.chance.uniform(0, 0.5), attacked.chance.uniform(0, 4)])
+    number = attacked.rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    delay = attacked.rng.choice([attacked.rng.uniform(0, 0.5), attacked.rng.uniform(0, 4)])
     attacked.history.append(" ".join(command[:1] + command[3:]) + (f" [{number.name} after {delay:.2f} s]" * is_killed))
     child = os.fork()
     if child == 0:
         try:
             become_mtkit(command, log)
         finally:
-            os._exit(130)  # killed so early that nothing of mtkit runs yet; nothing of this script may run either
+            os._exit(130)  # killed before mtkit runs; the rest of this script must not run in the child
     limit = time.monotonic() + MOST_SECONDS
     if is_killed:
         time.sleep(delay)
@@ -233,7 +232,7 @@ def execute(attacked: Attacked, command: list[str], is_killed: bool) -> tuple[in
         if done:
             code = os.waitstatus_to_exitcode(status)
             if is_killed and code in (-signal.SIGTERM, -signal.SIGHUP):
-                code = -signal.SIGKILL  # before training nothing handles these, as is usual
+                code = -signal.SIGKILL  # before training, these signals have their default action
             return code, log.read_text("utf-8", "replace")
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
@@ -243,7 +242,7 @@ def execute(attacked: Attacked, command: list[str], is_killed: bool) -> tuple[in
 
 
 def become_mtkit(command: list[str], log: Path) -> None:
-    """Go on as the program with these arguments; never returns."""
+    """Turn this process into the program with these arguments; never returns."""
     with log.open("wb") as stderr, Path(os.devnull).open("wb") as stdout:
         os.dup2(stderr.fileno(), 2)
         os.dup2(stdout.fileno(), 1)
@@ -253,21 +252,21 @@ def become_mtkit(command: list[str], log: Path) -> None:
         mtkit_main()
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 1
-    except BaseException:  # what Python itself would print
+    except BaseException:  # printed as Python itself would
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-# What is done to the run directory.
+# Disturbances of the run directory; each returns a line for the history.
 
 
 def delete(attacked: Attacked) -> str:
-    """Some folder or file of the run."""
+    """Delete a random folder or file of the run."""
     names = ["checkpoints", "tokenizer", "data", "data/train", "data/valid", "log.jsonl", "trained.json", "run.json"]
     names += ["evaluated.json", "config.yaml", "model"]
-    path = attacked.run / attacked.chance.choice(names)
+    path = attacked.run / attacked.rng.choice(names)
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -276,18 +275,18 @@ def delete(attacked: Attacked) -> str:
 
 
 def damage(attacked: Attacked) -> str:
-    """One file loses its second half."""
+    """Cut off the second half of a random file."""
     files = [path for path in attacked.run.rglob("*") if path.is_file() and "model/" not in path.as_posix()]
     if not files:
         return "damage nothing"
-    path = attacked.chance.choice(sorted(files))
+    path = attacked.rng.choice(sorted(files))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return f"damage {path.relative_to(attacked.run)}"
 
 
 def link(attacked: Attacked) -> str:
-    """A folder moves elsewhere, and a link takes its place."""
-    name = attacked.chance.choice(["checkpoints", "model", "tokenizer", "data", "data/train", "translations"])
+    """Move a random folder elsewhere and put a link in its place."""
+    name = attacked.rng.choice(["checkpoints", "model", "tokenizer", "data", "data/train", "translations"])
     path = attacked.run / name
     if path.is_symlink() or not path.is_dir():
         return f"link {name}: is none"
@@ -299,11 +298,11 @@ def link(attacked: Attacked) -> str:
 
 
 def link_step(attacked: Attacked) -> str:
-    """A checkpoint moves elsewhere."""
+    """Move a random checkpoint elsewhere and put a link in its place."""
     steps = sorted(path for path in (attacked.run / "checkpoints").glob("step-*") if not path.is_symlink())
     if not steps:
         return "link no step"
-    path = attacked.chance.choice(steps)
+    path = attacked.rng.choice(steps)
     target = attacked.elsewhere / f"{path.name}-{attacked.seen['links']}"
     attacked.seen["links"] += 1
     shutil.move(path, target)
@@ -312,8 +311,8 @@ def link_step(attacked: Attacked) -> str:
 
 
 def link_to_nothing(attacked: Attacked) -> str:
-    """A link whose disk is not there."""
-    name = attacked.chance.choice(["checkpoints", "tokenizer", "data", "translations"])
+    """Put a dangling link in the place of a missing folder, as if its disk were not mounted."""
+    name = attacked.rng.choice(["checkpoints", "tokenizer", "data", "translations"])
     path = attacked.run / name
     if path.exists() or path.is_symlink():
         return f"link {name} to nothing: is there"
@@ -323,7 +322,7 @@ def link_to_nothing(attacked: Attacked) -> str:
 
 
 def leave_file(attacked: Attacked) -> str:
-    """A user keeps something where checkpoints are."""
+    """Put files of a user among the checkpoints."""
     checkpoints = attacked.run / "checkpoints"
     if checkpoints.is_dir():
         (checkpoints / "step-best-of-may").mkdir(exist_ok=True)
@@ -335,21 +334,21 @@ DISTURBANCES: list[Callable[[Attacked], str]] = [delete, delete, damage, link, l
 
 
 def disturb(attacked: Attacked) -> None:
-    """One of them."""
-    attacked.history.append(attacked.chance.choice(DISTURBANCES)(attacked))
+    """Apply a random disturbance."""
+    attacked.history.append(attacked.rng.choice(DISTURBANCES)(attacked))
     attacked.seen["disturbances"] += 1
 
 
-# The place.
+# The disk and the corpus.
 
 
 @contextmanager
 def filled(attacked: Attacked, is_full: bool) -> Iterator[bool]:
-    """The disk with little room left, if it is a disk of its own."""
+    """Fill the disk almost up, if is_full and it is a separate disk; yields whether it was filled."""
     filler = attacked.folder / "filler"
     is_full = is_full and os.path.ismount(attacked.folder)
     if is_full:
-        left = attacked.chance.randrange(0, 600) << 10
+        left = attacked.rng.randrange(0, 600) << 10
         free = shutil.disk_usage(attacked.folder).free
         filler.write_bytes(bytes(max(free - left, 0)))
         attacked.history.append(f"a disk with {left >> 10} KiB left")
@@ -362,7 +361,7 @@ def filled(attacked: Attacked, is_full: bool) -> Iterator[bool]:
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
-    """A disk of 24 MB in memory where it may be mounted, else a folder."""
+    """Mount a disk of 24 MB in memory; where that is not allowed, just make a folder."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
     is_mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
@@ -375,7 +374,7 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 def write_corpus(folder: Path) -> None:
-    """The first pairs of the demo corpus, and a blank text."""
+    """Write the first pairs of the demo corpus, a blank text and the settings."""
     for name, count in (("train", NUM_PAIRS), ("valid", 6), ("test", 4)):
         for side in ("fr", "en"):
             lines = (DEMO / f"{name}.{side}").read_text("utf-8").splitlines(keepends=True)[:count]

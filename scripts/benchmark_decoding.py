@@ -1,11 +1,11 @@
-"""Target tokens per second of translation, by search, precision and size of batches.
+"""Measures the speed of translation, by search, precision and batch size.
 
     .venv/bin/python scripts/benchmark_decoding.py MODEL FILE [--device cuda] [--precision bf16]
         [--beam-size 1 --beam-size 5] [--batch-tokens 16384 --batch-tokens 131072] [--rounds 3] [--repeat 1]
 
-MODEL is a run directory or a model bundle, FILE its source, line by line, which --repeat translates so many times in
-one go. Each line of the table is the median of the rounds, after one that warms up: lines and target tokens (without
-end marks) a second, from text to text. Leave the machine otherwise idle.
+MODEL is a run directory or a model bundle, FILE its source text, repeated --repeat times. Each line of the table is the
+median of the rounds, without a first one as warm-up: lines and target tokens (without end tokens) per second, from text
+to text. Leave the machine otherwise idle.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from mtkit.translation.translator import Translator, load
 
 
 def seconds(translator: Translator, lines: list[str]) -> tuple[float, list[str]]:
-    """How long the translation takes, and what it is."""
+    """Translate the lines; returns the seconds it took and the translations."""
     begun = time.perf_counter()
-    translations = translator.translate(lines)  # text: no device is still at work
+    translations = translator.translate(lines)  # text, so the device has finished
     return time.perf_counter() - begun, translations
 
 
 def main() -> None:
-    """Read the arguments, translate, print."""
+    """Read the arguments, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("file", type=Path)

@@ -1,13 +1,13 @@
-"""Target tokens per second of a training step, against a plain PyTorch loop over the same batches.
+"""Measures the target tokens per second of training, against a plain PyTorch loop over the same batches.
 
     MTKIT_DATA=FOLDER .venv/bin/python scripts/benchmark_training.py [--precision fp32] [--rounds 5]
     .venv/bin/python scripts/benchmark_training.py --device cuda --size base --batch-tokens 16384 --updates 20
 
 The model is a small Transformer (3 + 3 layers, width 256, 4 heads, feed-forward 1024) or the base one of the paper
-(6 + 6, 512, 8, 2048). The data is Multi30k English to German from FOLDER/multi30k with 8,000 pieces, or the demo corpus
-without MTKIT_DATA; the base model without it reads random tokens of a vocabulary of 32,000, 5 to 60 in a row. The rival
-is torch.nn.Transformer with torch's cross-entropy and Adam. The two take turns in one process; what counts is the ratio
-of each round, and their median. Leave the machine otherwise idle.
+(6 + 6, 512, 8, 2048). The data is Multi30k English to German from FOLDER/multi30k with 8,000 pieces. Without
+MTKIT_DATA, it is the demo corpus for the small model, and for the base model random rows of 5 to 60 tokens from a
+vocabulary of 32,000. The plain loop uses torch.nn.Transformer with torch's cross-entropy and Adam. The two take turns
+in one process; the result is the median of the ratios of the rounds. Leave the machine otherwise idle.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from mtkit.training.update import make_optimizer
 
 Step = Callable[[Batch], None]
 
-# Keeps glibc from giving the memory of each large tensor back to the kernel and taking it anew: the plain loop, which
-# makes all logits at once, gains by it.
+# Keeps glibc from returning the memory of each large tensor to the kernel. The plain loop, which computes all logits at
+# once, is faster with it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -54,11 +54,11 @@ MODELS = {
 }
 RANDOM_VOCABULARY = 32_000
 NUM_BATCHES = 60
-IGNORED = -100  # the rival's label of padding
+IGNORED = -100  # label of padding in the plain loop
 
 
 def settings(folder: Path, size: str, batch_tokens: int, device: str) -> Config:
-    """A Transformer of that size, on Multi30k where it is at hand."""
+    """Settings of a Transformer of that size, on Multi30k if MTKIT_DATA is set, else on the demo corpus."""
     root = os.environ.get("MTKIT_DATA")
     sides = ("multi30k/train.en", "multi30k/train.de") if root else ("data/demo/train.fr", "data/demo/train.en")
     return load_config(
@@ -76,7 +76,7 @@ def settings(folder: Path, size: str, batch_tokens: int, device: str) -> Config:
 
 
 def real_batches(config: Config) -> tuple[list[Batch], int]:
-    """Batches of the settings' corpus, and the size of its vocabulary."""
+    """Batches of the corpus in the settings, and its vocabulary size."""
     make_tokenizer(config)
     binarize(config)
     corpus = Corpus.open(config.run_path / "data" / "train")
@@ -85,20 +85,20 @@ def real_batches(config: Config) -> tuple[list[Batch], int]:
 
 
 def random_batches(batch_tokens: int) -> tuple[list[Batch], int]:
-    """Batches of rows of much the same length, as sorting by length makes them, and the size of their vocabulary."""
-    chance = np.random.default_rng(1)
+    """Random batches, each of rows of similar length as after sorting by length, and their vocabulary size."""
+    rng = np.random.default_rng(1)
     batches = []
-    for length in chance.integers(5, 60, NUM_BATCHES):
+    for length in rng.integers(5, 60, NUM_BATCHES):
         sides = []
         for _ in range(2):
-            lengths = chance.integers(max(1, length - 3), length + 1, batch_tokens // (length + 1))
-            sides.append(ragged([chance.integers(NUM_SPECIAL, RANDOM_VOCABULARY, n).tolist() for n in lengths]))
+            lengths = rng.integers(max(1, length - 3), length + 1, batch_tokens // (length + 1))
+            sides.append(ragged([rng.integers(NUM_SPECIAL, RANDOM_VOCABULARY, n).tolist() for n in lengths]))
         batches.append(padded_batch(*sides))
     return batches, RANDOM_VOCABULARY
 
 
 def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
-    """One update as `mtkit train` makes it."""
+    """The update that `mtkit train` makes, as a function of a batch."""
     model = new_model(config.model, vocab_size, vocab_size, seed=1).to(device).train()
     optimizer = make_optimizer(model, config.training, device)
 
@@ -115,7 +115,7 @@ def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.de
 
 
 class PlainTransformer(nn.Module):
-    """torch.nn.Transformer with one embedding for both sides and the output."""
+    """torch.nn.Transformer with one embedding matrix for source, target and output."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ class PlainTransformer(nn.Module):
         self.positions: Tensor
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(R, L) to (R, L, D)."""
+        """Embeddings (R, L, D) of ids (R, L)."""
         return F.dropout(self.embedding(ids) * self.scale + self.positions[: ids.shape[1]], 0.1)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Logits, (R, T, V)."""
+        """Logits (R, T, V)."""
         padding = source == PAD
         causal = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
         features = self.layers(
@@ -148,7 +148,7 @@ class PlainTransformer(nn.Module):
 
 
 def plain_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
-    """One update of a plain loop."""
+    """The update of the plain loop, as a function of a batch."""
     assert isinstance(config.model, TransformerConfig)
     model = PlainTransformer(config.model, vocab_size).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, betas=(0.9, 0.98), eps=1e-9)
@@ -166,7 +166,7 @@ def plain_step(config: Config, vocab_size: int, precision: str, device: torch.de
 
 
 def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.device) -> float:
-    """Target tokens per second, end marks counted, over so many updates."""
+    """Target tokens per second over that many updates, end tokens included."""
     chosen = list(islice(batches, updates))
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -179,27 +179,27 @@ def rate(step: Step, batches: Iterator[Batch], updates: int, device: torch.devic
 
 
 def compare(config: Config, batches: list[Batch], vocab_size: int, precision: str, rounds: int, updates: int) -> None:
-    """Print the rates of each round and the medians."""
+    """Print the speeds of each round and their medians."""
     device = pick_device(config.device)
     batches = [batch.to(device) for batch in batches]
-    rivals = {
+    contenders = {
         "mtkit": (mtkit_step(config, vocab_size, precision, device), cycle(batches)),
         "plain": (plain_step(config, vocab_size, precision, device), cycle(batches)),
     }
     all_rates = []
     for number in range(rounds + 1):
-        rates = {name: rate(step, stream, updates, device) for name, (step, stream) in rivals.items()}
+        rates = {name: rate(step, stream, updates, device) for name, (step, stream) in contenders.items()}
         if number:  # the first round warms up
             all_rates.append(rates)
             print(f"{precision}: {rates_text(rates)}  ratio {rates['mtkit'] / rates['plain']:.2f}", flush=True)
-    medians = {name: statistics.median(rates[name] for rates in all_rates) for name in rivals}
+    medians = {name: statistics.median(rates[name] for rates in all_rates) for name in contenders}
     ratios = [rates["mtkit"] / rates["plain"] for rates in all_rates]
     span = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"{precision}: medians {rates_text(medians)}  ratio {statistics.median(ratios):.2f} ({span})", flush=True)
 
 
 def rates_text(rates: dict[str, float]) -> str:
-    """Target tokens per second of both."""
+    """Target tokens per second of both, as text."""
     return f"mtkit {rates['mtkit']:8,.0f}  plain {rates['plain']:8,.0f}"
 
 
@@ -209,9 +209,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append", help="default: both")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--size", choices=list(MODELS), default="small")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a side, padding counted")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="per side, padding included")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=8, help="of each rival in a round")
+    parser.add_argument("--updates", type=int, default=8, help="of each of the two in a round")
     arguments = parser.parse_args()
     if not KEEP_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})

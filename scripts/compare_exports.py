@@ -1,12 +1,12 @@
-"""Compares a model with its exports, as the libraries read them: logits, greedy translations, BLEU of a beam.
+"""Compares a model with its exports as their libraries read them: logits, greedy translations, BLEU of beam search.
 
 .venv/bin/python scripts/compare_exports.py MODEL SOURCE REFERENCE
 
-Writes every export that takes the model to a temporary folder, opens each with its library, and tells how many lines
-have the same ids and the same greedy translation from text to text, with each tag of the model before them in turn;
-how far the logits of the references differ under teacher forcing (log-probabilities, for CTranslate2); which greedy
-translations differ; and what BLEU a beam of 5 has here and there. Runs on the CPU in fp32; a thousand captions take
-minutes.
+Exports the model to a temporary folder in every format that supports it, opens each export with its library, and
+reports: the number of lines with the same ids and the same greedy translation, with the tags of the model before them
+in turn; the largest difference of the logits of the references under teacher forcing (log-probabilities for
+CTranslate2); the greedy translations that differ; and the BLEU of a beam of 5 in mtkit and in the library. Runs on the
+CPU in fp32; a thousand captions take minutes.
 """
 
 import sys
@@ -30,13 +30,13 @@ from mtkit.translation.scores import validation_score
 from mtkit.translation.translator import Translator, load
 
 BATCH = 32
-LIMIT = 200  # tokens of a translation; what goes on and on ends at the same place everywhere
+LIMIT = 200  # tokens of a translation, so that endless ones stop at the same length in all libraries
 ENDS = ["decoding.max_length_ratio=0.001", f"decoding.max_length_extra={LIMIT}"]
 GREEDY, BEAM = ["decoding.beam_size=1", *ENDS], ["decoding.beam_size=5", "decoding.length_penalty=1.0", *ENDS]
 
 
 def main(model: Path, source: Path, reference: Path) -> None:
-    """A report for each format."""
+    """Print a report for each format."""
     sources, references = list(read_lines(source)), list(read_lines(reference))
     here = load(model, ["device=cpu", *GREEDY])
     greedy = timed("greedy here", lambda: here.translate(sources))
@@ -49,7 +49,7 @@ def main(model: Path, source: Path, reference: Path) -> None:
             except CheckpointError as error:
                 print(f"{name}: not exported: {error}")
                 continue
-            print(f"{name}: {shares(here, model, name, Path(folder) / name, sources)}")
+            print(f"{name}: {agreement_text(here, model, name, Path(folder) / name, sources)}")
             there = OPENED[name](Path(folder) / name, here)
             print(f"{name}: largest difference of {there.what}: {there.difference(sources, references):.1e}")
             found = timed("greedy there", lambda there=there: there.translate(sources, 1))
@@ -61,8 +61,8 @@ def main(model: Path, source: Path, reference: Path) -> None:
             print(f"{name}: beam 5 BLEU {bleu(here, translated, references):.2f}")
 
 
-def shares(here: Translator, path: Path, name: str, directory: Path, lines: Sequence[str]) -> str:
-    """How many lines the library reads and translates alike, with the tags of the model before them in turn."""
+def agreement_text(here: Translator, path: Path, name: str, directory: Path, lines: Sequence[str]) -> str:
+    """Text on how many lines the library encodes and translates as mtkit does, with the model's tags in turn."""
     tags = here.tags or [None]
     text = [tagged(line, tag) for line, tag in zip(lines, cycle(tags), strict=False) if line.strip()]
     exported, format_ = portable(open_model(path), here), FORMATS[name]
@@ -72,7 +72,7 @@ def shares(here: Translator, path: Path, name: str, directory: Path, lines: Sequ
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
-    """What comes of it; how long it took is told."""
+    """The result of work; prints the seconds it took."""
     begun = time.monotonic()
     result = work()
     print(f"    {what}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
@@ -80,17 +80,17 @@ def timed(what: str, work: Callable[[], Any]) -> Any:
 
 
 def bleu(translator: Translator, hypotheses: list[str], references: list[str]) -> float:
-    """Of detokenised text."""
+    """BLEU of detokenised text."""
     return validation_score(hypotheses, references, "bleu", translator.config.languages.target)
 
 
 def batches(lines: Sequence[str]) -> Iterator[list[str]]:
-    """Some lines at a time."""
+    """Yields the lines in batches."""
     yield from (list(lines[begin : begin + BATCH]) for begin in range(0, len(lines), BATCH))
 
 
 class HuggingFace:
-    """A checkpoint that transformers has opened, with its own tokenizer."""
+    """An export opened by transformers, with its own tokenizer."""
 
     what = "logits"
 
@@ -105,23 +105,23 @@ class HuggingFace:
 
     @torch.inference_mode()
     def translate(self, lines: Sequence[str], beam_size: int) -> list[str]:
-        """With the files' own generation settings but for the width of the beam."""
+        """Translate with the generation settings of the files, except the beam size and the length limit."""
         found = []
         for some in batches(lines):
             tokens = self.tokenizer(some, return_tensors="pt", padding=True)
-            said = self.model.generate(**tokens, num_beams=beam_size, do_sample=False, max_length=LIMIT + 2)
-            found += self.tokenizer.batch_decode(said, skip_special_tokens=True)
+            generated = self.model.generate(**tokens, num_beams=beam_size, do_sample=False, max_length=LIMIT + 2)
+            found += self.tokenizer.batch_decode(generated, skip_special_tokens=True)
         return found
 
     @torch.inference_mode()
     def difference(self, sources: Sequence[str], references: Sequence[str]) -> float:
-        """Over all tokens of the references and the whole vocabulary."""
+        """Largest absolute difference of logits over all tokens of the references and the whole vocabulary."""
         ours, furthest = self.here.tokenizer, 0.0
         vocabulary = self.tokenizer.get_vocab()
         order = [vocabulary[piece] for piece in ours.target_pieces(range(ours.target_vocab_size))]
-        marks = self.here.model.marks
+        boundaries = self.here.model.boundaries
         for some, others in zip(batches(sources), batches(references), strict=True):
-            batch = padded_batch(ragged(ours.encode_source(some)), ragged(ours.encode_target(others)), marks)
+            batch = padded_batch(ragged(ours.encode_source(some)), ragged(ours.encode_target(others)), boundaries)
             wanted = self.here.model.output(self.here.model(batch.source, batch.target))
             moved = torch.tensor(order)
             logits = self.model(
@@ -134,7 +134,7 @@ class HuggingFace:
 
 
 class CTranslate2:
-    """A model that CTranslate2 has opened, with SentencePiece beside it."""
+    """An export opened by CTranslate2, with SentencePiece models as tokenizers."""
 
     what = "log-probabilities"
 
@@ -148,21 +148,21 @@ class CTranslate2:
         self.target = sentencepiece.SentencePieceProcessor(model_file=str(directory / "target.spm"))
 
     def translate(self, lines: Sequence[str], beam_size: int) -> list[str]:
-        """As the README beside the model says."""
+        """Translate as the README in the export describes."""
         special = self.here.tokenizer.specials.target
-        silent = [[piece] for piece in self.here.tokenizer.target_pieces(special.silent)]
+        suppressed = [[piece] for piece in self.here.tokenizer.target_pieces(special.never_generated)]
         results = self.translator.translate_batch(
             self.source.encode(list(lines), out_type=str),
             beam_size=beam_size,
             length_penalty=1.0,
-            suppress_sequences=silent,
+            suppress_sequences=suppressed,
             max_decoding_length=LIMIT,
             max_batch_size=BATCH,
         )
         return self.target.decode([result.hypotheses[0] for result in results])
 
     def difference(self, sources: Sequence[str], references: Sequence[str]) -> float:
-        """Over all tokens of the references."""
+        """Largest absolute difference of log-probabilities over all tokens of the references."""
         ours = self.here.tokenizer
         ids = ours.encode_source(sources), ours.encode_target(references)
         wanted = log_probs_of(self.here.model, *ids, 4096)

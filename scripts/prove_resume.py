@@ -1,15 +1,15 @@
-"""Kills a training run at random moments until it ends by itself, and compares it with one that was left alone.
+"""Kills a training run at random moments, resumes it each time, and compares the result with an uninterrupted run.
 
     .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--changes] [--folder FOLDER] [KEY=VALUE]...
 
-A small Transformer is trained on the demo corpus by `mtkit train`. SIGKILL, which no program can notice, comes a random
-moment after a random step; every fourth time it waits for a checkpoint that is just being written. The same command
-then goes on. At the end all weights, the optimizer's memory and the log must equal those of an uninterrupted run, bit
-for bit: prints IDENTICAL and exits with 0, or DIFFERENT and 1. It takes about five minutes on one core. KEY=VALUE is a
-setting over those below, such as training.ema_decay=0.99. `mtkit verify` does this for any settings, with two kills.
+`mtkit train` trains a small Transformer on the demo corpus. SIGKILL, which no program can catch, is sent a random time
+after a random step, every fourth time while a checkpoint is being written; the same command then resumes the run. At
+the end, the weights, the optimizer's state and the log must be the same as those of the uninterrupted run, bit for bit:
+prints IDENTICAL and exits with 0, or DIFFERENT and 1. Takes about five minutes on one core. KEY=VALUE overrides a
+setting, such as training.ema_decay=0.99. `mtkit verify` does the same for any settings, with two kills.
 
-With --changes the settings of both runs are changed four times on the way (--change), every 120 steps: the learning
-rate, the size of a batch, to a linear schedule, and to a longer one.
+With --changes, the settings of both runs change every 120 steps (by --change): the learning rate, the batch size, to
+a linear schedule, and to a longer one.
 """
 
 import argparse
@@ -50,20 +50,20 @@ training:
   seed: {SEED}
 """
 
-# The step up to which a run is trained, and what is changed from the end of the phase before on.
+# The last step of each phase, and the settings that change at its start.
 PHASES: list[tuple[int, list[str]]] = [
     (120, []),
     (240, ["training.learning_rate=0.002"]),
     (360, ["training.batch_tokens=512", "training.accumulate=2"]),
     (480, ["training.schedule=linear"]),
-    (600, []),  # a longer line, since linear falls until max_steps
+    (600, []),  # a longer schedule, since linear falls until max_steps
 ]
 
 
 def main() -> None:
-    """Kill, resume, compare."""
+    """Kill and resume one run, train another, compare both."""
     arguments = parsed()
-    chance = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     print(f"seed {arguments.seed}: {arguments.kills} kills in {MAX_STEPS} steps, a checkpoint every {SAVE_EVERY}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -77,7 +77,7 @@ def main() -> None:
         )
 
         begun = time.monotonic()
-        moments = list(kills(arguments.kills, chance, [end for end, _ in phases]))
+        moments = list(kills(arguments.kills, rng, [end for end, _ in phases]))
         for begin, (end, settings) in zip([0, *(end for end, _ in phases)], phases, strict=False):
             for kill in (kill for kill in moments if begin <= kill.step < end):
                 moment = train_and_kill(train(settings, killed), killed, kill, folder / "killed.stderr")
@@ -99,35 +99,37 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """The arguments."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the moments")
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10_000), help="random seed of the moments"
+    )
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
-    parser.add_argument("--changes", action="store_true", help="change settings on the way")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; else they are deleted")
+    parser.add_argument("--changes", action="store_true", help="change settings during the run")
+    parser.add_argument("--folder", type=Path, help="keep the runs here; deleted by default")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     return parser.parse_args()
 
 
 def settings_of_phases(settings: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The last step of each phase, and all that is said in it."""
+    """Yields the last step of each phase and all its settings."""
     for end, changes in PHASES:
         settings = [*settings, *changes]
         yield end, [*settings, f"training.max_steps={end}", "--change"]
 
 
-def kills(count: int, chance: random.Random, ends: list[int]) -> Iterator[Kill]:
-    """Random moments, spread over the run; every fourth one is while a checkpoint is written."""
-    # The last checkpoint before an end is not waited for: the run may be over before it is seen.
+def kills(count: int, rng: random.Random, ends: list[int]) -> Iterator[Kill]:
+    """Yields random moments of the run in order; every fourth one is while a checkpoint is written."""
+    # Not just before the end of a phase: the run may be over before the last checkpoint is seen.
     places = [step for step in range(1, MAX_STEPS) if not any(0 <= end - step <= SAVE_EVERY + 1 for end in ends)]
-    steps = sorted(chance.sample(places, count))
+    steps = sorted(rng.sample(places, count))
     for number, step in enumerate(steps):
         while_saving = number % 4 == 3
-        yield Kill(step, while_saving, chance.uniform(0, 0.02 if while_saving else 0.3))
+        yield Kill(step, while_saving, rng.uniform(0, 0.02 if while_saving else 0.3))
 
 
 def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[str]:
-    """What a user types."""
+    """The mtkit train command of a run."""
     arguments = [
         str(folder / "settings.yaml"),
         *settings,
@@ -138,14 +140,14 @@ def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[
 
 
 def described(killed: Killed, run: Path, is_changed: bool) -> str:
-    """Where a run was when it was killed; how far into an epoch, where batches are of one size."""
+    """Where a run was killed; with its place in the epoch unless the batch size changed."""
     between = "between checkpoints" if killed.step % SAVE_EVERY else "at one"
     where = "writing a checkpoint" if killed.while_saving else between
     return f"step {killed.step:3}, {'' if is_changed else place(run, killed.step) + ', '}{where}"
 
 
 def place(run: Path, step: int) -> str:
-    """How far into which epoch a step is."""
+    """The epoch of a step, and how far into it the step is."""
     corpus = Corpus.open(run / "data" / "train")
     sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     batches = islice(batches_from(0, *sides, BATCH_TOKENS, SEED), step)
@@ -154,15 +156,15 @@ def place(run: Path, step: int) -> str:
 
 
 def corpus_folder(folder: Path) -> Path:
-    """The demo corpus, or, where it is missing, a small one of numbers."""
+    """The folder of the demo corpus, or of a small corpus of numbers if that is missing."""
     if (DEMO / "train.fr").exists():
         return DEMO
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
     names = ["zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"]
-    chance = random.Random(0)
+    rng = random.Random(0)
     for name, count in (("train", 10_000), ("valid", 100)):
-        numbers = [[chance.randrange(10) for _ in range(chance.randint(2, 9))] for _ in range(count)]
+        numbers = [[rng.randrange(10) for _ in range(rng.randint(2, 9))] for _ in range(count)]
         source = "".join(" ".join(names[digit] for digit in number) + "\n" for number in numbers)
         target = "".join(" ".join(map(str, number)) + "\n" for number in numbers)
         (corpus / f"{name}.fr").write_text(source, encoding="utf-8", newline="\n")

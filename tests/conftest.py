@@ -1,6 +1,7 @@
-"""A language that a small model learns in seconds: numbers as digits, and as words that stand for them one by one."""
+"""A toy language that a small model learns in seconds, and fixtures: the source spells the digits of the target."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,22 +21,22 @@ NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Words and the digits they name, such as ("four nine one", "4 9 1"), all different; the same for the same seed."""
-    chance = random.Random(seed)
+    """Distinct pairs of number words and digits, such as ("four nine one", "4 9 1"), which depend on the seed alone."""
+    generator = random.Random(seed)
     pairs: dict[str, str] = {}
     while len(pairs) < count:
-        digits = [chance.randrange(10) for _ in range(chance.randint(2, 6))]
+        digits = [generator.randrange(10) for _ in range(generator.randint(2, 6))]
         pairs[" ".join(NAMES[digit] for digit in digits)] = " ".join(map(str, digits))
     return list(pairs.items())
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    """One line each, ended by a newline alone on every system."""
+    """Write the lines as UTF-8, ended by a line feed on every system."""
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
 def write_toy_corpus(root: Path, num_pairs: int = 1500) -> Path:
-    """train, valid and test, each .src and .tgt and no line twice, in a folder, which comes back."""
+    """Write train, valid and test, each as .src and .tgt, to root and return it; no pair twice."""
     root.mkdir(parents=True, exist_ok=True)
     pairs = iter(toy_pairs(num_pairs + 48))
     for name, count in (("train", num_pairs), ("valid", 24), ("test", 24)):
@@ -47,12 +48,12 @@ def write_toy_corpus(root: Path, num_pairs: int = 1500) -> Path:
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """Where the toy corpus lies."""
+    """The folder of the toy corpus."""
 
     root: Path
 
     def pair(self, name: str) -> dict[str, str]:
-        """train, valid or test, as the settings want it."""
+        """train, valid or test, as an entry in the settings."""
         return {"source": f"{name}.src", "target": f"{name}.tgt"}
 
     def lines(self, name: str) -> tuple[list[str], list[str]]:
@@ -62,7 +63,7 @@ class CorpusFiles:
 
 
 def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
-    """Settings of a run that learns the toy language, as a YAML file would hold them."""
+    """Settings of a run that learns the toy language, as parsed from YAML."""
     return {
         "name": "toy",
         "run_dir": str(run_dir),
@@ -86,11 +87,11 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
         },
         "training": {
             "batch_tokens": 512,
-            "max_steps": 600,
+            "max_steps": 240,
             "learning_rate": 0.01,
-            "warmup_steps": 50,
-            "validate_every": 200,
-            "save_every": 200,
+            "warmup_steps": 40,
+            "validate_every": 80,
+            "save_every": 80,
             "validation_sentences": 24,
             "log_every": 20,
             "label_smoothing": 0.0,
@@ -100,25 +101,37 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
     }
 
 
+# A rate that falls to nothing has the toy language learnt in a few hundred updates.
+LEARNING = {"schedule": "linear"}
+
+
 def config_with(settings: dict[str, object], **sections: dict[str, object]) -> Config:
-    """The settings with these over them, such as training={"max_steps": 3}; a model with an architecture is whole."""
+    """The settings with some replaced, such as training={"max_steps": 3}; an architecture replaces the whole model."""
     changed = dict(settings)
     for name, values in sections.items():
-        before = changed.get(name, {})
-        assert isinstance(before, dict)
-        changed[name] = values if "architecture" in values else {**before, **values}
+        original = changed.get(name, {})
+        assert isinstance(original, dict)
+        changed[name] = values if "architecture" in values else {**original, **values}
     return Config.model_validate_json(json.dumps(changed))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c_is_heard() -> None:
-    """The processes of pytest-xdist ignore SIGINT, and mtkit leaves ignored what is ignored."""
+def sigint_is_handled() -> None:
+    """Handles SIGINT, which the processes of pytest-xdist ignore; mtkit leaves an ignored signal ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk would take a large part of the time of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
 def progress_is_shown() -> Iterator[None]:
-    """Whatever a test asks for, the next one has progress shown."""
+    """Shows progress again after each test."""
     yield
     show_progress(True)
 
@@ -131,13 +144,13 @@ def quiet() -> None:
 
 @pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
-    """train, valid and test of the toy language on disk; not to be changed."""
+    """The toy corpus on disk; must not be changed."""
     return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("toy")))
 
 
 @pytest.fixture
 def make_config(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Config]:
-    """Makes the tiny settings with others over them, such as training={"max_steps": 3}; results in tmp_path/run."""
+    """A function that makes the toy settings, with some replaced as config_with does; run in tmp_path/run."""
 
     def make(run_dir: Path | None = None, **sections: dict[str, object]) -> Config:
         return config_with(toy_settings(corpus_files, run_dir or tmp_path / "run"), **sections)
@@ -147,21 +160,21 @@ def make_config(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Conf
 
 @pytest.fixture
 def tiny_config(make_config: Callable[..., Config]) -> Config:
-    """A Transformer of width 32 over the toy corpus, results in tmp_path/run."""
+    """The toy settings: a Transformer with d_model 32; run in tmp_path/run."""
     return make_config()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that has learnt the toy language; not to be changed: copy it first."""
+    """The directory of a finished run that has learnt the toy language; must not be changed: copy it first."""
     run_dir = tmp_path_factory.mktemp("tiny") / "run"
-    run_all(config_with(toy_settings(corpus_files, run_dir)))
+    run_all(config_with(toy_settings(corpus_files, run_dir), training=LEARNING))
     return run_dir
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with a tokenizer and a hundred binarized pairs, and nothing trained."""
+    """A run directory with a tokenizer and 120 binarized pairs, before training; must not be changed."""
     root = tmp_path_factory.mktemp("prepared")
     config = config_with(
         toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run"), tokenizer={"vocab_size": 330}
@@ -170,9 +183,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.fixture(scope="session")
+def finished_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory as `make` has it, trained to its end; not to be changed."""
+    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture(scope="session")
+def stopped_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after eight updates, which were all that were asked for; not to be changed."""
+    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("stopped") / "run", max_steps=8)
+
+
+def _toy_run(prepared: Path, corpus_files: CorpusFiles, run_dir: Path, **training: object) -> Path:
+    from tests.runs import MODEL, TRAINING, trained
+
+    shutil.copytree(prepared, run_dir)
+    settings = toy_settings(corpus_files, run_dir)
+    return trained(config_with(settings, model=MODEL, training={**TRAINING, **training}))
+
+
 @pytest.fixture
 def make(make_config: Callable[..., Config], prepared: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Makes the settings of a run that can be trained: training settings, its name and its device may be given."""
+    """A function that copies the prepared run to tmp_path and returns its settings, with some replaced."""
     from tests.runs import MODEL, TRAINING
 
     def made(name: str = "run", device: str = "cpu", model: dict[str, Any] | None = None, **training: Any) -> Config:

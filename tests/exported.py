@@ -1,4 +1,4 @@
-"""What tests of exported and imported models share: lively weights, and two models compared."""
+"""Helpers for tests of exported and imported models: random weights, and comparison with transformers' models."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.search.searches import beam_search
 from mtkit.search.step import power
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import OWN, Specials
+from mtkit.text.vocabulary import DEFAULT_IDS, Specials
 from mtkit.translation.decode import decode, next_log_probs
 
 
@@ -31,7 +31,7 @@ def names(size: int) -> list[str]:
 
 
 def lively(model: TranslationModel) -> TranslationModel:
-    """Weights far enough from zero that no two tokens are nearly as likely, biases too; zero rows of a matrix stay."""
+    """Adds noise to all weights, so that no two tokens are almost equally likely; rows of zeros stay zero."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -43,7 +43,7 @@ def lively(model: TranslationModel) -> TranslationModel:
 
 
 def model_of(portable: PortableModel) -> TranslationModel:
-    """The model that the weights are of."""
+    """The mtkit model with these weights."""
     sizes = len(portable.source.pieces), len(portable.target.pieces)
     model = empty_model(portable.config.model, *sizes, Specials(portable.source.special, portable.target.special))
     fill_model(model, portable.weights, "test")
@@ -51,7 +51,7 @@ def model_of(portable: PortableModel) -> TranslationModel:
 
 
 def rows(num: int, size: int, special: Sequence[int], seed: int) -> list[list[int]]:
-    """Sentences of different lengths without special ids."""
+    """Random sentences of 1 to 8 tokens, without special ids."""
     generator = torch.Generator().manual_seed(seed)
     plain = torch.tensor([token for token in range(size) if token not in special])
     lengths = torch.randint(1, 9, (num,), generator=generator).tolist()
@@ -68,9 +68,9 @@ def sentences_of(portable: PortableModel, num: int = 20) -> tuple[list[list[int]
 
 @torch.no_grad()
 def check_logits(portable: PortableModel, theirs: Any) -> None:
-    """Under teacher forcing, over a padded batch."""
+    """Checks that both models give the same logits under teacher forcing, on a padded batch."""
     model = model_of(portable)
-    batch = padded_batch(*map(ragged, sentences_of(portable)), model.marks)
+    batch = padded_batch(*map(ragged, sentences_of(portable)), model.boundaries)
     ours = model.output(model(batch.source, batch.target))
     found = theirs(
         input_ids=batch.source.ids, attention_mask=batch.source.mask.long(), decoder_input_ids=batch.target.ids
@@ -83,28 +83,28 @@ def check_logits(portable: PortableModel, theirs: Any) -> None:
 
 def check_greedy(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
     model = model_of(portable)
-    sources, _ = sentences_of(portable)
+    sources, _ = sentences_of(portable, 8)
     ours = [best.tokens for [best] in decode(model, DecodingConfig(beam_size=1), sources, forbidden=forbidden)]
     for source, tokens in zip(sources, ours, strict=True):
-        ids = torch.tensor([[*source, model.marks.source_end]])
+        ids = torch.tensor([[*source, model.boundaries.source_end]])
         most = 2 * len(source) + 20
-        said = theirs.generate(
+        found = theirs.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             num_beams=1,
             do_sample=False,
             max_length=most + 2,
             bad_words_ids=[[id_] for id_ in forbidden],
-            forced_eos_token_id=model.marks.target_end,
+            forced_eos_token_id=model.boundaries.target_end,
         )[0, 1:].tolist()
-        if model.marks.target_end in said:
-            said = said[: said.index(model.marks.target_end)]
-        assert said == tokens
+        if model.boundaries.target_end in found:
+            found = found[: found.index(model.boundaries.target_end)]
+        assert found == tokens
 
 
 @dataclass(frozen=True)
 class Written:
-    """A state for transformers' model: what each hypothesis has read, and nothing kept of earlier steps."""
+    """A decoding state for transformers' model: the tokens of each hypothesis so far, without a cache."""
 
     sources: Tensor  # (R, S)
     mask: Tensor  # (R, S)
@@ -133,12 +133,12 @@ def their_step(theirs: Any, forbidden: Sequence[int], ids: Tensor, state: Writte
 
 
 def check_beam(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -> None:
-    """Our search gives the same over their logits as over ours."""
+    """Checks that our beam search finds the same hypotheses with their logits as with ours."""
     model = model_of(portable)
     sources, _ = sentences_of(portable, 8)
-    batch = padded_batch(ragged(sources), ragged(sources), model.marks)
-    start, most = torch.full((8,), model.marks.start), torch.full((8,), 12)
-    search = (start, most, model.marks.target_end, 4, partial(power, exponent=1.0))
+    batch = padded_batch(ragged(sources), ragged(sources), model.boundaries)
+    start, most = torch.full((8,), model.boundaries.start), torch.full((8,), 12)
+    search = (start, most, model.boundaries.target_end, 4, partial(power, exponent=1.0))
     with torch.no_grad():
         step = partial(next_log_probs, model, forbidden)
         ours = beam_search(step, model.encode(batch.source), *search)
@@ -149,17 +149,17 @@ def check_beam(portable: PortableModel, theirs: Any, forbidden: Sequence[int]) -
 
 
 def loaded(directory: Path, kind: str = "MarianMTModel") -> Any:
-    """By transformers, which must miss nothing and find nothing left over."""
+    """The model that transformers loads, without missing or unexpected weights."""
     transformers: Any = pytest.importorskip("transformers")
-    model, told = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
-    assert not told["mismatched_keys"]
+    model, report = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
     return model.eval()
 
 
 def write_opus(directory: Path, run: Path) -> None:
-    """A checkpoint as OPUS-MT's lie on the hub, its weights random, its tokenizer that of a run."""
+    """Write a checkpoint like those of OPUS-MT on the Hugging Face hub, with random weights and a run's tokenizer."""
     tokenizer = Tokenizer.load(run / "model" / "tokenizer")
     model = {"d_model": 32, "num_heads": 4, "d_ff": 64, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.1}
     marian = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
@@ -168,7 +168,7 @@ def write_opus(directory: Path, run: Path) -> None:
     sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
     weights = dict(lively(new_model(config.model, *sizes, seed=1)).named_parameters())
     source, target = (
-        Vocabulary(pieces(range(size)), OWN, model_bytes)
+        Vocabulary(pieces(range(size)), DEFAULT_IDS, model_bytes)
         for pieces, size, model_bytes in (
             (tokenizer.source_pieces, sizes[0], tokenizer.source_sentencepiece()),
             (tokenizer.target_pieces, sizes[1], tokenizer.target_sentencepiece()),

@@ -1,4 +1,4 @@
-"""Models as Marian writes them, made by numpy; what they say, computed by numpy; and Marian itself, if installed."""
+"""Models in Marian's file format and their log-probabilities, both made with numpy, and Marian itself if installed."""
 
 import json
 import math
@@ -69,12 +69,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 
 
 def has_two(options: dict[str, Any]) -> bool:
-    """Whether each side has a vocabulary of its own."""
+    """Whether source and target have separate vocabularies."""
     return not (options["tied-embeddings-all"] or options["tied-embeddings-src"])
 
 
 def write_sentencepiece(path: Path, side: int | None, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
-    """A model with Marian's special ids, of one side of the toy corpus or of both."""
+    """Train a SentencePiece model with Marian's special ids on one side of the toy corpus, or both if None."""
     lines = [text for pair in toy_pairs(200) for text in (pair if side is None else pair[side : side + 1])]
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
@@ -93,7 +93,10 @@ def as_yaml(pieces: Sequence[str]) -> str:
 
 
 def write_native(directory: Path, kind: str = "spm", transposed: bool = False, **changed: Any) -> Arrays:
-    """A model of random weights, its vocabularies and decoder.yml; kind: spm, or yml beside the models (OPUS-MT)."""
+    """Write a model with random weights, its vocabularies and decoder.yml.
+
+    Vocabularies are SentencePiece models, or, if kind is yml, lists beside the models as OPUS-MT has them.
+    """
     options = {**OPTIONS, **changed}
     directory.mkdir(parents=True)
     sides = (0, 1) if has_two(options) else (None, None)
@@ -130,7 +133,7 @@ def save_npz(path: Path, options: dict[str, Any], arrays: Arrays) -> None:
 
 
 def random_arrays(options: dict[str, Any], transposed: bool) -> Arrays:
-    """The arrays of a model, large enough that no two words are nearly as likely."""
+    """Random weights, large enough that no two words are almost equally likely."""
     chance = np.random.default_rng(3)
     width, (source, target) = options["dim-emb"], options["dim-vocabs"]
     arrays: Arrays = {}
@@ -178,7 +181,7 @@ def random_arrays(options: dict[str, Any], transposed: bool) -> Arrays:
 
 
 def log_probs(options: dict[str, Any], arrays: Arrays, source: Sequence[int], target: Sequence[int]) -> list[float]:
-    """Of each word of the target and of its end, by the formulas of the papers and the names of Marian, in fp64."""
+    """Log-probabilities of the target and the end mark in fp64, by the papers' formulas and Marian's names."""
     a = {name: array.astype(np.float64) for name, array in arrays.items()}
     heads, width = options["transformer-heads"], options["dim-emb"]
     pre = options["transformer-preprocess"] == "n"
@@ -260,7 +263,7 @@ print(json.dumps(said))
 
 
 def marian_says(jobs: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
-    """What Marian itself prints for options and lines; in a process of its own, which it may abort."""
+    """The output of Marian itself for options and lines, in a process of its own, because Marian may abort."""
     told = json.dumps([(options, "\n".join(lines)) for options, lines in jobs])
     ran = subprocess.run([sys.executable, "-c", CODE], input=told, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

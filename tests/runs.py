@@ -1,6 +1,7 @@
-"""Small runs over the toy corpus: how they are trained, interrupted in the middle of something, and compared."""
+"""Small training runs on the toy corpus: training, interrupting at a chosen place, and comparing them."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
@@ -17,8 +19,8 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 
-# Some four updates make an epoch, so that most kills come in the middle of one, of an accumulation of log lines, and
-# of the stretch between two checkpoints.
+# An epoch has about four updates, so that most kills come in the middle of an epoch, between two lines of the log, and
+# between two checkpoints.
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
 RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
 MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
@@ -35,24 +37,46 @@ TRAINING = {
     "average_checkpoints": 3,
 }
 
+# On a machine without a GPU no test is made that could only be skipped.
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
 Make = Callable[..., Config]
 
 
 def trained(config: Config, change: bool = False) -> Path:
-    """Train to the end, with changed settings if change says so; the run directory."""
+    """Train to the end and return the run directory; change allows settings that differ from the run's."""
     train(config, read_validation(config), change)
     return config.run_path
 
 
+_DONE: dict[tuple[str, Path], tuple[Path, Any]] = {}
+
+
+def done_once(stage: Callable[[Config], Any], config: Config) -> Any:
+    """Do a stage in a run directory that is not there yet, or copy there what it left the first time.
+
+    For tests of one module that begin with the same run in the same place, from the same settings and text.
+    """
+    key = (stage.__name__, config.run_path)
+    assert not config.run_path.exists()
+    if key in _DONE:
+        shutil.copytree(_DONE[key][0], config.run_path)
+    else:
+        result = stage(config)
+        copy = config.run_path.parent / f"{config.run_path.name}-{stage.__name__}"
+        _DONE[key] = Path(shutil.copytree(config.run_path, copy)), result
+    return _DONE[key][1]
+
+
 def trainer_of(config: Config) -> Trainer:
-    """A trainer that stands where the last checkpoint is."""
+    """A trainer at the last checkpoint of a run."""
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
     corpus = Corpus.open(config.run_path / "data" / "train")
     return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
 
 
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The log's events, or those of some kinds, without what clocks say."""
+    """The events in the log, of these kinds or all but start, without times."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     clocks = ("seconds", "minutes", "tokens_per_second")
     return [
@@ -63,7 +87,7 @@ def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves but what clocks say: two runs are the same if this is equal."""
+    """All that a run has written, without times: equal if two runs are the same."""
     found: dict[str, Any] = {
         str(path.relative_to(run)): path.read_bytes()
         for folder in ("checkpoints", "model")
@@ -79,32 +103,32 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 class Killed(BaseException):
-    """What stands in for the end of the process: nothing of mtkit handles it."""
+    """Simulates the end of the process: mtkit handles it nowhere."""
 
 
 def kill() -> None:
-    """End it all."""
+    """Ends the run as a kill would."""
     raise Killed
 
 
 def interrupt() -> None:
-    """What Ctrl-C does."""
+    """Sends SIGINT, as Ctrl-C does."""
     signal.raise_signal(signal.SIGINT)
 
 
 def at_step(step: int) -> Callable[[Trainer], bool]:
-    """Whether so many updates are done."""
+    """A condition for doing(): so many updates are done."""
     return lambda trainer: trainer.state.progress.step == step
 
 
 def always(_: object) -> bool:
-    """At the first call."""
+    """A condition for doing() that is always true."""
     return True
 
 
 @contextmanager
 def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[Any], bool]) -> Iterator[None]:
-    """Do something before the calls of a function of mtkit whose time it is."""
+    """Perform action before those calls of owner.name whose first argument meets the condition is_time."""
     function = getattr(owner, name)
 
     def disturbed(*arguments: Any, **options: Any) -> Any:

@@ -146,7 +146,7 @@ def test_each_test_sentence_has_a_combination_that_training_lacks(demo, corpus):
 
 def test_looking_up_the_nearest_sentence_stays_below_60_bleu(demo):
     train, test = (list(zip(lines(f"{split}.fr"), lines(f"{split}.en"), strict=True)) for split in ("train", "test"))
-    assert demo.lookup_bleu(train, test) < 60
+    assert demo.lookup_bleu(train, test[::8]) < 60
 
 
 def test_the_lookup_ranks_as_the_chrf_of_sacrebleu(demo):

@@ -1,9 +1,11 @@
 """A signal ends every command with one line and leaves nothing half written."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 NOTHING = "before the end; no file is left half written"
 
 
+def hear_ctrl_c() -> None:
+    """A shell that runs the tests in the background has its children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ended(code: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
     """The exit code and stderr of a Python program that a signal comes to as it says that it is ready."""
     program = f"import sys\nfrom pathlib import Path\nfrom time import sleep\nsys.path[:0] = {sys.path!r}\n{code}"
@@ -27,28 +34,13 @@ def ended(code: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout
     process.stdout.readline()
     process.send_signal(number)
     _, error = process.communicate()
     return process.returncode, error.decode()
-
-
-def at_work(arguments: list[object], owner: str, name: str) -> str:
-    """A program that runs `mtkit ARGUMENTS`, and waits for a signal where that calls a function of mtkit."""
-    return f"""
-from mtkit.cli import main
-import {owner} as owner
-def wait(*_, **__):
-    print("ready", flush=True)
-    sleep(60)
-owner.{name} = wait
-sys.argv = {["mtkit", *map(str, arguments)]!r}
-main()
-"""
 
 
 COMMANDS = {
@@ -78,22 +70,79 @@ COMMANDS = {
     "plot": (["plot", "training", "RUN", "-o", "out.png"], "mtkit.evaluation.plot", "write_file", NOTHING),
 }
 
+# Runs each command in a child, which need not import PyTorch again, and has a signal come where that calls a function
+# of mtkit; prints the exit codes.
+PROGRAM = """
+import json, os, signal, sys, time
+from importlib import import_module
+from mtkit.cli import main
+
+codes = {}
+for name, (arguments, owner, function, number, folder, errors) in json.load(sys.stdin).items():
+    module = import_module(owner)
+    child = os.fork()
+    if child:
+        codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        continue
+    os.chdir(folder)
+    for path, descriptor in ((os.devnull, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+
+    def wait(*_, **__):
+        signal.raise_signal(number)
+        time.sleep(60)
+
+    setattr(module, function, wait)
+    sys.argv = ["mtkit", *arguments]
+    main()
+print(json.dumps(codes))
+"""
+
+
+def signal_of(command: str) -> signal.Signals:
+    return signal.SIGTERM if command in ("translate-packed", "bundle") else signal.SIGINT
+
+
+@pytest.fixture(scope="module")
+def ended_commands(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, Path]]:
+    """The exit code, stderr and folder of each command that a signal came to."""
+    root = tmp_path_factory.mktemp("ended")
+    write_lines(root / "text", ["one two", "three"])
+    given = {"RUN": str(tiny_run), "TEXT": str(root / "text")}
+    jobs = {}
+    for command, (arguments, owner, function, _) in COMMANDS.items():
+        (root / command).mkdir()
+        words = [given.get(word, word) for word in arguments]
+        number = int(signal_of(command))
+        jobs[command] = (words, owner, function, number, str(root / command), str(root / f"{command}.errors"))
+    if find_spec("matplotlib") is None:
+        del jobs["plot"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=hear_ctrl_c,
+    )
+    return {
+        command: (code, (root / f"{command}.errors").read_text("utf-8"), root / command)
+        for command, code in json.loads(done.stdout).items()
+    }
+
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_signal_leaves_nothing_half_written_and_one_line(tiny_run: Path, tmp_path: Path, command: str) -> None:
-    arguments, owner, name, told = COMMANDS[command]
-    if command == "plot":
-        pytest.importorskip("matplotlib")
-    folder = tmp_path / "here"
-    folder.mkdir()
-    write_lines(tmp_path / "text", ["one two", "three"])
-    given: list[object] = [{"RUN": tiny_run, "TEXT": tmp_path / "text"}.get(part, part) for part in arguments]
-    number = signal.SIGTERM if command in ("translate-packed", "bundle") else signal.SIGINT
-    code, error = ended(at_work(given, owner, name), number, folder)
+def test_a_signal_leaves_nothing_half_written_and_one_line(
+    ended_commands: dict[str, tuple[int, str, Path]], command: str
+) -> None:
+    if command not in ended_commands:
+        pytest.skip("matplotlib is not installed")
+    code, error, folder = ended_commands[command]
     lines = [line for line in error.splitlines() if line.startswith("mtkit: ")]
-    assert (code, len(lines)) == (128 + number, 1), error
-    assert lines[0].startswith(f"mtkit: error: stopped by {number.name}")
-    assert told in lines[0]
+    assert (code, len(lines)) == (128 + signal_of(command), 1), error
+    assert lines[0].startswith(f"mtkit: error: stopped by {signal_of(command).name}")
+    assert COMMANDS[command][3] in lines[0]
     assert "Traceback" not in error
     assert list(folder.iterdir()) == []
 
@@ -110,7 +159,7 @@ def test_lines_that_were_translated_are_kept_and_told_of(tmp_path: Path) -> None
         with pytest.raises(StoppedError) as error:
             be_ended(path)
         part = f"{path}.part"
-        assert str(error.value) == f"stopped by SIGTERM; 1,000 lines are translated, and stand in {part}"
+        assert str(error.value) == f"stopped by SIGTERM; 1,000 lines are translated, and kept in {part}"
         assert error.value.code == 143
         assert not path.exists()
         assert Path(part).stat().st_size

@@ -16,18 +16,27 @@ from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
 from mtkit.files import only_writer
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation, validation_text_changes
-from mtkit.text.lines import fingerprint, packed_fingerprint
+from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.training.train import train
 from tests.conftest import config_with
+from tests.runs import done_once
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The folder of the run and its text, which are the same for each test."""
+    return tmp_path_factory.mktemp("place")
+
+
 @pytest.fixture
-def config(make_config, corpus_files, tmp_path) -> Config:
+def config(make_config, corpus_files, place) -> Config:
     """A run of four updates over its own copy of the corpus."""
-    shutil.copytree(corpus_files.root, tmp_path / "data")
-    return make_config(training=SHORT, data={"root": str(tmp_path / "data")})
+    for name in ("run", "data"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    shutil.copytree(corpus_files.root, place / "data")
+    return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -44,7 +53,7 @@ def with_settings_of(config: Config, **data: object) -> Config:
 
 
 def test_a_second_run_changes_nothing_and_gives_the_same_scores(config, capsys):
-    first = run_all(config)
+    first = done_once(run_all, config)
     before = contents(config.run_path)
     capsys.readouterr()
     assert run_all(config) == first
@@ -56,7 +65,7 @@ def test_a_second_run_changes_nothing_and_gives_the_same_scores(config, capsys):
 
 
 def test_the_run_directory_holds_what_a_user_carries(config):
-    scores = run_all(config)
+    scores = done_once(run_all, config)
     run = config.run_path
     assert load_config(run / "config.yaml", []) == config
     names = {"config.yaml", "run.json", "log.jsonl", "tokenizer", "data", "checkpoints", "model", "translations"}
@@ -83,7 +92,7 @@ def test_a_run_without_test_sets_leaves_a_bundle_with_a_card(config):
 
 
 def test_new_decoding_settings_evaluate_again_but_train_nothing(config):
-    run_all(config)
+    done_once(run_all, config)
     trained = contents(config.run_path / "checkpoints")
     weights = (config.run_path / "model" / "weights.safetensors").read_bytes()
     greedy = with_settings(config, "decoding.beam_size=1")
@@ -94,7 +103,7 @@ def test_new_decoding_settings_evaluate_again_but_train_nothing(config):
 
 
 def test_a_changed_test_set_is_scored_again(config):
-    before = run_all(config)
+    before = done_once(run_all, config)
     reference = config.data.root / "test.tgt"
     reference.write_bytes(b"".join(b"9\n" for _ in range(24)))
     assert [score.score for score in run_all(config)] != [score.score for score in before]
@@ -110,7 +119,7 @@ def test_a_test_set_that_was_only_packed_anew_is_not_scored_again(config, capsys
     record = config.run_path / "evaluated.json"
     inputs = record.read_text()
     for name in ("test.src", "test.tgt"):  # as earlier versions wrote it
-        inputs = inputs.replace(fingerprint(data / name), packed_fingerprint(data / f"{name}.gz"))
+        inputs = inputs.replace(fingerprint(data / name), compressed_fingerprint(data / f"{name}.gz"))
     for known in (record.read_text(), inputs):
         record.write_text(known)
         capsys.readouterr()
@@ -125,7 +134,7 @@ def test_a_test_set_that_was_only_packed_anew_is_not_scored_again(config, capsys
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(config, capsys):
-    run_train(config)
+    done_once(run_train, config)
     capsys.readouterr()
     run_train(with_settings(config, "training.max_steps=6"))
     assert "going on from step 4" in capsys.readouterr().err
@@ -134,7 +143,7 @@ def test_more_steps_go_on_from_the_last_checkpoint(config, capsys):
 @pytest.mark.parametrize("name", ["train.src", "train.tgt"])
 @pytest.mark.parametrize("stage", [run_tokenizer, run_binarize, run_train, run_all])
 def test_changed_text_is_refused_once_training_began(config, name, stage):
-    run_train(config)
+    done_once(run_train, config)
     before = contents(config.run_path)
     path = config.data.root / name
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 1).replace(b"one", b"two", 1))
@@ -146,7 +155,7 @@ def test_changed_text_is_refused_once_training_began(config, name, stage):
 
 
 def test_other_validation_text_is_kept_anew_and_the_best_checkpoint_measured_again(config, capsys):
-    run_train(config)
+    done_once(run_train, config)
     weights = contents(config.run_path / "checkpoints" / "step-00000004")["weights.safetensors"]
     path = config.data.root / "valid.tgt"
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
@@ -163,7 +172,7 @@ def test_other_validation_text_is_kept_anew_and_the_best_checkpoint_measured_aga
 @pytest.mark.parametrize("name", ["tokenizer", "data", "data/train", "data/valid"])
 @pytest.mark.parametrize("stage", [run_binarize, run_train])
 def test_what_was_deleted_of_a_run_is_made_again_and_the_run_goes_on(config, name, stage):
-    run_train(config)
+    done_once(run_train, config)
     before = contents(config.run_path / name)
     shutil.rmtree(config.run_path / name)
     more = with_settings(config, "training.max_steps=6")
@@ -174,7 +183,7 @@ def test_what_was_deleted_of_a_run_is_made_again_and_the_run_goes_on(config, nam
 
 
 def test_a_tokenizer_that_was_deleted_and_whose_text_changed_costs_no_checkpoint(config):
-    run_train(config)
+    done_once(run_train, config)
     shutil.rmtree(config.run_path / "tokenizer")
     path = config.data.root / "train.src"
     before = path.read_bytes()
@@ -196,7 +205,7 @@ def test_changed_text_before_training_is_prepared_again(config):
 
 
 def test_changed_settings_that_break_the_continuation_are_named_and_change_nothing(config):
-    run_train(config)
+    done_once(run_train, config)
     before = contents(config.run_path)
     with pytest.raises(CheckpointError, match=r"training\.label_smoothing was 0\.0, is 0\.1"):
         run_train(with_settings(config, "training.label_smoothing=0.1"))
@@ -204,7 +213,7 @@ def test_changed_settings_that_break_the_continuation_are_named_and_change_nothi
 
 
 def test_fresh_starts_anew(config):
-    run_train(config)
+    done_once(run_train, config)
     changed = with_settings(config, "training.seed=7")
     run_train(changed, fresh=True)
     assert load_config(config.run_path / "config.yaml", []).training.seed == 7
@@ -213,7 +222,7 @@ def test_fresh_starts_anew(config):
 
 
 def test_training_goes_on_where_the_text_was_not_carried_along(config, capsys):
-    run_train(config)
+    done_once(run_train, config)
     for path in config.data.root.glob("train.*"):
         path.unlink()
     run_train(with_settings(config, "training.max_steps=6"))
@@ -243,7 +252,7 @@ def test_one_run_has_one_writer(config):
 
 @pytest.mark.parametrize("stage", [run_tokenizer, run_binarize, run_train, run_all])
 def test_what_a_kill_left_goes_when_a_run_is_opened_for_writing(config, stage):
-    run_all(config)
+    done_once(run_all, config)
     before = contents(config.run_path)
     directories = [config.run_path / name for name in ("tokenizer", "data/train", "data/valid", "model")]
     for directory in directories:
@@ -257,7 +266,7 @@ def test_what_a_kill_left_goes_when_a_run_is_opened_for_writing(config, stage):
 
 @pytest.mark.parametrize("name", ["tokenizer", "data/train", "data/valid", "model"])
 def test_a_kill_between_two_renames_costs_nothing_of_a_run(config, name, capsys):
-    run_train(config)
+    done_once(run_train, config)
     before = contents(config.run_path)
     directory = config.run_path / name
     shutil.copytree(directory, directory.with_name(f".{directory.name}.new"))
@@ -289,7 +298,7 @@ def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(co
     capsys.readouterr()
     run_tokenizer(config)
     told, begun, took, trained = capsys.readouterr().err.splitlines()
-    assert told.startswith("warning: ")
+    assert told.startswith("mtkit: warning: ")
     assert name in told
     assert begun.startswith("training the bpe tokenizer on ")
     assert took.startswith("training the bpe tokenizer on ")
@@ -298,7 +307,7 @@ def test_a_damaged_tokenizer_is_told_and_trained_again_when_that_is_asked_for(co
 
 
 def test_a_damaged_tokenizer_stays_once_training_began(config):
-    run_train(config)
+    done_once(run_train, config)
     (config.run_path / "tokenizer" / "tokenizer.json").unlink()
     before = contents(config.run_path)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
@@ -307,7 +316,7 @@ def test_a_damaged_tokenizer_stays_once_training_began(config):
 
 
 def test_binarizing_mends_damaged_data_and_training_goes_on(config):
-    run_train(config)
+    done_once(run_train, config)
     before = contents(config.run_path / "data")
     path = config.run_path / "data" / "train" / "source.tokens"
     path.write_bytes(path.read_bytes()[:-2])

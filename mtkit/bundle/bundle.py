@@ -1,4 +1,4 @@
-"""The bundle: all that is needed to translate, in a folder or in one file."""
+"""The model bundle: weights, settings, tokenizer and description, in a folder or in one packed file."""
 
 import hashlib
 import json
@@ -18,25 +18,29 @@ from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, say
 from mtkit.files import replaced_directory, standing, write_file
+from mtkit.models.registry import require_sizes_of
 
-FORMAT = 2  # 1 had no checksums but the tokenizer's, no statistics of lengths and no canaries
+# The description of a bundle: the file bundle.json.
+
+FORMAT = 2  # format 1 had no checksum but the tokenizer's, no length statistics and no canaries
 
 MOST_PIECES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Table:
-    """Any names, each with something of this kind."""
+    """In KINDS, stands for a dict with arbitrary keys whose values are all of the kind `of`."""
 
     of: Any
 
 
-# What a description must tell for the model to be loaded.
+# The keys that every description must have.
 NEEDED = {"weights_bytes", "tokenizer_sha256", "source_vocab_size", "target_vocab_size"}
 
 LENGTHS = {"mean": float, "longest": int, "quantiles": Table(int)}
 
-# What it may tell, and of which kind that is; other keys are free. A number is finite and not negative.
+# The kind of value of each known key, as _fits checks it; other keys may have any value. Numbers must be finite and not
+# negative.
 KINDS = {
     "mtkit": str,
     "name": str,
@@ -69,15 +73,16 @@ KINDS = {
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The bytes of bundle.json, which end with a checksum over all else in it."""
+    """The bytes of bundle.json: content as JSON, with its SHA-256 under the key sha256."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_description(data: bytes, path: Path) -> dict[str, Any]:
-    """What bundle.json tells, without its checksum; path, where it lies, begins the CheckpointError if it is damaged.
+    """Parses bundle.json (data, read from path) and returns its content without the checksum.
 
-    Since format 2 it is byte for byte as mtkit wrote it.
+    Raises CheckpointError, whose message begins with path, if data is damaged: a description of format 2 must be byte
+    for byte what mtkit wrote. Also raises it if the format is newer than this version of mtkit reads.
     """
     try:
         content = json.loads(data)
@@ -105,11 +110,15 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 def _are_sizes(content: dict[str, Any]) -> bool:
+    """Whether both vocabulary sizes in a description are positive and below MOST_PIECES."""
     return all(0 < content[f"{side}_vocab_size"] < MOST_PIECES for side in ("source", "target"))
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind: a type, a list of a kind, keys each with a kind, or any keys of one kind."""
+    """Whether value has the structure that kind describes.
+
+    kind is a type, a list [kind of every item], a dict {key: kind of its value, where the key exists}, or a Table.
+    """
     if isinstance(kind, Table):
         return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
     if isinstance(kind, dict):
@@ -123,27 +132,30 @@ def _fits(value: Any, kind: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-# Canaries: sentences that a bundle carries with their translations, to tell elsewhere whether it sings as it did.
+# Canaries: sentences with their translations, to check that the model translates the same on another machine.
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A source, and what the model said of it: greedily, in fp32 on a CPU."""
+    """A source line and the model's translation of it by greedy search, computed in fp32 on a CPU."""
 
     source: str
     source_tokens: list[int]
     target_tokens: list[int]  # without the end mark
-    log_prob: float  # of target_tokens and the end mark
-    text: str
+    log_prob: float  # of target_tokens with the end mark
+    text: str  # target_tokens decoded
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """As canaries.json holds them."""
+    """The content of canaries.json for these canaries."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """Those of canaries.json; where begins the CheckpointError if it is damaged, or has ids that no vocabulary has."""
+    """Parses canaries.json (data) and returns its canaries.
+
+    Raises CheckpointError, whose message begins with where, if data is damaged or has ids outside the vocabularies.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -166,10 +178,11 @@ def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_
 
 
 def _are_ids(tokens: Any, vocab_size: int) -> bool:
+    """Whether tokens is a list of ids in range(vocab_size)."""
     return isinstance(tokens, list) and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
 
 
-# The bundle: a model with all that it takes to translate, in one directory or packed into one file.
+# The files of a bundle, and the open bundle.
 
 WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
@@ -181,54 +194,65 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
-# Ids of the target's vocabulary that were added and that no training has seen: they are never said.
+# Keys of bundle.json that list the target ids and the tags that were added to the vocabulary and have not been trained
+# since. These ids are never generated.
 UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
 
-# What is in a run directory, some of it from the first second on, and in no bundle.
+# Files and folders that only a run directory has, not a bundle; training creates some of them as soon as it starts.
 RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
 
-SCORE = {"test_set", "metric", "score", "signature"}  # what a score tells
+SCORE = {"test_set", "metric", "score", "signature"}  # the keys of each score in scores.json
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, its weights not yet read."""
+    """An open bundle; weights() reads the weights."""
 
     storage: Storage
     config: Config
-    description: dict[str, Any]  # format, mtkit, vocabulary sizes, training, checksums
+    description: dict[str, Any]  # content of bundle.json: format, mtkit version, vocabulary sizes, training, checksums
 
     @property
     def path(self) -> Path:
-        """The folder, or the one file."""
+        """The path of the folder or of the packed file."""
         return self.storage.path
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where messages say that the tokenizer lies."""
+        """The path of the tokenizer, for messages only: in a packed file it does not exist."""
         return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
-        """A file of the bundle, such as tokenizer/tokenizer.json; CheckpointError if it is not there."""
+        """The content of a file of the bundle, such as tokenizer/tokenizer.json.
+
+        Raises CheckpointError if the file is missing or cannot be read.
+        """
         return _read(self.storage, name)
 
     def config_with(self, overrides: Sequence[str]) -> Config:
-        """The settings it was trained with, and these over them."""
+        """The settings in the bundle's config.yaml, with overrides such as decoding.beam_size=1 applied."""
         return _config(self.storage, overrides) if overrides else self.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """What the tokenizer is made of, by the names of its files."""
+        """The contents of the tokenizer's files, by file name."""
         return tokenizer_files(self.storage)
 
     def require_own_tokenizer(self) -> None:
-        """Another tokenizer's ids mean other words, and nobody would notice but by the translations."""
+        """Raises CheckpointError if the tokenizer is not the one that the model was trained with.
+
+        A tokenizer with other ids would cause no error, only bad translations.
+        """
         if _checksum(self.tokenizer_files()) != self.description["tokenizer_sha256"]:
             raise CheckpointError(
                 f"{self.tokenizer_path}: not the tokenizer that this model was trained with; copy the model again"
             )
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights as they lie in the file: mapped into memory, not copied."""
+        """The weights by parameter name, memory-mapped rather than copied.
+
+        Raises CheckpointError if the file is missing or damaged, or if the settings describe a model with more layers
+        or larger matrices than these weights can fill.
+        """
         path = self.path / WEIGHTS
         try:
             content = self.storage.view(WEIGHTS)
@@ -239,17 +263,22 @@ class Bundle:
                 f"{path}: {len(content):,} bytes where {self.description['weights_bytes']:,} were written; "
                 "the file is cut off or another model's, copy it again"
             )
-        return read_tensors(content, str(path))
+        weights = read_tensors(content, str(path))
+        require_sizes_of(self.config.model, weights, str(self.path))
+        return weights
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:
-        """Tags that were added and that no training has seen."""
+        """Tags that were added to the vocabulary and have not been trained since."""
         tags = self.description.get(UNTRAINED_TAGS, [])
         return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def untrained(self) -> list[int]:
-        """Ids that were added to the target's vocabulary and that no training has seen."""
+        """Ids that were added to the target vocabulary and have not been trained since.
+
+        Raises CheckpointError if bundle.json has no valid ids there.
+        """
         ids = self.description.get(UNTRAINED, [])
         size = self.description["target_vocab_size"]
         if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < size for id_ in ids):
@@ -257,7 +286,7 @@ class Bundle:
         return ids
 
     def canaries(self) -> list[Canary]:
-        """Sentences whose translations are known; none in a bundle of format 1."""
+        """The canaries; none in a bundle of format 1. Raises CheckpointError if canaries.json is damaged or missing."""
         if self.description["format"] == 1:
             return []
         sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
@@ -265,7 +294,10 @@ class Bundle:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle that a path names: a bundle itself, or the one of a run directory."""
+    """The path of the bundle at path, which is a bundle or a run directory with a finished model.
+
+    Raises CheckpointError if there is none.
+    """
     bundle = bundle_at(path)
     if bundle is None:
         raise no_model(path)
@@ -273,7 +305,10 @@ def find_bundle(path: Path) -> Path:
 
 
 def bundle_at(path: Path) -> Path | None:
-    """The same; None if there is none."""
+    """The path of the bundle at path, which is a bundle or a run directory, or None if there is none.
+
+    Any file that begins like a zip counts as a bundle.
+    """
     if is_packed(path):
         return path
     candidates = map(standing, (path, path / "model"))
@@ -281,7 +316,7 @@ def bundle_at(path: Path) -> Path | None:
 
 
 def no_model(path: Path) -> CheckpointError:
-    """What to say of a path that names neither a bundle nor a checkpoint."""
+    """Returns the error for a path that is neither a bundle nor a checkpoint, with advice on what to do."""
     wanted = "MODEL is a run directory, a checkpoint or a model bundle"
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
@@ -298,33 +333,34 @@ def no_model(path: Path) -> CheckpointError:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is the directory of a run, however far that is."""
+    """Whether a folder is a run directory, even if its training has only just started."""
     return any((path / name).exists() for name in RUN_SIGNS)
 
 
 def _holds_model(path: Path) -> bool:
-    """Whether a folder is a bundle or a run directory, finished or not."""
+    """Whether path is a folder with a bundle, or a run directory that has checkpoints or a finished model."""
     return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
 
 
-def find_storage(path: Path) -> Storage:
-    """The files of the bundle that a path names."""
-    return open_storage(find_bundle(path))
-
-
 def open_bundle(path: Path) -> Bundle:
-    """The bundle at a path, its parts checked for being there and readable."""
-    return bundle_of(find_storage(path))
+    """Opens the bundle at path, which is a bundle or a run directory with a finished model.
+
+    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
+    """
+    return bundle_of(open_storage(find_bundle(path)))
 
 
 def bundle_of(storage: Storage) -> Bundle:
-    """The bundle that these files are."""
+    """Opens the bundle in a storage.
+
+    Raises CheckpointError if its description or settings are damaged, and ConfigError if its settings are not valid.
+    """
     description = describe(storage)
     return Bundle(storage, _config(storage, ()), description)
 
 
 def describe(storage: Storage) -> dict[str, Any]:
-    """What bundle.json tells; a damaged one is a CheckpointError."""
+    """The content of bundle.json, without its checksum; raises CheckpointError if it is damaged or missing."""
     path = storage.path / DESCRIPTION
     try:
         content = bytes(storage.view(DESCRIPTION))
@@ -334,12 +370,13 @@ def describe(storage: Storage) -> dict[str, Any]:
 
 
 def tokenizer_files(storage: Storage) -> dict[str, bytes]:
-    """The files of the tokenizer by their names in its folder."""
+    """The contents of the files in the folder tokenizer, by file name."""
     names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
     return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
 
 
 def _read(storage: Storage, name: str) -> bytes:
+    """The content of a file; raises CheckpointError if it is missing or cannot be read."""
     try:
         return bytes(storage.view(name))
     except OSError:
@@ -347,6 +384,7 @@ def _read(storage: Storage, name: str) -> bytes:
 
 
 def _config(storage: Storage, overrides: Sequence[str]) -> Config:
+    """The settings in config.yaml, with overrides applied; raises CheckpointError or ConfigError as bundle_of does."""
     path = storage.path / CONFIG
     try:
         text = _read(storage, CONFIG).decode("utf-8")
@@ -363,13 +401,16 @@ def save_bundle(
     about: dict[str, Any],
     canaries: Sequence[Canary] = (),
 ) -> None:
-    """Write a bundle in the place of an older one; about is kept in its description."""
+    """Writes a bundle to the folder path, replacing an older one; the keys of about are added to bundle.json.
+
+    Raises CheckpointError if it cannot be written.
+    """
     try:
         with replaced_directory(path) as new:
             save_file(weights, new / WEIGHTS)
             save_tokenizer(new / TOKENIZER)
             (new / CONFIG).write_bytes(carried_config(config))
-            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which safetensors lets nobody else read
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes its file readable only by the owner
             (new / CANARIES).write_bytes(canaries_text(canaries))
             storage = Folder(new)
             files = {name: sums.told for name, sums in all_sums(storage).items()}
@@ -377,11 +418,11 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
     if fault := not_finite(weights):
-        say(f"warning: {path}: {fault}; it cannot translate")
+        say(f"mtkit: warning: {path}: {fault}; it cannot translate")
 
 
 def carried_config(config: Config) -> bytes:
-    """config.yaml of a bundle, which names no folder and no device of the machine that the model was made on."""
+    """The config.yaml of a bundle: config with run_dir, training.start_from and device reset to their defaults."""
     training = config.training.model_copy(update={"start_from": None})
     return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
 
@@ -389,7 +430,11 @@ def carried_config(config: Config) -> bytes:
 def description_of(
     config: Config, tokenizer: Mapping[str, bytes], files: Mapping[str, dict[str, Any]], about: Mapping[str, Any]
 ) -> bytes:
-    """bundle.json; tokenizer holds the tokenizer's files, files the size and checksum of every file but bundle.json."""
+    """The content of a new bundle.json.
+
+    tokenizer maps the names of the tokenizer's files to their contents. files maps the name of every file except
+    bundle.json to its size and checksum, as in Sums.told. about has further keys for bundle.json.
+    """
     return sealed(
         {
             "format": FORMAT,
@@ -404,9 +449,10 @@ def description_of(
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Leave the scores and the card that tells of them in the bundle, which is a folder.
+    """Writes scores to scores.json, card to README.md and their checksums to bundle.json; the bundle must be a folder.
 
-    A kill between the files leaves checksums of the older ones, until the scores are measured again.
+    The checksums are written last: if the process is killed before that, bundle.json has those of the older files until
+    scores are saved again.
     """
     new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
     for name, content in new.items():
@@ -418,7 +464,7 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in the bundle; none if it was not evaluated, or if they are damaged: they can be measured again."""
+    """The scores in scores.json; an empty list if it is missing or damaged, since scores can be measured again."""
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -427,6 +473,7 @@ def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _is_score(score: Any) -> bool:
+    """Whether score is a dict with exactly the keys of SCORE and values of the right types."""
     return (
         isinstance(score, dict)
         and score.keys() == SCORE
@@ -436,7 +483,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """One over the names and the bytes of all files of a directory."""
+    """One hexadecimal SHA-256 over the names and contents of all the files, sorted by name."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, as one reads them who does not train."""
+"""Checkpoints on disk: their content, and how to read them, also while training continues."""
 
 import errno
 import hashlib
@@ -18,46 +18,51 @@ from torch import Tensor
 from mtkit.errors import CheckpointError
 from mtkit.files import standing
 
-FIRST_SCALE = 2.0**16  # PyTorch's; too high for many models, so that the first updates find the right one
+# Progress: the content of a checkpoint besides weights and optimizer state.
+
+FIRST_SCALE = 2.0**16  # PyTorch's initial loss scale; too high for many models, whose first updates then lower it
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update was like."""
+    """Statistics of one training update."""
 
-    loss: float  # sums over its target tokens, in nats
-    likelihood: float
-    tokens: int
+    loss: float  # summed over its target tokens, in nats
+    nll: float  # negative log-likelihood, summed like the loss
+    tokens: int  # target tokens
     norm: float  # of the gradient, before clipping
-    rate: float
-    padding: float  # share of places without a token
-    consistency: float | None = None  # divergence of two passes, a sum as above
+    rate: float  # learning rate
+    padding: float  # fraction of positions without a token
+    consistency: float | None = None  # divergence of the two passes, summed like the loss; None without a second pass
 
     @property
     def is_finite(self) -> bool:
-        """Whether it may be taken."""
+        """Whether loss and gradient norm are finite; otherwise the update is skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 @dataclass
 class Window:
-    """Sums over the updates since the last line of the log; in the checkpoint, so that no kill changes a line."""
+    """Sums over the updates since the last line of the log.
+
+    A checkpoint includes the window, so that a resumed run logs the same values as one that was not interrupted.
+    """
 
     updates: int = 0
     loss: float = 0.0
-    likelihood: float = 0.0
+    likelihood: float = 0.0  # sum of Update.nll; checkpoints on disk use this name
     tokens: int = 0
     norm: float = 0.0
     padding: float = 0.0
-    rate: float = 0.0  # of the last one
-    since: float = 0.0  # seconds of training when it began
+    rate: float = 0.0  # of the last update
+    since: float = 0.0  # seconds of training when the window began
     consistency: float | None = None
 
     def add(self, update: Update) -> None:
-        """One more."""
+        """Adds the statistics of an update to the sums."""
         self.updates += 1
         self.loss += update.loss
-        self.likelihood += update.likelihood
+        self.likelihood += update.nll
         self.tokens += update.tokens
         self.norm += update.norm
         self.padding += update.padding
@@ -66,7 +71,10 @@ class Window:
             self.consistency = (self.consistency or 0.0) + update.consistency
 
     def record(self, seconds: float) -> dict[str, float]:
-        """Means of what was added, which is not nothing, after so many seconds of training; losses in nats a token."""
+        """The fields of a log line: means over the updates of this window, with losses in nats per token.
+
+        seconds is the training time so far. The window must have at least one update.
+        """
         agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
             "loss": round(self.loss / self.tokens, 5),
@@ -80,55 +88,68 @@ class Window:
         }
 
 
-FORMAT = 1
-
-# What mtkit itself names so; all else that lies beside the checkpoints is the user's.
-STEP = re.compile(r"step-(\d{8,})")
-
-Change = dict[str, Any]  # step and pairs at which settings changed, and settings: {name: [before, after]}
-
-WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
-AVERAGE = "average.safetensors"  # the moving average of the weights, where there is one
+# Settings that changed when a run was resumed: {"step": last update before the change, "pairs": pairs consumed until
+# then, "settings": {name: [old value, new value]}}.
+Change = dict[str, Any]
 
 
 @dataclass
 class Progress:
-    """How far training is, and every choice that an `auto` setting made."""
+    """How far training has come, and the values that settings given as `auto` were resolved to."""
 
     step: int = 0  # updates done
-    pairs: int = 0  # pairs consumed: the place in the plan
-    seconds: float = 0.0  # of training, over all the processes that took part
-    precision: str = ""
+    pairs: int = 0  # pairs consumed: the position in the plan
+    seconds: float = 0.0  # training time, summed over all sessions of the run
+    precision: str = ""  # fp32, bf16 or fp16
     validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # 0: none yet
-    best_score: float = float("-inf")  # higher is better
-    bad_validations: int = 0  # since the best one
-    stale_validations: int = 0  # since the best one, or since the learning rate was lowered
-    rate_lowered: int = 0  # how many times validations lowered the learning rate
-    skipped: int = 0  # updates that were not finite
-    skipped_in_row: int = 0
-    overflows: int = 0  # updates of fp16 that only lowered the loss scale
+    best_step: int = 0  # step of the best validation; if it is 0 and has_best, the model that training started from
+    best_score: float = float("-inf")  # of the best validation; higher is better; -inf before the first one
+    bad_validations: int = 0  # validations since the best step
+    stale_validations: int = 0  # the same, but only after warmup, and reset when the learning rate is lowered
+    rate_lowered: int = 0  # how many times the learning rate was lowered because validation did not improve
+    skipped: int = 0  # updates that were skipped because loss or gradient norm was not finite
+    skipped_in_row: int = 0  # skipped updates since the last one that was made
+    overflows: int = 0  # fp16 updates that overflowed, so that they only lowered the loss scale
     loss_scale: float = FIRST_SCALE
-    scale_updates: int = 0  # since the loss scale changed
-    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
-    changes: list[Change] = field(default_factory=list)  # of settings, in the order of their steps
-    plan: dict[str, Any] | None = None  # what auto settings were fixed at, see budget.Plan
+    scale_updates: int = 0  # updates since the loss scale changed
+    log_bytes: int = 0  # length of log.jsonl, which is truncated to it on resuming
+    changes: list[Change] = field(default_factory=list)  # changes of settings, ordered by step
+    plan: dict[str, Any] | None = None  # the values that auto settings were resolved to
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
+
+    @property
+    def has_best(self) -> bool:
+        """Whether there is a best model so far: some validation had a score above -inf."""
+        return self.best_step > 0 or self.best_score > float("-inf")
 
 
 def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
-    """The value that a setting had when update number step was made; now is the one that it has at the end."""
+    """The value that the setting called name had when update number step was made.
+
+    chain is the list of all changes, in order; now is the current value of the setting.
+    """
     later = (change["settings"] for change in chain if change["step"] >= step)
     return next((settings[name][0] for settings in later if name in settings), now)
 
 
+# The files of checkpoints, and reading them in the process that trains.
+
+FORMAT = 1
+
+# The names of checkpoint folders. Any other file or folder next to them belongs to the user.
+STEP = re.compile(r"step-(\d{8,})")
+
+WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+AVERAGE = "average.safetensors"  # the moving average of the weights, if the run keeps one
+
+
 def step_directory(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of the checkpoint of a step; checkpoints is the folder of all checkpoints of a run."""
     return checkpoints / f"step-{step:08d}"
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
-    """The directories that are named as checkpoints are, whole or not, in the order of their steps."""
+    """The directories named like a checkpoint, whether complete or not, in ascending order of step."""
     found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=_step_of)
 
@@ -138,7 +159,7 @@ def _step_of(directory: Path) -> int:
 
 
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
-    """Steps of the checkpoints there are, ascending; or of those that training can go on from."""
+    """The steps of all checkpoints in ascending order; with resumable, only those that have an optimizer state."""
     needed = (PROGRESS, OPTIMIZER) if resumable else (PROGRESS,)
     return [
         _step_of(directory)
@@ -148,7 +169,10 @@ def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
 
 
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """How far a checkpoint is, the identity of its run, and the checksums of its files."""
+    """The progress in a checkpoint, the identity of its run, and the SHA-256 of each of its files by name.
+
+    The identity is what must match for a run to resume. Raises CheckpointError if progress.json is damaged or missing.
+    """
     path = step_directory(checkpoints, step) / PROGRESS
     try:
         return parse_progress(path.read_bytes(), path)
@@ -157,7 +181,10 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """The same from the bytes of a progress.json that lies at path; a damaged one is a ValueError."""
+    """Parses a progress.json and returns progress, identity and checksums, as read_progress does.
+
+    Raises ValueError if it is damaged, and CheckpointError if it has another format than this version reads.
+    """
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop("sha256", None) != content_checksum(content):
         raise ValueError("its checksum is not the one it was saved with")
@@ -169,26 +196,29 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of one checkpoint."""
+    """The weights of a checkpoint by parameter name, not their moving average."""
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """What validation measured of one checkpoint: the moving average of its weights, or where none is kept, these."""
+    """The weights that validation evaluated at this step: their moving average if the checkpoint has one."""
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
 
 
 def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of what validation measured of several checkpoints (Junczys-Dowmunt et al. 2016).
+    """The mean of measured_weights over several checkpoints (Junczys-Dowmunt et al. 2016).
 
-    It is summed in double precision.
+    It is summed in fp64 and returned in fp32.
     """
     return mean_weights(measured_weights(checkpoints, step) for step in steps)
 
 
 def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of the weights of several checkpoints, which are read one at a time."""
+    """The mean of several sets of weights, summed in fp64 and returned in fp32.
+
+    Only one set is needed in memory at a time, so checkpoints may be a generator.
+    """
     total: dict[str, Tensor] = {}
     count = 0
     for weights in checkpoints:
@@ -199,14 +229,23 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The checkpoints that end at the best one; scheduled are those made on time, not because a run was stopped.
+    """The steps to average, ascending: the best step and the last count - 1 scheduled steps before it, or fewer.
 
-    The best one is among them in any case: it may be where an earlier, lower limit ended the run.
+    scheduled has the steps of all checkpoints except those that were saved only because the run was stopped. The best
+    step may be missing from it, if an earlier session of the run ended there because of a lower step limit. Step 0, the
+    model that training started from, is returned only if it is the best step, and then alone: averaging evens out the
+    noise of updates, and the start has none; it would only pull the average back.
     """
+    if best_step == 0:
+        return [0]
     return sorted(step for step in {*scheduled, best_step} if 0 < step <= best_step)[-count:]
 
 
 def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
+    """The tensors in a file of a checkpoint, by name.
+
+    Raises CheckpointError if the file is missing or its checksum is wrong.
+    """
     path = step_directory(checkpoints, step) / name
     _, _, checksums = read_progress(checkpoints, step)
     if not path.exists():
@@ -219,7 +258,7 @@ def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor
 
 
 def remedy(checkpoints: Path, step: int) -> str:
-    """What to do about a damaged checkpoint."""
+    """Advice for an error message: what the user can do about the damaged checkpoint of this step."""
     others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other != step]
     if not others:
         return "start anew with --fresh"
@@ -229,15 +268,17 @@ def remedy(checkpoints: Path, step: int) -> str:
 
 
 def file_checksum(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_checksum(content: dict[str, Any]) -> str:
+    """The hexadecimal SHA-256 of content as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# A checkpoint as a reader finds it who does not train.
+# Reading in another process, while training may delete or replace the files.
 
 TRIES, PAUSE_SECONDS = 20, 0.05
 
@@ -246,16 +287,19 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint says, and the weights that validation measured: the moving average where there is one."""
+    """A checkpoint in memory, with the weights that validation evaluated: their moving average if there is one."""
 
     progress: Progress
     identity: dict[str, Any]
-    weights: bytearray  # a safetensors file
-    sha256: str  # of these bytes, which is that of the file as it was saved
+    weights: bytearray  # the content of a safetensors file
+    sha256: str  # of weights
 
 
 def readable_steps(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints that a reader finds, ascending, though one may just be put in the place of an older."""
+    """The steps of all checkpoints, ascending, including one that training is replacing at this moment.
+
+    That one still has its old files, in a folder with a hidden name.
+    """
     names = {path.name for path in checkpoints.glob("step-*")}
     names |= {path.name[1:].removesuffix(".old") for path in checkpoints.glob(".step-*.old")}
     steps = {int(name[1]) for name in map(STEP.fullmatch, names) if name}
@@ -263,21 +307,27 @@ def readable_steps(checkpoints: Path) -> list[int]:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a checkpoint lies there."""
+    """Whether a directory is a complete checkpoint: it has a progress.json."""
     return (standing(directory) / PROGRESS).is_file()
 
 
 def read_progress_at(directory: Path) -> Progress:
-    """How far a checkpoint is; FileNotFoundError if training has just deleted it."""
+    """The progress in a checkpoint.
+
+    Raises FileNotFoundError if training has just deleted it, and CheckpointError if it is damaged.
+    """
     path = standing(directory) / PROGRESS
     return _parsed(_read(path), path)[0]
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """The checkpoint in a directory, its checksums verified; FileNotFoundError if training has just deleted it."""
+    """Reads the checkpoint in a directory and verifies its checksums.
+
+    Raises FileNotFoundError if training has just deleted or replaced it, and CheckpointError if it is damaged.
+    """
     directory = standing(directory)
-    told = _read(directory / PROGRESS)
-    progress, identity, checksums = _parsed(told, directory / PROGRESS)
+    noted = _read(directory / PROGRESS)
+    progress, identity, checksums = _parsed(noted, directory / PROGRESS)
     path = directory / (AVERAGE if AVERAGE in checksums else WEIGHTS)
     try:
         weights = _read(path)
@@ -287,13 +337,16 @@ def read_snapshot(directory: Path) -> Snapshot:
         fault = "missing"
     if not fault:
         return Snapshot(progress, identity, weights, found)
-    if _read(directory / PROGRESS) != told:  # training writes it last, and deletes it first
+    if _read(directory / PROGRESS) != noted:  # training writes progress.json last, and deletes it first
         raise FileNotFoundError(errno.ENOENT, "replaced while it was read", str(path))
     raise CheckpointError(f"{path}: {fault}; use another checkpoint")
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """What read returns; it is called again, a few times, if training deletes what it was reading."""
+    """Calls read and returns its result; calls it again, up to TRIES times in all, if it raises FileNotFoundError.
+
+    Training may delete a checkpoint while it is read. Raises CheckpointError if every try fails.
+    """
     for _ in range(TRIES - 1):
         try:
             return read()
@@ -306,6 +359,7 @@ def retried(read: Callable[[], Found]) -> Found:
 
 
 def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
+    """Calls parse_progress, but raises CheckpointError if the content is damaged."""
     try:
         return parse_progress(bytes(data), path)
     except ValueError:
@@ -313,7 +367,11 @@ def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict
 
 
 def _read(path: Path) -> bytearray:
-    """The bytes of a file; FileNotFoundError, too, if a network disk says that it was deleted while it was read."""
+    """The content of a file.
+
+    Raises FileNotFoundError if it is missing, also if a network disk reports that it was deleted while it was read, and
+    CheckpointError for any other error.
+    """
     try:
         with path.open("rb") as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
@@ -325,13 +383,13 @@ def _read(path: Path) -> bytearray:
     return data
 
 
-TRAINED = "trained.json"  # in a run directory: training has come to its end, and does not go on
+TRAINED = "trained.json"  # a run directory has this file once its training is finished
 
 
 def noted_validation(run: Path) -> str | None:
-    """The checksum of the validation text that training noted; "" where an earlier version did not.
+    """The checksum of the validation text that a run was trained with, or "" if an earlier version did not record it.
 
-    It is that of the newest checkpoint that can be read, else of the finished training; None if there is neither.
+    It is read from the newest readable checkpoint or, if there is none, from trained.json. None if neither can be read.
     """
     for step in reversed(checkpoint_steps(run / "checkpoints")):
         try:

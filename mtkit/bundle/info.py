@@ -1,4 +1,4 @@
-"""What is told of a bundle (its card, mtkit info), and a bundle in one file."""
+"""The model card of a bundle, `mtkit info`, faults in the files of a bundle, and `mtkit pack`."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +28,11 @@ from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.errors import CheckpointError, counted
 from mtkit.files import replaced_file
 
+# The model card.
+
 
 def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
-    """The card; scores are rows of test set, metric, figure, signature."""
+    """The model card, which is README.md in the bundle; each score is (test set, metric, value, signature)."""
     config, about = bundle.config, bundle.description
     source, target = config.languages.source, config.languages.target
     training = about.get("training", {})
@@ -40,15 +42,15 @@ def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> 
     )
     return f"""# {config.name}: {source} to {target}
 
-A translation model of {about["num_parameters"]:,} parameters, made with mtkit {about["mtkit"]}.
+A translation model with {about["num_parameters"]:,} parameters, made with mtkit {about["mtkit"]}.
 
 ## Use
 
-MODEL is this directory, or the one file that `mtkit pack` makes of it.
+MODEL is this directory, or the single file that `mtkit pack` makes of it.
 
     mtkit translate MODEL < text.{source} > text.{target}
-    mtkit info MODEL     # what this card tells, and more with --json
-    mtkit check MODEL    # whether it is whole, and says here what it said where it was made
+    mtkit info MODEL     # the facts on this card; --json gives more
+    mtkit check MODEL    # whether its files are intact and it translates the same on this machine
     mtkit pack MODEL {config.name.split()[0]}.mtkit
 
 In Python:
@@ -75,7 +77,7 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """What it learnt from; nothing where nobody knows."""
+    """The section of the card on training data; an empty string if data is empty."""
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
@@ -94,9 +96,10 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 
 def _files(config: Config, data: dict[str, Any]) -> str:
-    """A row for each file of text, with the pairs of it that were kept, where it is no part of a larger corpus.
+    """The rows of a table of training files: name, number of pairs and checksum.
 
-    Older bundles do not tell these numbers.
+    The number of pairs that were used is known only for a corpus with one part; otherwise, and in bundles of earlier
+    versions, this column is empty.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
     counts = list(
@@ -113,7 +116,7 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> str:
-    """A table of both sides."""
+    """A table of the mean, quantiles and maximum of the sentence lengths in tokens, with a row for each side."""
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
     rows = [
@@ -122,30 +125,44 @@ def _lengths(lengths: dict[str, Any]) -> str:
         + f"{lengths[side]['longest']} |"
         for side in ("source", "target")
     ]
-    head = f"| tokens of a sentence{sample} | mean | {''.join(f'{name} | ' for name in quantiles)}longest |"
+    head = f"| tokens per sentence{sample} | mean | {''.join(f'{name} | ' for name in quantiles)}longest |"
     return "\n".join([head, f"|---|{'---:|' * (len(quantiles) + 2)}", *rows])
 
 
 def _training(config: Config, training: dict[str, Any]) -> str:
+    """The paragraph of the card on training, which ends with a space; an empty string if training is empty."""
     if not training:
         return ""
     weights = weights_text(training["averaged_steps"], config.training.ema_decay)
     choice = f", {training['choice']}" if "choice" in training else ""
     unfinished = "" if training.get("finished", True) else "Training was not finished. "
+    changed = changes_text(training)
+    changes = f"Settings changed during training: {changed}. " if changed else ""
     return (
         f"{counted(training['steps'], 'update')} in {training['minutes']} minutes; the weights are {weights}{choice}. "
-        f"{unfinished}{_changes(training)}"
+        f"{unfinished}{changes}"
     )
 
 
-def _changes(training: dict[str, Any]) -> str:
-    """A sentence on settings that changed on the way, where some did."""
-    told = changes_text(training)
-    return f"Settings changed on the way: {told}. " if told else ""
+def _unknown(shares: dict[str, float]) -> str:
+    """A sentence, with a space before it, that gives the fractions in shares; an empty string if shares is empty.
+
+    shares maps phrases such as "source tokens" to the fraction of unknown tokens.
+    """
+    described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
+    return f" Unknown tokens: {described}." if shares else ""
+
+
+def _cell(text: str) -> str:
+    """The text with every | escaped, since a plain one would end the cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+# Phrases that the card and `mtkit info` share.
 
 
 def changes_text(training: dict[str, Any]) -> str:
-    """Which settings of training changed on the way, and after which update."""
+    """Which settings changed during training, and after which update; empty if none did."""
     return "; ".join(
         f"after update {change['step']:,} "
         + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
@@ -154,66 +171,69 @@ def changes_text(training: dict[str, Any]) -> str:
 
 
 def _change(name: str, sides: list[Any]) -> str:
-    """A setting that changed; of text that changed there is but a checksum, which tells nobody anything."""
+    """A phrase with the name of a changed setting, its old value and its new value.
+
+    A name without a dot is not a setting but a text, such as the validation text; its values, checksums, are left out.
+    """
     return f"{name} from {sides[0]} to {sides[1]}" if "." in name else f"the {name} text"
 
 
 def decoding_text(decoding: DecodingConfig) -> str:
-    """How translations are made: a beam and its penalty, or samples, and what else is not as usual."""
+    """A phrase on how translations are found: beam search or sampling, then other settings that are not the default."""
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
-    told = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
-    others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=told)
+    shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
+    others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)
     return ", ".join(["samples" if decoding.draws else search, *(f"{name} {value}" for name, value in others.items())])
 
 
-def settings_of(section: dict[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values, those of a section inside as encoder.d_model."""
+def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (name, value) of every setting in a section; nested settings have names such as encoder.d_model."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from settings_of(value, f"{around}{key}.")
+            yield from settings_of(value, f"{prefix}{key}.")
         else:
-            yield f"{around}{key}", value
+            yield f"{prefix}{key}", value
 
 
 def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
-    """Which weights these are, of the updates of training."""
+    """A phrase on the updates of training after which the weights were taken.
+
+    steps are the steps of the averaged checkpoints; ema_decay is the decay of the moving average, None without one.
+    """
     what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
+    if list(steps) == [0]:
+        return "those that training started from"
     if len(steps) == 1:
         return f"{what} after update {steps[0]:,}"
     return f"the average of {what} after updates {', '.join(f'{step:,}' for step in steps)}"
 
 
-def _unknown(shares: dict[str, float]) -> str:
-    """A sentence, where there may be unknown tokens."""
-    described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
-    return f" Unknown tokens: {described}." if shares else ""
+# `mtkit info`.
 
-
-def _cell(text: str) -> str:
-    """Text that ends no cell of a table."""
-    return text.replace("|", "\\|")
-
-
-# `mtkit info`: what a bundle is, as its files tell.
-
+# Settings of a model that `mtkit info` always shows; it shows others only if they are not the default.
 SIZES = ("architecture", "d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers", "cell", "attention")
-WIDTH = 100
-INDENT = 16
+WIDTH = 100  # of a line, in characters
+INDENT = 16  # of the values, in characters
+
+REPEATED = ("weights_bytes", "tokenizer_sha256")  # keys of bundle.json that repeat what its list of files says
 
 
 @dataclass(frozen=True)
 class Info:
-    """A bundle, and what else its text tells."""
+    """A bundle with the other facts that `mtkit info` shows."""
 
     bundle: Bundle
     scores: list[dict[str, Any]]
-    num_bytes: int
+    num_bytes: int  # size of all files of the bundle
     num_parameters: int
-    newest_step: int | None = None  # of its run, if training has gone on since the bundle was written
+    newest_step: int | None = None  # newest checkpoint of the run, if training continued after the bundle was written
 
 
 def info_of(model: Path) -> Info:
-    """What there is to tell; of the weights of a bundle only the header is read."""
+    """Opens a model and returns the facts about it; raises MtkitError if it cannot be read.
+
+    Of the weights in a bundle, only the header is read.
+    """
     bundle = open_model(model)
     num_parameters = sum(tensor.numel() for tensor in bundle.weights().values())
     newest = None if isinstance(bundle.storage, CheckpointStorage) else newest_step(model)
@@ -223,28 +243,28 @@ def info_of(model: Path) -> Info:
 
 
 def info_json(info: Info) -> dict[str, Any]:
-    """All of it, for programs."""
+    """All facts as an object for JSON, for `mtkit info --json`."""
     bundle, config = info.bundle, info.bundle.config
     return {
         "path": str(bundle.path),
         "packed": isinstance(bundle.storage, Packed),
         "checkpoint": isinstance(bundle.storage, CheckpointStorage),
         "bytes": info.num_bytes,
-        **{key: value for key, value in bundle.description.items() if key not in _NOT_TOLD},
+        **{key: value for key, value in bundle.description.items() if key not in REPEATED},
         "name": config.name,
         "languages": config.languages.model_dump(mode="json"),
         "num_parameters": info.num_parameters,
         "config": config.model_dump(mode="json"),
         "scores": info.scores,
-        **({"newest_step": info.newest_step} if info.newest_step else {}),
+        **({} if info.newest_step is None else {"newest_step": info.newest_step}),
     }
 
 
-_NOT_TOLD = ("weights_bytes", "tokenizer_sha256")  # files tells both
-
-
 def info_text(info: Info) -> str:
-    """The same for people, on a screen."""
+    """The main facts as text, for `mtkit info`.
+
+    Lines have at most WIDTH characters, except those with a long path or signature.
+    """
     bundle, config = info.bundle, info.bundle.config
     lines = [f"{config.name}: {config.languages.source} to {config.languages.target}"]
     lines.append(f"  {'model':<{INDENT - 2}}{bundle.path}")
@@ -264,12 +284,13 @@ def info_text(info: Info) -> str:
 
 
 def _rows(info: Info) -> Iterator[tuple[str, str]]:
+    """Yields (label, text) of each fact that info_text shows between the path and the scores."""
     bundle, config, about = info.bundle, info.bundle.config, info.bundle.description
-    kinds = {Packed: "in one file", CheckpointStorage: "without what training needs to go on"}
+    kinds = {Packed: "in one file", CheckpointStorage: "without the state that training resumes from"}
     yield "size", f"{info.num_bytes:,} bytes, {kinds.get(type(bundle.storage), 'in a folder')}"
     format_ = "a checkpoint" if isinstance(bundle.storage, CheckpointStorage) else about["format"]
     yield "format", f"{format_}, written by mtkit {about.get('mtkit', '?')}"
-    yield "architecture", ", ".join([config.model.architecture, *_telling(config.model)])
+    yield "architecture", ", ".join([config.model.architecture, *_sizes(config.model)])
     yield "parameters", f"{info.num_parameters:,}"
     shared = "one vocabulary for both sides" if config.tokenizer.shared else "a vocabulary for each side"
     sizes = f"{about['source_vocab_size']:,} source pieces, {about['target_vocab_size']:,} target pieces"
@@ -283,8 +304,8 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
         unfinished = "" if training.get("finished", True) else "; training was not finished"
         updates = f"{_counted(training, 'steps', 'update')} in {training.get('minutes', '?')} minutes"
         yield "training", f"{updates}{unfinished}"
-        if info.newest_step:
-            yield "since then", f"training goes on; its newest checkpoint is step {info.newest_step:,}"
+        if info.newest_step is not None:
+            yield "since then", f"training has continued; its newest checkpoint is step {info.newest_step:,}"
         if changed := changes_text(training):
             yield "changed", changed
         if steps := training.get("averaged_steps"):
@@ -292,38 +313,41 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
-    """By what the weights were chosen; nothing where they are those of a checkpoint that was named."""
+    """A phrase on how the weights were chosen, after a comma; empty for a checkpoint that the user named."""
     if "choice" in training:
         return f", {training['choice']}"
     is_checkpoint = "finished" in training
-    return "" if is_checkpoint else f", chosen by {settings.select_by} of the validation text"
+    return "" if is_checkpoint else f", chosen by validation {settings.select_by}"
 
 
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (side, text) with the number of tokens and, if known, statistics of the sentence lengths."""
     for side in ("source", "target"):
-        if told := data.get("lengths", {}).get(side):
-            quantiles = ", ".join(f"{name} {value}" for name, value in told.get("quantiles", {}).items())
+        if lengths := data.get("lengths", {}).get(side):
+            quantiles = ", ".join(f"{name} {value}" for name, value in lengths.get("quantiles", {}).items())
             yield (
-                f"{side}",
+                side,
                 (
-                    f"{_number(data, f'{side}_tokens')} tokens; sentences: mean {told.get('mean', '?')}, "
-                    f"{quantiles}, longest {told.get('longest', '?')}"
+                    f"{_number(data, f'{side}_tokens')} tokens; per sentence: mean {lengths.get('mean', '?')}, "
+                    f"{quantiles}, longest {lengths.get('longest', '?')}"
                 ),
             )
         else:
-            yield f"{side}", f"{_number(data, f'{side}_tokens')} tokens"
+            yield side, f"{_number(data, f'{side}_tokens')} tokens"
 
 
-def _counted(told: dict[str, Any], name: str, noun: str) -> str:
-    return counted(told[name], noun) if name in told else f"? {noun}s"
+def _counted(facts: dict[str, Any], name: str, noun: str) -> str:
+    """The number facts[name] with its noun, such as "2,000 pairs"; with ? for the number if it is missing."""
+    return counted(facts[name], noun) if name in facts else f"? {noun}s"
 
 
-def _number(told: dict[str, Any], name: str) -> str:
-    return f"{told[name]:,}" if name in told else "?"
+def _number(facts: dict[str, Any], name: str) -> str:
+    """The number facts[name] with thousands separators, or ? if it is missing."""
+    return f"{facts[name]:,}" if name in facts else "?"
 
 
-def _telling(section: Section) -> Iterator[str]:
-    """The sizes of a model, and what is not as usual."""
+def _sizes(section: Section) -> Iterator[str]:
+    """Yields "name value" for the sizes of a model (SIZES) and for its settings that are not the default."""
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))
     for name, value in given.items():
@@ -331,73 +355,58 @@ def _telling(section: Section) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-# A bundle packed into one file: an archive whose weights can be used where they lie.
+# The files of a bundle: finding faults in them, and packing them into one file, whose weights can be memory-mapped.
+
+# The files of a bundle, apart from those of its tokenizer.
+PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
+
+
+def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
+    """A line for each file that is missing, changed, or not part of the bundle; an empty list if there are no faults.
+
+    description is the content of bundle.json; sums is what all_sums returned. A description of format 1 lists no files,
+    so missing and changed files are not found.
+    """
+    faults = []
+    listed: Mapping[str, Any] = description.get("files", {})
+    for name, wanted in listed.items():
+        if name not in sums:
+            faults.append(f"{storage.path / name}: missing; copy the model again")
+        elif sums[name].told != wanted:
+            faults.append(
+                f"{storage.path / name}: changed since it was written ({sums[name].size:,} bytes, "
+                f"{wanted['bytes']:,} were written); copy the model again"
+            )
+    for name in sorted({*storage.names(), *sums} - listed.keys() - {DESCRIPTION}):
+        is_part = name in PARTS or name.startswith(f"{TOKENIZER}/")
+        if "files" in description or not is_part:
+            faults.append(f"{storage.path / name}: not part of the model; remove it, or copy the model again")
+    if strange := storage.strange(members_of(storage, sums)):
+        faults.append(f"{storage.path}: {strange}; copy the model again")
+    return faults
 
 
 def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
-    """The files in the order in which they are packed: what tells of the others first, the weights last."""
+    """The files in sums as members of an archive, in packing order: bundle.json first, the weights last."""
     names = sorted(sums, key=lambda name: (name == WEIGHTS, name != DESCRIPTION, name))
     return [Member(name, sums[name].size, sums[name].crc, align_at=_align_at(storage, name)) for name in names]
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
+    """Member.align_at of a file: for the weights, the offset of the first tensor, else None."""
     if name != WEIGHTS:
         return None
     try:
         return numbers_begin(storage.view(name))
-    except ValueError:  # it is told elsewhere that they are damaged
+    except ValueError:  # damaged weights, which are reported elsewhere
         return 0
 
 
-def write_packed(storage: Storage, sums: Mapping[str, Sums], output: Path) -> None:
-    """Pack the files into one, which takes the place of an older one when it is whole."""
-    members = members_of(storage, sums)
-    contents = [storage.view(member.name) for member in members]
-    try:
-        with replaced_file(output) as file:
-            lay_out(members).write(file, contents)
-    except OSError as error:
-        raise CheckpointError(f"{output}: cannot be written: {error.strerror or error}") from None
-
-
-# What became of the files of a bundle since it was written.
-
-PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
-
-
-def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
-    """A line for each file that is missing, changed, or none of the bundle's; sums are of those that are there.
-
-    A bundle of format 1 tells nothing of most of its files.
-    """
-    return [*_faults(storage, description, sums)]
-
-
-def _faults(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> Iterator[str]:
-    told: Mapping[str, Any] = description.get("files", {})
-    for name, wanted in told.items():
-        if name not in sums:
-            yield f"{storage.path / name}: missing; copy the model again"
-        elif sums[name].told != wanted:
-            yield (
-                f"{storage.path / name}: changed since it was written ({sums[name].size:,} bytes, "
-                f"{wanted['bytes']:,} were written); copy the model again"
-            )
-    for name in sorted({*storage.names(), *sums} - told.keys() - {DESCRIPTION}):
-        is_part = name in PARTS or name.startswith(f"{TOKENIZER}/")
-        if "files" in description or not is_part:
-            yield f"{storage.path / name}: no part of the model; take it out, or copy the model again"
-    if strange := storage.strange(members_of(storage, sums)):
-        yield f"{storage.path}: {strange}; copy the model again"
-
-
-# `mtkit pack`: a bundle into one file.
-
-
 def pack(model: Path, output: Path) -> int:
-    """Write the packed bundle, which is no more than its parts and their names, and return its size in bytes.
+    """Packs a bundle into the file output and returns the size of that file in bytes.
 
-    The same bundle gives the same bytes. One that is damaged is refused.
+    Equal bundles give equal bytes: apart from the bundle's files and their names, nothing is stored, such as a date.
+    Raises CheckpointError if the bundle is damaged, has weights that are not finite, or output cannot be written.
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")
@@ -408,7 +417,18 @@ def pack(model: Path, output: Path) -> int:
         raise CheckpointError("\n".join(faults))
     bundle = bundle_of(storage)
     bundle.require_own_tokenizer()
-    if fault := not_finite(bundle.weights()):  # whose header is whole
+    if fault := not_finite(bundle.weights()):
         raise CheckpointError(f"{bundle.path}: {fault}; train the model again")
-    write_packed(storage, sums, output)
+    _write_packed(storage, sums, output)
     return output.stat().st_size
+
+
+def _write_packed(storage: Storage, sums: Mapping[str, Sums], output: Path) -> None:
+    """Packs the files into output atomically; raises CheckpointError if it cannot be written."""
+    members = members_of(storage, sums)
+    contents = [storage.view(member.name) for member in members]
+    try:
+        with replaced_file(output) as file:
+            lay_out(members).write(file, contents)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be written: {error.strerror or error}") from None

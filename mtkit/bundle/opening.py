@@ -1,4 +1,4 @@
-"""What MODEL names, a bundle or a checkpoint read as one; and the model that training starts from."""
+"""Opens the model at a path, a bundle or a checkpoint read as one, and the model that training starts from."""
 
 import errno
 import json
@@ -47,93 +47,109 @@ from mtkit.errors import CheckpointError, ConfigError, say
 from mtkit.files import standing
 from mtkit.text.parallel import describe_tags, extend_command
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import handed_on
+from mtkit.text.tokenizer_training import bundled_settings
+
+# The model at a path: a bundle, a run directory or a checkpoint.
 
 
 @dataclass(frozen=True)
 class CheckpointStorage:
-    """The files of the bundle that a checkpoint makes, all in memory: training may delete the checkpoint meanwhile."""
+    """A checkpoint presented as the files of a bundle.
+
+    The tokenizer and the settings are those of its run. All files are in memory, since training may delete the
+    checkpoint.
+    """
 
     path: Path  # of the checkpoint
-    run: Path
+    run: Path  # the run directory
     step: int
-    choice: str | None  # why it stands for its run; None if it was named itself
-    files: Mapping[str, memoryview]
+    choice: str | None  # a phrase on why mtkit chose it among those of its run; None if the user named it
+    files: Mapping[str, memoryview]  # contents by name
 
     def place(self, name: str) -> Path:
-        """The weights lie in the checkpoint, all else in its run."""
+        """The path of a file, for messages: in the checkpoint for the weights, in the run directory for any other."""
         return self.path / name if name == WEIGHTS else self.run / name
 
     def names(self) -> list[str]:
-        """Those of all files."""
+        """The names of all files, sorted."""
         return sorted(self.files)
 
     @property
     def num_bytes(self) -> int:
-        """Of all files; the optimizer's memory is none of them."""
+        """The total size of all files in bytes, without the optimizer state of the checkpoint."""
         return sum(map(len, self.files.values()))
 
     def view(self, name: str) -> memoryview:
-        """A file as it is in memory."""
+        """The content of a file; raises FileNotFoundError if there is no such file."""
         if name not in self.files:
             raise FileNotFoundError(name)
         return self.files[name]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """There is nothing around the files."""
+        """Always None: there are no bytes around the files."""
         return None
 
 
 def has_model(run: Path) -> bool:
-    """Whether a run directory holds a model that training finished."""
+    """Whether a run directory contains the bundle that training writes when it is finished."""
     return (standing(run / "model") / DESCRIPTION).exists()
 
 
 def is_begun(run: Path) -> bool:
-    """Whether a run has something to lose: a checkpoint, or a finished model whose checkpoints were deleted."""
+    """Whether a run has made any progress that could be lost: it has a checkpoint or a finished model."""
     return bool(step_directories(run / "checkpoints")) or has_model(run)
 
 
 def find_model(path: Path) -> Storage:
-    """The files of the model that a path names."""
+    """The storage of the model at path: a bundle, a run directory or a checkpoint.
+
+    For an unfinished run, it is the checkpoint that best_step returns. Raises CheckpointError if there is no model or
+    it is damaged.
+    """
     if bundle := bundle_at(path):
         return open_storage(bundle)
     return retried(partial(_find_checkpoint, path))
 
 
 def open_model(path: Path) -> Bundle:
-    """The model at a path, its parts checked for being there and readable."""
+    """Opens the model at path: a bundle, a run directory or a checkpoint.
+
+    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
+    """
     return bundle_of(find_model(path))
 
 
 def open_and_tell(path: Path) -> Bundle:
-    """The same; tells the user if a checkpoint stands for its run."""
+    """Opens the model at path as open_model does; prints on stderr which checkpoint mtkit chose, if it chose one."""
     bundle = open_model(path)
     tell(bundle.storage)
     return bundle
 
 
 def tell(storage: Storage) -> None:
-    """Say on standard error which checkpoint stands for its run, if one does."""
+    """Prints on stderr which checkpoint mtkit chose from an unfinished run; nothing if storage is anything else."""
     if isinstance(storage, CheckpointStorage) and storage.choice:
         say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
 
 
 def newest_step(run: Path) -> int | None:
-    """The newest checkpoint of a run whose training is not finished; None if it is, or if there is none."""
+    """The step of the newest checkpoint of a run; None if the run is finished or has no checkpoint."""
     return None if is_finished(run) else max(readable_steps(run / "checkpoints"), default=None)
 
 
 def is_finished(run: Path) -> bool:
-    """Whether training has come to its end."""
+    """Whether the training of a run is finished."""
     return (run / TRAINED).exists()
 
 
-# A checkpoint as a bundle.
+# A checkpoint read as a bundle.
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """The checkpoint that a path names; FileNotFoundError if training deletes it meanwhile."""
+    """Reads the checkpoint at path or, if path is a run directory, the checkpoint that best_step returns.
+
+    Raises CheckpointError if there is none, and FileNotFoundError if training deletes it while it is read.
+    """
     if is_checkpoint(path):
         run = _run_around(path)
         if run is None:
@@ -155,7 +171,7 @@ def _find_checkpoint(path: Path) -> CheckpointStorage:
 
 
 def _run_around(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; either may be named by a link."""
+    """The run directory that contains a checkpoint, or None; the checkpoint or the folder around it may be a link."""
     for place in (checkpoint.absolute(), checkpoint.resolve()):
         if (place.parent.parent / CONFIG).is_file():
             return place.parent.parent
@@ -163,10 +179,11 @@ def _run_around(checkpoint: Path) -> Path | None:
 
 
 def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointStorage:
+    """Reads the checkpoint in directory, of the run directory run; choice becomes CheckpointStorage.choice."""
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
-    config = config.model_copy(update={"tokenizer": handed_on(config.tokenizer, tokenizer)})
+    config = config.model_copy(update={"tokenizer": bundled_settings(config.tokenizer, tokenizer)})
     tokenizer_files = tokenizer.files()
     files = {
         CONFIG: carried_config(config),
@@ -189,20 +206,23 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
 
 
 def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by the names of the parameters."""
+    """The weights in a snapshot, by parameter name; directory begins the CheckpointError if they are damaged."""
     return read_tensors(memoryview(snapshot.weights), str(directory))
 
 
 def best_step(run: Path) -> tuple[int, str]:
-    """The best checkpoint so far, or the newest if there is none, and which of these it is, in words."""
+    """The step of the checkpoint to use for a run, and a phrase on why: the best so far, else the newest.
+
+    Raises CheckpointError if the run has no checkpoint.
+    """
     checkpoints = run / "checkpoints"
     select_by = run_config(run).training.select_by
-    # From here on as fast as can be: training may delete what is chosen.
+    # From here on, nothing may take long, since training may delete the checkpoint that is chosen.
     steps = readable_steps(checkpoints)
     if not steps:
         raise no_model(run)
     progress = read_progress_at(step_directory(checkpoints, steps[-1]))
-    if not progress.best_step:
+    if not progress.has_best:
         return steps[-1], "the newest (none is validated yet)"
     if progress.best_step not in steps:
         return steps[-1], f"the newest (the best, step {progress.best_step:,}, is gone)"
@@ -211,17 +231,21 @@ def best_step(run: Path) -> tuple[int, str]:
 
 
 def _score_text(select_by: str, score: float) -> str:
-    """What a checkpoint is best at; a loss is told without its sign."""
+    """A validation score with its name, such as "BLEU 31.20"; for loss, whose score is -nll, "nll 2.1000"."""
     if select_by == "loss":
         return f"nll {-score:.4f}"
     return f"{ {'bleu': 'BLEU', 'chrf': 'chrF'}[select_by] } {score:.2f}"
 
 
-# What a run directory tells of its checkpoints.
+# Parts of a run directory that its checkpoints need: settings, tokenizer, facts about the training data.
 
 
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a run; those of the model are what a checkpoint says, where its identity is given."""
+    """The settings in the config.yaml of a run.
+
+    If the identity in a checkpoint is given, the section model is taken from it. Raises CheckpointError if config.yaml
+    is damaged or missing, and ConfigError if the settings are not valid.
+    """
     path = standing(run / CONFIG)
     try:
         text = path.read_text(encoding="utf-8")
@@ -234,7 +258,11 @@ def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
 
 
 def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a run, which must be the one that the checkpoint in a directory was trained with."""
+    """The tokenizer of a run.
+
+    Raises CheckpointError if the checkpoint in directory, whose identity is given, was trained with another tokenizer,
+    and FileNotFoundError if that checkpoint no longer exists.
+    """
     place = standing(run / TOKENIZER)
     tokenizer = Tokenizer.load(place)
     if tokenizer.hash != identity["tokenizer"]:
@@ -245,7 +273,10 @@ def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> To
 
 
 def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str | None) -> dict[str, Any]:
-    """What a bundle tells of its training: newest is the last of the checkpoints whose weights it averages."""
+    """The value of the key training in bundle.json.
+
+    steps are the steps of the averaged checkpoints, newest is the last of these; choice is CheckpointStorage.choice.
+    """
     progress, data = newest.progress, _noted(run).get("data")
     return {
         "steps": progress.step,
@@ -260,7 +291,7 @@ def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str |
 
 
 def _noted(run: Path) -> dict[str, Any]:
-    """What training noted in run.json when it began; nothing where that is missing."""
+    """The content of run.json, which training writes when it starts; empty if the file is missing or damaged."""
     try:
         content = json.loads((run / "run.json").read_bytes())
     except (OSError, ValueError):
@@ -268,20 +299,24 @@ def _noted(run: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-# Where training starts from: nothing, or the weights and the tokenizer of a model that was trained before.
+# The model that training starts from (training.start_from): its weights, its tokenizer and its settings.
 
-# Ends what is noted of a start from a run that was not finished, whose best checkpoint is another one later.
+# The end of noted_start for a checkpoint that was chosen from an unfinished run: later, another one may be the best.
 UNFINISHED = "of a run that was not finished"
 
 
 def start_bundle(config: Config) -> Bundle | None:
-    """The model that a new run starts from; None if it starts from nothing. What does not fit is an error."""
+    """Opens the model that training.start_from names; None if it is not set and training starts from random weights.
+
+    Raises CheckpointError if the model is missing or damaged, and ConfigError if it does not fit the settings.
+    """
     path = config.training.start_from
     if path is None:
         return None
     try:
         bundle = open_model(path)
         bundle.require_own_tokenizer()
+        bundle.weights()  # checked here, since training builds the model before it reads the weights
         tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
@@ -301,12 +336,13 @@ def start_bundle(config: Config) -> Bundle | None:
 
 
 def carried_over(config: Config) -> Config:
-    """The settings, and where they start from another model its own for all that they do not say of these sections.
+    """Returns config with the sections model, tokenizer, languages and decoding of the model to start from filled in.
 
-    The model's settings and its tokenizer's must then be its own, but for dropout, which is no part of the weights, and
-    what suited much data seldom suits little. If the model is gone, the run's own config.yaml tells what was taken.
-
-    Tags that the model does not know are a ConfigError; see _check_tags.
+    Settings that config gives take precedence. Those in model and tokenizer must have the same values as in the other
+    model, which start_bundle checks, except dropout: it is not part of the weights, and its best value depends on the
+    amount of data. If the other model no longer exists, the sections are read from the run's own config.yaml. Without
+    training.start_from, config is returned unchanged. Raises ConfigError if the architecture differs or a tag is
+    unknown (see _check_tags).
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -317,26 +353,39 @@ def carried_over(config: Config) -> Config:
 
 
 def _carried_over(config: Config) -> Config:
+    """The same as carried_over, without the check of tags; training.start_from must be set."""
     assert config.training.start_from is not None
     try:
         bundle = open_model(config.training.start_from)
         if isinstance(bundle.storage, CheckpointStorage) and _belongs_to(bundle.storage, config):
             raise _own_run(config)
         carried = bundle.config
-    except CheckpointError:
+    except CheckpointError as error:
         resolved = config.run_path / "config.yaml"
         if not resolved.is_file():
-            return config  # told when it is to be opened
+            _require_complete(config, error)
+            return config  # reported when the model is opened
         carried = config_from_text(resolved.read_text(encoding="utf-8"), str(resolved))
     names = ("model", "tokenizer", "languages", "decoding")
     if different := list(_other_kinds("model", carried.model, config.model)):
         raise _other_model(config, different)
     sections = {name: _merged(getattr(carried, name).model_dump(mode="json"), getattr(config, name)) for name in names}
-    return with_sections(config, sections, f"training.start_from {config.training.start_from}")
+    return with_sections(config, sections, f"training.start_from {config.training.start_from} with your settings")
+
+
+def _require_complete(config: Config, error: CheckpointError) -> None:
+    """Raises a CheckpointError with the message of error if config is not valid without the other model's settings.
+
+    error says why the model to start from cannot be opened.
+    """
+    try:
+        with_sections(config, {}, "")
+    except ConfigError:
+        raise CheckpointError(f"training.start_from: {error}") from None
 
 
 def _belongs_to(storage: Storage, config: Config) -> bool:
-    """Whether a model is the run's own, or a checkpoint of the run, which may lie elsewhere by a link."""
+    """Whether a model is the bundle or a checkpoint of the run that config describes; links are followed."""
     place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
     return place.resolve().is_relative_to(config.run_path.resolve())
 
@@ -348,22 +397,24 @@ def _own_run(config: Config) -> ConfigError:
 
 
 def _check_tags(config: Config) -> None:
-    """Refuse tags that neither training sees nor the model to start from knows.
+    """Raises ConfigError if the model to start from does not know a tag.
 
-    A run that has begun keeps those that it is trained with: earlier versions read unknown ones as several pieces.
+    Tags of validation and test sets may also be tags of data.train instead. Tags of data.train are not checked once the
+    run has begun: earlier versions accepted unknown ones, which the tokenizer splits into pieces, and such a run must
+    be able to continue.
     """
     if not config.data.train_tags and not any(config.data.untrained_tags(())):
         return
     tokenizer = _known_tokenizer(config)
     if tokenizer is None:
-        return  # told when it is to be opened
+        return  # reported when the model is opened
     if not is_begun(config.run_path):
         _require_train_tags(config, tokenizer)
     check_tags(config, tokenizer.tags)
 
 
 def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
-    """Refuse tags of data.train that the tokenizer would cut into pieces."""
+    """Raises ConfigError if data.train has a tag that the tokenizer would split into pieces."""
     unknown = [tag for tag in config.data.train_tags if tag not in tokenizer.tags]
     if not unknown:
         return
@@ -382,7 +433,7 @@ def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _known_tokenizer(config: Config) -> Tokenizer | None:
-    """That of the model to start from, or the run's own copy of it; None if neither can be read."""
+    """The tokenizer of the model to start from, or else the run's copy of it; None if neither can be read."""
     try:
         if tokenizer := start_tokenizer(config):
             return tokenizer
@@ -399,9 +450,10 @@ def _other_model(config: Config, different: list[str]) -> ConfigError:
 
 
 def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
-    """Architectures that are said and are not those of the model to start from; their settings have nothing in common.
+    """Yields a message for each architecture given in our settings that differs from the model to start from.
 
-    Where a model is mixed its halves are looked at, too.
+    In a mixed model, encoder and decoder are compared separately. Architectures are compared before other settings,
+    because models of different architectures have different settings.
     """
     if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
         theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
@@ -414,7 +466,7 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
 
 
 def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
-    """What was carried over, with what our settings say over it."""
+    """The carried settings, overridden by those that are explicitly given in ours; nested sections are merged too."""
     merged = dict(carried)
     for name in ours.model_fields_set:
         value, before = getattr(ours, name), carried.get(name)
@@ -426,7 +478,10 @@ def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
 
 
 def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    """Settings that are not those of the model to start from, dropout aside."""
+    """Yields a message for each setting, except dropout, that differs between wanted and found.
+
+    wanted are the settings of the model to start from, found those of the run.
+    """
     for key in {**wanted, **found}:
         theirs, ours = wanted.get(key), found.get(key)
         if isinstance(theirs, dict) and isinstance(ours, dict):
@@ -436,42 +491,52 @@ def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> I
 
 
 def start_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from; None if none is named, or if it is gone."""
+    """The tokenizer of the model to start from; None if training.start_from is not set or has no readable model.
+
+    Raises CheckpointError if the tokenizer itself is damaged.
+    """
     storage = _start_storage(config)
     return None if storage is None else Tokenizer.from_files(tokenizer_files(storage), storage.place(TOKENIZER))
 
 
 def start_checksum(config: Config, noted: object = None) -> str | None:
-    """One over the weights to start from; None if none are named, or if they are gone: only step 0 needs them.
+    """The checksum of the weights at training.start_from, to tell whether they are still those the run started from.
 
-    noted is what was noted at step 0. A run that was not finished then has other weights by now, though it may be
-    finished, and what was noted of it comes back. None, too, while the run is not finished.
+    Returns None if training.start_from is not set, if no model is there any more (only step 0 needs it), or if it names
+    an unfinished run. noted is what noted_start returned at step 0; if that was for an unfinished run, it is returned
+    unchanged, since the best checkpoint of that run may be another one by now.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted
     storage = _start_storage(config)
-    if storage is None or WEIGHTS not in storage.names() or _stands_for_its_run(storage):
+    if storage is None or WEIGHTS not in storage.names() or _was_chosen(storage):
         return None
     return _checksum_of(storage)
 
 
 def noted_start(bundle: Bundle) -> str:
-    """What is noted of the weights that training starts from: their checksum."""
+    """The text that training records about the weights it starts from: their checksum.
+
+    For a checkpoint that mtkit chose from an unfinished run, its step and UNFINISHED are appended.
+    """
     storage = bundle.storage
-    if isinstance(storage, CheckpointStorage) and _stands_for_its_run(storage):
+    if isinstance(storage, CheckpointStorage) and _was_chosen(storage):
         return f"{_checksum_of(storage)}, step {storage.step:,} {UNFINISHED}"
     return _checksum_of(storage)
 
 
 def _checksum_of(storage: Storage) -> str:
+    """The checksum of the weights, as "sha256:" and hexadecimal digits."""
     return f"sha256:{sums_of(storage.view(WEIGHTS)).sha256}"
 
 
-def _stands_for_its_run(storage: Storage) -> bool:
+def _was_chosen(storage: Storage) -> bool:
+    """Whether a storage is a checkpoint that mtkit chose from its run, not one that the user named."""
     return isinstance(storage, CheckpointStorage) and storage.choice is not None
 
 
 def _start_storage(config: Config) -> Storage | None:
+    """The storage of the model to start from; None if training.start_from is not set or has no readable model."""
     if config.training.start_from is None:
         return None
     try:

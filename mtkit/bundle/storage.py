@@ -1,4 +1,4 @@
-"""The files of a bundle, in a folder or in one archive, memory-mapped, with their checksums."""
+"""A bundle's files, in a folder or in one archive, read by memory mapping; their checksums; and reading of tensors."""
 
 import hashlib
 import json
@@ -19,20 +19,23 @@ from torch import Tensor
 
 from mtkit.errors import CheckpointError
 
-LOCAL = struct.Struct("<4s5H3I2H")  # the head before each file
-CENTRAL = struct.Struct("<4s6H3I5H2I")  # its entry in the directory at the end
-END = struct.Struct("<4s4H2IH")
-END_64 = struct.Struct("<4sQ2H2I4Q")
-LOCATOR_64 = struct.Struct("<4sIQI")
+# The archive: a zip whose files are stored uncompressed, so that they can be mapped into memory.
 
-VERSION, VERSION_64 = 20, 45
-DATE = (1 << 5) | 1  # 1 January 1980, the first that a zip can tell
-PLAIN_FILE = (stat.S_IFREG | 0o644) << 16
-LIMIT = 0xFFFFFFFF  # sizes and places from here on stand in a field of their own
-LIMIT_COUNT = 0xFFFF
-ZIP64 = 0x0001
-PADDING = 0xD935  # the field by which zips align files: the alignment, then zeros
+LOCAL = struct.Struct("<4s5H3I2H")  # the header before each file
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # the entry of a file in the central directory, after all files
+END = struct.Struct("<4s4H2IH")  # the end of the central directory
+END_64 = struct.Struct("<4sQ2H2I4Q")  # the same in Zip64
+LOCATOR_64 = struct.Struct("<4sIQI")  # where END_64 is
 
+VERSION, VERSION_64 = 20, 45  # version of the zip format that is needed to read an entry, without and with Zip64
+DATE = (1 << 5) | 1  # 1 January 1980, the earliest date that a zip can represent
+PLAIN_FILE = (stat.S_IFREG | 0o644) << 16  # external attributes of a regular file
+LIMIT = 0xFFFFFFFF  # sizes and offsets of this or more are written in a Zip64 extra field
+LIMIT_COUNT = 0xFFFF  # this many files or more need Zip64
+ZIP64 = 0x0001  # id of the Zip64 extra field
+PADDING = 0xD935  # id of the extra field that aligns a file; it contains the alignment, then zeros
+
+# The names that a file of a bundle may have.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -41,21 +44,21 @@ class Member:
     """One file of an archive."""
 
     name: str
-    size: int
-    crc: int
-    begin: int = 0  # of its content, in bytes from the begin of the archive
-    align_at: int | None = None  # this byte of its content lies at a multiple of the alignment
+    size: int  # in bytes
+    crc: int  # CRC-32
+    begin: int = 0  # offset of the content in the archive, in bytes; not used by lay_out
+    align_at: int | None = None  # offset in the content of a byte that lay_out aligns; None: nothing is aligned
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The bytes of an archive that are not those of its files."""
+    """All bytes of an archive except the contents of its files."""
 
-    heads: list[bytes]  # one before each file
-    tail: bytes
+    heads: list[bytes]  # the header before each file
+    tail: bytes  # the central directory and its end record
 
     def write(self, file: BinaryIO, contents: Sequence[memoryview]) -> None:
-        """The whole archive."""
+        """Writes the archive to file; contents are the contents of its files, in order."""
         for head, content in zip(self.heads, contents, strict=True):
             file.write(head)
             file.write(content)
@@ -63,7 +66,10 @@ class Layout:
 
 
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
-    """The bytes around files in that order."""
+    """The layout of an archive with these files, in this order.
+
+    Padding in the headers moves the byte at Member.align_at of each file to a multiple of alignment in the archive.
+    """
     heads, entries, place = [], [], 0
     for member in members:
         name = member.name.encode("ascii")
@@ -81,18 +87,22 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """A field so long that what stands at a place without it stands at a multiple of the alignment."""
+    """An extra field whose length shifts the byte that would be at offset place to a multiple of alignment."""
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
     return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
 
 
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
+    """The entry in the central directory for a file whose header is at offset place.
+
+    common has the values of the fields that are also in the header.
+    """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
     extra = struct.pack(f"<2H{len(wide)}Q", ZIP64, 8 * len(wide), *wide) if wide else b""
     version = VERSION_64 if wide else VERSION
-    made_by = (3 << 8) | version  # on Unix, so that the kind of file is told
+    made_by = (3 << 8) | version  # 3 means Unix, where the external attributes include the type of file
     return (
         CENTRAL.pack(b"PK\1\2", made_by, version, *common, len(extra), 0, 0, 0, PLAIN_FILE, min(place, LIMIT))
         + name
@@ -101,7 +111,7 @@ def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> 
 
 
 def _end(count: int, size: int, place: int) -> bytes:
-    """What stands after a directory of so many entries and bytes that begins at a place."""
+    """The end records of an archive whose central directory has count entries and size bytes, from offset place on."""
     wide = b""
     if place >= LIMIT or count >= LIMIT_COUNT:
         wide = END_64.pack(
@@ -113,9 +123,10 @@ def _end(count: int, size: int, place: int) -> bytes:
 
 
 def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
-    """The files of an archive by their names, in their order; data is what is in file.
+    """The files of an archive by name, in the order of its directory; data is the content of file.
 
-    A ValueError says in one line what it holds that it should not, or how it is damaged.
+    Raises ValueError, with a message of one line, if the archive is damaged or has something that mtkit pack never
+    writes, such as a compressed file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -137,6 +148,7 @@ def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
 
 
 def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
+    """The member that a directory entry describes; raises ValueError as read_members does."""
     name = info.orig_filename
     if not NAME.fullmatch(name):
         raise ValueError(f"it holds {name[:100]!r}, which no file of a model is called")
@@ -159,7 +171,10 @@ def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
 
 
 def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
-    """The first byte around the files that is not as lay_out makes it; None if all are, and nothing is left over."""
+    """The offset of the first byte outside the contents of files that lay_out would not have written, or None.
+
+    data is the content of an archive of these members.
+    """
     layout, place = lay_out(members), 0
     for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
         found = bytes(data[place : place + len(head)])
@@ -169,75 +184,75 @@ def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
     return None if place == len(data) else place
 
 
-# Where the files of a bundle lie: in a folder, or in one file. Whoever reads them need not care.
+# The storage of a bundle: a folder, or one archive.
 
-ZIP_BEGINS = b"PK\3\4"
+ZIP_BEGINS = b"PK\3\4"  # the first bytes of an archive
 
 
 class Storage(Protocol):
-    """The files of a bundle, by names such as tokenizer/tokenizer.json."""
+    """Access to the files of a bundle, by names such as tokenizer/tokenizer.json."""
 
     @property
     def path(self) -> Path:
-        """The folder, or the one file."""
+        """The path of the folder or of the archive."""
 
     def place(self, name: str) -> Path:
-        """Where messages say that a file or a folder of files lies."""
+        """The path of a file or folder in the bundle, for messages only: it need not exist on disk."""
 
     def names(self) -> list[str]:
-        """Of all files, in order."""
+        """The names of all files, sorted."""
 
     @property
     def num_bytes(self) -> int:
-        """What they take on the disk."""
+        """The total size in bytes."""
 
     def view(self, name: str) -> memoryview:
-        """The content, mapped into memory; FileNotFoundError if there is no such file."""
+        """The content of a file, without copying it; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """What is wrong around the files, which are packed as these in that order; None if nothing is."""
+        """A message if the bytes between the files are not what mtkit pack writes for these members, else None."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A file for each name."""
+    """A bundle in a folder."""
 
     path: Path
 
     def place(self, name: str) -> Path:
-        """In the folder."""
+        """The path of a file in the folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """Those of all files below the folder."""
+        """The names of all files in the folder and its subfolders, sorted."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir())
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The total size of all files in bytes."""
         return sum((self.path / name).stat().st_size for name in self.names())
 
     def view(self, name: str) -> memoryview:
-        """A map of its own for each file."""
+        """The content of a file, mapped into memory; raises FileNotFoundError if there is no such file."""
         with (self.path / name).open("rb") as file:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """There is nothing around the files of a folder."""
+        """Always None: a folder has no bytes between its files."""
         return None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One archive, mapped as a whole, once."""
+    """A bundle in one archive, all of which is mapped into memory."""
 
     path: Path
-    data: memoryview
-    members: Mapping[str, Member]
+    data: memoryview  # the content of the archive
+    members: Mapping[str, Member]  # by name
 
     @staticmethod
     def open(path: Path) -> "Packed":
-        """The archive in a file; CheckpointError if it is none, or holds what a bundle does not."""
+        """Opens an archive; raises CheckpointError if it is damaged or has something that no bundle has."""
         with path.open("rb") as file:
             data = _mapped(file)
             try:
@@ -246,38 +261,38 @@ class Packed:
                 raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
 
     def place(self, name: str) -> Path:
-        """In the archive, as if it were a folder."""
+        """The path that a file would have if the archive were a folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """Those of all members."""
+        """The names of all members, sorted."""
         return sorted(self.members)
 
     @property
     def num_bytes(self) -> int:
-        """Of the one file."""
+        """The size of the archive in bytes."""
         return len(self.data)
 
     def view(self, name: str) -> memoryview:
-        """A part of the one map."""
+        """The content of a member, without copying it; raises FileNotFoundError if there is no such member."""
         if name not in self.members:
             raise FileNotFoundError(name)
         member = self.members[name]
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Whether the bytes around the files are those that packing writes."""
+        """A message that names the first byte between the files that mtkit pack would not have written, or None."""
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
 
 
 def open_storage(path: Path) -> Storage:
-    """A folder, or a file that begins as an archive does."""
+    """The storage at a path: a Folder for a folder, else Packed; raises CheckpointError if an archive is damaged."""
     return Folder(path) if path.is_dir() else Packed.open(path)
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file begins as an archive does."""
+    """Whether a path is a file that begins with the signature of a zip archive."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -285,33 +300,34 @@ def is_packed(path: Path) -> bool:
 
 
 def _mapped(file: BinaryIO) -> memoryview:
+    """The content of a file, mapped into memory; writing to the memory does not change the file."""
     try:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    except ValueError:  # empty, which cannot be mapped
+    except ValueError:  # an empty file cannot be mapped
         return memoryview(b"")
 
 
-# Checksums of the files of a bundle.
+# Checksums.
 
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Checksums of one file."""
+    """Size and checksums of one file."""
 
-    size: int
-    sha256: str
-    crc: int
+    size: int  # in bytes
+    sha256: str  # hexadecimal
+    crc: int  # CRC-32
 
     @property
     def told(self) -> dict[str, Any]:
-        """As bundle.json tells of a file."""
+        """Size and SHA-256 in the form in which bundle.json lists them."""
         return {"bytes": self.size, "sha256": self.sha256}
 
 
 def sums_of(content: memoryview) -> Sums:
-    """Both checksums in one reading."""
+    """The size and checksums of the content of a file."""
     digest, crc = hashlib.sha256(), 0
     for begin in range(0, len(content), CHUNK_BYTES):
         chunk = content[begin : begin + CHUNK_BYTES]
@@ -321,20 +337,20 @@ def sums_of(content: memoryview) -> Sums:
 
 
 def all_sums(storage: Storage) -> dict[str, Sums]:
-    """Those of every file that is there and can be read."""
+    """The checksums of all files by name; files that cannot be read are left out."""
     found = {}
     for name in storage.names():
         try:
             found[name] = sums_of(storage.view(name))
         except OSError:
-            continue  # told as missing, if it belongs there
+            continue  # the code that needs the file reports that it is missing
     return found
 
 
-# Tensors read out of the bytes of a safetensors file where they lie, without a copy.
+# Reading the tensors of a safetensors file without copying them.
 
-LENGTH_BYTES = 8
-LONGEST_HEADER = 1 << 24  # that of a thousand tensors has a hundred thousand bytes
+LENGTH_BYTES = 8  # size of the number at the start that gives the length of the header
+LONGEST_HEADER = 1 << 24  # in bytes; the header for a thousand tensors has about a hundred thousand
 MOST_DIMENSIONS = 8
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -342,16 +358,19 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the header tells of one tensor."""
+    """What the header says about one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int  # in bytes, from the end of the header
-    end: int
+    begin: int  # offset in bytes from the end of the header
+    end: int  # the same; exclusive
 
 
 def numbers_begin(data: memoryview) -> int:
-    """Where the header ends and the first tensor begins; a header that the file cannot hold is a ValueError."""
+    """The offset in a safetensors file at which the header ends and the first tensor begins.
+
+    Raises ValueError if, by its own length field, the header is longer than the file or than LONGEST_HEADER.
+    """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
@@ -362,9 +381,10 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """The tensors of a file by their names; they share its memory, which must be writable.
+    """The tensors of a safetensors file by name; data is its content.
 
-    Every byte after the header belongs to one tensor, or it is a CheckpointError, which where begins.
+    The tensors share the memory of data, which must be writable. Raises CheckpointError, whose message begins with
+    where, if data is damaged: for example, every byte after the header must belong to exactly one tensor.
     """
     try:
         begin = numbers_begin(data)
@@ -385,7 +405,7 @@ def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with weights that are not all finite, the first such tensor named; None if all are."""
+    """A message about the first tensor that has infinite values or NaN; None if all values are finite."""
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             count = weight.numel() - int(weight.isfinite().sum())
@@ -394,6 +414,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _entries(header: bytes) -> dict[str, _Entry]:
+    """Parses the header and returns its entries by tensor name; raises ValueError if it is damaged."""
     try:
         content = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError:
@@ -402,11 +423,12 @@ def _entries(header: bytes) -> dict[str, _Entry]:
         raise ValueError("its header is not JSON") from None
     if not isinstance(content, dict):
         raise ValueError("its header is not a table of tensors")
-    content.pop("__metadata__", None)  # free text, which nothing here reads
+    content.pop("__metadata__", None)  # free text, not used here
     return {name: _tensor_entry(name, value) for name, value in content.items()}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("its header names something twice")
@@ -414,6 +436,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_entry(name: str, value: Any) -> _Entry:
+    """The entry of one tensor, given its value in the header; raises ValueError if that is not valid."""
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
@@ -428,10 +451,15 @@ def _tensor_entry(name: str, value: Any) -> _Entry:
 
 
 def _are_counts(values: Any) -> bool:
+    """Whether values is a list of integers, none of them negative."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _tensor(name: str, entry: _Entry, numbers: memoryview) -> Tensor:
+    """The tensor of an entry, as a view of numbers, the bytes after the header.
+
+    Raises ValueError if its address in memory is not a multiple of the size of its elements.
+    """
     tensor = torch.frombuffer(numbers, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin)
     if tensor.data_ptr() % entry.dtype.itemsize:
         raise ValueError(f"tensor {name} lies where the processor cannot read its numbers")

@@ -1,5 +1,5 @@
-"""What is typed: one module for each group of commands, and the options that they share.
+"""The commands of the command line, one module for each group, and the options that they share.
 
-A command checks its arguments, imports the one function that does the work, calls it, and prints what comes back. With
-cli, this is the only home of typer; it may import everything below.
+A command checks its arguments, imports the function that does the work, calls it, and prints the result. Only this
+package and mtkit.cli import typer; both may import every other package of mtkit.
 """

@@ -1,9 +1,11 @@
-"""`mtkit evaluate` and `plot`: scores and pictures."""
+"""`mtkit evaluate` and `mtkit plot`: commands that score translations and draw pictures."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -22,6 +24,7 @@ from mtkit.commands.options import (
     count,
     decoding_settings,
     language_pair,
+    load_settings,
     one_standard_input,
     tell_of_typing,
     typed,
@@ -29,14 +32,17 @@ from mtkit.commands.options import (
 from mtkit.errors import MtkitError, say, whole_number
 from mtkit.files import json_text
 
+if TYPE_CHECKING:
+    from mtkit.evaluation.evaluate import ScoredSet, Scoring
+
 THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """Takes --by-length without its value, too, which typer has no way to say."""
+    """The command evaluate, with support for --by-length without a value, which typer does not offer."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments that are left over."""
+        """Parse the arguments, reading --by-length without a value as --by-length=thirds; returns the unparsed rest."""
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -96,77 +102,135 @@ def evaluate(
     A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
     signature.
     """
+    given = Given(model, hypothesis, against, source, tuple(reference or ()), tuple(test_set or ()), tag)
     overrides = decoding_settings(beam_size, length_penalty, None, device)
-    one_standard_input(source, *(reference or ()), hypothesis, against)
-    if (model is None) == (hypothesis is None):
-        raise UsageError("give either MODEL or --hypothesis")
-    if test is not None and against is None:
-        raise UsageError("--test goes with --against")
-    if confidence and against is not None:
-        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
-    if test_set and (source is not None or reference):
-        raise UsageError("--test-set has its own source and reference")
-    if target_language is not None and (model is not None or languages is not None):
-        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+    one_standard_input(*given.files)
+    _check_options(given, test, confidence, languages, target_language)
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
-    given = language_pair(languages)
-    pair = (
-        dict(zip(("source", "target"), given, strict=True))
-        if given
-        else ({"target": target_language} if target_language else {})
-    )
+    codes = _language_codes(languages, target_language)
     edges = _edges(by_length)
     if model is not None:
-        if (source is None) != (not reference):
-            raise UsageError("--source and --reference go together")
-        if tag is not None and source is None and not test_set:
-            raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+        _check_model_options(given)
     else:
-        if overrides or tag is not None:
-            raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
-        if not reference and len(test_set or []) != 1:
-            raise UsageError("--hypothesis goes with --reference, or with one --test-set")
-        if not test_set and (source is None) == (by_length is not None):
-            raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
-
-    if typed(*(path for path in (source, *(reference or ()), hypothesis, against) if path is not None)):
+        _check_hypothesis_options(given, by_length, overrides)
+    if typed(*given.files):
         tell_of_typing("for each line of the text that is to be scored")
-    from mtkit.config.data_settings import LanguagesConfig
-    from mtkit.evaluation.evaluate import Material, Scoring, legend, score_models, score_texts, table
-    from mtkit.translation.scores import metric_names, require_tokenizer_name
 
-    chosen_metrics = metric_names(metrics) if metrics is not None else ()
-    if tokenize is not None:
-        require_tokenizer_name(tokenize)
-        if chosen_metrics and "bleu" not in chosen_metrics:
-            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    from mtkit.config.data_settings import LanguagesConfig
+    from mtkit.evaluation.evaluate import Scoring
+
     scoring = Scoring(
-        LanguagesConfig(**pair),
+        LanguagesConfig(**codes),
         lowercase,
         confidence,
         chosen_test,
         by_length is not None,
         edges,
-        chosen_metrics,
+        _metrics(metrics, tokenize),
         tokenize,
     )
-    material = Material(source, tuple(reference or ()), tuple(test_set or ()), tag)
-    if model is not None:
-        overrides += [f"languages.{side}={code!r}" for side, code in pair.items()]
-        scores = score_models(model, against, overrides, material, scoring)
-    else:
-        assert hypothesis is not None
-        scores = score_texts(hypothesis, against, material, scoring)
-    if json:
+    overrides += [f"languages.{side}={code!r}" for side, code in codes.items()]
+    _print_scores(_scores(given, overrides, scoring), json)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments and options of evaluate that determine what is scored."""
+
+    model: Path | None
+    hypothesis: Path | None
+    against: Path | None
+    source: Path | None
+    references: tuple[Path, ...]
+    test_sets: tuple[str, ...]
+    tag: str | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of the given paths that may be `-` (standard input)."""
+        paths = (self.source, *self.references, self.hypothesis, self.against)
+        return tuple(path for path in paths if path is not None)
+
+
+def _check_options(
+    given: Given, test: str | None, confidence: bool, languages: str | None, target_language: str | None
+) -> None:
+    """Raise a UsageError if options exclude each other, whether a model or given translations are scored."""
+    if (given.model is None) == (given.hypothesis is None):
+        raise UsageError("give either MODEL or --hypothesis")
+    if test is not None and given.against is None:
+        raise UsageError("--test goes with --against")
+    if confidence and given.against is not None:
+        raise UsageError("--confidence is of one system; --against gives intervals by itself, with --test bootstrap")
+    if given.test_sets and (given.source is not None or given.references):
+        raise UsageError("--test-set has its own source and reference")
+    if target_language is not None and (given.model is not None or languages is not None):
+        raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+
+
+def _check_model_options(given: Given) -> None:
+    """Raise a UsageError if the options are not valid for scoring a model."""
+    if (given.source is None) != (not given.references):
+        raise UsageError("--source and --reference go together")
+    if given.tag is not None and given.source is None and not given.test_sets:
+        raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
+
+
+def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Sequence[str]) -> None:
+    """Raise a UsageError if the options are not valid for scoring given translations."""
+    if overrides or given.tag is not None:
+        raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
+    if not given.references and len(given.test_sets) != 1:
+        raise UsageError("--hypothesis goes with --reference, or with one --test-set")
+    if not given.test_sets and (given.source is None) == (by_length is not None):
+        raise UsageError("--hypothesis goes with --source if it is scored --by-length, and only then")
+
+
+def _language_codes(languages: str | None, target_language: str | None) -> dict[str, str]:
+    """The given language codes under "source" and "target"; empty if neither option was given."""
+    if pair := language_pair(languages):
+        return dict(zip(("source", "target"), pair, strict=True))
+    return {"target": target_language} if target_language else {}
+
+
+def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
+    """The names in --metrics, empty if it was not given; raises an error if --metrics or --tokenize is not valid."""
+    from mtkit.translation.scores import metric_names, require_tokenizer_name
+
+    chosen = metric_names(metrics) if metrics is not None else ()
+    if tokenize is not None:
+        require_tokenizer_name(tokenize)
+        if chosen and "bleu" not in chosen:
+            raise UsageError("--tokenize is of BLEU, which --metrics leaves out")
+    return chosen
+
+
+def _scores(given: Given, overrides: Sequence[str], scoring: "Scoring") -> "list[ScoredSet]":
+    from mtkit.evaluation.evaluate import TestData, score_models, score_texts
+
+    data = TestData(given.source, given.references, given.test_sets, given.tag)
+    if given.model is not None:
+        return score_models(given.model, given.against, overrides, data, scoring)
+    assert given.hypothesis is not None
+    return score_texts(given.hypothesis, given.against, data, scoring)
+
+
+def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
+    from mtkit.evaluation.evaluate import legend, table
+
+    if as_json:
         print(json_text([score.as_json() for score in scores], indent=1))
-    else:
-        print(table(scores), end="")
-        if marks := legend(scores):
-            say(marks)
+        return
+    print(table(scores), end="")
+    if marks := legend(scores):
+        say(marks)
 
 
 def _edges(text: str | None) -> tuple[int, ...]:
-    """The bucket edges of --by-length."""
+    """The upper limits of the length buckets in --by-length, as numbers of words; empty for thirds or None.
+
+    Raises an MtkitError if the text is not a rising list of whole numbers.
+    """
     if text in (None, THIRDS):
         return ()
     assert text is not None
@@ -181,7 +245,7 @@ def _edges(text: str | None) -> tuple[int, ...]:
 
 PLOT_EXAMPLE = "\b\nExample:\n  mtkit plot "
 
-plot = typer.Typer(rich_markup_mode=None, help="Draw a picture, as PNG or SVG.")
+plot = typer.Typer(rich_markup_mode=None, help="Draw a picture as PNG or SVG.")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture; .png or .svg.")]
 
@@ -191,23 +255,24 @@ def schedule(
     output: OutputOption,
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; several may be given.")
+        list[str] | None, typer.Option(metavar="D:W", help="d_model and warmup_steps of noam; may be repeated.")
     ] = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Updates to draw; else those of the configs.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Updates to draw; by default those of the configs.")
+    ] = None,
 ) -> None:
-    """Draw the learning rate by update."""
-    from mtkit.config.load import load_config
+    """Draw the learning rate of each update."""
     from mtkit.config.training_settings import settled
     from mtkit.evaluation.plot import check_output, paper_schedule, plot_schedules, schedule_of
 
     check_output(output)
-    loaded = [(path, load_config(path, [])) for path in configs or []]
+    loaded = [(path, load_settings(path, [])) for path in configs or []]
     num_steps = None if steps is None else count("--steps", steps)
     schedules = [schedule_of(path.stem, config, num_steps) for path, config in loaded]
     schedules += [paper_schedule(text) for text in setting or []]
     if not schedules:
         raise MtkitError("there is nothing to draw; name a CONFIG, or give --setting such as 512:4000")
-    # Without a config, five times the longest warmup shows the rise and the fall.
+    # Without a config, draw five times the longest warmup, which shows the rate rise and fall.
     drawn = [one.training for one in schedules]
     longest = max(
         [settled(one.max_steps) for one in drawn[: len(loaded)]] or [5 * settled(one.warmup_steps) for one in drawn]
@@ -223,17 +288,16 @@ def positions(
     length: Annotated[str, typer.Option(metavar="N", help="Positions to draw.")] = "100",
 ) -> None:
     """Draw the position encodings."""
-    from mtkit.config.load import load_config
     from mtkit.evaluation.plot import check_output, plot_positions, position_table
 
     check_output(output)
-    plot_positions(position_table(load_config(config, settings or []), count("--length", length)), output)
+    plot_positions(position_table(load_settings(config, settings), count("--length", length)), output)
 
 
 @plot.command(epilog=f"{PLOT_EXAMPLE}training runs/demo -o training.png")
 def training(
     output: OutputOption,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may be being trained.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; they may still be training.")],
     by: Annotated[str, typer.Option(metavar="NAME", help="step or minutes.")] = "step",
 ) -> None:
     """Draw loss, learning rate and BLEU of training runs."""
@@ -250,12 +314,14 @@ def attention(
     output: OutputOption,
     model: ModelArgument,
     source: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
-    target: Annotated[str | None, typer.Option(metavar="TEXT", help="Its translation; else the model's own.")] = None,
-    layer: Annotated[str | None, typer.Option(metavar="N", help="This layer alone, from 1.")] = None,
-    head: Annotated[str | None, typer.Option(metavar="N", help="This head alone, from 1.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation; by default the model's own.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="N", help="Only this layer, from 1.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="N", help="Only this head, from 1.")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="The mean over the heads.")] = False,
 ) -> None:
-    """Draw how each target piece looks at the source.
+    """Draw how much each target piece attends to each source piece.
 
     Without --layer, --head and --mean there is a picture for every layer and head.
     """
@@ -276,7 +342,7 @@ def attention(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(
         cls=EvaluateCommand,
         epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",

@@ -1,4 +1,4 @@
-"""`mtkit bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`: what is done with models."""
+"""`mtkit bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`: commands that make or inspect models."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,10 @@ from mtkit.files import json_text
 
 
 def bundle(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; training may be going on.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it may still be training.")],
     step: Annotated[
         str,
-        typer.Option(metavar="N", help="A step, best (so far), or average: what training would try at its end."),
+        typer.Option(metavar="N", help="A step, best (so far), or average, which training would try at its end."),
     ] = "best",
     output: Annotated[
         Path | None,
@@ -34,11 +34,13 @@ def bundle(
 def pack(
     model: ModelArgument,
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="What to write, such as model.mtkit.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The same.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file, as an option.")
+    ] = None,
 ) -> None:
     """Pack a model into one file.
 
-    The file is a MODEL, too. The same model gives the same bytes.
+    The file is a MODEL, too, and always the same for the same model.
     """
     if (file is None) == (output is None):
         raise UsageError("name the FILE to write, once")
@@ -54,7 +56,7 @@ def pack(
 def info(
     model: ModelArgument, json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False
 ) -> None:
-    """Tell what a model is and what it learnt from."""
+    """Show what a model is and what it was trained on."""
     from mtkit.bundle.info import info_json, info_of, info_text
 
     found = info_of(model)
@@ -62,9 +64,9 @@ def info(
 
 
 def check(model: ModelArgument, device: DeviceOption = None) -> None:
-    """Tell whether a model is whole and works here.
+    """Check that a model is whole and works on this machine.
 
-    All files are compared with their checksums; then sentences that the model carries are translated again.
+    All files are compared with their checksums; then the sentences stored in the model are translated again.
     """
     from mtkit.translation.canaries import check
 
@@ -75,7 +77,7 @@ def check(model: ModelArgument, device: DeviceOption = None) -> None:
         raise CheckpointError("\n".join(report.faults))
 
 
-# Models for other libraries and from them, and with larger vocabularies.
+# Export, import, and extension of vocabularies.
 
 FORMATS = ("ctranslate2", "marian", "m2m100")
 
@@ -89,10 +91,10 @@ def export(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model in the files of another library.
+    """Write a model as files of another library.
 
-    marian and m2m100 are of Hugging Face transformers. Where the library is installed, it opens what was written and
-    translates the sentences that the model carries.
+    marian and m2m100 are formats of Hugging Face transformers. If the library is installed, it loads the files and
+    translates the sentences stored in the model.
     """
     format_ = choice("--to", to, FORMATS)
     from mtkit.exchange.export import export
@@ -102,19 +104,19 @@ def export(
 
 def import_(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Of a Hugging Face checkpoint or of Marian's files.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder of a Hugging Face checkpoint or of Marian's files.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The bundle to write.")],
     languages: Annotated[
-        str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not tell.")
+        str | None, typer.Option(metavar="PAIR", help="Such as fr-en, if the checkpoint does not say.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a model of a Hugging Face or Marian checkpoint.
+    """Make a model from a Hugging Face or Marian checkpoint.
 
-    It is a MarianMTModel, such as those of OPUS-MT, or what mtkit export wrote. Of Marian itself it is a folder
-    with an .npz and its vocabularies, such as an archive of OPUS-MT, or one of several .npz or decoder.yml in it. Ids
-    and weights are kept, and no code is run.
+    A Hugging Face checkpoint is a MarianMTModel, such as those of OPUS-MT, or one that mtkit export wrote. Marian's own
+    is a folder with an .npz and its vocabularies, such as an archive of OPUS-MT; where it has several, name one .npz or
+    a decoder.yml. Ids and weights are kept, and no code is run.
     """
     pair = language_pair(languages)
     from mtkit.exchange.importing import import_model
@@ -125,15 +127,15 @@ def import_(
 def extend(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The bundle to write.")],
-    piece: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A new piece; several may be given.")] = None,
+    piece: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A new piece; may be repeated.")] = None,
     pieces: Annotated[Path | None, typer.Option(metavar="FILE", help="New pieces, one a line.")] = None,
     tag: Annotated[
-        list[str] | None, typer.Option("--tag", metavar="TAG", help="What a source may begin with, such as <2xx>.")
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="Word that a source may begin with, such as <2xx>.")
     ] = None,
 ) -> None:
     """Add pieces to a model's vocabulary.
 
-    Translations stay as they are; a training that starts from the new model learns what is new.
+    Translations stay as they are; training that starts from the new model learns the new pieces.
     """
     from mtkit.text.lines import read_lines
 
@@ -146,7 +148,7 @@ def extend(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
     app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
     app.command(epilog=f"{EXAMPLE}info runs/demo")(info)

@@ -1,4 +1,4 @@
-"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: the stages that make a model."""
+"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: commands that train a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from mtkit.commands.options import (
     QuietOption,
     SettingsArgument,
     UsageError,
+    load_settings,
 )
 from mtkit.errors import CheckpointError
 
@@ -26,25 +27,19 @@ def config(
 ) -> None:
     """Print all settings with their meanings.
 
-    What is printed is YAML that can be used again.
+    The output is a YAML file that can be used as CONFIG.
     """
     import json
 
-    from mtkit.config.load import load_config
     from mtkit.config.settings import config_schema, config_text
 
     settings = settings or []
     if config is not None and "=" in str(config) and not config.exists():
-        config, settings = None, [str(config), *settings]  # the file was left out, not the settings
+        config, settings = None, [str(config), *settings]  # the first argument is a setting: there is no CONFIG
     if schema:
         print(json.dumps(config_schema(), indent=2))
         return
-    found = load_config(config, settings)
-    if found.training.start_from is not None:
-        from mtkit.bundle.opening import carried_over  # here, since all else goes without torch
-
-        found = carried_over(found)
-    print(config_text(found), end="")
+    print(config_text(load_settings(config, settings)), end="")
 
 
 def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
@@ -58,7 +53,7 @@ def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, q
 def binarize(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
     """Encode the corpora to memory-mapped ids.
 
-    What is left out is counted and reported. The tokenizer is trained first if it is missing.
+    Pairs that are left out are counted and reported. The tokenizer is trained first if it is missing.
     """
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_binarize
@@ -73,9 +68,9 @@ def train(
     change: ChangeOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train, going on where the run stopped.
+    """Train, resuming where the run stopped.
 
-    What is missing of tokenizer and data is made first. Ctrl-C saves the state and stops; SIGUSR1 saves it and goes on.
+    Tokenizer and data are made first if they are missing. Ctrl-C saves the state and stops; SIGUSR1 only saves it.
     """
     _require_one_way(fresh, change)
     from mtkit.config.load import load_config
@@ -86,7 +81,7 @@ def train(
 
 def _require_one_way(fresh: bool, change: bool) -> None:
     if fresh and change:
-        raise UsageError("--fresh starts anew and --change goes on; give one of them")
+        raise UsageError("--fresh starts anew and --change resumes; give one of them")
 
 
 def run(
@@ -96,7 +91,7 @@ def run(
     change: ChangeOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Do all that is out of date, then evaluate.
+    """Run every stage that is out of date, then evaluate.
 
     The stages are train-tokenizer, binarize, train and evaluate; the scores are printed.
     """
@@ -116,10 +111,10 @@ def verify(
     files_only: Annotated[bool, typer.Option("--files-only", help="Only read the files of the run.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Tell whether a run is whole and resumes exactly.
+    """Check that a run is whole and resumes exactly.
 
     All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
-    once with kills, and both must leave the same to the bit. The run itself is only read.
+    once with kills, and both must give the same bits. The run itself is only read.
     """
     from mtkit.training.verify import verify, verify_settings
 
@@ -133,7 +128,7 @@ def verify(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
     app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")(train_tokenizer)
     app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)

@@ -1,4 +1,4 @@
-"""`mtkit translate` and `score`: what is done with text."""
+"""`mtkit translate` and `mtkit score`: commands that translate text and score translations."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,8 @@ from mtkit.errors import MtkitError
 def translate(
     model: ModelArgument,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Text file, packed or not; else, or for -, standard input.")
+        Path | None,
+        typer.Argument(metavar="FILE", help="Text file, plain or compressed; else, or for -, stdin."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -43,26 +44,33 @@ def translate(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write here, at the end; until then to FILE.part. Else, or for -, to standard output.",
+            help="File to write, as FILE.part until the end; without it, or for -, standard output.",
         ),
     ] = None,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
     n_best: Annotated[
-        str, typer.Option(metavar="N", help="Translations of each line, as number, score and text with tabs between.")
+        str, typer.Option(metavar="N", help="Translations of each line, as number, score and text, separated by tabs.")
     ] = "1",
-    sample: Annotated[bool, typer.Option("--sample", help="Draw translations by their probabilities.")] = False,
-    temperature: Annotated[str | None, typer.Option(metavar="X", help="Of samples; below 1 likelier ones.")] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="N", help="Sample from so many likeliest tokens.")] = None,
-    top_p: Annotated[str | None, typer.Option(metavar="P", help="Sample from the likeliest of this mass.")] = None,
-    seed: Annotated[str | None, typer.Option(metavar="N", help="All chance of samples comes from it.")] = None,
-    mbr: Annotated[str | None, typer.Option(metavar="N", help="Let N samples elect the translation.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample translations by their probability.")] = False,
+    temperature: Annotated[
+        str | None, typer.Option(metavar="X", help="Of samples; below 1 favours likelier ones.")
+    ] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens.")] = None,
+    top_p: Annotated[
+        str | None, typer.Option(metavar="P", help="Sample from the likeliest tokens of this total probability.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of samples.")] = None,
+    mbr: Annotated[
+        str | None, typer.Option(metavar="N", help="Choose the translation among N samples by minimum Bayes risk.")
+    ] = None,
     prefix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Line n of it begins the translation of line n.")
+        Path | None, typer.Option(metavar="FILE", help="Its line n begins the translation of line n.")
     ] = None,
     ensemble: EnsembleOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
     ] = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
@@ -76,7 +84,7 @@ def translate(
 ) -> None:
     """Translate standard input or a file, line by line.
 
-    N lines in, N lines out, in order; a blank line gives a blank one.
+    N lines in, N lines out, in order; a blank line gives a blank line.
     """
     overrides = [
         *(f"decoding.{setting}" for setting in settings or []),
@@ -103,7 +111,7 @@ MOST_SAMPLES = 10_000
 
 
 def _check_num_best(num_best: int, decoding: Any) -> None:
-    """A search has no more to give than it keeps."""
+    """Raise an MtkitError if --n-best is more than the number of translations that the decoding settings allow."""
     if decoding.mbr_samples:
         most, what = decoding.mbr_samples, "the samples that elect"
     elif decoding.draws:
@@ -137,16 +145,17 @@ def _translate(
 
 def score(
     model: ModelArgument,
-    source: Annotated[Path | None, typer.Option(metavar="FILE", help="Text, packed or not, or -.")] = None,
+    source: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file, plain or packed, or -.")] = None,
     target: Annotated[Path | None, typer.Option(metavar="FILE", help="Its translation, line by line, or -.")] = None,
     n_best: Annotated[
-        bool, typer.Option("--n-best", help="--target is as translate --n-best writes it: number, score and text.")
+        bool, typer.Option("--n-best", help="--target has the format of translate --n-best: number, score and text.")
     ] = False,
     tsv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead: source, tab and translation in each line, or -.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of both: source, tab and translation on each line, or -."),
     ] = None,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Write a JSON list of [piece, log-probability] for each line instead.")
+        bool, typer.Option("--tokens", help="For each line, write a JSON list of [piece, log-probability].")
     ] = False,
     tag: TagOption = None,
     ensemble: EnsembleOption = None,
@@ -158,7 +167,8 @@ def score(
 ) -> None:
     """Score given translations by their log-probability.
 
-    Each line tells log-probability, tokens, and log-probability a token, with tabs between; the end mark counts.
+    Each output line has the log-probability, the number of tokens, and the log-probability per token, separated by
+    tabs; the end mark counts as a token.
     """
     _require_texts(source, target, tsv, n_best)
     from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, score
@@ -188,6 +198,6 @@ def _require_texts(source: Path | None, target: Path | None, tsv: Path | None, n
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register these commands."""
+    """Register the commands of this module with app."""
     app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")(translate)
     app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")(score)

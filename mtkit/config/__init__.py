@@ -1,5 +1,5 @@
-"""Every setting: its name, type, default, limits and meaning in one line.
+"""The settings of mtkit: each is declared once, with its name, type, default, limits and description.
 
-Defaults, a YAML file and key=value arguments go in; frozen settings, messages, commented YAML and a JSON schema come
-out. Imports no other room, and never torch.
+Reads settings from the defaults, a YAML file and key=value arguments into an immutable Config, and writes them as
+commented YAML and as a JSON schema. Imports nothing else of mtkit but mtkit.errors, and never torch.
 """

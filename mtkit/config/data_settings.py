@@ -1,4 +1,4 @@
-"""Settings of the data (languages, corpora, test sets, which pairs are left out) and of the tokenizer."""
+"""Settings of the data (languages, corpora, test sets, filters) and of the tokenizer."""
 
 from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from mtkit.config.section import FOR_BOTH, FOR_EACH, MANY_FILES, ONE_FILE, Section, form_of, number_of_files
+from mtkit.config.section import (
+    FOR_BOTH,
+    FOR_EACH,
+    MANY_FILES,
+    ONE_FILE,
+    CarriedSection,
+    Section,
+    form_of,
+    number_of_files,
+)
 
+# The names of scripts in Unicode.
 _NAMES = """
 Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki
 Bopomofo Brahmi Braille Buginese Buhid Canadian_Aboriginal Carian Caucasian_Albanian Chakma Cham Cherokee
@@ -30,7 +40,7 @@ SCRIPTS = frozenset(_NAMES.split())
 
 
 def nearest_script(name: str) -> str | None:
-    """The script whose name is most like this, if any is."""
+    """The Unicode script whose name is most similar to name, ignoring case; None if none is similar."""
     by_lower = {script.lower(): script for script in sorted(SCRIPTS)}
     near = get_close_matches(name.lower().replace(" ", "_"), by_lower, n=1)
     return by_lower[near[0]] if near else None
@@ -43,27 +53,27 @@ Side = Literal["source", "target"]
 Size = Annotated[int, Field(ge=5, le=10_000_000)]
 Symbol = Annotated[str, Field(pattern=r"^\S+$")]
 
-LEAST_WITH_BYTES = 264  # pieces: 4 special ones, 256 bytes, and a few characters
+LEAST_WITH_BYTES = 264  # smallest vocabulary with byte_fallback: 4 special pieces, 256 bytes, a few characters
 
 
 class SideSizes(Section):
-    """A size for each side's vocabulary."""
+    """Separate vocabulary sizes for the source and the target."""
 
-    source: Size = Field(description="Most pieces of the source.")
-    target: Size = Field(description="Most pieces of the target.")
+    source: Size = Field(description="Largest number of pieces of the source.")
+    target: Size = Field(description="Largest number of pieces of the target.")
 
 
 class SideModels(Section):
-    """A SentencePiece model for each side."""
+    """Separate SentencePiece models for the source and the target."""
 
     source: Path = Field(description="The model of the source.")
     target: Path = Field(description="The model of the target.")
 
 
 class TokenizerTextConfig(Section):
-    """More text for the tokenizer alone: a file of either side, or one of each, which need not go together."""
+    """Extra text to train the tokenizer on: a source file, a target file, or both, which need not be parallel."""
 
-    # What an editor should offer; which forms there are is checked below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["source"]}, {"required": ["target"]}]})
 
     source: Path | None = Field(None, description="Text of the source side: a text file, or .gz, .xz, .zst.")
@@ -71,99 +81,103 @@ class TokenizerTextConfig(Section):
 
     @model_validator(mode="after")
     def some_file_is_given(self) -> "TokenizerTextConfig":
-        """One file at least."""
+        """Raise a ValueError if neither source nor target is given."""
         if self.source is None and self.target is None:
             raise ValueError("found no file, wants source, target or both")
         return self
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its files."""
+        """The files that are given, source first."""
         return tuple(path for path in (self.source, self.target) if path is not None)
 
 
-class TokenizerConfig(Section):
-    """The vocabulary, and how text becomes pieces of it."""
+class TokenizerConfig(CarriedSection):
+    """The vocabulary, and how text is segmented into its pieces."""
 
     model: (
         Annotated[Annotated[Path, Tag(FOR_BOTH)] | Annotated[SideModels, Tag(FOR_EACH)], Discriminator(form_of)] | None
     ) = Field(
         None,
-        description="A SentencePiece model to take instead of training one, or with shared false one for each side; "
-        "it keeps its type, its size, its normalisation and its ids, and what it lacks of padding, begin and end mark "
-        "is added behind. Relative paths start from data.root.",
+        description="A SentencePiece model to use instead of training one, or with shared false one for each "
+        "side; it keeps its type, size, normalisation and ids, and padding, begin and end marks that "
+        "it lacks are added at the end. Relative paths start from data.root.",
     )
     type: Literal["bpe", "unigram", "char", "word"] = Field(
         "bpe",
-        description="Pieces are merged byte pairs (Sennrich et al. 2016), those of a unigram model (Kudo 2018), "
-        "characters, or the words between spaces.",
+        description="How text is cut into pieces: byte-pair encoding (Sennrich et al. 2016), a unigram model "
+        "(Kudo 2018), characters, or words between spaces.",
     )
     vocab_size: Annotated[
         Annotated[Size, Tag(FOR_BOTH)] | Annotated[SideSizes, Tag(FOR_EACH)], Discriminator(form_of)
     ] = Field(
         8000,
-        description="Most pieces a vocabulary may have, or with shared false {source: 8000, target: 4000}; small data "
-        "may give fewer.",
+        description="Largest number of pieces in a vocabulary, or with shared false {source: 8000, target: 4000}; "
+        "small data may give fewer.",
     )
     byte_fallback: bool | None = Field(
-        None, description="Spell in bytes what has no piece, so that nothing is <unk>; null: true but for word."
+        None,
+        description="Spell characters without a piece in bytes, so that nothing is <unk>; null: true, but false "
+        "for type word.",
     )
-    shared: bool = Field(True, description="One vocabulary for both sides, or one each.")
+    shared: bool = Field(True, description="Whether both sides share one vocabulary, or have one each.")
     symbols: tuple[Symbol, ...] = Field(
         (),
-        description="Placeholders, such as <url>, that are one piece each on both sides, wherever they stand; of type "
-        "word they get spaces around them.",
+        description="Placeholders, such as <url>, that are one piece each on both sides, wherever they occur; "
+        "with type word they get spaces around them.",
     )
     split_digits: bool = Field(False, description="Make each digit a piece of its own. Not for type word.")
     source_normalization: Rule = Field(
         "nmt_nfkc_zwnj",
-        description="What SentencePiece does to the characters of the source first; identity: nothing; nmt_nfkc_zwnj: "
-        "nmt_nfkc, but U+200C stays, which nmt_nfkc turns into a space; model: what the model of a tokenizer from "
-        "elsewhere does by itself.",
+        description="How SentencePiece normalises the source; identity: not at all; nmt_nfkc_zwnj: as nmt_nfkc, "
+        "but keeping U+200C, which nmt_nfkc turns into a space; model: as the model of a given "
+        "tokenizer does by itself.",
     )
     target_normalization: Rule = Field(
         "identity",
-        description="What SentencePiece does to the characters of the target first; identity can produce every "
-        "character of a reference.",
+        description="How SentencePiece normalises the target; identity can produce every character of a reference.",
     )
     character_coverage: float = Field(
         0.9999,
         ge=0.98,
         le=1,
-        description="Share of the text whose characters get a piece; the rarest have none. Not for type word.",
+        description="Share of the text whose characters get a piece; the rarest get none. Not for type word.",
     )
     sample_lines: int = Field(
-        2_000_000, ge=1, description="Most lines, drawn at random, that a tokenizer is trained on."
+        2_000_000, ge=1, description="Largest number of lines, drawn at random, that a tokenizer is trained on."
     )
     text: tuple[TokenizerTextConfig, ...] = Field(
         (),
-        description="More text for the tokenizer to be trained on, added to that of data.train; no pairs are made of "
-        "it. Relative paths start from data.root.",
+        description="More text to train the tokenizer on, besides that of data.train; no training pairs are made "
+        "of it. Relative paths start from data.root.",
         examples=[[{"target": "monolingual.en.gz"}, {"source": "wiki.fr", "target": "wiki.en"}]],
     )
 
     @field_validator("symbols")
     @classmethod
     def symbols_differ(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        """Each stands there once."""
+        """Raise a ValueError if a symbol is given twice."""
         for number, symbol in enumerate(symbols):
             if symbol in symbols[:number]:
                 raise ValueError(f"symbols has {symbol} twice")
         return symbols
 
-    @model_validator(mode="after")
-    def sides_have_vocabularies(self) -> "TokenizerConfig":
-        """One vocabulary has one size, and is of one model."""
+    def check(self) -> None:
+        """Raise a ValueError if settings are incompatible."""
+        self._check_sides()
+        self._check_model()
+        self._check_type()
+
+    def _check_sides(self) -> None:
+        """Raise a ValueError if vocab_size or model is given per side although shared is true."""
         for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
             if self.shared and form_of(getattr(self, name)) == FOR_EACH:
                 raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
-        return self
 
-    @model_validator(mode="after")
-    def model_says_all(self) -> "TokenizerConfig":
-        """Nothing is said about training where a model is taken."""
+    def _check_model(self) -> None:
+        """Raise a ValueError if model is given together with settings that apply only to training a tokenizer."""
         if self.model is None:
-            return self
+            return
         said = self.first_changed(
             "type", "vocab_size", "byte_fallback", "split_digits", "character_coverage", "sample_lines", "text"
         )
@@ -172,11 +186,9 @@ class TokenizerConfig(Section):
                 said = said or self.first_changed(name)
         if said:
             raise ValueError(f"{said} is for a tokenizer that is trained, and model names one; take out one of both")
-        return self
 
-    @model_validator(mode="after")
-    def bytes_fit(self) -> "TokenizerConfig":
-        """Bytes take their place in the vocabulary, and words cannot be spelled."""
+    def _check_type(self) -> None:
+        """Raise a ValueError if a setting does not apply to the type, or vocab_size is too small for byte_fallback."""
         if self.type == "word" and self.byte_fallback:
             raise ValueError(
                 "byte_fallback true is not for type word, whose pieces spell nothing; set it to false, or change type"
@@ -189,21 +201,20 @@ class TokenizerConfig(Section):
                 )
         if self.type == "word" and (said := self.first_changed("character_coverage", "split_digits")):
             raise ValueError(f"{said} is not for type word, whose pieces are words, with all their characters")
-        return self
 
     @property
     def spells_bytes(self) -> bool:
-        """Whether what has no piece is spelled in bytes."""
+        """Whether characters without a piece are segmented into bytes."""
         return self.type != "word" if self.byte_fallback is None else self.byte_fallback
 
     def size_of(self, side: Side) -> tuple[str, int]:
-        """Most pieces of the vocabulary of a side, and the name of the setting that says so."""
+        """The setting that limits the vocabulary of a side: its name, such as vocab_size.source, and its value."""
         if isinstance(self.vocab_size, SideSizes):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)
         return "vocab_size", self.vocab_size
 
     def models(self) -> dict[Side, Path]:
-        """The models to take, by side; nothing where one is trained."""
+        """The given SentencePiece model for each side; empty if the tokenizer is to be trained."""
         if self.model is None:
             return {}
         if isinstance(self.model, SideModels):
@@ -211,7 +222,7 @@ class TokenizerConfig(Section):
         return {"source": self.model, "target": self.model}
 
     def with_room_for(self, source: int, target: int) -> "TokenizerConfig":
-        """The same with vocabularies of so many pieces at least."""
+        """A copy whose vocab_size is raised, if needed, to this many pieces of the source and of the target."""
         sizes = {"source": max(self.size_of("source")[1], source), "target": max(self.size_of("target")[1], target)}
         each = isinstance(self.vocab_size, SideSizes)
         return self.model_copy(update={"vocab_size": SideSizes(**sizes) if each else max(sizes.values())})
@@ -220,19 +231,19 @@ class TokenizerConfig(Section):
         return [self.size_of("source"), self.size_of("target")]
 
 
-# Settings of the text: its languages, the corpora and test sets, and which pairs are left out.
+# Settings of the text: languages, corpora, test sets, and filters of training pairs.
 
-MOST_TAGS_SHOWN = 20  # some models know more than a hundred languages
+MOST_TAGS_SHOWN = 20  # in a message; some models have more than a hundred
 
 
 def listed_tags(tags: Sequence[str]) -> str:
-    """Tags as a message lists them."""
+    """The tags as text for messages, such as "<2de>, <2fr> and 9 more"; "none" if there are none."""
     shown, more = ", ".join(tags[:MOST_TAGS_SHOWN]) or "none", len(tags) - MOST_TAGS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-class LanguagesConfig(Section):
-    """What is translated into what; evaluation picks its tokenizer by the target language."""
+class LanguagesConfig(CarriedSection):
+    """The source and target languages; evaluation chooses BLEU's tokenizer by the target language."""
 
     source: str = Field("source", min_length=1, description="Code of the source language, such as en.")
     target: str = Field("target", min_length=1, description="Code of the target language, such as de.")
@@ -246,37 +257,37 @@ Files = Annotated[
 
 
 class CorpusConfig(Section):
-    """Sentence pairs: two files, of which line n translates line n, or one file with both in columns.
+    """A corpus of sentence pairs: a source and a target file, aligned line by line, or a TSV file with both sides.
 
-    Where there are several files of each, part n of the source goes with part n of the target.
+    A side may be split into several files; part n of the source is then aligned with part n of the target.
     """
 
-    # What an editor should offer; which forms there are is checked below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
 
     source: Files | None = Field(
         None,
-        description="The source side: a text file, also packed (gzip, bzip2, xz, zstd, zip), or its parts: a list of "
-        "files, or a pattern such as parts/*.en.gz.",
+        description="The source side: a text file, plain or packed (gzip, bzip2, xz, zstd, zip), or its parts: a "
+        "list of files, or a pattern such as parts/*.en.gz.",
     )
     target: Files | None = Field(
         None,
-        description="The target side: such a file with as many lines, or as many parts; those of two patterns go "
-        "together where the wildcards stand for the same text.",
+        description="The target side: a file with as many lines, or as many parts; the files of two patterns are "
+        "paired where the wildcards match the same text.",
     )
     tsv: Files | None = Field(
         None,
-        description="Instead of source and target: such a file, its columns separated by tabs, or its parts.",
+        description="Instead of source and target: a file with columns separated by tabs, or its parts.",
     )
     columns: tuple[ColumnNumber, ColumnNumber] = Field((1, 2), description="Columns of tsv: the source, the target.")
     weight: float = Field(
-        1.0, gt=0, description="Share of an epoch, next to the weights of the other corpora of data.train."
+        1.0, gt=0, description="Share of an epoch, relative to the weights of the other corpora of data.train."
     )
     tag: str | None = Field(None, pattern=r"^\S+$", description="Word put before each source line, such as <2de>.")
 
     @model_validator(mode="after")
     def one_form_is_given(self) -> "CorpusConfig":
-        """Two files or one, and columns only of one."""
+        """Raise a ValueError unless source and target, in equally many parts, or tsv, with two columns, is given."""
         given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
         if given not in (["source", "target"], ["tsv"]):
             raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
@@ -294,7 +305,7 @@ class CorpusConfig(Section):
 
     @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
-        """The same corpus file by file, or pair of files by pair of files."""
+        """The parts of the corpus, each as a corpus with a single TSV file or a single file for each side."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
         sides = zip(listed(self.source), listed(self.target), strict=True)
@@ -302,26 +313,26 @@ class CorpusConfig(Section):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its files: both sides of each part, or the one that holds both."""
+        """The files of all parts, in order; the source of a part precedes its target."""
         return tuple(
             path for part in self.parts for files in (part.source, part.target, part.tsv) for path in listed(files)
         )
 
 
 def listed(files: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
-    """One file, several, or none as a list."""
+    """The files as a tuple, which is empty for None."""
     return () if files is None else (files,) if isinstance(files, Path) else files
 
 
 class TestSetConfig(Section):
-    """A source text and its references: files, or a set that sacreBLEU knows by name."""
+    """A source text and its references: either files, or the name of a test set of sacreBLEU."""
 
-    # What an editor should offer; which forms there are is checked below.
+    # For editors that use the JSON schema; mtkit itself relies on the validator below.
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}]}
     )
 
-    source: Path | None = Field(None, description="Text file, also packed.")
+    source: Path | None = Field(None, description="Text file, plain or packed.")
     target: tuple[Path, ...] = Field(
         (),
         description="The reference, or several references of the same source: a list of files, or a pattern such as "
@@ -329,19 +340,19 @@ class TestSetConfig(Section):
     )
     sacrebleu: str | None = Field(None, min_length=1, description="Name in sacreBLEU, such as wmt14/full.")
     tag: str | None = Field(
-        None, pattern=r"^\S+$", description="Put before each source line, for models that know several languages."
+        None, pattern=r"^\S+$", description="Word put before each source line, for models that know several languages."
     )
 
     @field_validator("target", mode="before", json_schema_input_type=Path | tuple[Path, ...])
     @classmethod
     def one_reference_is_a_list(cls, value: object) -> object:
-        """A single path stands for a list of one."""
-        # A list becomes a tuple here, since strict pydantic no longer takes one after a validator has seen it.
+        """Convert a single path, or a list of paths, to a tuple, before validation."""
+        # Lists are converted, too, since strict pydantic rejects a list that a validator in mode before returns.
         return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def files_or_a_name(self) -> "TestSetConfig":
-        """One or the other says where the text is."""
+        """Raise a ValueError unless either source and target, or sacrebleu, is given."""
         if self.sacrebleu is not None and (self.source is not None or self.target):
             raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
         if self.sacrebleu is None and (self.source is None or not self.target):
@@ -367,7 +378,7 @@ class DataConfig(Section):
     )
     valid: tuple[CorpusConfig, ...] = Field(
         (),
-        description="Corpora that validations translate and measure; the best checkpoint is chosen by them.",
+        description="Corpora for validation, by which the best checkpoint is chosen.",
         examples=[
             [{"source": "dev.fr", "target": "dev.en"}, {"source": "dev.fr", "target": "dev.de", "tag": "<2de>"}],
         ],
@@ -384,14 +395,19 @@ class DataConfig(Section):
         ],
     )
     temperature: float = Field(
-        1.0, ge=1, description="Shares of corpora follow weight x pairs^(1/temperature) (Arivazhagan et al. 2019)."
+        1.0,
+        ge=1,
+        description="The share of a corpus is proportional to weight x pairs^(1/temperature) (Arivazhagan et al. "
+        "2019).",
     )
     max_length: int = Field(
         256, ge=1, description="Longest side of a training pair, in tokens; a longer line to translate is split."
     )
     min_length: int = Field(1, ge=1, description="Shortest side of a training pair, in tokens.")
     max_length_ratio: float | None = Field(
-        9.0, gt=1, description="Most tokens of one side of a training pair for each token of the other; null: any."
+        9.0,
+        gt=1,
+        description="Largest number of tokens on one side of a training pair for each token of the other; null: any.",
     )
     drop_identical: bool = Field(False, description="Leave out training pairs whose sides are equal but for case.")
     source_script: tuple[str, ...] | None = Field(
@@ -409,10 +425,12 @@ class DataConfig(Section):
         0.0,
         ge=0,
         le=1,
-        description="Least share of letters among the characters of each side of a training pair, white space aside.",
+        description="Smallest share of letters among the characters of each side of a training pair, not counting "
+        "white space.",
     )
     drop_duplicates: bool = Field(
-        False, description="Leave out training pairs that stood before; takes 16 bytes of memory for each pair."
+        False,
+        description="Leave out repeated training pairs, all but the first; takes 16 bytes of memory for each pair.",
     )
 
     @field_validator(
@@ -423,13 +441,13 @@ class DataConfig(Section):
     )
     @classmethod
     def one_script_is_a_list(cls, value: object) -> object:
-        """A single name stands for a list of one."""
+        """Convert a single name, or a list of names, to a tuple, before validation."""
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("source_script", "target_script")
     @classmethod
     def scripts_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Names as Unicode writes them."""
+        """Raise a ValueError if a name is not that of a Unicode script."""
         for name in names or ():
             if name not in SCRIPTS:
                 near = nearest_script(name)
@@ -438,15 +456,15 @@ class DataConfig(Section):
         return names
 
     @model_validator(mode="after")
-    def some_pairs_are_left(self) -> "DataConfig":
-        """The limits leave room for a pair."""
+    def lengths_fit(self) -> "DataConfig":
+        """Raise a ValueError if min_length is greater than max_length."""
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
         return self
 
     @model_validator(mode="after")
-    def only_training_is_weighed(self) -> "DataConfig":
-        """Validation sees every pair once."""
+    def only_training_has_weights(self) -> "DataConfig":
+        """Raise a ValueError if a corpus of data.valid has a weight: validation reads every pair once."""
         for i, corpus in enumerate(self.valid):
             if said := corpus.first_changed("weight"):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
@@ -454,11 +472,14 @@ class DataConfig(Section):
 
     @property
     def train_tags(self) -> list[str]:
-        """The tags of the training corpora, each once, sorted."""
+        """The tags of the training corpora, sorted and without duplicates."""
         return sorted({corpus.tag for corpus in self.train if corpus.tag is not None})
 
     def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """The tags of validation corpora and test sets that are not known, each with the keys of its setting."""
+        """Yields (keys, tag) for each tag of a validation corpus or test set that is not in known.
+
+        The keys are those of the setting within data, such as ("valid", 0, "tag").
+        """
         for number, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:
                 yield ("valid", number, "tag"), corpus.tag

@@ -1,6 +1,6 @@
-"""Settings read: defaults, then a YAML file, then `section.key=value` from the command line.
+"""Loads settings: the defaults, overridden by a YAML file, overridden by `section.key=value` arguments.
 
-All faults are reported together, a line each, and say where, what was found and what is wanted.
+All faults are reported together, one per line: where it is, what was found, and what is expected.
 """
 
 import json
@@ -17,14 +17,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mtkit.config.data_settings import listed_tags
-from mtkit.config.section import Keys, read_value, read_yaml, write_yaml
+from mtkit.config.section import INCOMPLETE, Keys, read_value, read_yaml, write_yaml
 from mtkit.config.settings import (
     Config,
     Schema,
     is_setting,
     keys_of,
     kinds_with,
-    need_be_no_section,
+    may_be_no_section,
     setting_names,
     setting_schema,
     takes_text,
@@ -33,89 +33,51 @@ from mtkit.config.settings import (
 )
 from mtkit.errors import ConfigError
 
-# Where each setting was said, "recipe.yaml:12" or "training.max_steps=100"; what was said last stands last.
+# Maps the keys of each given setting to where it was given, such as "recipe.yaml:12" or "training.max_steps=100",
+# in the order in which the settings were given.
 Places = dict[Keys, str]
 
-ALIASES = Path(__file__).with_name("aliases.yaml")  # what other toolkits call the settings; none is ever accepted
-LONGEST_SHOWN = 60  # characters of a wrong value, or of an override, that a message shows
-
-
-@dataclass(frozen=True)
-class _Fault:
-    place: str  # empty where nothing that was said is at fault
-    keys: Keys  # the setting; empty where the problem names it
-    problem: str
-
-    def __str__(self) -> str:
-        name = _dotted(self.keys)
-        said = self.place.startswith(f"{name}=")  # on the command line, whose text names the setting
-        return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
+ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, only for advice
+LONGEST_SHOWN = 60  # characters; messages shorten wrong values and overrides that are longer
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file, or the defaults, with `key=value` and `section.key=value` put over them.
+    """The settings of a YAML file (`-`: standard input), or the defaults if path is None, with overrides applied.
 
-    `-` is standard input. A value is read as YAML and takes the place of the file's, whole sections, lists and tables
-    too. Tags are checked as check_tags does, unless training starts from a model, which may know others.
+    An override is `key=value` or `section.key=value`. Its value is parsed as YAML and replaces the value in the file,
+    even if that is a section, list or table. Raises a ConfigError that lists all faults. If training.start_from is
+    given, every CarriedSection is still incomplete and unchecked, and tags are not checked, since the model to start
+    from may have more: bundle.opening.carried_over completes and checks both.
     """
-    config, places = _config(_read_text(path) if path else "", _named(path) if path else "", overrides)
+    config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
         _check_tags(config, places)
     return config
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML text, with overrides put over them as load_config does; name stands in messages.
+    """The settings in a YAML text, with overrides applied as by load_config; error messages call the text name.
 
-    Tags are not checked: a model may know some that no corpus of its own settings has.
+    Tags are not checked: a model may know tags that no corpus in its settings has.
     """
-    return _config(text, name, overrides)[0]
+    return _read_settings(text, name, overrides)[0]
 
 
-def advice_on_option(option: str) -> str:
-    """What a message adds to an unknown option such as --lr, if a setting has that name here or in other toolkits."""
-    key = option.lstrip("-").replace("-", "_")
-    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
-    if names:
-        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
-    alias = alias_of(key)
-    return f"; settings are given without dashes, as section.key=value: {alias.told}" if alias else ""
-
-
-@dataclass(frozen=True)
-class Alias:
-    """Names of one thing in other toolkits, the settings here that do it, and what to know where they differ."""
-
-    names: str  # separated by spaces, without leading dashes, with _ for -
-    settings: tuple[str, ...]  # full names; none where no setting does it
-    advice: str
-
-    @property
-    def told(self) -> str:
-        """What a message says after the name of the unknown key."""
-        quoted = [f"'{name}'" for name in self.settings]
-        if not self.advice:
-            return f"did you mean {' or '.join(quoted)}?"
-        return f"see {' and '.join(quoted)}: {self.advice}" if quoted else self.advice
-
-
-@cache
-def aliases() -> dict[str, Alias]:
-    """What aliases.yaml knows of other toolkits, by each of the names."""
-    entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
-    known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
-    return {name: alias for alias in known for name in alias.names.split()}
-
-
-def alias_of(key: str) -> Alias | None:
-    """What is known of a key of another toolkit."""
-    return aliases().get(key.lower().lstrip("-").replace("-", "_"))
+def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
+    """A validated copy of config with the given sections replaced; messages of a ConfigError begin with name."""
+    data = {**config.model_dump(mode="json"), **sections}
+    try:
+        return _validated(data)
+    except ValidationError as error:
+        places: Places = {(): name}
+        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(_lines(faults, places))) from None
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
-    """A ConfigError if a validation or test set has a tag that training does not see.
+    """Raise a ConfigError if a validation corpus or test set has a tag that is neither in data.train nor in known.
 
-    It must be a tag of data.train, or one of those that the model to start from knows, if there is one.
+    known holds the tags of the model to start from; None if there is no such model.
     """
     _check_tags(config, {}, known)
 
@@ -132,19 +94,11 @@ def _check_tags(config: Config, places: Places, known: Collection[str] | None = 
         raise ConfigError("\n".join(_lines(faults, places)))
 
 
-def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
-    """The same settings with other sections, checked as if they had been said so; name stands in messages."""
-    data = {**config.model_dump(mode="json"), **sections}
-    try:
-        return _validated(data)
-    except ValidationError as error:
-        places: Places = {(): name}
-        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(_lines(faults, places))) from None
+def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
+    """The settings in a YAML text with overrides applied, and where each was given.
 
-
-def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
-    """The settings, and where each was said."""
+    Raises a ConfigError that lists all faults.
+    """
     document = read_yaml(text, name)
     data = {} if document.data is None else document.data
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
@@ -162,15 +116,15 @@ def _config(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Pla
         if wrong := next((keys[:end] for end in range(1, len(keys) + 1) if not is_setting(keys[:end])), None):
             unknown.append((place, wrong))
             continue
-        data = _with(data, keys, value)
+        data = _with_value(data, keys, value)
         places = {at: said for at, said in places.items() if at[: len(keys)] != keys} | {keys: place}
-    # Told last, when it is known which kind of model the others ask for.
+    # Described after all overrides are applied, since these may change the architecture, on which the keys depend.
     refused += [f"{place}: {_unknown_key(keys, data)}" for place, keys in unknown]
 
     faults = list(_faults_of_text(data, (), places))
     if not faults:
         try:
-            config = _validated(data)
+            config = _validated(data, INCOMPLETE if _starts_from_a_model(data) else None)
         except ValidationError as error:
             faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
     if faults or refused:
@@ -184,7 +138,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; wants a YAML file of settings") from None
     except IsADirectoryError:
-        kept = path / "config.yaml"  # of a run directory
+        kept = path / "config.yaml"  # if path is a run directory
         such = f", such as {kept}" if kept.is_file() else ""
         raise ConfigError(f"{path}: found a folder, wants a YAML file of settings{such}") from None
     except OSError as error:
@@ -205,7 +159,10 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """What a message calls one `key=value` of the command line, its keys and its value."""
+    """Parse a `key=value` argument: returns its text, shortened for messages, its keys and its value.
+
+    Raises a ConfigError if it is malformed.
+    """
     name, equals, text = override.partition("=")
     place = _short(override)
     if not equals or not name:
@@ -218,27 +175,36 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
     return place, tuple(name.split(".")), read_value(text, place)
 
 
-def _with(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
-    """The data of a section with the value at keys below it.
+def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
+    """A copy of data, which is the content of section, with value set at keys, which are relative to section.
 
-    What is no section stays, and is told as the fault that it is, but where the setting need not be one.
+    If data is not a mapping, but the setting may be a section, data is replaced by a mapping; if the setting may only
+    be a section, data is returned unchanged, and validation reports it.
     """
     if not keys:
         return value
-    if data is None or (not isinstance(data, dict) and need_be_no_section(section)):
+    if data is None or (not isinstance(data, dict) and may_be_no_section(section)):
         data = {}
     if not isinstance(data, dict):
         return data
-    return {**data, keys[0]: _with(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
+    return {**data, keys[0]: _with_value(data.get(keys[0]), keys[1:], value, (*section, keys[0]))}
 
 
-def _validated(data: dict[str, Any]) -> Config:
-    # Strict about types, but in JSON mode, where text is a Path and a list a tuple.
-    return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True)
+def _starts_from_a_model(data: dict[str, Any]) -> bool:
+    training = data.get("training")
+    return isinstance(training, dict) and training.get("start_from") is not None
+
+
+def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> Config:
+    # Strict about types; JSON mode still accepts text for a Path, and a list for a tuple.
+    return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True, context=context)
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """A section, list or table whose lines are all commented out is empty, not null; data is the settings' at keys."""
+    """A copy of data (the value at keys) in which a section, list or table that is null becomes {} or [].
+
+    In YAML it is null if all its lines are comments.
+    """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
     if isinstance(data, dict):
@@ -248,8 +214,28 @@ def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
     return data
 
 
+# Faults and their messages.
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A faulty setting: the place where it was given, its keys, and what is wrong."""
+
+    place: str  # empty if the setting was not given
+    keys: Keys  # empty if problem already names the setting
+    problem: str
+
+    def __str__(self) -> str:
+        name = _dotted(self.keys)
+        said = self.place.startswith(f"{name}=")  # an override, which begins with the name of the setting
+        return ": ".join(part for part in (self.place, "" if said else name, self.problem) if part)
+
+
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
-    """What YAML can say but no setting can hold: dates and bytes by their tags, characters that no file name has."""
+    """Yields a fault for each value in data (the value at keys) that is valid YAML but that no setting can hold.
+
+    These are tagged dates and bytes, and text with NUL or surrogates.
+    """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             if isinstance(key, str):
@@ -265,15 +251,15 @@ def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
 
 
 def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
-    """What pydantic found wrong, in mtkit's words."""
+    """Convert an error of pydantic into a _Fault with mtkit's own message."""
     keys = without_kinds(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
             return _Fault(_place(keys, places), (), _unknown_key(keys, data))
-        case "value_error":  # settings that do not fit each other
+        case "value_error":  # raised by a validator of mtkit: settings are incompatible
             message = str(problem["ctx"]["error"])
             return _Fault(_place_of_named(message, keys, places), keys, message)
-        case "json_invalid":  # text is checked already, so only the parser's limit of depth is left
+        case "json_invalid":  # we wrote the JSON, so it can only be nested too deeply
             return _Fault(_place(keys, places), (), "lists or sections are nested too deeply")
         case "union_tag_invalid":
             keys = (*keys, "architecture")
@@ -292,7 +278,10 @@ def _wrong_value(value: Any, schema: Schema) -> str:
 
 
 def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
-    """The message for keys, whose last is the one that is unknown, or the first that this architecture lacks."""
+    """The message about an unknown key, with advice if possible.
+
+    The unknown key is the last of keys, or the first one that does not exist for the architecture in data.
+    """
     while setting_schema(keys[:-1], data) is None:
         keys = keys[:-1]
     section, key = keys[:-1], str(keys[-1])
@@ -313,18 +302,22 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     below = any(name[-1] == key and name[: len(section)] == section for name in names)
     if not below and (kinds := kinds_with(keys)):
         return f"{message}; only architecture {' and '.join(kinds)} has it"
-    spelled = key.lstrip("-").replace("-", "_")  # as other toolkits write options
+    spelled = key.lstrip("-").replace("-", "_")  # other toolkits write options with dashes
     if not any(name[-1] == spelled for name in names):
         if kinds := kinds_with(("model", spelled)):
             return f"{message}; did you mean 'model.{spelled}', which only architecture {' and '.join(kinds)} has?"
         if alias := alias_of(key):
-            return f"{message}; {alias.told}"
+            return f"{message}; {alias.hint}"
     meant = " or ".join(_nearest_names(spelled, here, names))
     return f"{message}; did you mean {meant}?" if meant else message
 
 
 def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
-    """The same key in other sections, else the nearest here, else the nearest anywhere, if any is near."""
+    """Quoted suggestions for an unknown key; empty if no name is similar to it.
+
+    These are the settings with the same key in other sections, else the most similar key of the key's own section
+    (here), else the most similar of all names.
+    """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
         return [f"'{near[0]}'"]
@@ -334,18 +327,21 @@ def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> l
 
 
 def _lines(faults: list[_Fault], places: Places) -> list[str]:
-    """Faults as text, in the order in which the settings were said."""
+    """The messages of the faults, in the order in which the settings were given."""
     order = {place: i for i, place in enumerate(places.values())}
     return [str(fault) for fault in sorted(faults, key=lambda fault: order.get(fault.place, -1))]
 
 
 def _place(keys: Keys, places: Places) -> str:
-    """Where the setting at keys was said, or the section around it."""
+    """Where the setting at keys was given, or else the innermost section around it; empty if neither was given."""
     return next((places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places), "")
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Where the last said of the settings that a message names was said."""
+    """Where the last of the settings named in a message was given.
+
+    If none of them was given, where their section was.
+    """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
 
@@ -373,3 +369,49 @@ def _shown(value: Any) -> str:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
+
+
+# Names of settings in other toolkits.
+
+
+@dataclass(frozen=True)
+class Alias:
+    """The names of an option in other toolkits, the corresponding settings of mtkit, and advice on how they differ."""
+
+    names: str  # separated by spaces, without leading dashes, with _ for -
+    settings: tuple[str, ...]  # full names; empty if mtkit has no such setting
+    advice: str
+
+    @property
+    def hint(self) -> str:
+        """The advice that follows the unknown key in a message, such as "did you mean 'training.max_steps'?"."""
+        quoted = [f"'{name}'" for name in self.settings]
+        if not self.advice:
+            return f"did you mean {' or '.join(quoted)}?"
+        return f"see {' and '.join(quoted)}: {self.advice}" if quoted else self.advice
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """The entries of aliases.yaml, keyed by name; an entry with several names is under each of them."""
+    entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
+    known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
+    return {name: alias for alias in known for name in alias.names.split()}
+
+
+def alias_of(key: str) -> Alias | None:
+    """The entry of aliases.yaml for a key or option of another toolkit, ignoring case; None if there is none."""
+    return aliases().get(key.lower().lstrip("-").replace("-", "_"))
+
+
+def advice_on_option(option: str) -> str:
+    """Advice, beginning with a semicolon, on an unknown option that names a setting of mtkit or of another toolkit.
+
+    Empty for any other option.
+    """
+    key = option.lstrip("-").replace("-", "_")
+    names = [name for name in setting_names() if key in (name[-1], _dotted(name))]
+    if names:
+        return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
+    alias = alias_of(key)
+    return f"; settings are given without dashes, as section.key=value: {alias.hint}" if alias else ""

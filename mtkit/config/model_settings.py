@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
-from mtkit.config.section import Section
+from mtkit.config.section import CarriedSection, Section
 
-# Values that stay are divided by the share that stays; nearer to 1 that share would be 0 to a device.
+# Dropout divides the values that it keeps by 1 - rate, which rounds to 0 on some devices if the rate is closer to 1.
 MOST_DROPOUT = 0.999
 
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
@@ -15,17 +15,17 @@ TieEmbeddings = Annotated[
     Literal["none", "decoder", "all"],
     Field(
         description="Which embeddings share one matrix: target and output (decoder), or the source too (all); where "
-        "tokenizer.shared is false, decoder unless said otherwise."
+        "tokenizer.shared is false, decoder by default."
     ),
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
 StartToken = Annotated[
     Literal["begin", "pad", "end", "zero"],
-    Field(description="What the decoder reads first; zero, which Marian has, is padding, whose embedding stays zero."),
+    Field(description="What the decoder reads first; zero, as in Marian, is padding, whose embedding stays zero."),
 ]
 
 
-class TransformerConfig(Section):
+class TransformerConfig(CarriedSection):
     """The Transformer (Vaswani et al. 2017)."""
 
     architecture: Literal["transformer"] = Field("transformer", description="Kind of model.")
@@ -41,23 +41,24 @@ class TransformerConfig(Section):
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
         "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
-    attention_bias: bool = Field(True, description="Whether the four projections of an attention have biases.")
+    attention_bias: bool = Field(True, description="Whether the four projections of attention have biases.")
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
-        "sinusoidal", description="How the place of a token in its sentence is told; none: not at all."
+        "sinusoidal", description="How the position of a token in its sentence is encoded; none: not at all."
     )
-    max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions can tell.")
+    max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions allow.")
     sinusoid_layout: Literal["halves", "interleaved"] = Field(
         "halves", description="Sinusoids: sines before cosines, or each sine before its cosine."
     )
     sinusoid_exponent: Literal["paper", "tensor2tensor"] = Field(
         "paper",
-        description="Sinusoids: wave i is slower by 10000^(2i/d_model) (paper), or by 10000^(i/(d_model/2 - 1)).",
+        description="Sinusoids: wave i has frequency 10000^(-2i/d_model) (paper), or 10000^(-i/(d_model/2 - 1)) "
+        "(tensor2tensor).",
     )
     sinusoid_first: int = Field(
-        0, ge=0, description="Sinusoids: the place that the first token of a sentence has; M2M100 has 2."
+        0, ge=0, le=1_000_000, description="Sinusoids: position of the first token of a sentence; 2 in M2M100."
     )
     scale_embeddings: ScaleEmbeddings = True
-    embedding_norm: bool = Field(False, description="Normalise what the first layer reads, as mBART does.")
+    embedding_norm: bool = Field(False, description="Normalise the input of the first layer, as mBART does.")
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
     start_token: StartToken = "begin"
@@ -67,12 +68,16 @@ class TransformerConfig(Section):
     attention_dropout: float = Field(0.0, ge=0, le=MOST_DROPOUT, description="Dropout of attention weights.")
     activation_dropout: float = Field(0.0, ge=0, le=MOST_DROPOUT, description="Dropout inside the feed-forward layers.")
     layer_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Probability that a layer is left out of a batch (Fan et al. 2020)."
+        0.0, ge=0, lt=1, description="Probability that a layer is skipped for a batch (Fan et al. 2020)."
     )
 
-    @model_validator(mode="after")
-    def heads_divide_the_width(self) -> "TransformerConfig":
-        """Every head has the same width; sines and cosines come in pairs."""
+    def check(self) -> None:
+        """Raise a ValueError if settings are incompatible."""
+        self._check_width()
+        self._check_positions()
+
+    def _check_width(self) -> None:
+        """Raise a ValueError if d_model is odd or not a multiple of num_heads, or if rotary heads have an odd width."""
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
@@ -83,11 +88,9 @@ class TransformerConfig(Section):
                 )
         if self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even")
-        return self
 
-    @model_validator(mode="after")
-    def positions_are_there(self) -> "TransformerConfig":
-        """What shapes one kind of positions says nothing of the others."""
+    def _check_positions(self) -> None:
+        """Raise a ValueError if a setting that applies only to another kind of positions is changed."""
         shapes = {
             "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
             "learned": ("max_positions",),
@@ -95,43 +98,46 @@ class TransformerConfig(Section):
         for kind, names in shapes.items():
             if self.positions != kind and (said := self.first_changed(*names)):
                 raise ValueError(f"{said} wants positions {kind}, found {self.positions}")
-        return self
 
     @property
     def has_attention(self) -> bool:
-        """Whether each step of the decoder tells how it looks at the source."""
+        """Whether the decoder attends to the source."""
         return True
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return True
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings that limit how many tokens a sentence may have, by name; none where any length will do."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each; empty if there is no limit."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
-class RecurrentConfig(Section):
+class RecurrentConfig(CarriedSection):
     """A recurrent encoder-decoder, with attention (Bahdanau et al. 2015) or without (Sutskever et al. 2014)."""
 
     architecture: Literal["rnn"] = Field("rnn", description="Kind of model.")
     cell: Literal["lstm", "gru", "tanh"] = Field("lstm", description="Kind of recurrent cell; tanh is Elman's (1990).")
-    d_model: int = Field(512, ge=2, description="Width of embeddings, cells and what goes to the output.")
+    d_model: int = Field(
+        512, ge=2, description="Width of embeddings, cells and the features that go to the output layer."
+    )
     encoder_layers: int = Field(2, ge=1, description="Depth of the encoder.")
     decoder_layers: int = Field(2, ge=1, description="Depth of the decoder.")
-    bidirectional: bool = Field(True, description="Read the source both ways, each with half of d_model.")
+    bidirectional: bool = Field(True, description="Read the source in both directions, each with half of d_model.")
     attention: Literal["none", "additive", "dot", "general"] = Field(
         "general",
         description="Score of a source token (additive: Bahdanau et al. 2015; others: Luong et al. 2015).",
     )
-    input_feeding: bool = Field(False, description="A step reads the features before (Luong et al. 2015, section 3.3).")
+    input_feeding: bool = Field(
+        False, description="Each step also reads the features of the step before (Luong et al. 2015, section 3.3)."
+    )
     context: Literal["initial", "every_step"] = Field(
         "initial",
-        description="The encoder's last state begins the decoder, or is read at every step too.",
+        description="Where the decoder reads the encoder's last state: as its initial state, or at every step too.",
     )
-    reverse_source: bool = Field(False, description="Read the source from its end (Sutskever et al. 2014).")
+    reverse_source: bool = Field(False, description="Read the source backwards (Sutskever et al. 2014).")
     scale_embeddings: ScaleEmbeddings = True
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
@@ -140,33 +146,31 @@ class RecurrentConfig(Section):
         0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings, between layers and of features."
     )
 
-    @model_validator(mode="after")
-    def choices_fit(self) -> "RecurrentConfig":
-        """Both directions have the same width; what attention found can only be fed where there is attention."""
+    def check(self) -> None:
+        """Raise a ValueError if d_model is odd for a bidirectional encoder, or if input_feeding lacks attention."""
         if self.bidirectional and self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even where bidirectional is true")
         if self.input_feeding and self.attention == "none":
             raise ValueError("input_feeding true wants an attention: additive, dot or general")
-        return self
 
     @property
     def has_attention(self) -> bool:
-        """Whether each step of the decoder tells how it looks at the source."""
+        """Whether the decoder attends to the source."""
         return self.attention != "none"
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return False
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings that limit how many tokens a sentence may have, by name: none."""
+        """Maximum sentence lengths in tokens, keyed by setting: always empty, since recurrent models have no limit."""
         return {}
 
 
 def _architecture(default: str) -> Callable[[Any], str]:
-    """What tells the kinds of a section apart: its architecture, or the default where none is given."""
+    """A discriminator for pydantic: returns the architecture of a section, or default if none is given."""
 
     def found(section: Any) -> str:
         if isinstance(section, Section):
@@ -176,7 +180,7 @@ def _architecture(default: str) -> Callable[[Any], str]:
     return found
 
 
-# Where no architecture is given, the first of the kinds is meant.
+# If a section gives no architecture, the first kind is the default.
 EncoderConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")] | Annotated[RecurrentConfig, Tag("rnn")],
     Discriminator(_architecture("transformer")),
@@ -187,8 +191,8 @@ DecoderConfig = Annotated[
 ]
 
 
-class MixedConfig(Section):
-    """The encoder of one model and the decoder of another (Chen et al. 2018); the rest of both sections is not used."""
+class MixedConfig(CarriedSection):
+    """The encoder of one model with the decoder of another (Chen et al. 2018); their other settings are not used."""
 
     architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")
     encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")
@@ -196,7 +200,7 @@ class MixedConfig(Section):
     tie_embeddings: TieEmbeddings = "all"
 
     def check_ties(self) -> None:
-        """One matrix of embeddings has one width and one scale; a ValueError if it has not."""
+        """Raise a ValueError if encoder and decoder share embeddings but differ in d_model or scale_embeddings."""
         for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
             found = [getattr(half, name) for half in (self.encoder, self.decoder)]
             if found[0] != found[1]:
@@ -212,17 +216,17 @@ class MixedConfig(Section):
 
     @property
     def has_attention(self) -> bool:
-        """Whether each step of the decoder tells how it looks at the source."""
+        """Whether the decoder attends to the source."""
         return self.decoder.has_attention
 
     @property
     def can_pack(self) -> bool:
-        """Whether a row may hold several sentences."""
+        """Whether several sentences can be packed into one row of a batch."""
         return self.encoder.can_pack and self.decoder.can_pack
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Settings that limit how many tokens a sentence may have, by name."""
+        """Maximum sentence lengths in tokens, keyed by the setting that imposes each, such as encoder.max_positions."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

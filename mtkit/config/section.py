@@ -1,31 +1,31 @@
-"""The base class of every section of the settings, and YAML as mtkit reads and writes it; the home of PyYAML."""
+"""Base classes of the sections of settings, and reading and writing YAML; no other module imports PyYAML."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from mtkit.errors import ConfigError
 
 Keys = tuple[str | int, ...]
 
-MOST_VALUES = 100_000  # a few lines whose aliases repeat each other could ask for billions
+MOST_VALUES = 100_000  # in one YAML text: aliases of aliases could expand a few lines to billions
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data, and the line on which each key of it stands."""
+    """The data of a YAML text, and the line number, from 1, of each key and item."""
 
     data: Any
     lines: dict[Keys, int]
 
 
 def _use_yaml_1_2_scalars(base: type) -> None:
-    """Numbers as YAML 1.2 has them, and no dates, so that text which looks like a date stays text."""
+    """Make a loader or dumper recognise numbers as YAML 1.2 does, and no dates, so that these stay text."""
     kept = {
         first: [(tag, rule) for tag, rule in rules if not tag.endswith((":float", ":timestamp", ":int"))]
         for first, rules in base.yaml_implicit_resolvers.items()  # type: ignore[attr-defined]
@@ -40,26 +40,29 @@ def _use_yaml_1_2_scalars(base: type) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what the rules above say."""
+    """A safe loader that recognises numbers as YAML 1.2 does, and no dates."""
 
 
 class _ValueLoader(_Loader):
-    """Reads a value of the command line: it has no comments, and `#` is a character like any other."""
+    """A loader for values from the command line, where `#` is an ordinary character and begins no comment."""
 
     def peek(self, index: int = 0) -> str:
-        """The next character, as the parser sees it before it decides; what it takes is the text itself."""
+        """The character at index, but x instead of `#`, so that no comment begins.
+
+        PyYAML then reads the text with its prefix method, which still returns the `#`.
+        """
         character = super().peek(index)
         return "x" if character == "#" else character
 
     def fetch_anchor(self) -> None:
-        """An anchor, which only something that stands beside it can refer to; alone it must be text."""
+        """Raise a ScannerError for an anchor outside [] and {}: no alias can refer to it, so it was meant as text."""
         if not self.flow_level:
             raise yaml.scanner.ScannerError(None, None, "found text that begins with &; quote it", self.get_mark())
         super().fetch_anchor()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes all text that the loader would take for something else."""
+    """A safe dumper that quotes text which _Loader would read as another type."""
 
 
 _use_yaml_1_2_scalars(_Loader)
@@ -75,12 +78,12 @@ _Dumper.add_representer(str, _text_on_one_line)
 
 
 def read_yaml(text: str, name: str) -> Document:
-    """The data of a YAML text; name stands in messages."""
+    """Parse a YAML text; if it is not valid, raises a ConfigError whose message begins with name."""
     return _read(_Loader, text, name)
 
 
 def read_value(text: str, name: str) -> Any:
-    """The data of a value of the command line, which is YAML without comments; name stands in messages."""
+    """Parse a value from the command line, which is YAML without comments; raises a ConfigError like read_yaml."""
     return _read(_ValueLoader, text, name).data
 
 
@@ -102,12 +105,15 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
 
 
 def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
-    """Advice where a pattern stands without quotes: *.en.gz begins an alias to YAML, and {part-?.en} a key."""
+    """Advice to quote a file pattern, if missing quotes caused the error; else None.
+
+    To YAML, the * of *.en.gz begins an alias, and within [] or {}, the ? of part-?.en begins a key.
+    """
     if isinstance(error, yaml.scanner.ScannerError) and error.context_mark:
         found = re.match(r"\*[^\s,\]}]*", text[error.context_mark.index :])
         return f"text that begins with * needs quotes, '{found[0]}'" if found else None
     if isinstance(error, yaml.parser.ParserError) and error.problem_mark:
-        # Within [] and {} these characters begin something else, even in the middle of a word.
+        # Within [] and {}, the characters ?, { and [ are special even in the middle of a word.
         start = re.search(r"[^\s,\[\]{}]*$", text[: error.problem_mark.index])
         found = re.match(r"[?{\[][^\s,]*", text[error.problem_mark.index :])
         if start and start[0] and found:
@@ -125,7 +131,7 @@ def _build(loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int],
         return [_build(loader, item, (*keys, i), lines, name) for i, item in enumerate(node.value)]
     try:
         return loader.construct_object(node)
-    except (LookupError, AttributeError):  # what a tag says its text is not
+    except (LookupError, AttributeError):  # the text does not fit its tag, such as !!int
         kind = node.tag.rpartition(":")[2]
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: not valid YAML: found text that is no {kind}") from None
 
@@ -147,60 +153,87 @@ def _build_pairs(
 
 
 def write_yaml(value: Any) -> str:
-    """One line of YAML that reads back as the same value."""
+    """The value as one line of YAML, without a newline, that is parsed as an equal value."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
     )
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-# What every section of the settings is.
+# Sections.
 
-# What pydantic calls the two forms of a setting that may have one value for both sides, or one for each.
+# Tags by which pydantic distinguishes the forms of a setting: one value for both sides, or one for each side;
 FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
-# The same of a setting that is one file or a list of them,
+# one file, or a list of files;
 ONE_FILE, MANY_FILES = ("one file", "several files")
-# and of one that is a number or worked out by mtkit.
+# a number, or auto, which mtkit replaces by a number.
 NUMBER, AUTO = ("a number", "auto")
 
 FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
-    """Which of the two forms a value has."""
+    """FOR_EACH if the value is a mapping or section, with a part for each side; else FOR_BOTH."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
 
 
 def number_or_auto(value: object) -> str:
-    """Whether a value is a number or auto."""
+    """AUTO if the value is "auto", else NUMBER."""
     return AUTO if value == "auto" else NUMBER
 
 
 def number_of_files(value: object) -> str:
-    """Whether a value is one file or a list of them."""
+    """MANY_FILES if the value is a list or tuple of files, else ONE_FILE."""
     return MANY_FILES if isinstance(value, list | tuple) else ONE_FILE
 
 
 class Section(BaseModel):
-    """Settings that belong together: immutable, strict about types, and no key is unknown."""
+    """Base class of a group of settings: immutable, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
     def paths_may_begin_at_home(cls, value: object) -> object:
-        """`~` at the beginning of a path is the user's home folder, and `~name` another's."""
+        """Expand `~` or `~name` at the beginning of a path to a home folder; raises a ValueError if that is unknown."""
         if isinstance(value, tuple):
             return tuple(map(_expanded, value))
         return _expanded(value)
 
     def first_changed(self, *names: str) -> str | None:
-        """The first of these settings that is not at its default, as a message tells it: its name and value.
+        """The first of these settings that differs from its default, as text such as "beam_size 4"; None if none does.
 
-        What has no meaning beside other settings is refused only then, so that a printed config can hold all of them.
+        A setting that has no effect is rejected only if it differs from its default, so that a printed config, which
+        holds all settings, can be loaded.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
+
+
+# Validation context of settings that will be completed later, from the model that training.start_from names.
+INCOMPLETE = {"incomplete": True}
+
+
+def is_incomplete(info: ValidationInfo) -> bool:
+    """Whether settings that are not given will be taken, later, from the model that training.start_from names."""
+    return info.context == INCOMPLETE
+
+
+class CarriedSection(Section):
+    """A section whose settings, unless given, are taken from the model that training.start_from names, if any.
+
+    Its settings are then checked for compatibility only once all of them are known.
+    """
+
+    @model_validator(mode="after")
+    def settings_fit(self, info: ValidationInfo) -> Self:
+        """Call check, unless some settings are still to be taken from another model."""
+        if not is_incomplete(info):
+            self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise a ValueError if settings are incompatible; subclasses override this."""
 
 
 def _expanded(value: object) -> object:

@@ -1,4 +1,4 @@
-"""All sections together, the checks across them, and how they are shown: commented YAML and a JSON schema."""
+"""The complete settings (Config), the checks across sections, and output as commented YAML and as a JSON schema."""
 
 import json
 import textwrap
@@ -11,12 +11,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, ModelConfig, TransformerConfig
-from mtkit.config.section import FORMS, Keys, Section, write_yaml
+from mtkit.config.section import FORMS, Keys, Section, is_incomplete, write_yaml
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 
 
 def _dropouts(model: Section) -> Iterator[float]:
-    """Every rate of dropout of a model, those of its halves too."""
+    """Yields every dropout rate of a model, including those of the encoder and decoder of a mixed model."""
     for name, value in model:
         if isinstance(value, Section):
             yield from _dropouts(value)
@@ -40,26 +40,51 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Where each side has a vocabulary of its own, tie_embeddings is decoder unless it is said."""
-        tokenizer = info.data.get("tokenizer")  # not there if it is at fault
+        """Set tie_embeddings, unless given, to decoder if each side has its own vocabulary.
+
+        Raises a ValueError if a mixed model cannot tie its embeddings.
+        """
+        tokenizer = info.data.get("tokenizer")  # absent if that section is invalid
         if tokenizer is not None and not tokenizer.shared and "tie_embeddings" not in model.model_fields_set:
             model = model.model_copy(update={"tie_embeddings": "decoder"})
-            model.model_fields_set.remove("tie_embeddings")  # training.start_from carries over what is not said
-        if isinstance(model, MixedConfig):
+            model.model_fields_set.remove("tie_embeddings")  # not given, so start_from may replace it
+        if isinstance(model, MixedConfig) and not is_incomplete(info):
             model.check_ties()
         return model
 
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
-        """Settings of different sections that only make sense together."""
-        if not self._is_carried("tie_embeddings") and self.model.tie_embeddings == "all" and not self.tokenizer.shared:
-            raise ValueError(
-                "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
-            )
+        """Raise a ValueError if settings of different sections are incompatible.
+
+        Settings that are to be taken from the model to start from are checked later, once they are known.
+        """
+        self._check_batches()
+        self._check_tokenizer_model()
+        if not self._has_carried_settings():
+            self._check_model()
+            self._check_segmentation()
+        self._check_symbols()
+        return self
+
+    def _has_carried_settings(self) -> bool:
+        """Whether some settings of model or tokenizer are to be taken from the model that training.start_from names."""
+        return self.training.start_from is not None and any(
+            section.model_fields_set != type(section).model_fields.keys() for section in (self.model, self.tokenizer)
+        )
+
+    def _check_batches(self) -> None:
+        """Raise a ValueError if the longest pair does not fit into a batch."""
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "
                 f"{self.data.max_length}, so that the longest pair fits"
+            )
+
+    def _check_model(self) -> None:
+        """Raise a ValueError if the model does not support what other sections require."""
+        if self.model.tie_embeddings == "all" and not self.tokenizer.shared:
+            raise ValueError(
+                "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
             )
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
@@ -75,52 +100,50 @@ class Config(Section):
             )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
-        return self
 
-    @model_validator(mode="after")
-    def tokenizer_fits(self) -> "Config":
-        """Segmentations are drawn from the right type of tokenizer, and no symbol is a tag too."""
+    def _check_segmentation(self) -> None:
+        """Raise a ValueError if the type of the tokenizer does not support bpe_dropout or unigram_alpha, if given."""
         type_ = self.tokenizer.type
-        if self._is_carried("type") or self.tokenizer.model is not None:
-            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # checked when it is known
+        if self.tokenizer.model is not None:
+            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # of a given model; checked when that is read
         if self.training.bpe_dropout and type_ != "bpe":
             raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
         if self.training.unigram_alpha is not None and type_ != "unigram":
             raise ValueError(
                 f"training.unigram_alpha {self.training.unigram_alpha} wants tokenizer.type unigram, not {type_}"
             )
+
+    def _check_tokenizer_model(self) -> None:
+        """Raise a ValueError if tokenizer.model is given and training.start_from brings another tokenizer."""
         if self.training.start_from is not None and (said := self.tokenizer.first_changed("model")):
             raise ValueError(
                 f"tokenizer.{said} is for a model that starts from nothing; that of training.start_from has a "
                 "tokenizer of its own"
             )
+
+    def _check_symbols(self) -> None:
+        """Raise a ValueError if a symbol of the tokenizer is also a tag of data.train."""
         tags = [corpus.tag for corpus in self.data.train]
         if both := next((symbol for symbol in self.tokenizer.symbols if symbol in tags), None):
             raise ValueError(
                 f"tokenizer.symbols has {both}, which is a tag of data.train, too; take it out of one of them"
             )
-        return self
-
-    def _is_carried(self, name: str) -> bool:
-        """Whether a setting of tokenizer or model is that of the model to start from, since it is not said."""
-        said = self.tokenizer.model_fields_set | self.model.model_fields_set
-        return self.training.start_from is not None and name not in said
 
     @property
     def run_path(self) -> Path:
-        """The run directory."""
+        """The run directory: run_dir, or runs/NAME if that is null."""
         return self.run_dir or Path("runs") / self.name
 
     def data_path(self, path: Path) -> Path:
-        """Where a file of the data section lies."""
+        """Resolve a path of the data or tokenizer section against data.root, if that is given."""
         return self.data.root / path if self.data.root else path
 
 
-# Settings shown: what each takes in words, a config as commented YAML, and the JSON schema that editors complete from.
+# Settings as commented YAML, as a JSON schema for editors, and as descriptions in messages.
 
 Schema = dict[str, Any]
 
-WIDTH = 100  # of comments
+WIDTH = 100  # of comments, in characters
 
 LIMITS = {
     "minimum": "at least",
@@ -131,7 +154,7 @@ LIMITS = {
 
 
 def config_text(config: Config) -> str:
-    """YAML that loads back to the same config, each key under a comment with its meaning, choices and limits."""
+    """The settings as YAML that loads as an equal config; a comment above each key gives its meaning and limits."""
     schema = setting_schema(())
     assert schema is not None
     lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema, set())]
@@ -139,16 +162,16 @@ def config_text(config: Config) -> str:
 
 
 def config_schema() -> dict[str, object]:
-    """The JSON schema of a YAML file of settings."""
-    # A section that leaves its architecture out would be of several kinds at once, which oneOf forbids.
+    """The JSON schema of a settings file."""
+    # A section that gives no architecture matches several kinds, which oneOf forbids and anyOf allows.
     text = json.dumps(_root()).replace('"oneOf": [{"$ref"', '"anyOf": [{"$ref"')
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(text)}
 
 
 def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
-    """The JSON schema of the setting or section at keys; None where none can be.
+    """The JSON schema of the setting or section at keys; None if there is none.
 
-    Where a section is of one of several kinds, the architecture in the data says which.
+    If a section has several kinds, the architecture in data selects one; without it, the first kind is used.
     """
     schema: Schema | None = _root()
     for key in keys:
@@ -159,7 +182,7 @@ def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
 
 
 def is_setting(keys: Keys) -> bool:
-    """Whether there is such a setting or section, in whichever kind of the sections around it."""
+    """Whether a setting or section exists at keys for at least one architecture."""
     schema: Schema | None = _root()
     for key in keys:
         schema = _child(schema, key) if schema else None
@@ -167,26 +190,26 @@ def is_setting(keys: Keys) -> bool:
 
 
 def kinds_with(keys: Keys) -> list[str]:
-    """The architectures of a section that is of one of several kinds whose settings have that key, the last of keys."""
+    """The architectures that have a setting at keys; empty if its section does not depend on the architecture."""
     schema: Schema | None = _root()
     for key in keys[:-1]:
         schema = _child(schema, key) if schema else None
     return [name for name, kind in _kinds(schema or {}).items() if keys[-1] in kind["properties"]]
 
 
-def need_be_no_section(keys: Keys) -> bool:
-    """Whether the setting at keys may be a section or something else."""
+def may_be_no_section(keys: Keys) -> bool:
+    """Whether the setting at keys may be either a section or another type of value."""
     schema = setting_schema(keys)
     return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
 
 
 def keys_of(schema: Schema) -> list[str] | None:
-    """The keys of a section, or of the form of a setting that is one; None where no form is."""
+    """The keys of a section, or of that form of a setting which is a section; None if it has no such form."""
     return next((list(choice["properties"]) for choice in _choices(schema) if "properties" in choice), None)
 
 
 def without_kinds(places: Keys) -> Keys:
-    """Keys as a file has them, of what pydantic says, which names the kind or the form of a value after its key."""
+    """Convert the location in a pydantic error into keys of the file, dropping names of architectures and forms."""
     keys: Keys = ()
     schema: Schema | None = _root()
     for key in places:
@@ -202,15 +225,15 @@ def without_kinds(places: Keys) -> Keys:
 
 
 def setting_names(data: Any = None) -> list[tuple[str, ...]]:
-    """The keys of every section and of every setting in it; not what stands in lists and tables.
+    """The keys of every section and setting, except of the items of lists and tables.
 
-    Where a section is of one of several kinds, the architecture in the data says which.
+    If a section has several kinds, the architecture in data selects one; without it, the first kind is used.
     """
     return list(_names((), _root(), data))
 
 
 def wanted(schema: Schema) -> str:
-    """What a setting takes, in words: "a whole number, at least 1"."""
+    """The values that a setting accepts, in words, such as "a whole number, at least 1"."""
     if _forms(schema):
         return ", or ".join(choice["const"] if "const" in choice else wanted(choice) for choice in _choices(schema))
     if "const" in schema:
@@ -222,7 +245,7 @@ def wanted(schema: Schema) -> str:
 
 
 def takes_text(schema: Schema) -> bool:
-    """Whether a text of the user's own words, or a path, is among what a setting takes."""
+    """Whether a setting accepts free text or a path."""
     return any(choice.get("type") == "string" and not {"enum", "const"} & choice.keys() for choice in _choices(schema))
 
 
@@ -232,7 +255,10 @@ def _root() -> Schema:
 
 
 def _resolved(schema: Schema) -> Schema:
-    """The schema that a reference stands for; a section is described by its class, not by the field that holds it."""
+    """The schema with its $ref, if any, replaced by the definition.
+
+    The definition takes precedence: the description of a section is that of its class, not of its field.
+    """
     if "$ref" not in schema:
         return schema
     beside = {key: value for key, value in schema.items() if key != "$ref"}
@@ -241,6 +267,7 @@ def _resolved(schema: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
+    """All alternative forms and kinds of a schema, without references; the schema itself if it has none."""
     forms = [_resolved(form) for form in _forms(schema)]
     if forms:
         return [choice for form in forms for choice in _choices(form)]
@@ -248,22 +275,25 @@ def _choices(schema: Schema) -> list[Schema]:
 
 
 def _forms(schema: Schema) -> list[Schema]:
-    """What a setting may be instead of one another, such as a number or null; nothing where there is no choice."""
-    if "properties" in schema or _kinds(schema):  # of a section they tell which keys go together
+    """The alternative forms of a setting, such as a number or null; empty if there is only one."""
+    if "properties" in schema or _kinds(schema):  # anyOf and oneOf of a section list which keys are required together
         return []
     forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
     return forms
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
-    """What a section may be, by architecture; nothing where there is no choice."""
+    """The schema of each kind of a section, by architecture; empty if the section does not depend on one."""
     kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
     architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
     return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
 
 
 def _chosen(schema: Schema, data: Any) -> Schema:
-    """The kind of section that the data is, the first where it does not say; its architecture tells the others too."""
+    """The schema of the kind that the architecture in data selects, by default the first.
+
+    Its architecture setting lists all kinds as choices. Other schemas are returned unchanged.
+    """
     kinds = _kinds(schema)
     if not kinds:
         return schema
@@ -276,13 +306,14 @@ def _chosen(schema: Schema, data: Any) -> Schema:
 
 
 def _item(data: Any, key: str | int) -> Any:
-    """What the data has at key; None where it has nothing."""
+    """The item of data, a mapping or list, at key; None if there is none."""
     if isinstance(data, dict):
         return data.get(key)
     return data[key] if isinstance(data, list) and isinstance(key, int) and key < len(data) else None
 
 
 def _child(schema: Schema, key: str | int) -> Schema | None:
+    """The schema of the setting or item at key within a section, list or table; None if there is none."""
     for choice in _choices(schema):
         if isinstance(key, int):
             items = choice.get("prefixItems", [])
@@ -341,7 +372,10 @@ def _each_item(schema: Schema) -> str:
 
 
 def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
-    """A section as YAML; told are the kinds of items whose keys have been explained."""
+    """The lines of a section as commented YAML.
+
+    told holds the titles of the item schemas whose keys have been explained so far; it is updated in place.
+    """
     lines: list[str] = []
     for key, value in data.items():
         child = _child(schema, key)
@@ -357,7 +391,10 @@ def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent:
 
 
 def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
-    """A comment on the keys of the items of a list or table, unless such items have been explained."""
+    """Comment lines on the keys of the items of a list or table; empty if told holds the title of their schema.
+
+    Otherwise the title is added to told. Also empty if the items are not sections.
+    """
     items = _item_schema(schema)
     if "properties" not in items or items["title"] in told:
         return []
@@ -372,7 +409,7 @@ def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
 
 
 def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
-    """The examples of a list or table as a comment, which is YAML without its marks."""
+    """Comment lines with the example of a list or table, if it has one; without the `# ` they are valid YAML."""
     if "examples" not in schema:
         return []
     order = list(_item_schema(schema).get("properties", {}))  # pydantic sorts the keys of an example
@@ -386,7 +423,7 @@ def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _item_schema(schema: Schema) -> Schema:
-    """What each item of a list or table is."""
+    """The schema of the items of a list or table; empty for other schemas."""
     return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
 
 
@@ -403,7 +440,7 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def _as_said(value: Any, schema: Schema) -> Any:
-    """A list or table of sections without what stands at its default in them."""
+    """A copy of a list or table whose items that are sections omit the settings at their defaults."""
     if isinstance(value, list):
         return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
     if isinstance(value, dict) and "properties" in schema:
@@ -416,7 +453,7 @@ def _as_said(value: Any, schema: Schema) -> Any:
 
 def _value_lines(key: str, value: Any, indent: str) -> list[str]:
     if value and isinstance(value, dict):
-        # Written as the item of a list, a name has the quotes that it needs as a key too.
+        # Writing the name as an item of a list adds the quotes that it needs as a key.
         inner = [f"{indent}  {write_yaml([name])[1:-1]}: {write_yaml(item)}" for name, item in value.items()]
         return [f"{indent}{key}:", *inner]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mtkit.config.section import AUTO, NUMBER, Section, number_or_auto
+from mtkit.config.section import AUTO, NUMBER, CarriedSection, Section, number_or_auto
 
 Auto = Literal["auto"]
 Updates = Annotated[
@@ -15,7 +15,10 @@ WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
 
-# Settings that follow from max_steps: where that is auto they are auto too, unless they are said.
+# Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
+ENDING = ("linear", "cosine")
+
+# Settings that, unless given, are auto if max_steps is auto.
 SHARES = ("warmup_steps", "validate_every", "save_every")
 
 
@@ -24,29 +27,30 @@ class TrainingConfig(Section):
 
     start_from: Path | None = Field(
         None,
-        description="Run directory, checkpoint or model bundle whose weights training starts from, with its tokenizer; "
-        "what the sections model, tokenizer, languages and decoding do not say is taken from it, too; null: random "
-        "weights.",
+        description="Run directory, checkpoint or model bundle whose weights training starts from, with its "
+        "tokenizer; settings of model, tokenizer, languages and decoding that are not given are taken "
+        "from it, too; null: random weights.",
     )
     batch_tokens: int = Field(
-        4096, ge=1, description="Most sentences x longest side, in tokens, of a batch; end marks count."
+        4096, ge=1, description="Largest size of a batch: sentences x longest side, in tokens, counting end marks."
     )
     accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
     max_steps: Updates = Field(
         100_000,
-        description="Updates after which training ends; auto: as many as fit into max_minutes, fixed once by the speed "
-        "of the first ones, and with them warmup_steps, validate_every and save_every unless you say them.",
+        description="Updates after which training ends; auto: as many as fit into max_minutes, fixed once by the "
+        "speed of the first ones, together with warmup_steps, validate_every and save_every unless "
+        "you set these.",
     )
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="Minutes of training after which it ends; null: any. linear and cosine still end at max_steps: "
+        description="Minutes after which training ends; null: no limit. linear and cosine still end at max_steps: "
         "set that to auto, or to what fits into the minutes.",
     )
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
         "adam",
-        description="How weights follow gradients; muon orthogonalises the updates of hidden matrices and trains all "
-        "else by Adam.",
+        description="Optimizer; muon orthogonalises the updates of hidden matrices, and trains all other weights with "
+        "Adam.",
     )
     matrix_learning_rate: float | None = Field(
         None, gt=0, description="Peak of the learning rate of hidden matrices with muon; null: learning_rate."
@@ -55,17 +59,19 @@ class TrainingConfig(Section):
         (0.9, 0.98), description="Decay of Adam's averages of the gradient and of its square."
     )
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
-    momentum: float = Field(0.0, ge=0, lt=1, description="Share of its last update that sgd repeats.")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="Momentum of sgd: share of the last update that is added again."
+    )
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="Pull of weights to zero; adam and sgd add it to the gradient, adamw to the update, muon to the "
-        "update of hidden matrices alone.",
+        description="Weight decay; adam and sgd add it to the gradient, adamw to the update, muon to the update of "
+        "hidden matrices only.",
     )
     schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
         "noam",
-        description="How the learning rate moves after warm-up; linear and cosine fall until max_steps, plateau when "
-        "validations bring nothing better.",
+        description="How the learning rate changes after warm-up; linear and cosine fall until max_steps, plateau "
+        "when validations stop improving.",
     )
     warmup_steps: WarmupUpdates = Field(
         4000,
@@ -80,52 +86,56 @@ class TrainingConfig(Section):
     final_learning_rate: float = Field(
         0.0, ge=0, description="Learning rate at which linear, cosine and plateau stop falling."
     )
-    plateau_factor: float = Field(0.7, gt=0, lt=1, description="What plateau multiplies the learning rate by.")
+    plateau_factor: float = Field(0.7, gt=0, lt=1, description="Factor by which plateau multiplies the learning rate.")
     plateau_patience: int = Field(
         5,
         ge=1,
-        description="Validations in a row without a better one after which plateau lowers the learning rate.",
+        description="Validations in a row without improvement after which plateau lowers the learning rate.",
     )
     bpe_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Probability that a merge of byte pairs is left out (Provilkov et al. 2020)."
+        0.0, ge=0, lt=1, description="Probability that a merge of byte pairs is skipped (Provilkov et al. 2020)."
     )
     unigram_alpha: float | None = Field(
         None,
         ge=0,
-        description="How sharply segmentations of a unigram model are sampled (Kudo 2018): 0 all alike, more the "
-        "likelier; null: only the best.",
+        description="How sharply segmentations of a unigram model are sampled (Kudo 2018): 0 is uniform, larger "
+        "values favour likelier ones; null: always the best.",
     )
     unigram_nbest: int = Field(
-        -1, ge=-1, le=512, description="How many best segmentations unigram_alpha samples from, 2 or more; -1: all."
+        -1,
+        ge=-1,
+        le=512,
+        description="Number of best segmentations that unigram_alpha samples from, 2 or more; -1: all.",
     )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Share of a label's probability that is spread evenly over the vocabulary."
     )
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         "none",
-        description="A second pass, under other dropout (rdrop: Liang et al. 2021) or with tokens cut (simcut: Gao "
-        "et al. 2022), must agree; it takes as long again, and as much memory again as batch_tokens bounds.",
+        description="Train a second pass, under other dropout (rdrop: Liang et al. 2021) or with tokens cut "
+        "(simcut: Gao et al. 2022), to agree with the first; it takes as long again, and as much "
+        "memory again as batch_tokens bounds.",
     )
     consistency_weight: float | None = Field(
         None,
         gt=0,
-        description="Weight of that agreement, the papers' alpha; null: theirs, 5 for rdrop and 3 for simcut.",
+        description="Weight of that agreement, alpha in the papers; null: theirs, 5 for rdrop and 3 for simcut.",
     )
     cutoff: float = Field(0.05, gt=0, lt=1, description="Share of the tokens whose embeddings simcut sets to zero.")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Decay of a moving average of the weights, which then is what validation measures, "
-        "average_checkpoints averages and the bundle holds; null: none.",
+        description="Decay of a moving average of the weights, which validation, average_checkpoints and the "
+        "bundle then use; null: none.",
     )
     clip_norm: float | None = Field(
-        None, gt=0, description="Largest norm of an update's gradient, to which larger ones are scaled; null: any."
+        None, gt=0, description="Largest norm of an update's gradient, to which larger ones are scaled; null: no limit."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Numbers of matrix products; auto: bf16 where the device is fast at it, fp16 on older GPUs that "
-        "are fast at that, else fp32.",
+        description="Number format of matrix products; auto: bf16 where the device is fast at it, fp16 on older "
+        "GPUs that are fast at that, else fp32.",
     )
     validate_every: Updates = Field(
         1000,
@@ -135,34 +145,42 @@ class TrainingConfig(Section):
     validation_sentences: int = Field(
         1000,
         ge=1,
-        description="Most sentences that a validation translates: one of each corpus of data.valid in turn, spread "
-        "evenly over it.",
+        description="Largest number of sentences that a validation translates, taken from the corpora of "
+        "data.valid in turn and spread evenly over each.",
     )
     save_every: Updates = Field(
         1000,
         description="Updates between checkpoints; auto, the default where max_steps is auto: as validate_every.",
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that keep all it takes to go on.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints from which training can resume.")
     select_by: Literal["bleu", "chrf", "loss"] = Field(
-        "bleu", description="What the best checkpoint is best at; loss is the likelihood's, without label smoothing."
+        "bleu", description="What the best checkpoint is chosen by; loss is without label smoothing."
     )
     patience: int | None = Field(
-        None, ge=1, description="Validations in a row without a better one after which training ends; null: any."
+        None, ge=1, description="Validations in a row without improvement after which training ends; null: no limit."
     )
     average_checkpoints: int = Field(
-        5, ge=1, description="Checkpoints, up to the best one, whose average the bundle holds if it is better."
+        5,
+        ge=1,
+        description="Number of checkpoints, ending with the best one, whose average the bundle holds if it is "
+        "better than that one.",
     )
-    max_skipped: int = Field(10, ge=1, description="Updates skipped in a row, for not being finite, that end training.")
+    max_skipped: int = Field(
+        10, ge=1, description="Number of updates skipped in a row, because they were not finite, that ends training."
+    )
     log_every: int = Field(50, ge=1, description="Updates between lines of the log.")
     tensorboard: bool = Field(
         False,
         description="Draw the log with TensorBoard, into tensorboard of the run directory; wants mtkit[tensorboard].",
     )
-    seed: int = Field(1, ge=0, description="All chance in training comes from it.")
+    seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """Updates without a number follow from the minutes, and what depends on them follows them."""
+        """If max_steps is auto, set the settings in SHARES, unless given, to auto, too.
+
+        Raises a ValueError if max_steps is auto but max_minutes is not given.
+        """
         if self.max_steps != "auto":
             return self
         if self.max_minutes is None:
@@ -173,12 +191,12 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainingConfig":
-        """A schedule has all that it needs, and nothing is said of another."""
+        """Raise a ValueError if settings do not fit the schedule, or if one that it needs is missing."""
         if self.learning_rate is None and self.schedule != "noam":
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
             raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
-        if self.schedule not in ("linear", "cosine", "plateau") and (said := self.first_changed("final_learning_rate")):
+        if self.schedule not in (*ENDING, "plateau") and (said := self.first_changed("final_learning_rate")):
             raise ValueError(f"{said} wants schedule linear, cosine or plateau, not {self.schedule}")
         if self.schedule != "plateau" and (said := self.first_changed("plateau_factor", "plateau_patience")):
             raise ValueError(f"{said} wants schedule plateau, not {self.schedule}")
@@ -187,7 +205,7 @@ class TrainingConfig(Section):
                 f"final_learning_rate {self.final_learning_rate} must be at most learning_rate {self.learning_rate}"
             )
         if (
-            self.schedule in ("linear", "cosine")
+            self.schedule in ENDING
             and self.max_steps != "auto"
             and self.warmup_steps != "auto"
             and self.max_steps <= max(self.warmup_steps, 1)
@@ -205,7 +223,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def optimizer_fits(self) -> "TrainingConfig":
-        """Each optimizer has its own settings."""
+        """Raise a ValueError if settings of another optimizer are changed, or if adam_betas are out of range."""
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
@@ -220,7 +238,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def objective_fits(self) -> "TrainingConfig":
-        """What the text and the second pass are like is said only where there is such a thing."""
+        """Raise a ValueError if settings of consistency training or of unigram sampling are invalid or unused."""
         if self.consistency_weight is not None and self.consistency == "none":
             raise ValueError(
                 f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
@@ -235,44 +253,52 @@ class TrainingConfig(Section):
 
     @property
     def samples_subwords(self) -> bool:
-        """Whether each epoch sees other segmentations of the text."""
+        """Whether segmentations of the training text are sampled, so that they differ from epoch to epoch."""
         return self.bpe_dropout > 0 or self.unigram_alpha is not None
 
 
 def settled(updates: int | Auto) -> int:
-    """A setting in updates, where the number that auto stands for has taken its place."""
-    assert updates != "auto", "training fixes it before it begins"
+    """Return updates as a number; asserts that training has already replaced auto."""
+    assert updates != "auto", "training replaces auto before it begins"
     return updates
 
 
 # Settings of decoding.
 
 
-class DecodingConfig(Section):
-    """How the trained model translates unless told otherwise."""
+class DecodingConfig(CarriedSection):
+    """How the trained model translates by default."""
 
     method: Literal["beam", "sample"] = Field(
-        "beam", description="Look for the best translation (beam), or draw one by its probability (sample)."
+        "beam", description="Search for the best translation (beam), or sample one by its probability (sample)."
     )
     beam_size: int = Field(5, ge=1, le=10_000, description="Hypotheses kept at each step; 1 is greedy search.")
-    # Beyond this, a power of a length no longer fits into fp32.
+    # A length raised to a larger exponent might not fit into fp32.
     length_penalty: float = Field(
-        1.0, ge=-10, le=10, description="Exponent of the length penalty; 0 is none, more favours longer."
+        1.0,
+        ge=-10,
+        le=10,
+        description="Exponent of the length penalty; 0 is none, larger values favour longer translations.",
     )
     length_penalty_form: Literal["power", "gnmt"] = Field(
         "power", description="A score is divided by length^p, or by ((5 + length) / 6)^p (Wu et al. 2016, equation 14)."
     )
     stopping: Literal["exact", "count"] = Field(
-        "exact", description="Search while a better translation may come (exact), or until beam_size ended (count)."
+        "exact",
+        description="Search until no better translation can come (exact), or until beam_size hypotheses have "
+        "ended (count).",
     )
     min_length: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Fewest target tokens of a translation, but no more than the most that it may have.",
+        description="Smallest number of target tokens of a translation, capped at the largest that it may have.",
     )
     max_length_ratio: float = Field(
-        2.0, gt=0, le=100, description="Target tokens that each source token allows; max_length_extra come on top."
+        2.0,
+        gt=0,
+        le=100,
+        description="Most target tokens of a translation for each source token; max_length_extra is added.",
     )
     max_length_extra: int = Field(
         20,
@@ -281,24 +307,27 @@ class DecodingConfig(Section):
         description="Target tokens that a translation may have beyond what max_length_ratio allows.",
     )
     no_repeat_ngram: int = Field(
-        0, ge=0, description="Number of tokens in a row that no translation says twice; 0: any may be repeated."
+        0, ge=0, description="Length of the n-grams, in tokens, that no translation repeats; 0: any may be repeated."
     )
     coverage_penalty: float = Field(
         0.0,
         ge=0,
         le=100,
-        description="Weight of source tokens that were not looked at (Wu et al. 2016, equation 15); 0: none.",
+        description="Weight of the penalty for source tokens that got little attention (Wu et al. 2016, equation "
+        "15); 0: none.",
     )
     diversity_groups: int = Field(
-        1, ge=1, description="Groups that a diverse beam is divided into (Vijayakumar et al. 2018); 1: it is not."
+        1,
+        ge=1,
+        description="Groups that a diverse beam is divided into (Vijayakumar et al. 2018); 1: an ordinary beam.",
     )
     diversity_strength: float = Field(
-        0.5, ge=0, le=1000, description="How much a group avoids what those before it say, in log-probability."
+        0.5, ge=0, le=1000, description="How much a group avoids what earlier groups chose, in log-probability."
     )
     temperature: float = Field(
-        1.0, ge=1e-9, le=1000, description="Samples: below 1 likelier ones, above 1 more different ones."
+        1.0, ge=1e-9, le=1000, description="Samples: below 1 likelier ones, above 1 more varied ones."
     )
-    top_k: int | None = Field(None, ge=1, description="Samples: drawn from so many likeliest tokens; null: from all.")
+    top_k: int | None = Field(None, ge=1, description="Samples: drawn from this many likeliest tokens; null: from all.")
     top_p: float | None = Field(
         None,
         gt=0,
@@ -306,31 +335,31 @@ class DecodingConfig(Section):
         description="Samples: drawn from the likeliest tokens that hold this share of the probability (Holtzman et al. "
         "2020); null: from all.",
     )
-    seed: int = Field(1, ge=0, description="Samples: all chance comes from it and from the text of the line.")
+    seed: int = Field(1, ge=0, description="Samples: seed of all randomness, together with the text of the line.")
     mbr_samples: int = Field(
         0,
         ge=0,
         le=10_000,
-        description="Samples of which the one most like the others is chosen (Eikema & Aziz 2020); 0: none.",
+        description="Minimum Bayes risk decoding: number of samples, of which the one most like the others is "
+        "chosen (Eikema & Aziz 2020); 0: none.",
     )
     mbr_utility: Literal["chrf", "bleu"] = Field(
         "chrf", description="How the samples of mbr_samples are compared with each other."
     )
     unknown: Literal["keep", "ban", "copy"] = Field(
         "keep",
-        description="<unk>, where the vocabulary has it: said as any token (keep), never (ban), or replaced by the "
-        "source word that it attends to most (copy).",
+        description="<unk>, where the vocabulary has it: allowed like any token (keep), never produced (ban), or "
+        "replaced by the source word that it attends to most (copy).",
     )
     batch_tokens: int = Field(
         16384,
         ge=1,
-        description="Most sentences x longest source, in tokens, x beam size or samples of a batch; sentences x beam "
-        "size or samples x vocabulary is at most 2,048 times as much.",
+        description="Largest size of a batch: sentences x longest source, in tokens, x beam size or samples; "
+        "sentences x beam size or samples x vocabulary is at most 2,048 times as much.",
     )
 
-    @model_validator(mode="after")
-    def parts_fit(self) -> "DecodingConfig":
-        """Settings that only make sense together."""
+    def check(self) -> None:
+        """Raise a ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
         if self.beam_size % self.diversity_groups:
             raise ValueError(
                 f"beam_size {self.beam_size} is not a multiple of diversity_groups {self.diversity_groups}"
@@ -351,9 +380,8 @@ class DecodingConfig(Section):
                 raise ValueError(f"{said} is of samples; it goes with method sample or with mbr_samples")
             if self.coverage_penalty and self.beam_size == 1:
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
-        return self
 
     @property
     def draws(self) -> bool:
-        """Whether translations come of samples."""
+        """Whether translations are sampled, or chosen among samples, rather than found by beam search."""
         return self.method == "sample" or self.mbr_samples > 0

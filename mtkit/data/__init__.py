@@ -1,4 +1,4 @@
-"""Binarized corpora on disk, the order in which training takes their pairs, and the batches made of them.
+"""Binarized corpora (sentence pairs stored as token ids), the order of training, and batches.
 
-Ids go in; memory-mapped corpora, plans and padded batches come out. May import text and config.
+Stores token ids as memory-mapped corpora, and makes plans and padded batches of them. May import text and config.
 """

@@ -1,4 +1,8 @@
-"""Batches: pairs padded to rows, made ahead for the training loop."""
+"""Batches: padded rows of token ids, made from the pairs of a corpus and prefetched for the training loop.
+
+Shapes: R rows of a batch, S source length, T target length, L either S or T. S and T include start and end marks and
+padding.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,34 +21,37 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.corpus import Corpus
-from mtkit.data.plan import Earlier, Mixture, batches_from, is_natural, mix
+from mtkit.data.plan import EarlierBudget, Mixture, batches_from, is_proportional, mix
 from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import END, PAD, Marks
+from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-NO_LABEL = -1  # no token, whatever the vocabulary
+# The inputs of a model.
+
+NO_LABEL = -1  # the label of padding; no vocabulary has this id
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Token ids with the sentence each belongs to and its place in it.
+    """One side of a batch: token ids, the sentence of each token, and the position of each token in its sentence.
 
-    A padded batch is a packed one with one sentence a row. Tokens may look at each other where segments are equal.
+    A packed row holds several sentences, other rows hold one. Tokens may attend to each other if they are in the same
+    row and segment.
     """
 
     ids: Tensor  # (R, L) int64
-    segments: Tensor  # (R, L) int64: 1, 2, … number the sentences of a row; 0 is padding
-    positions: Tensor  # (R, L) int64: the place in the sentence, from 0; 0 where padded
+    segments: Tensor  # (R, L) int64: the number of the token's sentence in the row, from 1; 0 for padding
+    positions: Tensor  # (R, L) int64: the token's position in its sentence, from 0; 0 for padding
     packed: bool = False  # whether any row holds more than one sentence
-    cut: Tensor | None = None  # (R, L) bool: tokens whose embedding is zero; None is none
+    cut: Tensor | None = None  # (R, L) bool: True for tokens whose embedding is set to zero (token cutoff)
 
     @property
     def mask(self) -> Tensor:
-        """(R, L), True where a token is real."""
+        """A mask (R, L) bool that is True for tokens and False for padding."""
         return self.segments != 0
 
     def to(self, device: torch.device) -> "Rows":
-        """The same rows on another device; the copy does not wait where memory is pinned."""
+        """Returns a copy of the rows on a device; copies asynchronously if their memory is pinned."""
         return replace(
             self,
             ids=self.ids.to(device, non_blocking=True),
@@ -56,17 +63,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentence pairs; a pair lies in the same row, with the same segment number, on both sides."""
+    """Sentence pairs, as source and target rows; both sides of a pair have the same row and segment number."""
 
-    source: Rows  # ends with the end mark
-    target: Rows  # what the decoder reads: the start mark and all tokens but the end mark
-    labels: Tensor  # (R, T) int64: what it should say at each place; NO_LABEL where padded
+    source: Rows  # (R, S): the tokens and the end mark
+    target: Rows  # (R, T): the decoder's input, which is the start mark and the tokens
+    labels: Tensor  # (R, T) int64: the tokens to predict, which are the tokens and the end mark; NO_LABEL in padding
     num_pairs: int
-    source_tokens: int  # real tokens, end marks counted
-    target_tokens: int
+    source_tokens: int  # with end marks, without padding
+    target_tokens: int  # with end marks, without padding
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Returns a copy of the batch on a device; copies asynchronously if its memory is pinned."""
         return replace(
             self,
             source=self.source.to(device),
@@ -76,45 +83,48 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """Share of the places that hold no token."""
-        places = self.source.ids.numel() + self.target.ids.numel()
-        return 1 - (self.source_tokens + self.target_tokens) / places
+        """The fraction of padding among all positions of both sides, 0 to 1."""
+        num_positions = self.source.ids.numel() + self.target.ids.numel()
+        return 1 - (self.source_tokens + self.target_tokens) / num_positions
 
 
-# From pairs of token arrays to the rows of a batch.
+# Sentences of different lengths, padded to the rows of a batch.
 
-OWN_MARKS = Marks()  # of the vocabularies that are made here, and of a decoder that begins with BEGIN
+DEFAULT_BOUNDARIES = BoundaryTokens()  # of vocabularies trained by mtkit, with a decoder that starts with BEGIN
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Sentences of different lengths, one after the other."""
+    """R sentences of different lengths, concatenated, without start and end marks."""
 
-    tokens: NDArray[np.integer]
-    lengths: NDArray[np.int64]
+    tokens: NDArray[np.integer]  # (sum of lengths,)
+    lengths: NDArray[np.int64]  # (R,)
 
 
 def ragged(sentences: Sequence[Sequence[int]]) -> Ragged:
-    """Lists of ids as one array."""
+    """Returns the given sentences, each a list of token ids, as a Ragged."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=np.int64, count=lengths.sum())
     return Ragged(tokens, lengths)
 
 
 def gather(tokens: NDArray[np.integer], offsets: NDArray[np.integer], chosen: NDArray[np.int64]) -> Ragged:
-    """The chosen sentences of a corpus; sentence i is tokens[offsets[i]:offsets[i + 1]]."""
+    """Returns the sentences with the indices chosen, in that order; sentence i is tokens[offsets[i]:offsets[i + 1]]."""
     starts = np.asarray(offsets[chosen], dtype=np.int64)
     lengths = np.asarray(offsets[chosen + 1], dtype=np.int64) - starts
-    return Ragged(tokens[np.repeat(starts, lengths) + _places(lengths)], lengths)
+    return Ragged(tokens[np.repeat(starts, lengths) + _positions(lengths)], lengths)
 
 
-def _places(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, … for every sentence, one after the other."""
+def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the positions 0, 1, … of the tokens of each sentence, concatenated: (sum of lengths,)."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
-    """(R, L + 1) ids, one sentence a row with at least one filler after it."""
+    """Returns ids (R, L + 1), one sentence per row, padded with filler; L is the length of the longest sentence.
+
+    So each sentence is followed by at least one filler.
+    """
     real = np.arange(sentences.lengths.max() + 1) < sentences.lengths[:, None]
     ids = np.full(real.shape, filler, dtype=np.int64)
     ids[real] = sentences.tokens
@@ -122,26 +132,31 @@ def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
 
 
 def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
-    places = np.arange(ids.shape[1])
-    real = places < lengths[:, None]
-    return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(places * real))
+    """Returns Rows with one sentence per row, from padded ids (R, L) and the number of tokens in each row, (R,)."""
+    positions = np.arange(ids.shape[1])
+    real = positions < lengths[:, None]
+    return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(positions * real))
 
 
 def source_rows(source: Ragged, end: int = END) -> Rows:
-    """One sentence a row, its end mark last; any token will do where padded, since nobody looks there."""
-    ids = _pad(source, PAD)
+    """Returns rows (R, S) with one source sentence and its end mark per row; S is the longest of their lengths."""
+    ids = _pad(source, PAD)  # padding could have any id, since no token attends to it
     ids[np.arange(len(ids)), source.lengths] = end
     return _rows(ids, source.lengths + 1)
 
 
-def padded_batch(source: Ragged, target: Ragged, marks: Marks = OWN_MARKS) -> Batch:
-    """One pair a row, with the marks of the model that reads it."""
+def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
+    """Returns a batch with one pair per row: source (R, S), target and labels (R, T).
+
+    The decoder reads start, t1, …, tn and should predict t1, …, tn, end, so T is the length of the longest target plus
+    1. boundaries are the start and end tokens of the model that reads the batch.
+    """
     labels = _pad(target, NO_LABEL)
-    read = np.concatenate([np.full((len(labels), 1), marks.start), labels[:, :-1].clip(min=PAD)], axis=1)
-    labels[np.arange(len(labels)), target.lengths] = marks.target_end
+    decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
+    labels[np.arange(len(labels)), target.lengths] = boundaries.target_end
     return Batch(
-        source_rows(source, marks.source_end),
-        _rows(read, target.lengths + 1),
+        source_rows(source, boundaries.source_end),
+        _rows(decoder_input, target.lengths + 1),
         torch.from_numpy(labels),
         num_pairs=len(labels),
         source_tokens=int(source.lengths.sum()) + len(labels),
@@ -149,52 +164,66 @@ def padded_batch(source: Ragged, target: Ragged, marks: Marks = OWN_MARKS) -> Ba
     )
 
 
-class Sample(Protocol):
-    """Texts of one side, to the ids of one segmentation of each; the same seed gives the same."""
+# The batches of a corpus in the order of training, with the ids of the corpus or with newly sampled segmentations.
+
+Stream = Iterator[tuple[int, tuple[Batch, ...]]]  # for each batch: the epoch, and the parts of the batch
+
+
+class SampleSegmentations(Protocol):
+    """A function that samples a segmentation of each text and returns its ids, which depend only on text and seed."""
 
     def __call__(self, texts: Sequence[str], *, seed: int) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the text of a corpus becomes ids anew in each epoch."""
+class SubwordSampling:
+    """How the text of a corpus is segmented at random for each batch (BPE-dropout, or unigram sampling)."""
 
-    source: Sample
-    target: Sample
-    max_length: int  # tokens of a side; a pair that comes out longer has the ids that the corpus holds
+    source: SampleSegmentations
+    target: SampleSegmentations
+    max_length: int  # in tokens; if either side of a sampled pair is longer, the ids of the corpus replace both
 
 
 def micro_batches(
     corpus: Corpus,
     config: TrainingConfig,
     consumed: int,
-    sampling: Sampling | None = None,
-    marks: Marks = OWN_MARKS,
+    sampling: SubwordSampling | None = None,
+    boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
     mixture: Mixture | None = None,
-    earlier: Sequence[Earlier] = (),
-) -> Iterator[tuple[int, tuple[Batch, ...]]]:
-    """The endless stream of batches after so many pairs, each with its epoch.
+    earlier: Sequence[EarlierBudget] = (),
+) -> Stream:
+    """Yields (epoch, parts) for each batch after the first `consumed` pairs, without end.
 
-    The plan goes by the ids that the corpus holds; earlier tells of other batch_tokens that the run had before. A batch
-    whose sampled ids are more than batch_tokens comes in several parts, which belong to the same update. Chance is a
-    function of the seed and of the place in the stream.
+    A batch has one part, unless sampled segmentations make it larger than batch_tokens: then it is divided into several
+    parts, which belong to the same update. Batches are planned by the lengths in the corpus. Sampled segmentations
+    depend only on the seed and on the number of pairs before the batch. earlier lists former values of batch_tokens.
+    Raises ValueError if no batch ends after `consumed` pairs.
     """
-    sides = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    for epoch, pairs in batches_from(consumed, *sides, config.batch_tokens, config.seed, mixture, earlier):
+    lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
+    for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
         if sampling:
-            yield epoch, _sampled_batches(corpus, config, sampling, pairs, consumed, marks)
+            yield epoch, _sampled_parts(corpus, config, sampling, pairs, consumed, boundaries)
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
             target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            yield epoch, (padded_batch(source, target, marks),)
+            yield epoch, (padded_batch(source, target, boundaries),)
         consumed += len(pairs)
 
 
-def _sampled_batches(
-    corpus: Corpus, config: TrainingConfig, sampling: Sampling, pairs: NDArray[np.int64], consumed: int, marks: Marks
+def _sampled_parts(
+    corpus: Corpus,
+    config: TrainingConfig,
+    sampling: SubwordSampling,
+    pairs: NDArray[np.int64],
+    consumed: int,
+    boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
-    """The batch that begins after so many pairs, in one part or more."""
-    # Below 2^31, since 2^32 - 1 asks SentencePiece for any.
+    """Returns a batch of these pairs with sampled segmentations, in parts of at most batch_tokens.
+
+    consumed is the number of pairs before the batch, from which the seed of the samples is derived.
+    """
+    # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
     sources = sampling.source(corpus.source_text(pairs), seed=int(seeds[0]))
     targets = sampling.target(corpus.target_text(pairs), seed=int(seeds[1]))
@@ -203,13 +232,17 @@ def _sampled_batches(
             sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
     return tuple(
-        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), marks)
-        for part in _parts(longest, config.batch_tokens)
+        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), boundaries)
+        for part in _fitting_parts(longest, config.batch_tokens)
     )
 
 
-def _parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows that fit into batch_tokens, the longest ones first; all in their order if they fit together."""
+def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
+    """Yields the row numbers of each part of a batch; a part has at most batch_tokens (rows times its longest row).
+
+    longest holds the length of the longer side of each row. The parts start with the longest rows; within a part, rows
+    are in ascending order.
+    """
     assert longest.max() <= batch_tokens, "max_length is less than batch_tokens"
     by_length = np.argsort(-longest, kind="stable")
     while len(by_length):
@@ -218,75 +251,74 @@ def _parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]
         by_length = by_length[count:]
 
 
-# Work done ahead in a thread, so that what takes its results seldom waits.
+# Prefetching in a thread, so that training rarely waits for a batch.
 
 T = TypeVar("T")
 
 
 @contextmanager
-def made_ahead(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
-    """The same items in the same order, at most so many made before they are asked for.
+def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
+    """Context manager that gives an iterator over items, of which a thread computes up to `most` in advance.
 
-    An error in the making is raised where the item would have come. The thread ends with the block, after the item at
-    hand.
+    If computing an item raises an exception, the iterator raises it when it reaches that item. The thread ends when the
+    block ends, after finishing the current item.
     """
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:
-        yield _taken(items, most, executor)
+        yield _results(items, most, executor)
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _taken(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Iterator[T]:
-    made = deque(executor.submit(_list_of_next, items) for _ in range(most))
-    while found := made.popleft().result():
-        made.append(executor.submit(_list_of_next, items))
+def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Iterator[T]:
+    """Yields the items, which the executor computes up to `most` in advance."""
+    waiting = deque(executor.submit(_list_of_next, items) for _ in range(most))
+    while found := waiting.popleft().result():
+        waiting.append(executor.submit(_list_of_next, items))
         yield found[0]
 
 
 def _list_of_next(items: Iterator[T]) -> list[T]:
-    """The next item alone, or nothing at the end."""
+    """Returns a list of the next item alone, or [] if there are no more items."""
     for item in items:
         return [item]
     return []
 
 
-# What feeds the training loop: how often each pair comes, in which segmentation, and the batches made ahead.
+# The batches of a training run, according to its settings.
 
-NUM_AHEAD = 8  # batches that are made before they are needed
-
-Stream = Iterator[tuple[int, tuple[Batch, ...]]]  # each batch in its parts, with its epoch
+NUM_PREFETCHED = 8  # batches
 
 
 @dataclass(frozen=True)
 class Feed:
-    """The binarized pairs, and how training takes them."""
+    """A binarized corpus and everything that decides which batches training makes of it."""
 
     config: Config
     corpus: Corpus
-    mixture: Mixture | None  # None: each pair once an epoch
-    sampling: Sampling | None  # None: the ids that the corpus holds
-    marks: Marks  # of the model that reads the batches
+    mixture: Mixture | None  # None: each pair occurs once per epoch
+    sampling: SubwordSampling | None  # None: batches have the ids of the corpus
+    boundaries: BoundaryTokens  # start and end tokens of the model that reads the batches
 
     @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, marks: Marks) -> "Feed":
-        """As the settings say; a corpus that does not hold what they ask for is an error."""
-        return Feed(config, corpus, mixture_of(config, corpus), sampling_of(config, tokenizer, corpus), marks)
+    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
+        """Returns the feed for these settings.
+
+        Raises DataError if they require the text or the pair counts of the corpus and it does not have them.
+        """
+        return Feed(
+            config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
+        )
 
     @contextmanager
-    def batches(self, step: int, pairs: int, earlier: Sequence[Earlier] = ()) -> Iterator[Stream]:
-        """The batches of training that is at a step and has consumed so many pairs, made in a thread.
+    def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
+        """Context manager that gives the endless stream of batches after the first `pairs` pairs, with prefetching.
 
-        earlier holds the batch sizes that the run had before. The thread ends with the block.
+        earlier lists former values of batch_tokens. Raises CheckpointError, which names step, if no batch ends after
+        `pairs` pairs.
         """
         stream = micro_batches(
-            self.corpus,
-            self.config.training,
-            pairs,
-            self.sampling,
-            self.marks,
-            self.mixture,
-            earlier,
+            self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier
         )
         try:
             first = next(stream)
@@ -295,25 +327,31 @@ class Feed:
                 f"{self.config.run_path}: cannot go on from step {step:,}: {error}, so another version of "
                 "mtkit ordered its data; go on with that one, or start anew with --fresh"
             ) from None
-        with made_ahead(stream, NUM_AHEAD) as rest:
+        with prefetched(stream, NUM_PREFETCHED) as rest:
             yield chain([first], rest)
 
 
 def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
-    """How often an epoch goes through each of the corpora; None where it goes through all once."""
+    """Returns how often each corpus of data.train is repeated in an epoch; None if each pair occurs once per epoch.
+
+    Raises DataError if the binarized corpus was not made from as many corpora as data.train lists.
+    """
     weights = [text.weight for text in config.data.train]
-    if is_natural(weights, config.data.temperature):
+    if is_proportional(weights, config.data.temperature):
         return None
     if len(corpus.manifest.corpora) != len(weights):
         raise DataError(
-            f"{corpus.directory}: tells the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
+            f"{corpus.directory}: records the pairs of {len(corpus.manifest.corpora)} corpora, but data.train has "
             f"{len(weights)}; binarize the corpora again"
         )
     return mix(corpus.manifest.corpora, weights, config.data.temperature)
 
 
-def sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> Sampling | None:
-    """How training samples segmentations of the corpus's text, if it does."""
+def subword_sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> SubwordSampling | None:
+    """Returns how training samples segmentations, or None if it does not.
+
+    Raises DataError if the settings ask for sampling and the corpus has no text.
+    """
     settings = config.training
     if not settings.samples_subwords:
         return None
@@ -323,4 +361,4 @@ def sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> Samplin
         partial(sample, alpha=alpha, nbest=settings.unigram_nbest)
         for sample in (tokenizer.sample_source, tokenizer.sample_target)
     )
-    return Sampling(source, target, config.data.max_length)
+    return SubwordSampling(source, target, config.data.max_length)

@@ -1,4 +1,9 @@
-"""Sentence pairs as memory-mapped ids on disk, with a manifest and checksums of their parts."""
+"""Binarized corpora: sentence pairs as memory-mapped token ids, with a manifest and checksums of their files.
+
+A corpus is a directory. For each side, the file `tokens` holds the ids of all sentences, concatenated, and `offsets`
+the index where each sentence begins. If training samples segmentations, `text` and `text_offsets` hold the text of the
+sentences in the same way.
+"""
 
 import concurrent.futures
 import hashlib
@@ -21,29 +26,31 @@ from numpy.typing import NDArray
 from mtkit.errors import DataError
 from mtkit.files import new_directory, put_in_place, settle
 
-PIECE_BYTES = 64 * 1024 * 1024  # what one checksum is of
+# Files with checksums.
+
+PIECE_BYTES = 64 * 1024 * 1024  # the size of a piece: each piece of a file has its own checksum
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as it was written."""
+    """The size and the checksums of a file when it was written."""
 
     size: int
-    sha256: tuple[str, ...]  # of each 64 MiB
+    sha256: tuple[str, ...]  # one for each piece (PIECE_BYTES)
 
 
 class FileWriter:
-    """A file, and the checksums of its pieces as they go by."""
+    """Writes a file, and computes the checksums of its pieces at the same time."""
 
     def __init__(self, path: Path) -> None:
-        """Makes the file, or empties it."""
+        """Creates the file, or truncates an existing one."""
         self._stream = path.open("wb")
         self._size = 0
         self._sha256: list[str] = []
         self._piece = hashlib.sha256()
 
     def write(self, content: bytes) -> None:
-        """Append."""
+        """Appends bytes to the file."""
         self._stream.write(content)
         while content:
             left = PIECE_BYTES - self._size % PIECE_BYTES
@@ -58,20 +65,20 @@ class FileWriter:
         self._piece = hashlib.sha256()
 
     def finish(self) -> StoredFile:
-        """The file, closed."""
+        """Closes the file; returns its size and checksums."""
         if self._size % PIECE_BYTES:
             self._end_piece()
         self._stream.close()
         return StoredFile(self._size, tuple(self._sha256))
 
     def discard(self) -> None:
-        """Close it unfinished, though the disk may be too full for what was still to be written."""
+        """Closes an unfinished file; ignores an OSError, such as that of a disk too full for the buffered bytes."""
         with suppress(OSError):
             self._stream.close()
 
 
 def check_size(path: Path, stored: StoredFile) -> None:
-    """DataError if a file is gone or has another size."""
+    """Raises DataError if a file is missing or its size differs from the size that was written."""
     if not path.is_file():
         raise DataError(f"{path}: missing; binarize the corpora again")
     found = path.stat().st_size
@@ -79,25 +86,29 @@ def check_size(path: Path, stored: StoredFile) -> None:
         raise DataError(f"{path}: has {found:,} bytes but {stored.size:,} were written; binarize the corpora again")
 
 
-def check_content(path: Path, stored: StoredFile, give_up: Callable[[], bool]) -> None:
-    """DataError if a file does not hold what was written; give_up is asked at each piece."""
+def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool]) -> None:
+    """Raises DataError if a file's content differs from what was written.
+
+    Calls should_stop before reading each piece, and returns early if it returns True.
+    """
     with path.open("rb") as stream:
         for number, sha256 in enumerate(stored.sha256, start=1):
-            if give_up():
+            if should_stop():
                 return
             if hashlib.sha256(stream.read(PIECE_BYTES)).hexdigest() != sha256:
                 place = f"piece {number} of {len(stored.sha256)} ({PIECE_BYTES >> 20} MiB each)"
                 raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
 
 
-# What a corpus on disk holds and what it was made from, in a JSON file that knows when it was changed.
+# The manifest: a JSON file that describes a corpus and what it was made from, with a checksum of its own content.
 
+MANIFEST = "manifest.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class StoredText:
-    """The text of one side: UTF-8, one sentence after the other, and where each begins, in bytes."""
+    """The files with the text of one side: the sentences in UTF-8, concatenated, and their byte offsets."""
 
     text: StoredFile
     offsets: StoredFile
@@ -105,20 +116,20 @@ class StoredText:
 
 @dataclass(frozen=True)
 class SideManifest:
-    """What one side holds."""
+    """One side of a corpus: vocabulary size, dtype of the ids, length statistics and files."""
 
     vocab_size: int
-    dtype: str
+    dtype: str  # of the ids
     num_tokens: int
-    longest: int  # tokens of the longest sentence
+    longest: int  # the number of tokens of the longest sentence
     tokens: StoredFile
     offsets: StoredFile
-    text: StoredText | None = None  # where training samples segmentations
+    text: StoredText | None = None  # only if training samples segmentations
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A text file that went in."""
+    """A text file that a corpus was made from."""
 
     path: str
     fingerprint: str
@@ -126,20 +137,20 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus holds and what it was made from."""
+    """The manifest of a corpus: its content, and what it was made from."""
 
     num_pairs: int
     source: SideManifest
     target: SideManifest
     tokenizer_hash: str
-    drops: dict[str, int]  # pairs left out, by reason
+    drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
-    settings: dict[str, Any]  # what decided which pairs were left out, and what was done to the others
-    unknown: dict[str, float] = field(default_factory=dict)  # share of the tokens, by text; none where nothing can be
-    corpora: tuple[int, ...] = ()  # pairs of each corpus that went in, in their order; none told by older versions
+    settings: dict[str, Any]  # those that decide which pairs are left out and how the others are encoded
+    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens, by text, if there can be any
+    corpora: tuple[int, ...] = ()  # the number of pairs kept of each corpus; empty in manifests of older versions
 
     def files(self) -> dict[str, StoredFile]:
-        """What the files of the corpus hold, by their names."""
+        """Returns the sizes and checksums of all files of the corpus, by file name."""
         found: dict[str, StoredFile] = {}
         for name, side in (("source", self.source), ("target", self.target)):
             found |= {f"{name}.tokens": side.tokens, f"{name}.offsets": side.offsets}
@@ -149,24 +160,19 @@ class Manifest:
 
 
 def checksum(body: object) -> str:
-    """One over anything that JSON can hold."""
+    """Returns the SHA-256 checksum of a value, computed from its JSON with sorted keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def validation_sum(manifest: Mapping[str, Any]) -> str:
-    """One over the checksums of both sides of the validation text, as its manifest tells them."""
-    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """With a checksum over it."""
+    """Writes a manifest to a JSON file, with a checksum of its content."""
     body = asdict(manifest)
     content = {"format": FORMAT, **body, "sha256": checksum(body)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A missing, damaged or foreign one is a DataError."""
+    """Reads a manifest from a JSON file. Raises DataError if it is missing, damaged or of an unknown format."""
     if not path.is_file():
         raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
     try:
@@ -185,6 +191,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _side(content: dict[str, Any]) -> SideManifest:
+    """Returns the SideManifest that a manifest's JSON describes; modifies content."""
     for name in ("tokens", "offsets"):
         content[name] = _stored(content[name])
     if text := content.get("text"):
@@ -196,51 +203,177 @@ def _stored(content: dict[str, Any]) -> StoredFile:
     return StoredFile(content["size"], tuple(content["sha256"]))
 
 
-# How long the sentences of a corpus are, told at a cost that does not grow with it.
+# Reading a corpus.
 
-QUANTILES = (1, 5, 50, 95, 99)  # per cent
-MOST_PAIRS = 1_000_000  # that are measured; of more, blocks that are spread over all
-BLOCK_PAIRS = 1000
+OFFSET = np.dtype("<i8")  # of all offsets files
 
 
-def length_statistics(
-    manifests: dict[str, SideManifest], offsets: dict[str, NDArray[np.int64]], most_pairs: int = MOST_PAIRS
-) -> dict[str, Any]:
-    """Of each side, in tokens without end marks: the mean and the longest of all pairs, and quantiles.
+class Corpus:
+    """A corpus on disk, memory-mapped, so that ids and text are only read when they are used."""
 
-    The quantiles are those of as many pairs as `measured` says; offsets are where each sentence begins, and the end.
-    """
-    num_pairs = len(next(iter(offsets.values()))) - 1
-    blocks = _blocks(num_pairs, most_pairs)
-    found: dict[str, Any] = {"pairs": num_pairs, "measured": sum(end - begin for begin, end in blocks)}
-    for side, places in offsets.items():
-        lengths = np.concatenate([np.diff(places[begin : end + 1]) for begin, end in blocks])
-        # What is told of a length is a length that is there.
-        values = np.percentile(lengths, QUANTILES, method="inverted_cdf") if len(lengths) else []
-        found[side] = {
-            "mean": round(manifests[side].num_tokens / max(num_pairs, 1), 2),
-            "quantiles": {f"{q}%": int(value) for q, value in zip(QUANTILES, values, strict=False)},
-            "longest": manifests[side].longest,
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        """Maps the files; call Corpus.open instead, which checks manifest and file sizes first.
+
+        Raises DataError if the offsets do not fit the manifest or the tokens.
+        """
+        self.directory = directory
+        self.manifest = manifest
+        self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype))
+        self.target_tokens = _map(directory / "target.tokens", np.dtype(manifest.target.dtype))
+        self.source_offsets = _map(directory / "source.offsets", OFFSET)
+        self.target_offsets = _map(directory / "target.offsets", OFFSET)
+        for name, offsets, tokens in (
+            ("source.offsets", self.source_offsets, self.source_tokens),
+            ("target.offsets", self.target_offsets, self.target_tokens),
+        ):
+            if len(offsets) != manifest.num_pairs + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+                raise DataError(
+                    f"{directory / name}: ends at token {offsets[-1] if len(offsets) else 0:,} of {len(tokens):,}; "
+                    "binarize the corpora again"
+                )
+        self._source_text = _SideText.open(directory, "source", manifest.source.text)
+        self._target_text = _SideText.open(directory, "target", manifest.target.text)
+
+    @staticmethod
+    def open(directory: Path) -> "Corpus":
+        """Opens the corpus in a directory, without reading its ids and text, so that even a huge one opens quickly.
+
+        Raises DataError if there is none, or if the manifest or the size of a file is wrong.
+        """
+        settle(directory)
+        manifest = read_manifest(directory / MANIFEST)
+        for name, stored in manifest.files().items():
+            check_size(directory / name, stored)
+        return Corpus(directory, manifest)
+
+    def __len__(self) -> int:
+        """Returns the number of pairs."""
+        return self.manifest.num_pairs
+
+    def source(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Returns the token ids of a pair's source, (S,), without end mark."""
+        return self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]]
+
+    def target(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Returns the token ids of a pair's target, (T,), without end mark."""
+        return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
+
+    def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
+        """Returns the normalised source text of these pairs; requires has_text."""
+        assert self._source_text
+        return self._source_text.lines(pairs)
+
+    def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
+        """Returns the normalised target text of these pairs; requires has_text."""
+        assert self._target_text
+        return self._target_text.lines(pairs)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the corpus stores the text of each pair besides its ids."""
+        return self._source_text is not None and self._target_text is not None
+
+    @cached_property
+    def source_lengths(self) -> NDArray[np.int32]:
+        """The number of tokens of each source, without end mark, (num_pairs,)."""
+        return _lengths(self.source_offsets)
+
+    @cached_property
+    def target_lengths(self) -> NDArray[np.int32]:
+        """The number of tokens of each target, without end mark, (num_pairs,)."""
+        return _lengths(self.target_offsets)
+
+    @property
+    def digest(self) -> str:
+        """A checksum of all ids and of the stored text; it does not depend on which raw files they were made from."""
+        return checksum([stored.sha256 for stored in self.manifest.files().values()])
+
+    @property
+    def num_bytes(self) -> int:
+        """The total size of all files except the manifest, in bytes."""
+        return sum(stored.size for stored in self.manifest.files().values())
+
+    def facts(self) -> dict[str, Any]:
+        """Returns a description of the corpus for a model card; text files are named without their folders."""
+        manifest = self.manifest
+        return {
+            "num_pairs": manifest.num_pairs,
+            "source_tokens": manifest.source.num_tokens,
+            "target_tokens": manifest.target.num_tokens,
+            "dropped": manifest.drops,
+            "unknown": manifest.unknown,
+            "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
+            "corpora": list(manifest.corpora),
+            "lengths": length_statistics(
+                {"source": manifest.source, "target": manifest.target},
+                {"source": self.source_offsets, "target": self.target_offsets},
+            ),
         }
-    return found
+
+    def require_tokenizer(self, tokenizer_hash: str) -> None:
+        """Raises DataError if the corpus was encoded by a tokenizer with another hash."""
+        if self.manifest.tokenizer_hash != tokenizer_hash:
+            raise DataError(
+                f"{self.directory}: was encoded by another tokenizer ({self.manifest.tokenizer_hash[:12]}, "
+                f"not {tokenizer_hash[:12]}); binarize the corpora again"
+            )
+
+    def require_text(self) -> None:
+        """Raises DataError if the corpus does not store the text of its pairs."""
+        if not self.has_text:
+            raise DataError(
+                f"{self.directory}: holds no text, which training.bpe_dropout and training.unigram_alpha sample from; "
+                "binarize the corpora again"
+            )
+
+    def verify(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Compares all files with their checksums. Raises DataError if one is damaged.
+
+        Calls should_stop before reading each piece of a file, and skips the rest of the file if it returns True.
+        """
+        for name, stored in self.manifest.files().items():
+            check_content(self.directory / name, stored, should_stop)
 
 
-def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
-    """Begins and ends of what is measured: everything, or blocks at even distances."""
-    if num_pairs <= most_pairs:
-        return [(0, num_pairs)]
-    begins = np.linspace(0, num_pairs - BLOCK_PAIRS, most_pairs // BLOCK_PAIRS).astype(int).tolist()
-    return [(begin, begin + BLOCK_PAIRS) for begin in begins]
+@dataclass(frozen=True)
+class _SideText:
+    """The memory-mapped text of one side, and the byte offset of each sentence."""
+
+    text: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def open(directory: Path, side: str, stored: StoredText | None) -> "_SideText | None":
+        """Maps the text of a side (source or target); returns None if stored is None."""
+        if stored is None:
+            return None
+        return _SideText(
+            _map(directory / f"{side}.text", np.dtype(np.uint8)), _map(directory / f"{side}.text_offsets", OFFSET)
+        )
+
+    def lines(self, pairs: NDArray[np.int64]) -> list[str]:
+        """Returns the text of this side of these pairs."""
+        starts, ends = self.offsets[pairs].tolist(), self.offsets[pairs + 1].tolist()
+        return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
-# Sentence pairs as ids on disk, memory-mapped.
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Maps a file as a read-only array; returns an empty array for an empty file, which cannot be memory-mapped."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
-MANIFEST = "manifest.json"
-OFFSET = np.dtype("<i8")
+
+def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Returns the differences between successive offsets, as int32."""
+    lengths = np.empty(len(offsets) - 1, np.int32)
+    np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
+    return lengths
+
+
+# Writing a corpus.
 
 
 class CorpusWriter:
-    """Writes a corpus, pair by pair, in little memory; without a commit, nothing changes.
+    """Writes a corpus in several steps, with little memory; the directory only changes on commit.
 
     with CorpusWriter(directory, …) as writer:
         writer.add(source_tokens, target_tokens)
@@ -255,7 +388,10 @@ class CorpusWriter:
         tokenizer_hash: str,
         keeps_text: bool = False,
     ) -> None:
-        """Makes an empty place beside the directory; what is in the directory stays until the commit."""
+        """Creates a temporary directory next to the given one, which commit replaces.
+
+        With keeps_text, the corpus stores the text of its pairs besides their ids.
+        """
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
         self._writing = new_directory(directory)
@@ -270,7 +406,7 @@ class CorpusWriter:
         source_text: Sequence[str] = (),
         target_text: Sequence[str] = (),
     ) -> None:
-        """Append pairs, without end marks; with the normalised text of each where it is kept."""
+        """Appends pairs, as ids without end marks; the normalised text is required if keeps_text, else ignored."""
         assert len(source) == len(target)
         self._source.add(source, source_text)
         self._target.add(target, target_text)
@@ -284,7 +420,11 @@ class CorpusWriter:
         corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
-        """Put the corpus in its place; corpora are the pairs of each text that went in."""
+        """Finishes the corpus and replaces the directory with it; returns the manifest.
+
+        corpora is the number of pairs that were added from each corpus of the settings; the other arguments are stored
+        in the manifest as they are.
+        """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
             num_pairs=self.num_pairs,
@@ -307,152 +447,14 @@ class CorpusWriter:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes the temporary directory, if it was not committed."""
         self._source.discard()
         self._target.discard()
         shutil.rmtree(self._writing, ignore_errors=True)
 
 
-class Corpus:
-    """A corpus on disk; nothing is read until it is asked for."""
-
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        """Corpus.open is the way in; it checks."""
-        self.directory = directory
-        self.manifest = manifest
-        self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype))
-        self.target_tokens = _map(directory / "target.tokens", np.dtype(manifest.target.dtype))
-        self.source_offsets = _map(directory / "source.offsets", OFFSET)
-        self.target_offsets = _map(directory / "target.offsets", OFFSET)
-        for name, offsets, tokens in (
-            ("source.offsets", self.source_offsets, self.source_tokens),
-            ("target.offsets", self.target_offsets, self.target_tokens),
-        ):
-            if len(offsets) != manifest.num_pairs + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
-                raise DataError(
-                    f"{directory / name}: ends at token {offsets[-1] if len(offsets) else 0:,} of {len(tokens):,}; "
-                    "binarize the corpora again"
-                )
-        self._source_text = _Text.open(directory, "source", manifest.source.text)
-        self._target_text = _Text.open(directory, "target", manifest.target.text)
-
-    @staticmethod
-    def open(directory: Path) -> "Corpus":
-        """The corpus in a directory; manifest and sizes are checked, at a cost that does not grow with the corpus."""
-        settle(directory)
-        manifest = read_manifest(directory / MANIFEST)
-        for name, stored in manifest.files().items():
-            check_size(directory / name, stored)
-        return Corpus(directory, manifest)
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return self.manifest.num_pairs
-
-    def source(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """(S,) ids of a source, no end mark."""
-        return self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]]
-
-    def target(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """(T,) ids of a target, no end mark."""
-        return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
-
-    def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """The normalised sources of these pairs; only where has_text."""
-        assert self._source_text
-        return self._source_text.lines(pairs)
-
-    def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """The normalised targets of these pairs; only where has_text."""
-        assert self._target_text
-        return self._target_text.lines(pairs)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the text of each pair is stored beside its ids."""
-        return self._source_text is not None and self._target_text is not None
-
-    @cached_property
-    def source_lengths(self) -> NDArray[np.int32]:
-        """(num_pairs,) tokens of each source, no end mark."""
-        return _lengths(self.source_offsets)
-
-    @cached_property
-    def target_lengths(self) -> NDArray[np.int32]:
-        """(num_pairs,) tokens of each target, no end mark."""
-        return _lengths(self.target_offsets)
-
-    @property
-    def digest(self) -> str:
-        """One checksum over all ids, and the text that is stored with them, wherever they came from."""
-        return checksum([stored.sha256 for stored in self.manifest.files().values()])
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all its files but the manifest."""
-        return sum(stored.size for stored in self.manifest.files().values())
-
-    def facts(self) -> dict[str, Any]:
-        """What a reader of the model's card wants to know; text files by their names, not their places."""
-        manifest = self.manifest
-        return {
-            "num_pairs": manifest.num_pairs,
-            "source_tokens": manifest.source.num_tokens,
-            "target_tokens": manifest.target.num_tokens,
-            "dropped": manifest.drops,
-            "unknown": manifest.unknown,
-            "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
-            "corpora": list(manifest.corpora),
-            "lengths": length_statistics(
-                {"source": manifest.source, "target": manifest.target},
-                {"source": self.source_offsets, "target": self.target_offsets},
-            ),
-        }
-
-    def require_tokenizer(self, tokenizer_hash: str) -> None:
-        """Refuse ids that another tokenizer made."""
-        if self.manifest.tokenizer_hash != tokenizer_hash:
-            raise DataError(
-                f"{self.directory}: was encoded by another tokenizer ({self.manifest.tokenizer_hash[:12]}, "
-                f"not {tokenizer_hash[:12]}); binarize the corpora again"
-            )
-
-    def require_text(self) -> None:
-        """Refuse a corpus of ids alone."""
-        if not self.has_text:
-            raise DataError(
-                f"{self.directory}: holds no text, which training.bpe_dropout and training.unigram_alpha sample from; "
-                "binarize the corpora again"
-            )
-
-    def verify(self, give_up: Callable[[], bool] = lambda: False) -> None:
-        """Read everything, and compare it with the checksums; give_up is asked at each piece."""
-        for name, stored in self.manifest.files().items():
-            check_content(self.directory / name, stored, give_up)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Stored lines of one side."""
-
-    text: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-
-    @staticmethod
-    def open(directory: Path, side: str, stored: StoredText | None) -> "_Text | None":
-        if stored is None:
-            return None
-        return _Text(
-            _map(directory / f"{side}.text", np.dtype(np.uint8)), _map(directory / f"{side}.text_offsets", OFFSET)
-        )
-
-    def lines(self, pairs: NDArray[np.int64]) -> list[str]:
-        starts, ends = self.offsets[pairs].tolist(), self.offsets[pairs + 1].tolist()
-        return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
-
-
 class _SideWriter:
-    """Tokens and offsets of one side, and its text where it is kept."""
+    """Writes the tokens and offsets of one side, and with keeps_text its text."""
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
@@ -465,6 +467,7 @@ class _SideWriter:
         self._longest = 0
 
     def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
+        """Appends sentences, as token ids; lines is their text, which is ignored unless the text is kept."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
@@ -494,7 +497,7 @@ class _SideWriter:
 
 
 class _TextWriter:
-    """Text and offsets of one side."""
+    """Writes the text of one side and the byte offsets of its sentences."""
 
     def __init__(self, directory: Path, side: str) -> None:
         self._text = FileWriter(directory / f"{side}.text")
@@ -517,47 +520,39 @@ class _TextWriter:
         self._offsets.discard()
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A file as a read-only array; an empty file cannot be mapped."""
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+# Verification: comparing a corpus with its checksums while training runs.
 
-
-def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    lengths = np.empty(len(offsets) - 1, np.int32)
-    np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
-    return lengths
-
-
-# Whether a corpus is what was written, without a long wait for the answer.
-
-VERIFIED_FIRST_BYTES = 1 << 30  # a few seconds of reading; training does not wait for more
+VERIFIED_FIRST_BYTES = 1 << 30  # a corpus up to this size, which takes a few seconds, is verified before training
 
 
 class Verification:
-    """A corpus verified at once if it is small, and by a thread if it is large, while others read it.
+    """Verifies a corpus against its checksums: a small one immediately, a large one in a thread during training.
 
     with Verification(corpus) as verification:
-        verification.check()  # now and then
+        verification.check()  # regularly
         verification.wait(check)  # before the results are used
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        """DataError if a small corpus is damaged."""
-        self._given_up = threading.Event()
+        """Verifies a small corpus, and raises DataError if it is damaged; starts a thread for a large one."""
+        self._stopped = threading.Event()
         self._reader: ThreadPoolExecutor | None = None
         if corpus.num_bytes <= VERIFIED_FIRST_BYTES:
             corpus.verify()
         else:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="verification")
-            self._end = self._reader.submit(corpus.verify, self._given_up.is_set)
+            self._end = self._reader.submit(corpus.verify, self._stopped.is_set)
 
     def check(self) -> None:
-        """DataError if damage has been found so far."""
+        """Raises DataError if verification has already found damage."""
         if self._reader and self._end.done():
             self._end.result()
 
     def wait(self, check: Callable[[], None]) -> None:
-        """DataError if there is any damage; check is called while the rest is read, and may raise to stop that."""
+        """Waits until the whole corpus is verified. Raises DataError if it is damaged.
+
+        While waiting, calls the function check ten times a second; an exception that it raises ends the wait.
+        """
         while self._reader and not self._end.done():
             check()
             concurrent.futures.wait([self._end], timeout=0.1)
@@ -569,29 +564,75 @@ class Verification:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread."""
-        self._given_up.set()
+        """Stops the thread."""
+        self._stopped.set()
         if self._reader:
             self._reader.shutdown()
 
 
-VALIDATION_FORMAT = 1  # of the validation text and of the tokenizer's provenance
+# Length statistics, whose cost is bounded even for huge corpora.
+
+QUANTILES = (1, 5, 50, 95, 99)  # per cent
+MOST_PAIRS = 1_000_000  # of a larger corpus, only about this many pairs are measured, in evenly spaced blocks
+BLOCK_PAIRS = 1000  # the number of pairs of such a block
 
 
-def kept_validation(directory: Path) -> tuple[list[str], list[str]]:
-    """The same from the directory, by a reader that may not write there."""
-    manifest = read_object(directory / "manifest.json")
+def length_statistics(
+    manifests: dict[str, SideManifest], offsets: dict[str, NDArray[np.int64]], most_pairs: int = MOST_PAIRS
+) -> dict[str, Any]:
+    """Returns the mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
+
+    The arguments manifests and offsets have one entry per side; offsets are (num_pairs + 1,). Mean and maximum are
+    exact. The quantiles are computed from at most most_pairs pairs; the result has their number as `measured`.
+    """
+    num_pairs = len(next(iter(offsets.values()))) - 1
+    blocks = _blocks(num_pairs, most_pairs)
+    found: dict[str, Any] = {"pairs": num_pairs, "measured": sum(end - begin for begin, end in blocks)}
+    for side, begins in offsets.items():
+        lengths = np.concatenate([np.diff(begins[begin : end + 1]) for begin, end in blocks])
+        # inverted_cdf: each quantile is a length that occurs, not an interpolation of two lengths.
+        values = np.percentile(lengths, QUANTILES, method="inverted_cdf") if len(lengths) else []
+        found[side] = {
+            "mean": round(manifests[side].num_tokens / max(num_pairs, 1), 2),
+            "quantiles": {f"{q}%": int(value) for q, value in zip(QUANTILES, values, strict=False)},
+            "longest": manifests[side].longest,
+        }
+    return found
+
+
+def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
+    """Returns (begin, end) of each block of pairs to measure: a single block of all pairs, or evenly spaced blocks."""
+    if num_pairs <= most_pairs:
+        return [(0, num_pairs)]
+    begins = np.linspace(0, num_pairs - BLOCK_PAIRS, most_pairs // BLOCK_PAIRS).astype(int).tolist()
+    return [(begin, begin + BLOCK_PAIRS) for begin in begins]
+
+
+# The validation text that binarize stores in the run directory.
+
+VALIDATION_FORMAT = 1
+
+
+def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
+    """Returns the sources and the references of the validation text in a directory; writes nothing there.
+
+    Raises DataError if its files are missing, have changed since they were written, or have an unknown format.
+    """
+    manifest = read_json_object(directory / MANIFEST)
     if manifest.get("format") != VALIDATION_FORMAT:
         raise DataError(
             f"{directory}: format {manifest.get('format')!r} is unknown; this version of mtkit reads format "
             f"{VALIDATION_FORMAT}"
         )
-    source, target = (_read_kept(directory / f"{side}.txt", manifest) for side in ("source", "target"))
+    source, target = (_read_checked(directory / f"{side}.txt", manifest) for side in ("source", "target"))
     return source, target
 
 
-def _read_kept(path: Path, manifest: dict[str, Any]) -> list[str]:
-    r"""The lines of a file that _write_validation wrote; here a `\r` at the end is part of the line."""
+def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
+    r"""Returns the lines of a file; a `\r` at the end of a line is kept.
+
+    Raises DataError if the file is missing or its checksum differs from the one in the manifest.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -601,8 +642,13 @@ def _read_kept(path: Path, manifest: dict[str, Any]) -> list[str]:
     return raw.decode("utf-8").split("\n")[:-1]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """An object from a small file of the run directory."""
+def validation_checksum(manifest: Mapping[str, Any]) -> str:
+    """Returns a checksum of both sides of the validation text, computed from the checksums in its manifest."""
+    return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file. Raises DataError if the file is missing or contains no JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

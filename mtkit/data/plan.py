@@ -1,4 +1,8 @@
-"""Which pairs make a batch, in which order, and how often each corpus comes."""
+"""The order of training: how often each corpus is repeated, which pairs form a batch, and the order of the batches.
+
+The order depends only on lengths, settings and seed, so that a resumed run can skip the pairs it has already consumed.
+A pair is represented by its index in the binarized corpus, in which the corpora of the settings follow one another.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -7,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1024  # neighbouring pairs that stay in one window, so that a huge corpus is read in runs, not pair by pair
+# How often each corpus is repeated in an epoch.
+
+BLOCK = 1024  # consecutive pairs that stay in one window, so that a huge corpus is read in long runs, not pair by pair
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Runs of neighbouring pairs, starts[b] to ends[b]."""
+    """Blocks of consecutive pairs: block b consists of the pairs starts[b], …, ends[b] - 1."""
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -22,80 +28,82 @@ class Blocks:
 
     @property
     def num_pairs(self) -> int:
-        """How many pairs they hold, those that stand in several of them counted as often."""
+        """The number of pairs in all blocks; a pair in several blocks counts several times."""
         return int((self.ends - self.starts).sum())
 
-    def chosen(self, indices: NDArray[np.int64]) -> "Blocks":
-        """These of them, in this order."""
+    def select(self, indices: NDArray[np.int64]) -> "Blocks":
+        """Returns the blocks with these indices, in this order."""
         return Blocks(self.starts[indices], self.ends[indices])
 
 
 def blocks_of(num_pairs: int, first: int = 0) -> Blocks:
-    """All of so many pairs, which begin at first."""
+    """Divides the pairs first, …, first + num_pairs - 1 into blocks of BLOCK pairs; the last one may be shorter."""
     starts = np.arange(first, first + num_pairs, BLOCK)
     return Blocks(starts, np.minimum(starts + BLOCK, first + num_pairs))
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """An epoch that goes through corpus c so many times, repeats[c], on average."""
+    """How often each corpus is repeated in an epoch."""
 
-    counts: tuple[int, ...]  # pairs of each corpus
-    repeats: tuple[float, ...]
+    counts: tuple[int, ...]  # the number of pairs of each corpus
+    repeats: tuple[float, ...]  # how many times a pair of each corpus occurs in an epoch, on average
 
     @property
     def shares(self) -> list[float]:
-        """The part of an epoch that is each corpus, on average."""
+        """The fraction of the pairs of an epoch that belong to each corpus, on average."""
         return [count * repeats / sum(self.counts) for count, repeats in zip(self.counts, self.repeats, strict=True)]
 
-    def epoch(self, chance: np.random.Generator) -> Blocks:
-        """The blocks of one epoch: each corpus as often as it goes whole, and a random part of it.
+    def epoch(self, rng: np.random.Generator) -> Blocks:
+        """Returns the blocks of one epoch; a corpus with repeats 2.3 occurs twice, plus a random 30% of its blocks.
 
-        The part is of whole blocks. One more is added as often as it takes to come out right over many epochs, which is
-        how a corpus smaller than a block has its share; so the sizes of epochs differ by a block for each corpus.
+        The number of these additional blocks is rounded up or down at random, such that it is right on average over
+        many epochs, even for a corpus smaller than a block. So the sizes of epochs differ by up to one block for each
+        corpus.
         """
         starts: list[NDArray[np.int64]] = []
         ends: list[NDArray[np.int64]] = []
         first = 0
         for count, repeats in zip(self.counts, self.repeats, strict=True):
             blocks = blocks_of(count, first)
-            times, rest = divmod(repeats, 1)
-            wanted = rest * len(blocks)
-            num_more = int(wanted) + int(chance.random() < wanted % 1)
-            part = blocks.chosen(chance.permutation(len(blocks))[:num_more])
+            times, fraction = divmod(repeats, 1)
+            wanted = fraction * len(blocks)
+            num_more = int(wanted) + int(rng.random() < wanted % 1)
+            part = blocks.select(rng.permutation(len(blocks))[:num_more])
             starts += [np.tile(blocks.starts, int(times)), part.starts]
             ends += [np.tile(blocks.ends, int(times)), part.ends]
             first += count
         return Blocks(np.concatenate(starts), np.concatenate(ends))
 
 
-def is_natural(weights: Sequence[float], temperature: float) -> bool:
-    """Whether every pair comes once in an epoch, whatever the corpora hold."""
+def is_proportional(weights: Sequence[float], temperature: float) -> bool:
+    """Whether every pair occurs once per epoch with these settings, whatever the sizes of the corpora."""
     return len(set(weights)) <= 1 and (temperature == 1 or len(weights) <= 1)
 
 
 def mix(counts: Sequence[int], weights: Sequence[float], temperature: float) -> Mixture:
-    """Corpus c has the share weight_c x count_c^(1 / temperature) of an epoch (Arivazhagan et al. 2019, section 4).
+    """Returns a mixture in which the share of corpus c is proportional to weights[c] * counts[c]^(1 / temperature).
 
-    An epoch is as many pairs as there are. The more the temperature, the more alike are the shares of equal weights.
+    This is temperature-based sampling (Arivazhagan et al. 2019, section 4). An epoch has as many pairs as all corpora
+    together. The higher the temperature, the more similar are the shares of corpora with equal weights.
     """
     assert len(counts) == len(weights)
     sizes = np.array(counts, dtype=np.float64)
     wanted = np.array(weights) / max(weights) * sizes ** (1 / temperature)
     shares = wanted / wanted.sum()
-    # Rounded, so that what is 2 but for the last digit is 2.
+    # Rounded, so that 1.9999999999999998 becomes 2.
     repeats = np.divide(shares * sizes.sum(), sizes, out=np.zeros_like(sizes), where=sizes > 0).round(9)
     return Mixture(tuple(counts), tuple(repeats.tolist()))
 
 
-# Which pairs make a batch, in which order.
+# Batches of pairs of similar length.
 
-WINDOW = 2048  # blocks that are shuffled, sorted and cut together: about two million pairs
+WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batches together: about two million pairs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Batch b holds the pairs order[ends[b - 1]:ends[b]]."""
+    """Pairs divided into batches: batch b consists of the pairs order[ends[b - 1]:ends[b]]."""
 
     order: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -104,7 +112,7 @@ class Plan:
         return len(self.ends)
 
     def batch(self, index: int) -> NDArray[np.int64]:
-        """The pairs of one batch."""
+        """Returns the pairs of the batch with this index."""
         return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
 
 
@@ -112,28 +120,28 @@ def plan_batches(
     source_lengths: NDArray[np.integer],
     target_lengths: NDArray[np.integer],
     batch_tokens: int,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Plan:
-    """Cut all pairs into batches of like lengths, shuffled.
+    """Divides all pairs into batches of pairs of similar length, and puts the batches in random order.
 
-    A batch holds at most batch_tokens: pairs x longest side, in the tokens that the lengths count. No length may be
-    more than that. Pairs of equal lengths stand in random order, and the first cut falls at a random place, so that
-    batches differ from epoch to epoch.
+    The size of a batch, its number of pairs times the length of its longest side, is at most batch_tokens; so must be
+    every length. Pairs of equal lengths are in random order, and the batch of the shortest pairs has a random size, so
+    that batches differ between epochs.
     """
     longest = np.maximum(source_lengths, target_lengths)
     assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
-    shuffled = chance.permutation(len(longest))
+    shuffled = rng.permutation(len(longest))
     by_length = shuffled[np.lexsort((source_lengths[shuffled], longest[shuffled]))]
-    ends = _cuts(longest[by_length], batch_tokens, chance)
+    ends = _batch_ends(longest[by_length], batch_tokens, rng)
 
     starts = np.concatenate([[0], ends[:-1]])
-    turn = chance.permutation(len(ends))
-    order = np.concatenate([by_length[starts[b] : ends[b]] for b in turn])
-    return Plan(order, np.cumsum(ends[turn] - starts[turn]))
+    batch_order = rng.permutation(len(ends))
+    order = np.concatenate([by_length[starts[b] : ends[b]] for b in batch_order])
+    return Plan(order, np.cumsum(ends[batch_order] - starts[batch_order]))
 
 
-def _cuts(ascending: NDArray[np.integer], batch_tokens: int, chance: np.random.Generator) -> NDArray[np.int64]:
-    """Ends of batches over lengths in ascending order."""
+def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Returns the end of each batch, exclusive, as an index of the lengths, which are in ascending order."""
     ends: list[int] = []
     start, num_pairs = 0, len(ascending)
     while start < num_pairs:
@@ -141,42 +149,42 @@ def _cuts(ascending: NDArray[np.integer], batch_tokens: int, chance: np.random.G
         while count * int(ascending[start + count - 1]) > batch_tokens:
             count = batch_tokens // int(ascending[start + count - 1])
         if not ends:
-            count = int(chance.integers(1, count + 1))
+            count = int(rng.integers(1, count + 1))
         start += count
         ends.append(start)
     return np.array(ends, dtype=np.int64)
 
 
-def _windows(blocks: Blocks, chance: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """All pairs of the blocks in windows of random ones."""
-    order = chance.permutation(len(blocks))
-    for first in range(0, len(order), WINDOW):
-        window = blocks.chosen(order[first : first + WINDOW])
-        pairs = window.starts[:, None] + np.arange((window.ends - window.starts).max())
-        yield pairs[pairs < window.ends[:, None]]
+# The maximum size of a batch (its budget), which changes if a run resumes with another training.batch_tokens.
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A budget that batches had until so many pairs of the stream were consumed."""
+class EarlierBudget:
+    """A value of batch_tokens that a run used earlier."""
 
-    until: int
+    until: int  # the number of pairs that the run had consumed when the value was replaced
     batch_tokens: int
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Most tokens of a batch, by the place in the stream: those of earlier times in their order, and the one of now."""
+    """The values of batch_tokens over a run: the earlier ones, in order, and the current one."""
 
-    earlier: tuple[Earlier, ...]
+    earlier: tuple[EarlierBudget, ...]
     batch_tokens: int
 
     def after(self, consumed: int) -> tuple[int, int | None]:
-        """The budget after so many pairs, and where the next one takes its place; None if none does."""
+        """Returns the budget that applies after `consumed` pairs, and the number of pairs after which it is replaced.
+
+        The latter is None for the current budget.
+        """
         for budget in self.earlier:
             if consumed < budget.until:
                 return budget.batch_tokens, budget.until
         return self.batch_tokens, None
+
+
+# The endless stream of batches.
 
 
 def batches_from(
@@ -186,31 +194,40 @@ def batches_from(
     batch_tokens: int,
     seed: int,
     mixture: Mixture | None = None,
-    earlier: Sequence[Earlier] = (),
+    earlier: Sequence[EarlierBudget] = (),
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The endless stream of batches after so many pairs: the epoch, from 0, and the pairs of the batch.
+    """Yields (epoch, pairs) for each batch after the first `consumed` pairs, without end; epochs count from 0.
 
-    Without a mixture each pair comes once an epoch. Where batch_tokens was another before, earlier tells so, and what
-    was left of a window then is planned anew. consumed must be where a batch ended, else ValueError: the run was made
-    with other data or settings.
+    Without a mixture, each pair occurs once per epoch. Where batch_tokens was changed (earlier), the rest of the window
+    is divided into new batches. Raises ValueError if no batch ends after `consumed` pairs: the run used other data or
+    settings.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
-    begin = epochs_done * len(source_lengths)  # of the window, in pairs of the whole stream
+    begin = epochs_done * len(source_lengths)  # pairs before the window, since the start of training
     for epoch in itertools.count(epochs_done):
-        epoch_chance = np.random.default_rng([seed, epoch])
-        blocks = mixture.epoch(epoch_chance) if mixture else blocks_of(len(source_lengths))
+        epoch_rng = np.random.default_rng([seed, epoch])
+        blocks = mixture.epoch(epoch_rng) if mixture else blocks_of(len(source_lengths))
         if begin + blocks.num_pairs <= consumed:
             begin += blocks.num_pairs
             continue
-        for number, pairs in enumerate(_windows(blocks, epoch_chance)):
+        for number, pairs in enumerate(_windows(blocks, epoch_rng)):
             if begin + len(pairs) > consumed:
                 batches = _batches_of_window(
                     source_lengths, target_lengths, pairs, begin, budgets, [seed, epoch, number]
                 )
-                for batch in _after(consumed, begin, batches):
+                for batch in _skip_consumed(consumed, begin, batches):
                     yield epoch, batch
             begin += len(pairs)
+
+
+def _windows(blocks: Blocks, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yields the pairs of each window; a window consists of WINDOW randomly chosen blocks, and each block is in one."""
+    order = rng.permutation(len(blocks))
+    for first in range(0, len(order), WINDOW):
+        window = blocks.select(order[first : first + WINDOW])
+        pairs = window.starts[:, None] + np.arange((window.ends - window.starts).max())
+        yield pairs[pairs < window.ends[:, None]]
 
 
 def _batches_of_window(
@@ -221,11 +238,15 @@ def _batches_of_window(
     budgets: Budgets,
     seeds: list[int],
 ) -> Iterator[NDArray[np.int64]]:
-    """The batches of a window that begins after so many pairs of the stream, planned anew where the budget changed."""
+    """Yields the pairs of each batch of a window; where the budget changed, the rest is divided into new batches.
+
+    begin is the number of pairs before the window since the start of training. Raises ValueError if no batch ends where
+    the budget changed.
+    """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)
-        chance = np.random.default_rng([*seeds, times_changed] if times_changed else seeds)
-        plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, chance)
+        rng = np.random.default_rng([*seeds, times_changed] if times_changed else seeds)
+        plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, rng)
         if until is None or until >= begin + len(pairs):
             yield from (pairs[plan.batch(index)] for index in range(len(plan)))
             return
@@ -236,8 +257,11 @@ def _batches_of_window(
         pairs, begin = pairs[plan.order[until - begin :]], until
 
 
-def _after(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-    """The batches that come after so many pairs of the stream; the first of them all begins after begin."""
+def _skip_consumed(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+    """Yields the batches after the first `consumed` pairs; begin is the number of pairs before all batches.
+
+    Raises ValueError if no batch ends after `consumed` pairs.
+    """
     for batch in batches:
         if begin >= consumed:
             yield batch

@@ -1,5 +1,5 @@
-"""Scores and pictures: test sets translated and scored, two systems compared, training curves and attention drawn.
+"""Evaluation: scores of models on test sets, comparison of two systems, and plots of attention and training curves.
 
-Models or files of lines go in; scores with their signatures, and figures, come out. May import training and what is
-below it.
+Input: models or text files. Output: scores with their signatures, and plots. May import training and the packages that
+training may import.
 """

@@ -1,4 +1,4 @@
-"""Scoring translations of raw text against raw references, alone or against those of another system."""
+"""Translation of test sets, and scores of the translations of one system or of two systems that are compared."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from mtkit.translation.scores import (
     INSTEAD,
     NUM_RESAMPLES,
     Score,
-    Test,
+    SignificanceTest,
     bleu,
     corpus_scores,
     count_words,
@@ -29,101 +29,111 @@ from mtkit.translation.scores import (
 )
 from mtkit.translation.translator import Translator, load
 
-# A significant difference is marked as the sacrebleu command marks it.
+# The significance level of the sacrebleu command; like the command, table() marks p-values up to this with `*`.
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """One figure of one test set; what it may not have is None."""
+    """A score on a test set, or on a length bucket: the part of it whose sources have a certain number of words."""
 
     test_set: str
     metric: str
     score: float
     signature: str
-    system: str | None = None  # where two are compared
-    min_words: int | None = None  # of the sources in a bucket of lengths
-    max_words: int | None = None  # None for the last bucket, too
-    lines: int | None = None
-    mean: float | None = None  # of bootstrap resamples, which lie within interval of it, 95 % of them
-    interval: float | None = None
-    p_value: float | None = None  # of the difference from the system that it is compared with
+    system: str | None = None  # its name, if two are compared
+    min_words: int | None = None  # lower limit of the bucket; None if the test set is not split
+    max_words: int | None = None  # upper limit; None also for the last bucket, which has none
+    lines: int | None = None  # number of lines in the bucket
+    mean: float | None = None  # over bootstrap resamples of the test set
+    interval: float | None = None  # half-width of the 95 % confidence interval
+    p_value: float | None = None  # of the difference from the other system's score
 
     def as_json(self) -> dict[str, Any]:
-        """For `mtkit evaluate --json`; what is None is left out."""
+        """The fields that are not None, as a dict, for `mtkit evaluate --json`."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def words(self) -> str:
-        """The lengths of the bucket, in words."""
+        """The range of source lengths in the bucket, such as "1-10 words"; empty if the test set is not split."""
         return "" if self.min_words is None else _words(self.min_words, self.max_words)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How translations are scored."""
+    """Settings for the scoring of translations."""
 
-    languages: LanguagesConfig  # the target's picks BLEU's tokenizer, the source's counts words
+    languages: LanguagesConfig  # target determines BLEU's tokenizer, source the one that counts words
     lowercase: bool = False
-    confidence: bool = False  # bootstrap intervals of a system that is not compared
-    test: Test = "bootstrap"  # of significance, of systems that are compared
-    by_length: bool = False  # parts the test set by words of the source
-    edges: tuple[int, ...] = ()  # most words of each bucket but the last; none: thirds of the test set
-    metrics: tuple[str, ...] = ()  # none: BLEU, chrF and TER, by length without TER
-    tokenizer: str | None = None  # of BLEU, one of sacreBLEU's; None: the one for the target language
+    confidence: bool = False  # adds bootstrap means and intervals if only one system is scored
+    test: SignificanceTest = "bootstrap"  # used if two systems are compared
+    by_length: bool = False  # splits the test set into buckets by the number of words in the source
+    edges: tuple[int, ...] = ()  # most words in each bucket but the last; empty: three about equal buckets
+    metrics: tuple[str, ...] = ()  # keys of METRICS; empty: bleu, chrf and, unless by_length, ter
+    tokenizer: str | None = None  # sacreBLEU's name of BLEU's tokenizer; None: the one for the target language
 
     @property
     def chosen_metrics(self) -> tuple[str, ...]:
-        """By their names in METRICS."""
+        """The metrics to compute, as keys of METRICS."""
         return self.metrics or (("bleu", "chrf") if self.by_length else ("bleu", "chrf", "ter"))
 
 
 @dataclass(frozen=True)
 class System:
-    """The translations of a test set, and a name for whoever made them."""
+    """A system's name, and its translations of a test set."""
 
     name: str
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Material:
-    """A source text and its references, or sets that sacreBLEU knows; without both, those of the settings are meant."""
+class TestData:
+    """The test data: a source file and references, or sacreBLEU's test sets; if neither, those in the settings."""
 
     source: Path | None = None
     references: tuple[Path, ...] = ()
-    names: tuple[str, ...] = ()
-    tag: str | None = None
+    names: tuple[str, ...] = ()  # names of sacreBLEU's test sets
+    tag: str | None = None  # put before each source line
+
+
+# Scoring models and texts, as `mtkit evaluate` does.
 
 
 def score_models(
-    model: Path, against: Path | None, overrides: Sequence[str], material: Material, scoring: Scoring
+    model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
 ) -> list[ScoredSet]:
-    """The scores of a model, and of the one that it is compared with; languages are those of the first."""
+    """Translate the test data with a model and score it, or compare the model with the second model `against`.
+
+    The languages are those of the first model. overrides, as in load(), change the settings of both. Raises MtkitError
+    if a model, the test data or a setting is wrong or missing, if possible before anything is translated.
+    """
     _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
     config = systems[0][1].config
     scoring = replace(scoring, languages=config.languages)
     _require_tokenizers(scoring)
-    if material.source is not None:
-        name = named(material.source, material.source.name)
-        sets = {name: SetFiles(material.source, material.references, material.tag)}
-    elif material.names:
-        sets = {name: fetch(name, config.languages, material.tag) for name in material.names}
+    if data.source is not None:
+        name = named(data.source, data.source.name)
+        sets = {name: SetFiles(data.source, data.references, data.tag)}
+    elif data.names:
+        sets = {name: fetch(name, config.languages, data.tag) for name in data.names}
     else:
         sets = test_sets(config)
     return evaluate_models(systems, sets, scoring)
 
 
-def score_texts(hypothesis: Path, against: Path | None, material: Material, scoring: Scoring) -> list[ScoredSet]:
-    """The scores of translations, and of those that they are compared with."""
+def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:
+    """Score the translations in the file hypothesis, or compare them with those in the file `against`.
+
+    Raises MtkitError if a file or an option of the scoring is wrong or missing.
+    """
     _require_seed(scoring, against)
     _require_tokenizers(scoring)
     name = named(hypothesis, hypothesis.name)
     systems = [System(named(path), list(read_lines(path))) for path in (hypothesis, against) if path is not None]
-    source, references = material.source, material.references
-    if material.names:
-        [name] = material.names
+    source, references = data.source, data.references
+    if data.names:
+        [name] = data.names
         files = fetch(name, scoring.languages)
         source, references = files.source, files.target
     elif against is not None:
@@ -132,21 +142,28 @@ def score_texts(hypothesis: Path, against: Path | None, material: Material, scor
 
 
 def _require_seed(scoring: Scoring, against: Path | None) -> None:
-    """Refuse a seed of resamples that is no number before anything is translated."""
+    """Raises MtkitError if scoring needs a seed and SACREBLEU_SEED is wrong; called before anything is translated."""
     if scoring.confidence or against is not None:
         resampling_seed()
 
 
 def _require_tokenizers(scoring: Scoring) -> None:
-    """Refuse what BLEU's tokenizer cannot do before anything is translated."""
+    """Raises MtkitError if a BLEU tokenizer that is needed is not available; called before anything is translated."""
     if "bleu" in scoring.chosen_metrics:
         bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
     if scoring.by_length:
         bleu(scoring.languages.source)
 
 
+# Translating test sets.
+
+
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
-    """Translate a test set and score it; the translations are kept where save_to says."""
+    """Translate the test set called name, write the translations to save_to, if given, and return their scores.
+
+    Raises MtkitError if the model does not know the tag of the test set; DataError if the files are unreadable or
+    their numbers of lines differ.
+    """
     _require_tag(translator, name, test_set.tag)
     sources, references = read_test_set(test_set)
     system = System(name, translate_set(translator, name, sources, test_set.tag))
@@ -159,8 +176,11 @@ def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Pat
 def evaluate_models(
     systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
 ) -> list[ScoredSet]:
-    """The scores of one model, or of the first of two and of the second, which it is compared with."""
-    # All at once, so that what is wrong with the last one is told before the first is translated.
+    """Translate and score test sets with one model, or with two, of which the first is compared with the second.
+
+    systems are the models' names and translators; sets are test sets by name. Raises the errors of evaluate(), before
+    anything is translated.
+    """
     for name, test_set in sets.items():
         for system, translator in systems:
             _require_tag(translator, f"{system}, {name}", _tag(translator, name, test_set))
@@ -177,13 +197,13 @@ def evaluate_models(
 
 
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
-    """Models that know other languages have tags of their own for a test set of that name."""
+    """The tag for a test set: that in the model's own settings if they name this test set, else that of test_set."""
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
 
 
 def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
-    """Refuse a tag that the model does not know; where names the test set."""
+    """Raises MtkitError, whose message begins with where, if the model does not know the tag."""
     if tag is not None:
         try:
             translator.require_tag(tag)
@@ -192,11 +212,14 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
-    """The translations of a test set, each source with the tag before it unless it is blank."""
-    given = [tagged(line, tag) for line in sources]
-    _warn_of_tags(translator, name, given)
-    with Meter("translating", f"lines of {name}", len(given), announced=True) as meter:
-        lines = list(translator.translate_lines(given, done=meter.add))
+    """Return the translations of sources, with the tag put before each that is not blank; warn of problems.
+
+    name is that of the test set, for messages.
+    """
+    tagged_sources = [tagged(line, tag) for line in sources]
+    _warn_of_tags(translator, name, tagged_sources)
+    with Meter("translating", f"lines of {name}", len(tagged_sources), announced=True) as meter:
+        lines = list(translator.translate_lines(tagged_sources, done=meter.add))
     if num_split := sum(line.num_parts > 1 for line in lines):
         _warn(f"{name}: lines too long for the model, and so translated in parts: {num_split:,}")
     for note, count in Counter(note for line in lines for note in line.notes).items():
@@ -205,22 +228,41 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
 
 
 def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> None:
-    """Tell of lines that do not begin with a tag as they should, the first of each kind and how many there are."""
+    """Warns of lines whose tag is missing or unknown: names the first line of each kind and counts the others."""
     faults: dict[str, list[int]] = {}
     for number, line in enumerate(lines, start=1):
         if fault := translator.tag_fault(line):
             faults.setdefault(fault, []).append(number)
     for fault, numbers in faults.items():
-        more = f"; and so with {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        more = f"; the same for {counted(len(numbers) - 1, 'more line')}" if len(numbers) > 1 else ""
         _warn(f"{name}: line {numbers[0]:,} {fault}{more}")
 
 
 def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
-    """The source and the references; DataError if a file cannot be read or their numbers of lines differ."""
+    """Return the lines of the source and of each reference.
+
+    Raises DataError if a file is unreadable or the numbers of lines differ.
+    """
     sources = list(read_lines(test_set.source))
     references = _read_references(test_set.target)
     _check_counts(named(test_set.source), len(sources), test_set.target, references)
     return sources, references
+
+
+def _read_references(paths: Sequence[Path]) -> list[list[str]]:
+    return [list(read_lines(path)) for path in paths]
+
+
+def _check_counts(name: str, num_lines: int, paths: Sequence[Path], references: Sequence[Sequence[str]]) -> None:
+    for path, reference in zip(paths, references, strict=True):
+        if len(reference) != num_lines:
+            raise DataError(
+                f"{name} has {counted(num_lines, 'line')} but {named(path)} has {len(reference):,}; "
+                "line n must translate line n"
+            )
+
+
+# Scoring translations.
 
 
 def evaluate_texts(
@@ -230,7 +272,10 @@ def evaluate_texts(
     scoring: Scoring,
     source_path: Path | None = None,
 ) -> list[ScoredSet]:
-    """Score translations that are there already, those of one system or of two that are compared."""
+    """Score existing translations of a test set called name: those of one system, or of two that are compared.
+
+    source_path is needed if scoring.by_length. Raises DataError if a file is unreadable or the numbers of lines differ.
+    """
     references = _read_references(reference_paths)
     for system in systems:
         _check_counts(system.name, len(system.lines), reference_paths, references)
@@ -249,9 +294,10 @@ def score_set(
     sources: Sequence[str] | None = None,
     against: System | None = None,
 ) -> list[ScoredSet]:
-    """The scores of one system, or of the one that it is compared with and its own; by length the sources are needed.
+    """Score one system on a test set called name, or compare it with the second system `against`.
 
-    Text that looks tokenised is warned of, and text whose words BLEU's tokenizer cannot find.
+    sources are needed if scoring.by_length. Warns of text that looks tokenised, and of text without spaces between
+    words that BLEU's tokenizer cannot segment.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]
@@ -332,20 +378,23 @@ def _row(test_set: str, system: str | None, score: Score, details: Mapping[str, 
     return ScoredSet(test_set=test_set, system=system, **asdict(score), **(details or {}))
 
 
+# Length buckets.
+
+
 @dataclass(frozen=True)
 class Bucket:
-    """The places of the lines that have so many words."""
+    """A length bucket: the lines whose sources have at least `least` and at most `most` words."""
 
     least: int
-    most: int | None
-    places: list[int]
+    most: int | None  # None: no upper limit
+    places: list[int]  # indices of the lines
 
 
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
-    """Lines by their numbers of words: up to the first edge, more than that and up to the next, …, more than the last.
+    """Divide lines into length buckets; counts has the number of words in each line.
 
-    Without edges there are three with as equally many lines as can be while lines of one length stay together; fewer
-    where the lengths are too much alike.
+    edges are the largest numbers of words in each bucket but the last. Without edges there are three buckets of about
+    equal size, or fewer if most lines are equally long, since lines of the same length share a bucket.
     """
     if not edges:
         ordered = sorted(counts)
@@ -362,8 +411,11 @@ def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
     ]
 
 
+# Showing scores.
+
+
 def table(scores: Sequence[ScoredSet]) -> str:
-    """The scores as lines of text, in columns."""
+    """The scores as text in aligned columns, one score per line."""
     rows = [
         (
             score.test_set,
@@ -384,14 +436,14 @@ def table(scores: Sequence[ScoredSet]) -> str:
 
 
 def legend(scores: Sequence[ScoredSet]) -> str:
-    """What the marks in a table of these scores mean, as one line; nothing where it has none."""
+    """A line that explains the symbols in table(scores); empty if the table has no symbols."""
     marks = []
     if any(score.mean is not None for score in scores):
-        marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval that 95 % of them lie in")
+        marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval with 95 % of them")
     if any(score.p_value is not None for score in scores):
         marks.append(
-            "p: how often chance alone would make the first system differ so much from the second; "
-            f"*: at most {SIGNIFICANT}, a significant difference"
+            "p: probability of a difference at least this large if neither system is better; "
+            f"*: p is at most {SIGNIFICANT}, the difference is significant"
         )
     return "; ".join(marks)
 
@@ -408,16 +460,3 @@ def _p_value(score: ScoredSet) -> str:
 
 def _warn(text: str) -> None:
     say(f"mtkit: warning: {text}")
-
-
-def _read_references(paths: Sequence[Path]) -> list[list[str]]:
-    return [list(read_lines(path)) for path in paths]
-
-
-def _check_counts(name: str, num_lines: int, paths: Sequence[Path], references: Sequence[Sequence[str]]) -> None:
-    for path, reference in zip(paths, references, strict=True):
-        if len(reference) != num_lines:
-            raise DataError(
-                f"{name} has {counted(num_lines, 'line')} but {named(path)} has {len(reference):,}; "
-                "line n must translate line n"
-            )

@@ -1,4 +1,4 @@
-"""Pictures: attention, position encodings, learning rates, training curves; the home of matplotlib."""
+"""Plots of attention, position encodings, learning rates and training curves. Only this module uses matplotlib."""
 
 import json
 import warnings
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
+# Figures and their style.
+
 FORMATS = (".png", ".svg")
 
-# Eight that people with any kind of colour blindness tell apart (Okabe & Ito, 2008), the palest last.
+# Eight colours that people with any kind of colour blindness can tell apart (Okabe & Ito, 2008), the palest last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-LINES = ("-", "--", ":", "-.")  # so that a curve shows beneath another, and in grey
+LINES = ("-", "--", ":", "-.")  # distinguish curves in greyscale, or where they overlap
 
-MAIN_FONT = "DejaVu Sans"  # comes with matplotlib
+MAIN_FONT = "DejaVu Sans"  # part of matplotlib
 
 STYLE: dict[Any, Any] = {
     "axes.grid": False,
@@ -46,14 +48,14 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and the reader's fonts show every script
-    "svg.hashsalt": "mtkit",  # the same picture is the same file
-    "text.parse_math": False,  # a dollar is a dollar
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the viewer's fonts show every script
+    "svg.hashsalt": "mtkit",  # makes the files of equal plots identical
+    "text.parse_math": False,  # a dollar sign does not begin a formula
 }
 
 
 def check_output(path: Path) -> None:
-    """An MtkitError if no picture can be drawn there; asked before any work."""
+    """Raises MtkitError if path has a wrong suffix or no folder, or matplotlib is missing; called before any work."""
     if path.suffix.lower() not in FORMATS:
         raise MtkitError(f"--output: found {path}, wants a file that ends in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -62,7 +64,7 @@ def check_output(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A sheet of so many inches, whose parts are kept from overlapping."""
+    """Returns an empty figure of this size, in inches, with a layout that keeps its parts from overlapping."""
     _matplotlib()
     from matplotlib.figure import Figure
 
@@ -70,20 +72,20 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def style(texts: Iterable[str] = ()) -> Any:
-    """A context in which all drawing and saving is to happen; texts are what will be written there."""
+    """Returns a context manager that sets the style for drawing and saving, with fonts that can show the texts."""
     import matplotlib as mpl
 
     return mpl.rc_context({**STYLE, "font.family": [MAIN_FONT, *fonts_for(set().union(*texts))]})
 
 
-def line_of(number: int) -> dict[str, Any]:
-    """Colour and dashes of a curve, by its number."""
-    round_, place = divmod(number, len(COLOURS))  # the second round of colours has other dashes
+def curve_style(number: int) -> dict[str, Any]:
+    """The colour and dashes of a curve, as keyword arguments of matplotlib; number counts the curves from 0."""
+    round_, place = divmod(number, len(COLOURS))  # when colours repeat, the dashes differ
     return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
 
 
 def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence[str]) -> "Legend":
-    """Names of the curves under all parts of a sheet, in as many columns, four at most, as its width has room for."""
+    """Add a legend below all parts of a figure, and return it; it has as many columns as fit, up to four."""
     for columns in range(min(len(labels), 4), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -93,11 +95,11 @@ def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG or SVG, by the ending of the name."""
+    """Write a figure to path, as PNG or SVG depending on the suffix."""
     kind = path.suffix.lower().removeprefix(".")
     stream = BytesIO()
     with warnings.catch_warnings():
-        # fonts_for has told of them; what has no glyph is drawn as a box.
+        # fonts_for has warned of characters without a glyph, which are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
         figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -105,7 +107,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Families of installed fonts that have the characters that the main font lacks; what none has is told."""
+    """Names of installed fonts with the characters that MAIN_FONT lacks; warns of characters that no font has."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     def lacking(path: str, wanted: set[str]) -> set[str]:
@@ -117,7 +119,7 @@ def fonts_for(characters: set[str]) -> list[str]:
     for entry in fontManager.ttflist:
         if not missing:
             break
-        # A last resort has a box for every character, which is what missing ones look like anyway.
+        # Last Resort fonts show a box for every character, and so do not help.
         if "Last Resort" in entry.name or entry.style != "normal":
             continue
         left = lacking(entry.fname, missing)
@@ -128,12 +130,13 @@ def fonts_for(characters: set[str]) -> list[str]:
         shown = "".join(sorted(missing)[:20])
         say(
             f"mtkit: warning: no installed font has {shown}, drawn as boxes; install one, such as Noto Sans, or write "
-            "an .svg, which the fonts of its reader show"
+            "an .svg, which is shown in the fonts of its viewer"
         )
     return families
 
 
 def _matplotlib() -> None:
+    """Silences the log of matplotlib. Raises MtkitError if it is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -141,33 +144,41 @@ def _matplotlib() -> None:
     mpl.set_loglevel("ERROR")
 
 
-# How the target looks at the source. L layers, H heads, Q target pieces, S source pieces.
+# Attention of the target to the source. Shapes: H heads, Q target pieces, S source pieces.
 
 END_LABEL = "</s>"
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Of a sentence pair: row q of weights is how the model looked when it said target piece q."""
+    """Attention weights of a sentence pair; row q has the weights over the source in predicting target piece q."""
 
-    source: list[str]
-    target: list[str]
-    weights: list[NDArray[np.float32]]  # for each layer (H, Q, S), rows that sum to 1
+    source: list[str]  # pieces; the last is the end mark
+    target: list[str]  # pieces; the last is the end mark
+    weights: list[NDArray[np.float32]]  # (H, Q, S) for each layer; rows sum to 1
 
     def of(self, layer: int | None, head: int | None, mean: bool) -> list[tuple[str, NDArray[np.float32]]]:
-        """Titles and (Q, S) pictures of a layer and a head, counted from 1, or of all; mean is over the heads."""
+        """Returns a title and weights (Q, S) for each head of one layer, or of all layers if layer is None.
+
+        If head is a number, only that head of each layer is returned; if mean is True, only the mean over all heads.
+        Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or head.
+        """
         chosen = []
-        for number in _chosen("--layer", layer, len(self.weights)):
+        for number in _indices("--layer", layer, len(self.weights)):
             weights = self.weights[number]
             if mean:
                 chosen.append((f"layer {number + 1}, mean", weights.mean(0)))
             else:
-                heads = _chosen("--head", head, len(weights))
+                heads = _indices("--head", head, len(weights))
                 chosen += [(f"layer {number + 1}, head {h + 1}", weights[h]) for h in heads]
         return chosen
 
 
-def _chosen(name: str, number: int | None, count: int) -> Sequence[int]:
+def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
+    """The index of the layer or head with this number, or all count indices if number is None.
+
+    Raises MtkitError if number exceeds count; name is the option that the message names.
+    """
     if number is None:
         return range(count)
     if number > count:
@@ -177,7 +188,10 @@ def _chosen(name: str, number: int | None, count: int) -> Sequence[int]:
 
 @torch.inference_mode()
 def attention_of(translator: Translator, source: str, target: str | None = None) -> Attention:
-    """The attention over a sentence and a translation of it, the model's own where none is given."""
+    """Return the attention weights for a sentence and a translation of it, by default the model's own.
+
+    Raises MtkitError if either is too long for the model, or the model has no attention.
+    """
     if target is None:
         [target] = translator.translate([source])
     tokenizer, model = translator.tokenizer, translator.model
@@ -186,7 +200,7 @@ def attention_of(translator: Translator, source: str, target: str | None = None)
     for side, length, limit in limits:
         if limit is not None and length >= limit:
             raise MtkitError(f"the {side} has {length} pieces; the model takes at most {limit - 1}")
-    batch = padded_batch(ragged([source_ids]), ragged([target_ids]), model.marks).to(model.device)
+    batch = padded_batch(ragged([source_ids]), ragged([target_ids]), model.boundaries).to(model.device)
     _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
     if not state.attention:
         raise MtkitError(f"a model of architecture {translator.config.model.architecture} has no attention to draw")
@@ -200,9 +214,12 @@ def attention_of(translator: Translator, source: str, target: str | None = None)
 def plot_attention(
     attention: Attention, pictures: Sequence[tuple[str, NDArray[np.float32]]], columns: int, output: Path
 ) -> None:
-    """Pictures in rows of so many columns, which they fill; pieces stand at the edges of the sheet."""
+    """Write a plot of heat maps to output; pictures has a title and weights (Q, S) for each, from Attention.of().
+
+    The maps are drawn in a grid of this many columns; they must fill all of its rows.
+    """
     rows = -(-len(pictures) // columns)
-    # A piece needs some room to be read; a grid of many takes less for each.
+    # Inches per piece: enough to read the labels if there is a single map, less in a grid.
     piece = 0.3 if len(pictures) == 1 else 0.16
     width, height = (max(1.5, piece * len(side)) for side in (attention.source, attention.target))
     with style([*attention.source, *attention.target]):
@@ -219,33 +236,34 @@ def plot_attention(
         save(figure, output)
 
 
-# How a model tells places in a sentence. P positions, D model width.
+# Position encodings. Shapes: P positions, D model width.
 
-# How often the waves that are drawn as curves cross zero, from the quickest to the slowest.
+# A dimension is drawn as a curve for each of these numbers of zero crossings, from the fastest wave to the slowest.
 CROSSINGS = (16, 8, 4, 2)
 
 
 def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
-    """(P, D): what is added to the embeddings; only what is fixed has one before training."""
+    """The sinusoidal encodings (P, D) of the first num_positions positions of a Transformer.
+
+    Raises MtkitError if the model has other position encodings, or none.
+    """
     model = config.model
     if not isinstance(model, TransformerConfig):
         raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
     if model.positions != "sinusoidal":
-        raise MtkitError(
-            f"model.positions is {model.positions}: there is no table of waves to draw; sinusoidal has one"
-        )
-    table: NDArray[np.float32] = SinusoidalPositions(model).waves(num_positions).numpy()
+        raise MtkitError(f"model.positions is {model.positions}: only sinusoidal positions can be drawn")
+    table: NDArray[np.float32] = SinusoidalPositions(model).make_table(num_positions).numpy()
     return table
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Dimensions whose waves can be told apart by eye: for each number of crossings the one that comes nearest."""
+    """Indices of dimensions to draw: for each of CROSSINGS, the one whose number of zero crossings is nearest to it."""
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
 
 
 def plot_positions(table: NDArray[np.float32], output: Path) -> None:
-    """The table as a heat map, and a few of its columns as curves."""
+    """Write a plot of the encodings (P, D) to output: a heat map, and a few dimensions as curves."""
     with style():
         figure = new_figure(9, 7)
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -254,7 +272,7 @@ def plot_positions(table: NDArray[np.float32], output: Path) -> None:
         above.set_ylabel("position")
         figure.colorbar(image, ax=above, pad=0.01)
         for number, dimension in enumerate(waves_to_draw(table)):
-            below.plot(table[:, dimension], label=f"dimension {dimension}", **line_of(number))
+            below.plot(table[:, dimension], label=f"dimension {dimension}", **curve_style(number))
         below.set_xlabel("position")
         below.set_ylabel("value")
         below.set_xlim(0, len(table) - 1)
@@ -263,14 +281,14 @@ def plot_positions(table: NDArray[np.float32], output: Path) -> None:
         save(figure, output)
 
 
-# The learning rate, update by update.
+# Learning rates.
 
-MOST_POINTS = 2000  # more than a picture can show
+MOST_POINTS = 2000  # points of a curve; more could not be seen
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What decides a learning rate, and its name in the legend."""
+    """A learning-rate schedule, given by the settings of training and the model width, with its label in the legend."""
 
     label: str
     training: TrainingConfig
@@ -278,9 +296,9 @@ class Schedule:
 
 
 def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
-    """The schedule of a run, with what is auto as it would be in a run of num_steps updates.
+    """The schedule in the settings of a run; num_steps replaces training.max_steps if that is auto.
 
-    Raises MtkitError if the number of updates is auto and num_steps is None.
+    Other auto settings become shares of max_steps. Raises MtkitError if max_steps is auto and num_steps is None.
     """
     training = config.training
     if training.max_steps == "auto":
@@ -291,7 +309,10 @@ def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
 
 
 def paper_schedule(text: str) -> Schedule:
-    """From "512:4000", d_model and warmup_steps of noam with the paper's factor (Vaswani et al. 2017, equation 3)."""
+    """The noam schedule (Vaswani et al. 2017, equation 3) with the d_model and warmup_steps in a text like "512:4000".
+
+    Raises MtkitError if the text has another form.
+    """
     d_model, colon, warmup = text.partition(":")
     if not colon or not whole_number(d_model) or not whole_number(warmup):
         raise MtkitError(f"--setting: found {text}, wants d_model:warmup_steps such as 512:4000")
@@ -299,7 +320,7 @@ def paper_schedule(text: str) -> Schedule:
 
 
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
-    """Steps from 1 to num_steps, the peak among them, and the rate of each."""
+    """About MOST_POINTS steps, at most, from 1 to num_steps, with the end of warm-up; and the learning rate at each."""
     stride = -(-num_steps // MOST_POINTS)
     steps = sorted(
         {
@@ -313,12 +334,12 @@ def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list
 
 
 def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) -> None:
-    """All of them in one picture."""
+    """Write a plot of the learning rates of all schedules to output."""
     with style():
         figure = new_figure(7, 4)
         axes = figure.subplots()
         for number, schedule in enumerate(schedules):
-            axes.plot(*schedule_points(schedule, num_steps), label=schedule.label, **line_of(number))
+            axes.plot(*schedule_points(schedule, num_steps), label=schedule.label, **curve_style(number))
         axes.set_xlabel("update")
         axes.set_ylabel("learning rate")
         axes.set_xlim(0, num_steps)
@@ -328,10 +349,9 @@ def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) 
         save(figure, output)
 
 
-# How training went, from log.jsonl.
+# Training curves, from log.jsonl.
 
-# Panels of the picture: the event and the key in the log, and the title. Both losses are without label smoothing, so
-# that they can be compared.
+# Panels: the event and key in the log, and the title. Both losses exclude label smoothing and are comparable.
 PANELS = (
     ("train", "nll", "training loss (nats a token)"),
     ("train", "lr", "learning rate"),
@@ -342,14 +362,18 @@ PANELS = (
 
 @dataclass(frozen=True)
 class History:
-    """The events of a run that have figures."""
+    """The training and validation events in the log of a run."""
 
     label: str
     events: list[dict[str, Any]]
 
 
 def read_history(run: Path) -> History:
-    """The log of a run directory; of one that is being written, what is whole."""
+    """Read the training and validation events in log.jsonl of a run directory; an incomplete last line is ignored.
+
+    Raises DataError if there is no log, or it is damaged or has no such events; CheckpointError if run is a run
+    directory whose training has not written a log yet.
+    """
     path = run / "log.jsonl"
     try:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -364,7 +388,7 @@ def read_history(run: Path) -> History:
         except ValueError:
             raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
         if event.get("event") in ("train", "validation"):
-            # In the logs of 0.1.0 the loss of a validation was without label smoothing.
+            # Version 0.1.0 logged the validation loss without label smoothing as `loss`.
             events.append({"nll": event["loss"], **event} if "loss" in event else event)
     if not events:
         raise DataError(f"{path}: has no figures yet; training logs the first after training.log_every updates")
@@ -372,17 +396,23 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """Steps or minutes of the events that have a figure of that name, and the figures."""
+    """Two lists for a curve: the step of each event of this kind that has the key, and the value of the key.
+
+    If by is "minutes", minutes of training replace the steps. Raises DataError if the log has no minutes.
+    """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]
     return (_minutes(history, steps) if by == "minutes" else steps), figures
 
 
 def _minutes(history: History, steps: Iterable[int]) -> list[float]:
-    """When the updates were made, in minutes of training; between two lines of the log, in proportion."""
+    """Minutes of training until each of the steps, interpolated between the training events in the log.
+
+    Raises DataError if these have no minutes.
+    """
     known = [(one["step"], one["minutes"]) for one in history.events if one["event"] == "train" and "minutes" in one]
     if not known:
-        raise DataError(f"{history.label}: its log tells no time, as those of older versions of mtkit; use --by step")
+        raise DataError(f"{history.label}: its log has no times, since an older mtkit wrote it; use --by step")
     known.insert(0, (0, 0.0))
     minutes = []
     for step in steps:
@@ -394,14 +424,17 @@ def _minutes(history: History, steps: Iterable[int]) -> list[float]:
 
 
 def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
-    """Loss, learning rate, validation loss and BLEU of every run."""
+    """Write a plot of training loss, learning rate, validation loss and validation BLEU of several runs to output.
+
+    by, "step" or "minutes", is the quantity on the horizontal axes.
+    """
     with style([history.label for history in histories]):
         figure = new_figure(10, 7)
         for axes, (event, key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for number, history in enumerate(histories):
                 places, figures = series(history, event, key, by)
                 marker = {"marker": "o", "markersize": 3} if event == "validation" else {}
-                axes.plot(places, figures, label=history.label, **line_of(number), **marker)
+                axes.plot(places, figures, label=history.label, **curve_style(number), **marker)
             axes.set_xlabel("update" if by == "step" else "minutes of training")
             axes.set_title(title, loc="left")
             axes.set_xlim(left=0)

@@ -1,5 +1,6 @@
-"""Models for other libraries and from them: export, import, and vocabularies made larger.
+"""Export of bundles to other libraries, import of their models as bundles, and extension of vocabularies.
 
-A bundle goes in and files of CTranslate2 or Hugging Face come out, or the other way round. What was written is compared
-with the original by translating with both. May import translation and what is below it.
+Export writes a bundle as files for CTranslate2 or Hugging Face transformers, and compares the translations of mtkit
+with those of that library. Import makes bundles from models of Hugging Face transformers and of Marian. This package
+may import mtkit.translation and the packages below it.
 """

@@ -1,6 +1,7 @@
-"""Models as CTranslate2 reads them, written without it: model.bin is a list of named arrays.
+"""Writes models for CTranslate2, without the library, and translates with the library to check them.
 
-The layout is that of binary version 6 and TransformerSpec revision 7. A V vocabulary size, D model width, P places.
+model.bin is a list of named arrays, in binary version 6, TransformerSpec revision 7. In shapes, V is the vocabulary
+size, D the model width and P the number of positions.
 """
 
 import json
@@ -22,18 +23,19 @@ from mtkit.errors import CheckpointError
 from mtkit.exchange.portable import Observed, PortableModel, most_tokens
 
 BINARY_VERSION, NAME, REVISION = 6, "TransformerSpec", 7
-DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # by the numbers that the file has for them
+DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # the index of a type is its number in model.bin
 
 ACTIVATIONS = {"relu": 0, "silu": 2, "gelu": 3, "reglu": 0, "swiglu": 2, "geglu": 3}
 GATED = ("reglu", "geglu", "swiglu")
-NORM_EPS = 1e-5  # what our norms have
-LEAST_PLACES = 1024  # of sinusoids, whose table CTranslate2 does not grow
+NORM_EPS = 1e-5  # the epsilon of mtkit's norms
+LEAST_POSITIONS = 1024  # least rows of a table of sinusoids, which CTranslate2 does not extend
 
-ANY_LENGTH = DecodingConfig()
+UNCONSTRAINED = DecodingConfig()
 
-Variables = dict[str, Tensor]  # scalars have no dimension
+Variables = dict[str, Tensor]  # by CTranslate2's names; scalars are tensors of dimension 0
 
-# What quantization makes of matrices and of all other floats, as the library's own converter has it.
+# For each quantization, the type of matrices and that of other float arrays (None: unchanged), as in CTranslate2's own
+# converter.
 QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
     "int8": ("int8", None),
     "int8_float32": ("int8", "float32"),
@@ -47,7 +49,7 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 
 
 def check_ctranslate2(config: Config) -> None:
-    """Refuse what CTranslate2 has no layers for."""
+    """Raises CheckpointError unless the model is a Transformer, the only architecture that can be exported."""
     if not isinstance(config.model, TransformerConfig):
         raise CheckpointError(
             f"model.architecture is {config.model.architecture}; CTranslate2 and the others take Transformers alone"
@@ -55,7 +57,10 @@ def check_ctranslate2(config: Config) -> None:
 
 
 def write_ctranslate2(model: PortableModel, directory: Path, quantization: str | None = None) -> None:
-    """All that CTranslate2 reads, and the SentencePiece models; a quantization is one of QUANTIZATIONS."""
+    """Writes the files of a CTranslate2 model and the SentencePiece models to a directory.
+
+    quantization is a key of QUANTIZATIONS; None keeps the weights in float32.
+    """
     variables = variables_of(model)
     aliases = _aliases(variables)
     if quantization is not None:
@@ -73,14 +78,14 @@ def write_ctranslate2(model: PortableModel, directory: Path, quantization: str |
 
 
 def variables_of(model: PortableModel) -> Variables:
-    """Every array and scalar of the model by CTranslate2's names, what is shared once for each name."""
+    """Returns all arrays and scalars of a CTranslate2 model by name; a shared matrix has several names."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     weights = model.weights
     shared = weights["encoder.embedded.embedding.weight"]
     target = shared if config.tie_embeddings == "all" else weights["decoder.embedded.embedding.weight"]
     output = weights["decoder.output.table.weight"] if config.tie_embeddings == "none" else target
-    places = max(LEAST_PLACES, _longest(model.config))
+    places = max(LEAST_POSITIONS, _longest(model.config))
     found: Variables = {
         "encoder/embeddings_0/weight": shared,
         "encoder/embeddings_merge": _scalar(0, "int8"),
@@ -107,7 +112,7 @@ def variables_of(model: PortableModel) -> Variables:
 
 
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
-    """What stands beside the layers of a side."""
+    """Returns the arrays and scalars of the encoder or decoder (side) other than those of its layers."""
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
         f"{side}/pre_norm": _scalar(config.norm_placement == "pre", "int8"),
@@ -165,7 +170,7 @@ def _norm(weights: Mapping[str, Tensor], ours: str, theirs: str) -> Variables:
 
 
 def _sinusoids(config: TransformerConfig, _: Tensor | None, places: int) -> Tensor:
-    """(P, D), from the place that the first token has."""
+    """Returns the sinusoids (P, D) of `places` positions, starting at the position of the first token."""
     waves = torch.arange(config.d_model // 2, dtype=torch.float64)
     last = len(waves) if config.sinusoid_exponent == "paper" else max(len(waves) - 1, 1)
     positions = torch.arange(config.sinusoid_first, config.sinusoid_first + places, dtype=torch.float64)
@@ -176,7 +181,8 @@ def _sinusoids(config: TransformerConfig, _: Tensor | None, places: int) -> Tens
     return torch.stack([sines, cosines], dim=2).flatten(1).float()
 
 
-# What is added to the embeddings; with rotary positions nothing, and without any there must be something.
+# For each value of model.positions, a function that returns the table (P, D) that is added to embeddings. Rotary
+# positions have none. A model without positions has zeros, since without a table CTranslate2 adds sinusoids.
 POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | None]] = {
     "sinusoidal": _sinusoids,
     "learned": lambda config, weight, places: weight,
@@ -186,7 +192,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def _longest(config: Config) -> int:
-    """Tokens that a translation of the longest source may have, with its mark."""
+    """Returns the most tokens, with the end mark, that a translation of the longest source may have."""
     return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
 
 
@@ -195,7 +201,7 @@ def _scalar(value: float, dtype: str) -> Tensor:
 
 
 def _aliases(variables: Variables) -> dict[str, str]:
-    """Names of arrays that are equal to one of an earlier name, in the order of the alphabet, with that name."""
+    """Returns {name: earlier name} for each array that equals an array with an alphabetically earlier name."""
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], list[str]] = {}
     for name in sorted(variables):
@@ -212,7 +218,12 @@ def _aliases(variables: Variables) -> dict[str, str]:
 
 
 def _quantized(variables: Variables, matrices: str, others: str | None) -> Variables:
-    """Matrices as integers with a scale for each row, or one for all of int16, or as other floats; others as floats."""
+    """Returns the variables with matrices in the type `matrices` and other arrays in the type `others`.
+
+    Matrices are the arrays whose names end in /weight. Scalars do not change, nor do other arrays if others is None.
+    For each int8 matrix, an array with a scale for each row is added, and for each int16 matrix a single scale. The
+    name of a scale is that of its matrix followed by _scale.
+    """
     found = {}
     for name, value in variables.items():
         if not value.dim():
@@ -229,13 +240,13 @@ def _quantized_matrix(value: Tensor, kind: str) -> dict[str, Tensor]:
     if kind == "int8":
         largest = np.abs(matrix).max(axis=1)
         largest[largest == 0] = 127.0
-        largest = np.maximum(largest, np.float32(127.0) / np.finfo(np.float32).max)  # no scale is infinite
+        largest = np.maximum(largest, np.float32(127.0) / np.finfo(np.float32).max)  # so that no scale is infinite
         scales: Any = np.float32(127.0) / largest
         return {
             "": torch.from_numpy(np.rint(matrix * scales[:, None]).astype(np.int8)),
             "_scale": torch.from_numpy(scales),
         }
-    if kind == "int16":  # 10 bits, which leaves a sum of products room in 32
+    if kind == "int16":  # values use 10 bits, so that sums of products fit into 32 bits
         scale = np.float32(2**10 / np.abs(matrix).max())
         limits = np.iinfo(np.int16)
         rounded = np.rint(matrix * scale).clip(limits.min, limits.max).astype(np.int16)
@@ -293,26 +304,26 @@ def observe_with_ctranslate2(
     sources: Sequence[Sequence[str]],
     targets: Sequence[Sequence[str]],
     silent: Sequence[str],
-    decoding: DecodingConfig = ANY_LENGTH,
+    decoding: DecodingConfig = UNCONSTRAINED,
 ) -> Observed | None:
-    """What CTranslate2 makes of a model; None where it is not installed.
+    """Translates sources with CTranslate2 by greedy search, and scores targets as translations of the sources.
 
-    sources are translated without what is silent, under the constraints of decoding; targets are translations whose
-    log-probabilities are asked for.
+    Returns None if ctranslate2 is not installed. sources and targets are rows of pieces; directory has the exported
+    model. The search uses the min_length and no_repeat_ngram of decoding, and never generates the pieces in silent.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of a library at import are not ours to mend
+            warnings.simplefilter("ignore")  # warnings of the library while it is imported
             import ctranslate2
     except ImportError:
         return None
     translator = ctranslate2.Translator(str(directory), device="cpu")
     tokens, given = [list(source) for source in sources], [list(target) for target in targets]
-    said = [
+    generated = [
         translator.translate_batch(
             [source],
             beam_size=1,
-            min_decoding_length=min(decoding.min_length, most_tokens(source)),  # its own default is one token
+            min_decoding_length=min(decoding.min_length, most_tokens(source)),  # the library's default is 1
             max_decoding_length=most_tokens(source),
             no_repeat_ngram_size=decoding.no_repeat_ngram,
             suppress_sequences=[[piece] for piece in silent],
@@ -322,6 +333,6 @@ def observe_with_ctranslate2(
     scored = translator.score_batch(tokens, given)
     return Observed(
         f"ctranslate2 {ctranslate2.__version__}",
-        [result.hypotheses[0] for result in said],
+        [result.hypotheses[0] for result in generated],
         [list(result.log_probs) for result in scored],
     )

@@ -1,4 +1,4 @@
-"""Writes a bundle in another library's files, and compares the two."""
+"""Export of a bundle to another library's files, and comparison of that library's translations with mtkit's."""
 
 import json
 import shutil
@@ -41,45 +41,167 @@ from mtkit.text.tokenizer import open_sentencepiece
 from mtkit.translation.decode import decode, log_probs_of
 from mtkit.translation.translator import Translator, load_bundle
 
-TOKENS = 4096  # of a batch
-MOST_TAGGED = 32  # lines that are compared with a tag before them, where a model has many tags
-MOST_SHOWN = 3  # lines that a report shows
-
 Pieces = Sequence[Sequence[str]]
 Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observed | None]
 
 
 @dataclass(frozen=True)
+class Format:
+    """A format that models are exported to: functions that check, write and try out a model."""
+
+    check: Callable[[Config], None]  # raises CheckpointError if the format cannot express a model
+    write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
+    texts: Callable[[Path, PortableModel], Texts | None]  # the library's tokenizer; None if it is not installed
+    observe: Observe
+    extra: str  # `pip install mtkit[extra]` installs the library
+    quantizations: tuple[str, ...] = ()
+
+
+# Export.
+
+
+def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
+    """Exports the model at a path to a directory, and prints whether the other library translates as mtkit does.
+
+    to is the name of a format in FORMATS. Raises MtkitError if the format does not have this quantization, or if the
+    directory has files that no export wrote, and CheckpointError if the model cannot be exported.
+    """
+    format_ = FORMATS[to]
+    if quantization is not None and quantization not in format_.quantizations:
+        raise MtkitError(_no_quantization(to, quantization))
+    bundle = open_and_tell(path)
+    format_.check(bundle.config)
+    if bundle.config.tokenizer.type == "word":
+        raise CheckpointError(
+            f"{path}: tokenizer.type is word; the libraries make one unknown of several in a row, and export wants "
+            "bpe, unigram or char"
+        )
+    if bundle.untrained:
+        raise CheckpointError(
+            f"{path}: {len(bundle.untrained):,} pieces were added that no training has seen; train from it first"
+        )
+    _require_free(directory)
+    if fault := not_finite(bundle.weights()):
+        raise CheckpointError(f"{path}: {fault}; train it again, or take an earlier checkpoint")
+    translator = load_bundle(bundle, ["device=cpu"])
+    model = portable(bundle, translator)
+    with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
+        format_.write(model, new, quantization)
+        (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
+        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.symbols)
+        for path in new.glob("*.safetensors"):
+            shutil.copymode(new / MARKER, path)  # safetensors makes files that only their owner can read
+    say(f"{to}: {directory}")
+    if lost := not_carried(bundle.config, to):
+        say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
+    for line in _comparison(format_, bundle, translator, model, directory):
+        say(line)
+
+
+def portable(bundle: Bundle, translator: Translator) -> PortableModel:
+    """Returns a bundle as a PortableModel, with the vocabularies and tags of its translator's tokenizer."""
+    tokenizer = translator.tokenizer
+    source = Vocabulary(
+        tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
+        tokenizer.specials.source,
+        tokenizer.source_sentencepiece(),
+        tokenizer.source_scores(),
+    )
+    target = Vocabulary(
+        tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
+        tokenizer.specials.target,
+        tokenizer.target_sentencepiece(),
+        tokenizer.target_scores(),
+    )
+    weights = {name: weight.float() for name, weight in bundle.weights().items()}
+    return PortableModel(bundle.config, weights, source, target, tokenizer.tags)
+
+
+def _no_quantization(to: str, quantization: str) -> str:
+    if not FORMATS[to].quantizations:
+        return f"--quantization goes with --to ctranslate2; {to} has its weights as they are"
+    return f"--quantization: found {quantization}, wants one of {', '.join(FORMATS[to].quantizations)}"
+
+
+def _require_free(directory: Path) -> None:
+    """Raises MtkitError if the path is a file, or a folder with files that no export wrote."""
+    if directory.is_file():
+        raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
+        raise MtkitError(f"{directory}: holds files that no export wrote; name an empty folder or a new one")
+
+
+def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None, own_symbols: Sequence[str]) -> None:
+    config = bundle.config
+    content = {
+        "format": to,
+        "mtkit": __version__,
+        "name": config.name,
+        "languages": config.languages.model_dump(mode="json"),
+        "quantization": quantization,
+        "decoding": config.decoding.model_dump(mode="json"),
+        **({"own_symbols": list(own_symbols)} if own_symbols else {}),
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# Comparison of translations by mtkit ("here") with translations by the other library ("there").
+
+TOKENS = 4096  # most tokens of a batch, with padding
+MOST_TAGGED = 32  # most lines that are compared with a tag before them
+MOST_SHOWN = 3  # most differing lines of each kind that a report shows
+
+
+def _comparison(
+    format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
+) -> Iterator[str]:
+    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries as text."""
+    lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
+    if not lines:
+        yield "the model carries no canaries, so nothing was compared"
+        return
+    texts = format_.texts(directory, model)
+    agreement = None
+    if texts is not None:
+        with working(f"comparing the translations of {len(lines):,} lines with those of the library"):
+            agreement = compare(translator, model, lines, texts, format_.observe, directory)
+    if agreement is None:
+        yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
+    else:
+        yield from agreement.report()
+
+
+@dataclass(frozen=True)
 class Line:
-    """A line, and what became of it here and there."""
+    """A source line with its translations by mtkit (here) and by the other library (there)."""
 
     text: str
-    same_ids: bool  # both tokenizers read it alike
-    same_tokens: bool  # both say the same tokens
+    same_ids: bool  # both tokenizers encode the line as the same ids
+    same_tokens: bool  # both translations consist of the same tokens
     here: str
     there: str
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of some lines, how many came out alike."""
+    """The result of comparing the translations of some lines."""
 
-    library: str  # its name and version
+    library: str  # name and version of the other library
     lines: list[Line]
-    furthest: float  # largest difference of a token's log-probability, over the lines whose ids are the same
+    furthest: float  # largest difference between log-probabilities of a token, over lines with the same ids
 
     @property
     def num_same_ids(self) -> int:
-        """Lines that both read as the same ids."""
+        """The number of lines that both tokenizers encode as the same ids."""
         return sum(line.same_ids for line in self.lines)
 
     @property
     def num_same_texts(self) -> int:
-        """Lines that have the same translation, character by character."""
+        """The number of lines whose two translations are the same text, character by character."""
         return sum(line.here == line.there for line in self.lines)
 
-    def told(self) -> Iterator[str]:
-        """The counts, then the first lines that differ."""
+    def report(self) -> Iterator[str]:
+        """Yields the lines of the report: the counts, then the first lines that differ."""
         num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
         respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
         drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
@@ -87,18 +209,19 @@ class Agreement:
             f"{self.library}, from text to text: {self.num_same_ids} of {len(self.lines)} lines have the same ids, "
             f"{self.num_same_texts} the same greedy translation{respelled}{drift}"
         )
-        read = [line for line in self.lines if not line.same_ids]
-        said = [line for line in self.lines if line.same_ids and line.here != line.there]
-        for line in read[:MOST_SHOWN]:
+        other_ids = [line for line in self.lines if not line.same_ids]
+        other_texts = [line for line in self.lines if line.same_ids and line.here != line.there]
+        for line in other_ids[:MOST_SHOWN]:
             yield f"  other ids: {line.text}"
-        for line in said[:MOST_SHOWN]:
+        for line in other_texts[:MOST_SHOWN]:
             yield f"  other translation: {line.text} | here: {line.here} | there: {line.there}"
 
 
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """The texts as they are and, where the model has tags, without any and with each of its tags.
+    """Returns the texts and, if the model has tags, the texts without tags and up to MOST_TAGGED texts with one tag.
 
-    Lines that are blank, hold nothing but tags, or are too long for the model are left out.
+    The tags are used in turn. Lines that are blank, consist of tags only, are too long for the model or repeat an
+    earlier line are left out.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -116,43 +239,44 @@ def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
 def compare(
     translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
 ) -> Agreement | None:
-    """Translate lines here and with the exported files in a directory; None where the library is not installed.
+    """Translates lines by greedy search with mtkit and with another library, and compares the translations.
 
-    model is what the files were written from, with the ids of the translator.
+    directory has the files that were exported for the library, texts is the library's tokenizer, and observe translates
+    with the library. model is the exported model before the format permuted its ids. Returns None if the library is not
+    installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
     decoding = _greedy(translator.config.decoding)
-    said = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]
-    log_probs = log_probs_of(translator.model, sources, said, TOKENS)
-    ours = [tokenizer.source_pieces(row) for row in sources], [tokenizer.target_pieces(row) for row in said]
-    theirs = texts.encode(lines)
-    observed = observe(directory, theirs, ours[1], [model.target.pieces[id_] for id_ in silent], decoding)
+    translations = [best.tokens for best, *_ in decode(translator.model, decoding, sources, forbidden=silent)]
+    log_probs = log_probs_of(translator.model, sources, translations, TOKENS)
+    source_pieces = [tokenizer.source_pieces(row) for row in sources]
+    target_pieces = [tokenizer.target_pieces(row) for row in translations]
+    their_sources = texts.encode(lines)
+    observed = observe(directory, their_sources, target_pieces, [model.target.pieces[id_] for id_ in silent], decoding)
     if observed is None:
         return None
-    here, there = tokenizer.decode_target(said), texts.decode(observed.translations)
-    compared = [
-        Line(text, read == other, spoken == heard, one, two)
-        for text, read, other, spoken, heard, one, two in zip(
-            lines, ours[0], theirs, ours[1], observed.translations, here, there, strict=True
-        )
-    ]
-    drifts = [
-        abs(one - other)
-        for line, row, others in zip(compared, log_probs, observed.log_probs, strict=True)
+    here, there = tokenizer.decode_target(translations), texts.decode(observed.translations)
+    same_ids = [ours == theirs for ours, theirs in zip(source_pieces, their_sources, strict=True)]
+    same_tokens = [ours == theirs for ours, theirs in zip(target_pieces, observed.translations, strict=True)]
+    compared = list(map(Line, lines, same_ids, same_tokens, here, there))
+    differences = [
+        abs(ours - theirs)
+        for line, our_row, their_row in zip(compared, log_probs, observed.log_probs, strict=True)
         if line.same_ids
-        for one, other in zip(row, others, strict=True)
+        for ours, theirs in zip(our_row, their_row, strict=True)
     ]
-    return Agreement(observed.library, compared, max(drifts, default=0.0))
+    return Agreement(observed.library, compared, max(differences, default=0.0))
 
 
 def _greedy(decoding: DecodingConfig) -> DecodingConfig:
+    """Returns settings for greedy search with the min_length and no_repeat_ngram of decoding."""
     return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
 
 
-# README.md of an exported model: how its library translates with it.
+# Cards. A card is the README.md of an exported model; it shows how to translate with the other library.
 
-# SentencePiece does not know these tags: each is a token of its own before the pieces of the line.
+# Code in a card for tags that the SentencePiece model lacks: at the start of a line, each is one token.
 _CUT_TAGS = """    tags = {tags}
     def pieces(line):
         first, _, rest = line.partition(" ")
@@ -161,7 +285,7 @@ _CUT_TAGS = """    tags = {tags}
 
 
 def ctranslate2_card(model: PortableModel) -> str:
-    """With CTranslate2 and SentencePiece."""
+    """Returns the card of a model for CTranslate2, which shows how to translate with it and SentencePiece."""
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
@@ -184,20 +308,31 @@ def ctranslate2_card(model: PortableModel) -> str:
     translator = ctranslate2.Translator(".")
 {tags}    results = translator.translate_batch(
         {encoded},
-        beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g},
+        {_ctranslate2_search(decoding)},
         suppress_sequences={silent}{unknown},
         max_input_length={model.config.data.max_length}, max_decoding_length={longest},
         min_decoding_length={decoding.min_length}, no_repeat_ngram_size={decoding.no_repeat_ngram},
     )
     print(target.decode([result.hypotheses[0] for result in results]))
 
-What is suppressed no translation may hold. A source of more tokens than max_input_length is cut: split it. A blank line
-wants no translation: leave it out.{form}
+Suppressed pieces are never generated. A source of more tokens than max_input_length is cut: split it. Leave out blank
+lines, which need no translation.{form}
 """
 
 
+def _ctranslate2_search(decoding: DecodingConfig) -> str:
+    """Returns the search arguments of translate_batch, as code; sampling_topk=0 means that all tokens are sampled."""
+    if decoding.method == "beam":
+        return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
+    top_p = 1.0 if decoding.top_p is None else decoding.top_p
+    return (
+        f"beam_size=1, sampling_topk={decoding.top_k or 0}, sampling_topp={top_p:g}, "
+        f"sampling_temperature={decoding.temperature:g}"
+    )
+
+
 def marian_card(model: PortableModel) -> str:
-    """With transformers."""
+    """Returns the card of a MarianMTModel."""
     if not (tags := misread_tags(model)):
         return _huggingface(model, "MarianMTModel", "MarianTokenizer")
     return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
@@ -206,7 +341,7 @@ Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {",
 
 
 def m2m100_card(model: PortableModel) -> str:
-    """With transformers."""
+    """Returns the card of an M2M100 model."""
     return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
 
 
@@ -215,10 +350,10 @@ def _huggingface(model: PortableModel, kind: str, tokenizer: str) -> str:
     from transformers import {kind}, {tokenizer}
 
     tokenizer, model = {tokenizer}.from_pretrained("."), {kind}.from_pretrained(".")
-    said = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
-    print(tokenizer.batch_decode(said, skip_special_tokens=True))
+    translations = model.generate(**tokenizer(lines, return_tensors="pt", padding=True))
+    print(tokenizer.batch_decode(translations, skip_special_tokens=True))
 
-Beam, length penalty and what is never said stand in generation_config.json.
+generation_config.json has the search settings: beam size or sampling, length penalty, tokens that are never generated.
 """
 
 
@@ -237,19 +372,7 @@ CARDS: dict[str, Callable[[PortableModel], str]] = {
 }
 
 
-# A bundle in the files of another library, and the proof that it says the same there.
-
-
-@dataclass(frozen=True)
-class Format:
-    """Files of another library."""
-
-    check: Callable[[Config], None]  # raises what the format cannot express, before any work
-    write: Callable[[PortableModel, Path, str | None], None]
-    texts: Callable[[Path, PortableModel], Texts | None]  # the tokenizer that its users have; None where it is not here
-    observe: Observe
-    extra: str  # what is installed to have that library, mtkit[extra]
-    quantizations: tuple[str, ...] = ()
+# Formats.
 
 
 def _write_marian(model: PortableModel, directory: Path, _: str | None) -> None:
@@ -265,7 +388,7 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
 
 
 def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """SentencePiece's models beside the model, used as the card says."""
+    """Returns a tokenizer that uses the exported SentencePiece models as the card does."""
     source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
     known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
     tags = model.loose_tags
@@ -289,7 +412,7 @@ def _observe_with_transformers(
     sources: Sequence[Sequence[str]],
     targets: Sequence[Sequence[str]],
     silent: Sequence[str],
-    _: DecodingConfig,  # which is in generation_config.json
+    _: DecodingConfig,  # not used, since generation_config.json has these settings
 ) -> Observed | None:
     return observe_with_transformers(directory, sources, targets, silent)
 
@@ -306,103 +429,3 @@ FORMATS = {
     "marian": Format(check_marian, _write_marian, _texts_of_transformers, _observe_with_transformers, "huggingface"),
     "m2m100": Format(check_m2m100, _write_m2m100, _texts_of_transformers, _observe_with_transformers, "huggingface"),
 }
-
-
-def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
-    """Write the bundle at a path in that format, open the files with their library, and tell how far it agrees."""
-    format_ = FORMATS[to]
-    if quantization is not None and quantization not in format_.quantizations:
-        raise MtkitError(_no_quantization(to, quantization))
-    bundle = open_and_tell(path)
-    format_.check(bundle.config)
-    if bundle.config.tokenizer.type == "word":
-        raise CheckpointError(
-            f"{path}: tokenizer.type is word; the libraries make one unknown of several in a row, and export wants "
-            "bpe, unigram or char"
-        )
-    if bundle.untrained:
-        raise CheckpointError(
-            f"{path}: {len(bundle.untrained):,} pieces were added that no training has seen; train from it first"
-        )
-    _require_free(directory)
-    if fault := not_finite(bundle.weights()):
-        raise CheckpointError(f"{path}: {fault}; train it again, or take an earlier checkpoint")
-    translator = load_bundle(bundle, ["device=cpu"])
-    model = portable(bundle, translator)
-    with working(f"writing {to} files to {directory}"), replaced_directory(directory) as new:
-        format_.write(model, new, quantization)
-        (new / "README.md").write_text(CARDS[to](model), encoding="utf-8")
-        _write_marker(new / MARKER, to, bundle, quantization, translator.tokenizer.own_symbols)
-        for path in new.glob("*.safetensors"):
-            shutil.copymode(new / MARKER, path)  # which safetensors lets nobody else read
-    say(f"{to}: {directory}")
-    if lost := not_carried(bundle.config, to):
-        say(f"{to}: has no place for {', '.join(lost)}; translations there are searched without")
-    for line in _comparison(format_, bundle, translator, model, directory):
-        say(line)
-
-
-def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """The bundle as other formats write it; the translator is of the same bundle."""
-    tokenizer = translator.tokenizer
-    source = Vocabulary(
-        tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
-        tokenizer.specials.source,
-        tokenizer.source_sentencepiece(),
-        tokenizer.source_scores(),
-    )
-    target = Vocabulary(
-        tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
-        tokenizer.specials.target,
-        tokenizer.target_sentencepiece(),
-        tokenizer.target_scores(),
-    )
-    weights = {name: weight.float() for name, weight in bundle.weights().items()}
-    return PortableModel(bundle.config, weights, source, target, tokenizer.symbols)
-
-
-def _no_quantization(to: str, quantization: str) -> str:
-    if not FORMATS[to].quantizations:
-        return f"--quantization goes with --to ctranslate2; {to} has its weights as they are"
-    return f"--quantization: found {quantization}, wants one of {', '.join(FORMATS[to].quantizations)}"
-
-
-def _require_free(directory: Path) -> None:
-    """Nothing that somebody else put there is lost."""
-    if directory.is_file():
-        raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
-        raise MtkitError(f"{directory}: holds files that no export wrote; name an empty folder or a new one")
-
-
-def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None, own_symbols: Sequence[str]) -> None:
-    config = bundle.config
-    content = {
-        "format": to,
-        "mtkit": __version__,
-        "name": config.name,
-        "languages": config.languages.model_dump(mode="json"),
-        "quantization": quantization,
-        "decoding": config.decoding.model_dump(mode="json"),
-        **({"own_symbols": list(own_symbols)} if own_symbols else {}),
-    }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _comparison(
-    format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
-) -> Iterator[str]:
-    """What comes of translating the bundle's canaries here and there, from text to text."""
-    lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
-    if not lines:
-        yield "the model carries no canaries, so nothing was compared"
-        return
-    texts = format_.texts(directory, model)
-    agreement = None
-    if texts is not None:
-        with working(f"comparing the translations of {len(lines):,} lines with those of the library"):
-            agreement = compare(translator, model, lines, texts, format_.observe, directory)
-    if agreement is None:
-        yield f"nothing was compared, since the library is not here: pip install 'mtkit[{format_.extra}]'"
-    else:
-        yield from agreement.told()

@@ -1,10 +1,7 @@
-"""config.json and generation_config.json of Hugging Face's encoder-decoders, written and read.
-
-D model width, V vocabulary size.
-"""
+"""Writes and reads config.json and generation_config.json of Hugging Face's encoder-decoder models."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,21 @@ from mtkit.exchange.portable import PortableModel
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # by our names
-ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # mtkit's names to theirs
+ACTIVATIONS_READ = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}  # theirs to mtkit's
 
+# JSON files.
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_fetched(path: Path) -> None:
-    """Refuse the pointer that Git LFS leaves in the place of a file it has not fetched."""
+    """Raises CheckpointError if a file is a Git LFS pointer, which stands in for a file that was not fetched."""
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
     except OSError:
-        return  # told as missing by who reads it
+        return  # the caller reads the file next and reports the error
     if start == LFS_POINTER:
         raise CheckpointError(
             f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` or download it"
@@ -37,7 +35,7 @@ def require_fetched(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object; missing or damaged is a CheckpointError."""
+    """Returns the object in a JSON file; raises CheckpointError if the file is missing, damaged or has no object."""
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes())
@@ -51,16 +49,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """An object, its keys in order, as transformers writes it."""
+    """Writes an object to a JSON file as transformers does, with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# config.json and generation_config.json of Hugging Face's encoder-decoders, written and read.
+# Writing.
 
-FIRST_BYTE = "<0x00>"  # a vocabulary that has it spells in bytes what has no piece
-LEAST_POSITIONS = 512
+FIRST_BYTE = "<0x00>"  # only in vocabularies with byte fallback
+LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 
-# What a model must be for each layout to express it, by the name that an export calls the layout.
+# For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
     "activation": ("relu", "gelu", "silu"),
@@ -83,14 +81,17 @@ WANTED: dict[str, dict[str, Collection[Any]]] = {
         "sinusoid_first": (2,),
         "tie_embeddings": ("all",),
         "output_bias": (False,),
-        "start_token": ("begin", "end"),  # padding has no place there that could be told
+        "start_token": ("begin", "end"),  # not pad, since M2M100 gives padding no position
     },
 }
 NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
 
-def require(config: Config, layout: str) -> None:
-    """Refuse a model that the layout cannot express: one line tells why, and which layouts take it so."""
+def require_expressible(config: Config, layout: str) -> None:
+    """Raises CheckpointError if a layout cannot express the model.
+
+    The message names the setting, and the other values of --to that can express it.
+    """
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
@@ -99,21 +100,21 @@ def require(config: Config, layout: str) -> None:
     for setting, values in WANTED[layout].items():
         found = getattr(model, setting)
         if found not in values:
-            listed = " or ".join(_told(value) for value in values)
+            listed = " or ".join(_shown(value) for value in values)
             others = [name for name, wanted in WANTED.items() if found in wanted.get(setting, (found,))]
             takers = " and ".join(f"--to {name}" for name in ("ctranslate2", *others))
             raise CheckpointError(
-                f"model.{setting} is {_told(found)}; {NAMES[layout]} files want {listed}; "
+                f"model.{setting} is {_shown(found)}; {NAMES[layout]} files want {listed}; "
                 f"{takers} {'take' if others else 'takes'} it so"
             )
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
-    """Both files, with what is the layout's own."""
+    """Writes config.json and generation_config.json; own has the keys of config.json that are specific to a layout."""
     config, special = model.config, model.target.special
     transformer = config.model
     assert isinstance(transformer, TransformerConfig)
@@ -162,14 +163,19 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
             "early_stopping": config.decoding.stopping == "count",
             "length_penalty": config.decoding.length_penalty,
             "max_length": _positions(config),
-            "num_beams": config.decoding.beam_size,
+            "num_beams": 1 if config.decoding.method == "sample" else config.decoding.beam_size,
             **_constraints(config.decoding, start == special.end),
+            **_sampling(config.decoding),
         },
     )
 
 
 def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
-    """What their search must keep to. There the start token counts as one of the translation."""
+    """Returns min_length and no_repeat_ngram as generation settings of transformers.
+
+    transformers counts the start token as part of the translation. If that token is the end mark (starts_with_end), a
+    no_repeat_ngram of 1 is left out, since it would forbid the end mark.
+    """
     found = {}
     if decoding.min_length:
         found["min_length"] = decoding.min_length + 1
@@ -178,51 +184,66 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
     return found
 
 
-# Settings of decoding that a format has no place for; its card tells of some.
+def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
+    """Returns the generation settings for sampling; empty if the method is not sample.
+
+    In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
+    """
+    if decoding.method != "sample":
+        return {}
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k or 0,
+        "top_p": 1.0 if decoding.top_p is None else decoding.top_p,
+    }
+
+
+# Decoding settings that no export format can express.
 _NOWHERE = (
-    "method",
     "length_penalty_form",
     "coverage_penalty",
     "diversity_groups",
     "diversity_strength",
-    "temperature",
-    "top_k",
-    "top_p",
+    "seed",
     "mbr_samples",
     "mbr_utility",
 )
+# Sampling settings, which are exported only for the method sample. MBR decoding uses them, too, but no format has it.
+_SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def not_carried(config: Config, to: str) -> list[str]:
-    """The settings of decoding, with their values, that an export to that format loses."""
+    """Returns the decoding settings that an export to the format `to` loses, each as text with its value."""
     decoding, default = config.decoding, DecodingConfig()
-    lost = [name for name in _NOWHERE if getattr(decoding, name) != getattr(default, name)]
+    names = _NOWHERE if decoding.method == "sample" else (*_NOWHERE, *_SAMPLING)
+    lost = [name for name in names if getattr(decoding, name) != getattr(default, name)]
     if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
-        lost.append("no_repeat_ngram")  # which would forbid the end mark there, with which it starts
+        lost.append("no_repeat_ngram")  # in transformers it would forbid the end mark, which is the start token
     if decoding.unknown == "copy":
         lost.append("unknown")
     return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]
 
 
 def silent_ids(model: PortableModel) -> list[int]:
-    """What no translation holds: padding, the begin mark, and the unknown if it is banned or spelled in bytes."""
+    """Returns the target ids that are never generated: padding, the begin mark, and in some models <unk>.
+
+    <unk> is among them if decoding.unknown is ban or the vocabulary has byte fallback.
+    """
     vocabulary = model.target
     is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
     shown = vocabulary.special.unknown if is_shown else None
-    return [id_ for id_ in vocabulary.special.silent if id_ != shown]
+    return [id_ for id_ in vocabulary.special.never_generated if id_ != shown]
 
 
 def _positions(config: Config) -> int:
-    """Places that a sentence may have, its mark counted: what the model was trained on, and never fewer than usual."""
+    """Returns the most tokens of a sentence, with its end mark: data.max_length + 1, but at least LEAST_POSITIONS."""
     return max(LEAST_POSITIONS, config.data.max_length + 1)
 
 
-def _one(value: Any) -> Any:
-    """The value of a list of one, which stands for it; else what was found."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+# Reading.
 
-
-# Settings of generation that mtkit does not have, and the values with which they change nothing.
+# Generation settings that mtkit does not have, each with the values (besides null) that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": ([],),
     "begin_suppress_tokens": ([],),
@@ -248,11 +269,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": ([],),
     "typical_p": (1.0,),
 }
-LONGEST_SHOWN = 60  # characters of a value that a message shows
+# The sampling settings, each with a function that returns whether mtkit accepts a value.
+SAMPLING: dict[str, Callable[[Any], bool]] = {
+    "temperature": lambda value: type(value) in (int, float) and 1e-9 <= value <= 1000,
+    "top_k": lambda value: _is_count(value),
+    "top_p": lambda value: type(value) in (int, float) and 0 < value <= 1,
+}
+LONGEST_SHOWN = 60  # most characters of a value that a message shows
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
+
+
+def _one(value: Any) -> Any:
+    """Returns the element of a list of length 1; returns any other value unchanged."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _row(value: Any) -> list[Any]:
@@ -269,7 +301,10 @@ def _short(value: Any) -> str:
 
 
 class TheirConfig:
-    """A config.json that is read; what it tells wrongly is a CheckpointError that names file, key and value."""
+    """The config.json and generation_config.json of a checkpoint.
+
+    For a wrong value, methods raise a CheckpointError that names the file, the key and the value.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / CONFIG
@@ -278,7 +313,7 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number, 0 or more; the default where it is null or missing."""
+        """Returns the whole number, 0 or more, under a key; the default if it is null or missing."""
         value = self.content.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 0:
@@ -286,21 +321,21 @@ class TheirConfig:
         return value
 
     def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """The id of a token, or none where it is null or missing; a list of one is that one."""
+        """Returns the token id under a key (an id or a list of one); the default if missing, None if null."""
         value = _one(self.content.get(key, default))
         if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants one id below {vocab_size}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Returns the boolean under a key; the default if it is missing."""
         value = self.content.get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
         return value
 
     def require(self, key: str, wanted: object) -> None:
-        """What mtkit's model has no choice for; a missing key is as wanted."""
+        """Raises CheckpointError if a key has a value that is not `wanted`, the only one that mtkit supports."""
         value = self.content.get(key, wanted)
         if value != wanted:
             raise CheckpointError(
@@ -308,13 +343,13 @@ class TheirConfig:
             )
 
     def rate(self, key: str) -> float:
-        """A rate of dropout; the training of another day may change it."""
+        """Returns the dropout rate under a key; 0 if missing or invalid, since it does not affect translations."""
         value = self.content.get(key, 0.0)
         return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
     @property
     def activation(self) -> str:
-        """By our name."""
+        """The activation function, by mtkit's name; raises CheckpointError if mtkit does not have it."""
         value = self.content.get("activation_function")
         if not isinstance(value, str) or value not in ACTIVATIONS_READ:
             raise CheckpointError(
@@ -322,14 +357,17 @@ class TheirConfig:
             )
         return ACTIVATIONS_READ[value]
 
-    def told(self, key: str) -> Any:
-        """A default of generation, from either file."""
+    def generation_value(self, key: str) -> Any:
+        """Returns a generation setting from generation_config.json or else from config.json; None if neither has it."""
         return self.generation.get(key, self.content.get(key))
 
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
-        """All settings, with those of the model that the layout itself decides."""
+        """Returns the checkpoint's settings as mtkit's; raises CheckpointError if mtkit does not support them.
+
+        model has the model settings that depend on the layout. The name of the directory becomes the name of the model.
+        """
         self._check_generation()
-        beam_size, length_penalty = self.told("num_beams"), self.told("length_penalty")
+        beam_size, length_penalty = self.generation_value("num_beams"), self.generation_value("length_penalty")
         heads, d_ff = self.number("encoder_attention_heads"), self.number("encoder_ffn_dim")
         decoder_heads, decoder_d_ff = self.number("decoder_attention_heads"), self.number("decoder_ffn_dim")
         settings = {
@@ -355,8 +393,9 @@ class TheirConfig:
             "decoding": {
                 **({"beam_size": beam_size} if type(beam_size) is int and beam_size > 0 else {}),
                 **({"length_penalty": float(length_penalty)} if type(length_penalty) in (int, float) else {}),
-                **({"stopping": "count"} if self.told("early_stopping") is True else {}),
+                **({"stopping": "count"} if self.generation_value("early_stopping") is True else {}),
                 **self._constraints(),
+                **self._sampling(),
             },
         }
         try:
@@ -364,15 +403,20 @@ class TheirConfig:
         except ValueError as error:
             _, setting, problem, *_ = (line.strip() for line in str(error).splitlines())
             problem = problem.partition(" [type=")[0]
-            told = problem.removeprefix("Value error, ")  # which names the setting itself
-            if told == problem:
-                told = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
-            raise CheckpointError(f"{self.path}: {told}") from None
+            message = problem.removeprefix("Value error, ")  # a message with this prefix names the setting itself
+            if message == problem:
+                message = f"{setting.replace('model.transformer.', 'model.')}: {problem}"
+            raise CheckpointError(f"{self.path}: {message}") from None
 
     def _constraints(self) -> dict[str, int]:
-        """Settings of decoding that forbid something. Their min_length counts the start token."""
+        """Returns the decoding settings min_length and no_repeat_ngram; leaves out those that the checkpoint lacks.
+
+        The min_length of transformers counts the start token as part of the translation.
+        """
         found = {}
-        least, new, ngram = (self.told(key) for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"))
+        least, new, ngram = (
+            self.generation_value(key) for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size")
+        )
         shortest = new if _is_count(new) else least - 1 if _is_count(least) else 0
         if shortest > 0:
             found["min_length"] = shortest
@@ -380,33 +424,58 @@ class TheirConfig:
             found["no_repeat_ngram"] = ngram
         return found
 
-    def ignored(self, silent: Collection[int]) -> list[str]:
-        """What of its generation settings changes translations there and is not carried over, with the values.
+    @property
+    def _samples(self) -> bool:
+        """Whether the checkpoint's settings make transformers sample without a beam; mtkit cannot sample in a beam."""
+        return self.generation_value("do_sample") is True and self.generation_value("num_beams") in (None, 1)
 
-        silent are the ids that no translation holds anyway.
+    def _sampling(self) -> dict[str, Any]:
+        """Returns mtkit's decoding settings for sampling; empty if transformers would not sample without a beam.
+
+        In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
         """
-        found = {key: value for key in NEUTRAL if (value := self.told(key)) not in (None, *NEUTRAL[key])}
-        # Padding and the like are forbidden here, too.
+        if not self._samples:
+            return {}
+        found: dict[str, Any] = {"method": "sample"}
+        values = {key: self.generation_value(key) for key in SAMPLING if SAMPLING[key](self.generation_value(key))}
+        if "temperature" in values:
+            found["temperature"] = values["temperature"]
+        if top_k := values.get("top_k", 50):
+            found["top_k"] = top_k
+        if values.get("top_p", 1) < 1:
+            found["top_p"] = values["top_p"]
+        return found
+
+    def ignored(self, silent: Collection[int]) -> list[str]:
+        """Returns the generation settings that affect translations but that mtkit lacks, each as text with its value.
+
+        silent are the ids that mtkit never generates; settings that only forbid these ids are left out.
+        """
+        found = {key: value for key in NEUTRAL if (value := self.generation_value(key)) not in (None, *NEUTRAL[key])}
         words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
         suppressed = [id_ for id_ in _row(found.pop("suppress_tokens", [])) if id_ not in silent]
         end = _one(self.content.get("eos_token_id"))
         if _one(found.get("forced_eos_token_id")) == end:
-            found.pop("forced_eos_token_id", None)  # which ends a translation that is cut off; here so, too
+            found.pop("forced_eos_token_id", None)  # at the maximum length, it ends translations as mtkit does
         for key in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
-            if (value := self.told(key)) is not None and not _is_count(value):
+            if (value := self.generation_value(key)) is not None and not _is_count(value):
                 found[key] = value
+        if self._samples:
+            found.pop("do_sample")
+            wrong = (key for key, is_right in SAMPLING.items() if not is_right(self.generation_value(key)))
+            found |= {key: value for key in wrong if (value := self.generation_value(key)) is not None}
         found |= {"bad_words_ids": words} if words else {}
         found |= {"suppress_tokens": suppressed} if suppressed else {}
         return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
 
     def bans(self, id_: int) -> bool:
-        """Whether no translation there holds a token."""
-        words, suppressed = (self.told(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
+        """Whether the checkpoint's generation settings forbid a token."""
+        words, suppressed = (self.generation_value(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """What would be searched otherwise there than here."""
-        if (forced := self.told("forced_bos_token_id")) is not None:
+        """Raises CheckpointError for a forced first token, and if the two files disagree on a special id."""
+        if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
         for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
             here, there = _one(self.content.get(key)), _one(self.generation.get(key))

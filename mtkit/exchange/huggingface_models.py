@@ -1,4 +1,7 @@
-"""Hugging Face's MarianMTModel and M2M100: their weights, by their names of tensors."""
+"""Writes and reads the weights of Hugging Face's MarianMTModel and M2M100.
+
+In shapes, P is the number of positions, D the model width and V the vocabulary size.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
@@ -13,9 +16,17 @@ from mtkit.bundle.storage import not_finite
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
-from mtkit.exchange.huggingface_config import TheirConfig, read_json, require, require_fetched, write_configs
+from mtkit.exchange.huggingface_config import (
+    TheirConfig,
+    read_json,
+    require_expressible,
+    require_fetched,
+    write_configs,
+)
 from mtkit.exchange.portable import PortableModel, Vocabulary, reordered
 from mtkit.text.vocabulary import SpecialIds
+
+# Names and shapes of weights: "ours" are those of mtkit, "theirs" those of transformers.
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -37,7 +48,8 @@ FEED_FORWARD = {
     "around_feed_forward.norm": ("final_layer_norm",),
 }
 
-# Embeddings, by what shares a matrix: our name and theirs. What else they may store of it is the same once more.
+# For each value of tie_embeddings, our names of the embeddings with theirs. COPIES has other names under which a
+# checkpoint may store one of these matrices again, each with the name of that matrix.
 EMBEDDINGS = {
     "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
     "decoder": {
@@ -62,11 +74,11 @@ OUTPUT_BIAS = ("decoder.output.bias", "final_logits_bias")
 
 KINDS = ("weight", "bias")
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # all that float32 holds unchanged
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # the types whose values float32 represents exactly
 
 
 def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our weights, and those that it is made of there, in order; the output bias is left out."""
+    """Yields the name of each of our weights, except the output bias, and the names of theirs that it concatenates."""
     yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
     stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
@@ -80,7 +92,7 @@ def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
-    """Of one of their weights; sizes are those of the vocabularies of source and target."""
+    """Returns the shape that a weight of theirs must have; sizes are the source and target vocabulary sizes."""
     is_source = ".encoder." in name
     module, kind = name.split(".")[-2:]
     d_model, d_ff = config.d_model, config.d_ff if is_source else config.decoder_d_ff or config.d_ff
@@ -91,7 +103,7 @@ def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tu
 
 
 def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights by the names that they have there."""
+    """Returns the weights, converted from our names and shapes to theirs."""
     found = {}
     for ours, theirs in names_of(config):
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
@@ -105,14 +117,15 @@ def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> d
 def our_weights(
     config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Their weights by our names; what is missing, left over or does not fit is told with the path.
+    """Returns the weights, converted from their names and shapes to ours.
 
-    sizes are those of the vocabularies of source and target.
+    sizes are the sizes of the source and target vocabularies. Raises CheckpointError, with a message that begins with
+    path, if a weight is missing, does not belong to the model or has a wrong shape.
     """
     left = dict(weights)
     for copy, original in COPIES[config.tie_embeddings].items():
         if original not in left and copy in left:
-            left[original] = left[copy]  # an older version may store the copy alone
+            left[original] = left[copy]  # an older transformers may store only the copy
         if copy in left and not torch.equal(left.pop(copy), left[original]):
             raise CheckpointError(f"{path}: {copy} is not {original}; the settings say that they share one matrix")
     found = {}
@@ -127,7 +140,7 @@ def our_weights(
     ours, theirs_bias = OUTPUT_BIAS
     if config.output_bias:
         bias = left.pop(theirs_bias, torch.zeros(1, sizes[1]))
-        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings alone
+        if bias.dim() == 2 and bias.shape[1] < sizes[1]:  # transformers pads embeddings, but not the bias
             bias = torch.nn.functional.pad(bias, (0, sizes[1] - bias.shape[1]))
         _require_shape(path, theirs_bias, bias, (1, sizes[1]))
         found[ours] = bias[0]
@@ -141,13 +154,19 @@ def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...
         raise CheckpointError(f"{path}: {name} is {tuple(weight.shape)}, its config.json asks for {wanted}")
 
 
+# Files of weights.
+
+
 def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
-    """As transformers reads them."""
+    """Writes weights to the model.safetensors of a directory, as transformers does."""
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of a checkpoint in float32, and the file that tells of them. No code in it is run."""
+    """Returns the tensors of a checkpoint in float32, and the path of the file or index that was read.
+
+    No code in the checkpoint is run. Raises CheckpointError if weights are missing, damaged or not finite.
+    """
     path = next((directory / name for name in READERS if (directory / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{directory}: holds no weights; wants one of {', '.join(READERS)}")
@@ -183,7 +202,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _shards(path: Path) -> dict[str, str]:
-    """The file that holds each of the weights; all lie beside the index."""
+    """Returns {weight name: file name} from an index; raises CheckpointError if a file is not in its folder."""
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
@@ -193,13 +212,17 @@ def _shards(path: Path) -> dict[str, str]:
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """With PyTorch's reader that knows tensors alone; what it says of failures may be the advice to run code."""
+    """Returns the tensors in a pickle file, loaded by torch.load with weights_only=True.
+
+    Raises CheckpointError if that fails, without PyTorch's own message, which may advise to load the file in a way that
+    runs code.
+    """
     require_fetched(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; copy the checkpoint again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a damaged or hostile file makes of a reader
+    except Exception:  # a damaged or hostile file may raise anything
         raise CheckpointError(
             f"{path}: is cut off or damaged, or holds more than tensors, and mtkit runs no code of a checkpoint; "
             f"copy it again, or save the model as {WEIGHTS}"
@@ -209,7 +232,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in content.items()}
 
 
-READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file that is looked for, in this order
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by file name; the first file that exists is read
     WEIGHTS: _load_safetensors,
     INDEX: _load_safetensors,
     PICKLED: _load_pickled,
@@ -218,18 +241,19 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by the file that 
 
 
 def _is_plain(name: object, weight: object) -> bool:
-    """Whether it is a named tensor whose numbers are all there."""
+    """Whether name is a string, and weight a dense tensor on the CPU with a storage large enough for all elements."""
     return (
         isinstance(name, str)
         and isinstance(weight, Tensor)
         and weight.layout == torch.strided
         and weight.device.type == "cpu"
+        and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
     )
 
 
-# MarianMTModel of Hugging Face transformers: the layout of the OPUS-MT models (Tiedemann & Thottingal 2020).
+# MarianMTModel, the layout of the OPUS-MT models (Tiedemann & Thottingal 2020).
 
-# Flags of config.json that make another model of it, by what all Marian models have.
+# Keys of config.json that change the architecture, with the values that they have in all Marian models.
 OTHERS = {
     "normalize_before": False,
     "normalize_embedding": False,
@@ -241,14 +265,15 @@ OTHERS = {
 
 
 def check_marian(config: Config) -> None:
-    """Refuse what the layout cannot express."""
-    require(config, "marian")
+    """Raises CheckpointError if the files of a MarianMTModel cannot express the model."""
+    require_expressible(config, "marian")
 
 
 def in_marian_order(model: PortableModel) -> PortableModel:
-    """The same model with the special ids where Marian's readers expect them: padding last, a model of theirs as it is.
+    """Returns the model with the special ids that Marian models usually have: end mark 0, <unk> 1, padding last.
 
-    Where both sides have vocabularies of their own the one id of padding must be in both.
+    If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary. No id changes
+    if padding has such an id already, as in models that were imported from Marian.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -260,7 +285,10 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
 
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
-    """End mark, unknown, all others as they are, padding at its place."""
+    """Returns the old ids in their new order: end mark, <unk>, all others, with padding at index pad.
+
+    If padding has that id already, no id changes.
+    """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
         return list(range(size))
@@ -270,11 +298,11 @@ def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
 
 
 def write_marian_weights(model: PortableModel, directory: Path) -> None:
-    """Weights and configuration; the ids are those of the model."""
+    """Writes the weights and configuration files of a MarianMTModel; ids stay those of model."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     bias = torch.zeros(len(model.target.pieces))
-    weights = {"decoder.output.bias": bias, **model.weights}  # Marian always has one
+    weights = {"decoder.output.bias": bias, **model.weights}  # a MarianMTModel always has this bias
     save_weights(their_weights(config, weights), directory)
     write_configs(
         model,
@@ -293,33 +321,36 @@ def write_marian_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_marian(directory: Path) -> PortableModel:
-    """The model of a checkpoint; its vocabularies have special ids and sizes alone: pieces are in other files."""
-    told = TheirConfig(directory)
+    """Returns the MarianMTModel in a directory; raises CheckpointError if it cannot be imported.
+
+    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    """
+    theirs = TheirConfig(directory)
     for key, wanted in OTHERS.items():
-        told.require(key, wanted)
-    shares, ties = told.flag("share_encoder_decoder_embeddings", True), told.flag("tie_word_embeddings", True)
+        theirs.require(key, wanted)
+    shares, ties = theirs.flag("share_encoder_decoder_embeddings", True), theirs.flag("tie_word_embeddings", True)
     if shares and not ties:
         raise CheckpointError(
-            f"{told.path}: tie_word_embeddings is false and share_encoder_decoder_embeddings true; mtkit imports what "
-            "shares the output layer too"
+            f"{theirs.path}: tie_word_embeddings is false and share_encoder_decoder_embeddings true; mtkit imports "
+            "what shares the output layer too"
         )
     weights, path = load_weights(directory)
     tie = "all" if shares else "decoder" if ties else "none"
-    vocab_size = told.number("vocab_size")
-    sizes = vocab_size, vocab_size if shares else told.number("decoder_vocab_size", vocab_size)
-    pad, end = told.token("pad_token_id", min(sizes)), told.token("eos_token_id", sizes[1])
+    vocab_size = theirs.number("vocab_size")
+    sizes = vocab_size, vocab_size if shares else theirs.number("decoder_vocab_size", vocab_size)
+    pad, end = theirs.token("pad_token_id", min(sizes)), theirs.token("eos_token_id", sizes[1])
     if pad is None or end is None:
         key, what = ("pad_token_id", "padding") if pad is None else ("eos_token_id", "the end mark")
-        raise CheckpointError(f"{told.path}: {key} is missing; wants the id of {what}")
-    begin, start = told.token("bos_token_id", sizes[1]), told.token("decoder_start_token_id", sizes[1], pad)
+        raise CheckpointError(f"{theirs.path}: {key} is missing; wants the id of {what}")
+    begin, start = theirs.token("bos_token_id", sizes[1]), theirs.token("decoder_start_token_id", sizes[1], pad)
     begin = None if begin in (end, pad) else begin
-    config = told.settings(
+    config = theirs.settings(
         directory,
         {
             "norm_placement": "post",
             "tie_embeddings": tie,
             "output_bias": True,
-            "start_token": _start(told, start, pad, end, begin, weights),
+            "start_token": _start(theirs, start, pad, end, begin, weights),
         },
     )
     assert isinstance(config.model, TransformerConfig)
@@ -329,9 +360,12 @@ def read_marian(directory: Path) -> PortableModel:
 
 
 def _start(
-    told: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
+    theirs: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
 ) -> str:
-    """What the decoder reads first, by our names."""
+    """Returns the value of model.start_token: pad, zero (padding with an embedding of zeros), end or begin.
+
+    start is the id of the start token. Raises CheckpointError if it is none of pad, end and begin.
+    """
     if start == pad:
         tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
         table = next((weights[name] for name in tables if name in weights), None)
@@ -340,12 +374,15 @@ def _start(
     if start is not None and start in (end, begin):
         return "end" if start == end else "begin"
     raise CheckpointError(
-        f"{told.path}: decoder_start_token_id is {start}; wants pad_token_id, eos_token_id or bos_token_id"
+        f"{theirs.path}: decoder_start_token_id is {start}; wants pad_token_id, eos_token_id or bos_token_id"
     )
 
 
 def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Without the tables of sinusoids that older versions store; another table would be another model."""
+    """Returns the weights without the tables of positions that older versions of transformers store.
+
+    Raises CheckpointError if a table does not have Marian's sinusoids.
+    """
     kept = {}
     for name, weight in weights.items():
         if not name.endswith(("embed_positions.weight", "embed_positions.weights")):
@@ -356,12 +393,12 @@ def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tens
 
 
 def _are_sinusoids(weight: Tensor) -> bool:
-    # As near as bfloat16 comes: a table may have been stored in it.
+    # The tolerance is the precision of bfloat16, in which a table may be stored.
     return torch.allclose(weight, _sinusoids(*weight.shape), rtol=0, atol=2**-8)
 
 
 def _sinusoids(num_positions: int, d_model: int) -> Tensor:
-    """(P, D): sines, then cosines, of p / 10000^(2i/D)."""
+    """Returns Marian's sinusoids (P, D): for each position p, the sines, then the cosines of p / 10000^(2i/D)."""
     waves = 10000.0 ** (-2 * torch.arange(d_model // 2, dtype=torch.float64) / d_model)
     angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * waves
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
@@ -371,18 +408,18 @@ def _is_shared(config: object) -> bool:
     return isinstance(config, TransformerConfig) and config.tie_embeddings == "all"
 
 
-# M2M100ForConditionalGeneration of Hugging Face transformers (Fan et al. 2021): fairseq's Transformer, norms first.
+# M2M100ForConditionalGeneration (Fan et al. 2021): fairseq's Transformer with norms before sublayers.
 
-BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's; readers of this layout count places from PAD
+BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's ids; the position of the first token is PAD + 1
 
 
 def check_m2m100(config: Config) -> None:
-    """Refuse what the layout cannot express."""
-    require(config, "m2m100")
+    """Raises CheckpointError if the files of M2M100 cannot express the model."""
+    require_expressible(config, "m2m100")
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
-    """The same model with fairseq's special ids first; one that has them is as it is."""
+    """Returns the model with the special ids first, in fairseq's order; raises CheckpointError without a begin mark."""
     special, size = model.source.special, len(model.source.pieces)
     if special.begin is None:
         raise CheckpointError("the vocabulary has no begin mark; M2M100 files want one")
@@ -392,7 +429,7 @@ def in_m2m100_order(model: PortableModel) -> PortableModel:
 
 
 def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
-    """Weights and configuration; the ids are those of the model."""
+    """Writes the weights and configuration files of an M2M100 model; ids stay those of model."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     save_weights(their_weights(config, model.weights), directory)
@@ -400,21 +437,24 @@ def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_m2m100(directory: Path) -> PortableModel:
-    """The model of a checkpoint; its vocabularies have special ids and sizes alone: pieces are in other files."""
-    told = TheirConfig(directory)
-    told.require("tie_word_embeddings", True)
-    told.require("pad_token_id", PAD)
-    vocab_size = told.number("vocab_size")
-    end, begin = told.token("eos_token_id", vocab_size, END), told.token("bos_token_id", vocab_size)
-    start = told.token("decoder_start_token_id", vocab_size, END)
+    """Returns the M2M100 model in a directory; raises CheckpointError if it cannot be imported.
+
+    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    """
+    theirs = TheirConfig(directory)
+    theirs.require("tie_word_embeddings", True)
+    theirs.require("pad_token_id", PAD)
+    vocab_size = theirs.number("vocab_size")
+    end, begin = theirs.token("eos_token_id", vocab_size, END), theirs.token("bos_token_id", vocab_size)
+    start = theirs.token("decoder_start_token_id", vocab_size, END)
     if end is None:
-        raise CheckpointError(f"{told.path}: eos_token_id is missing; wants the id of the end mark")
+        raise CheckpointError(f"{theirs.path}: eos_token_id is missing; wants the id of the end mark")
     if start is None or start not in (begin, end):
-        raise CheckpointError(f"{told.path}: decoder_start_token_id is {start}; wants eos_token_id or bos_token_id")
-    config = told.settings(
+        raise CheckpointError(f"{theirs.path}: decoder_start_token_id is {start}; wants eos_token_id or bos_token_id")
+    config = theirs.settings(
         directory,
         {
-            "scale_embeddings": told.flag("scale_embedding", True),
+            "scale_embeddings": theirs.flag("scale_embedding", True),
             "tie_embeddings": "all",
             "start_token": "end" if start == end else "begin",
             "sinusoid_exponent": "tensor2tensor",
@@ -423,7 +463,7 @@ def read_m2m100(directory: Path) -> PortableModel:
     )
     assert isinstance(config.model, TransformerConfig)
     weights, path = load_weights(directory)
-    weights = {name: weight for name, weight in weights.items() if "embed_positions" not in name}  # all have the same
+    weights = {n: w for n, w in weights.items() if "embed_positions" not in n}  # sinusoids, equal in all models
     ours = our_weights(config.model, weights, path, (vocab_size, vocab_size))
     special = SpecialIds(PAD, UNKNOWN, None if begin == end else begin, end)
     side = Vocabulary([""] * vocab_size, special)

@@ -1,4 +1,4 @@
-"""Makes bundles of other libraries' models, and of models with larger vocabularies."""
+"""Import of other libraries' models as bundles, and extension of a bundle's vocabulary."""
 
 import hashlib
 import json
@@ -30,13 +30,14 @@ from mtkit.translation.translator import load_bundle, translator_of
 
 READERS: dict[str, Callable[[Path], PortableModel]] = {"marian": read_marian, "m2m_100": read_m2m100}
 
-NUM_LINES, LONGEST_LINE = 64, 40  # made up for canaries to be chosen from; tokens
+NUM_LINES, LONGEST_LINE = 64, 40  # canaries are chosen from 64 made-up lines of at most 40 tokens
 
 
 def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
-    """Make a bundle of a Hugging Face checkpoint: a MarianMTModel, such as OPUS-MT's, or what an export wrote.
+    """Makes a bundle from a Hugging Face MarianMTModel (such as OPUS-MT's) or M2M100, or from Marian's own files.
 
-    languages are the codes of source and target, for where the checkpoint does not tell them.
+    languages are the codes of source and target; by default, those that the checkpoint names. Raises MtkitError if
+    output exists and is no bundle, and CheckpointError if the checkpoint cannot be imported.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -60,18 +61,18 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
         save_bundle(output, model.weights, config, tokenizer.save, about, canaries)
     bundle = open_bundle(output)
     save_scores(bundle, [], card_text(bundle, []))
-    if layout in READERS and (ignored := TheirConfig(directory).ignored(tokenizer.specials.target.silent)):
+    if layout in READERS and (ignored := TheirConfig(directory).ignored(tokenizer.specials.target.never_generated)):
         say(f"{directory}: not carried over, so translations may differ: {', '.join(ignored)}")
     say(f"{about['num_parameters']:,} parameters; {sizes[0]:,} source and {sizes[1]:,} target pieces")
     say(f"model: {output}")
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Without the rows behind the vocabulary's, with which embeddings are padded and that no token has."""
+    """Returns the model without those rows of its embeddings that belong to no token of the tokenizer."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
-    if max(spare) <= 0 or not are_there:  # the latter is told with the special ids
+    if max(spare) <= 0 or not are_there:  # special ids outside the vocabulary are reported later
         return model
     say(f"{max(spare):,} rows of the embeddings belong to no token of the tokenizer; they are left out")
     source, target = (range(min(len(rows.pieces), len(named.pieces))) for rows, named in sides)
@@ -79,7 +80,7 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """The model, its vocabularies, the files that make it, and the name of their layout."""
+    """Returns the model, its vocabularies, its files, and its layout: a key of READERS, or native-marian."""
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
         return native.model, native.vocabulary, native.files, "native-marian"
@@ -91,16 +92,15 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
-    """Special ids of the target are those of config.json, which its library goes by; of the source, the tokenizer's."""
-    named = found.target.special
-    told = model.target.special
-    target = SpecialIds(told.pad, named.unknown, _begin(named.begin, told), told.end)
-    source = SpecialIds(
-        found.source.special.pad,
-        found.source.special.unknown,
-        _begin(found.source.special.begin, found.source.special),
-        found.source.special.end,
-    )
+    """Returns the tokenizer of an imported model; raises CheckpointError if a special id is outside its vocabulary.
+
+    The special ids of the source are those of the tokenizer's files. On the target side, padding and the end mark are
+    those of config.json, as in transformers.
+    """
+    named, configured = found.target.special, model.target.special
+    target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
+    named = found.source.special
+    source = SpecialIds(named.pad, named.unknown, _begin(named.begin, named), named.end)
     for side, special in (("source", source), ("target", target)):
         size = len(getattr(found, side).pieces)
         if max(special.all) >= size:
@@ -123,13 +123,13 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 
 
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
-    """What an export of mtkit tells to be placeholders; all else that is never split may be a tag."""
-    told = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
-    return [symbol for symbol in found.defined if symbol in told] if isinstance(told, list) else []
+    """Returns the user-defined pieces that an export by mtkit listed as placeholders; the other ones may be tags."""
+    noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
+    return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """No mark of its own where it is one of the others."""
+    """Returns the id of the begin mark, or None if it is also the id of padding or of the end mark."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -147,7 +147,7 @@ def _config(
     languages: tuple[str, str] | None,
     bans_unknown: bool,
 ) -> Config:
-    """The settings of the checkpoint, with those of its tokenizer and its languages."""
+    """Returns the settings of the imported model, including those of its tokenizer and languages."""
     source, target = languages or found.languages
     settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
     settings["languages"] = {"source": source or "source", "target": target or "target"}
@@ -165,7 +165,7 @@ def _config(
 
 
 def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
-    """What it was made of: the files by their checksums, not where they lay."""
+    """Returns {"layout": layout, "files": {file name: SHA-256 checksum}}; the file names are without folders."""
     sums = {}
     for path in sorted(files):
         with path.open("rb") as file:
@@ -174,23 +174,24 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines of pieces drawn by chance, always the same, since nobody knows the language."""
+    """Returns NUM_LINES lines of random source pieces, the same lines at each call; they are no real text."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
-    chance = random.Random(0)
-    rows = [chance.choices(plain, k=chance.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
+    generator = random.Random(0)
+    rows = [generator.choices(plain, k=generator.randint(1, LONGEST_LINE)) for _ in range(NUM_LINES)]
     return tokenizer.decode_source(rows)
 
 
-# A bundle with a larger vocabulary, which translates as before until it is trained on what is new.
+# Extension of the vocabulary of a bundle.
 
 
 def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str]) -> None:
-    """Write the bundle at a path with new pieces and tags as another bundle.
+    """Adds pieces and tags to the vocabulary of the bundle at a path, and writes the result as a bundle to output.
 
-    The row of a new piece is the mean of the rows of those that spelled it before, in the embeddings, in the output
-    layer and in its bias. Until a training starts from the bundle, what is new is never said and counts for nothing in
-    the softmax, so that translations and their scores are those of before.
+    In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the old pieces
+    that it was split into before. Until a training starts from the new bundle, new pieces are never generated and are
+    left out of the softmax, so translations and their scores do not change. Raises MtkitError if output exists and is
+    no bundle, and ConfigError if a piece or tag cannot be added.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -227,7 +228,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """For each new id of a side the ids of the pieces that spelled it before."""
+    """Returns, for each id that `new` adds to a side, the ids of the pieces that the old tokenizer splits it into."""
     if of_source:
         ids = range(old.source_vocab_size, new.source_vocab_size)
         return old.encode_source(new.source_pieces(ids))
@@ -236,6 +237,6 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """(V, …) with a row for each spelling behind the others: the mean of its rows, or of all where there is none."""
+    """Returns a table (V, …) with a row added for each spelling: the mean of its ids' rows, or of all if empty."""
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

@@ -1,4 +1,7 @@
-"""Models as Marian itself writes them: options, tensors, files."""
+"""Reads models in Marian's own files (Junczys-Dowmunt et al. 2018): .npz and .yml, as in OPUS-MT's archives.
+
+In shapes, V is the vocabulary size and D the model width.
+"""
 
 import json
 import math
@@ -21,7 +24,10 @@ from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.exchange.tokenizers import MarianVocabulary, read_vocabularies
 from mtkit.text.vocabulary import pieces_of
 
-# What mtkit's Transformer has one choice for: the values that are read. A missing option has the first one.
+# Options of the architecture, and settings of the search.
+
+# Options of which mtkit imports only these values, since its Transformer can do nothing else. A missing option counts
+# as the first value.
 WANTED: dict[str, tuple[Any, ...]] = {
     "type": ("transformer",),
     "right-left": (False,),
@@ -39,18 +45,19 @@ WANTED: dict[str, tuple[Any, ...]] = {
     "transformer-train-positions": (False,),
 }
 
-# Other options whose names begin with transformer- that are read here, or change nothing of what a finished model says.
+# Other options named transformer-…, without this prefix: they are read below, or do not affect a trained model's
+# translations.
 KNOWN = {
     *("heads", "dim-ffn", "decoder-dim-ffn", "ffn-activation", "disable-position-embeddings", "no-bias", "no-affine"),
     *("preprocess", "postprocess", "postprocess-emb", "postprocess-top"),
     *("dropout", "dropout-attention", "dropout-ffn", "depth-scaling", "guided-alignment-layer"),
-    # Marian itself reads no option of this name: its positions are sinusoids all the same, if no table is stored.
+    # Marian does not read an option of this name: its positions are sinusoids unless a table is stored.
     "train-position-embeddings",
-    # Of other decoders and attentions, which WANTED refuses.
+    # Options of other decoders and attentions, which WANTED refuses.
     *("dim-aan", "aan-depth", "aan-activation", "aan-nogate", "rnn-projection", "alibi-shift", "alibi-trainable"),
 }
 
-# What is done before a sublayer, after it and after the last one, dropout left out: a = add, n = normalize.
+# norm_placement by the operations before a sublayer, after it and after the last layer (a: add, n: normalise).
 PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
 
 ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
@@ -60,7 +67,10 @@ GELU_SLOPE = 1.702
 
 
 class MarianOptions:
-    """The options that a model was built with; what is not as it must be is a CheckpointError that names the option."""
+    """The options that a model was built with.
+
+    For a value that mtkit cannot import, a CheckpointError is raised that names the option.
+    """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
@@ -74,25 +84,25 @@ class MarianOptions:
         for name, value in self.content.items():
             known = name in WANTED or name.removeprefix("transformer-") in KNOWN
             if name.startswith("transformer-") and not known and value:
-                raise CheckpointError(f"{self.path}: {name} is {_told(value)}; mtkit knows no option of this name")
+                raise CheckpointError(f"{self.path}: {name} is {_shown(value)}; mtkit knows no option of this name")
 
     def refuse(self, name: str, *wanted: Any) -> None:
-        """Say which value was found, and which ones are read."""
-        listed = " or ".join(map(_told, wanted))
+        """Raises a CheckpointError that names an option, its value, and the values that mtkit imports (wanted)."""
+        listed = " or ".join(map(_shown, wanted))
         raise CheckpointError(
-            f"{self.path}: Marian's option {name} is {_told(self.content.get(name))}; mtkit imports {listed} alone"
+            f"{self.path}: Marian's option {name} is {_shown(self.content.get(name))}; mtkit imports {listed} alone"
         )
 
     def number(self, name: str, default: int | None = None) -> int:
         value = self.content.get(name, default)
         if type(value) is not int or value < 0:
-            raise CheckpointError(f"{self.path}: Marian's option {name} is {_told(value)}; wanted is a whole number")
+            raise CheckpointError(f"{self.path}: Marian's option {name} is {_shown(value)}; wanted is a whole number")
         return value
 
     def flag(self, name: str) -> bool:
         value = self.content.get(name, False)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.path}: Marian's option {name} is {_told(value)}; wanted is true or false")
+            raise CheckpointError(f"{self.path}: Marian's option {name} is {_shown(value)}; wanted is true or false")
         return value
 
     def choice(self, name: str, default: str, choices: Mapping[str, str]) -> str:
@@ -102,13 +112,13 @@ class MarianOptions:
         return choices[value]
 
     def steps(self, name: str, default: str) -> str:
-        """What is done around a sublayer, dropout left out."""
+        """Returns the value of an option that lists operations, such as "dan", without the d for dropout."""
         value = self.content.get(name, default)
-        return value.replace("d", "") if isinstance(value, str) else _told(value)
+        return value.replace("d", "") if isinstance(value, str) else _shown(value)
 
     @property
     def placement(self) -> str:
-        """Where norms stand, by our name."""
+        """The value of model.norm_placement; raises CheckpointError for other placements than post and pre."""
         names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top")
         found = tuple(self.steps(name, default) for name, default in zip(names, ("", "dan", ""), strict=True))
         if found not in PLACEMENTS:
@@ -118,7 +128,7 @@ class MarianOptions:
 
     @property
     def embedding_norm(self) -> bool:
-        """Whether embeddings are normalised."""
+        """Whether embeddings are normalised; raises CheckpointError if anything else is done to them."""
         found = self.steps("transformer-postprocess-emb", "d")
         if found not in ("", "n"):
             self.refuse("transformer-postprocess-emb", "d", "n", "nd")
@@ -126,20 +136,20 @@ class MarianOptions:
 
     @property
     def activation(self) -> str:
-        """Of the feed-forward layers, by our name."""
+        """The activation function of the feed-forward layers, by mtkit's name for it."""
         found = self.choice("transformer-ffn-activation", "swish", ACTIVATIONS)
         return "silu" if self.slope != 1 else found
 
     @property
     def slope(self) -> float:
-        """What the activation multiplies its input by, and divides its output by."""
+        """The s in the activation function f(s x) / s: 1.702 for gelu in older versions of Marian, else 1."""
         version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
         is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
         return GELU_SLOPE if self.content.get("transformer-ffn-activation") == "gelu" and not is_exact else 1.0
 
     @property
     def ties(self) -> str:
-        """What shares a matrix, by our name."""
+        """The value of model.tie_embeddings: all, decoder or none."""
         source_too = self.flag("tied-embeddings-src")
         if self.flag("tied-embeddings-all") or (source_too and self.flag("tied-embeddings")):
             return "all"
@@ -147,22 +157,25 @@ class MarianOptions:
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """Of source and target."""
+        """The sizes of the source and target vocabularies."""
         sizes = self.content.get("dim-vocabs")
         if not isinstance(sizes, list) or len(sizes) != 2 or not all(type(n) is int and n > 1 for n in sizes):
             raise CheckpointError(
-                f"{self.path}: Marian's option dim-vocabs is {_told(sizes)}; wanted are the sizes of one source and "
+                f"{self.path}: Marian's option dim-vocabs is {_shown(sizes)}; wanted are the sizes of one source and "
                 "one target vocabulary"
             )
         return sizes[0], sizes[1]
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return value or "''" if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[str, Any]) -> Config:
-    """The settings that make the same model of mtkit's Transformer."""
+    """Returns the settings of the model in mtkit; raises CheckpointError if mtkit does not support them.
+
+    shared is whether both sides have the same vocabulary; decoding has the decoding settings.
+    """
     d_ff, decoder_d_ff = options.number("transformer-dim-ffn"), options.number("transformer-decoder-dim-ffn", 0)
     settings = {
         "name": name,
@@ -184,7 +197,7 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
             ),
             "embedding_norm": options.embedding_norm,
             "tie_embeddings": options.ties,
-            "output_bias": True,  # which also keeps padding from being said
+            "output_bias": True,  # also keeps padding from being generated: see NEVER
             "start_token": "zero",
         },
         "tokenizer": {"shared": shared},
@@ -199,36 +212,39 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
 
 
 def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """What the decoder.yml tells of the search, in our settings."""
+    """Returns mtkit's decoding settings for the content of a decoder.yml, which may be empty; path is its path.
+
+    Raises CheckpointError if a value is not a number of 0 or more.
+    """
     numbers: dict[str, float] = {}
     for name in ("beam-size", "normalize", "word-penalty", "max-length-factor"):
         value = decoder.get(name)
         if value is True:
-            value = 1  # `normalize` may stand alone
+            value = 1  # `normalize` without a value means 1
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value) or value < 0):
-            raise CheckpointError(f"{path}: {name} is {_told(value)}; wanted is a number")
+            raise CheckpointError(f"{path}: {name} is {_shown(value)}; wanted is a number")
         if value:
             numbers[name] = value
     if "word-penalty" in numbers:
         say(f"{path}: word-penalty {numbers['word-penalty']} is left out; mtkit's search has none")
-    # Marian never writes <unk> unless it is told to.
+    # Marian never generates <unk> unless allow-unk is set.
     settings: dict[str, Any] = {} if decoder.get("allow-unk") is True else {"unknown": "ban"}
     if "beam-size" in numbers:
         settings["beam_size"] = max(1, int(numbers["beam-size"]))
     if decoder:
         settings["length_penalty"] = float(numbers.get("normalize", 0.0))
     if "max-length-factor" in numbers:
-        factor = float(numbers["max-length-factor"])  # for each source token, the end mark counted
+        factor = float(numbers["max-length-factor"])  # target tokens for each source token, where the end mark counts
         settings |= {"max_length_ratio": factor, "max_length_extra": int(factor)}
     return settings
 
 
-# The tensors of a model of Marian by mtkit's names.
+# Tensors: "ours" are those of mtkit, "theirs" those of Marian.
 
-# The bias of padding, which Marian has no token for: so small that the softmax makes it nothing, in fp16 as well.
+# The output bias of padding, a token that Marian does not have. It makes the probability of padding 0, in fp16 as well.
 NEVER = -1e4
 
-# Our modules, by the places of theirs; W or b stands for the gap.
+# Our linear layers, each with the names of theirs that it concatenates; {} is replaced by W (weight) or b (bias).
 LINEARS = {
     "attention.query_key_value": ("self_{}q", "self_{}k", "self_{}v"),
     "attention.output": ("self_{}o",),
@@ -243,18 +259,21 @@ NORMS = {
     "around_source_attention.norm": "context_Wo",
     "around_feed_forward.norm": "ffn_ffn",
 }
-OF_SOURCE = "source_attention"  # stands in the names of what an encoder's layer has not
+OF_SOURCE = "source_attention"  # part of the names of modules that only decoder layers have
 
 
 class _Taken:
-    """Tensors that are taken one by one, each with the shape that it must have."""
+    """The tensors of a file, which are taken out one by one with a check of their shapes."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         self.path = path
         self.left = dict(weights)
 
     def take(self, name: str, shape: tuple[int, ...], default: float | None = None) -> Tensor:
-        """A tensor, which is taken once; the default fills it where it is not stored and may be missing."""
+        """Removes and returns the tensor of a name; if the file lacks it, returns a tensor filled with the default.
+
+        Raises CheckpointError if the tensor has another shape, or is missing and there is no default.
+        """
         if name not in self.left:
             if default is not None:
                 return torch.full(shape, default)
@@ -265,13 +284,16 @@ class _Taken:
         return weight
 
     def finish(self) -> None:
-        """Nothing may be left: what is not known would be another model."""
+        """Raises CheckpointError if tensors are left, which means that the model has parts that mtkit does not have."""
         if self.left:
             raise CheckpointError(f"{self.path}: holds {min(self.left)}, which mtkit's Transformer has no place for")
 
 
 def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors by our names, those of padding added: a row of zeros, which the decoder starts from."""
+    """Returns their tensors converted to ours, by name; raises CheckpointError if they do not fit the options.
+
+    A row of zeros is added to embeddings and output layer for padding, which is the decoder's start token.
+    """
     taken = _Taken(options.path, weights)
     found = _embeddings(options, taken)
     model = config.model
@@ -289,7 +311,7 @@ def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Te
 
 
 def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
-    """Embeddings, output layer and its bias."""
+    """Returns our tensors of the embeddings, the output layer and its bias, by name."""
     (source_size, target_size), width, ties = options.vocab_sizes, options.number("dim-emb"), options.ties
     found = {}
     if options.flag("tied-embeddings-all") or options.flag("tied-embeddings-src"):
@@ -315,12 +337,12 @@ def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
 
 
 def _padded(table: Tensor) -> Tensor:
-    """(V, D) with a row of zeros below."""
+    """Returns a table (V, D) with a row of zeros appended."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one layer."""
+    """Yields the names and values of our tensors of one layer of the encoder or decoder (side)."""
     width, d_ff = options.number("dim-emb"), options.number("transformer-dim-ffn")
     if side == "decoder":
         d_ff = options.number("transformer-decoder-dim-ffn", 0) or d_ff
@@ -348,14 +370,18 @@ def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Ite
 
 
 def _norm(taken: _Taken, theirs: str, suffix: str, ours: str, width: int, default: float | None) -> dict[str, Tensor]:
-    """Scale and shift of a norm; where they may be missing, those that change nothing."""
+    """Returns our weight and bias of a norm, by name.
+
+    With a default (0), a missing weight is 1 and a missing bias 0; without one, a missing tensor raises
+    CheckpointError.
+    """
     return {
         f"{ours}.weight": taken.take(f"{theirs}_ln_scale{suffix}", (1, width), None if default is None else 1.0)[0],
         f"{ours}.bias": taken.take(f"{theirs}_ln_bias{suffix}", (1, width), default)[0],
     }
 
 
-# Models as Marian itself writes them (Junczys-Dowmunt et al. 2018), and OPUS-MT's archives hold them: .npz and .yml.
+# Files.
 
 OPTIONS, DECODER, OPTIMIZER = "special:model.yml", "decoder.yml", ".optimizer.npz"
 DTYPES = ("float32", "float16")
@@ -363,7 +389,7 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class NativeMarian:
-    """A model that was read, its vocabularies, and the files that it was read from."""
+    """A model, its vocabularies, and the files that it was read from."""
 
     model: PortableModel
     vocabulary: MarianVocabulary
@@ -371,14 +397,17 @@ class NativeMarian:
 
 
 def is_native_marian(path: Path) -> bool:
-    """Whether it is a folder that holds an .npz or a decoder.yml, or one of these files itself."""
+    """Whether a path is a folder with an .npz or decoder.yml file in it, or is an .npz or .yml file."""
     if path.is_dir():
         return any(path.glob("*.npz")) or any(path.glob(f"*{DECODER}"))
     return path.suffix == ".npz" or (path.suffix == ".yml" and path.is_file())
 
 
 def read_native_marian(path: Path) -> NativeMarian:
-    """The model of a folder, of a decoder.yml in it, or of an .npz in it; what cannot be read is a CheckpointError."""
+    """Returns the Marian model in a folder, or that of a decoder.yml or .npz file.
+
+    Raises CheckpointError if there is not exactly one model or it cannot be imported.
+    """
     found = _Setup.find(path)
     options, weights = _read_npz(found.npz)
     source, target, files = read_vocabularies(found.directory, found.vocabularies, options.vocab_sizes)
@@ -399,7 +428,7 @@ def read_native_marian(path: Path) -> NativeMarian:
 
 
 def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
-    """What an import asks of vocabularies; Marian tells no languages."""
+    """Returns both vocabularies and their tags as a MarianVocabulary; Marian's files name no languages."""
     defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
     tags = tuple(piece for piece in source.pieces if re.fullmatch(">>.+<<", piece) and piece not in defined)
     return MarianVocabulary(source, target, source.pieces == target.pieces, (None, None), tags, defined)
@@ -407,13 +436,13 @@ def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
 
 @dataclass(frozen=True)
 class _Setup:
-    """Which files make a model, and how Marian's decoder is told to search."""
+    """The files of a model, and the content of its decoder.yml."""
 
     directory: Path
     npz: Path
-    vocabularies: list[Path]  # of source and target; empty where no file tells
+    vocabularies: list[Path]  # of source and target; empty if no decoder.yml names them
     decoder: Mapping[str, Any]
-    settings_file: list[Path]  # the decoder.yml, or none
+    settings_file: list[Path]  # the decoder.yml; empty if there is none
 
     @staticmethod
     def find(path: Path) -> "_Setup":
@@ -458,7 +487,11 @@ def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str
 
 
 def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
-    """The file of this name in the folder, else where it is told to be, which may be on another machine."""
+    """Returns the path of a file that decoder.yml names; raises CheckpointError if the file is missing.
+
+    The name may be a path on another machine. So the file is looked up under its path in the folder, under its name
+    without folders in the folder, and under its path as it is, in this order.
+    """
     places = directory / name, directory / Path(name).name, Path(name)
     found = next((path for path in places if path.is_file()), None)
     if found is None:
@@ -481,13 +514,22 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
-    """The options of a model and its tensors in float32."""
+    """Returns the options of a model and its tensors in float32; raises CheckpointError if it cannot be imported."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; copy the model again") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        AttributeError,
+        TypeError,
+        MemoryError,
+    ) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: no .npz of Marian, or damaged: {first}; copy the model again") from None
     if OPTIONS not in found:

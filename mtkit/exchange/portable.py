@@ -1,4 +1,4 @@
-"""A model as the export formats need it, and how another library translates with what was exported."""
+"""The model representation that imports and exports share, tokenizer.json files, translation with transformers."""
 
 import base64
 import json
@@ -13,47 +13,48 @@ import torch
 from torch import Tensor
 
 from mtkit.config.settings import Config
-from mtkit.text.vocabulary import OWN, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
+from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
-MARKER = "mtkit.json"  # tells a folder that an export wrote, which another may replace
+MARKER = "mtkit.json"  # the file that marks a folder as written by an export, which another export may replace
+
+# The model.
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The pieces of one side, in the order of their ids."""
+    """The vocabulary of the source or of the target."""
 
-    pieces: list[str]  # as SentencePiece writes them, ▁ for a space; those of the special ids among them
-    special: SpecialIds = OWN
-    sentencepiece: bytes = b""  # a model that normalises text by itself as that side wants it, and gives these pieces
-    scores: list[float] = field(default_factory=list)  # SentencePiece's, by id
+    pieces: list[str]  # by id, with ▁ for a space; includes special tokens
+    special: SpecialIds = DEFAULT_IDS
+    sentencepiece: bytes = b""  # the SentencePiece model (file content) that normalises and splits text
+    scores: list[float] = field(default_factory=list)  # SentencePiece's scores of the pieces, by id; may be empty
 
 
 @dataclass(frozen=True)
 class PortableModel:
-    """All that an export needs; what an import finds."""
+    """A model independent of file formats: what an export writes to files, and what an import reads from files."""
 
     config: Config
-    weights: dict[str, Tensor]  # by mtkit's own names, float32; what is shared stands once
+    weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
     source: Vocabulary
     target: Vocabulary
-    symbols: tuple[str, ...] = ()  # words of the source that are one piece each, such as the tags of languages
-    card: str = ""  # the text of the model card
+    symbols: tuple[str, ...] = ()  # source words that are one piece each, such as language tags
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
-        """Tags that SentencePiece does not know: a token of its own before the pieces of a line."""
+        """The tags that are not pieces of the SentencePiece model; at the start of a line, such a tag is one token."""
         known = {piece.text for piece in pieces_of(self.source.sentencepiece)}
         return tuple(tag for tag in self.symbols if tag not in known)
 
 
 def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
-    """The same model with id n of a side being what was id order[n]; a shared vocabulary has one order.
+    """Returns the model with its ids permuted: the new id n of a side is the old id order[n].
 
-    Ids that an order leaves out are gone; special ones must not be.
-    Embeddings, output layer and its bias go along, and so do the special ids.
+    The rows of embeddings, output layer and output bias and the special ids change accordingly. Ids that an order
+    leaves out are removed; special ids must not be left out. For a shared vocabulary, both orders must be the same.
     """
-    own = range(len(model.source.pieces)), range(len(model.target.pieces))
-    if list(source_order) == list(own[0]) and list(target_order) == list(own[1]):
+    sizes = len(model.source.pieces), len(model.target.pieces)
+    if list(source_order) == list(range(sizes[0])) and list(target_order) == list(range(sizes[1])):
         return model
     orders = {
         "encoder.embedded.embedding.weight": source_order,
@@ -85,24 +86,29 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
     )
 
 
-# A SentencePiece model in the words of the library tokenizers: the content of a tokenizer.json.
+# tokenizer.json, a file of the library tokenizers, which can express a SentencePiece model.
 
 SPACE_MARK = "\u2581"
-NO_CHARACTER = "\ufdd0"  # that Unicode keeps out of text
+NO_CHARACTER = "\ufdd0"  # a noncharacter in Unicode, so it occurs in no text
 
-MOST_SPACES = 1 << 16  # SentencePiece removes every space that a text begins with
+MOST_SPACES = 1 << 16  # Strip needs a number; SentencePiece removes all leading spaces
 
 Part = dict[str, Any]
 
 
 def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Part:
-    """What encodes as the vocabulary's tokenizer does, ends each line with its end, and decodes.
+    """Returns the content of a tokenizer.json that encodes and decodes as SentencePiece does and appends the end mark.
 
-    Transformers must be told to split special tokens, or what is written like one is one. The same but for these: with
-    a rule, several combining marks come in the order of Unicode, marks behind what the rule takes away join what stands
-    before it, and U+FDD0 is lost; a name such as </s> right behind a symbol ends a piece of bpe; and of unigram, where
-    two orders of the same pieces differ by rounding alone, it may take the other one. Decoding with skip_special_tokens
-    leaves <unk> out. loose_tags are pieces that SentencePiece does not know.
+    loose_tags are the tags that the SentencePiece model lacks. In transformers, split_special_tokens must be true, or
+    text that is written like a special token becomes that token. The exceptions from what SentencePiece does are rare:
+
+    - With a normalisation rule, several combining marks in a row are put in Unicode's order, marks after a character
+      that the rule removes join the character before it, and U+FDD0 is lost.
+    - With BPE, in text written like a special piece such as </s>, directly after a user-defined piece, the first
+      character is a piece of its own.
+    - With unigram, if the scores of two orders of the same pieces differ only by rounding, another order than that of
+      SentencePiece may be chosen.
+    - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
     model_type = model_type_of(vocabulary.sentencepiece)
@@ -133,13 +139,16 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 
 
 def added_token(content: str, special: bool) -> Part:
-    """A token that is found in text before anything else is done to it, unless it is special and those are split."""
+    """Returns the entry of an added token in a tokenizer.json.
+
+    Such a token is found in text before normalisation, unless it is special and split_special_tokens is true.
+    """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
-    """By id; what SentencePiece does not know is no text either."""
+    """Returns the pieces by id; those that the SentencePiece model lacks are control pieces, which no text contains."""
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]
 
@@ -156,8 +165,8 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
     charsmap = base64.b64encode(charsmap_of(vocabulary.sentencepiece)).decode("ascii")
     parts: list[Part] = []
     if charsmap:
-        # The library looks up a character together with the marks behind it, and drops those that the rule does not
-        # know there. So they stand apart while the rule is applied, and are composed then.
+        # The library looks up a character together with the combining marks after it, and drops the marks if the rule
+        # does not list that combination. So marks are separated from it while the rule is applied, and composed after.
         parts += [
             _replace({"Regex": r"(?<=[\s\S])(?=[\p{M}\x{200c}\x{200d}\n])"}, NO_CHARACTER),
             {"type": "Precompiled", "precompiled_charsmap": charsmap},
@@ -166,14 +175,15 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
         ]
     parts += [
         _replace({"String": SPACE_MARK}, " "),
-        # Spaces alone: other white space is text.
+        # Only spaces are removed; other white space is part of the text.
         _replace({"Regex": r"\A +| +\z"}, ""),
         _replace({"Regex": " {2,}"}, " "),
-        {"type": "Prepend", "prepend": " "},  # unlike that of Metaspace, not before nothing
+        {"type": "Prepend", "prepend": " "},  # unlike Metaspace, which also prepends to an empty line
         _replace({"String": " "}, SPACE_MARK),
     ]
     if model_type_of(vocabulary.sentencepiece) == "unigram" and not _spells_bytes(pieces):
-        # What is unknown is so whatever it is, and then no name either.
+        # In text written like a special piece, replace one character that no piece has, so that the library does not
+        # encode the text as that piece.
         known = _characters(pieces)
         for name in _names(pieces):
             places = [place for place, character in enumerate(name) if character not in known]
@@ -184,18 +194,18 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
 
 
 def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
-    """Words, each with its mark; in them symbols stand alone, which a model then takes whole."""
+    """Returns the parts that split text into words with their space marks, and isolate user-defined pieces."""
     parts: list[Part] = [
         {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True},
     ]
     alone = [re.escape(symbol) for symbol in sorted(_symbols(pieces), key=len, reverse=True)]
     if model_type == "unigram":
-        # The library takes text that is a name for the piece of that name, if it cannot spell it.
+        # The library encodes text written like a special piece as that piece if no other pieces can spell the text.
         unspelled = sorted({character for name in _names(pieces) for character in name} - _characters(pieces))
         if unspelled and _spells_bytes(pieces):
             alone.append(f"[{''.join(map(re.escape, unspelled))}]")
     elif alone:
-        # It takes what stands behind a symbol for a piece too, if it is the name of one.
+        # With BPE, the library does so where the text directly follows a user-defined piece.
         before, behind = (f"(?{look}{'|'.join(alone)}{more})" for look, more in (("<=", ""), ("=", r"|\z")))
         alone += [f"{before}{re.escape(name[0])}(?={re.escape(name[1:])}{behind})" for name in _names(pieces)]
     if alone:
@@ -214,17 +224,17 @@ def _ending(end: str, id_: int) -> Part:
 
 
 def _symbols(pieces: list[Piece]) -> list[str]:
-    """The pieces that text is never split in."""
+    """Returns the texts of user-defined pieces, which are never split."""
     return [piece.text for piece in pieces if piece.type == "user_defined"]
 
 
 def _names(pieces: list[Piece]) -> list[str]:
-    """Of the pieces that stand for no text that is written like them: </s>, <0x41>."""
+    """Returns the texts of special pieces, such as </s> and <0x41>; text written like one must not be encoded as it."""
     return [piece.text for piece in pieces if piece.type not in ("normal", "user_defined")]
 
 
 def _characters(pieces: list[Piece]) -> set[str]:
-    """Those that a model can spell with."""
+    """Returns the characters that occur in normal pieces."""
     return {character for piece in pieces if piece.type == "normal" for character in piece.text}
 
 
@@ -234,7 +244,7 @@ def _spells_bytes(pieces: list[Piece]) -> bool:
 
 def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     worst = min([0.0, *(piece.score for piece in pieces if piece.type == "normal")])
-    # What is no text must be worse than its name spelled character by character.
+    # A special piece must score worse than its text spelled one character at a time.
     never = worst * max(len(piece.text) + 1 for piece in pieces) - 1.0
     scores = [piece.score if piece.type in ("normal", "user_defined") else never for piece in pieces]
     return {
@@ -246,7 +256,11 @@ def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 
 def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
-    """SentencePiece merges whatever gives a piece, the best score first; here each way to do so has a rank."""
+    """Returns the BPE model.
+
+    SentencePiece merges any two pieces whose concatenation is a piece, best score first. So the list of merges has all
+    such pairs, ordered by the score of their concatenation.
+    """
     scores = {piece.text: piece.score for piece in pieces if piece.type == "normal"}
     return {
         "type": "BPE",
@@ -256,7 +270,7 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": _spells_bytes(pieces),
-        "ignore_merges": bool(_symbols(pieces)),  # a symbol is no merge of anything
+        "ignore_merges": bool(_symbols(pieces)),  # for user-defined pieces, which no merge produces
         "vocab": {piece.text: id_ for id_, piece in enumerate(pieces)},
         "merges": [
             [piece[:cut], piece[cut:]]
@@ -267,28 +281,28 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     }
 
 
-# What another library makes of an exported model: the proof of an export, where that library is installed.
+# Translation of an exported model with transformers, to check the export.
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Of some sentences, what the library did with them; tokens are told as pieces, without marks."""
+    """A library's translations of some sources, and its log-probabilities of given translations."""
 
     library: str  # its name and version
-    translations: list[list[str]]  # greedily
-    log_probs: list[list[float]]  # of each token of the given translations, and of the end mark
+    translations: list[list[str]]  # pieces without special tokens, found by greedy search
+    log_probs: list[list[float]]  # of each token of each given translation, and of its end mark
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How a library's tokenizer reads lines and writes translations, with the exported files."""
+    """A library's tokenizer, loaded from exported files, as two functions."""
 
-    encode: Callable[[Sequence[str]], list[list[str]]]  # pieces of each line, the end mark left out
-    decode: Callable[[Sequence[Sequence[str]]], list[str]]  # of each row of pieces
+    encode: Callable[[Sequence[str]], list[list[str]]]  # lines to pieces, without the end mark
+    decode: Callable[[Sequence[Sequence[str]]], list[str]]  # pieces to lines
 
 
 def most_tokens(source: Sequence[str]) -> int:
-    """How long a translation may get: what decoding allows unless told otherwise."""
+    """Returns the most tokens that a translation of source may have under the default decoding settings."""
     return 2 * len(source) + 20
 
 
@@ -296,10 +310,10 @@ def most_tokens(source: Sequence[str]) -> int:
 def observe_with_transformers(
     directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
-    """What Hugging Face transformers makes of a checkpoint; None where it is not installed.
+    """Translates sources with Hugging Face transformers by greedy search, and scores targets as their translations.
 
-    sources are translated without what is silent; targets are translations whose log-probabilities are asked for. The
-    checkpoint's generation_config.json decides what else a translation may not hold.
+    Returns None if transformers is not installed. sources and targets are rows of pieces. The pieces in silent are
+    never generated; the constraints in the checkpoint's generation_config.json, such as no_repeat_ngram_size, apply.
     """
     transformers = _transformers()
     if transformers is None:
@@ -316,15 +330,15 @@ def observe_with_transformers(
         marks = {config.pad_token_id, config.eos_token_id, config.decoder_start_token_id}
         for source, target in zip(sources, targets, strict=True):
             ids = torch.tensor([[*(ours[piece] for piece in source), config.eos_token_id]])
-            said = model.generate(
+            generated = model.generate(
                 ids,
                 num_beams=1,
                 do_sample=False,
-                max_length=most_tokens(source) + 2,  # the marks counted
+                max_length=most_tokens(source) + 2,  # counts the start token and the end mark
                 bad_words_ids=[[theirs[piece]] for piece in silent],
                 forced_eos_token_id=config.eos_token_id,
             )
-            translations.append([names[id_] for id_ in said[0].tolist() if id_ not in marks])
+            translations.append([names[id_] for id_ in generated[0].tolist() if id_ not in marks])
             labels = [*(theirs[piece] for piece in target), config.eos_token_id]
             read = torch.tensor([[config.decoder_start_token_id, *labels[:-1]]])
             logits = model(input_ids=ids, decoder_input_ids=read).logits[0].log_softmax(-1)
@@ -333,7 +347,7 @@ def observe_with_transformers(
 
 
 def texts_of_transformers(directory: Path) -> Texts | None:
-    """The tokenizer that AutoTokenizer makes of a checkpoint; None where transformers is not installed."""
+    """Returns the tokenizer that AutoTokenizer loads from a checkpoint, or None if transformers is not installed."""
     transformers = _transformers()
     if transformers is None:
         return None
@@ -345,7 +359,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
     def encode(lines: Sequence[str]) -> list[list[str]]:
         rows = [tokenizer(line).input_ids for line in lines]
-        # A row that does not end with the mark gets one more, so that it differs from what is wanted.
+        # To a row without an end mark, add one that is not cut off, so that the comparison shows a difference.
         rows = [row[:-1] if row[-1:] == [end] else [*row, end] for row in rows]
         return [[names[id_] for id_ in row] for row in rows]
 
@@ -356,10 +370,10 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
 
 def _transformers() -> Any:
-    """The library, which says nothing of its own accord; None where it is not installed."""
+    """Returns the library transformers with its messages silenced, or None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of a library at import are not ours to mend
+            warnings.simplefilter("ignore")  # warnings of the library while it is imported
             import transformers
     except ImportError:
         return None
@@ -370,7 +384,7 @@ def _transformers() -> Any:
 
 
 def _vocabularies(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Pieces to ids, of both sides."""
+    """Returns the vocabularies of source and target, each as {piece: id}."""
     ours = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     apart = directory / "target_vocab.json"
     return ours, json.loads(apart.read_text(encoding="utf-8")) if apart.exists() else ours

@@ -1,4 +1,4 @@
-"""Tokenizers of other libraries: Hugging Face's files, and Marian's vocabularies."""
+"""Writes and reads tokenizer files of Hugging Face, and reads the vocabularies of Marian."""
 
 import json
 import re
@@ -12,30 +12,34 @@ from mtkit.exchange.huggingface_config import require_fetched
 from mtkit.exchange.portable import SPACE_MARK, PortableModel, Vocabulary, added_token, tokenizer_json
 from mtkit.text.vocabulary import Piece, SpecialIds, cuts_at_spaces, is_whole, model_type_of, pieces_of
 
+# Writing Hugging Face's tokenizer files.
+
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
 SETTINGS, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 
 ADDED_TOKENS = "added_tokens.json"
-TAG = re.compile(r"[<\[_>]\S*[>\]_<]")  # an added token that is read as a tag
+TAG = re.compile(r"[<\[_>]\S*[>\]_<]")  # the form that an added token must have to become a tag
 SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "<mask>")
 
-MAX_LENGTH = 512  # tokens; what OPUS-MT's models say, and all that Marian has positions for unless told otherwise
+MAX_LENGTH = 512  # tokens, as in OPUS-MT's models; an exported model has at least as many positions
 
-# What each special token is called where no file tells.
+# The special tokens that are assumed if no file names them.
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "bos_token": "<s>"}
 
 
 def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
-    """The files of a MarianTokenizer, whose ids are those of model.
+    """Writes the files of a MarianTokenizer for a model to a directory.
 
-    It encodes and decodes as mtkit but for these: at the start of a line, what stands between >> and << is one token,
-    with no space mark before it; what Tokenizer.source_sentencepiece tells; unknown text that is written like a special
-    token is that token; decoding with skip_special_tokens leaves <unk> out, and strips white space of all kinds. A
-    ConfigError for words, as it makes one of unknown words in a row.
+    The tokenizer encodes and decodes as mtkit does, with these exceptions and those of Tokenizer.source_sentencepiece:
 
-    For misread_tags AutoTokenizer opens a tokenizer.json, as of write_m2m100_tokenizer; a ConfigError where each side
-    has a vocabulary of its own, for which there is none.
+    - At the start of a line, text between >> and << is one token without a space mark before it.
+    - Unknown text that is written like a special token becomes that token.
+    - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
+
+    For a model with misread_tags, the files of write_m2m100_tokenizer are written instead; if its vocabulary is not
+    shared, ConfigError is raised. It is also raised if the special tokens of source and target differ, and for a
+    tokenizer of words, since several unknown words in a row would become one.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -59,10 +63,10 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 
 
 def misread_tags(model: PortableModel) -> list[str]:
-    """The tags that a MarianTokenizer would read as other ids.
+    """Returns the tags that a MarianTokenizer would encode as other ids than mtkit does.
 
-    Those of the form >>eng<< lose the space mark before them if SentencePiece knows them; others are cut into pieces if
-    it does not.
+    These are tags written like >>eng<< that the SentencePiece model has, since they lose the space mark before them,
+    and tags written in another way that it lacks, since they are split into pieces.
     """
     pieces = pieces_of(model.source.sentencepiece)
     known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
@@ -70,11 +74,12 @@ def misread_tags(model: PortableModel) -> list[str]:
 
 
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
-    """A tokenizer.json and what goes with it, and the files of write_marian_tokenizer, which mtkit can read back.
+    """Writes a tokenizer.json, its settings, and the vocabulary files that mtkit needs to import the model again.
 
-    AutoTokenizer encodes as encode_source and adds the end; tokenizer_json tells the exceptions. A tag that
-    SentencePiece does not know is one token wherever it stands. Labels are normalised by the source's rule. A
-    ConfigError for words, and where each side has a vocabulary of its own.
+    AutoTokenizer then encodes as Tokenizer.encode_source does and appends the end mark; tokenizer_json lists the
+    exceptions. In addition, a tag that the SentencePiece model lacks is one token anywhere in a line, and target texts
+    are normalised by the rule of the source. Raises ConfigError for a tokenizer of words, if the vocabulary is not
+    shared, and if the SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
@@ -119,9 +124,9 @@ def _write_settings(model: PortableModel, directory: Path, tokenizer_class: str,
         "target_lang": model.config.languages.target,
         "model_max_length": MAX_LENGTH,
         **tokens,
-        # What is written as a special token in a text is text.
+        # Text that is written like a special token is encoded as any other text.
         "split_special_tokens": True,
-        # Decoding changes nothing of what was said.
+        # Decoding keeps spaces before punctuation.
         "clean_up_tokenization_spaces": False,
         **more,
     }
@@ -142,20 +147,26 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+# Reading Hugging Face's tokenizer files.
+
+
 @dataclass(frozen=True)
 class MarianVocabulary:
-    """What the files of a MarianTokenizer tell."""
+    """The vocabularies, languages and tags in the files of a MarianTokenizer, or in Marian's own files."""
 
     source: Vocabulary
     target: Vocabulary
     shared: bool
-    languages: tuple[str | None, str | None]  # source and target, where they are told
-    symbols: tuple[str, ...]  # what a line may begin with, such as >>fra<<; SentencePiece does not know them
-    defined: tuple[str, ...]  # what SentencePiece itself never splits in the source, such as mtkit's own tags
+    languages: tuple[str | None, str | None]  # of source and target; None if the files do not name it
+    symbols: tuple[str, ...]  # tags, such as >>fra<<, that the SentencePiece model lacks
+    defined: tuple[str, ...]  # user-defined pieces of the source's SentencePiece model, such as mtkit's own tags
 
 
 def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
-    """The vocabularies of a directory; a missing, damaged or impossible file is a CheckpointError."""
+    """Returns the vocabularies of the MarianTokenizer in a directory.
+
+    Raises CheckpointError if a file is missing, damaged or contradicts another file.
+    """
     _require_parts(directory)
     settings = _read(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
     if (directory / SPECIAL_TOKENS).exists():
@@ -184,7 +195,7 @@ def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
 
 
 def _require_parts(directory: Path) -> None:
-    """Tell what lacks where transformers has saved a tokenizer in a form of its own."""
+    """Raises CheckpointError if a directory has a tokenizer.json, but lacks other files that mtkit needs."""
     missing = [name for name in (VOCABULARY, SOURCE_MODEL, TARGET_MODEL) if not (directory / name).exists()]
     if missing and (directory / TOKENIZER).exists():
         raise CheckpointError(
@@ -194,22 +205,23 @@ def _require_parts(directory: Path) -> None:
 
 
 def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
-    """The tokens that were added to the tokenizer and that SentencePiece does not know, by their ids.
+    """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit makes them tags.
 
-    A token in brackets, such as <2eo>, becomes a tag, which a line may begin with. In transformers an added token is
-    cut out of a line wherever it stands; mtkit cannot do that, so words are a CheckpointError.
+    transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
+    CheckpointError is raised for a token added after the pieces that is not written like a tag, for example like <2eo>.
+    It is also raised if ids contradict those of pieces or have gaps.
     """
     path = directory / ADDED_TOKENS
-    told: dict[str, Any] = _read(path) if path.exists() else {}
+    added: dict[str, Any] = _read(path) if path.exists() else {}
     decoder = settings.get("added_tokens_decoder")
     for id_, token in decoder.items() if isinstance(decoder, dict) else ():
         content = _text(token)
         if content is not None and id_.isdecimal():
-            told.setdefault(content, int(id_))
+            added.setdefault(content, int(id_))
             path = path if path.exists() else directory / SETTINGS
     ids = {piece: id_ for id_, piece in enumerate(pieces)}
     found: dict[int, str] = {}
-    for content, id_ in told.items():
+    for content, id_ in added.items():
         if type(id_) is not int or ids.get(content, id_) != id_ or (id_ < len(pieces) and pieces[id_] != content):
             raise CheckpointError(f"{path}: gives {content!r} the id {id_!r}, and {VOCABULARY} says otherwise")
         if id_ >= len(pieces) or (TAG.fullmatch(content) and content not in SPECIAL):
@@ -231,7 +243,7 @@ def _with_added(side: Vocabulary, added: Sequence[str]) -> Vocabulary:
 
 
 def _is_language(piece: str) -> bool:
-    """Whether a MarianTokenizer takes it off the beginning of a line."""
+    """Whether a MarianTokenizer treats a piece at the start of a line as a language tag: >>…<<."""
     return piece.startswith(">>") and piece.endswith("<<")
 
 
@@ -257,13 +269,13 @@ def _read_side(vocabulary: Path, model: Path, settings: Mapping[str, Any]) -> Vo
 
 
 def _text(token: Any) -> str | None:
-    """A token is its text, or tells it among other things."""
+    """Returns the text of a token, which is a string or an object with a "content"; None if it is neither."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _read_pieces(path: Path) -> list[str]:
-    """The pieces by id."""
+    """Returns the pieces of a vocab.json, ordered by id; raises CheckpointError if an id is missing or occurs twice."""
     content = _read(path)
     if not content:
         raise CheckpointError(f"{path}: is empty; wanted is an id for each piece")
@@ -301,7 +313,7 @@ def _scores(path: Path, model: bytes) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
+    """Returns the object in a JSON file; raises CheckpointError if it is missing, damaged or has a key twice."""
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_once)
@@ -315,7 +327,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand there once each."""
+    """Returns the pairs of a JSON object as a dict; raises ValueError if a key occurs more than once."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -323,15 +335,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-# Marian's vocabularies: SentencePiece models, or lists of pieces beside the SentencePiece models that cut the text.
+# Reading Marian's vocabularies: SentencePiece models, or lists of pieces with SentencePiece models that split text.
 
 END, UNKNOWN, PAD = "</s>", "<unk>", "<pad>"
-OLDER = {0: ("eos", END), 1: ("UNK", UNKNOWN)}  # ids, what Nematus calls them, and what Marian takes that for
+OLDER = {0: ("eos", END), 1: ("UNK", UNKNOWN)}  # by id, the token's name in Nematus and in Marian
 MAPPINGS = (".yml", ".yaml", ".json")
 SENTENCEPIECE, FACTORED = ".spm", ".fsv"
 SIDES = ("source", "src"), ("target", "trg", "tgt")
 
-# What a backslash may stand before in a double-quoted text of YAML, besides the codes of characters.
+# The escape sequences of double-quoted YAML, except those with character codes.
 ESCAPES = dict(zip("0abtnvfreN_LP", "\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", strict=True))
 ESCAPES |= {character: character for character in '\t "/\\'}
 _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
@@ -340,10 +352,10 @@ _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 def read_vocabularies(
     directory: Path, named: Sequence[Path], sizes: tuple[int, int]
 ) -> tuple[Vocabulary, Vocabulary, list[Path]]:
-    """The vocabularies of source and target, padding added as the last piece, and the files that they were read from.
+    """Returns Marian's vocabularies of source and target, with padding added as the last piece, and their files.
 
-    named are their files where a decoder.yml tells; sizes are those that the model was built for. What cannot be read
-    is a CheckpointError.
+    named are the vocabulary files that a decoder.yml names; without any, they are searched for in the directory. sizes
+    are the vocabulary sizes of the model. Raises CheckpointError if files are missing, damaged or of other sizes.
     """
     paths = list(named) or _find(directory)
     source, target = (
@@ -356,7 +368,11 @@ def read_vocabularies(
 
 
 def _find(directory: Path) -> list[Path]:
-    """Where no file tells: the only vocabulary, or those whose names tell their sides."""
+    """Returns the paths of the source and target vocabularies in a directory.
+
+    If the directory has one vocabulary, both paths are the same. If it has two, the name of one must have a word for
+    source and that of the other a word for target (see SIDES). Raises CheckpointError otherwise.
+    """
     found = sorted(filter(_is_vocabulary, directory.iterdir()))
     if len(found) == 1:
         return found * 2
@@ -381,7 +397,11 @@ def _is_vocabulary(path: Path) -> bool:
 
 
 def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
-    """The vocabulary in a file; the model cuts the text where the file does not do it itself."""
+    """Returns the vocabulary in a file, with padding added as the last piece; size is the number of pieces before that.
+
+    model is the SentencePiece model that splits text; it is not read if the file is a SentencePiece model itself.
+    Raises CheckpointError if a file is missing, damaged, of an unsupported kind or of another size.
+    """
     if path.suffix == FACTORED:
         raise CheckpointError(f"{path}: a factored vocabulary; mtkit imports those of .yml and .spm files")
     if path.suffix == SENTENCEPIECE:
@@ -407,7 +427,7 @@ def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
 
 
 def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
-    """A SentencePiece model."""
+    """Returns the content of a SentencePiece model file and its pieces; raises CheckpointError if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -426,7 +446,7 @@ def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
 
 
 def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
-    """The ids of the end mark and of the unknown, as SentencePiece itself tells them."""
+    """Returns the ids of the end mark and of <unk> in a SentencePiece model; raises CheckpointError without them."""
     end = [id_ for id_, piece in enumerate(pieces) if piece.type == "control" and piece.text == END]
     unknown = [id_ for id_, piece in enumerate(pieces) if piece.type == "unknown"]
     if not end or not unknown:
@@ -435,7 +455,7 @@ def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
 
 
 def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
-    """The same for a list of pieces, where they are found by their names."""
+    """Returns the ids of </s> and <unk> in a list of pieces; raises CheckpointError if one is missing."""
     for name in (END, UNKNOWN):
         if name not in pieces:
             raise CheckpointError(f"{path}: has no {name}, which Marian's vocabularies have")
@@ -443,7 +463,7 @@ def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _renamed(pieces: list[str]) -> list[str]:
-    """The pieces with what Nematus calls the special ones called as Marian does."""
+    """Renames the special pieces in a list from Nematus's names to Marian's, and returns the list."""
     for id_, (older, name) in OLDER.items():
         if len(pieces) > id_ and pieces[id_] == older and name not in pieces:
             pieces[id_] = name
@@ -458,7 +478,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """A piece a line."""
+    """Returns the pieces in a file with one piece on each line; raises CheckpointError if a piece occurs twice."""
     pieces = [line.removesuffix("\r") for line in _read_text(path).removesuffix("\n").split("\n")]
     if len(set(pieces)) < len(pieces):
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
@@ -467,7 +487,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_mapping(path: Path) -> list[str]:
-    """The pieces by id, of a YAML or JSON file that gives each piece its id."""
+    """Returns the pieces of a YAML or JSON file that maps each piece to its id, ordered by id.
+
+    Raises CheckpointError if the file is damaged, an id is missing, or an id or piece occurs twice.
+    """
     text = _read_text(path)
     entries = _json_entries(text, path) if text.lstrip().startswith("{") else _yaml_entries(text, path)
     by_id: dict[int, str] = {}
@@ -494,14 +517,17 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Of `piece: id` a line. A piece is text whatever YAML takes it for, such as `no`, `1.0` or `~`."""
+    """Returns the pieces and ids in lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for others.
+
+    A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
+    """
     entries, key = [], None
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or line in ("---", "...", "{}"):
             continue
         if key is None and line.startswith("? "):
-            key = line[2:]  # its id stands on the next line
+            key = line[2:]  # its id is on the next line
             continue
         written, colon, id_ = (key, line[:1], line[1:]) if key is not None else line.rpartition(":")
         piece = _scalar(written.strip(" "))
@@ -513,7 +539,7 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _scalar(written: str) -> str | None:
-    """The text of a YAML scalar; None where its quotes are wrong."""
+    """Returns the text of a YAML scalar without its quotes; None if its quotes or escape sequences are wrong."""
     quote = written[:1]
     if quote not in ("'", '"') or len(written) == 1:
         return written

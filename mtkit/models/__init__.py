@@ -1,5 +1,6 @@
-"""Architectures: the Transformer, the recurrent encoder-decoders, and mixtures of both.
+"""Architectures: the Transformer, recurrent encoder-decoders, and hybrids of the two.
 
-Each is three verbs (encode, decode, output) behind one interface; the registry builds the one that the settings name.
-May import data (the batch) and config.
+Every model has the methods encode, decode and output; the registry builds the architecture that the settings name.
+decode returns features (the input of the output layer, one vector per token) and a new decoding state. This package may
+import data (for Rows), text and config.
 """

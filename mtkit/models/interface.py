@@ -1,4 +1,8 @@
-"""What the rest of mtkit knows of a model: encode, decode, output; and several models as one."""
+"""The interface that every model implements (encode, decode and output), and ensembles, which implement it too.
+
+Shapes: R rows (one sentence each, unless packed), S source length, T target length, Q tokens decoded in one call,
+L either S or T, W hypotheses per sentence, H heads, D model width, V vocabulary size.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,141 +14,181 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.data.batch import Rows
-from mtkit.text.vocabulary import START_TOKENS, Marks, SpecialIds, Specials
+from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Specials
+
+# Decoding states.
 
 
-class State(Protocol):
-    """All that a model needs to go on, for R sentences with W hypotheses each.
+class SearchState(Protocol):
+    """The methods of a decoding state that a search calls; the state covers R sentences with W hypotheses each.
 
-    A state is used up by the step that takes it: caches are written in place.
+    branch, keep and every decoding step return a new state. The old state must not be used afterwards: both may share
+    caches, which are modified in place.
     """
 
-    positions: Tensor  # (R,) int64: tokens decoded so far, the start mark among them
-
-    # How the Q tokens that were decoded last looked at the source: for each layer (R, H, Q, S), rows that sum to 1.
-    # Empty unless the source was encoded with watch, and where a model has no attention.
-    attention: list[Tensor]
-
     def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64, and W' may differ from W."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w] of this state.
+
+        parents is (R, W') int64; W' may differ from W, for example when one hypothesis becomes a beam.
+        """
 
     def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order; (R',) int64."""
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+
+
+class State(SearchState, Protocol):
+    """Everything that a model needs to decode the next tokens of R sentences with W hypotheses each."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
+
+    @property
+    def attention(self) -> list[Tensor]:
+        """The attention over the source of the Q tokens that the last call of decode read.
+
+        One tensor (R, H, Q, S) per layer, whose weights sum to 1 over S. The list is empty if the source was encoded
+        without watch or the model has no attention.
+        """
+
+
+# The first and the last layer of a model: embeddings and output.
 
 
 class Embedding(nn.Module):
-    """A row for every token of a vocabulary; shared between places by sharing the module."""
+    """A matrix of token embeddings; layers that share the matrix share this module."""
 
     def __init__(self, vocab_size: int, d_model: int, scaled: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))  # (V, D)
         self.scale = d_model**0.5 if scaled else 1.0
 
     def initialize(self) -> None:
-        """Normal with variance 1/d_model, so that scaled embeddings and tied logits both begin near unit variance."""
+        """Draws the matrix from a normal distribution of variance 1/D.
+
+        Scaled embeddings then have variance 1, and so have logits computed with the same matrix.
+        """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
-    def keep_zero(self, row: int) -> None:
-        """Make the row of a token zero, and let training not change it."""
+    def keep_zero(self, token: int) -> None:
+        """Sets the embedding of a token to zero and zeroes its gradient, so that training does not change it."""
         with torch.no_grad():
-            self.weight[row] = 0
+            self.weight[token] = 0
 
-        def without(gradient: Tensor) -> Tensor:
+        def without_token(gradient: Tensor) -> Tensor:
             gradient = gradient.clone()
-            gradient[row] = 0
+            gradient[token] = 0
             return gradient
 
-        self.weight.register_hook(without)  # type: ignore[no-untyped-call]
+        self.weight.register_hook(without_token)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
-        """(R, L, D); zero where a token is cut."""
+        """Returns the embeddings of rows, (R, L, D); they are zero where rows.cut is True."""
         x = F.embedding(rows.ids, self.weight) * self.scale
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
 
 class Output(nn.Module):
-    """From features to logits, by the rows of an embedding, and a bias where it has one."""
+    """The output layer, which maps features to logits with an embedding matrix and an optional bias."""
 
     def __init__(self, table: Embedding, has_bias: bool = False) -> None:
         super().__init__()
         self.table = table
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
-        self.closed: list[int] = []  # tokens that are impossible, since no training has seen them
+        self.untrained: list[int] = []  # tokens added after training; their logits are -inf
 
     def initialize(self) -> None:
-        """No token is likelier at the start."""
+        """Sets the bias to zero, if there is one."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @property
     def weight(self) -> Tensor:
-        """(V, D)."""
+        """The embedding matrix (V, D)."""
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """(…, D) features to (…, V) logits, or to those of the given columns alone."""
+        """Returns the logits (…, V) of features (…, D); with columns, only the logits of these token ids.
+
+        Without columns, the logits of untrained tokens are -inf.
+        """
         if columns is None:
             logits = F.linear(features, self.weight, self.bias)
-            if self.closed:
-                logits[..., self.closed] = float("-inf")
+            if self.untrained:
+                logits[..., self.untrained] = float("-inf")
             return logits
         return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 
-def tied(
+def log_probs_from(logits: Tensor) -> Tensor:
+    """Returns the log-softmax of logits (…, V) over V, as float64 if the logits are float64, else as float32."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def tied_embeddings(
     tie: str, source: Callable[[], Embedding], target: Callable[[], Embedding], output_bias: bool
 ) -> tuple[Embedding, Embedding, Output]:
-    """The embeddings of source and target, and the output layer, which share one matrix as the settings say.
+    """Returns the source embedding, the target embedding and the output layer.
 
-    source and target make a matrix of that side's size.
+    tie is the setting tie_embeddings: with "all" the three share one matrix, with "none" they share nothing, otherwise
+    the target embedding and the output layer share one. source and target create a new embedding of their side.
     """
     embedding = target()
     output = Output(target() if tie == "none" else embedding, output_bias)
     return embedding if tie == "all" else source(), embedding, output
 
 
+# Models.
+
+
 @dataclass(frozen=True)
 class Memory:
-    """What an encoder leaves to a decoder."""
+    """The output of an encoder, from which a decoder starts."""
 
-    states: Tensor  # (R, S, D), one for each token
-    finals: list[Tensor]  # of each layer what is left after the last token, (R, any width); empty where nothing is
+    states: Tensor  # (R, S, D), one for each source token
+    finals: list[Tensor]  # (R, width) for each encoder layer: its state after the last token; [] for a Transformer
 
 
 class Encoder(Protocol):
-    """Reads the source."""
+    """An nn.Module that encodes the source."""
 
-    final_widths: list[int]  # of the memory's finals
+    final_widths: list[int]  # the width of each of the memory's finals
 
     def __call__(self, source: Rows) -> Memory:
-        """What a decoder begins with."""
+        """Returns the encoded source, from which a decoder starts."""
 
 
 class Decoder(Protocol):
-    """Says the target, token by token or all at once."""
+    """An nn.Module that predicts the target: one token per call in a search, all tokens at once in training."""
 
-    embedding: Embedding
     output: Output
 
+    @property
+    def embedding(self) -> Embedding:
+        """The target embedding."""
+
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> State:
-        """The state before the first token. With watch it will tell its attention."""
+        """Returns the state before the first token; with watch, this and all later states record attention."""
 
     def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """(R, T, D) features of the next tokens, and the state after them."""
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest rows a model can take, in tokens; None is no limit."""
+    """The maximum lengths of the rows that a model accepts, in tokens; None means no limit."""
 
     source: int | None = None
     target: int | None = None
 
 
 class TranslationModel(nn.Module):
-    """An encoder and a decoder, chosen apart; start is the name of what the decoder reads first."""
+    """An encoder and a decoder.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, limits: Limits, start: str = "begin") -> None:
+    start is the kind of token that the decoder reads first, a key of START_TOKENS.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin") -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -153,150 +197,168 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Let the special ids be those of the model's vocabularies; at first they are our own."""
+        """Sets the special ids of the vocabularies; the default is those of vocabularies trained by mtkit."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
-        self.special: SpecialIds = specials.target  # what the model may say, or not
-        self.marks = Marks(specials.source.end, start, specials.target.end)
+        self.special: SpecialIds = specials.target
+        self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
 
     def keep_start_zero(self) -> None:
-        """Where the decoder begins with a zero vector, make it one, and let training not change it."""
+        """If start is "zero", sets the embedding of the start token to zero and excludes it from training."""
         if self.start == "zero":
-            table: Embedding = self.decoder.embedding  # type: ignore[assignment]
-            table.keep_zero(self.marks.start)
+            self.decoder.embedding.keep_zero(self.boundaries.start)
 
     def encode(self, source: Rows, watch: bool = False) -> State:
-        """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""
-        state: State = self.decoder.start(self.encoder(source), source, watch)  # type: ignore[operator]
-        return state
+        """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
+
+        With watch, this state and all later ones record attention weights.
+        """
+        return self.decoder.start(self.encoder(source), source, watch)
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """(R, T, D) features that predict what follows each target token, and the state after the last.
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token.
 
-        Teacher forcing gives all tokens at once, a search one for each hypothesis: the same lines compute both.
+        Teacher forcing passes all target tokens in one call, a search one token per hypothesis in each call.
         """
-        result: tuple[Tensor, State] = self.decoder(target, state)
-        return result
+        return self.decoder(target, state)
 
     @property
     def output(self) -> Output:
-        """The last layer, from features to logits."""
-        layer: Output = self.decoder.output  # type: ignore[assignment]
-        return layer
+        """The output layer, which maps features to logits."""
+        return self.decoder.output
 
     def forward(self, source: Rows, target: Rows) -> Tensor:
-        """(R, T, D) features of a batch under teacher forcing."""
+        """Returns the features (R, T, D) of a batch under teacher forcing."""
         return self.decode(target, self.encode(source))[0]
 
     @property
     def elements_per_token(self) -> int:
-        """How many numbers predict one token: the size of the target vocabulary."""
+        """The number of logits that predict one token: the size of the target vocabulary."""
         return len(self.output.weight)
 
     @property
     def drops_layers(self) -> bool:
-        """Whether each pass in training leaves out layers, the same ones for all of its rows."""
+        """Whether training uses layer dropout, which skips the same layers for all rows of a forward pass."""
         return any(getattr(half, "layer_dropout", 0.0) > 0 for half in (self.encoder, self.decoder))
 
     @property
     def untrained(self) -> list[int]:
-        """The last tokens of the target vocabulary, where no training has seen them; they are impossible."""
-        return self.output.closed
+        """The ids of tokens that were added to the target vocabulary after training; they are never generated."""
+        return self.output.untrained
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.output.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.output.weight.device
 
     @property
     def num_parameters(self) -> int:
-        """Weights, those that are shared counted once."""
+        """The number of parameters; parameters shared by several layers count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def next_rows(ids: Tensor, state: State) -> Rows:
-    """(R, W) ids, one for each hypothesis of a state, as target rows: every hypothesis is a segment of its own."""
+    """Returns ids (R, W), the next token of each hypothesis of a state, as target rows with one segment per hypothesis.
+
+    Their positions are those that follow the tokens decoded so far.
+    """
     num_hypotheses = ids.shape[1]
     segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)
     return Rows(ids, segments, state.positions[:, None].expand_as(ids), packed=num_hypotheses > 1)
 
 
-# Several models that speak as one: at each step the mean of their probabilities (Hansen & Salamon, 1990).
+# Ensembles: several models whose probabilities are averaged at each step (Hansen & Salamon, 1990).
 
 
+@dataclass(frozen=True)
 class EnsembleState:
-    """The states of the members, which go the same way."""
+    """The decoding states of all members of an ensemble; branch and keep apply to each of them."""
 
-    def __init__(self, states: list[State]) -> None:
-        self.states = states
-        self.positions = states[0].positions
-        self.attention = _mean_attention(states)
+    states: list[State]
+
+    @property
+    def positions(self) -> Tensor:
+        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
+        return self.states[0].positions
+
+    @property
+    def attention(self) -> list[Tensor]:
+        """One tensor (R, 1, Q, S): the attention of the members' last layers, averaged over heads and members.
+
+        The list is empty if any member records no attention.
+        """
+        if not all(state.attention for state in self.states):
+            return []
+        return [torch.stack([state.attention[-1].mean(1, keepdim=True) for state in self.states]).mean(0)]
 
     def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
         return type(self)([state.branch(parents) for state in self.states])
 
     def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order."""
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
         return type(self)([state.keep(sentences) for state in self.states])
 
 
 class Ensemble:
-    """Models of one vocabulary, as a model: what it gives in the place of features are log-probabilities already."""
+    """Models with the same vocabulary, used like a single model.
+
+    decode returns log-probabilities instead of features, and output returns them unchanged.
+    """
 
     def __init__(self, members: Sequence[TranslationModel]) -> None:
         self.members = members
         self.limits = Limits(
-            _least([member.limits.source for member in members]), _least([member.limits.target for member in members])
+            _smallest([member.limits.source for member in members]),
+            _smallest([member.limits.target for member in members]),
         )
-        self.marks = members[0].marks
+        self.boundaries = members[0].boundaries
         self.special = members[0].special
         self.device = members[0].device
         self.dtype = members[0].dtype
 
     @property
     def untrained(self) -> list[int]:
-        """The last tokens of the vocabulary, where no training of any member has seen them."""
+        """The ids of tokens at the end of the vocabulary that no member has been trained on."""
         return min((member.untrained for member in self.members), key=len)
 
     @property
     def elements_per_token(self) -> int:
-        """How many numbers predict one token: the vocabulary of every member."""
+        """The number of logits that predict one token: the sum of the members' vocabulary sizes."""
         return sum(member.elements_per_token for member in self.members)
 
-    def encode(self, source: Rows, watch: bool = False) -> State:
-        """The state from which decoding starts, one hypothesis a sentence; with watch it will tell its attention."""
+    def encode(self, source: Rows, watch: bool = False) -> EnsembleState:
+        """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
+
+        With watch, this state and all later ones record attention weights.
+        """
         return EnsembleState([member.encode(source, watch) for member in self.members])
 
-    def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """(R, T, V) log-probabilities of what follows each target token, and the state after the last."""
+    def decode(self, target: Rows, state: State) -> tuple[Tensor, EnsembleState]:
+        """Returns log-probabilities (R, T, V) of the token after each target token, and the state after the last token.
+
+        They are the logarithm of the mean of the members' probabilities.
+        """
         assert isinstance(state, EnsembleState)
         states, log_probs = [], []
-        for member, own in zip(self.members, state.states, strict=True):
-            features, own = member.decode(target, own)
-            logits = member.output(features)
-            log_probs.append((logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1))
-            states.append(own)
+        for member, member_state in zip(self.members, state.states, strict=True):
+            features, member_state = member.decode(target, member_state)
+            log_probs.append(log_probs_from(member.output(features)))
+            states.append(member_state)
         mean = torch.stack(log_probs).logsumexp(0) - math.log(len(self.members))
         return mean, EnsembleState(states)
 
     def output(self, log_probs: Tensor) -> Tensor:
-        """The same: a log-softmax leaves log-probabilities as they are."""
+        """Returns the log-probabilities unchanged, since their log-softmax is equal to them."""
         return log_probs
 
 
-def _mean_attention(states: list[State]) -> list[Tensor]:
-    """One layer of one head, (R, 1, Q, S): the mean of the members' last layers; none if a member has no attention."""
-    if not all(state.attention for state in states):
-        return []
-    return [torch.stack([state.attention[-1].mean(1, keepdim=True) for state in states]).mean(0)]
-
-
-def _least(limits: list[int | None]) -> int | None:
+def _smallest(limits: list[int | None]) -> int | None:
+    """Returns the smallest limit; None, which means no limit, if all are None."""
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None

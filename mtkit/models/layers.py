@@ -1,8 +1,11 @@
-"""The layers of a Transformer: positions, dropout, attention with its cache, feed-forward."""
+"""Layers of a Transformer: positions, attention and its cache, feed-forward layers, dropout and layer dropout.
 
-from collections.abc import Callable, Sequence
+Shapes: R rows, L length, Q queries, N keys, S source length, H heads, K width of a head, D model width, P positions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,110 +13,123 @@ from torch.nn import functional as F
 
 from mtkit.config.model_settings import TransformerConfig
 
-# What wave i of all D/2 divides a place by, as a power of 10000: 2i/D as in the paper, or i/(D/2 - 1), with which the
-# last one is 10000 itself, as in the paper's first implementation, fairseq and M2M100.
+# Positions.
+
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in
+# the paper, or i/(D/2 - 1), so that the last one is 1, as in the paper's first implementation (tensor2tensor), fairseq
+# and M2M100.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
 }
 
-# How (P, D/2) sines and as many cosines stand beside each other.
+# How the columns of sines (P, D/2) and cosines (P, D/2) are arranged.
 LAYOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "halves": lambda sines, cosines: torch.cat([sines, cosines], dim=1),
     "interleaved": lambda sines, cosines: torch.stack([sines, cosines], dim=2).flatten(1),
 }
 
 
-def sinusoids(num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper") -> Tensor:
-    """(P, D): sin(p / 10000^(2i/D)) for i < D/2, then the cosines (Vaswani et al. 2017, section 3.5).
+def sinusoids(
+    num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper", first: int = 0
+) -> Tensor:
+    """Returns sinusoidal embeddings (P, D) of P positions, starting at first (Vaswani et al. 2017, section 3.5).
 
-    The paper lets sines and cosines alternate; in halves it is the same up to a fixed permutation of the columns.
+    By default, the row of position p holds sin(p / 10000^(2i/D)) for i < D/2, then the cosines of the same angles. The
+    paper interleaves sines and cosines, which differs only by a fixed permutation of the columns. layout is a key of
+    LAYOUTS, exponent a key of EXPONENTS.
     """
     exponents = EXPONENTS[exponent](torch.arange(d_model // 2, dtype=torch.float64, device="cpu"))
-    angles = torch.arange(num_positions, dtype=torch.float64, device="cpu")[:, None] * 10000.0**-exponents
+    positions = torch.arange(first, first + num_positions, dtype=torch.float64, device="cpu")
+    angles = positions[:, None] * 10000.0**-exponents
     return LAYOUTS[layout](angles.sin(), angles.cos()).float()
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed waves; nothing is learned or saved, and the table grows with the longest sentence seen."""
+    """Sinusoidal position embeddings, in a table that is neither learned nor saved and grows with longer sentences."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("table", self.waves(256), persistent=False)
+        self.register_buffer("table", self.make_table(256), persistent=False)
         self.table: Tensor
 
-    def waves(self, num_positions: int) -> Tensor:
-        """(P, D): the rows of so many places, of which the first may stand further down in the table of all."""
+    def make_table(self, num_positions: int) -> Tensor:
+        """Returns the embeddings (P, D) of positions 0 to P - 1, all shifted by the setting sinusoid_first."""
         config = self.config
-        first = config.sinusoid_first
-        rows = sinusoids(first + num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent)
-        return rows[first:].contiguous()
+        return sinusoids(
+            num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
+        )
 
-    def forward(self, positions: Tensor, longest: int) -> Tensor:
-        """(R, L) places below longest to (R, L, D)."""
-        if longest > len(self.table):
-            self.table = self.waves(2 * longest).to(self.table)
+    def forward(self, positions: Tensor, length: int) -> Tensor:
+        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
+        if length > len(self.table):
+            self.table = self.make_table(2 * length).to(self.table)
         return F.embedding(positions, self.table)
 
 
 class LearnedPositions(nn.Module):
-    """A learned row for each place (Gehring et al. 2017)."""
+    """Learned position embeddings, one for each of max_positions positions (Gehring et al. 2017)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.max_positions, config.d_model))
 
     def initialize(self) -> None:
-        """As small beside the tokens' unit variance as fairseq and BERT have it."""
+        """Draws the embeddings from a normal distribution with standard deviation 0.02, as in fairseq and BERT.
+
+        That is small compared with token embeddings, whose standard deviation is 1 if they are scaled.
+        """
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, positions: Tensor, longest: int) -> Tensor:
-        """(R, L) places below longest to (R, L, D)."""
-        assert longest <= len(self.weight), "callers keep to the model's limits"
+    def forward(self, positions: Tensor, length: int) -> Tensor:
+        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
+        assert length <= len(self.weight), "callers keep to the model's limits"
         return F.embedding(positions, self.weight)
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Turns queries and keys by angles that grow with their places (Su et al. 2021, equation 34)."""
+    """Rotates queries and keys by angles proportional to their positions (Su et al. 2021, equation 34)."""
 
     sines: Tensor  # (R, 1, L, K/2)
     cosines: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, H, L, K) to the same.
+        """Returns queries or keys x, (R, H, L, K), rotated; the shape stays the same.
 
-        Column i turns with column i + K/2; the paper pairs neighbours, which is the same up to a fixed permutation of
-        the columns of queries and keys.
+        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns, which differs
+        only by a fixed permutation of the columns of queries and keys.
         """
         first, second = x.chunk(2, -1)
-        turned = torch.cat(
+        rotated = torch.cat(
             [first * self.cosines - second * self.sines, second * self.cosines + first * self.sines], dim=-1
         )
-        return turned.to(x.dtype)
+        return rotated.to(x.dtype)
 
 
 class RotaryPositions(nn.Module):
-    """The angles of all places; nothing is learned or saved, and the table grows with the longest sentence seen."""
+    """Rotary positions; the table of their sines and cosines is neither learned nor saved, and grows as needed."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        # Not a buffer: a model in bf16 turns by angles in fp32, else far places would be told wrongly.
+        # Not a buffer, so that it stays in fp32 when the model is cast to bf16, which would round the angles of high
+        # positions.
         self.table = sinusoids(256, head_width)
 
-    def forward(self, positions: Tensor, longest: int) -> Rotation:
-        """The rotation for (R, L) places below longest."""
-        if longest > len(self.table):
-            self.table = sinusoids(2 * longest, self.table.shape[1])
+    def forward(self, positions: Tensor, length: int) -> Rotation:
+        """Returns the rotation for positions (R, L), all of which are less than length."""
+        if length > len(self.table):
+            self.table = sinusoids(2 * length, self.table.shape[1])
         self.table = self.table.to(positions.device)
         sines, cosines = F.embedding(positions, self.table)[:, None].chunk(2, -1)
         return Rotation(sines, cosines)
 
 
-# What each kind adds to the embeddings. Rotary positions come in by the attention instead, and without any the decoder
-# knows an order only by which tokens it has seen, and the encoder none.
-ADDED: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
+# The modules whose output is added to the token embeddings, by the setting positions. None: nothing is added. Rotary
+# positions are applied in the attention instead. With "none", the encoder has no information about the order of tokens,
+# and the decoder knows only which tokens came before.
+POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
     "rotary": None,
@@ -121,13 +137,17 @@ ADDED: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 }
 
 
-# Dropout (Srivastava et al. 2014), on a CPU several times faster than PyTorch's, which draws a float a value.
+# Dropout (Srivastava et al. 2014). On a CPU it draws 16 random bits per value, which is several times faster than
+# PyTorch's dropout, which draws floats.
 
-LEVELS = 1 << 16  # the rate is rounded to so many; one above 0 never to none, and none to all
+LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """X with a share of its values zero and the others scaled up, so that their mean stays."""
+    """Returns x with each value set to zero with probability rate, else divided by 1 - rate to keep the expected value.
+
+    Returns x itself if not training or if rate is 0.
+    """
     if not training or rate == 0.0:
         return x
     if x.device.type != "cpu":
@@ -139,76 +159,47 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * factor
 
 
-# LayerDrop (Fan et al. 2020): whole layers are left out of a pass in training.
-
-
-def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
-    """Which layers take part in this pass; drawn by the host's generator, so that no device is waited for."""
-    if not training or rate == 0.0:
-        return [True] * num_layers
-    drawn: list[bool] = (torch.rand(num_layers, device="cpu") >= rate).tolist()
-    return drawn
-
-
-class _Unused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *unused: Tensor) -> Tensor:
-        ctx.save_for_backward(*unused)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, by_x: Tensor) -> tuple[Tensor, ...]:
-        return by_x, *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)
-
-
-def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
-    """X, of which tensors that took no part have a gradient of zeros.
-
-    Without one an optimizer would pass them by: their memory would be missing from a checkpoint, or count fewer updates
-    than that of the others; and ranks that drew different layers would wait for each other's gradients.
-    """
-    if not unused:
-        return x
-    result: Tensor = _Unused.apply(x, *unused)  # type: ignore[no-untyped-call]
-    return result
-
-
-# Multi-head attention (Vaswani et al. 2017, section 3.2) through PyTorch's fused kernels, and its cache.
+# Multi-head attention (Vaswani et al. 2017, section 3.2), with PyTorch's fused kernels or, if faster, plain products.
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(R, L, D) to (R, H, L, K)."""
+    """Reshapes x from (R, L, D) to (R, H, L, K), where K = D / H."""
     rows, length, width = x.shape
     return x.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """(R, H, Q, K) mixed values as (R, Q, D); mask is (R, 1, 1 or Q, N), True where a query may look."""
-    if query.device.type == "cpu" and dropout == 0 and _is_faster_in_parts(query):
-        mixed = _attend_in_parts(query, key, value, mask, causal)
+    """Returns the attention-weighted sums of the values, with the heads concatenated: (R, Q, D).
+
+    query is (R, H, Q, K), key and value are (R, H, N, K). mask is (R, 1, 1 or Q, N), True where a query may attend to a
+    key; None allows all keys, or, with causal, keys up to the query's own position.
+    """
+    if query.device.type == "cpu" and dropout == 0 and _is_faster_unfused(query):
+        attended = _attend_unfused(query, key, value, mask, causal)
     else:
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
-    joined: Tensor = mixed.transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+    joined: Tensor = attended.transpose(1, 2).flatten(2)
     return joined
 
 
-def _is_faster_in_parts(query: Tensor) -> bool:
-    """Where the fused kernel of the CPU loses to plain products (torch 2.13, EPYC, one core).
+def _is_faster_unfused(query: Tensor) -> bool:
+    """Whether plain matrix products are faster than the fused kernel on a CPU.
 
-    In bf16 its backward pass does: 59 ms against 13 for 100 rows of 40 tokens, 4 heads of width 64; in fp32 it wins, 20
-    against 24. The few queries of a search step cost it about as much as many.
+    Measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64. In bf16, plain
+    products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel is faster, 20 ms
+    instead of 24 ms, except in search steps: it takes about as long for a few queries as for many.
     """
     return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
 
 
-def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """(R, H, Q, K): the same as the fused kernel, product by product."""
-    mixed: Tensor = attention_weights(query, key, mask, causal).to(value.dtype) @ value
-    return mixed
+def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Computes the attention-weighted sums of the values, (R, H, Q, K), without the fused kernel."""
+    attended: Tensor = attention_weights(query, key, mask, causal).to(value.dtype) @ value
+    return attended
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """(R, H, Q, N): how much each query looks at each key."""
+    """Returns the attention weights (R, H, Q, N) of each query, which sum to 1 over the N keys; see attend."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -219,18 +210,21 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 
 
 class Cache:
-    """Keys and values of all tokens so far. They are appended in place and never moved, whatever a beam does."""
+    """The keys and values of all tokens decoded so far; new ones are appended in place.
+
+    When a beam branches, nothing is moved.
+    """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None  # (R, H, capacity, K)
         self.values: Tensor | None = None
-        self.length = 0
+        self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values, these (R, H, Q, K) last; each is (R, H, N, K)."""
+        """Appends the keys and values of Q tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
-            self.keys, self.values = key, value  # no copy: under teacher forcing this is all there ever is
+            self.keys, self.values = key, value  # no copy: teacher forcing appends only once
         else:
             if end > self.keys.shape[2]:
                 self.keys = _grow(self.keys, self.length, 2 * end)
@@ -241,20 +235,21 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, sentences: Tensor) -> None:
-        """Only these rows, in that order."""
+        """Keeps only the rows whose indices are in sentences, (R',) int64, in that order."""
         if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, sentences)
             self.values = self.values.index_select(0, sentences)
 
 
 def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
+    """Returns a tensor with room for capacity tokens, which starts with the first length tokens of old."""
     new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
     new[:, :, :length] = old[:, :, :length]
     return new
 
 
 class SelfAttention(nn.Module):
-    """Tokens look at each other."""
+    """Multi-head attention of the tokens of a row to one another."""
 
     BLOCKS: ClassVar = {"query_key_value": 3}  # matrices that consist of several, for optimizers that treat each alone
 
@@ -273,21 +268,23 @@ class SelfAttention(nn.Module):
         cache: Cache | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """(R, Q, D) to the same; with a cache, all earlier tokens are looked at too.
+        """Returns the attention's output for tokens x, (R, Q, D), in the same shape.
 
-        With a rotation queries and keys are turned by it; what the cache holds has been turned already.
+        mask and causal are those of attend. With a cache, the tokens also attend to the cached tokens and are appended
+        to the cache. A rotation is applied to queries and keys, before the keys are cached.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         if rotation is not None:
             query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
-        mixed: Tensor = self.output(attend(query, key, value, mask, causal, self.dropout if self.training else 0.0))
-        return mixed
+        attended = attend(query, key, value, mask, causal, self.dropout if self.training else 0.0)
+        output: Tensor = self.output(attended)
+        return output
 
 
 class CrossAttention(nn.Module):
-    """Target tokens look at the source, whose keys and values are projected once."""
+    """Multi-head attention of target tokens to the source; project computes the source's keys and values once."""
 
     BLOCKS: ClassVar = {"key_value": 2}
 
@@ -300,34 +297,38 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, S, D) to keys and values (R, H, S, K)."""
+        """Returns the keys and the values, each (R, H, S, K), of the encoder's states memory, (R, S, D)."""
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
         return key, value
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None
     ) -> Tensor:
-        """(R, Q, D) to the same; the weights, (R, H, Q, S), are added to what is watched."""
+        """Returns the attention's output for target tokens x, (R, Q, D), in the same shape.
+
+        key and value come from project. Appends the attention weights (R, H, Q, S) to watched, unless it is None.
+        """
         query = split_heads(self.query(x), self.num_heads)
         if watched is not None:
             watched.append(attention_weights(query, key, mask, causal=False))
-        dropout = self.dropout if self.training else 0.0
-        mixed: Tensor = self.output(attend(query, key, value, mask, False, dropout))
-        return mixed
+        attended = attend(query, key, value, mask, False, self.dropout if self.training else 0.0)
+        output: Tensor = self.output(attended)
+        return output
 
 
-# The feed-forward layers and their nonlinearities. R rows, L length, D model width.
+# Feed-forward layers.
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
-# Of the gate, by which the other half of the inner layer is multiplied (Shazeer 2020).
+# The activations of gates. A gate is one half of the inner layer; it is multiplied with the other half (Shazeer 2020).
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"reglu": F.relu, "geglu": F.gelu, "swiglu": F.silu}
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a nonlinearity between (Vaswani et al. 2017, equation 2), or a gate.
+    """Two linear layers with an activation, or a gate, between them (Vaswani et al. 2017, equation 2).
 
-    A gated inner layer is one matrix of 2 d_ff rows: those of the gate, then those of what it lets through.
+    With a gate, the matrix of the inner layer has 2 d_ff rows: first those of the gate, then those of the values that
+    the gate is multiplied with.
     """
 
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
@@ -340,13 +341,68 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, L, D) to the same."""
+        """Maps x, (R, L, D), to an output of the same shape."""
         y: Tensor = self.output(dropout(self.activate(self.inner(x)), self.dropout, self.training))
         return y
 
     def activate(self, inner: Tensor) -> Tensor:
-        """What the inner layer gives, (R, L, d_ff), or twice as wide where it is gated, to (R, L, d_ff)."""
+        """Applies the activation, or the gate, to the inner layer's output; returns (R, L, d_ff).
+
+        inner is (R, L, d_ff), or (R, L, 2 d_ff) with a gate.
+        """
         if not self.is_gated:
             return self.activation(inner)
         gate, value = inner.chunk(2, -1)
         return self.activation(gate) * value
+
+
+# Stacks of layers, and layer dropout (LayerDrop, Fan et al. 2020), which skips whole layers at random in training.
+
+AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
+
+
+class LayerList(nn.ModuleList, Generic[AnyLayer]):
+    """A ModuleList whose modules all have the type AnyLayer, which type checkers then know."""
+
+    def __init__(self, layers: Iterable[AnyLayer]) -> None:
+        super().__init__(layers)
+
+    def __iter__(self) -> Iterator[AnyLayer]:
+        return cast("Iterator[AnyLayer]", super().__iter__())
+
+
+def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
+    """Returns for each layer whether it takes part in this forward pass; in training, a layer is skipped at this rate.
+
+    Draws on the CPU, so as not to wait for the device.
+    """
+    if not training or rate == 0.0:
+        return [True] * num_layers
+    drawn: list[bool] = (torch.rand(num_layers, device="cpu") >= rate).tolist()
+    return drawn
+
+
+class _ZeroGradients(torch.autograd.Function):
+    """The autograd function of with_zero_gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *unused: Tensor) -> Tensor:
+        ctx.save_for_backward(*unused)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)
+
+
+def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
+    """Returns x unchanged; the backward pass through it gives the unused tensors gradients of zeros.
+
+    Without a gradient, an optimizer would skip these tensors: their optimizer state would be missing from a checkpoint
+    or would have counted fewer updates. In distributed training, ranks that drew different layers would wait for each
+    other's gradients.
+    """
+    if not unused:
+        return x
+    result: Tensor = _ZeroGradients.apply(x, *unused)  # type: ignore[no-untyped-call]
+    return result

@@ -1,10 +1,13 @@
-"""The recurrent encoder-decoder of Sutskever, Cho (both 2014), Bahdanau and Luong (both 2015) and their colleagues.
+"""Recurrent encoder-decoders, with attention (Bahdanau et al. 2015, Luong et al. 2015) or without it.
 
-R rows, S source length, T target length, L length, W hypotheses of a sentence, Q queries (T or W) of a row, D model
-width, G vectors that a cell carries on (two for LSTM, else one).
+The models without attention follow Sutskever et al. (2014) and Cho et al. (2014).
+
+Shapes: R rows (one sentence each), S source length, T target length, L either S or T, W hypotheses per sentence,
+Q queries of a row (T or W), D model width, G state vectors of a cell (2 for LSTM: output and cell state; else 1).
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -13,43 +16,45 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from mtkit.config.model_settings import RecurrentConfig
 from mtkit.data.batch import Rows
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
-from mtkit.models.layers import dropout
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
+from mtkit.models.layers import LayerList, dropout
+
+# Attention: each query scores the source states; the result is their mean, weighted by the softmax of the scores.
 
 
 class DotScore(nn.Module):
-    """The product of query and source state (Luong et al. 2015, equation 8)."""
+    """Scores each source state by its dot product with the query (Luong et al. 2015, equation 8, dot)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
 
     def keys(self, states: Tensor) -> Tensor:
-        """(R, S, D), made once for each sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         return states
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(R, Q, D) to (R, Q, S)."""
+        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
         return query @ keys.transpose(1, 2)
 
 
 class GeneralScore(DotScore):
-    """The same with a learned matrix between the two (Luong et al. 2015, equation 8)."""
+    """Scores a source state by query · W state with a learned matrix W (Luong et al. 2015, equation 8, general)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
-        # A bias would add the same to the score of every token, which changes no weight.
+        # No bias: it would add the same number to the scores of all source tokens, which the softmax cancels.
         self.key = nn.Linear(d_model, d_model, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """(R, S, D), made once for each sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
 
 class AdditiveScore(nn.Module):
-    """v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
+    """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    The query is the decoder's state of this step, as with the other scores; in the paper it is that of the step before.
+    The query is the decoder's state at the current step, as for the other scores; the paper uses the previous step's.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -59,53 +64,53 @@ class AdditiveScore(nn.Module):
         self.score = nn.Linear(d_model, 1, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """(R, S, D), made once for each sentence."""
+        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(R, Q, D) to (R, Q, S)."""
+        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
         pairs = torch.tanh(self.query(query)[:, :, None] + keys[:, None])  # (R, Q, S, D)
         scores: Tensor = self.score(pairs)[..., 0]
         return scores
 
 
-SCORES: dict[str, type[DotScore | AdditiveScore]] = {
+ATTENTION_SCORES: dict[str, type[DotScore | AdditiveScore]] = {
     "additive": AdditiveScore,
     "dot": DotScore,
     "general": GeneralScore,
 }
 
 
-def mix(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The states (R, S, D) mixed for each query, (R, Q, D), by weights that come back too, (R, Q, S).
+def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the weighted mean of the source states for each query, (R, Q, D), and the attention weights, (R, Q, S).
 
-    scores are (R, Q, S); mask is (R, S), True where a source token is real.
+    scores is (R, Q, S), states is (R, S, D); mask is (R, S), True for source tokens and False for padding.
     """
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
     return weights.to(states.dtype) @ states, weights
 
 
-# The recurrent encoder-decoder of Sutskever, Cho (both 2014), Bahdanau and Luong (both 2015) and their colleagues.
+# Recurrent layers.
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-
-# Where cells stay in fp32 in a precision. Autocast gives cuDNN's cells fp16 whatever it was asked for, and without a
-# loss scale small gradients would vanish; and few CPUs have cells in fp16.
+# By device, the autocast dtype under which cells are computed in fp32 instead. On CUDA, autocast to bf16 would run
+# cuDNN's cells in fp16, in which small gradients vanish without loss scaling. Few CPUs support cells in fp16.
 CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
-def _precision_of_cells(device: str) -> AbstractContextManager[object]:
-    """That of what is around them, or fp32."""
+def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
+    """Returns a context that switches autocast off if the cells stay in fp32 (CELLS_IN_FP32), else does nothing."""
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
 
 class RecurrentLayer(nn.Module):
-    """One layer of cells through PyTorch's fused kernels; of two directions, each has half of the width.
+    """One layer of cells, computed by PyTorch's fused kernels.
 
-    Layers stand alone, since the kernels' own dropout between layers keeps a random state on a GPU that no seed resets.
+    In a bidirectional layer, each direction has half of the width. A stack consists of several such modules: the
+    fused kernel for a stack would draw its dropout on a GPU from a random state that no seed resets.
     """
 
     def __init__(self, cell: str, input_width: int, d_model: int, bidirectional: bool = False) -> None:
@@ -116,9 +121,10 @@ class RecurrentLayer(nn.Module):
         self.state_width = self.num_vectors * d_model
 
     def initialize(self) -> None:
-        """Orthogonal from step to step (Saxe et al. 2014), Glorot's uniform for what comes in, each gate for itself.
+        """Draws orthogonal recurrent weights (Saxe et al. 2014) and Glorot-uniform input weights, separately per gate.
 
-        Biases are zero, but 1 for LSTM's forget gates, so that cells begin by remembering (Jozefowicz et al. 2015).
+        Biases are zero, except that those of an LSTM's forget gates are 1, so that it remembers at first (Jozefowicz et
+        al. 2015).
         """
         for name, parameter in self.cells.named_parameters():
             gates = torch.split(parameter.detach(), self.cells.hidden_size)
@@ -132,13 +138,14 @@ class RecurrentLayer(nn.Module):
                     nn.init.constant_(gate, 1.0 if forget else 0.0)
 
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, S, D) of rows so long to what each token gives, (R, S, D), and the state after the last, (R, G * D).
+        """Reads complete rows x, (R, S, D); returns the outputs (R, S, D) and the final state of each row, (R, G * D).
 
-        Padding is never read, so that the backward direction begins at each row's own end. lengths are on the CPU.
+        lengths, (R,) on the CPU, holds the number of tokens of each row. Padding is not read, so that the backward
+        direction starts at the last token of each row.
         """
-        with _precision_of_cells(x.device.type):
-            x = self._as_cells_want(x)
-            if bool((lengths == x.shape[1]).all()):  # without packing, a CPU is up to twice as fast
+        with _autocast_of_cells(x.device.type):
+            x = self._in_dtype_of_cells(x)
+            if bool((lengths == x.shape[1]).all()):  # a CPU is up to twice as fast without packing
                 y, state = self.cells(x)
             else:
                 packed, state = self.cells(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
@@ -147,23 +154,26 @@ class RecurrentLayer(nn.Module):
         vectors = state if isinstance(state, tuple) else (state,)
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
-    def _as_cells_want(self, x: Tensor) -> Tensor:
-        """What came out of a product in less precision is as the weights are, unless autocast sees to it."""
-        autocast = torch.is_autocast_enabled(x.device.type)
-        weight: Tensor = self.cells.weight_hh_l0  # type: ignore[assignment]
-        return x if autocast else x.to(weight.dtype)
+    def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
+        """Returns x in the dtype of the weights; if autocast is on, which converts by itself, returns x unchanged."""
+        if torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, L, D) after the state (R, G * D) to what each token gives, (R, L, D), and the state after the last."""
+        """Reads tokens x, (R, L, D), starting in state, (R, G * D); returns the outputs (R, L, D) and the new state."""
         vectors = tuple(part[None].contiguous() for part in state.to(x.dtype).chunk(self.num_vectors, dim=1))
-        with _precision_of_cells(x.device.type):
-            vectors = tuple(map(self._as_cells_want, vectors))
-            y, after = self.cells(self._as_cells_want(x), vectors if len(vectors) > 1 else vectors[0])
+        with _autocast_of_cells(x.device.type):
+            vectors = tuple(map(self._in_dtype_of_cells, vectors))
+            y, after = self.cells(self._in_dtype_of_cells(x), vectors if len(vectors) > 1 else vectors[0])
         return y, torch.cat(after, dim=2)[0] if isinstance(after, tuple) else after[0]
 
 
+# The encoder.
+
+
 class RecurrentEncoder(nn.Module):
-    """Embeds the source and reads it layer by layer."""
+    """Embeds the source and encodes it with a stack of recurrent layers."""
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -172,46 +182,54 @@ class RecurrentEncoder(nn.Module):
             RecurrentLayer(config.cell, config.d_model, config.d_model, config.bidirectional)
             for _ in range(config.encoder_layers)
         ]
-        self.layers = nn.ModuleList(layers)
+        self.layers = LayerList(layers)
         self.reverse_source = config.reverse_source
         self.dropout = config.dropout
         self.final_widths = [layer.state_width for layer in layers]
 
     def forward(self, source: Rows) -> Memory:
-        """States (R, S, D) in the order of the source, and of each layer the last, (R, G * D)."""
+        """Returns a memory: states (R, S, D) in the order of the source, and each layer's final state, (R, G * D)."""
         assert not source.packed, "a recurrent encoder reads one sentence a row"
         x, lengths = self.embedding(source), source.mask.sum(1)
-        last_first = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
+        reversed_places = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
         if self.reverse_source:
-            x = x.gather(1, last_first[:, :, None].expand_as(x))
+            x = x.gather(1, reversed_places[:, :, None].expand_as(x))
         finals = []
         lengths = lengths.cpu()
         for layer in self.layers:
-            x, final = layer.read(dropout(x, self.dropout, self.training), lengths)  # type: ignore[operator]
+            x, final = layer.read(dropout(x, self.dropout, self.training), lengths)
             finals.append(final)
         if self.reverse_source:
-            x = x.gather(1, last_first[:, :, None].expand_as(x))
+            x = x.gather(1, reversed_places[:, :, None].expand_as(x))
         return Memory(x, finals)
 
 
-class Start(nn.Module):
-    """From what an encoder leaves to the states in which the decoder's layers begin.
+# The decoder.
 
-    A layer begins with the last state of the encoder's layer of its own height (Sutskever et al. 2014), where both are
-    equally deep, else with that of the encoder's top; or, where an encoder has no last states, with the mean of its
-    states (Sennrich et al. 2017). What is a cell's output passes a tanh (Bahdanau et al. 2015, appendix A.2.2).
+
+class InitialStates(nn.Module):
+    """Maps an encoder's memory to the initial states of the decoder's layers.
+
+    If encoder and decoder have the same number of layers, each decoder layer gets the final state of the encoder layer
+    at the same depth (Sutskever et al. 2014), else all get that of the encoder's top layer. If the encoder has no final
+    states, they get the mean of its states (Sennrich et al. 2017). A linear layer projects each of these to the width
+    of the decoder layer's state. The part that is the layer's output passes through a tanh (Bahdanau et al. 2015,
+    appendix A.2.2), the cell state of an LSTM does not.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:
         super().__init__()
         widths = final_widths or [d_model]
         widths = widths if len(widths) == len(state_widths) else [widths[-1]] * len(state_widths)
-        self.layers = nn.ModuleList(map(nn.Linear, widths, state_widths))
+        self.layers = LayerList(map(nn.Linear, widths, state_widths))
         self.context = nn.Linear(widths[-1], d_model) if has_context else None
         self.d_model = d_model
 
     def forward(self, memory: Memory, source: Rows) -> tuple[list[Tensor], Tensor | None]:
-        """(R, G * D) for each layer, and the context (R, D) that every step reads, if it does (Cho et al. 2014)."""
+        """Returns the initial state of each decoder layer, (R, G * D), and the context (R, D) or None.
+
+        The context is an input of the decoder at every step (Cho et al. 2014); None if the settings ask for none.
+        """
         finals = memory.finals or [_mean(memory.states, source.mask)]
         finals = finals if len(finals) == len(self.layers) else [finals[-1]] * len(self.layers)
         states = []
@@ -222,65 +240,77 @@ class Start(nn.Module):
 
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    """(R, D) of (R, S, D), over real tokens."""
+    """Returns the mean (R, D) of states (R, S, D) over the tokens where mask, (R, S), is True."""
     return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
+@dataclass(frozen=True)
 class RecurrentState:
-    """What the cells of each hypothesis remember, and what the source left, once for each sentence."""
+    """A decoding state: the cells' states for each hypothesis, and the encoded source for each sentence."""
 
-    def __init__(self, layers: list[Tensor], fed: Tensor, context: Tensor | None, watch: bool, source: Rows) -> None:
-        self.layers = layers  # for each layer, (R, W, G * D)
-        self.fed = fed  # (R, W, D): the last features
-        self.context = context  # (R, 1, D)
-        self.keys: Tensor | None = None  # (R, S, D); None where there is no attention
-        self.states: Tensor | None = None
-        self.source_mask = source.mask  # (R, S)
-        self.watch = watch
-        self.attention: list[Tensor] = []
-        self.num_hypotheses = 1
-        self.positions = torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device)
-        self.last_mask: Tensor | None = None  # (R, T) of the tokens taken in last, where a row had several
+    layers: list[Tensor]  # for each layer, (R, W, G * D)
+    features: Tensor  # (R, W, D): those of the last step, for input feeding
+    context: Tensor | None  # (R, 1, D), an input of every step; None if the settings ask for none
+    keys: Tensor | None  # (R, S, D); None without attention
+    source_states: Tensor | None  # (R, S, D); None without attention
+    source_mask: Tensor  # (R, S), True for source tokens, False for padding
+    positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
+    watch: bool = False
+    attention: list[Tensor] = field(default_factory=list)
+    num_hypotheses: int = 1  # W
+    last_mask: Tensor | None = None  # (R, T): target mask of the last call, if it read several tokens per hypothesis
 
     def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
 
         def chosen(values: Tensor) -> Tensor:
             return values.gather(1, parents[:, :, None].expand(-1, -1, values.shape[2]))
 
-        self.num_hypotheses = parents.shape[1]
-        self.layers = [chosen(layer) for layer in self.layers]
-        self.fed = chosen(self.fed)
-        return self
+        return replace(
+            self,
+            layers=[chosen(layer) for layer in self.layers],
+            features=chosen(self.features),
+            num_hypotheses=parents.shape[1],
+        )
 
     def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order."""
-        self.layers = [layer[sentences] for layer in self.layers]
-        self.fed, self.positions = self.fed[sentences], self.positions[sentences]
-        self.source_mask = self.source_mask[sentences]
-        self.context = None if self.context is None else self.context[sentences]
-        if self.keys is not None and self.states is not None:
-            same = self.keys is self.states
-            self.states = self.states[sentences]
-            self.keys = self.states if same else self.keys[sentences]
-        self.last_mask = None if self.last_mask is None else self.last_mask[sentences]
-        return self
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
 
-    def advance(self, target: Rows) -> None:
-        """Count these tokens."""
+        def chosen(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[sentences]
+
+        source_states = chosen(self.source_states)
+        return replace(
+            self,
+            layers=[layer[sentences] for layer in self.layers],
+            features=self.features[sentences],
+            context=chosen(self.context),
+            keys=source_states if self.keys is self.source_states else chosen(self.keys),  # dot scores: same tensor
+            source_states=source_states,
+            source_mask=self.source_mask[sentences],
+            positions=self.positions[sentences],
+            last_mask=chosen(self.last_mask),
+        )
+
+    def advance(self, target: Rows) -> Self:
+        """Returns a state with positions advanced by these target tokens; forward then updates the layers' states."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
-        assert target.packed == (num_hypotheses > 1), "a recurrent decoder says one sentence a row"
+        assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"
         assert self.last_mask is None or bool(self.last_mask.all()), "nothing follows padding"
-        self.last_mask = target.mask if num_tokens > num_hypotheses else None
-        self.positions = self.positions + target.mask.sum(1) // num_hypotheses
+        return replace(
+            self,
+            last_mask=target.mask if num_tokens > num_hypotheses else None,
+            positions=self.positions + target.mask.sum(1) // num_hypotheses,
+        )
 
 
 class RecurrentDecoder(nn.Module):
-    """Embeds the target and reads it layer by layer; the top looks at the source.
+    """Embeds the target and decodes it with a stack of recurrent layers, whose top layer attends to the source.
 
-    The features are tanh(W [top; what it saw; context]) (Luong et al. 2015, equation 5), or the top alone where it has
-    nothing beside it. They are computed for all tokens at once, but one by one where each step reads those before it.
+    The features are tanh(W [top layer's output; attended source; context]) (Luong et al. 2015, equation 5). With
+    neither attention nor context, they are the top layer's output itself. They are computed for all tokens at once,
+    except with input feeding, where the features of each step are an input of the next.
     """
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:
@@ -292,9 +322,9 @@ class RecurrentDecoder(nn.Module):
             RecurrentLayer(config.cell, config.d_model if number else input_width, config.d_model)
             for number in range(config.decoder_layers)
         ]
-        self.begin = Start(final_widths, [layer.state_width for layer in layers], config.d_model, has_context)
-        self.layers = nn.ModuleList(layers)
-        self.score = SCORES[config.attention](config.d_model) if has_attention else None
+        self.begin = InitialStates(final_widths, [layer.state_width for layer in layers], config.d_model, has_context)
+        self.layers = LayerList(layers)
+        self.score = ATTENTION_SCORES[config.attention](config.d_model) if has_attention else None
         num_parts = 1 + has_attention + has_context
         self.join = nn.Linear(num_parts * config.d_model, config.d_model) if num_parts > 1 else None
         self.input_feeding = config.input_feeding
@@ -302,19 +332,22 @@ class RecurrentDecoder(nn.Module):
         self.output = output
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> RecurrentState:
-        """The state before the first token. With watch it will tell its attention."""
+        """Returns the state before the first token; with watch, this and all later states record attention."""
         layers, context = self.begin(memory, source)
-        fed = memory.states.new_zeros(len(source.ids), 1, memory.states.shape[2])
-        context = None if context is None else context[:, None]
-        state = RecurrentState([layer[:, None] for layer in layers], fed, context, watch, source)
-        if self.score is not None:
-            state.keys, state.states = self.score.keys(memory.states), memory.states
-        return state
+        return RecurrentState(
+            layers=[layer[:, None] for layer in layers],
+            features=memory.states.new_zeros(len(source.ids), 1, memory.states.shape[2]),
+            context=None if context is None else context[:, None],
+            keys=None if self.score is None else self.score.keys(memory.states),
+            source_states=None if self.score is None else memory.states,
+            source_mask=source.mask,
+            positions=torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device),
+            watch=watch,
+        )
 
     def forward(self, target: Rows, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """(R, T, D) features of the next tokens, and the state after them."""
-        state.advance(target)
-        state.attention = []
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
+        state = state.advance(target)
         rows = len(target.ids)
         x = dropout(self.embedding(target), self.dropout, self.training)  # (R, T, D)
         if state.context is not None:
@@ -322,51 +355,63 @@ class RecurrentDecoder(nn.Module):
         if state.num_hypotheses > 1:
             x = x.flatten(0, 1)[:, None]  # (R * W, 1, D): each hypothesis is a row for the cells
 
-        steps = []
+        layers, features = state.layers, state.features
+        steps, attention = [], []
         for part in torch.split(x, 1, dim=1) if self.input_feeding else [x]:
             if self.input_feeding:
-                part = torch.cat([part, state.fed.reshape(len(part), 1, -1).to(part.dtype)], dim=2)
-            top = self._read(part, state).reshape(rows, -1, self.output.weight.shape[1])  # (R, Q, D)
-            steps.append(self._features(top, state))
+                part = torch.cat([part, features.reshape(len(part), 1, -1).to(part.dtype)], dim=2)
+            top, layers = self._read(part, layers)
+            step, weights = self._features(top.reshape(rows, -1, self.output.weight.shape[1]), state)
+            steps.append(step)
+            if weights is not None and state.watch:
+                attention.append(weights[:, None])  # (R, 1, Q, S)
             if self.input_feeding:
-                state.fed = steps[-1]
-        if len(state.attention) > 1:
-            state.attention = [torch.cat(state.attention, dim=2)]
-        return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], state
+                features = step
+        if len(attention) > 1:
+            attention = [torch.cat(attention, dim=2)]
+        after = replace(state, layers=layers, features=features, attention=attention)
+        return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], after
 
-    def _read(self, x: Tensor, state: RecurrentState) -> Tensor:
-        """What the top layer gives for each token; the state moves on."""
-        for number, layer in enumerate(self.layers):
+    def _read(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Runs all layers on inputs x from these states; returns the top layer's outputs and the layers' new states.
+
+        x has one row per hypothesis; the states before and after are (R, W, G * D) for each layer.
+        """
+        after = []
+        for number, (layer, before) in enumerate(zip(self.layers, states, strict=True)):
             if number:
                 x = dropout(x, self.dropout, self.training)
-            before = state.layers[number]  # (R, W, G * D)
-            x, after = layer(x, before.flatten(0, 1))
-            state.layers[number] = after.view(before.shape)
-        return x
+            x, state = layer(x, before.flatten(0, 1))
+            after.append(state.view(before.shape))
+        return x, after
 
-    def _features(self, top: Tensor, state: RecurrentState) -> Tensor:
-        """(R, Q, D) to the same."""
-        parts = [top]
+    def _features(self, top: Tensor, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
+        """Computes features (R, Q, D) from the top layer's outputs (R, Q, D).
+
+        Returns them and the attention weights (R, Q, S), or None without attention.
+        """
+        parts, weights = [top], None
         if self.score is not None:
             assert state.keys is not None
-            assert state.states is not None
-            seen, weights = mix(self.score(top, state.keys), state.states, state.source_mask)
-            parts.append(seen.to(top.dtype))
-            if state.watch:
-                state.attention.append(weights[:, None])  # (R, 1, Q, S)
+            assert state.source_states is not None
+            attended, weights = attend(self.score(top, state.keys), state.source_states, state.source_mask)
+            parts.append(attended.to(top.dtype))
         if state.context is not None:
             parts.append(state.context.to(top.dtype).expand_as(top))
         features = top if self.join is None else self.join(torch.cat(parts, dim=2)).tanh()
-        return dropout(features, self.dropout, self.training)
+        return dropout(features, self.dropout, self.training), weights
+
+
+# The whole model.
 
 
 def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, its weights not yet set."""
+    """Builds the recurrent model that config describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
-    source, target, output = tied(
+    source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
     encoder = RecurrentEncoder(config, source)
@@ -375,7 +420,11 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
 
 
 def initialize_recurrent(model: nn.Module) -> None:
-    """Cells as their layer says; uniform after Glorot & Bengio (2010) elsewhere, biases zero."""
+    """Initialises the weights of a recurrent model.
+
+    Linear layers get Glorot-uniform weights (Glorot & Bengio 2010) and zero biases. Embeddings, the output layer and
+    recurrent layers are initialised by their own initialize methods.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

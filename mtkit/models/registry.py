@@ -1,7 +1,8 @@
-"""Builds the architecture that the settings name, and chooses device and precision."""
+"""Builds models of the architecture that the settings name, and chooses device and precision."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -13,107 +14,47 @@ from torch import Tensor, nn
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.data.batch import Rows
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
+from mtkit.models.interface import (
+    Decoder,
+    Embedding,
+    Encoder,
+    Limits,
+    Memory,
+    Output,
+    TranslationModel,
+    tied_embeddings,
+)
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, build_recurrent, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, build_transformer, initialize_transformer
 from mtkit.text.vocabulary import Specials
 
-AVAILABLE: dict[str, Callable[[], bool]] = {
-    "cpu": lambda: True,
-    "cuda": torch.cuda.is_available,
-    "mps": torch.backends.mps.is_available,
-}
+# Hybrids: the encoder of one architecture with the decoder of another (Chen et al. 2018); "mixed" in the settings.
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
-TENSOR_CORES = (7, 0)  # the first compute capability of CUDA whose products in fp16 are much faster
+HalfConfig = TransformerConfig | RecurrentConfig
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is the first of cuda, mps and cpu that is there."""
-    if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
-    if not AVAILABLE[name]():
-        present = ", ".join(device for device, there in AVAILABLE.items() if there())
-        raise MtkitError(
-            f"device {name}: none found on this machine; there is {present}, and auto takes the best there is"
-        )
-    if name == "cuda":
-        # It makes a plan anew for every length of a row, and no two batches have the same: a third of a second a step.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        # Its recurrent layers would round fp32 to the ten bits of TF32, as no product elsewhere does.
-        torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name)
+class ProjectedEncoder(nn.Module):
+    """An encoder followed by a linear layer that projects its states to the width of the decoder."""
 
-
-@cache
-def use_one_thread_after_fork() -> None:
-    """From now on the children that this process forks compute with one thread.
-
-    The threads that PyTorch computes with do not live on in a child, and waiting for them would never end.
-    """
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What numbers of that precision are to PyTorch, where the device has them."""
-    if precision == "fp64" and device.type == "mps":
-        raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
-    return DTYPES[precision]
-
-
-def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """fp32, bf16 or fp16; auto is bf16 where it is faster and, on a CPU, the model is wide enough to gain by it.
-
-    An older GPU that has no bf16 but is fast at fp16 takes that.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
-    if device.type == "cpu":
-        has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_instructions and d_model >= 128 else "fp32"
-    return "fp32"
-
-
-def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bf16 or fp16, everything else and the weights in fp32; or nothing."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
-
-
-# The encoder of one architecture with the decoder of another, such as Chen et al. (2018) found best.
-
-Half = TransformerConfig | RecurrentConfig
-
-
-class BridgedEncoder(nn.Module):
-    """An encoder whose states are brought to the width of a decoder."""
-
-    def __init__(self, encoder: TransformerEncoder | RecurrentEncoder, width: int, d_model: int) -> None:
+    def __init__(self, encoder: Encoder, encoder_width: int, decoder_width: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.bridge = nn.Linear(width, d_model)
+        self.bridge = nn.Linear(encoder_width, decoder_width)
         self.final_widths = encoder.final_widths
 
     def forward(self, source: Rows) -> Memory:
-        """States as wide as the decoder, and the last ones as they were."""
-        memory: Memory = self.encoder(source)
+        """Returns the projected states (R, S, D), where D is the decoder's width, and the finals of the encoder."""
+        memory = self.encoder(source)
         return replace(memory, states=self.bridge(memory.states))
 
 
-def build_mixed(config: MixedConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, its weights not yet set."""
+def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
+    """Builds the hybrid model that config describes, with uninitialised weights."""
 
-    def table(half: Half, vocab_size: int) -> Embedding:
+    def table(half: HalfConfig, vocab_size: int) -> Embedding:
         return Embedding(vocab_size, half.d_model, half.scale_embeddings)
 
-    source, target, output = tied(
+    source, target, output = tied_embeddings(
         config.tie_embeddings,
         lambda: table(config.encoder, source_vocab_size),
         lambda: table(config.decoder, target_vocab_size),
@@ -125,53 +66,52 @@ def build_mixed(config: MixedConfig, source_vocab_size: int, target_vocab_size: 
     return TranslationModel(encoder, decoder, limits, config.decoder.start_token)
 
 
-def _encoder(
-    config: Half, embedding: Embedding, d_model: int
-) -> TransformerEncoder | RecurrentEncoder | BridgedEncoder:
-    encoder = (
+def _encoder(config: HalfConfig, embedding: Embedding, decoder_width: int) -> Encoder:
+    encoder: Encoder = (
         TransformerEncoder(config, embedding)
         if isinstance(config, TransformerConfig)
         else RecurrentEncoder(config, embedding)
     )
-    return encoder if config.d_model == d_model else BridgedEncoder(encoder, config.d_model, d_model)
+    return encoder if config.d_model == decoder_width else ProjectedEncoder(encoder, config.d_model, decoder_width)
 
 
-def _decoder(
-    config: Half, embedding: Embedding, output: Output, final_widths: list[int]
-) -> TransformerDecoder | RecurrentDecoder:
+def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> Decoder:
     if isinstance(config, TransformerConfig):
         return TransformerDecoder(config, embedding, output)
     return RecurrentDecoder(config, embedding, output, final_widths)
 
 
-def _longest(config: Half) -> int | None:
+def _longest(config: HalfConfig) -> int | None:
+    """Returns the maximum length of a row, in tokens, for an encoder or decoder with these settings; None: no limit."""
     return min(config.position_limits.values(), default=None)
 
 
-def initialize_mixed(model: nn.Module) -> None:
-    """Each half as its own architecture has it."""
+def initialize_hybrid(model: nn.Module) -> None:
+    """Initialises encoder and decoder each in the way of its own architecture."""
     initialize_recurrent(model)
     for half in model.modules():
         if isinstance(half, TransformerEncoder | TransformerDecoder):
             initialize_transformer(half)
 
 
-# The architectures on offer, and how one is built from its settings.
+# The architectures by their names in the settings, and functions that create models of any of them.
 
-Build = Callable[[Any, int, int], TranslationModel]  # from the settings of its architecture
+# A function that builds a model from its settings, the source vocabulary size and the target vocabulary size.
+Build = Callable[[Any, int, int], TranslationModel]
+# For each architecture, the function that builds a model and the one that initialises its weights.
 ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
     "transformer": (build_transformer, initialize_transformer),
     "rnn": (build_recurrent, initialize_recurrent),
-    "mixed": (build_mixed, initialize_mixed),
+    "mixed": (build_hybrid, initialize_hybrid),
 }
 
-OWN_SPECIALS = Specials()  # of the vocabularies that are made here
+OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 
 
 def empty_model(
     config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
 ) -> TranslationModel:
-    """A model without weights (they take no memory); load_state_dict(…, assign=True) gives it some."""
+    """Returns a model without weights (on the meta device, so they take no memory); fill_model gives it weights."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
         model = build(config, source_vocab_size, target_vocab_size)
@@ -186,10 +126,12 @@ def new_model(
     seed: int,
     specials: Specials = OWN_SPECIALS,
 ) -> TranslationModel:
-    """A model with fresh random weights; the same for the same seed, and no other chance is touched."""
+    """Returns a model with random weights that depend only on the seed; leaves the global random state unchanged."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % (1 << 63))  # torch takes no more; other chance takes seeds of any size
+        # Weights are drawn on the CPU, so only its generator is seeded. The modulo is needed because torch accepts no
+        # larger seeds, while NumPy accepts any.
+        torch.default_generator.manual_seed(seed % (1 << 63))
         model = build(config, source_vocab_size, target_vocab_size)
         initialize(model)
     model.set_specials(specials)
@@ -198,13 +140,19 @@ def new_model(
 
 
 def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Give an empty model these weights, without a copy; where stands in the message if they are not its own."""
+    """Makes these tensors, without copying them, the weights of a model from empty_model.
+
+    Raises CheckpointError, with a message that begins with where, if their names or shapes differ from the model's.
+    """
     require_weights_of(model, weights, where)
     model.load_state_dict(weights, strict=False, assign=True)
 
 
 def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Refuse weights of other names or shapes than the model's."""
+    """Raises CheckpointError, with a message that begins with where, if weights do not fit the model.
+
+    They fit if they have the names and shapes of the model's parameters.
+    """
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != found:
@@ -213,3 +161,121 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
             f"{where}: weight {name} is {found.get(name, 'missing')}, the settings want {wanted.get(name, 'none')}; "
             "the weights belong to another model"
         )
+
+
+def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError, with a message that begins with where, if the settings are too large for the weights.
+
+    That is, if they ask for more layers than the weights have, or for a matrix with more elements than all weights
+    together. Building such a model could take hours or all memory; this check only looks at names and shapes.
+    """
+    encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
+    num_weights = sum(map(Tensor.numel, weights.values()))
+    for side, half in (("encoder", encoder), ("decoder", decoder)):
+        depth = half.encoder_layers if side == "encoder" else half.decoder_layers
+        layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # a ProjectedEncoder contains the encoder
+        num_layers = len({found[1] for found in map(layer.match, weights) if found})
+        if depth > num_layers:
+            raise CheckpointError(
+                f"{where}: the settings want {depth:,} layers in the {side}, the weights have {num_layers:,}; "
+                "the weights belong to another model"
+            )
+        rows = max(half.d_model, *_other_widths(half, side))
+        if rows * half.d_model > num_weights:
+            raise CheckpointError(
+                f"{where}: the settings want a matrix of {rows:,} x {half.d_model:,} in the {side}, and there are "
+                f"{num_weights:,} weights in all; the weights belong to another model"
+            )
+
+
+def _other_widths(half: HalfConfig, side: str) -> list[int]:
+    """Returns row counts, other than d_model, of some matrices with d_model columns in this encoder or decoder.
+
+    They are the feed-forward width and the number of learned positions; 1 stands for a matrix that does not exist.
+    """
+    if isinstance(half, RecurrentConfig):
+        return [1]
+    d_ff = half.decoder_d_ff if side == "decoder" and half.decoder_d_ff else half.d_ff
+    return [d_ff, half.max_positions if half.positions == "learned" else 1]
+
+
+# Device and precision.
+
+# By device, a function that returns whether it is available.
+AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix products in fp16
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the torch device of this name; auto means the first available of cuda, mps and cpu.
+
+    For cuda, also switches off two features of cuDNN. Raises MtkitError if the device is not available.
+    """
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
+    if not AVAILABLE[name]():
+        present = ", ".join(device for device, there in AVAILABLE.items() if there())
+        raise MtkitError(
+            f"device {name}: none found on this machine; there is {present}, and auto takes the best there is"
+        )
+    if name == "cuda":
+        # cuDNN's attention makes a new execution plan for every row length, which costs a third of a second in almost
+        # every step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        # cuDNN's recurrent layers would round fp32 to TF32, which has a mantissa of ten bits; no other matrix product
+        # here does that.
+        torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name)
+
+
+@cache
+def use_one_thread_after_fork() -> None:
+    """Sets PyTorch to one thread in all child processes that are forked from now on.
+
+    PyTorch's threads do not survive a fork, so a child that waited for them would hang.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype of a precision, a key of DTYPES. Raises MtkitError for fp64 on mps, which lacks it."""
+    if precision == "fp64" and device.type == "mps":
+        raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
+    return DTYPES[precision]
+
+
+def pick_precision(name: str, device: torch.device, d_model: int) -> str:
+    """Returns name unchanged unless it is auto, else the fastest suitable precision: bf16, fp16 or fp32.
+
+    auto means bf16 if the device has instructions for it; on a CPU only for a d_model of 128 or more, since smaller
+    models gain nothing. On a GPU without bf16, auto means fp16 if the GPU has fast matrix products in it. In all other
+    cases, auto means fp32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
+    if device.type == "cpu":
+        has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if has_instructions and d_model >= 128 else "fp32"
+    return "fp32"
+
+
+def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Returns the autocast context of bf16 or fp16; for fp32, a context that does nothing.
+
+    Under autocast, matrix products are computed in that precision, and weights stay in fp32.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])

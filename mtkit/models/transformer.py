@@ -1,10 +1,11 @@
-"""The Transformer of "Attention is all you need" (Vaswani et al. 2017), with its norm before or after each sublayer.
+"""The Transformer of "Attention is all you need" (Vaswani et al. 2017), with norms before or after each sublayer.
 
-R rows, S source length, T target length, N tokens in a cache, W hypotheses of a sentence, H heads, K width of a head,
-D model width.
+Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either S or T, N tokens in the
+cache, W hypotheses per sentence, H heads, K width of a head, D model width.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batch import Rows
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied
+from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import (
-    ADDED,
+    POSITIONS,
+    AnyLayer,
     Cache,
     CrossAttention,
     FeedForward,
+    LayerList,
     LearnedPositions,
     RotaryPositions,
     Rotation,
@@ -27,29 +30,37 @@ from mtkit.models.layers import (
     with_zero_gradients,
 )
 
-# LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
+# Parts that the encoder and the decoder both use: norms, sublayers and embedded rows.
+
+# By the setting norm: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
-NORM_EPS = 1e-5  # what Marian's, M2M100's and CTranslate2's layers use
+NORM_EPS = 1e-5  # as in Marian, M2M100 and CTranslate2
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """A norm over the width of the model."""
+    """Returns a new norm over the model width, of the kind that the settings name."""
     return NORMS[config.norm](config.d_model, eps=NORM_EPS)
 
 
 def final_norm(config: TransformerConfig) -> nn.Module:
-    """After the last layer: with the norm before each sublayer the sum that leaves it has not been normalised yet."""
+    """Returns the norm after the last layer of a pre-norm model; for a post-norm model, an nn.Identity.
+
+    The layers of a post-norm model end with a norm already.
+    """
     return make_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
 
 def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositions | None:
-    """What turns queries and keys of so many heads, where positions are told so."""
+    """Returns rotary positions for this number of heads, or None if the settings choose other positions."""
     return RotaryPositions(config.d_model // num_heads) if config.positions == "rotary" else None
 
 
 class Sublayer(nn.Module):
-    """x + dropout(f(norm(x))), or norm(x + dropout(f(x))) where the norm comes after (Xiong et al. 2020)."""
+    """The residual connection around a sublayer f, with norm and dropout.
+
+    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), else norm(x + dropout(f(x))).
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -58,33 +69,57 @@ class Sublayer(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """(R, L, D) to the same."""
+        """Applies the sublayer function with its residual connection to x, (R, L, D); the shape stays the same."""
         y = function(self.norm(x) if self.norm_first else x)
         x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else self.norm(x)
 
 
 class EmbeddedRows(nn.Module):
-    """What the first layer reads: tokens and their places, and on wish a norm of both, as mBART has it."""
+    """Token embeddings plus position embeddings, with dropout; optionally normalised, as in mBART."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        added = ADDED[config.positions]
-        self.positions = None if added is None else added(config)
+        make_positions = POSITIONS[config.positions]
+        self.positions = None if make_positions is None else make_positions(config)
         self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = config.dropout
 
-    def forward(self, rows: Rows, longest: int) -> Tensor:
-        """(R, L, D); no position reaches longest."""
+    def forward(self, rows: Rows, length: int) -> Tensor:
+        """Returns the embedded rows, (R, L, D); all positions must be less than length."""
         x = self.embedding(rows)
         if self.positions is not None:
-            x = x + self.positions(rows.positions, longest).to(x.dtype)
+            x = x + self.positions(rows.positions, length).to(x.dtype)
         return dropout(self.norm(x), self.dropout, self.training)
 
 
+def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
+    """Returns a mask (R, 1, 1 or L, S) that is True where a query may attend to a source token.
+
+    That is where the source token is not padding and, in packed rows, belongs to the same segment as the query.
+    query_segments is (R, L). In packed rows, queries that are padding may attend to everything: their output is never
+    used, and without any key the softmax would give NaN.
+    """
+    if not source.packed:
+        return source.mask[:, None, None, :]
+    query, key = query_segments[:, None, :, None], source.segments[:, None, None, :]
+    return (query == key) | (query == 0)
+
+
+def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
+    """Draws layer dropout; returns the layers that take part in this forward pass and the weights of the others."""
+    drawn = draw_layers(len(layers), rate, training)
+    taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
+    left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
+    return taken, [weight for layer in left_out for weight in layer.parameters()]
+
+
+# The encoder.
+
+
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward layer."""
+    """An encoder layer: self-attention, then a feed-forward layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -96,130 +131,42 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """(R, S, D) to the same."""
+        """Maps x, (R, S, D), to the layer's output of the same shape; mask says which tokens may be attended to."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
 
 
 class TransformerEncoder(nn.Module):
-    """Embeds the source and lets its tokens look at each other, layer by layer."""
+    """Embeds the source and encodes it with a stack of self-attention layers."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         self.embedded = EmbeddedRows(config, embedding)
         self.rotary = rotary_positions(config, config.num_heads)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layers = LayerList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_dropout = config.layer_dropout
         self.norm = final_norm(config)
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
-        """States (R, S, D)."""
-        longest = source.ids.shape[1]
-        x = self.embedded(source, longest)
-        mask = _source_mask(source.segments, source)
-        rotation = None if self.rotary is None else self.rotary(source.positions, longest)
-        layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
+        """Returns a memory with the states (R, S, D) and an empty list of finals."""
+        length = source.ids.shape[1]
+        x = self.embedded(source, length)
+        mask = source_attention_mask(source.segments, source)
+        rotation = None if self.rotary is None else self.rotary(source.positions, length)
+        layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
         for layer in layers:
             x = layer(x, mask, rotation)
         return Memory(self.norm(x), finals=[])
 
 
-def _drawn(layers: nn.ModuleList, rate: float, training: bool) -> tuple[list[nn.Module], list[Tensor]]:
-    """The layers that take part in a pass, and the weights of those that do not."""
-    drawn = draw_layers(len(layers), rate, training)
-    taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
-    left = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
-    return taken, [weight for layer in left for weight in layer.parameters()]
-
-
-def _source_mask(query_segments: Tensor, source: Rows) -> Tensor:
-    """(R, 1, 1 or L, S): which source tokens each of L tokens may look at.
-
-    Padding may look anywhere, since what it sees is never used, and a row without a single key would give NaN.
-    """
-    if not source.packed:
-        return source.mask[:, None, None, :]
-    query, key = query_segments[:, None, :, None], source.segments[:, None, None, :]
-    return (query == key) | (query == 0)
-
-
-class TransformerState:
-    """The source's keys and values, once for each sentence, and an append-only cache of the target's.
-
-    A beam's history is the ancestor mask: which cached tokens are a hypothesis' own. Branching permutes that mask and
-    moves nothing else.
-    """
-
-    def __init__(
-        self,
-        layers: list[nn.Module],
-        unused: list[Tensor],
-        memory: list[tuple[Tensor, Tensor]],
-        source: Rows,
-        watch: bool = False,
-    ) -> None:
-        self.layers = layers  # those of the decoder that take part: all of them but in training with layer dropout
-        self.unused = unused  # what would have no gradient because of those that do not
-        self.memory = memory  # for each layer, keys and values of the source, (R, H, S, K)
-        self.watch = watch
-        self.attention: list[Tensor] = []
-        self.source = source
-        self.caches = [Cache() for _ in memory]
-        self.num_hypotheses = 1
-        self.ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
-        self.positions = torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device)
-        self.longest = 0  # bound on positions, kept beside them so that nobody waits for the device
-
-    def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
-        self.num_hypotheses = parents.shape[1]
-        if self.ancestors is not None:
-            self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.ancestors.shape[2]))
-        return self
-
-    def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order."""
-        self.memory = [(k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.memory]
-        source = self.source
-        self.source = Rows(
-            source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed
-        )
-        self.positions = self.positions[sentences]
-        if self.ancestors is not None:
-            self.ancestors = self.ancestors[sentences]
-        for cache in self.caches:
-            cache.keep(sentences)
-        return self
-
-    def advance(self, target: Rows) -> Tensor | None:
-        """Take in these tokens; (R, 1, T, N) bool, which cached or new tokens each may look at; None is causal.
-
-        One rule serves teacher forcing, packed rows and every step of a search: a token sees those of its own segment
-        (sentence, or hypothesis) that do not stand after it, and its hypothesis' ancestors.
-        """
-        query, key = target.segments[:, :, None], target.segments[:, None, :]
-        num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
-        assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
-        own = key == torch.arange(1, num_hypotheses + 1, device=key.device)[None, :, None]  # (R, W, T)
-
-        mask = None
-        if self.ancestors is not None or target.packed:
-            mask = (query == key) & (target.positions[:, None, :] <= target.positions[:, :, None])  # (R, T, T)
-            if self.ancestors is not None:
-                mask = torch.cat([self.ancestors.expand(-1, num_tokens, -1), mask], dim=2)
-            mask = mask[:, None]
-
-        self.ancestors = own if self.ancestors is None else torch.cat([self.ancestors, own], dim=2)
-        self.positions = self.positions + target.mask.sum(1) // num_hypotheses
-        self.longest += num_tokens // num_hypotheses
-        return mask
+# The decoder.
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the source, and a feed-forward layer."""
+    """A decoder layer: self-attention, attention to the source, then a feed-forward layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -242,58 +189,141 @@ class DecoderLayer(nn.Module):
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """(R, T, D) to the same; the weights of the attention to the source are added to what is watched."""
+        """Maps target tokens x, (R, T, D), to the layer's output of the same shape.
+
+        Appends their keys and values to the cache. Unless watched is None, appends the weights of the attention to the
+        source to it. mask comes from TransformerState.advance; memory holds the keys and values of the source.
+        """
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
 
 
+@dataclass(frozen=True)
+class TransformerState:
+    """A decoding state: keys and values of the source for each sentence, and a cache of those of all target tokens.
+
+    The mask ancestors says which cached tokens belong to each hypothesis. branch only reorders this mask; the cache,
+    which is append-only, stays as it is.
+    """
+
+    layers: list[DecoderLayer]  # the decoder's layers, without those that layer dropout skips
+    unused: list[Tensor]  # tensors that get no gradient because of the skipped layers
+    memory: list[tuple[Tensor, Tensor]]  # for each layer, keys and values of the source, each (R, H, S, K)
+    source: Rows
+    positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
+    caches: list[Cache]
+    watch: bool = False
+    attention: list[Tensor] = field(default_factory=list)
+    num_hypotheses: int = 1  # W
+    ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
+    length: int = 0  # an upper bound on positions that can be read without waiting for the device
+
+    def branch(self, parents: Tensor) -> Self:
+        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
+        ancestors = self.ancestors
+        if ancestors is not None:
+            ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
+        return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        for cache in self.caches:  # in place, since there may not be enough memory for a second copy of all caches
+            cache.keep(sentences)
+        source = self.source
+        return replace(
+            self,
+            memory=[(key.index_select(0, sentences), value.index_select(0, sentences)) for key, value in self.memory],
+            source=Rows(source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed),
+            positions=self.positions[sentences],
+            ancestors=None if self.ancestors is None else self.ancestors[sentences],
+        )
+
+    def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
+        """Returns a state with positions and ancestors advanced by these target tokens, and their attention mask.
+
+        The layers append keys and values to the caches afterwards. The mask, (R, 1, T, N) bool, says which of the N
+        cached and new tokens each new token may attend to; None stands for a causal mask. The same rule applies to
+        teacher forcing, packed rows and search steps: a token attends to the cached tokens of its hypothesis, and to
+        new tokens of its own segment (sentence or hypothesis) up to its own position.
+        """
+        query, key = target.segments[:, :, None], target.segments[:, None, :]
+        num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
+        assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
+        own = key == torch.arange(1, num_hypotheses + 1, device=key.device)[None, :, None]  # (R, W, T)
+
+        mask = None
+        if self.ancestors is not None or target.packed:
+            mask = (query == key) & (target.positions[:, None, :] <= target.positions[:, :, None])  # (R, T, T)
+            if self.ancestors is not None:
+                mask = torch.cat([self.ancestors.expand(-1, num_tokens, -1), mask], dim=2)
+            mask = mask[:, None]
+
+        after = replace(
+            self,
+            ancestors=own if self.ancestors is None else torch.cat([self.ancestors, own], dim=2),
+            positions=self.positions + target.mask.sum(1) // num_hypotheses,
+            length=self.length + num_tokens // num_hypotheses,
+        )
+        return after, mask
+
+
 class TransformerDecoder(nn.Module):
-    """Embeds the target and lets each token look at those before it and at the source, layer by layer."""
+    """Embeds the target and decodes it with a stack of layers that attend to earlier tokens and to the source."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding, output: Output) -> None:
         super().__init__()
         self.embedded = EmbeddedRows(config, embedding)
         self.rotary = rotary_positions(config, config.decoder_num_heads or config.num_heads)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = LayerList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_dropout = config.layer_dropout
         self.norm = final_norm(config)
         self.output = output
 
     @property
     def embedding(self) -> Embedding:
-        """Of the target."""
+        """The target embedding."""
         return self.embedded.embedding
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
-        """The state before the first token. With watch it will tell its attention."""
-        layers, unused = _drawn(self.layers, self.layer_dropout, self.training)
+        """Returns the state before the first token; with watch, this and all later states record attention."""
+        layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         if unused:
-            unused.append(memory.states)  # if no layer at all is left, nothing else reads it
-        projected = [layer.source_attention.project(memory.states) for layer in layers]  # type: ignore[union-attr, operator]
-        return TransformerState(layers, unused, projected, source, watch)
+            unused.append(memory.states)  # if all layers are skipped, it gets no gradient either
+        return TransformerState(
+            layers,
+            unused,
+            memory=[layer.source_attention.project(memory.states) for layer in layers],
+            source=source,
+            positions=torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device),
+            caches=[Cache() for _ in layers],
+            watch=watch,
+        )
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """(R, T, D) features of the next tokens, and the state after them."""
-        mask = state.advance(target)
-        source_mask = _source_mask(target.segments, state.source)
-        rotation = None if self.rotary is None else self.rotary(target.positions, state.longest)
-        x = with_zero_gradients(self.embedded(target, state.longest), state.unused)
-        state.attention = []
-        watched = state.attention if state.watch else None
+        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
+        state, mask = state.advance(target)
+        source_mask = source_attention_mask(target.segments, state.source)
+        rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
+        x = with_zero_gradients(self.embedded(target, state.length), state.unused)
+        attention: list[Tensor] = []
+        watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
             x = layer(x, mask, cache, rotation, memory, source_mask, watched)
-        return self.norm(x), state
+        return self.norm(x), replace(state, attention=attention)
+
+
+# The whole model.
 
 
 def build_transformer(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """The model, its weights not yet set."""
+    """Builds the Transformer that config describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
-    source, target, output = tied(
+    source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
     longest = config.max_positions if config.positions == "learned" else None
@@ -303,10 +333,10 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
 
 
 def initialize_transformer(model: nn.Module) -> None:
-    """Uniform after Glorot & Bengio (2010), biases zero, as the Transformer's first implementation has it.
+    """Draws Glorot-uniform weights (Glorot & Bengio 2010), with zero biases, as the Transformer's first implementation.
 
-    Queries, keys and values are drawn as the one matrix they are stored in, which makes them smaller by sqrt(2), as in
-    fairseq; so are a gate and what it lets through.
+    The projections to queries, keys and values are drawn as a single matrix, which makes their weights smaller by a
+    factor of sqrt(2), as in fairseq. The two halves of a gated layer are drawn as a single matrix, too.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

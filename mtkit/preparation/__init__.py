@@ -1,5 +1,6 @@
-"""From parallel text to what training reads: the tokenizer, the corpora as ids, the validation text.
+"""Preparation of a run: makes its tokenizer, its training corpora as token ids, and its validation text.
 
-Pairs that cannot be used are counted and reported, and suspicious text is warned of. May import the bundle (a run may
-start from a model and its tokenizer) and what is below it, but no training.
+Reads parallel text and settings, and writes the folders tokenizer and data of the run. Pairs that are left out are
+counted and reported, and there are warnings about suspicious text. May import the bundle package (a run may start from
+a model and its tokenizer) and the packages below it, but not training.
 """

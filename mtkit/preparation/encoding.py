@@ -1,4 +1,4 @@
-"""Pairs of text to pairs of ids: which pairs stay, why others are left out, and what the tokenizer does not know."""
+"""Encodes pairs of sentences as token ids: cleaning rules, duplicates, shares of unknown tokens, the encoder."""
 
 import os
 from collections import Counter
@@ -15,13 +15,15 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
 from mtkit.errors import Meter, is_shown
-from mtkit.preparation.sources import Search
+from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, read_part, tagged
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import UNKNOWN
 
-# Each with the settings that decide it.
+# Cleaning rules: which pairs are left out, and why.
+
+# The reasons to leave a pair out, in the order in which they are checked, each with the data settings that control it.
 RULES: dict[str, tuple[str, ...]] = {
     "blank source": (),
     "blank target": (),
@@ -31,13 +33,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "identical": ("drop_identical",),
     "wrong script": ("source_script", "target_script"),
     "few letters": ("min_letters",),
-    "duplicate": ("drop_duplicates",),  # found among the pairs that stay
+    "duplicate": ("drop_duplicates",),  # found by SeenPairs among the pairs that pass the other rules
 }
 REASONS = tuple(RULES)
 
-NUM_EXAMPLES = 3  # of each reason
-EXAMPLE_WIDTH = 110
-LEAST_WIDTH = 20  # of a side, though the names of files are long
+NUM_EXAMPLES = 3  # the number of example pairs shown for each reason
+EXAMPLE_WIDTH = 110  # the width of the line that shows an example, in characters
+LEAST_WIDTH = 20  # each side gets at least so many characters, even if the line becomes wider
 
 _LETTER = regex.compile(r"\p{L}")
 _LETTER_OR_MARK = regex.compile(r"[\p{L}\p{M}]")
@@ -45,10 +47,10 @@ _NOT_SPACE = regex.compile(r"\S")
 
 
 def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
-    """The first of REASONS to leave a pair out, or None to keep it.
+    """Returns the first of REASONS that applies to a pair, or None if it passes; does not check for duplicates.
 
-    Lengths are in tokens, end marks not counted. A side of white space, or of nothing but what normalisation removes,
-    is blank. The ratio is of the longer side to the shorter.
+    Lengths are in tokens, without end marks. A side is blank if it consists only of white space or of characters that
+    normalisation removes. The length ratio is the length of the longer side divided by that of the shorter.
     """
     if not source_length or not source.strip():
         return "blank source"
@@ -71,7 +73,10 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
-    """Whether half of the letters at least are of these scripts, or of those that all scripts share."""
+    """Whether at least half of the letters belong to one of these scripts or to no particular script (Common).
+
+    None allows any script.
+    """
     if not scripts:
         return True
     num_letters = len(_LETTER.findall(text))
@@ -80,30 +85,30 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 
 @cache
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    """A letter of another script; such as the long vowel mark of both kana are Common and foreign to none."""
+    """Returns a pattern that matches one letter of any other script, except letters shared by scripts, such as ー."""
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
 
 
 def share_of_letters(text: str) -> float:
-    """Letters, and the marks on them, among the characters that are not white space."""
+    """Returns the fraction of letters and combining marks among the characters other than white space, 0 to 1."""
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """The names of the settings, in the data section, that decide these reasons."""
+    """Returns the names of the settings in the data section that control these reasons to leave pairs out."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
 class Drops:
-    """The pairs that were left out: how many for each reason, and the first of them."""
+    """Counts the pairs left out for each reason, and stores the first few of each as examples."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
-        """One more."""
+        """Counts a pair that is left out; path and line are the file and the line number of its source."""
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_EXAMPLES:
             place = f"  {reason}: {path}:{line}: "
@@ -112,37 +117,38 @@ class Drops:
             self._examples.setdefault(reason, []).append(f"{place}{text}")
 
     def examples(self) -> list[str]:
-        """A line for each of the first ones."""
+        """Returns a line of text for each example, ordered by reason as in REASONS."""
         return [line for reason in REASONS for line in self._examples.get(reason, [])]
 
     def __str__(self) -> str:
-        """The counts, in the order of the rules."""
+        """Returns the counts as text, such as "2 too long, 1 duplicate", ordered as in REASONS."""
         return ", ".join(f"{self.counts[reason]:,} {reason}" for reason in REASONS if self.counts[reason])
 
 
 def _on_one_line(text: str, width: int) -> str:
-    """What a terminal can show of it in so many characters."""
+    """Returns the text, cut to width characters, with a space in place of each unprintable character."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-# Pairs that stood before, known by digests of 128 bits: 16 bytes of memory for each pair seen.
+# Duplicates: pairs that occurred before, recognised by digests of 128 bits, so that each pair takes 16 bytes of memory.
 
-NUM_SHARDS = 64  # by the first bits of a digest, so that merging copies little at a time
-DIGEST_BYTES = 16  # two of a hundred million pairs fall together once in 10^22 corpora
+NUM_SHARDS = 64  # digests are divided into shards by their first bits, so that each merge copies little
+DIGEST_BYTES = 16  # among a hundred million different pairs, any two share a digest with probability below 10^-22
 
-# Sorted digests; NumPy leaves out zeros at the end of such texts, and so it does on both sides of a comparison.
+# Sorted digests. NumPy drops trailing zero bytes of such strings, but on both sides of a comparison, so that equal
+# digests stay equal.
 Digests = NDArray[np.bytes_]
 
 
-class Seen:
-    """The pairs seen so far."""
+class SeenPairs:
+    """The set of all pairs seen so far, stored as digests, to detect duplicates."""
 
     def __init__(self) -> None:
-        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # each of fewer arrays the longer they are
+        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # the levels of each shard, largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """See these pairs; which of them were new, the first of equal ones among them."""
+        """Adds pairs, and returns for each whether it is new; of several equal pairs, only the first is new."""
         digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
         found, places = np.unique(digests, return_index=True)
         bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
@@ -157,12 +163,12 @@ class Seen:
 
 
 def _digest(source: str, target: str) -> bytes:
-    # No line holds a line feed, so no two pairs make the same text.
+    # Lines contain no line feed, so different pairs give different strings.
     return blake2b(f"{source}\n{target}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """Which of some digests stand in no level."""
+    """Returns for each digest whether it is in none of the levels, (len(digests),) bool."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -171,61 +177,67 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
 
 
 def _insert(digests: Digests, levels: list[Digests]) -> None:
-    """Add sorted digests; levels of like size become one, so that each digest is copied a logarithm of times."""
+    """Adds sorted digests as a new level, then merges levels of similar size.
+
+    So each of n digests is copied O(log n) times.
+    """
     if not len(digests):
         return
     levels.append(digests)
     while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
         merged = np.concatenate([levels.pop(), levels.pop()])
-        merged.sort(kind="stable")  # finds the two runs, and merges them
+        merged.sort(kind="stable")  # NumPy's stable sort merges the two sorted runs
         levels.append(merged)
 
 
-# How much of a text a tokenizer does not know.
+# Shares of unknown tokens.
 
 
 class UnknownShares:
-    """Counts the unknown among the tokens of several texts."""
+    """Counts all tokens and the unknown tokens of several texts, each of which has a name."""
 
     def __init__(self) -> None:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
-    def see(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
-        """Sentences of the text of that name; unknown is the id of what is."""
+    def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int = UNKNOWN) -> None:
+        """Counts the tokens of more sentences (ids) of the text with this name; unknown is the id of unknown tokens."""
         for row in rows:
             self._tokens[name] += len(row)
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """The share of each text, in the order in which they were first seen."""
+        """Returns the fraction of unknown tokens by the name of the text, 0 to 1, in the order of the first add."""
         return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
 
 
 def describe_unknown(shares: dict[str, float]) -> str:
-    """The shares in words: "1.2% of the training source, 0.5% of the training target"."""
+    """Returns the shares as text: 1.20% of the training source, 0.50% of the training target."""
     return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
 
 
-# Encoding.
+# The encoder.
 
-CHUNK_PAIRS = 10_000
-CHUNK_CHARACTERS = 4_000_000  # so that a chunk of very long lines is small too
+CHUNK_PAIRS = 10_000  # the number of pairs that are encoded together
+CHUNK_CHARACTERS = 4_000_000  # a chunk ends after this many characters, so that very long lines fit into memory
 
 
 class Encoder:
-    """Writes the pairs that stay, and counts the others by reason."""
+    """Encodes training corpora and writes the pairs that pass all rules; counts the other pairs in self.drops."""
 
     def __init__(
         self,
         config: Config,
         tokenizer: Tokenizer,
         writer: CorpusWriter,
-        search: Search,
+        search: HeldOutSearch,
         unknown: UnknownShares,
         read: Callable[[CorpusConfig], Iterable[Pair]] = read_part,
     ) -> None:
-        """Reads each part with read, writes with writer, and lets search and unknown see what stays."""
+        """Initialises the encoder; kept pairs are added to writer, search and unknown.
+
+        read returns the pairs of one part of a corpus.
+        """
         self._read = read
         self.drops = Drops()
         self._rules = config.data
@@ -234,11 +246,11 @@ class Encoder:
         self._tokenizer = tokenizer
         self._writer = writer
         self._search = search
-        self._seen = Seen() if config.data.drop_duplicates else None
+        self._seen = SeenPairs() if config.data.drop_duplicates else None
         self._num_threads = _num_threads()
 
     def encode(self, corpus: CorpusConfig) -> int:
-        """All of a corpus; how many pairs stay."""
+        """Encodes and writes a corpus; returns the number of pairs that were kept."""
         before = self._writer.num_pairs
         paths = [part.paths[0] for part in corpus.parts]
         more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
@@ -253,59 +265,65 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """The rules look at the text as it is; the model sees it with its tag."""
+        """Encodes and writes the pairs of consecutive lines of a part, the first of which has number first_line.
+
+        The pairs are encoded with the tag of the part, if any, but the rules are applied to the source without it.
+        """
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
-        nothing = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
+        tag_length = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
         reasons: list[str | None] = []
         for place, (source, target) in enumerate(raw):
-            source_length = len(sources[place]) if len(sources[place]) > nothing else 0
+            source_length = len(sources[place]) if len(sources[place]) > tag_length else 0
             reasons.append(drop_reason(source, target, source_length, len(targets[place]), self._rules))
         if self._seen:
-            staying = [place for place, reason in enumerate(reasons) if not reason]
-            for place, is_new in zip(staying, self._seen.add([pairs[place] for place in staying]), strict=True):
+            passed = [place for place, reason in enumerate(reasons) if not reason]
+            for place, is_new in zip(passed, self._seen.add([pairs[place] for place in passed]), strict=True):
                 reasons[place] = None if is_new else "duplicate"
         for place, reason in enumerate(reasons):
             if reason:
                 self.drops.add(reason, part.paths[0], first_line + place, *raw[place])
             else:
-                self._search.see(*pairs[place])
+                self._search.add_training_pair(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]
         kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
-        _see(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
+        _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
         texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
         self._writer.add(kept_sources, kept_targets, *texts)
 
 
-def _see(
-    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
-) -> None:
-    """Count the sides that can hold something unknown."""
-    if tokenizer.source_shows_unknown:
-        unknown.see(f"{name} source", sources, tokenizer.specials.source.unknown)
-    if tokenizer.target_shows_unknown:
-        unknown.see(f"{name} target", targets, tokenizer.specials.target.unknown)
-
-
-def see_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Count what is unknown of the validation text."""
-    for chunk in _chunks(pairs):
-        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
-        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
-        _see(unknown, "validation", tokenizer, sources, targets)
-
-
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Sources and targets as the tokenizer sees them."""
+    """Returns the sources and the targets of the pairs, normalised as the tokenizer does before segmentation."""
     return (
         [tokenizer.normalize_source(source) for source, _ in pairs],
         [tokenizer.normalize_target(target) for _, target in pairs],
     )
 
 
+def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
+    """Encodes the pairs of the validation text and adds their numbers of tokens and unknown tokens to unknown."""
+    for chunk in _chunks(pairs):
+        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
+        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
+        _count_unknown(unknown, "validation", tokenizer, sources, targets)
+
+
+def _count_unknown(
+    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
+) -> None:
+    """Counts the tokens of each side under "NAME source" and "NAME target".
+
+    Leaves out a side whose tokenizer never produces unknown tokens.
+    """
+    if tokenizer.source_shows_unknown:
+        unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
+    if tokenizer.target_shows_unknown:
+        unknown.add(f"{name} target", targets, tokenizer.specials.target.unknown)
+
+
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Pairs in lists that are neither long nor large."""
+    """Yields the pairs in lists; a list ends after CHUNK_PAIRS pairs or once it has CHUNK_CHARACTERS characters."""
     chunk: list[Pair] = []
     num_characters = 0
     for source, target in pairs:
@@ -319,5 +337,5 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _num_threads() -> int:
-    """Processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

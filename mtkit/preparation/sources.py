@@ -1,4 +1,4 @@
-"""The text that preparation reads: what is suspicious in it, what is held out of it, and what changed since."""
+"""The text that preparation reads: corpora, changes in their text, held-out sentences, and suspicious text."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +15,19 @@ from mtkit.errors import ConfigError, DataError, counted, say
 from mtkit.text.lines import read_lines, read_pairs, require_file
 from mtkit.text.oddities import (
     CASED,
+    LEADING_LINES,
     LOWER_CASED,
     MOSES,
     MOST_LINES,
-    PROCESSED_LINES,
     Finding,
     Oversights,
     Sign,
     advice_on_labels,
     advice_on_table,
     capitals,
+    cleaning_command,
     findings,
     sample,
-    undoing,
 )
 from mtkit.text.parallel import (
     COLUMN,
@@ -40,239 +40,84 @@ from mtkit.text.parallel import (
     read_part,
     read_source,
     read_target,
+    tagged,
+    tagged_pairs,
 )
 from mtkit.text.testsets import local_test_sets
 
-# Validation and test sentences that stand in the training text.
+# The corpora of the settings, with the actual paths of their files.
+
+MOST_FILES = 6  # the number of files that a message names
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """A validation or test set, its lines known by their hashes; blank sources are not looked for."""
+def training_corpora(config: Config) -> list[CorpusConfig]:
+    """Returns the corpora of data.train with paths that include data.root.
 
-    name: str
-    num_lines: int
-    sources: list[int]
-    pairs: list[tuple[int, ...]]  # for each source, one hash per reference
-
-
-class Search:
-    """Looks for held-out lines among those of the training text, in memory that the held-out lines decide."""
-
-    def __init__(self, sets: list[HeldOut]) -> None:
-        self._held_out = sets
-        self._wanted = {digest for one in sets for digest in one.sources}
-        self._wanted_pairs = {digest for one in sets for pair in one.pairs for digest in pair}
-        self._found: set[int] = set()
-        self._found_pairs: set[int] = set()
-
-    def see(self, source: str, target: str) -> None:
-        """A pair of the training text."""
-        digest = hash(source)
-        if digest in self._wanted:
-            self._found.add(digest)
-            self._found_pairs |= {hash((source, target))} & self._wanted_pairs
-
-    def warnings(self) -> Iterator[str]:
-        """A line for each set of which something was seen."""
-        for one in self._held_out:
-            num_found = sum(digest in self._found for digest in one.sources)
-            num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
-            if num_found:
-                yield (
-                    f"warning: {num_found:,} of {one.num_lines:,} sources of {one.name} stand in the training data, "
-                    f"{num_pairs:,} of them with the same translation"
-                )
-
-
-def held_out(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOut:
-    """A set from its sources and the references of each."""
-    num_lines = 0
-    sources, pairs = [], []
-    for source, references in rows:
-        num_lines += 1
-        if source.strip():
-            sources.append(hash(source))
-            pairs.append(tuple(hash((source, reference)) for reference in references))
-    return HeldOut(name, num_lines, sources, pairs)
-
-
-# Warns before training where text is not plain, which would otherwise show only in the scores.
-
-MOST_NAMED = 3  # other files that a warning names
-ROWS = 100  # first rows of a table by which columns of sentences are found
-LONGEST_SHOWN = 40  # characters of a line that a warning shows
-
-
-@dataclass(frozen=True)
-class _Text:
-    """One side of a corpus or of a test set, and what was found in it."""
-
-    file: Path
-    column: int | None  # of a file that holds both sides
-    language: str
-    findings: list[Finding]
-    capitals: float | None
-    advice: str | None  # where its lines are no sentences
-    example: tuple[int, str]  # number and text of a line, with a capital if there is one
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return f"{self.file}{self._where}"
-
-    @property
-    def _where(self) -> str:
-        return "" if self.column is None else f", column {self.column}"
-
-    def at(self, line: int, excerpt: str) -> str:
-        """A place in it, and what stands there."""
-        return f'{self.file}:{line}{self._where}: "{excerpt}"'
-
-
-def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
-    """Warn of text that is cut into subwords, tokenised or escaped, and of lower-cased text beside cased text.
-
-    corpora are those of data.train and data.valid with the paths where their files lie; the test sets are read, too. A
-    sample of each file is looked at. The text is used as it is all the same.
+    Raises ConfigError if there are none, DataError if a file is missing.
     """
-    texts = list({text.name: text for text in _texts(config, corpora)}.values())
-    alike: dict[tuple[Sign, ...], list[_Text]] = {}
-    for text in texts:
-        if text.findings:
-            alike.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
-    advised = [text for text in texts if text.advice]
-    for text in advised[:MOST_NAMED]:
-        say(f"mtkit: warning: {text.name}: {text.advice}")
-    if more := [text.name for text in advised[MOST_NAMED:]]:
-        say(f"mtkit: warning: and so with {counted(len(more), 'more file')}{_others(more)}")
-    for found in alike.values():
-        say(f"mtkit: warning: {_told(found, config)}")
-    if warning := _told_case(texts):
-        say(f"mtkit: warning: {warning}")
+    if not config.data.train:
+        raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
+    return resolve_corpora(config, config.data.train)
 
 
-def _told(alike: list[_Text], config: Config) -> str:
-    """All files that show the same signs."""
-    text = alike[0]
-    finding = text.findings[0]
-    signs = [each.sign for each in text.findings]
-    how = " and ".join(f"{sign.kind} by {sign.by}" for sign in signs)
-    what = (
-        f"{text.at(finding.line, finding.excerpt)} looks {how}, "
-        f"as do {finding.count:,} of the {finding.num_lines:,} lines looked at{_others([t.name for t in alike[1:]])}"
-    )
-    undo = undoing(text.file, text.column, [sign.cure.replace("LANG", text.language) for sign in signs], text.language)
-    undo += " (pip install sacremoses brings that command)" if any(sign.by == MOSES for sign in signs) else ""
-    if config.tokenizer.type == "word":
-        return (
-            f"{what}; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this "
-            f"undoes it, file by file: {undo}"
-        )
-    setting = f"; or {signs[0].setting}" if signs[0].setting and config.tokenizer.model is None else ""
-    return (
-        f"{what}; mtkit wants plain text and cuts it by itself, so undo that first, file by file, and name the new "
-        f"files: {undo}{setting}"
-    )
-
-
-def _told_case(texts: list[_Text]) -> str | None:
-    """Which texts are lower-cased, if others are not."""
-    lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
-    cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
-    if not lower or not cased:
-        return None
-    return (
-        f"{lower[0].at(*lower[0].example)} is lower-cased like all of this file{_others([t.name for t in lower[1:]])}, "
-        f"but {cased[0].at(*cased[0].example)} is not{_others([text.name for text in cased[1:]])}; use text in its "
-        r"original case everywhere, or lower-case all of it: sed 's/.*/\L&/' FILE"
-    )
-
-
-def _others(names: list[str]) -> str:
-    if not names:
-        return ""
-    more = len(names) - MOST_NAMED
-    return f" (and {', '.join(names[:MOST_NAMED])}{f' and {more:,} more files' if more > 0 else ''})"
-
-
-def _texts(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_Text]:
-    source, target = config.languages.source, config.languages.target
+def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
+    """Returns the corpora with paths that include data.root. Raises DataError if a file is missing."""
+    resolved = []
     for corpus in corpora:
-        for path in corpus.paths:
-            require_file(path)
-        most = max(PROCESSED_LINES, MOST_LINES // len(corpus.parts))
-        columns = corpus.columns if corpus.tsv is not None else (None, None)
-        for part in corpus.parts:
-            files = files_of(part)
-            yield _looked_at(files[0], columns[0], source, read_source(part), most)
-            yield _looked_at(files[1], columns[1], target, read_target(part), most)
-    for test_set in local_test_sets(config).values():
-        if test_set is not None:
-            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
-                yield _looked_at(file, None, language, read_lines(file), is_test_set=True)
+        paths_of: dict[str, Path | tuple[Path, ...]] = {}
+        for key in ("source", "target", "tsv"):
+            files = getattr(corpus, key)
+            if files is not None:
+                paths = tuple(data_file(config, path) for path in listed(files))
+                paths_of[key] = paths[0] if isinstance(files, Path) else paths
+        resolved.append(corpus.model_copy(update=paths_of))
+    return resolved
 
 
-def _looked_at(
-    file: Path,
-    column: int | None,
-    language: str,
-    lines: Iterable[str],
-    most: int = MOST_LINES,
-    is_test_set: bool = False,
-) -> _Text:
-    sampled = list(sample(lines, most))
-    written = [(number, line.strip()) for number, line in sampled if line.strip()]
-    example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
-    shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
-    share = capitals(line for _, line in sampled)
-    first = [line for _, line in sampled[:PROCESSED_LINES]]
-    table = advice_on_table(file, first, is_test_set) if column is None else None
-    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
-    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
-    signs = [] if table else findings(sampled)
-    return _Text(file, column, language, signs, share, advice, (example[0], shown))
+def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
+    """Returns the first `most` pairs of each corpus (all, if it has fewer), without tags."""
+    return [list(islice(read_corpus(corpus), most)) for corpus in resolve_corpora(config, corpora)]
 
 
-MOST_FILES = 6  # files of a corpus that a message lists
+def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
+    """Returns the path and fingerprint of each file of these corpora: source and target of each part in turn."""
+    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
 
 
-def oversights_of(config: Config) -> Oversights:
-    return Oversights(config.languages, config.data.drop_identical)
+def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
+    """Returns {"tags": [the tag of each corpus or None]} for a manifest, or {} if no corpus has a tag."""
+    tags = [corpus.tag for corpus in corpora]
+    return {"tags": tags} if any(tags) else {}
 
 
-def reported(oversights: Oversights) -> list[str]:
-    """Tell what was seen so far; returns the lines."""
-    warnings = list(oversights.warnings())
-    for warning in warnings:
-        report(warning)
-    return warnings
-
-
-def watched(oversights: Oversights, name: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """Reads a part of the corpora of that name as oversights watches."""
-    return lambda part: oversights.watched(name, part.paths, read_part(part), name == "data.train")
-
-
-def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
-    return DataError(
-        f"{names_of(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training chooses "
-        "checkpoints by them"
-    )
-
-
-def names_of(corpora: Iterable[CorpusConfig]) -> str:
+def describe_files(corpora: Iterable[CorpusConfig]) -> str:
+    """Returns text for a message with the first MOST_FILES paths of these corpora and the number of the others."""
     paths = [str(path) for corpus in corpora for path in corpus.paths]
     more = len(paths) - MOST_FILES
     return ", ".join(paths[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def is_there(directory: Path) -> bool:
-    """Whether there is something in a directory; an empty one is what a link to another disk leads to at first."""
+# Changes in text and settings since a tokenizer or a corpus was made from them.
+
+
+def has_files(directory: Path) -> bool:
+    """Whether a directory exists and is not empty.
+
+    An empty directory counts as missing: it may be a link to another disk, made before the first run.
+    """
     return directory.exists() and any(directory.iterdir())
 
 
+def string_list(stored: object) -> list[str]:
+    """Returns the items of a list read from a file as strings.
+
+    Returns [] if it is not a list, since the file may have been edited by hand.
+    """
+    return list(map(str, stored)) if isinstance(stored, list) else []
+
+
 def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns a line of text, with the old and the new value, for each setting of a section that changed."""
     return [
         f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
         for name in {**before, **now}
@@ -281,7 +126,10 @@ def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -
 
 
 def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
-    """Tags that changed; where the number of corpora changed, that is told instead."""
+    """Returns a line of text for each corpus of a section whose tag differs from the stored one in before["tags"].
+
+    Returns [] if the number of corpora changed, which text_changes reports.
+    """
     tags = before.get("tags") or [None] * len(corpora)
     if not isinstance(tags, list) or len(tags) != len(corpora):
         return []
@@ -295,9 +143,10 @@ def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str,
 def text_changes(
     section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
 ) -> list[str]:
-    """Which files of a list of corpora changed; known are their fingerprints, and paths where they lay, if it is known.
+    """Returns a line of text for each file of a section's corpora that changed, is new, or is no longer listed.
 
-    Both go source, target, source, target, …
+    known has the earlier fingerprints, and paths the files they belong to, if these were stored; the order of both is
+    source, target, source, target, …
     """
     parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
     now = [known_fingerprints(part, known) for _, part in parts]
@@ -309,15 +158,15 @@ def text_changes(
         places = zip_longest(before, zip(paths[::2], paths[1::2], strict=False))
         gone = [set(names or ()) for pair, names in places if pair is not None and pair not in found]
         new = [{source[0], target[0]} for source, target in now if (source[1], target[1]) not in before]
-        changes = [f"{section}: {_listed(names) or 'a corpus'} is listed no more" for names in gone]
-        changes += [f"{section}: {_listed(names)} is new" for names in new]
+        changes = [f"{section}: {_joined(names) or 'a corpus'} is no longer listed" for names in gone]
+        changes += [f"{section}: {_joined(names)} is new" for names in new]
         return changes or [f"{section} listed {len(before):,} corpora, lists {len(found):,}"]
     if sorted(found) == sorted(before):
         return [f"{section} lists its corpora in another order"]
     changes = []
     for (place, _), sides, pair in zip(parts, now, before, strict=True):
-        wholes = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
-        if len(set(wholes)) == 1 and (sides[0][1], sides[1][1]) != pair:
+        whole_files = [fingerprint.partition(COLUMN)[0] for fingerprint in (*pair, sides[0][1], sides[1][1])]
+        if len(set(whole_files)) == 1 and (sides[0][1], sides[1][1]) != pair:
             changes.append(f"{section}[{place}].columns changed")
             continue
         changes += [
@@ -328,22 +177,48 @@ def text_changes(
     return list(dict.fromkeys(changes))
 
 
-def stored_texts(stored: object) -> list[str]:
-    """A list of texts from a file that may have been changed by hand."""
-    return list(map(str, stored)) if isinstance(stored, list) else []
-
-
-def _listed(names: Iterable[str]) -> str:
+def _joined(names: Iterable[str]) -> str:
     return " and ".join(sorted(name for name in names if name))
 
 
+# Oversights (header lines, sources copied as their translations), which are detected while pairs are read.
+
+
+def new_oversights(config: Config) -> Oversights:
+    """Returns an empty record of oversights, to be filled while the text of these settings is read."""
+    return Oversights(config.languages, config.data.drop_identical)
+
+
+def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
+    """Returns a function that yields the pairs of a part of a corpus and records oversights in them.
+
+    section is data.train or data.valid.
+    """
+    return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
+
+
+def report_oversights(oversights: Oversights) -> list[str]:
+    """Prints a warning for each oversight recorded so far; returns the warnings."""
+    warnings = list(oversights.warnings())
+    for warning in warnings:
+        say(warning)
+    return warnings
+
+
+# Held-out sentences (validation and test).
+
+
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Read the validation and test texts, so that what is wrong with them is told before anything is made."""
-    valid = corpora_at_hand(config, config.data.valid)
+    """Reads all validation and test texts and records oversights in them.
+
+    Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. Both stages
+    call this first, so that such an error is raised before anything is written.
+    """
+    valid = resolve_corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
     for path in (*(path for corpus in valid for path in corpus.paths), *chain(*((t.source, *t.target) for t in tests))):
         require_file(path)
-    read = watched(oversights, "data.valid")
+    read = watching_reader(oversights, "data.valid")
     if valid and not sum(1 for corpus in valid for part in corpus.parts for _ in read(part)):
         raise _no_validation_pairs(config.data.valid)
     for files in tests:
@@ -352,44 +227,227 @@ def check_held_out(config: Config, oversights: Oversights) -> None:
             deque(oversights.watched("data.test", paths, read_pairs(*paths), trains=False), maxlen=0)
 
 
-def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
-    """Up to so many pairs of each of these corpora, without their tags."""
-    return [list(islice(read_corpus(corpus), most)) for corpus in corpora_at_hand(config, corpora)]
+def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
+    return DataError(
+        f"{describe_files(corpora)}: the validation corpora hold no pairs; list others in data.valid, since training "
+        "chooses checkpoints by them"
+    )
 
 
-def training_corpora(config: Config) -> list[CorpusConfig]:
-    if not config.data.train:
-        raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
-    return corpora_at_hand(config, config.data.train)
+@dataclass(frozen=True)
+class HeldOutSet:
+    """A validation or test set, represented by hashes of its lines, without lines whose source is blank."""
+
+    name: str
+    num_lines: int  # with blank sources
+    sources: list[int]  # the hash of each source
+    pairs: list[tuple[int, ...]]  # for each source, the hash of each pair of the source and one of its references
 
 
-def corpora_at_hand(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """The same corpora with the paths where their files lie; one that is missing is a DataError."""
-    sides = ("source", "target", "tsv")
+def read_held_out(config: Config) -> list[HeldOutSet]:
+    """Reads the held-out text; returns one set for all validation corpora, then one for each test set.
+
+    Test sets that are not downloaded yet are skipped with a message. Raises DataError if the validation corpora have no
+    pairs or a file cannot be read.
+    """
     found = []
-    for corpus in corpora:
-        here: dict[str, Path | tuple[Path, ...]] = {}
-        for side in sides:
-            files = getattr(corpus, side)
-            paths = tuple(data_file(config, path) for path in listed(files))
-            here |= {} if files is None else {side: paths[0] if isinstance(files, Path) else paths}
-        found.append(corpus.model_copy(update=here))
+    if config.data.valid:
+        pairs = tagged_pairs(resolve_corpora(config, config.data.valid))
+        valid = held_out_set("data.valid", ((source, (target,)) for source, target in pairs))
+        if not valid.num_lines:
+            raise _no_validation_pairs(config.data.valid)
+        found.append(valid)
+    for name, files in local_test_sets(config).items():
+        if files is None:
+            say(f"data.test.{name} is not downloaded yet; the training data is not searched for its sentences")
+            continue
+        # One file at a time, since there may be more references than a process may have open files.
+        texts = [list(read_pairs(files.source, path)) for path in files.target]
+        rows = zip(*texts, strict=True)
+        pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
+        found.append(held_out_set(f"data.test.{name}", pairs_of_rows))
     return found
 
 
-def raw_files_of(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
+def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
+    """Returns the held-out set with these rows, each of which is a source and its references."""
+    num_lines = 0
+    sources, pairs = [], []
+    for source, references in rows:
+        num_lines += 1
+        if source.strip():
+            sources.append(hash(source))
+            pairs.append(tuple(hash((source, reference)) for reference in references))
+    return HeldOutSet(name, num_lines, sources, pairs)
 
 
-def fingerprints_of(raw_files: Iterable[RawFile]) -> list[str]:
-    """What the files hold, wherever they lie."""
-    return [raw.fingerprint for raw in raw_files]
+class HeldOutSearch:
+    """Finds held-out sentences in the training text; needs memory only for the held-out sets."""
+
+    def __init__(self, sets: list[HeldOutSet]) -> None:
+        self._sets = sets
+        self._wanted = {digest for one in sets for digest in one.sources}
+        self._wanted_pairs = {digest for one in sets for pair in one.pairs for digest in pair}
+        self._found: set[int] = set()
+        self._found_pairs: set[int] = set()
+
+    def add_training_pair(self, source: str, target: str) -> None:
+        """Records whether the source of a training pair, and the pair itself, occur in a held-out set."""
+        digest = hash(source)
+        if digest in self._wanted:
+            self._found.add(digest)
+            self._found_pairs |= {hash((source, target))} & self._wanted_pairs
+
+    def warnings(self) -> Iterator[str]:
+        """Yields a warning for each held-out set if at least one of its sources occurred in the training text."""
+        for one in self._sets:
+            num_found = sum(digest in self._found for digest in one.sources)
+            num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
+            if num_found:
+                yield (
+                    f"mtkit: warning: {num_found:,} of {one.num_lines:,} sources of {one.name} are in the training "
+                    f"data, {num_pairs:,} of them with the same translation"
+                )
 
 
-def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    tags = [corpus.tag for corpus in corpora]
-    return {"tags": tags} if any(tags) else {}
+# Text that is not plain (tokenised, cut into subwords, lower-cased, a table). Without a warning, users would notice it
+# only by bad scores.
+
+MOST_NAMED = 3  # the number of other files that a warning names
+ROWS = 100  # the number of rows of a table from which its columns of sentences are recognised
+LONGEST_SHOWN = 40  # a warning shows at most so many characters of a line
 
 
-def report(line: str) -> None:
-    say(line)
+@dataclass(frozen=True)
+class _InspectedText:
+    """One side of a corpus or of a test set, with the signs of processing found in a sample of its lines."""
+
+    file: Path
+    column: int | None  # None if the file consists of this side only
+    language: str
+    findings: list[Finding]
+    capitals: float | None  # as returned by the function capitals
+    advice: str | None  # what the user should do; None if the lines look like sentences
+    example: tuple[int, str]  # the number and text of a line, preferably one with a capital letter
+
+    @property
+    def name(self) -> str:
+        """The name of this text in messages: the path of the file and, for a table, the column."""
+        return f"{self.file}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        return "" if self.column is None else f", column {self.column}"
+
+    def at(self, line: int, excerpt: str) -> str:
+        """Returns text for a message that names a line of the file and quotes an excerpt of it."""
+        return f'{self.file}:{line}{self._where}: "{excerpt}"'
+
+
+def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
+    """Prints warnings about text that is not plain sentences.
+
+    That is text that is cut into subwords, tokenised or escaped, a table or labels, or lower-cased while other text is
+    not. Looks at a sample of each file of the corpora, which must be resolved, and of the test sets. The text is used
+    nevertheless.
+    """
+    texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
+    by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}
+    for text in texts:
+        if text.findings:
+            by_signs.setdefault(tuple(finding.sign for finding in text.findings), []).append(text)
+    advised = [text for text in texts if text.advice]
+    for text in advised[:MOST_NAMED]:
+        say(f"mtkit: warning: {text.name}: {text.advice}")
+    if more := [text.name for text in advised[MOST_NAMED:]]:
+        say(f"mtkit: warning: the same holds for {counted(len(more), 'more file')}{_others(more)}")
+    for alike in by_signs.values():
+        say(f"mtkit: warning: {_processed_warning(alike, config)}")
+    if warning := _case_warning(texts):
+        say(f"mtkit: warning: {warning}")
+
+
+def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
+    """Yields the inspected source and target of each part of the corpora, then those of the test sets."""
+    source, target = config.languages.source, config.languages.target
+    for corpus in corpora:
+        for path in corpus.paths:
+            require_file(path)
+        most = max(LEADING_LINES, MOST_LINES // len(corpus.parts))
+        columns = corpus.columns if corpus.tsv is not None else (None, None)
+        for part in corpus.parts:
+            files = files_of(part)
+            yield _inspect(files[0], columns[0], source, read_source(part), most)
+            yield _inspect(files[1], columns[1], target, read_target(part), most)
+    for test_set in local_test_sets(config).values():
+        if test_set is not None:
+            for file, language in ((test_set.source, source), *((path, target) for path in test_set.target)):
+                yield _inspect(file, None, language, read_lines(file), is_test_set=True)
+
+
+def _inspect(
+    file: Path,
+    column: int | None,
+    language: str,
+    lines: Iterable[str],
+    most: int = MOST_LINES,
+    is_test_set: bool = False,
+) -> _InspectedText:
+    """Inspects a sample of the first `most` lines of a text."""
+    sampled = list(sample(lines, most))
+    written = [(number, line.strip()) for number, line in sampled if line.strip()]
+    example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
+    shown = example[1] if len(example[1]) <= LONGEST_SHOWN else f"{example[1][: LONGEST_SHOWN - 1]}…"
+    share = capitals(line for _, line in sampled)
+    first = [line for _, line in sampled[:LEADING_LINES]]
+    table = advice_on_table(file, first, is_test_set) if column is None else None
+    rows = list(islice(read_lines(file), ROWS)) if column is not None else []
+    advice = table or advice_on_labels(column, [line for _, line in sampled], rows)
+    signs = [] if table else findings(sampled)
+    return _InspectedText(file, column, language, signs, share, advice, (example[0], shown))
+
+
+def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
+    """Returns a warning about texts that all show the same signs of processing, with a command that undoes it."""
+    text = alike[0]
+    finding = text.findings[0]
+    signs = [each.sign for each in text.findings]
+    how = " and ".join(f"{sign.kind} by {sign.by}" for sign in signs)
+    what = (
+        f"{text.at(finding.line, finding.excerpt)} looks {how}, "
+        f"as do {finding.count:,} of the {finding.num_lines:,} lines looked at{_others([t.name for t in alike[1:]])}"
+    )
+    cures = [sign.cure.replace("LANG", text.language) for sign in signs]
+    undo = cleaning_command(text.file, text.column, cures, text.language)
+    undo += " (pip install sacremoses brings that command)" if any(sign.by == MOSES for sign in signs) else ""
+    if config.tokenizer.type == "word":
+        return (
+            f"{what}; tokenizer.type word keeps it so, but translations and scores will be of such text, too; this "
+            f"undoes it, file by file: {undo}"
+        )
+    setting = f"; or {signs[0].setting}" if signs[0].setting and config.tokenizer.model is None else ""
+    return (
+        f"{what}; mtkit wants plain text and cuts it by itself, so undo that first, file by file, and name the new "
+        f"files: {undo}{setting}"
+    )
+
+
+def _case_warning(texts: list[_InspectedText]) -> str | None:
+    """Returns a warning if some texts are lower-cased and others are not, else None."""
+    lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
+    cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
+    if not lower or not cased:
+        return None
+    return (
+        f"{lower[0].at(*lower[0].example)} is lower-cased like all of this file{_others([t.name for t in lower[1:]])}, "
+        f"but {cased[0].at(*cased[0].example)} is not{_others([text.name for text in cased[1:]])}; use text in its "
+        r"original case everywhere, or lower-case all of it: sed 's/.*/\L&/' FILE"
+    )
+
+
+def _others(names: list[str]) -> str:
+    """Returns " (and A, B, C and 2 more files)", which names the first MOST_NAMED names; "" if there are none."""
+    if not names:
+        return ""
+    more = len(names) - MOST_NAMED
+    return f" (and {', '.join(names[:MOST_NAMED])}{f' and {more:,} more files' if more > 0 else ''})"

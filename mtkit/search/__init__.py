@@ -1,4 +1,5 @@
-"""Searches over any model: greedy, sampling, beam; constraints and penalties.
+"""Searches for translations: greedy search, sampling and beam search, with constraints and penalties.
 
-A search calls a step function, tokens to log-probabilities, and returns hypotheses with scores. May import models.
+A search returns hypotheses with scores. It calls a step function, which maps the last token of each hypothesis to the
+log-probabilities of its next token. May import models, for the protocol of decoding states.
 """

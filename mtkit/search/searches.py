@@ -1,4 +1,8 @@
-"""Greedy search, sampling and beam search."""
+"""Greedy search, sampling and beam search.
+
+Shapes: R rows (sentences still being decoded), W hypotheses per sentence (beam size or number of samples), V vocabulary
+size, T tokens, N sentences of the original batch, K best tokens of a hypothesis, M candidates of a sentence.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,151 +15,29 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtkit.search.step import BROKEN, COMPACT_AT, NOTHING, AnyState, Hypothesis, Step
+from mtkit.search.step import COMPACT_AT, NOT_A_NUMBER, NOTHING_FOUND, AnyState, Hypothesis, Step
+
+# Greedy search and sampling, in which each hypothesis is extended independently of the others.
+
+# Chooses the next tokens (R, W), given log-probabilities (R, 1 or W, V), the sentence of each row (R,) as an index into
+# the original batch, and the number of tokens so far.
+Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def greedy_search(
     step: Step[AnyState], state: AnyState, start: Tensor, max_lengths: Tensor, end: int
 ) -> list[Hypothesis]:
-    """The hypothesis of each sentence, in order; its score is its log-probability.
+    """Returns one hypothesis for each sentence, in order, extended by the most probable token at each step.
 
-    start is (R,), max_lengths (R,): most tokens before the end mark. A hypothesis that has so many can only end. Of
-    equally likely tokens the lowest is taken.
-    """
-    if not len(start):
-        return []
-    all_tokens = torch.full((len(start), int(max_lengths.max()) + 1), end, device=start.device)  # (R, T)
-    all_log_probs = torch.zeros(len(start), device=start.device)  # (R,), all sentences
-
-    rows = torch.arange(len(start), device=start.device)  # (R,) which sentence stands where
-    ids, log_prob, done = start, all_log_probs, torch.zeros_like(start, dtype=torch.bool)
-    length = 0  # of the hypotheses, in tokens
-    while len(rows):
-        log_probs, state = step(ids[:, None], state)
-        best = log_probs[:, 0].argmax(dim=1)  # (R,) from (R, V)
-        ids = torch.where(done | (max_lengths <= length), end, best)
-        gain = log_probs[:, 0].gather(1, ids[:, None])[:, 0]
-        log_prob = torch.where(done, log_prob, log_prob + gain)
-        all_tokens[rows, length] = ids
-        length += 1
-
-        done = done | (ids == end) | ~(log_prob > -torch.inf)
-        going = (~done).cpu()  # the one wait for the device
-        if going.sum() <= COMPACT_AT * len(rows):
-            all_log_probs = all_log_probs.to(log_prob).index_copy(0, rows, log_prob)
-            kept = going.nonzero()[:, 0].to(start.device)
-            rows, ids, log_prob, done = rows[kept], ids[kept], log_prob[kept], done[kept]
-            max_lengths, state = max_lengths[kept], state.keep(kept)
-
-    hypotheses = []
-    for tokens, total in zip(all_tokens.tolist(), all_log_probs.tolist(), strict=True):
-        if total > -torch.inf:
-            hypotheses.append(Hypothesis(tokens[: tokens.index(end)], total, total))
-        else:
-            hypotheses.append(NOTHING if total == -torch.inf else BROKEN)
-    return hypotheses
-
-
-# Sampling: tokens drawn by their probabilities.
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: steps of a counter that is to be mixed
-CHUNK_ELEMENTS = 1 << 22  # fp64 weights that are drawn from at once: 32 MB
-FIRST = 128  # tokens in which a nucleus is looked for before all are
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How tokens are drawn: at a temperature, from the k likeliest, from the likeliest of mass p of those."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None  # Holtzman et al. (2020), section 3.1
-
-    def __call__(self, log_probs: Tensor, chances: Tensor) -> Tensor:
-        """(R, W) tokens for (R, 1 or W, V) log-probabilities and (R, W) chances from 0 to 1, 1 not among them.
-
-        Where all is forbidden, some forbidden token. Sentences are drawn for by themselves, some at a time.
-        """
-        most = max(1, CHUNK_ELEMENTS // (chances.shape[1] * log_probs.shape[2]))
-        parts = zip(torch.split(log_probs, most), torch.split(chances, most), strict=True)
-        return torch.cat([self._drawn(*part) for part in parts])
-
-    def _drawn(self, log_probs: Tensor, chances: Tensor) -> Tensor:
-        """The same, all at once."""
-        order = None  # (R, W, K): the tokens, where only some are left
-        if self.top_k is not None and self.top_k < log_probs.shape[2]:
-            log_probs, order = log_probs.topk(self.top_k, dim=2)
-        weights = self._weights(log_probs)  # (R, W, K)
-        if self.top_p is not None:
-            least = _least_of_nucleus(weights.flatten(0, 1), self.top_p).view(*weights.shape[:2], 1)
-            weights = weights.masked_fill(weights < least, 0.0)
-
-        # The place where the weights so far first pass a share of all; never one of no weight.
-        sums = weights.cumsum(2)
-        total = sums[:, :, -1]
-        share = chances.to(sums).clamp(max=1 - torch.finfo(sums.dtype).eps) * total  # (R, W)
-        sums = sums.expand(-1, share.shape[1], -1).contiguous()
-        places = torch.searchsorted(sums, share[:, :, None].contiguous(), right=True).clamp(max=sums.shape[2] - 1)
-        if order is not None:
-            places = order.expand(-1, share.shape[1], -1).gather(2, places)
-        return places[:, :, 0]
-
-    def _weights(self, log_probs: Tensor) -> Tensor:
-        """Probabilities at this temperature, but for a factor: the likeliest has 1."""
-        largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
-        weights = ((log_probs - largest) / self.temperature).exp()
-        return weights if weights.device.type == "mps" else weights.double()  # sums of many small numbers
-
-
-def _least_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """The smallest weight, (R,), that the nucleus of mass p holds; tokens as likely as that one belong to it, too.
-
-    weights is (R, K). To sort a whole vocabulary takes longer than a model's step, and most nuclei are small.
-    """
-    enough = top_p * weights.sum(1)  # (R,)
-    first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
-    least = _where_enough(first, enough)
-    rest = (first.sum(1) < enough).nonzero()[:, 0]
-    if len(rest):
-        least[rest] = _where_enough(weights[rest].sort(dim=1, descending=True).values, enough[rest])
-    return least
-
-
-def _where_enough(falling: Tensor, enough: Tensor) -> Tensor:
-    """(R,): of weights (R, K), the largest first, the one with which their sum is enough."""
-    places = (falling.cumsum(1) < enough[:, None]).sum(1, keepdim=True).clamp(max=falling.shape[1] - 1)
-    return falling.gather(1, places)[:, 0]
-
-
-class Chances:
-    """A number from 0 to 1 for each (sentence, sample, step): a function of these and the seed alone.
-
-    So a sample is the same in every batch and order, and the first of many samples is the one that is drawn alone. A
-    sentence is known by its tokens; the numbers are mixed from a counter (SplitMix64: Steele, Lea & Flood, 2014).
+    Of equally probable tokens, the one with the lowest id is chosen. start (N,) has the start tokens. max_lengths is
+    (N,): a hypothesis that has this many tokens can only end. end is the id of the end mark. A score is the
+    log-probability.
     """
 
-    def __init__(self, seed: int, sentences: list[list[int]], num_samples: int) -> None:
-        keys = np.array([_key(seed, sentence) for sentence in sentences], dtype=np.uint64)
-        samples = np.arange(1, num_samples + 1, dtype=np.uint64)
-        self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
+    def likeliest(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
+        return log_probs.argmax(dim=2)
 
-    def __call__(self, sentences: Tensor, step: int) -> Tensor:
-        """(R, W) float64 on the CPU, for sentences (R,) by their places in the batch."""
-        numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
-        return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
-
-
-def _key(seed: int, sentence: list[int]) -> int:
-    """64 bits of a seed and tokens, the same on every machine."""
-    text = f"{seed} {' '.join(map(str, sentence))}"
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64; products wrap around."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    return [hypothesis for [hypothesis] in _extend(step, state, start, max_lengths, end, 1, likeliest)]
 
 
 def sample_search(
@@ -166,102 +48,235 @@ def sample_search(
     end: int,
     num_samples: int,
     draw: Callable[[Tensor, Tensor], Tensor],
-    chances: Callable[[Tensor, int], Tensor],
+    uniform: Callable[[Tensor, int], Tensor],
 ) -> list[list[Hypothesis]]:
-    """So many samples of each sentence, in the order they were drawn; a score is the model's own log-probability.
+    """Returns num_samples sampled hypotheses for each sentence, in the order of the samples.
 
-    start is (R,), max_lengths (R,): most tokens before the end mark. A sample that has so many can only end.
+    draw chooses tokens, with the arguments of Draw.__call__. uniform returns the random numbers for draw, with the
+    arguments of UniformNumbers.__call__. start (N,) has the start tokens. max_lengths is (N,): a hypothesis
+    that has this many tokens can only end. end is the id of the end mark. A score is the log-probability under the
+    model, without the temperature and the truncation of draw.
     """
+
+    def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
+        return draw(log_probs, uniform(sentences, length).to(log_probs.device, log_probs.dtype))
+
+    return _extend(step, state, start, max_lengths, end, num_samples, drawn)
+
+
+def _extend(
+    step: Step[AnyState],
+    state: AnyState,
+    start: Tensor,
+    max_lengths: Tensor,
+    end: int,
+    num_hypotheses: int,
+    choose: Choose,
+) -> list[list[Hypothesis]]:
+    """Returns num_hypotheses hypotheses for each sentence, extended by the tokens from choose until they end."""
     if not len(start):
         return []
-    shape = (len(start), num_samples)
-    all_tokens = torch.full((*shape, int(max_lengths.max()) + 1), end, device=start.device)  # (R, W, T)
-    all_log_probs = torch.zeros(shape, device=start.device)  # (R, W), all sentences
+    device, shape = start.device, (len(start), num_hypotheses)
+    all_tokens = torch.full((*shape, int(max_lengths.max()) + 1), end, device=device)  # (N, W, T)
+    all_log_probs = torch.zeros(shape, device=device)  # (N, W)
 
-    rows = torch.arange(len(start), device=start.device)  # (R,) which sentence stands where
+    rows = torch.arange(len(start), device=device)  # (R,) the sentence of each row
     ids = start[:, None]  # (R, 1) now, (R, W) from the first step on
-    log_prob = all_log_probs
-    done = torch.zeros(shape, dtype=torch.bool, device=start.device)
-    length = 0  # of the samples, in tokens
+    totals = all_log_probs  # (R, W) log-probabilities so far
+    done = torch.zeros(shape, dtype=torch.bool, device=device)  # (R, W)
+    length = 0  # of the hypotheses, in tokens
     while len(rows):
         log_probs, state = step(ids, state)
-        drawn = draw(log_probs, chances(rows, length).to(log_probs.device, log_probs.dtype))  # (R, W)
-        ids = torch.where(done | (max_lengths <= length)[:, None], end, drawn)
-        gains = log_probs.expand(-1, num_samples, -1).gather(2, ids[:, :, None])[:, :, 0]
-        log_prob = torch.where(done, log_prob, log_prob + gains)
+        ids = torch.where(done | (max_lengths <= length)[:, None], end, choose(log_probs, rows, length))
+        gains = log_probs.expand(-1, num_hypotheses, -1).gather(2, ids[:, :, None])[:, :, 0]
+        totals = torch.where(done, totals, totals + gains)
         all_tokens[rows, :, length] = ids
         length += 1
 
-        done = done | (ids == end) | ~(log_prob > -torch.inf)
-        going = (~done).any(1).cpu()  # the one wait for the device
-        if length == 1 and going.any():
+        done = done | (ids == end) | ~(totals > -torch.inf)
+        unfinished = (~done).any(1).cpu()  # waits for the device, once per step
+        if length == 1 and num_hypotheses > 1 and unfinished.any():
             state = state.branch(torch.zeros_like(ids))
-        if going.sum() <= COMPACT_AT * len(rows):
-            all_log_probs = all_log_probs.to(log_prob).index_copy(0, rows, log_prob)
-            kept = going.nonzero()[:, 0].to(start.device)
-            rows, ids, log_prob, done = rows[kept], ids[kept], log_prob[kept], done[kept]
+        if unfinished.sum() <= COMPACT_AT * len(rows):
+            all_log_probs = all_log_probs.to(totals).index_copy(0, rows, totals)
+            kept = unfinished.nonzero()[:, 0].to(device)
+            rows, ids, totals, done = rows[kept], ids[kept], totals[kept], done[kept]
             max_lengths, state = max_lengths[kept], state.keep(kept)
 
-    samples = []
-    for all_of_one, totals in zip(all_tokens.tolist(), all_log_probs.tolist(), strict=True):
-        samples.append([_sample(tokens, total, end) for tokens, total in zip(all_of_one, totals, strict=True)])
-    return samples
+    return [
+        [_hypothesis(tokens, total, end) for tokens, total in zip(all_of_one, totals_of_one, strict=True)]
+        for all_of_one, totals_of_one in zip(all_tokens.tolist(), all_log_probs.tolist(), strict=True)
+    ]
 
 
-def _sample(tokens: list[int], total: float, end: int) -> Hypothesis:
-    if total > -torch.inf:
-        return Hypothesis(tokens[: tokens.index(end)], total, total)
-    return NOTHING if total == -torch.inf else BROKEN
+def _hypothesis(tokens: list[int], log_prob: float, end: int) -> Hypothesis:
+    """The hypothesis with the tokens before the first end mark.
+
+    NOTHING_FOUND if log_prob is -inf, NOT_A_NUMBER if it is NaN.
+    """
+    if log_prob > -torch.inf:
+        return Hypothesis(tokens[: tokens.index(end)], log_prob, log_prob)
+    return NOTHING_FOUND if log_prob == -torch.inf else NOT_A_NUMBER
 
 
-# One step of a beam: which continuations end, and which go on.
+# Drawing tokens by their probabilities.
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: the increment of SplitMix64's counter
+CHUNK_ELEMENTS = 1 << 22  # the number of fp64 weights in memory at a time: 32 MB
+FIRST = 128  # a nucleus is first looked for among this many of the most probable tokens
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples tokens at a temperature, from the nucleus of mass top_p within the top_k most probable tokens."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None  # Holtzman et al. (2020), section 3.1
+
+    def __call__(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
+        """Returns tokens (R, W), given log-probabilities (R, 1 or W, V) and uniform random numbers (R, W) in [0, 1).
+
+        If all tokens are forbidden, one of them is returned nevertheless. The rows are processed in chunks to limit the
+        memory; this does not affect the result.
+        """
+        chunk_rows = max(1, CHUNK_ELEMENTS // (uniform.shape[1] * log_probs.shape[2]))
+        chunks = zip(torch.split(log_probs, chunk_rows), torch.split(uniform, chunk_rows), strict=True)
+        return torch.cat([self._draw_chunk(*chunk) for chunk in chunks])
+
+    def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
+        """Does what __call__ does, for one chunk of the rows."""
+        order = None  # (R, W, K): the tokens left after top_k; None: all
+        if self.top_k is not None and self.top_k < log_probs.shape[2]:
+            log_probs, order = log_probs.topk(self.top_k, dim=2)
+        weights = self._weights(log_probs)  # (R, W, K)
+        if self.top_p is not None:
+            smallest = _smallest_of_nucleus(weights.flatten(0, 1), self.top_p).view(*weights.shape[:2], 1)
+            weights = weights.masked_fill(weights < smallest, 0.0)
+
+        # Inverts the cumulative distribution: takes the first token at which it exceeds the random number. Such a token
+        # never has weight 0.
+        sums = weights.cumsum(2)
+        total = sums[:, :, -1]
+        share = uniform.to(sums).clamp(max=1 - torch.finfo(sums.dtype).eps) * total  # (R, W)
+        sums = sums.expand(-1, share.shape[1], -1).contiguous()
+        places = torch.searchsorted(sums, share[:, :, None].contiguous(), right=True).clamp(max=sums.shape[2] - 1)
+        if order is not None:
+            places = order.expand(-1, share.shape[1], -1).gather(2, places)
+        return places[:, :, 0]
+
+    def _weights(self, log_probs: Tensor) -> Tensor:
+        """Unnormalised probabilities at the temperature: the most probable token has weight 1; (R, 1 or W, K)."""
+        largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
+        weights = ((log_probs - largest) / self.temperature).exp()
+        return weights if weights.device.type == "mps" else weights.double()  # sums of many numbers need fp64
+
+
+def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """The smallest weight (R,) in the nucleus of mass top_p of each row; weights is (R, K).
+
+    All tokens with this weight belong to the nucleus. Sorting the whole vocabulary takes longer than a step of the
+    model, and most nuclei are small. So only those rows are sorted whose FIRST largest weights do not reach the mass.
+    """
+    mass = top_p * weights.sum(1)  # (R,)
+    first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
+    smallest = _weight_reaching(mass, first)
+    rest = (first.sum(1) < mass).nonzero()[:, 0]
+    if len(rest):
+        smallest[rest] = _weight_reaching(mass[rest], weights[rest].sort(dim=1, descending=True).values)
+    return smallest
+
+
+def _weight_reaching(mass: Tensor, weights: Tensor) -> Tensor:
+    """The weight (R,) at which the cumulative sum of weights (R, K), in descending order, reaches mass (R,)."""
+    places = (weights.cumsum(1) < mass[:, None]).sum(1, keepdim=True).clamp(max=weights.shape[1] - 1)
+    return weights.gather(1, places)[:, 0]
+
+
+class UniformNumbers:
+    """Random numbers for sampling, uniform in [0, 1).
+
+    A number depends only on the seed, the tokens of the sentence, the index of the sample and the step. So a sentence
+    gets the same samples in any batch, and its first samples do not depend on how many are drawn. The generator is
+    SplitMix64 (Steele, Lea & Flood, 2014).
+    """
+
+    def __init__(self, seed: int, sentences: list[list[int]], num_samples: int) -> None:
+        keys = np.array([_key(seed, sentence) for sentence in sentences], dtype=np.uint64)
+        samples = np.arange(1, num_samples + 1, dtype=np.uint64)
+        self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
+
+    def __call__(self, sentences: Tensor, step: int) -> Tensor:
+        """Returns the numbers (R, W) for a step, float64 on the CPU; sentences (R,) are indices into the batch."""
+        numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
+        return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
+
+
+def _key(seed: int, sentence: list[int]) -> int:
+    """A 64-bit hash of the seed and the tokens of a sentence, the same on every machine."""
+    text = f"{seed} {' '.join(map(str, sentence))}"
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function, applied to each number; multiplication is modulo 2^64."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+# One step of beam search: extending the hypotheses by one token. Those extended by the end mark have ended; the others
+# stay alive.
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Diverse beam search (Vijayakumar et al., 2018): the beam is divided, and later groups avoid what others say.
+    """Settings of diverse beam search (Vijayakumar et al., 2018), which divides the beam into groups.
 
-    At each step a token is ranked by its log-probability less strength for each hypothesis of an earlier group that
-    goes on with it at this step (their Hamming diversity). Only the ranking is changed, not what is reported.
+    At each step, tokens are ranked by log-probability minus strength times the number of hypotheses in earlier groups
+    that chose the same token at this step (Hamming diversity). This affects only the ranking: the returned
+    log-probabilities and scores are those of the model.
     """
 
-    number: int = 1
+    number: int = 1  # of groups
     strength: float = 0.0
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """Hypotheses one token longer, the better first in each group; each (R, M)."""
+    """Hypotheses extended by one token, best first in each group; each tensor is (R, M)."""
 
-    log_probs: Tensor  # -inf where there is none
-    parents: Tensor  # hypotheses that they go on from
-    tokens: Tensor
+    log_probs: Tensor  # of the hypotheses with the new token; -inf where there is none
+    parents: Tensor  # indices of the hypotheses that were extended
+    tokens: Tensor  # the new tokens
 
 
 def continue_beam(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int, groups: Groups
 ) -> tuple[Continuations, Continuations]:
-    """What ends and what goes on, each (R, beam_size); log_probs is (R, 1 or W, V), totals (R, 1 or W).
+    """Returns the best continuations that end, and the best that stay alive, each (R, beam_size).
 
-    full (R,) tells the sentences whose hypotheses can only end.
+    log_probs (R, 1 or W, V) are those of the next token, totals (R, 1 or W) those of the hypotheses so far. full (R,)
+    is True for sentences whose hypotheses have reached the maximum length and can only end.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
     width = beam_size // groups.number
-    said = log_probs.new_zeros(len(log_probs), log_probs.shape[2])  # (R, V) how many have said each token
-    ended, going = [], []
+    counts = log_probs.new_zeros(len(log_probs), log_probs.shape[2])  # (R, V) uses of each token by earlier groups
+    ended, alive = [], []
     for group in range(groups.number):
-        first = group * width if totals.shape[1] > 1 else 0  # before the first token all groups share one hypothesis
+        first = group * width if totals.shape[1] > 1 else 0  # before the first token, all groups share one hypothesis
         own = slice(first, first + width)
-        ranked = log_probs[:, own] - groups.strength * said[:, None]
-        ends, goes = _continue_group(ranked, log_probs[:, own], totals[:, own], full, end, width)
-        said = said.scatter_add(1, goes.tokens, (goes.log_probs > -torch.inf).to(said.dtype))
+        ranked = log_probs[:, own] - groups.strength * counts[:, None]
+        ends, lives = _continue_group(ranked, log_probs[:, own], totals[:, own], full, end, width)
+        counts = counts.scatter_add(1, lives.tokens, (lives.log_probs > -torch.inf).to(counts.dtype))
         ended.append(Continuations(ends.log_probs, ends.parents + first, ends.tokens))
-        going.append(Continuations(goes.log_probs, goes.parents + first, goes.tokens))
-    return _joined(ended), _joined(going)
+        alive.append(Continuations(lives.log_probs, lives.parents + first, lives.tokens))
+    return _joined(ended), _joined(alive)
 
 
 def _joined(groups: list[Continuations]) -> Continuations:
+    """The continuations of all groups, concatenated along the second dimension."""
     return Continuations(
         torch.cat([group.log_probs for group in groups], dim=1),
         torch.cat([group.parents for group in groups], dim=1),
@@ -272,33 +287,37 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """What ends and what goes on of one group, each (R, W), chosen by the ranked in the place of the log_probs."""
+    """Does what continue_beam does, for one group of W = width hypotheses; each result is (R, W).
+
+    ranked has the log-probabilities by which continuations are chosen, log_probs those that are returned.
+    """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf
     if ranked is not log_probs:
         gains = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + tokens)
-        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # NaN stays
+        scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # keeps NaN
 
-    # Only among the first W: a beam of one is greedy, and a poor end does not push out better ones.
+    # Only the first W candidates may end. So a beam of size one is greedy search, and a hypothesis does not end by an
+    # improbable end mark when W continuations are better.
     ended = scores.masked_fill(~(ends & real), -torch.inf)[:, :width]
-    # The first W of the others.
+    # Of the candidates that do not end, the first W stay alive.
     places = (ends | ~real).byte().sort(dim=1, stable=True).indices[:, :width]
-    going = scores.masked_fill(ends, -torch.inf).gather(1, places)
+    alive = scores.masked_fill(ends, -torch.inf).gather(1, places)
     return (
         Continuations(ended, parents[:, :width], tokens[:, :width]),
-        Continuations(going, parents.gather(1, places), tokens.gather(1, places)),
+        Continuations(alive, parents.gather(1, places), tokens.gather(1, places)),
     )
 
 
 def _candidates(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The 2W best continuations: log-probabilities, hypotheses they go on from, and tokens, each (R, 2W), best first.
+    """Returns log-probabilities, parents and tokens, each (R, 2W), of the 2W best continuations, best first.
 
-    log_probs is (R, W, V), totals (R, W), and full (R,) tells the sentences whose hypotheses can only end. Twice the
-    width, so that W prefixes go on even if as many candidates end here. What is missing is -inf.
+    log_probs is (R, W, V), totals (R, W), full (R,). There are 2W so that W hypotheses stay alive even if W end. If a
+    sentence has fewer continuations, the log-probabilities of the rest are -inf.
     """
-    # The best 2W are among the best 2W of each hypothesis; only these are ever added up and sorted.
+    # The best 2W of all are among the best 2W of each hypothesis, so only these are added to the totals and sorted.
     num_tokens = min(2 * beam_size, log_probs.shape[2])  # K
     gains, tokens = log_probs.topk(num_tokens, dim=2)  # (R, W, K)
     tokens, order = tokens.sort(dim=2)
@@ -320,53 +339,62 @@ def _candidates(
     return scores, parents, tokens
 
 
-# When a sentence is done: what beam search asks after each step.
+# Stopping rules, which decide after each step of beam search which sentences are done.
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the search for each sentence stands; every tensor is (R,)."""
+class SearchProgress:
+    """The state of the search for each sentence, on which stopping rules are based; each tensor is (R,)."""
 
-    worst_kept: Tensor  # score of the worst of the best hypotheses that are wanted; -inf while there are fewer
-    best_possible: Tensor  # no hypothesis that goes on can score higher; -inf where none does
-    num_ended: Tensor  # hypotheses that have ended so far
+    worst_kept: Tensor  # the num_best-th best score among hypotheses that have ended; -inf while there are fewer
+    best_possible: Tensor  # upper bound on the final score of any hypothesis still alive; -inf if there is none
+    num_ended: Tensor  # the number of hypotheses that have ended so far
 
 
 class Stopping(Protocol):
-    """A rule for the end of a search."""
+    """A rule that decides when the search for a sentence is done."""
 
-    def __call__(self, progress: Progress, beam_size: int) -> Tensor:
-        """(R,) True where a sentence is done."""
+    def __call__(self, progress: SearchProgress, beam_size: int) -> Tensor:
+        """Returns a bool tensor (R,), True for sentences that are done."""
 
 
-def exact(progress: Progress, beam_size: int) -> Tensor:
-    """When nothing that goes on can still be among the best: a search to the longest length would find the same."""
+def exact(progress: SearchProgress, beam_size: int) -> Tensor:
+    """Stops when no hypothesis still alive can displace any of the num_best best that have ended."""
     return progress.worst_kept >= progress.best_possible
 
 
-def count(progress: Progress, beam_size: int) -> Tensor:
-    """When as many hypotheses have ended as the beam is wide: patience 1 in Kasai et al. (2022), algorithm 1."""
+def count(progress: SearchProgress, beam_size: int) -> Tensor:
+    """Stops when beam_size hypotheses have ended, or when exact would stop.
+
+    This is algorithm 1 of Kasai et al. (2022) with patience 1.
+    """
     return (progress.num_ended >= beam_size) | exact(progress, beam_size)
 
 
 STOPPING: dict[str, Stopping] = {"exact": exact, "count": count}
 
 
-# Beam search: the likeliest prefixes side by side, and the best of what ends.
+# Beam search.
 
-WHOLE = Groups()  # the beam is not divided
+ONE_GROUP = Groups()  # the beam is not divided
 
 
 @dataclass(frozen=True)
 class _Finished:
-    """The best hypotheses that have ended, best first; -inf where there is none yet."""
+    """The best hypotheses of each sentence that have ended so far, best first.
 
-    scores: Tensor  # (R, N)
-    log_probs: Tensor  # (R, N)
-    nodes: Tensor  # (R, N) where their last tokens stand in the tree
+    Each tensor is (R, num_best + num_spare); scores and log_probs are -inf where there is no hypothesis yet.
+    """
+
+    scores: Tensor
+    log_probs: Tensor
+    nodes: Tensor  # the node in the _Tree of the last token of each hypothesis
 
     def merge(self, other: "_Finished") -> "_Finished":
-        """The N best of both; of equals, those that ended first."""
+        """Returns the best hypotheses of self and other, as many per sentence as self has.
+
+        Of hypotheses with equal scores, those of self come first.
+        """
         num_best = self.scores.shape[1]
         scores, order = torch.cat([self.scores, other.scores], dim=1).sort(dim=1, descending=True, stable=True)
         order = order[:, :num_best]
@@ -374,10 +402,11 @@ class _Finished:
         return _Finished(scores[:, :num_best], log_probs, torch.cat([self.nodes, other.nodes], dim=1).gather(1, order))
 
     def keep(self, sentences: Tensor) -> "_Finished":
+        """Returns the hypotheses of these rows only, in this order; sentences is (R',)."""
         return _Finished(self.scores[sentences], self.log_probs[sentences], self.nodes[sentences])
 
     def store(self, rows: Tensor, finished: "_Finished") -> "_Finished":
-        """The same with other results for these rows."""
+        """Returns a copy of self whose rows with the indices in rows are replaced by the rows of finished."""
         return _Finished(
             self.scores.to(finished.scores).index_copy(0, rows, finished.scores),
             self.log_probs.to(finished.log_probs).index_copy(0, rows, finished.log_probs),
@@ -386,7 +415,11 @@ class _Finished:
 
 
 class _Tree:
-    """All prefixes that were in a beam: each node knows its token and the node before it; node 0 is the start."""
+    """All hypotheses of a search, as a tree.
+
+    Each node has a token and a parent, and represents the hypothesis that ends with this token. Node 0 is the empty
+    hypothesis.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.tokens = [torch.zeros(1, dtype=torch.int64, device=device)]
@@ -394,17 +427,17 @@ class _Tree:
         self.size = 1
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """The nodes, (R, W), of these tokens after these nodes."""
+        """Adds a node for each pair of a parent (R, W) and a token (R, W), and returns the new nodes (R, W)."""
         self.tokens.append(tokens.flatten())
         self.parents.append(parents.flatten())
         self.size += tokens.numel()
         return torch.arange(self.size - tokens.numel(), self.size, device=tokens.device).view_as(tokens)
 
     def trace(self, nodes: Tensor) -> list[list[int]]:
-        """The tokens that lead to each of these nodes, (M,)."""
+        """Returns the tokens of the hypothesis that each of the nodes (M,) represents."""
         tokens, parents = torch.cat(self.tokens).cpu(), torch.cat(self.parents).cpu()
         nodes = nodes.cpu()
-        tokens[0] = -1  # no token stands at the start
+        tokens[0] = -1  # the start has no token
         columns = []
         while nodes.any():
             columns.append(tokens[nodes])
@@ -426,73 +459,76 @@ def beam_search(
     *,
     num_spare: int = 0,
     stopping: Stopping = exact,
-    bonus: Callable[[AnyState], Tensor] | None = None,
-    groups: Groups = WHOLE,
+    extra_score: Callable[[AnyState], Tensor] | None = None,
+    groups: Groups = ONE_GROUP,
 ) -> list[list[Hypothesis]]:
-    """Up to num_best + num_spare hypotheses of each sentence, in order, best first, and at least one.
+    """Returns the best hypotheses of each sentence, in order: at most num_best + num_spare, at least one, best first.
 
-    start is (R,), max_lengths (R,): most tokens before the end mark; a hypothesis that has so many can only end. A
-    score is log_prob / length_penalty(length), the end mark counted, and the bonus, never above 0, that a state gives
-    to each of its hypotheses, (R, W), if it ends now. stopping tells when a sentence is done; the exact rule asks for
-    the num_best, and stopping early by it changes none of them. No sentence is changed by what else is in the batch.
+    start (N,) has the start tokens. max_lengths is (N,): a hypothesis that has this many tokens can only end. end is
+    the id of the end mark. The score of a hypothesis is log_prob / length_penalty(length), where the length includes
+    the end mark. If extra_score is given, it is called with the state at the step in which hypotheses end, and returns
+    (R, W), at most 0, to be added to their scores. stopping decides when a sentence is done. With the rule exact, the
+    first num_best hypotheses are those that a search up to max_lengths would find; this does not hold for the num_spare
+    further ones. The result for a sentence does not depend on the other sentences of the batch.
 
-    Of equal candidates the one of the better hypothesis comes first, then the likelier token, then the lower one;
-    only ties across the last place that top-k gives are left to it.
+    Ties between continuations are broken by the better hypothesis, then by the more probable token, then by the lower
+    token id. An exception are ties at the cutoff of torch.topk, which itself decides which of the tied tokens it keeps.
     """
     if not len(start):
         return []
     device = start.device
     longest = int(max_lengths.max())
-    penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))  # [n]: of n tokens and the end mark
+    # penalties[n] is for n tokens and the end mark.
+    penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))
     none = torch.full((len(start), num_best + num_spare), -torch.inf, device=device)
     results = finished = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
     tree = _Tree(device)
-    all_broken = torch.zeros(len(start), dtype=torch.bool, device=device)  # sentences whose log-probabilities are NaN
+    has_nan = torch.zeros(len(start), dtype=torch.bool, device=device)  # (N,) sentences with log-probabilities of NaN
 
-    rows = torch.arange(len(start), device=device)  # (R,) which sentence stands where
+    rows = torch.arange(len(start), device=device)  # (R,) the sentence of each row
     num_ended = torch.zeros_like(rows)
     ids = start[:, None]  # (R, 1) now, (R, W) from the first step on
-    totals = torch.zeros_like(ids, dtype=torch.float32)  # log-probabilities so far; -inf: not alive
-    nodes = torch.zeros_like(ids)
+    totals = torch.zeros_like(ids, dtype=torch.float32)  # (R, W) log-probabilities so far; -inf: not alive
+    nodes = torch.zeros_like(ids)  # (R, W) nodes of the tree
     length = 0  # of the hypotheses, in tokens
     while len(rows):
         log_probs, state = step(ids, state)
         penalties = penalties.to(log_probs.dtype).to(device)
-        ended, going_on = continue_beam(log_probs, totals, max_lengths <= length, end, beam_size, groups)  # (R, W)
+        ended, alive = continue_beam(log_probs, totals, max_lengths <= length, end, beam_size, groups)  # (R, W)
 
-        # What ends.
+        # Hypotheses that end.
         scores = ended.log_probs / penalties[length]
-        if bonus is not None:
-            scores = scores + bonus(state).gather(1, ended.parents)
+        if extra_score is not None:
+            scores = scores + extra_score(state).gather(1, ended.parents)
         finished = finished.merge(_Finished(scores, ended.log_probs, nodes.gather(1, ended.parents)))
         num_ended = num_ended + (ended.log_probs > -torch.inf).sum(1)
         length += 1
 
-        # What goes on.
-        totals, ids = going_on.log_probs, going_on.tokens
-        all_broken[rows] |= totals.isnan().any(1)
-        nodes = tree.grow(nodes.gather(1, going_on.parents), ids)
+        # Hypotheses that stay alive.
+        totals, ids = alive.log_probs, alive.tokens
+        has_nan[rows] |= totals.isnan().any(1)
+        nodes = tree.grow(nodes.gather(1, alive.parents), ids)
 
-        # What is done: log-probabilities only fall, and the penalty is largest at one end of the lengths to come.
+        # Sentences that are done. The bound on later scores relies on two facts: log-probabilities never increase, and
+        # of all later lengths, the next or the maximum one has the largest penalty.
         largest_penalty = torch.maximum(penalties[min(length, longest)], penalties[max_lengths])  # (R,)
         best_possible = totals.amax(1) / largest_penalty
-        done = stopping(Progress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
+        done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
         totals = totals.masked_fill(done[:, None], -torch.inf)
-        going = (~done).cpu()  # the one wait for the device
-        num_going = int(going.sum())
-        if num_going:
-            state = state.branch(going_on.parents)
-        if num_going <= COMPACT_AT * len(rows):
+        unfinished = (~done).cpu()  # waits for the device, once per step
+        if unfinished.any():
+            state = state.branch(alive.parents)
+        if unfinished.sum() <= COMPACT_AT * len(rows):
             results = results.store(rows, finished)
-            kept = going.nonzero()[:, 0].to(device)
+            kept = unfinished.nonzero()[:, 0].to(device)
             rows, num_ended, ids, totals, nodes = rows[kept], num_ended[kept], ids[kept], totals[kept], nodes[kept]
             max_lengths, finished, state = max_lengths[kept], finished.keep(kept), state.keep(kept)
 
-    return _to_lists(results, tree, all_broken.tolist())
+    return _to_lists(results, tree, has_nan.tolist())
 
 
-def _to_lists(results: _Finished, tree: _Tree, broken: list[bool]) -> list[list[Hypothesis]]:
-    """The hypotheses that were found; for a sentence without any, BROKEN or NOTHING."""
+def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list[Hypothesis]]:
+    """The hypotheses found for each sentence, best first; NOT_A_NUMBER or NOTHING_FOUND alone if there are none."""
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())
     hypotheses = []
@@ -502,5 +538,5 @@ def _to_lists(results: _Finished, tree: _Tree, broken: list[bool]) -> list[list[
             for place, score in enumerate(scores)
             if score > -torch.inf
         ]
-        hypotheses.append(found or [BROKEN if broken[row] else NOTHING])
+        hypotheses.append(found or [NOT_A_NUMBER if has_nan[row] else NOTHING_FOUND])
     return hypotheses

@@ -1,4 +1,8 @@
-"""One step of a search: what it needs of a model, what it forbids, and what counts against a hypothesis."""
+"""The parts of a search step: the step function, constraints, length penalties and the coverage penalty.
+
+Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T target tokens so far, S source length,
+V vocabulary size, N sentences of the whole batch, P length of the longest prefix.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,221 +11,216 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mtkit.models.interface import SearchState
 
-class State(Protocol):
-    """All that a model needs to go on, for R sentences with W hypotheses each."""
+AnyState = TypeVar("AnyState", bound=SearchState)
 
-    def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64, W' may differ (1 to W at the start)."""
-
-    def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, (R',) int64, in that order."""
-
-
-AnyState = TypeVar("AnyState", bound=State)
-
-# (R, W) ids -> (R, W, V) log-probabilities in float32 or float64, -inf where a token is forbidden, and the state that
-# goes on; the state that went in is used up.
+# Maps the last token of each hypothesis (R, W) and the decoding state to the log-probabilities of the next token
+# (R, W, V), in float32 or float64 with -inf for forbidden tokens, and to the state after the step. The state passed in
+# must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-COMPACT_AT = 0.75  # done sentences leave the batch when no more than this share is going: moving caches costs, too
+# Finished sentences are removed from the batch when at most this fraction of it is unfinished. Removing them after each
+# step would be slower, since it copies the caches.
+COMPACT_AT = 0.75
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a search says; better when the score is higher.
+    """A translation found by a search; a higher score is better.
 
-    Where nothing was found there are no tokens and the score is -inf: NOTHING or BROKEN below.
+    A search that finds no translation returns NOTHING_FOUND or NOT_A_NUMBER, which have no tokens and score -inf.
     """
 
-    tokens: list[int]  # without start and end mark
-    log_prob: float  # sum over the tokens and the end mark
-    score: float  # after the length penalty
+    tokens: list[int]  # without start token and end mark
+    log_prob: float  # summed over the tokens and the end mark
+    score: float  # log_prob after length and coverage penalties
 
     @property
     def found(self) -> bool:
-        """Whether the search reached an end."""
+        """Whether the search found a translation."""
         return self.score > float("-inf")
 
 
-NOTHING = Hypothesis([], float("-inf"), float("-inf"))  # every way to an end is forbidden
-BROKEN = Hypothesis([], float("nan"), float("-inf"))  # the model gave NaN in the place of log-probabilities
+NOTHING_FOUND = Hypothesis([], float("-inf"), float("-inf"))  # the constraints forbid every complete hypothesis
+NOT_A_NUMBER = Hypothesis([], float("nan"), float("-inf"))  # the model's log-probabilities are NaN
 
 
-# What a hypothesis may not say next, whatever the model thinks.
+# Constraints forbid tokens by setting their log-probabilities to -inf.
 
 
 @dataclass(frozen=True)
-class Said(Generic[AnyState]):
-    """A state that remembers which sentence stands where and what its hypotheses have read."""
+class TokenHistory(Generic[AnyState]):
+    """A decoding state together with the tokens of each hypothesis and the sentence of each row."""
 
     state: AnyState
-    tokens: Tensor  # (R, W, 1 + T), the start mark first; nothing before the first step
-    sentences: Tensor  # (R,) their places in the batch as it started
+    tokens: Tensor  # (R, W, 1 + T), the start token first; (R, 1, 0) before the first step
+    sentences: Tensor  # (R,) the sentence of each row, as an index into the original batch
 
     @classmethod
-    def nothing(cls, state: AnyState, num_sentences: int, device: torch.device) -> Self:
-        """Before the first step."""
+    def empty(cls, state: AnyState, num_sentences: int, device: torch.device) -> Self:
+        """Returns the history before the first step, with one hypothesis for each of num_sentences sentences."""
         tokens = torch.zeros(num_sentences, 1, 0, dtype=torch.int64, device=device)
         return cls(state, tokens, torch.arange(num_sentences, device=device))
 
     def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
+        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
         tokens = self.tokens.gather(1, parents[:, :, None].expand(-1, -1, self.tokens.shape[2]))
         return type(self)(self.state.branch(parents), tokens, self.sentences)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order."""
+        """Returns the state of these rows only, in this order; sentences is (R',)."""
         return type(self)(self.state.keep(sentences), self.tokens[sentences], self.sentences[sentences])
 
 
-# (R, W, V) log-probabilities, (R, W, T) tokens that were said, the start mark not among them, and (R,) sentences by
-# their places in the batch as it started, to log-probabilities that are -inf where a token is forbidden.
+# Maps log-probabilities (R, W, V), the tokens so far without the start token (R, W, T), and the sentence of each row
+# (R,), as an index into the original batch, to the log-probabilities (R, W, V) with -inf for forbidden tokens.
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step[Said[AnyState]]:
-    """A step whose log-probabilities have gone through the constraints, one after the other."""
+def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step[TokenHistory[AnyState]]:
+    """Returns a step function that calls step and applies the constraints to its log-probabilities, in order."""
 
-    def constrained_step(ids: Tensor, said: Said[AnyState]) -> tuple[Tensor, Said[AnyState]]:
-        log_probs, state = step(ids, said.state)
-        said = Said(state, torch.cat([said.tokens, ids[:, :, None]], dim=2), said.sentences)
+    def constrained_step(ids: Tensor, history: TokenHistory[AnyState]) -> tuple[Tensor, TokenHistory[AnyState]]:
+        log_probs, state = step(ids, history.state)
+        history = TokenHistory(state, torch.cat([history.tokens, ids[:, :, None]], dim=2), history.sentences)
         for constraint in constraints:
-            log_probs = constraint(log_probs, said.tokens[:, :, 1:], said.sentences)
-        return log_probs, said
+            log_probs = constraint(log_probs, history.tokens[:, :, 1:], history.sentences)
+        return log_probs, history
 
     return constrained_step
 
 
 def never(forbidden: Sequence[int]) -> Constraint:
-    """None of these tokens."""
+    """Returns a constraint that always forbids these tokens."""
 
-    def forbid_them(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
+    def forbid_tokens(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         return log_probs.index_fill(2, torch.tensor(list(forbidden), device=log_probs.device), -torch.inf)
 
-    return forbid_them
+    return forbid_tokens
 
 
-def min_length(least: Tensor, end: int) -> Constraint:
-    """No end before so many tokens; least is (N,)."""
+def min_length(minimum: Tensor, end: int) -> Constraint:
+    """Returns a constraint that forbids the end mark until a hypothesis has at least minimum tokens.
 
-    def forbid_the_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
-        too_short = tokens.shape[2] < least[sentences]  # (R,)
+    minimum is (N,), one number for each sentence.
+    """
+
+    def forbid_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
+        too_short = tokens.shape[2] < minimum[sentences]  # (R,)
         log_probs = log_probs.clone()
         log_probs[:, :, end] = log_probs[:, :, end].masked_fill(too_short[:, None], -torch.inf)
         return log_probs
 
-    return forbid_the_end
+    return forbid_end
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """No so many tokens in a row twice (Paulus et al., 2018, section 2.5)."""
+    """Returns a constraint that forbids repeating an n-gram of size tokens (Paulus et al., 2018, section 2.5)."""
 
-    def forbid_what_followed(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
-        num_said = tokens.shape[2]
-        if num_said < size:
+    def forbid_repetition(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
+        length = tokens.shape[2]
+        if length < size:
             return log_probs
         ngrams = tokens.unfold(2, size, 1)  # (R, W, T - size + 1, size)
-        last = tokens[:, :, None, num_said - size + 1 :]  # (R, W, 1, size - 1)
-        begun = (ngrams[:, :, :, :-1] == last).all(3)  # those that begin as the hypothesis ends
-        follows = ngrams[:, :, :, -1]
-        limits = torch.zeros_like(follows, dtype=log_probs.dtype).masked_fill(
-            begun, -torch.inf
-        )  # no log_prob is above 0
-        return log_probs.scatter_reduce(2, follows, limits, "amin")  # (R, W, V)
+        last = tokens[:, :, None, length - size + 1 :]  # (R, W, 1, size - 1): the start of the next n-gram
+        matches = (ngrams[:, :, :, :-1] == last).all(3)
+        following = ngrams[:, :, :, -1]
+        limits = torch.zeros_like(following, dtype=log_probs.dtype)  # no log-probability is above 0
+        return log_probs.scatter_reduce(2, following, limits.masked_fill(matches, -torch.inf), "amin")  # (R, W, V)
 
-    return forbid_what_followed
+    return forbid_repetition
 
 
-def begin_with(prefixes: Tensor, after: Sequence[Constraint]) -> Constraint:
-    """First the prefix of each sentence and nothing else, then whatever the other constraints allow.
+def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constraint:
+    """Returns a constraint that forces each hypothesis to begin with the prefix given for its sentence.
 
-    prefixes is (N, P), -1 after the last token of each. A prefix stands above the other constraints.
+    prefixes is (N, P), padded with -1. The other constraints apply only to the tokens after the prefix.
     """
 
-    def force_the_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
+    def force_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         free = log_probs
-        for constraint in after:
+        for constraint in constraints:
             free = constraint(free, tokens, sentences)
-        place = tokens.shape[2]
-        if place >= prefixes.shape[1]:
+        length = tokens.shape[2]
+        if length >= prefixes.shape[1]:
             return free
-        wanted = prefixes[sentences, place][:, None, None]  # (R, 1, 1)
-        others = torch.arange(log_probs.shape[2], device=log_probs.device) != wanted
-        return torch.where(wanted < 0, free, log_probs.masked_fill(others, -torch.inf))
+        forced = prefixes[sentences, length][:, None, None]  # (R, 1, 1)
+        others = torch.arange(log_probs.shape[2], device=log_probs.device) != forced
+        return torch.where(forced < 0, free, log_probs.masked_fill(others, -torch.inf))
 
-    return force_the_prefix
+    return force_prefix
 
 
-# What a log-probability is divided by, so that a longer hypothesis is not worse for its length alone.
+# Length penalties: log-probabilities are divided by them, since otherwise long hypotheses would have low scores.
 
-# A divisor beyond these is replaced by them: fp32 would hold it as 0 or infinity, and a quotient would be no number.
-LEAST_PENALTY, MOST = 1e-30, 1e30
+# Penalties are clamped to this range: outside it they could become 0 or infinity in fp32, and the quotient NaN.
+SMALLEST_PENALTY, LARGEST_PENALTY = 1e-30, 1e30
 
 
 class LengthPenalty(Protocol):
-    """By length, which counts the end mark, and exponent."""
+    """A function that returns the divisor of a log-probability."""
 
     def __call__(self, length: Tensor, exponent: float) -> Tensor:
-        """The divisor of each length."""
+        """Returns the divisor for each length, which includes the end mark; the result has the shape of length."""
 
 
 def power(length: Tensor, exponent: float) -> Tensor:
-    """length^p: an exponent of 1 gives the mean log-probability, 0 the sum."""
-    return (length**exponent).clamp(LEAST_PENALTY, MOST)
+    """length^exponent: with 1 a score is the mean log-probability per token, with 0 the sum."""
+    return (length**exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """((5 + length) / 6)^p (Wu et al., 2016, equation 14)."""
-    return (((5 + length) / 6) ** exponent).clamp(LEAST_PENALTY, MOST)
+    """((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
+    return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
 LENGTH_PENALTIES: dict[str, LengthPenalty] = {"power": power, "gnmt": gnmt}
 
 
-# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should look at the whole source.
+# The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to every source token.
 
-LEAST_ATTENTION = 1e-30  # attention so small that its logarithm would be none
+SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are replaced by this, since the logarithm of 0 is -inf
 
 
 @dataclass(frozen=True)
-class Covered(Generic[AnyState]):
-    """A state that remembers how much each hypothesis has looked at each source token."""
+class Coverage(Generic[AnyState]):
+    """A decoding state together with the summed attention of each hypothesis to each source token."""
 
     state: AnyState
-    sums: Tensor  # (R, W, S)
-    real: Tensor  # (R, S), False where padded
+    sums: Tensor  # (R, W, S) attention summed over the target tokens
+    source_mask: Tensor  # (R, S), False for padding
 
     @classmethod
-    def nothing(cls, state: AnyState, real: Tensor, dtype: torch.dtype) -> Self:
-        """Before the first step."""
-        return cls(state, torch.zeros_like(real, dtype=dtype)[:, None], real)
+    def empty(cls, state: AnyState, source_mask: Tensor, dtype: torch.dtype) -> Self:
+        """Returns the coverage before the first step, with sums of zero and one hypothesis per sentence."""
+        return cls(state, torch.zeros_like(source_mask, dtype=dtype)[:, None], source_mask)
 
     def branch(self, parents: Tensor) -> Self:
-        """Hypothesis w of sentence r goes on from parents[r, w]; (R, W') int64."""
+        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
         sums = self.sums.gather(1, parents[:, :, None].expand(-1, -1, self.sums.shape[2]))
-        return type(self)(self.state.branch(parents), sums, self.real)
+        return type(self)(self.state.branch(parents), sums, self.source_mask)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Only these sentences, in that order."""
-        return type(self)(self.state.keep(sentences), self.sums[sentences], self.real[sentences])
+        """Returns the state of these rows only, in this order; sentences is (R',)."""
+        return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
 
-def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Covered[AnyState]]:
-    """The same step, which adds up the attention, (R, W, S), of the state it leads to.
+def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
+    """Returns a step function that calls step and also sums attention.
 
-    That is how the next token looks at the source, so the sums are over all tokens and the one to come, which is the
-    end mark where a hypothesis ends.
+    attention returns the attention weights (R, W, S) of the state after a step, which were used to predict the next
+    token. So the sums include the next token, which is the end mark if the hypothesis ends there.
     """
 
-    def covering_step(ids: Tensor, covered: Covered[AnyState]) -> tuple[Tensor, Covered[AnyState]]:
-        log_probs, state = step(ids, covered.state)
-        return log_probs, Covered(state, covered.sums + attention(state).to(covered.sums), covered.real)
+    def covering_step(ids: Tensor, coverage: Coverage[AnyState]) -> tuple[Tensor, Coverage[AnyState]]:
+        log_probs, state = step(ids, coverage.state)
+        return log_probs, Coverage(state, coverage.sums + attention(state).to(coverage.sums), coverage.source_mask)
 
     return covering_step
 
 
-def coverage_penalty(covered: Covered[AnyState], strength: float) -> Tensor:
-    """(R, W), never above 0: strength x the sum over the source of log(min(attention, 1))."""
-    logs = covered.sums.clamp(LEAST_ATTENTION, 1.0).log()
-    return strength * logs.masked_fill(~covered.real[:, None], 0.0).sum(2)
+def coverage_penalty(coverage: Coverage[AnyState], strength: float) -> Tensor:
+    """The coverage penalty (R, W), at most 0: strength x sum over source tokens of log(min(summed attention, 1))."""
+    logs = coverage.sums.clamp(SMALLEST_ATTENTION, 1.0).log()
+    return strength * logs.masked_fill(~coverage.source_mask[:, None], 0.0).sum(2)

@@ -1,4 +1,4 @@
-"""Text: lines of files and pipes, parallel corpora, tokenizers and their special symbols.
+"""Text and tokenizers: reading files and pipes, parallel corpora, test sets, tokenizers, vocabularies.
 
-Files go in; lines, pairs and ids come out. May import config alone; nothing here imports torch.
+Reads text files and settings; provides lines, sentence pairs and token ids. May import config; never imports torch.
 """

@@ -1,4 +1,7 @@
-"""Compressed text, recognised by its content; the home of zstandard."""
+"""Reads and writes compressed text files; when reading, recognises the compression by content, not by name.
+
+No other module uses the package zstandard.
+"""
 
 import bz2
 import gzip
@@ -19,35 +22,38 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from mtkit.errors import DataError
 
 CHUNK_BYTES = 128 * 1024
-HEAD_BYTES = 512  # what it takes to recognise a tar archive: its first block
-LARGEST_WINDOW_LOG = 31  # what `zstd --long=31` makes can be read
-STANDARD_INPUT = Path("-")  # what this path means where a command reads a FILE
-ENCRYPTED = 0x1  # flag of a file in a zip archive
+HEAD_BYTES = 512  # the size of a tar archive's first block, which is needed to recognise the archive
+LARGEST_WINDOW_LOG = 31  # log2 of the largest window; needed to read files that `zstd --long=31` writes
+STANDARD_INPUT = Path("-")  # means standard input wherever a command takes a FILE to read
+ENCRYPTED = 0x1  # bit of ZipInfo.flag_bits: the file is encrypted
+
+
+# Compressions.
 
 
 class _NoZstandardError(Exception):
-    """The package zstandard is not installed."""
+    """Raised if the package zstandard is needed but not installed."""
 
 
 class _Decompressor(Protocol):
-    """Unpacks one of the frames, members or streams that a packed file is made of."""
+    """Decompresses one frame. A compressed file consists of one or more frames (gzip: members, xz: streams)."""
 
     @property
     def eof(self) -> bool:
-        """Whether the frame has ended."""
+        """Whether the end of the frame has been reached."""
 
     @property
     def unused_data(self) -> bytes:
-        """What came after it."""
+        """The bytes given to decompress that come after the end of the frame."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """The next piece of text, as far as the data goes."""
+        """Decompress data, the next part of the frame; may return b"" if that needs more data."""
 
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 
-    def _unpack_zst() -> _Decompressor:
+    def _zst_decompressor() -> _Decompressor:
         return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: LARGEST_WINDOW_LOG})
 
     def _write_zst(path: Path) -> BinaryIO:
@@ -64,7 +70,7 @@ else:
             raise _NoZstandardError from None
         return zstandard
 
-    def _unpack_zst() -> _Decompressor:
+    def _zst_decompressor() -> _Decompressor:
         decompressor = _zstandard().ZstdDecompressor(max_window_size=1 << LARGEST_WINDOW_LOG)
         return cast("_Decompressor", decompressor.decompressobj())
 
@@ -77,173 +83,199 @@ else:
 
 
 @dataclass(frozen=True)
-class Packer:
-    """A way to pack one file, the first bytes of what it makes, and what unpacking raises at damage."""
+class Compression:
+    """A format that compresses a single file, such as gzip (not an archive format)."""
 
     name: str
-    magic: tuple[bytes, ...]
-    unpack: Callable[[], _Decompressor]
-    error: Callable[[], type[Exception]]
-    write: Callable[[Path], Any]
+    magic: tuple[bytes, ...]  # compressed data begins with one of these
+    decompressor: Callable[[], _Decompressor]
+    error: Callable[[], type[Exception]]  # returns the class of the errors that decompress raises for damaged data
+    write: Callable[[Path], Any]  # opens a file for writing; returns a stream that compresses what is written to it
 
 
-# By the endings of the names of files that are written.
-PACKERS = {
-    ".gz": Packer(
+# The supported compressions, by file name extension.
+COMPRESSIONS = {
+    ".gz": Compression(
         "gzip",
         (b"\x1f\x8b\x08",),
-        partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),  # 16 more: with gzip's header and checksum
+        partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),  # adding 16 selects the gzip format
         lambda: zlib.error,
         partial(gzip.open, mode="wb"),
     ),
-    ".bz2": Packer(
+    ".bz2": Compression(
         "bzip2",
         tuple(b"BZh%d%b" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
         bz2.BZ2Decompressor,
         lambda: OSError,
         partial(bz2.BZ2File, mode="wb"),
     ),
-    ".xz": Packer(
+    ".xz": Compression(
         "xz",
-        (b"\xfd7zXZ\x00", b"]\x00\x00"),  # the second is of the older format .lzma
+        (b"\xfd7zXZ\x00", b"]\x00\x00"),  # the second is the older .lzma format
         lzma.LZMADecompressor,
         lambda: lzma.LZMAError,
         partial(lzma.LZMAFile, mode="wb"),
     ),
-    ".zst": Packer(
+    ".zst": Compression(
         "zstd",
-        (b"\x28\xb5\x2f\xfd", *(b"%c\x2a\x4d\x18" % kind for kind in range(0x50, 0x60))),  # and frames to skip
-        _unpack_zst,
+        (
+            b"\x28\xb5\x2f\xfd",
+            *(b"%c\x2a\x4d\x18" % kind for kind in range(0x50, 0x60)),
+        ),  # the last 16 begin skippable frames
+        _zst_decompressor,
         _zstd_error,
         _write_zst,
     ),
 }
 
+# The first bytes of zip archives, and of formats that are not supported, with a description for messages.
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 REFUSED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
     b"MSCF\x00\x00\x00\x00": "a cabinet archive",
     b"!<arch>\n": "an ar archive",
-    b"\x04\x22\x4d\x18": "packed by lz4",
-    b"LZIP\x01": "packed by lzip",
-    b"\x89LZO\x00\r\n\x1a\n": "packed by lzop",
-    b"\x1f\x9d": "packed by compress",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"LZIP\x01": "compressed with lzip",
+    b"\x89LZO\x00\r\n\x1a\n": "compressed with lzop",
+    b"\x1f\x9d": "compressed with compress (.Z)",
 }
-KNOWN = (*ZIP, *REFUSED, *(magic for packer in PACKERS.values() for magic in packer.magic))
+KNOWN = (*ZIP, *REFUSED, *(magic for compression in COMPRESSIONS.values() for magic in compression.magic))
+
+
+# Opening.
 
 
 def open_to_read(path: Path) -> BinaryIO:
-    """The bytes of a file, unpacked; `-` is standard input, which closing leaves open."""
+    """Open a file to read its decompressed bytes; `-` is standard input.
+
+    Closing the stream closes the file, but not standard input. Raises DataError if standard input is closed. Reading
+    from the stream raises DataError if the data is damaged or in an unsupported format, such as a tar archive.
+    """
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("standard input is closed; give it some text, or a FILE")
-        return BufferedReader(_Unpacked(_standard_input(), "standard input"), CHUNK_BYTES)
-    return BufferedReader(_UnpackedFile(path.open("rb"), str(path)), CHUNK_BYTES)
+        return BufferedReader(_Decompressed(_standard_input(), "standard input"), CHUNK_BYTES)
+    return BufferedReader(_DecompressedFile(path.open("rb"), str(path)), CHUNK_BYTES)
 
 
 def _standard_input() -> IO[bytes]:
-    """A reader of its own: a thread may still wait in it when Python ends, which then could not close sys.stdin."""
+    """A stream of standard input, separate from sys.stdin if it has a file descriptor.
+
+    Python cannot close sys.stdin at exit while a thread is still waiting to read from it.
+    """
     try:
         descriptor = sys.stdin.fileno()
-    except OSError:  # it is no file of the system
+    except OSError:  # standard input has no file descriptor
         return sys.stdin.buffer
     return open(descriptor, "rb", closefd=False)
 
 
 def may_pause(stream: BinaryIO) -> bool:
-    """Whether more may come later, as from a pipe: no regular file, and nothing that is in memory."""
+    """Whether reading the stream may have to wait for more data, as with a pipe or a terminal.
+
+    False for regular files and streams in memory.
+    """
     try:
         return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except OSError:  # there is no file of the system
+    except OSError:  # the stream has no file descriptor
         return False
 
 
 def path_may_pause(path: Path) -> bool:
-    """The same of what open_to_read would open."""
+    """Whether reading path (`-`: standard input) may have to wait for more data; does not open the file."""
     if path != STANDARD_INPUT:
         return path.exists() and not path.is_file()
     return sys.stdin is not None and may_pause(sys.stdin.buffer)
 
 
 def open_to_write(path: Path, name: Path) -> BinaryIO:
-    """A file to write, packed as the end of name says."""
-    packer = PACKERS.get(name.suffix.lower())
+    """Open path for writing bytes, which are compressed if name, not path, ends in .gz, .bz2, .xz or .zst.
+
+    Raises DataError if the package zstandard is needed but not installed.
+    """
+    compression = COMPRESSIONS.get(name.suffix.lower())
     try:
-        return cast("BinaryIO", packer.write(path)) if packer else path.open("wb")
+        return cast("BinaryIO", compression.write(path)) if compression else path.open("wb")
     except _NoZstandardError:
         raise _no_zstandard(str(name)) from None
 
 
 def is_misnamed(path: Path) -> bool:
-    """Whether a file is named as a packed one and is none."""
-    if path.suffix.lower() not in PACKERS or not path.is_file():
+    """Whether a file has the extension of a compression format but is not compressed."""
+    if path.suffix.lower() not in COMPRESSIONS or not path.is_file():
         return False
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    return not any(head.startswith(packer.magic) for packer in PACKERS.values())
+    return not any(head.startswith(compression.magic) for compression in COMPRESSIONS.values())
+
+
+# Decompressing while reading.
 
 
 class _DamageError(Exception):
-    """What is packed cannot be unpacked."""
+    """Raised if compressed data is damaged or truncated."""
 
 
 class _Frames(RawIOBase):
-    """What a packed stream holds, frame after frame; it waits for no more bytes than the next piece of text takes."""
+    """A stream of the decompressed bytes of all frames of a compressed stream.
 
-    def __init__(self, stream: RawIOBase, packer: Packer) -> None:
+    Reads only as much compressed data as it needs to return some bytes, since a pipe may pause.
+    """
+
+    def __init__(self, stream: RawIOBase, compression: Compression) -> None:
         self._stream = stream
-        self._packer = packer
-        self._frame: _Decompressor | None = None  # the one that is being unpacked
-        self._packed = b""  # read and not yet unpacked
-        self._text = memoryview(b"")  # unpacked and not yet asked for
+        self._compression = compression
+        self._frame: _Decompressor | None = None  # the current frame; None between frames
+        self._compressed = b""  # read, not yet decompressed
+        self._text = memoryview(b"")  # decompressed, not yet returned
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._text and self._unpack():
+        while not self._text and self._decompress():
             pass
         count = min(len(buffer), len(self._text))
         buffer[:count], self._text = self._text[:count], self._text[count:]
         return count
 
-    def _unpack(self) -> bool:
-        """Take the next piece of the stream; False at its end."""
-        packed = self._packed or self._read()
-        self._packed = b""
-        if self._frame is None:  # zeros may stand between frames, to fill a block
-            while packed and not (packed := packed.lstrip(b"\0")):
-                packed = self._read()
-        if not packed:
+    def _decompress(self) -> bool:
+        """Decompress the next piece of the stream into self._text; returns False at the end of the stream."""
+        compressed = self._compressed or self._read()
+        self._compressed = b""
+        if self._frame is None:  # skip zeros between frames, which may pad the file to a full block
+            while compressed and not (compressed := compressed.lstrip(b"\0")):
+                compressed = self._read()
+        if not compressed:
             if self._frame is not None:
                 raise _DamageError("it ends too soon")
             return False
-        self._frame = self._frame or self._packer.unpack()
+        self._frame = self._frame or self._compression.decompressor()
         try:
-            self._text = memoryview(self._frame.decompress(packed))
-        except self._packer.error() as error:
+            self._text = memoryview(self._frame.decompress(compressed))
+        except self._compression.error() as error:
             raise _DamageError(str(error)) from None
         if self._frame.eof:
-            self._packed, self._frame = self._frame.unused_data, None
+            self._compressed, self._frame = self._frame.unused_data, None
         return True
 
     def _read(self) -> bytes:
         return self._stream.read(CHUNK_BYTES) or b""
 
 
-class _Unpacked(RawIOBase):
-    """The bytes of a stream, unpacked, however often it was packed.
+class _Decompressed(RawIOBase):
+    """A stream of the decompressed bytes of another stream, which may have been compressed several times.
 
-    What the stream is shows at the first read, since a pipe may hold nothing before. What is wrong with it is a
-    DataError.
+    The compression is detected at the first read and not earlier, since a pipe may contain no data before. Reading
+    raises DataError if the data is damaged or in a format that is not supported.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self.name = name
         self._stream = stream
-        self._text: Any = None  # what is read, once it is known how
-        self._packers: list[str] = []  # that were found, the outermost first
+        self._text: Any = None  # the decompressed stream; None until the first read
+        self._compressions: list[str] = []  # names of the compressions found, outermost first
 
     def readable(self) -> bool:
         return True
@@ -257,16 +289,16 @@ class _Unpacked(RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             if self._text is None:
-                self._text = self._unpack()
+                self._text = self._decompress()
             count: int = self._text.readinto1(buffer)
-        except (_DamageError, EOFError, BadZipFile, zlib.error) as error:  # the last three come of zip archives
+        except (_DamageError, EOFError, BadZipFile, zlib.error) as error:  # zip archives raise the last three
             raise self._damage(error) from None
         except _NoZstandardError:
             raise _no_zstandard(self.name) from None
         return count
 
-    def _unpack(self) -> Any:
-        """The stream below all packers, as one that has readinto1."""
+    def _decompress(self) -> Any:
+        """Detect and undo all compressions; returns a stream of the decompressed bytes that has readinto1."""
         text: Any = self._stream
         while True:
             head = _head(text)
@@ -275,25 +307,31 @@ class _Unpacked(RawIOBase):
                 continue
             self._refuse_archives(head)
             rest = _Rejoined(head, text)
-            packer = next((packer for packer in PACKERS.values() if head.startswith(packer.magic)), None)
-            if packer is None:
-                self._refuse_stumps(head)
+            compression = next(
+                (compression for compression in COMPRESSIONS.values() if head.startswith(compression.magic)), None
+            )
+            if compression is None:
+                self._refuse_truncated(head)
                 return BufferedReader(rest, CHUNK_BYTES)
-            self._packers.append(packer.name)
-            text = BufferedReader(_Frames(rest, packer), CHUNK_BYTES)
+            self._compressions.append(compression.name)
+            text = BufferedReader(_Frames(rest, compression), CHUNK_BYTES)
 
     def _member(self, stream: Any) -> Any:
-        """The one file of a zip archive."""
-        if stream is not self._stream or not stream.seekable():  # its list of files is at its end
-            raise self._refusal("a zip archive" if self._packers else "a zip archive in a pipe")
-        self._packers.append("zip")
+        """Open the only file in a zip archive for reading.
+
+        Raises DataError if the archive does not contain exactly one file, is encrypted, comes from a pipe, or is itself
+        compressed.
+        """
+        if stream is not self._stream or not stream.seekable():  # the list of files is at the end
+            raise self._refusal("a zip archive" if self._compressions else "a zip archive in a pipe")
+        self._compressions.append("zip")
         archive = ZipFile(stream)
         members = [member for member in archive.infolist() if _is_text(member)]
         if len(members) != 1:
-            self._packers.pop()
+            self._compressions.pop()
             raise self._refusal(f"a zip archive of {len(members):,} files")
         if members[0].flag_bits & ENCRYPTED:
-            self._packers.pop()
+            self._compressions.pop()
             raise self._refusal("an encrypted zip archive")
         try:
             return archive.open(members[0])
@@ -301,31 +339,39 @@ class _Unpacked(RawIOBase):
             raise DataError(f"{self.name}: {error}; unpack it, and name the text file in it") from None
 
     def _refuse_archives(self, head: bytes) -> None:
-        """Raise DataError if this is the beginning of something that holds text in a way that is not read."""
+        """Raise DataError if head is the beginning of an archive or of a compression that is not supported."""
         for magic, what in REFUSED.items():
             if head.startswith(magic):
                 raise self._refusal(what)
         if _is_tar(head):
             raise self._refusal("a tar archive")
 
-    def _refuse_stumps(self, head: bytes) -> None:
-        """Raise DataError if a file that is named as a packed one was cut off within its first few bytes."""
-        packer = PACKERS.get(Path(self.name).suffix.lower())
-        if packer and not self._packers and head and any(magic.startswith(head) for magic in packer.magic):
-            self._packers.append(packer.name)
+    def _refuse_truncated(self, head: bytes) -> None:
+        """Raise _DamageError if a file ends within the magic bytes of the compression that its name implies.
+
+        head is the beginning of the file.
+        """
+        compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
+        if (
+            compression
+            and not self._compressions
+            and head
+            and any(magic.startswith(head) for magic in compression.magic)
+        ):
+            self._compressions.append(compression.name)
             raise _DamageError("it ends within its first bytes")
 
     def _refusal(self, what: str) -> DataError:
-        packed = "".join(f", packed by {packer}" for packer in reversed(self._packers))
-        return DataError(f"{self.name}: is {what}{packed}, no text file; unpack it, and name the text files in it")
+        outer = "".join(f", compressed with {compression}" for compression in reversed(self._compressions))
+        return DataError(f"{self.name}: is {what}{outer}, no text file; unpack it, and name the text files in it")
 
     def _damage(self, error: Exception) -> DataError:
-        what = " in ".join(reversed(self._packers))
+        what = " in ".join(reversed(self._compressions))
         return DataError(f"{self.name}: damaged {what} ({error or 'it ends too soon'}); make or fetch it again")
 
 
-class _UnpackedFile(_Unpacked):
-    """The same of a file, which is closed with it."""
+class _DecompressedFile(_Decompressed):
+    """A stream of the decompressed bytes of a file; closing the stream closes the file."""
 
     def close(self) -> None:
         self._stream.close()
@@ -333,7 +379,7 @@ class _UnpackedFile(_Unpacked):
 
 
 class _Rejoined(RawIOBase):
-    """The bytes that were read to see what a stream is, then the rest of it."""
+    """A stream of head, the bytes already read to detect the compression, followed by the rest of stream."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self._head = head
@@ -352,7 +398,10 @@ class _Rejoined(RawIOBase):
 
 
 def _head(stream: Any) -> bytes:
-    """The first bytes of a stream, no more of them than reading its first line takes: it may be a pipe."""
+    """The first bytes of a stream, at most HEAD_BYTES.
+
+    Stops reading after the first line, or once a known format is recognised, since a pipe may send no more for now.
+    """
     head = b""
     while len(head) < HEAD_BYTES and b"\n" not in head and not head.startswith(KNOWN):
         more = stream.read1(HEAD_BYTES - len(head))
@@ -364,14 +413,14 @@ def _head(stream: Any) -> bytes:
 
 def _is_tar(head: bytes) -> bool:
     try:
-        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # it compares a checksum
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # verifies the header's checksum
     except tarfile.HeaderError:
         return False
     return True
 
 
 def _is_text(member: ZipInfo) -> bool:
-    """Neither a folder nor what macOS adds to a file."""
+    """Whether a member of a zip archive is neither a folder nor metadata added by macOS."""
     return not member.is_dir() and not member.filename.startswith("__MACOSX/")
 
 

@@ -1,4 +1,7 @@
-r"""Lines of text, from files and from pipes: split at \n alone, with line numbers in errors."""
+r"""Reads lines of text from files and pipes; only \n and \r\n end a line.
+
+Error messages give the file and the line number. This module also gives advice on CSV files and reads ahead from pipes.
+"""
 
 import csv
 import hashlib
@@ -16,115 +19,45 @@ from types import TracebackType
 from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 from mtkit.errors import DataError, counted
-from mtkit.text.compressed import PACKERS, STANDARD_INPUT, is_misnamed, open_to_read
+from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read
 
-SEPARATORS = (",", ";", "|")
-
-# Modules of Python whose open() unpacks a file, by the ending of its name.
-UNPACKERS = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
-
-FIRST_LINES = 100  # lines that tell whether a file is a table
-LEAST_ROWS = 10  # with as many fields; fewer lines of prose may have as many commas by chance
-
-# Tabs and line ends within a field, which separate columns and lines in what is written, become spaces.
-PROGRAM = (
-    "import csv, {module}; [print(*(field.translate({{9: 32, 10: 32, 13: 32}}) for field in row), sep=chr(9)) "
-    "for row in csv.reader({module}.open({path}, {mode}, encoding={encoding}, newline={newline}){separator})]"
-)
-
-
-def conversion(path: Path, lines: Sequence[str]) -> str | None:
-    """Advice for the first lines of a text that are no columns, if they are CSV or its file is called so; else None."""
-    separator = separator_of(lines) or _separator_of_line(lines[0])
-    is_called_so = is_called_csv(path)
-    if separator is None and not is_called_so:
-        return None
-    if not is_called_so and separator_of(lines) is None and not (lines[0].startswith('"') and lines[0].endswith('"')):
-        return None  # a sentence with a comma is no sign of it
-    name = path.name[: -len(path.suffix)] if path.suffix in UNPACKERS else path.name
-    table = path.with_name(f"{name.removesuffix('.csv')}.tsv")
-    command = f"python3 -c {shlex.quote(_program(path, separator or ','))} > {shlex.quote(str(table))}"
-    return f"this is CSV, which is not read. Make columns with tabs of it, and name {table} instead: {command}"
-
-
-def is_called_csv(path: Path) -> bool:
-    """Whether a file's name ends in .csv, packed or not."""
-    return ".csv" in (path.suffix.lower(), Path(path.stem).suffix.lower())
-
-
-def separator_of(lines: Sequence[str]) -> str | None:
-    """What separates the fields of the first lines of a text, if all have as many, two or more; else None."""
-    distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # a line that is repeated has as many commas each time
-    for separator in SEPARATORS:
-        counts = _nums_of_fields(distinct, separator)
-        if len(counts) >= LEAST_ROWS and len(set(counts)) == 1 and counts[0] > 1:
-            return separator
-    return None
-
-
-def _separator_of_line(line: str) -> str | None:
-    """The same of one line alone, where it may also be prose."""
-    return next((each for each in SEPARATORS if max(_nums_of_fields([line], each), default=0) > 1), None)
-
-
-def _nums_of_fields(lines: Sequence[str], separator: str) -> list[int]:
-    """The number of fields in each row, up to where the lines are no CSV, or end within a field."""
-    rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
-    counts: list[int] = []
-    while True:
-        try:
-            counts.append(len(next(rows)))
-        except (csv.Error, StopIteration):
-            return counts
-
-
-def _program(path: Path, separator: str) -> str:
-    return PROGRAM.format(
-        module=UNPACKERS.get(path.suffix, "io"),
-        path=_quoted(str(path)),
-        mode=_quoted("rt"),
-        encoding=_quoted("utf-8-sig"),
-        newline=_quoted(""),
-        separator="" if separator == "," else f", delimiter={_quoted(separator)}",
-    )
-
-
-def _quoted(text: str) -> str:
-    """Python's text in double quotes, since the shell's are single ones."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-# Exact line reading: N lines are N lines, whatever is in them.
-
-MANY_RETURNS = 100  # carriage returns in one line that are hardly text
+MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, one at a time; a last line without an end counts. `-` is standard input."""
+    """Yields the lines of a UTF-8 file without their line ends; `-` is standard input.
+
+    Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has old
+    Mac line ends.
+    """
     returns = _CarriageReturns(path)
     number = 0
     with _reading(path), open_to_read(path) as stream:
         for number, raw in enumerate(_raw_lines(stream), start=1):
-            line = raw.removesuffix(b"\n").removesuffix(b"\r")
+            line = _without_end(raw)
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line, error.start) from None
-            if b"\r" in line:  # only in text: random bytes have carriage returns, too
+            if b"\r" in line:  # checked after decoding, since binary data may contain carriage returns, too
                 returns.see(number, line, is_last=not raw.endswith(b"\n"))
             yield text
         returns.check(number)
 
 
 def count_lines(path: Path) -> int:
-    """How many lines a file has, whatever is in them; `-` and pipes cannot be asked without being read."""
+    """The number of lines of a file, which need not be UTF-8; reads standard input or a pipe to its end."""
     with _reading(path), open_to_read(path) as stream:
         return sum(1 for _ in stream)
 
 
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
-    """Each line as soon as it is there, and whether it was damaged: bytes that are not UTF-8 become U+FFFD."""
-    for line in map(_without_end, _raw_lines(stream)):
+    """Yields (line, is_replaced) for each line as soon as it arrives.
+
+    is_replaced tells whether the line contained bytes that are not UTF-8; these become U+FFFD.
+    """
+    for raw in _raw_lines(stream):
+        line = _without_end(raw)
         try:
             yield line.decode("utf-8"), False
         except UnicodeDecodeError:
@@ -134,7 +67,10 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 def read_pairs(
     source: Path, target: Path, lines_of: Callable[[Path], Iterator[str]] = read_lines
 ) -> Iterator[tuple[str, str]]:
-    """Line n of the one file with line n of the other; files of unequal length are an error at their end."""
+    """Yields (line n of source, line n of target); lines_of(path) returns the lines of a file.
+
+    If one file is longer than the other, raises DataError after the last complete pair.
+    """
     source_lines, target_lines = lines_of(source), lines_of(target)
     for number, (source_line, target_line) in enumerate(zip_longest(source_lines, target_lines)):
         if source_line is None or target_line is None:
@@ -149,12 +85,13 @@ def read_pairs(
 
 
 def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
-    """Two columns of a file whose columns are separated by tabs; they are numbered from 1, and quotes mean nothing.
+    """Yields the texts in columns source and target of a tab-separated file; column numbers start from 1.
 
-    A blank line is a blank pair; at the end of the file it is nothing.
+    Quotes have no special meaning. A blank line yields a pair of empty strings, but blank lines at the end of the file
+    are ignored. Raises DataError if any other line has too few columns.
     """
     least = max(source, target)
-    num_blank = 0  # lines without text and tabs before this one
+    num_blank = 0  # blank lines directly before the current line
     lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         columns = line.split("\t")
@@ -164,39 +101,45 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
         if len(columns) < least:
             found = f"{named(path)}:{number}: has {len(columns)} of {least} columns"
             some = [line, *islice(lines, FIRST_LINES)]
-            raise DataError(f"{found}; {conversion(path, some) or 'wants a tab between one and the next'}")
+            raise DataError(f"{found}; {advice_on_csv(path, some) or 'wants a tab between one and the next'}")
         yield from [("", "")] * num_blank
         num_blank = 0
         yield columns[source - 1], columns[target - 1]
 
 
 def named(path: Path, name: str | None = None) -> str:
-    """What messages and tables call a file: by its path, or the name that is given; `-` is standard input."""
+    """The name of a file in messages and tables: name if given, else the path; for `-` always "standard input"."""
     return "standard input" if path == STANDARD_INPUT else name or str(path)
 
 
 def fingerprint(path: Path) -> str:
-    """The checksum of a file's bytes, unpacked, as "sha256:<hex>"."""
+    """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>". Raises DataError for a pipe."""
     require_file(path)
     with _reading(path), open_to_read(path) as stream:
         return "sha256:" + hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
 
 
-def packed_fingerprint(path: Path) -> str:
-    """The same of the bytes as they lie on the disk: what earlier versions of mtkit took of packed files."""
+def compressed_fingerprint(path: Path) -> str:
+    """SHA-256 checksum of a file as stored, without decompressing it, as "sha256:<hex>". Raises DataError for a pipe.
+
+    Earlier versions of mtkit recorded this checksum for compressed files.
+    """
     require_file(path)
     with _reading(path), path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_file(path: Path) -> None:
-    """Raise a DataError if what is at path can be read only once."""
+    """Raise DataError if path is standard input or a pipe, which cannot be read twice."""
     if path == STANDARD_INPUT or path.is_fifo():
         raise DataError(f"{path}: is a pipe; a file is wanted, which can be read more than once")
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines of bytes with their ends; readline waits for no more than the line it returns."""
+    """Yields the lines of a stream as bytes, with their line ends; removes a byte order mark at the beginning.
+
+    Yields each line as soon as it has arrived.
+    """
     raw = stream.readline().removeprefix(BOM_UTF8)
     while raw:
         yield raw
@@ -209,8 +152,8 @@ def _without_end(raw: bytes) -> bytes:
 
 def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
     if is_misnamed(path):
-        packer = PACKERS[path.suffix.lower()].name
-        return DataError(f"{path}: neither {packer}, as its name says, nor UTF-8 text; make or fetch it again")
+        compression = COMPRESSIONS[path.suffix.lower()].name
+        return DataError(f"{path}: neither {compression}, as its name says, nor UTF-8 text; make or fetch it again")
     column = len(line[:start].decode("utf-8")) + 1
     return DataError(
         f"{named(path)}:{number}: not valid UTF-8 (byte 0x{line[start]:02x} at column {column}); "
@@ -219,27 +162,31 @@ def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
 
 
 class _CarriageReturns:
-    """Tells a file with the line ends of an old Mac, where a carriage return alone ended a line, from any other."""
+    """Detects old Mac line ends: carriage returns without line feeds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._total = 0
-        self._most = 0  # in one line
-        self._where = 0  # the number of that line
+        self._most = 0  # largest number within one line
+        self._most_at = 0  # number of that line
 
     def see(self, number: int, line: bytes, is_last: bool) -> None:
-        """A line with some, its end removed; is_last where that was not a line feed but the end of the file."""
-        count = line.rstrip(b"\r").count(b"\r")  # those within the line
+        """Count the carriage returns within a line, which is given without its line end; number is the line number.
+
+        is_last means that the file ends after this line, without a line feed; then check is called as well.
+        """
+        count = line.rstrip(b"\r").count(b"\r")
         self._total += count
         if count > self._most:
-            self._most, self._where = count, number
+            self._most, self._most_at = count, number
         if is_last:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """At the end of the file raise a DataError if carriage returns ended its lines, or those of a part of it.
+        """Raise DataError if carriage returns end the lines of all or part of the file; call this at its end.
 
-        most is how many may be text; None: as many as lines.
+        num_lines is the number of lines read. most is the number of carriage returns that ordinary text may contain;
+        None means one per line.
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
@@ -247,13 +194,13 @@ class _CarriageReturns:
             lines = "one line" if num_lines == 1 else f"{num_lines:,} lines"
             raise DataError(f"{named(self._path)}: found {returns} within {lines}, {remedy}")
         if self._most >= MANY_RETURNS and self._most * 100 >= num_lines:
-            where = f"{named(self._path)}:{self._where}"
+            where = f"{named(self._path)}:{self._most_at}"
             raise DataError(f"{where}: found {self._most:,} carriage returns within one line, {remedy}")
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Tells what can go wrong with a file in one line."""
+    """Context in which errors in reading a file raise DataError."""
     try:
         yield
     except FileNotFoundError:
@@ -264,24 +211,114 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{named(path)}: cannot be read: {error.strerror or error}") from None
 
 
-# Lines that come through pipes: whoever writes them may wait for an answer before the next one.
+# Advice on CSV files, which mtkit does not read.
+
+SEPARATORS = (",", ";", "|")
+
+# Python modules whose open() decompresses a file, by file name extension.
+OPENING_MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+
+FIRST_LINES = 100  # number of lines inspected to decide whether a file is a table
+LEAST_ROWS = 10  # rows needed to recognise a table; fewer lines of prose may have equal numbers of commas by chance
+
+# Python program that converts CSV to tab-separated columns; tabs and line ends within a field become spaces.
+CONVERTER = (
+    "import csv, {module}; [print(*(field.translate({{9: 32, 10: 32, 13: 32}}) for field in row), sep=chr(9)) "
+    "for row in csv.reader({module}.open({path}, {mode}, encoding={encoding}, newline={newline}){separator})]"
+)
+
+
+def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
+    """Advice on how to convert a CSV file to tab-separated columns; None if the file does not look like CSV.
+
+    lines are the first lines of the file. It looks like CSV if its name says so, if the lines have equal numbers of
+    fields, or if the first line is in quotes and contains a separator.
+    """
+    separator = csv_separator(lines) or _separator_in_line(lines[0])
+    if separator is None and not is_named_csv(path):
+        return None
+    is_quoted = lines[0].startswith('"') and lines[0].endswith('"')
+    if not is_named_csv(path) and csv_separator(lines) is None and not is_quoted:
+        return None  # the first line may be a sentence with a comma
+    name = path.name[: -len(path.suffix)] if path.suffix in OPENING_MODULES else path.name
+    table = path.with_name(f"{name.removesuffix('.csv')}.tsv")
+    command = f"python3 -c {shlex.quote(_converter(path, separator or ','))} > {shlex.quote(str(table))}"
+    return f"this is CSV, which is not read. Make columns with tabs of it, and name {table} instead: {command}"
+
+
+def is_named_csv(path: Path) -> bool:
+    """Whether a file name ends in .csv, or in .csv and another extension, such as .csv.gz."""
+    return ".csv" in (path.suffix.lower(), Path(path.stem).suffix.lower())
+
+
+def csv_separator(lines: Sequence[str]) -> str | None:
+    """The separator that splits the first lines into equal numbers of fields, at least two; None if there is none.
+
+    Needs at least LEAST_ROWS different lines.
+    """
+    distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
+    for separator in SEPARATORS:
+        counts = _field_counts(distinct, separator)
+        if len(counts) >= LEAST_ROWS and len(set(counts)) == 1 and counts[0] > 1:
+            return separator
+    return None
+
+
+def _separator_in_line(line: str) -> str | None:
+    """The first of SEPARATORS that splits the line into two or more fields; None if none does.
+
+    The line may still be prose, with a comma.
+    """
+    return next((each for each in SEPARATORS if max(_field_counts([line], each), default=0) > 1), None)
+
+
+def _field_counts(lines: Sequence[str], separator: str) -> list[int]:
+    """The number of fields of each row; stops before the first row that is not valid CSV or ends within a field."""
+    rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
+    counts: list[int] = []
+    while True:
+        try:
+            counts.append(len(next(rows)))
+        except (csv.Error, StopIteration):
+            return counts
+
+
+def _converter(path: Path, separator: str) -> str:
+    return CONVERTER.format(
+        module=OPENING_MODULES.get(path.suffix, "io"),
+        path=_quoted(str(path)),
+        mode=_quoted("rt"),
+        encoding=_quoted("utf-8-sig"),
+        newline=_quoted(""),
+        separator="" if separator == "," else f", delimiter={_quoted(separator)}",
+    )
+
+
+def _quoted(text: str) -> str:
+    """The text as a Python string literal in double quotes, since single quotes enclose it in the shell command."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# Reading ahead from pipes. The program that writes to the pipe may wait for the answer to a line (its translation or
+# score) before it sends the next line.
 
 T = TypeVar("T")
 
-PAUSE_SECONDS = 0.1  # without a new line, after which the lines so far are answered
-PATIENCE_SECONDS = 1.0  # the longest that a line waits for others, however steadily they trickle in
-MOST_ITEMS = 4000  # that are read ahead
-MOST_CHARACTERS = 1_000_000
+PAUSE_SECONDS = 0.1  # if no new line arrives within this time, the lines read so far are answered
+PATIENCE_SECONDS = 1.0  # after this time, a line no longer waits for lines that have not arrived
+MOST_ITEMS = 4000  # number of items read ahead, at most
+MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, after which no more are read
 
 
-class Arriving(Generic[T]):
-    """The same items, read ahead in a thread within limits; an error is raised where the item would have come.
+class ReadAhead(Generic[T]):
+    """Iterator over items that a thread reads ahead, up to MOST_ITEMS items or MOST_CHARACTERS characters.
 
-    The thread does not keep the process alive, since it may wait for a line that never comes.
+    If reading an item fails, __next__ raises the error in place of that item. The thread is a daemon and does not keep
+    the process alive, since it may be waiting for a line that never comes.
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
-        """Size is the number of characters of an item."""
+        """Start a thread that reads items ahead; size(item) returns the number of characters of an item."""
         self._source = items
         self._size = size
         self._items: deque[T] = deque()
@@ -290,7 +327,7 @@ class Arriving(Generic[T]):
         self._ended = False
         self._closed = False
         self._changed = Condition()
-        self._first_taken: float | None = None  # when the first of the items was taken that are not answered yet
+        self._first_taken: float | None = None  # time of the first call of pauses since it last returned True
         Thread(target=self._read, name="arriving", daemon=True).start()
 
     def __iter__(self) -> Iterator[T]:
@@ -310,11 +347,15 @@ class Arriving(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next item, or the end, is there."""
+        """Whether the next item, or the end, has been read, so that __next__ would not wait."""
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Whether nothing comes for a moment, so that what was taken is to be answered; it waits to see."""
+        """Wait up to PAUSE_SECONDS for the next item; True if none came and the items taken so far should be answered.
+
+        Even if items keep arriving, it no longer waits once PATIENCE_SECONDS have passed since its first call after it
+        last returned True.
+        """
         now = monotonic()
         if self._first_taken is None:
             self._first_taken = now
@@ -326,7 +367,7 @@ class Arriving(Generic[T]):
         return True
 
     def close(self) -> None:
-        """End the thread after the item that it waits for."""
+        """Make the thread end as soon as it has read the item that it is waiting for; does not wait for it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -341,7 +382,7 @@ class Arriving(Generic[T]):
                     self._items.append(item)
                     self._num_characters += self._size(item)
                     self._changed.notify_all()
-        except BaseException as error:  # whatever it is, it is raised where the item would have come
+        except BaseException as error:  # __next__ raises it in place of the missing item
             self._error = error
         finally:
             with self._changed:
@@ -353,19 +394,19 @@ class Arriving(Generic[T]):
         return len(self._items) < MOST_ITEMS and self._num_characters < MOST_CHARACTERS
 
 
-class Arrivals:
-    """The streams that lines come from, as a context: tells when those that have come are to be answered.
+class InputStreams:
+    """Context manager that reads streams of lines ahead and decides when to answer the lines taken so far.
 
-    Where line_buffered is true each line is answered as it comes, and nothing is read ahead.
+    With line_buffered, each line is answered before the next is read, and nothing is read ahead.
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """Calls before_waiting, which flushes the answers, before it waits for a line."""
+        """before_waiting is called whenever the next line has not arrived yet, in order to flush the answers."""
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
-        self._streams: list[Arriving[Any]] = []
+        self._streams: list[ReadAhead[Any]] = []
 
-    def __enter__(self) -> "Arrivals":
+    def __enter__(self) -> "InputStreams":
         return self
 
     def __exit__(
@@ -374,19 +415,22 @@ class Arrivals:
         for stream in self._streams:
             stream.close()
 
-    def of(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
-        """The items, read ahead where their stream may pause; size is the number of characters of an item."""
+    def read(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
+        """Returns an iterable over the items, which are read ahead if may_pause and not line_buffered.
+
+        may_pause tells whether their stream may pause; size(item) returns the number of characters of an item.
+        """
         if self._line_buffered or not may_pause:
             return items
-        stream = Arriving(items, size)
+        stream = ReadAhead(items, size)
         self._streams.append(stream)
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether the lines that were taken are to be answered before more are read."""
+        """Whether to answer the lines taken so far before taking more; waits briefly to see whether more arrive."""
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
-    def _flushing(self, stream: Arriving[T]) -> Iterator[T]:
+    def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:
         while True:
             if not stream.is_ready:
                 self._before_waiting()

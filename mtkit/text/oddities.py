@@ -1,4 +1,8 @@
-"""Recognises text that is not plain sentences: tables, tokens, subwords, escapes, lower case."""
+"""Detects text that is not plain sentences, and suggests shell commands that correct it.
+
+Detects text that other tools have tokenised, cut into subwords, escaped or lower-cased; tables; header lines; and
+parallel text whose source and target are identical.
+"""
 
 import re
 import shlex
@@ -8,126 +12,38 @@ from itertools import islice
 from pathlib import Path
 
 from mtkit.config.data_settings import LanguagesConfig
-from mtkit.text.lines import FIRST_LINES, LEAST_ROWS, conversion, is_called_csv, separator_of
+from mtkit.errors import counted
+from mtkit.text.lines import FIRST_LINES, LEAST_ROWS, advice_on_csv, csv_separator, is_named_csv
 from mtkit.text.parallel import Pair
 
-# What writes the text of a packed file to standard output, by the ending of its name.
-UNPACKING = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "zstd -cd", ".zip": "unzip -p"}
+# Traces of preprocessing by other tools.
 
-
-def reading(path: Path, column: int | None = None) -> str:
-    """The command that writes a text, or a column of it, to standard output; "" where a filter can read the file."""
-    file = shlex.quote(str(path))
-    unpacking = UNPACKING.get(path.suffix.lower())
-    unpacked = f"{unpacking} {file}" if unpacking else ""
-    if column is None:
-        return unpacked
-    return f"{unpacked} | cut -f {column}" if unpacked else f"cut -f {column} {file}"
-
-
-def undoing(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
-    """The command that sends a text, or a column of it, through filters and writes a new file beside it."""
-    plain = unpacked(path)
-    name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
-    first = reading(path, column)
-    piped = " | ".join([first, *filters] if first else [f"{filters[0]} < {shlex.quote(str(path))}", *filters[1:]])
-    return f"{piped} > {shlex.quote(str(plain.with_name(name)))}"
-
-
-def unpacked(path: Path) -> Path:
-    """What a packed file is called once it is unpacked."""
-    return path.with_suffix("") if path.suffix.lower() in UNPACKING else path
-
-
-# Tables that are read as plain text, and columns that hold numbers or names instead of sentences.
-
-LARGE_SHARE = 0.5  # of lines that are no sentences
-LONGEST_SHOWN = 20  # characters of a column
-
-# Without spaces, and with a digit, since many languages write sentences without spaces.
-LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
-
-
-def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
-    """What to do where the first lines of a text are rows of a table, and each is read as a sentence."""
-    lines = lines[:FIRST_LINES]
-    num_columns = lines[0].count("\t") + 1 if lines else 0
-    if len(lines) >= LEAST_ROWS and num_columns > 1 and {line.count("\t") + 1 for line in lines} == {num_columns}:
-        found = f"has {num_columns} columns in each line, which is read as one sentence: {_shown(lines[-1])}"
-        first, second = sentence_columns(lines) or (1, 2)
-        if is_test_set:
-            commands = "; ".join(
-                f"{reading(file, column)} > {_column_file(file, column)}" for column in (first, second)
-            )
-            return f"{found}; make a file of each column that is wanted: {commands}"
-        return f"{found}; for columns {first} and {second} say {{tsv: {file}, columns: [{first}, {second}]}}"
-    if lines and (is_called_csv(file) or separator_of(lines)):
-        return conversion(file, lines)
-    return None
-
-
-def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
-    """What to do where most lines of a text are numbers or names; rows are those of the file, where it is a column."""
-    written = [line.strip() for line in lines if line.strip()]
-    labels = [line for line in written if LABEL.fullmatch(line)]
-    if len(written) < LEAST_ROWS or len(labels) <= LARGE_SHARE * len(written):
-        return None
-    found = f'{len(labels):,} of the {len(written):,} lines looked at are numbers or names such as "{labels[0]}"'
-    if column is None:
-        return f"{found}; name a file of sentences"
-    others = sentence_columns(rows)
-    example = f", such as columns: [{others[0]}, {others[1]}]" if others else ""
-    return f"{found}; choose the columns of source and target{example}; a row is {_shown(rows[-1])}"
-
-
-def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
-    """The first two columns, numbered from 1, that hold sentences in most rows; None where there are not two."""
-    columns = list(zip(*(row.split("\t") for row in rows), strict=False))
-    found = [
-        number
-        for number, texts in enumerate(columns, start=1)
-        if sum(bool(LABEL.fullmatch(text.strip())) for text in texts) <= LARGE_SHARE * len(texts)
-    ]
-    return (found[0], found[1]) if len(found) > 1 else None
-
-
-def _column_file(file: Path, column: int) -> str:
-    return shlex.quote(str(file.with_name(f"{unpacked(file).stem}.column{column}")))
-
-
-def _shown(row: str) -> str:
-    """The columns of a row, each cut where it is long."""
-    texts = [text.strip() for text in row.split("\t")]
-    return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
-
-
-# Signs that text is not plain: cut into subwords, tokenised, escaped or lower-cased by other tools.
-
-MOST_LINES = 1_000_000  # lines of a file among which a sample is taken
-PROCESSED_LINES = 2048  # lines at the beginning of a file that are all in the sample
+MOST_LINES = 1_000_000  # samples are taken from this many lines at the beginning of a file
+LEADING_LINES = 2048  # the sample contains all of this many lines at the beginning
 
 MOSES = "Moses or a tool like it"
 
-LEAST_LETTERS = 200  # with case, that tell whether a text is lower-cased
-LOWER_CASED = 0.0005  # share of capitals among letters up to which a text counts as lower-cased
-CASED = 0.005  # and from which it counts as cased; text of sentences has 2 % or more
+LEAST_LETTERS = 200  # letters with case needed to decide whether a text is lower-cased
+LOWER_CASED = 0.0005  # a text with at most this share of capitals among its letters counts as lower-cased
+CASED = 0.005  # a text with at least this share counts as cased; plain sentences have 2 % or more
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Something that plain text does not have."""
+    """A trace of preprocessing by some tool, which plain text rarely contains."""
 
-    kind: str  # completes "looks …"
-    by: str  # the tool that did it
+    kind: str  # follows "looks" in messages
+    by: str  # the tool that left it
     pattern: re.Pattern[str]
-    share: float  # more lines than this share have it where the text was processed
-    cure: str  # a filter of the shell, in which LANG stands for the code of the language
-    setting: str = ""  # the setting that suits such text
-    undone: tuple[tuple[str, str], ...] = ()  # patterns and replacements that undo it, where it hides other signs
+    share: float  # processed text has it in more than this share of its lines
+    cure: str  # shell filter that undoes the preprocessing; LANG is replaced by the language code
+    setting: str = ""  # advice on a setting that suits such text
+    undone: tuple[tuple[str, str], ...] = ()  # (pattern, replacement)s to undo it where it hides other signs
 
 
-# Raw text of 21 languages has the marks of subwords and escapes in at most 0.2 % of its lines, and the spaces of
-# tokenised text in at most 2 %; tokenised text has them in 80 % or more. Spaces before ? ! ; and : are good French.
+# Measured: raw text of 21 languages has subword marks and escapes in at most 0.2 % of its lines, and the spaces of
+# tokenised text in at most 2 %; tokenised text has such spaces in 80 % or more. Spaces before ? ! ; and : are no sign
+# of tokenisation, since they are correct French.
 SIGNS = (
     Sign(
         "cut into subwords",
@@ -182,7 +98,7 @@ SIGNS = (
     Sign(
         "quoted",
         "a writer of CSV",
-        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # only lines with quotes in them are
+        re.compile(r'^"(?=[^"]*"")(?:[^"]|"")*"$'),  # with doubled quotes inside, as CSV writes them
         0.002,
         """sed -E '/^"([^"]|"")*"$/{s/^"(.*)"$/\\1/; s/""/"/g}'""",
     ),
@@ -199,29 +115,33 @@ SIGNS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A sign that text shows."""
+    """A sign that was found in a text."""
 
     sign: Sign
-    line: int  # where it is, from 1
-    excerpt: str
-    count: int  # lines that have it
-    num_lines: int  # lines that were looked at, blank ones aside
+    line: int  # number of the first line with the sign, from 1
+    excerpt: str  # the sign in that line, with some text around it
+    count: int  # number of lines with the sign
+    num_lines: int  # number of lines inspected, not counting blank ones
 
 
 def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
-    """Numbers and lines: the first ones, then fewer and fewer up to a last one."""
+    """Yields (line number, line) for a sample of the first `most` lines; numbers begin at 1.
+
+    These are all of the first LEADING_LINES lines, then LEADING_LINES / 2 lines at every second position, as many at
+    every fourth, and so on.
+    """
     numbered = enumerate(islice(lines, most), start=1)
-    yield from islice(numbered, PROCESSED_LINES)
+    yield from islice(numbered, LEADING_LINES)
     step = 2
-    while part := list(islice(numbered, 0, PROCESSED_LINES // 2 * step, step)):
+    while part := list(islice(numbered, 0, LEADING_LINES // 2 * step, step)):
         yield from part
         step *= 2
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that many of these numbered lines show; one line alone is no habit.
+    """The signs that occur in many of the (number, line) pairs, in the order of SIGNS; a single line is never enough.
 
-    Where the text is cut into subwords, the signs after that are those of its words, joined again.
+    If the text is cut into subwords, these are joined before looking for the later signs in SIGNS.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -230,7 +150,7 @@ def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
             found.append(finding)
             for pattern, replacement in sign.undone:
                 texts = [(number, re.sub(pattern, replacement, text)) for number, text in texts]
-    # Detokenising also undoes the escapes that tokenising made.
+    # The Moses detokenizer also undoes the escapes.
     if any(finding.sign.by == MOSES for finding in found):
         found = [finding for finding in found if finding.sign.kind != "escaped"]
     return found
@@ -245,10 +165,13 @@ def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
 
 
 def capitals(lines: Iterable[str]) -> float | None:
-    """Share of capitals among the letters; None where too few letters have case to tell."""
+    """The fraction of capitals among the letters that have case.
+
+    None if fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case.
+    """
     text = "".join(lines)
     letters = [character for character in text if character.isalpha()]
-    # Georgian has capitals in Unicode, but its sentences do not.
+    # Unicode has Georgian capitals, but Georgian sentences do not use them; Georgian letters count as without case.
     small = sum(character.islower() and not "ა" <= character <= "ჿ" for character in letters)
     large = sum(map(str.isupper, letters))
     if small + large < max(LEAST_LETTERS, len(letters) / 2):
@@ -257,22 +180,93 @@ def capitals(lines: Iterable[str]) -> float | None:
 
 
 def _excerpt(match: re.Match[str]) -> str:
-    """What stands around a match."""
+    """The match with up to 20 characters before and after it."""
     return match.string[max(0, match.start() - 20) : match.end() + 20].strip()
 
 
-# What is easily overlooked in parallel text: a header that would be read as a pair, and sides that are the same.
+# Mistakes with tables: tables read as plain text, and columns of numbers or names read as sentences.
 
-NUM_NAMED = 3  # texts that are named for each oversight; the rest are counted
-OVERSEEN_SHARE = 0.1  # of copies; Khayrallah & Koehn (2018) measured that so many already harm a model
+LARGE_SHARE = 0.5  # of lines that are numbers or names; a text with a larger share is not sentences
+LONGEST_SHOWN = 20  # largest number of characters of a column that messages show
 
-# Words of which the names of columns are made.
+# Numbers, names such as doc-12, and URLs. A digit is required, since a sentence may be written without spaces.
+LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
+
+
+def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
+    """Advice if the first lines of a file are rows of a table, which would each be read as one sentence; else None.
+
+    If is_test_set, the advice is to extract columns into files, since a test set cannot be given as columns of a table.
+    """
+    lines = lines[:FIRST_LINES]
+    num_columns = lines[0].count("\t") + 1 if lines else 0
+    if len(lines) >= LEAST_ROWS and num_columns > 1 and {line.count("\t") + 1 for line in lines} == {num_columns}:
+        found = f"has {num_columns} columns in each line, which is read as one sentence: {_shown(lines[-1])}"
+        first, second = sentence_columns(lines) or (1, 2)
+        if is_test_set:
+            commands = "; ".join(
+                f"{read_command(file, column)} > {_column_file(file, column)}" for column in (first, second)
+            )
+            return f"{found}; make a file of each column that is wanted: {commands}"
+        return f"{found}; for columns {first} and {second} say {{tsv: {file}, columns: [{first}, {second}]}}"
+    if lines and (is_named_csv(file) or csv_separator(lines)):
+        return advice_on_csv(file, lines)
+    return None
+
+
+def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
+    """Advice if most lines of a text are numbers or names (such as doc-12) instead of sentences; else None.
+
+    If the text is a column of a table, column is its number and rows are rows of that table; else column is None.
+    """
+    written = [line.strip() for line in lines if line.strip()]
+    labels = [line for line in written if LABEL.fullmatch(line)]
+    if len(written) < LEAST_ROWS or len(labels) <= LARGE_SHARE * len(written):
+        return None
+    found = f'{len(labels):,} of the {len(written):,} lines looked at are numbers or names such as "{labels[0]}"'
+    if column is None:
+        return f"{found}; name a file of sentences"
+    others = sentence_columns(rows)
+    example = f", such as columns: [{others[0]}, {others[1]}]" if others else ""
+    return f"{found}; choose the columns of source and target{example}; a row is {_shown(rows[-1])}"
+
+
+def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
+    """The numbers, from 1, of the first two columns with sentences (not numbers or names) in at least half of the rows.
+
+    None if there are fewer than two such columns.
+    """
+    columns = list(zip(*(row.split("\t") for row in rows), strict=False))
+    found = [
+        number
+        for number, texts in enumerate(columns, start=1)
+        if sum(bool(LABEL.fullmatch(text.strip())) for text in texts) <= LARGE_SHARE * len(texts)
+    ]
+    return (found[0], found[1]) if len(found) > 1 else None
+
+
+def _column_file(file: Path, column: int) -> str:
+    return shlex.quote(str(file.with_name(f"{decompressed_path(file).stem}.column{column}")))
+
+
+def _shown(row: str) -> str:
+    """The columns of a row for messages, joined by " | "; columns longer than LONGEST_SHOWN are shortened."""
+    texts = [text.strip() for text in row.split("\t")]
+    return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
+
+
+# Mistakes in parallel text: a header line that is read as a pair, and a source that is identical to the target.
+
+NUM_NAMED = 3  # number of warnings of each kind that are shown; further ones are only counted
+COPIED_SHARE = 0.1  # of pairs; Khayrallah & Koehn (2018) measured that so many copies already harm a model
+
+# Words that occur in column names.
 COLUMN_WORDS = (
     "source sources src target targets tgt trg text texts sentence sentences segment line lines string translation "
     "translations translated original input output reference references hypothesis column col lang language "
     "id ids idx index num score scores similarity"
 )
-# ISO 639-1, which names columns as often.
+# ISO 639-1 language codes, which are common column names, too.
 LANGUAGE_CODES = (
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
     "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv "
@@ -291,17 +285,20 @@ LANGUAGE_NAMES = (
 
 
 class Oversights:
-    """Watches pairs of text as they are read."""
+    """Collects warnings about header lines and about identical source and target while parallel text is read."""
 
     def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
-        """Nothing is seen yet; copies need not be told where they are left out of training anyway."""
+        """is_copying_dropped: training drops identical pairs, so training text needs no warning about them."""
         self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
         self._is_copying_dropped = is_copying_dropped
         self._headers: list[str] = []
         self._copies: list[str] = []
 
     def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
-        """The same pairs; name and files are those of the text, and trains says whether a model learns from it."""
+        """Yields the pairs unchanged and checks them; call warnings when all pairs have been read.
+
+        name and files identify the text in the warnings; trains means that the text is used for training.
+        """
         files = list(dict.fromkeys(files))
         where = " and ".join(map(str, files))
         num_equal = num_pairs = 0
@@ -314,7 +311,7 @@ class Oversights:
             num_pairs += 1
             num_equal += source.strip().casefold() == target.strip().casefold() != ""
             yield source, target
-        if num_equal > OVERSEEN_SHARE * num_pairs and num_pairs > 1 and not (trains and self._is_copying_dropped):
+        if num_equal > COPIED_SHARE * num_pairs and num_pairs > 1 and not (trains and self._is_copying_dropped):
             then = "the model learns to copy" if trains else "copying is measured"
             self._copies.append(
                 f"{name}: {where}: source and target are the same in {num_equal:,} of {num_pairs:,} pairs "
@@ -323,19 +320,19 @@ class Oversights:
             )
 
     def warnings(self) -> Iterator[str]:
-        """A line for each of the first oversights of each kind, and one for the rest."""
+        """Yields the first NUM_NAMED warnings of each kind, a line each, then a line with the number of the rest."""
         for found in (self._headers, self._copies):
-            yield from (f"warning: {text}" for text in found[:NUM_NAMED])
+            yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
-                yield f"warning: and so with {len(found) - NUM_NAMED:,} more"
+                yield f"mtkit: warning: the same for {counted(len(found) - NUM_NAMED, 'more file')}"
 
     def _is_header(self, source: str, target: str) -> bool:
         if source == target and not set(source.strip().strip("\"'").lower().split()) <= set(COLUMN_WORDS.split()):
-            return False  # a short word or a name that is the same in both languages
+            return False  # may be a word or name that is the same in both languages
         return self._names_column(source) and self._names_column(target)
 
     def _names_column(self, text: str) -> bool:
-        """Whether a text is made of nothing but words that name columns, such as sentence1, text_en or eng_Latn."""
+        """Whether a text looks like the name of a column, such as sentence1, text_en or eng_Latn."""
         text = text.strip().strip("\"'").lower()
         if text in self._codes or re.fullmatch(r"[a-z]{3}[_-](arab|cyrl|deva|ethi|grek|hans|hant|hebr|latn)", text):
             return True
@@ -345,8 +342,50 @@ class Oversights:
 
 
 def _deleting(files: Sequence[Path]) -> str:
-    """The command that deletes the first line of these files; packed ones are unpacked, and want to be named anew."""
-    packed = [f"{reading(file)} | sed 1d > {shlex.quote(str(unpacked(file)))}" for file in files if reading(file)]
-    plain = [shlex.quote(str(file)) for file in files if not reading(file)]
-    named = f", and name {' and '.join(str(unpacked(file)) for file in files if reading(file))}" if packed else ""
-    return "; ".join([*([f"sed -i 1d {' '.join(plain)}"] if plain else []), *packed]) + named
+    """Shell commands that delete the first line of each file, and which file names to use in the settings afterwards.
+
+    Compressed files are stored decompressed, so their names change.
+    """
+    plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
+    compressed = [file for file in files if read_command(file)]
+    commands = [f"sed -i 1d {' '.join(plain)}"] if plain else []
+    for file in compressed:
+        commands.append(f"{read_command(file)} | sed 1d > {shlex.quote(str(decompressed_path(file)))}")
+    renamed = f", and name {' and '.join(str(decompressed_path(file)) for file in compressed)}" if compressed else ""
+    return "; ".join(commands) + renamed
+
+
+# Shell commands that clean up text.
+
+# Shell commands that decompress a file to standard output, by file name extension.
+DECOMPRESS = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "zstd -cd", ".zip": "unzip -p"}
+
+
+def read_command(path: Path, column: int | None = None) -> str:
+    """Shell command that writes a file, or only one column of it, to standard output.
+
+    Returns "" if the file is not compressed and no column is given, since other commands can then read the file itself.
+    """
+    file = shlex.quote(str(path))
+    command = DECOMPRESS.get(path.suffix.lower())
+    decompress = f"{command} {file}" if command else ""
+    if column is None:
+        return decompress
+    return f"{decompress} | cut -f {column}" if decompress else f"cut -f {column} {file}"
+
+
+def cleaning_command(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
+    """Shell command that pipes a file, or only one column of it, through filters into a new file in the same folder.
+
+    The new file for a column has the language code as its extension.
+    """
+    plain = decompressed_path(path)
+    name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
+    first = read_command(path, column)
+    piped = " | ".join([first, *filters] if first else [f"{filters[0]} < {shlex.quote(str(path))}", *filters[1:]])
+    return f"{piped} > {shlex.quote(str(plain.with_name(name)))}"
+
+
+def decompressed_path(path: Path) -> Path:
+    """The path of a file after decompression: without the extension of the compression, if any."""
+    return path.with_suffix("") if path.suffix.lower() in DECOMPRESS else path

@@ -1,4 +1,4 @@
-"""How a line is cut: into parts that fit a model, into words, and at random into pieces."""
+"""Splits long lines into parts that fit a model, samples subword segmentations, and groups pieces into words."""
 
 import math
 import random
@@ -11,34 +11,38 @@ from functools import lru_cache, partial
 from heapq import nlargest
 from itertools import accumulate, pairwise
 
-WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without spaces, or full-width
+# Splitting long lines.
+
+WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # characters mostly written without spaces
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
-_ENOUGH_ALONE = frozenset("。！？｡—、，；：")  # these are an end whatever follows; a full stop may be a decimal point
+_ALWAYS_END = frozenset("。！？｡—、，；：")  # always end one, unlike a full stop, which may be a decimal point
 _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
 _ENDS_LIKE_A_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\Z")
 _WIDE_FIRST = re.compile(rf"[{WIDE}]")
-_FIRST_TRY = 256  # characters; the search for what fits doubles or halves from here
+_FIRST_TRY = 256  # number of characters; the search for the longest text that fits starts with it
 _WORD = re.compile(r"(\S+)\s*")
-_JOINER = "\u200d"  # makes one emoji of several
+_JOINER = "\u200d"  # joins several emoji into one
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a line."""
+    """A part of a line that was split."""
 
     text: str
-    separator: str  # what joins it to the next part: a space where white space was cut, else nothing
+    separator: str  # joins it to the next part: a space if white space was between them, else ""
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
-    """The line in parts as long as fit, cut after sentences, else after clauses, else at spaces, else anywhere.
+    """Split a line into parts that fit and are as long as possible.
 
-    Only white space is lost, at the cuts and the ends; a blank line has no parts. A part that does not fit is a single
-    character. fits is asked about O(n log n) characters in all: a text fits, as a rule, where a longer one does.
+    The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
+    characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. Only a part
+    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. The texts
+    passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -58,18 +62,19 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
 
 
 def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
-    """The tags that a line begins with, and what follows them."""
-    begin = place = len(line) - len(line.lstrip())
-    while tags and (word := _WORD.match(line, place)) and word[1] in tags:
-        place = word.end()
-    return line[begin:place].rstrip(), line[place:]
+    """Returns (the tags at the beginning of a line, as one string; the rest of the line)."""
+    begin = position = len(line) - len(line.lstrip())
+    while tags and (word := _WORD.match(line, position)) and word[1] in tags:
+        position = word.end()
+    return line[begin:position].rstrip(), line[position:]
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """The translations of a line's parts as one line; separators has those of the parts, the last of no use.
+    """Join the translations of a line's parts; separators are the separators of these parts, the last one unused.
 
-    Languages without spaces are translated into languages with them: a translation that ends like a sentence gets a
-    space after it even where the source had none, unless what follows is written without spaces, too.
+    A source without spaces may be translated into a language with spaces. So a space is inserted after a translation
+    that ends like a sentence, even if the separator is empty, unless the next translation is in a script without
+    spaces.
     """
     joined = ""
     separator = ""
@@ -82,24 +87,27 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
 
 
 def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
-    """The places after marks that end a sentence or a clause."""
+    """Yields the positions directly after the punctuation marks that end a sentence or a clause."""
     for match in marks.finditer(line):
-        if _MAY_FOLLOW.match(line, match.end()) or not _ENOUGH_ALONE.isdisjoint(match.group()):
+        if _MAY_FOLLOW.match(line, match.end()) or not _ALWAYS_END.isdisjoint(match.group()):
             yield match.end()
 
 
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
-    """Where the part that starts at begin ends best."""
+    """The position in the line at which to end the part that starts at begin.
+
+    cuts are lists of possible positions, the preferred list first; last is the end of the line without white space.
+    """
     reach = _reach(line, begin, last, fits)
     if reach == last:
         return last
-    for places in cuts:
-        place = bisect_right(places, reach) - 1
-        # The longer text fitted, so the first one does but for the quirks of a tokenizer.
-        while place >= 0 and places[place] > begin:
-            if fits(line[begin : places[place]].rstrip()):
-                return places[place]
-            place -= 1
+    for positions in cuts:
+        position = bisect_right(positions, reach) - 1
+        # A longer text fits, so this one should fit, too, but tokenizers have quirks.
+        while position >= 0 and positions[position] > begin:
+            if fits(line[begin : positions[position]].rstrip()):
+                return positions[position]
+            position -= 1
     end = reach
     while end > begin and _inside_a_character(line, begin, end):
         end -= 1
@@ -107,12 +115,12 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
 
 
 def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int:
-    """The end of the longest text from begin that fits; one character at least."""
+    """The end position of the longest text from begin that fits; begin + 1 if no text fits."""
 
     def fits_to(end: int) -> bool:
         return fits(line[begin:end].rstrip())
 
-    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # low fits, or is a single character; high is to be found
+    low, high = begin + 1, min(begin + _FIRST_TRY, last)  # the text up to low fits or is one character
     while low < high and fits_to(high):
         if high == last:
             return last
@@ -126,160 +134,177 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
     return low
 
 
-def _inside_a_character(line: str, begin: int, place: int) -> bool:
-    """Whether a cut here would part what is seen as one character: an accent from its letter, one half of a flag."""
-    after = line[place]
-    if after == _JOINER or line[place - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # tones of skin
+def _inside_a_character(line: str, begin: int, position: int) -> bool:
+    """Whether a cut at position would split a visible character.
+
+    For example, it would cut off an accent from its letter, or half of a flag.
+    """
+    after = line[position]
+    if after == _JOINER or line[position - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # skin tones
         return True
     if _is_flag_letter(after):
-        start = place
+        start = position
         while start > begin and _is_flag_letter(line[start - 1]):
             start -= 1
-        return (place - start) % 2 == 1
+        return (position - start) % 2 == 1
     return unicodedata.category(after).startswith("M")
 
 
 def _is_flag_letter(character: str) -> bool:
-    """Two of these make a flag."""
+    """Whether the character is a regional indicator symbol; two of these make a flag."""
     return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
-# Segmentations drawn by chance: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
+# Sampling segmentations: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
 
-SPACE_MARK = "\u2581"  # what SentencePiece writes spaces as, and before each word
-MOST_WORDS = 1 << 17  # whose preparation is kept
+SPACE_MARK = "\u2581"  # SentencePiece writes it before each word, in place of a space
+MOST_WORDS = 1 << 17  # number of words whose samplers are cached
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The pieces of a subword model that stand for text."""
+class SubwordModel:
+    """The pieces of a BPE or unigram model, for sampling segmentations."""
 
     ids: dict[str, int]
-    scores: dict[str, float]  # in BPE the higher is merged first, in unigram they are log-probabilities
-    symbols: tuple[str, ...]  # that are never split
-    encode: Callable[[str], list[int]]  # the best segmentation of a word without its space mark
+    scores: dict[str, float]  # BPE: pieces with higher scores are merged first; unigram: log-probabilities
+    symbols: tuple[str, ...]  # pieces that are never split
+    encode: Callable[[str], list[int]]  # ids of the best segmentation of a word without its space mark
 
     def can_vary(self, word: str) -> bool:
-        """Whether all is made of pieces: what is spelled in bytes, unknown or a symbol has but one segmentation."""
+        """Whether a word may have several segmentations: all its characters are pieces, and it contains no symbol.
+
+        Unknown characters and characters spelled in bytes have only one segmentation.
+        """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 
 
-Draw = Callable[[random.Random], Sequence[int]]  # the ids of one segmentation of a word
-Prepare = Callable[[str], Draw]  # of a word without its space mark
+WordSampler = Callable[[random.Random], Sequence[int]]  # returns the ids of a random segmentation of one word
+MakeWordSampler = Callable[[str], WordSampler]  # takes a word without its space mark
 
 
-class Segmenter:
-    """Turns texts into ids, word by word, by chance."""
+class SegmentationSampler:
+    """Encodes texts with a random segmentation of each word."""
 
-    def __init__(self, prepare: Prepare) -> None:
-        self._prepare = lru_cache(MOST_WORDS)(prepare)
+    def __init__(self, make_sampler: MakeWordSampler) -> None:
+        self._sampler_of = lru_cache(MOST_WORDS)(make_sampler)
 
     def __call__(self, texts: Sequence[str], seed: int) -> list[list[int]]:
-        """The ids of texts whose words stand between single spaces; the same for the same seed, on every machine."""
-        chance = random.Random(seed)
-        prepare = self._prepare
-        return [[id_ for word in text.split(" ") if word for id_ in prepare(word)(chance)] for text in texts]
+        """Returns the ids of each text, whose words must be separated by spaces.
+
+        The same seed gives the same ids on every machine.
+        """
+        rng = random.Random(seed)
+        sampler_of = self._sampler_of
+        return [[id_ for word in text.split(" ") if word for id_ in sampler_of(word)(rng)] for text in texts]
 
 
-def bpe_dropout(pieces: Pieces, dropout: float) -> Prepare:
-    """At each step each merge is left out with this probability (Provilkov et al. 2020, algorithm 1)."""
+def bpe_dropout(model: SubwordModel, dropout: float) -> MakeWordSampler:
+    """Returns a function that makes word samplers for BPE-dropout.
 
-    def prepare(word: str) -> Draw:
-        if not dropout or not pieces.can_vary(SPACE_MARK + word):
-            return partial(_certain, pieces.encode(word))
-        stages = [list(SPACE_MARK + word)]  # the word after 0, 1, … of its merges, none of them left out
-        while places := _merges(stages[-1], pieces):
-            stages.append(_merged(stages[-1], places[0]))
-        whole = [pieces.ids[piece] for piece in stages[-1]]
-        return partial(_merge_some, pieces, dropout, stages, whole)
+    At each step of BPE, each possible merge is skipped with probability dropout (Provilkov et al. 2020, algorithm 1).
+    """
 
-    return prepare
+    def make_sampler(word: str) -> WordSampler:
+        if not dropout or not model.can_vary(SPACE_MARK + word):
+            return partial(_only_segmentation, model.encode(word))
+        stages = [list(SPACE_MARK + word)]  # the word after 0, 1, … merges of ordinary BPE
+        while positions := _merges(stages[-1], model):
+            stages.append(_merged(stages[-1], positions[0]))
+        whole = [model.ids[piece] for piece in stages[-1]]
+        return partial(_sample_merges, model, dropout, stages, whole)
+
+    return make_sampler
 
 
-def _certain(ids: list[int], chance: random.Random) -> list[int]:
+def _only_segmentation(ids: list[int], rng: random.Random) -> list[int]:
     return ids
 
 
-def _merge_some(
-    pieces: Pieces, dropout: float, stages: list[list[str]], whole: list[int], chance: random.Random
+def _sample_merges(
+    model: SubwordModel, dropout: float, stages: list[list[str]], whole: list[int], rng: random.Random
 ) -> list[int]:
-    # How many best merges stay until one is left out; the others that are left out meanwhile change nothing.
-    stay = int(math.log(1.0 - chance.random()) / math.log(1.0 - dropout))
-    if stay >= len(stages) - 1:
+    # Number of steps before the best merge is first skipped; skipping other merges until then has no effect.
+    num_merges = int(math.log(1.0 - rng.random()) / math.log(1.0 - dropout))
+    if num_merges >= len(stages) - 1:
         return whole
-    symbols = stages[stay]
-    places = _merges(symbols, pieces)[1:]
-    while (place := next((place for place in places if chance.random() >= dropout), None)) is not None:
-        symbols = _merged(symbols, place)
-        places = _merges(symbols, pieces)
-    return [pieces.ids[piece] for piece in symbols]
+    symbols = stages[num_merges]
+    positions = _merges(symbols, model)[1:]
+    while (position := next((position for position in positions if rng.random() >= dropout), None)) is not None:
+        symbols = _merged(symbols, position)
+        positions = _merges(symbols, model)
+    return [model.ids[piece] for piece in symbols]
 
 
-def _merges(symbols: list[str], pieces: Pieces) -> list[int]:
-    """Places of the neighbours that can be merged, the best first, of equals the first."""
-    scores = pieces.scores
-    pairs = [(scores.get(left + right), place) for place, (left, right) in enumerate(pairwise(symbols))]
-    return [place for _, place in sorted((-score, place) for score, place in pairs if score is not None)]
+def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
+    """The positions of symbols that can be merged with the next one, best first; ties go to the leftmost."""
+    scores = model.scores
+    pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
+    return [position for _, position in sorted((-score, position) for score, position in pairs if score is not None)]
 
 
-def _merged(symbols: list[str], place: int) -> list[str]:
-    return [*symbols[:place], symbols[place] + symbols[place + 1], *symbols[place + 2 :]]
+def _merged(symbols: list[str], position: int) -> list[str]:
+    return [*symbols[:position], symbols[position] + symbols[position + 1], *symbols[position + 2 :]]
 
 
-def unigram_sampling(pieces: Pieces, alpha: float, num_best: int) -> Prepare:
-    """By the probability to the power of alpha (Kudo 2018, section 3.2), from the best ones, or from all if it is -1.
+def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
+    """Returns a function that makes word samplers for unigram models.
 
-    From all: forward filtering, backward sampling. The best ones are those of each word, not of the sentence.
+    A segmentation is sampled in proportion to its probability under the model raised to the power of alpha (Kudo 2018,
+    section 3.2). Each word is sampled separately, from its num_best best segmentations, or from all of them if num_best
+    is -1 (by forward filtering and backward sampling).
     """
-    longest = max(map(len, pieces.ids), default=1)
+    longest = max(map(len, model.ids), default=1)
 
-    def prepare(word: str) -> Draw:
+    def make_sampler(word: str) -> WordSampler:
         marked = SPACE_MARK + word
-        if not pieces.can_vary(marked):
-            return partial(_certain, pieces.encode(word))
-        edges = [_edges(marked, end, longest, pieces) for end in range(len(marked) + 1)]
+        if not model.can_vary(marked):
+            return partial(_only_segmentation, model.encode(word))
+        edges = [_edges(marked, end, longest, model) for end in range(len(marked) + 1)]
         if num_best == -1:
-            return partial(_walk_back, _arcs(edges, alpha))
-        return _choice_of(_best_paths(edges, num_best), alpha)
+            return partial(_backward_sample, _forward_filter(edges, alpha))
+        return _choice_among(_best_paths(edges, num_best), alpha)
 
-    return prepare
-
-
-Edge = tuple[int, int, float]  # where a piece begins, its id and its score
+    return make_sampler
 
 
-def _edges(word: str, end: int, longest: int, pieces: Pieces) -> list[Edge]:
-    """The pieces that end at a place."""
+Edge = tuple[int, int, float]  # a piece in the lattice of a word: start position, id and score
+
+
+def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]:
+    """The pieces of a word that end at position end; longest is the largest number of characters of a piece."""
     starts = range(max(0, end - longest), end)
     found = ((start, word[start:end]) for start in starts)
-    return [(start, pieces.ids[piece], pieces.scores[piece]) for start, piece in found if piece in pieces.ids]
+    return [(start, model.ids[piece], model.scores[piece]) for start, piece in found if piece in model.ids]
 
 
-def _arcs(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each place the cumulative probabilities of the pieces that end there, and where they begin, and their ids."""
-    forward = [0.0]  # logarithm of the sum over all segmentations up to a place
-    arcs: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
+def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
+    """For each position in a word, describes the pieces that end there.
+
+    Returns (cumulative probabilities of these pieces, (start, id) of each) for each position.
+    """
+    forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
+    steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
     for here in edges[1:]:
         weights = [forward[start] + alpha * score for start, _, score in here]
-        most = max(weights)
-        total = most + math.log(sum(math.exp(weight - most) for weight in weights))
+        highest = max(weights)
+        total = highest + math.log(sum(math.exp(weight - highest) for weight in weights))
         forward.append(total)
         cumulative = list(accumulate(math.exp(weight - total) for weight in weights))
-        arcs.append((cumulative, [(start, id_) for start, id_, _ in here]))
-    return arcs
+        steps.append((cumulative, [(start, id_) for start, id_, _ in here]))
+    return steps
 
 
-def _walk_back(arcs: list[tuple[list[float], list[tuple[int, int]]]], chance: random.Random) -> list[int]:
-    end, ids = len(arcs) - 1, []
+def _backward_sample(steps: list[tuple[list[float], list[tuple[int, int]]]], rng: random.Random) -> list[int]:
+    end, ids = len(steps) - 1, []
     while end:
-        cumulative, ways = arcs[end]
-        end, id_ = ways[min(bisect(cumulative, chance.random()), len(ways) - 1)]
+        cumulative, pieces = steps[end]
+        end, id_ = pieces[min(bisect(cumulative, rng.random()), len(pieces) - 1)]
         ids.append(id_)
     return ids[::-1]
 
 
 def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, list[int]]]:
-    """The segmentations of a word that score highest, and their scores."""
+    """The num_best best segmentations of a word, as (score, ids), best first."""
     best: list[list[tuple[float, list[int]]]] = [[(0.0, [])]]
     for here in edges[1:]:
         paths = ((total + score, [*ids, id_]) for start, id_, score in here for total, ids in best[start])
@@ -287,32 +312,33 @@ def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, lis
     return best[-1]
 
 
-def _choice_of(paths: list[tuple[float, list[int]]], alpha: float) -> Draw:
-    most = paths[0][0]
-    cumulative = list(accumulate(math.exp(alpha * (score - most)) for score, _ in paths))
+def _choice_among(paths: list[tuple[float, list[int]]], alpha: float) -> WordSampler:
+    highest = paths[0][0]
+    cumulative = list(accumulate(math.exp(alpha * (score - highest)) for score, _ in paths))
 
-    def draw(chance: random.Random) -> list[int]:
-        place = bisect(cumulative, chance.random() * cumulative[-1])
-        return paths[min(place, len(paths) - 1)][1]
+    def sample(rng: random.Random) -> list[int]:
+        position = bisect(cumulative, rng.random() * cumulative[-1])
+        return paths[min(position, len(paths) - 1)][1]
 
-    return draw
+    return sample
 
 
-# The words that pieces are parts of.
+# Grouping pieces into words.
 
 _WIDE_CHARACTER = re.compile(f"[{WIDE}]")
 
 
 def group_by_word(pieces: Sequence[str]) -> list[int]:
-    """For each piece of a line the number of its word, from 0.
+    """For each piece of a line, the number of the word that it belongs to; numbers begin at 0.
 
-    A word begins at a space mark. A piece of a script that is written without spaces is a word of its own.
+    A word begins at a space mark, or after a piece that ends in one. In scripts written without spaces, each piece is a
+    word.
     """
     groups: list[int] = []
     number, new = -1, True
     for piece in pieces:
         wide = _WIDE_CHARACTER.search(piece) is not None
-        # A space mark alone belongs to the piece behind it.
+        # A lone space mark belongs to the piece after it.
         is_continued_mark = groups and pieces[len(groups) - 1] == SPACE_MARK
         if new or piece.startswith(SPACE_MARK) or (wide and not is_continued_mark):
             number += 1

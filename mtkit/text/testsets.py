@@ -1,4 +1,4 @@
-"""Where the texts of test sets lie: in files, or under a name that sacreBLEU knows, such as wmt14/full (Post, 2018)."""
+"""Test sets: text files, or sets that sacreBLEU knows by name and downloads, such as wmt14/full (Post, 2018)."""
 
 import logging
 import re
@@ -25,15 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """A source text and its references."""
+    """The files of a test set: one source text and one or more references."""
 
     source: Path
     target: tuple[Path, ...]
-    tag: str | None = None  # stands before each source line that the model sees
+    tag: str | None = None  # put before each source line when the model translates it
 
 
 def test_sets(config: Config) -> dict[str, SetFiles]:
-    """The test sets of the settings, with the paths where their files lie; named ones are downloaded if need be."""
+    """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
+
+    Raises ConfigError if the settings have no test set, or one that sacreBLEU does not know, and DataError if a file is
+    missing or cannot be downloaded.
+    """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
     sets = {}
@@ -48,7 +52,11 @@ def test_sets(config: Config) -> dict[str, SetFiles]:
 
 
 def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
-    """The same without a download: None for a named set that is not there yet. Wrong names are told all the same."""
+    """The files of the test sets in the settings, by name; None for sacreBLEU's sets that are not downloaded yet.
+
+    Downloads nothing; returns {} if the settings have no test set. Raises ConfigError for sets and languages that
+    sacreBLEU does not know.
+    """
     check_names(config)
     sets: dict[str, SetFiles | None] = {}
     for name, test_set in config.data.test.items():
@@ -62,14 +70,20 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """A ConfigError if a named test set is none of sacreBLEU's, or has not these languages (asked before training)."""
+    """Raise ConfigError if sacreBLEU lacks a set that the settings name, or lacks their languages in that set.
+
+    Training calls this before it prepares data, so that a wrong name is found early.
+    """
     for test_set in config.data.test.values():
         if test_set.sacrebleu is not None:
             _dataset(test_set.sacrebleu, config.languages)
 
 
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
-    """A set that sacreBLEU knows, from its cache, or downloaded into it."""
+    """The files of one of sacreBLEU's test sets, downloaded into sacreBLEU's cache if needed.
+
+    Raises ConfigError if sacreBLEU does not know the set or its languages, and DataError if the download fails.
+    """
     dataset, pair = _dataset(name, languages)
     if pair != _pair(languages):
         say(f"test set {name}: taken for {pair}, since it has none of '{_pair(languages)}'")
@@ -84,8 +98,12 @@ def _pair(languages: LanguagesConfig) -> str:
 
 
 def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
-    """The set, and its pair of these languages: codes with a script or a region, or else without."""
-    from sacrebleu.dataset import DATASETS  # here, since files, which most sets are, can do without
+    """Returns sacreBLEU's dataset of that name and the language pair to use.
+
+    The pair is looked up by the full language codes, then by the codes without script and region. Raises ConfigError if
+    there is no such dataset or pair.
+    """
+    from sacrebleu.dataset import DATASETS  # imported here, since test sets in files do not need it
 
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -107,7 +125,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
-    """Whether it can be read without a download; what fields a set has may itself be known by its download alone."""
+    """Whether a set is in sacreBLEU's cache.
+
+    Checks that the files exist, since sacreBLEU knows the fields of some sets only once these are downloaded.
+    """
     dataset, pair = _dataset(name, languages)
     start = Path(dataset._get_txt_file_path(pair, "src"))
     return start.exists() and any(start.parent.glob(f"{start.stem}.ref*"))
@@ -115,17 +136,17 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Tells in one line what sacreBLEU logs, raises or exits with."""
-    said: list[str] = []
+    """Context that turns errors and exits of sacreBLEU into a DataError, which quotes what sacreBLEU logged."""
+    logged: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("sacrebleu")
     logger.addHandler(handler)
     try:
         yield
-    except SystemExit:  # what it cannot mend ends it, such as a wrong checksum
+    except SystemExit:  # sacreBLEU exits if it cannot continue, for example if a checksum is wrong
         raise DataError(
-            f"test set {dataset.name} cannot be had: {said[0] if said else 'sacreBLEU gave up'}; "
+            f"test set {dataset.name} cannot be had: {logged[0] if logged else 'sacreBLEU gave up'}; "
             f"delete {dataset._outdir} and try again"
         ) from None
     except FileNotFoundError as error:  # an earlier download was interrupted between fetching and unpacking

@@ -1,6 +1,7 @@
-"""Text to ids and back: the home of sentencepiece.
+"""The tokenizer, which converts text to ids and back and can be saved and loaded.
 
-Each side's text is normalised by its own rule before any model sees it, so one model can serve two sides.
+The text of each side is normalised by that side's own rule before the SentencePiece model segments it, so one model can
+serve both sides.
 """
 
 import hashlib
@@ -18,7 +19,14 @@ import sentencepiece
 
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
-from mtkit.text.segmentation import SPACE_MARK, Pieces, Segmenter, bpe_dropout, group_by_word, unigram_sampling
+from mtkit.text.segmentation import (
+    SPACE_MARK,
+    SegmentationSampler,
+    SubwordModel,
+    bpe_dropout,
+    group_by_word,
+    unigram_sampling,
+)
 from mtkit.text.vocabulary import (
     BEGIN,
     END,
@@ -30,10 +38,11 @@ from mtkit.text.vocabulary import (
     ModelType,
     SpecialIds,
     Specials,
-    keeping,
-    marking_spaces,
+    encodable,
     normalizer_of,
     pieces_of,
+    rule_keeping,
+    rule_marking_spaces,
     with_normalizer,
     with_unknown,
 )
@@ -41,17 +50,18 @@ from mtkit.text.vocabulary import (
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
 
-# Rules that are one of SentencePiece's but for a character that they keep: U+200C, the zero width non-joiner, which
-# Persian, Telugu, Tamil and others write within words.
-KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
+# Normalisation rules that are like one of SentencePiece's rules but keep one character: (that rule, the character).
+# U+200C, the zero width non-joiner, is used within words in Persian, Telugu, Tamil and other languages.
+RULES_KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
 
 class Tokenizer:
-    """Encodes and decodes both sides.
+    """Converts text to ids and back, for both sides.
 
-    No special token is added or shown. Decoding what was encoded gives the normalised text: the side's rule is
-    applied, spaces are stripped and made single, and the mark that SentencePiece writes spaces as is a space. Where a
-    model has no bytes to spell with, <unk> stands for each word, or each run of characters, that has no piece.
+    Encoding adds no special tokens, and decoding leaves them out. Decoding the ids of a text returns the normalised
+    text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks
+    turned into spaces. A model without byte fallback shows <unk> for each word, or each run of characters, that has no
+    piece.
     """
 
     def __init__(
@@ -62,31 +72,33 @@ class Tokenizer:
         shared: bool,
         source_normalization: str,
         target_normalization: str,
-        symbols: Sequence[str] = (),
+        tags: Sequence[str] = (),
         vocabularies: tuple[Sequence[str], Sequence[str]] | None = None,
         specials: Specials | None = None,
-        own_symbols: Sequence[str] = (),
+        symbols: Sequence[str] = (),
     ) -> None:
-        """From the bytes of SentencePiece models; both are the same one where it is shared.
+        """Create a tokenizer from SentencePiece models, given as bytes.
 
-        symbols are tags: words of the source that a line may begin with. own_symbols are placeholders, which may stand
-        anywhere on both sides. Both are one piece each.
+        For a shared tokenizer that mtkit trained, both models must be the same. tags are words that a source line may
+        begin with and that tell a multilingual model what to produce. symbols are placeholders that may occur anywhere
+        on both sides. Each tag and each symbol is one piece.
 
-        A tokenizer from elsewhere has two models that normalise by themselves (normalization "model"), and gives its
-        own ids: vocabularies are the pieces of source and target in their order, and specials are what it has.
+        A tokenizer from elsewhere (a mapped tokenizer) has two models that normalise text themselves (normalization
+        "model") and ids of its own: vocabularies are the pieces of source and target in the order of their ids,
+        specials the ids of its special tokens.
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
         self._target: _Model | MappedModel
         if vocabularies is None:
-            kind = _Words if type_ == "word" else _Model
-            apart = own_symbols if type_ == "word" else ()
+            kind = _WordModel if type_ == "word" else _Model
+            apart = symbols if type_ == "word" else ()
             self._source = kind(source_model, Normalizer(source_normalization, apart))
             self._target = kind(target_model, Normalizer(target_normalization, apart))
         else:
-            self._source = MappedModel(source_model, vocabularies[0], self.specials.source, symbols)
+            self._source = MappedModel(source_model, vocabularies[0], self.specials.source, tags)
             self._target = MappedModel(target_model, vocabularies[1], self.specials.target, ())
-        # Where one of them is shared, there is one name, and both are the same.
+        # If there is only one name, both models (or both vocabularies) are the same.
         files = dict(zip(_model_names(shared, vocabularies is not None), (source_model, target_model), strict=False))
         for name, vocabulary in zip(_vocabulary_names(shared), vocabularies or (), strict=False):
             files[name] = json.dumps(list(vocabulary), ensure_ascii=False).encode()
@@ -97,29 +109,35 @@ class Tokenizer:
             source_normalization=source_normalization,
             target_normalization=target_normalization,
             sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            symbols=list(symbols),
-            own_symbols=list(own_symbols),
+            symbols=list(tags),
+            own_symbols=list(symbols),
             specials=asdict(specials) if specials else {},
         )
+        self.tags = tuple(tags)
         self.symbols = tuple(symbols)
-        self.own_symbols = tuple(own_symbols)
-        self._segmenters: dict[tuple[_Model | MappedModel, float, int], Segmenter] = {}
+        self._samplers: dict[tuple[_Model | MappedModel, float, int], SegmentationSampler] = {}
         self.source_vocab_size = self._source.vocab_size
         self.target_vocab_size = self._target.vocab_size
-        # Whether UNKNOWN stands for text of that side.
+        # Whether text may be encoded as the unknown token, because the model has no byte fallback.
         self.source_shows_unknown = self._source.shows_unknown
         self.target_shows_unknown = self._target.shows_unknown
-        self.hash = self._description.hash  # of all that decides an encoding
+        self.hash = self._description.hash  # checksum of everything that affects the ids of a text
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        """The tokenizer that a directory holds; a missing, damaged or foreign one is a CheckpointError."""
+        """Load the tokenizer that was saved in a directory.
+
+        Raises CheckpointError if it is missing, damaged or of another format.
+        """
         found = sorted(path for path in directory.glob("*") if path.is_file())
         return Tokenizer.from_files({path.name: path.read_bytes() for path in found}, directory)
 
     @staticmethod
     def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
-        """The same from the contents of the files by their names; directory, where they lie, stands in messages."""
+        """Create a tokenizer from the contents of its files, by file name, as load does.
+
+        directory is only used in error messages.
+        """
         description = _read_description(files, directory / SETTINGS_FILE)
         content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
         names = _model_names(description.shared, description.is_mapped)
@@ -137,30 +155,30 @@ class Tokenizer:
             shared=description.shared,
             source_normalization=description.source_normalization,
             target_normalization=description.target_normalization,
-            symbols=description.symbols,
+            tags=description.symbols,
             vocabularies=vocabularies,
             specials=_specials(description.specials) if description.specials else None,
-            own_symbols=description.own_symbols,
+            symbols=description.own_symbols,
         )
 
     def save(self, directory: Path) -> None:
-        """Write the files that load reads; the directory is made if need be."""
+        """Save the tokenizer in a directory, which is created if needed; load reads it."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             (directory / name).write_bytes(content)
 
     def files(self) -> dict[str, bytes]:
-        """What save writes, by the names of the files."""
+        """The files that save writes: their contents by file name."""
         content = {"format": FORMAT, **self._description.content, "hash": self.hash}
         return {**self._models, SETTINGS_FILE: (json.dumps(content, indent=2) + "\n").encode()}
 
-    def changed(
+    def with_models(
         self,
         models: tuple[bytes, bytes],
         vocabularies: tuple[Sequence[str], Sequence[str]] | None,
-        symbols: Sequence[str],
+        tags: Sequence[str],
     ) -> "Tokenizer":
-        """The same tokenizer with other models, and other vocabularies where it has its own."""
+        """A copy of this tokenizer with other models and tags, and, if it is mapped, other vocabularies."""
         description = self._description
         return Tokenizer(
             *models,
@@ -168,151 +186,162 @@ class Tokenizer:
             shared=description.shared,
             source_normalization=description.source_normalization,
             target_normalization=description.target_normalization,
-            symbols=symbols,
+            tags=tags,
             vocabularies=vocabularies,
             specials=self.specials if description.is_mapped else None,
-            own_symbols=self.own_symbols,
+            symbols=self.symbols,
         )
 
     @property
     def models(self) -> tuple[bytes, bytes]:
-        """SentencePiece's, of source and target; the same one twice where it is shared."""
+        """The SentencePiece models of source and target, as bytes; the same model twice if both sides share it."""
         names = _model_names(self._description.shared, self._description.is_mapped)
         return self._models[names[0]], self._models[names[-1]]
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """Words that a source line may begin with, which tell a multilingual model what is wanted."""
-        return self.symbols
-
-    @property
     def type(self) -> ModelType:
-        """How it cuts text."""
+        """The segmentation algorithm: unigram, bpe, word or char."""
         return self._description.type
 
     @property
     def is_shared(self) -> bool:
-        """Whether both sides have one vocabulary."""
+        """Whether both sides share one vocabulary."""
         return self._description.shared
 
     @property
     def is_mapped(self) -> bool:
-        """Whether it comes from elsewhere, and its pieces have ids of their own."""
+        """Whether the tokenizer comes from elsewhere and has ids of its own, not SentencePiece's, for the pieces."""
         return self._description.is_mapped
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The ids of each line; a line that normalises to nothing has none."""
+        """The ids of each source line; an empty list for a line that is blank after normalisation."""
         return self._source.encode(lines, num_threads)
 
     def encode_target(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The ids of each line; a line that normalises to nothing has none."""
+        """The ids of each target line; an empty list for a line that is blank after normalisation."""
         return self._target.encode(lines, num_threads)
 
     def sample_source(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of texts that normalize_source gave, each in one of its segmentations, drawn by chance.
+        """The ids of each source text, segmented at random; the texts must come from normalize_source.
 
-        For bpe, alpha is the probability that a merge is left out (Provilkov et al. 2020), and nbest means nothing.
-        For unigram, segmentations are drawn by their probability to the power of alpha, from the nbest best ones, or
-        from all where it is -1 (Kudo 2018, section 3.2). The same arguments give the same ids.
+        For bpe, alpha is the probability that a merge is skipped (Provilkov et al. 2020), and nbest has no effect. For
+        unigram, a segmentation is sampled in proportion to its probability under the model raised to the power of
+        alpha, from the nbest best ones, or from all of them if nbest is -1 (Kudo 2018, section 3.2). The same arguments
+        give the same ids.
         """
-        return self._segmenter(self._source, alpha, nbest)(texts, seed)
+        return self._sampler(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The same for texts that normalize_target gave."""
-        return self._segmenter(self._target, alpha, nbest)(texts, seed)
+        """The ids of each target text, segmented at random as by sample_source.
 
-    def _segmenter(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> Segmenter:
-        """One for each way to draw, since it remembers words."""
-        if (model, alpha, nbest) not in self._segmenters:
-            defined = self._defined(self.models[model is self._target])
-            pieces = model.varied_pieces(tuple(dict.fromkeys((*self.symbols, *defined))))
+        The texts must come from normalize_target.
+        """
+        return self._sampler(self._target, alpha, nbest)(texts, seed)
+
+    def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
+        """The sampler for these arguments; the same one at each call, since it caches words."""
+        if (model, alpha, nbest) not in self._samplers:
+            defined = _user_defined(self.models[model is self._target])
+            subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
             unigram = self._description.type == "unigram"
-            prepare = unigram_sampling(pieces, alpha, nbest) if unigram else bpe_dropout(pieces, alpha)
-            self._segmenters[model, alpha, nbest] = Segmenter(prepare)
-        return self._segmenters[model, alpha, nbest]
-
-    def _defined(self, model: bytes) -> list[str]:
-        """The pieces that a model never splits."""
-        return [piece.text for piece in pieces_of(model) if piece.type == "user_defined"]
+            make_sampler = unigram_sampling(subwords, alpha, nbest) if unigram else bpe_dropout(subwords, alpha)
+            self._samplers[model, alpha, nbest] = SegmentationSampler(make_sampler)
+        return self._samplers[model, alpha, nbest]
 
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids; bytes that are no UTF-8 become U+FFFD.
+        """The text of each row of source ids; decoded bytes that are not UTF-8 become U+FFFD.
 
-        Special ids are left out, but for UNKNOWN where the side shows it.
+        Special tokens are left out, except that the unknown token is shown as <unk> if source_shows_unknown.
         """
         return self._source.decode(tokens)
 
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The same for the target; the n-th unknown token of a row is shown as the n-th of its unknown_texts."""
+        """The text of each row of target ids, decoded as by decode_source.
+
+        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
+        its list.
+        """
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each id that encode_source gives the word of the line that it is a part of."""
-        return [_words(row) for row in self._source.texts(lines)]
+        """For each line, a list with the word that each id of encode_source belongs to."""
+        return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each id that encode_target gives the text that it stands for, that of unknown ones too."""
-        return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.texts(lines)]
+        """For each line, a list with the text of each id of encode_target.
+
+        The text of an unknown token is the text of the line that has no piece. Space marks at the beginning are left
+        out.
+        """
+        return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.pieces_of_lines(lines)]
 
     def source_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece that each id stands for, as SentencePiece writes it."""
+        """The piece of each source id, as SentencePiece writes it, with space marks."""
         return self._source.pieces(tokens)
 
     def target_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece that each id stands for, as SentencePiece writes it."""
+        """The piece of each target id, as SentencePiece writes it, with space marks."""
         return self._target.pieces(tokens)
 
     def source_sentencepiece(self) -> bytes:
-        """A SentencePiece model that encodes lines as encode_source does, its normalisation inside.
+        """A SentencePiece model, as bytes, that normalises source lines and segments them as encode_source does.
 
-        But where the rule leaves a space mark in a line, the model keeps it beside other spaces; where the rule would
-        join a symbol and the combining mark behind it, the model keeps the symbol; and of type word, unknown words in
-        a row are one token.
+        It differs in rare cases: it keeps a space mark that occurs in the text next to other spaces; it keeps a symbol
+        that the normalisation would join with a following combining mark; and for type word, it makes one token of
+        several consecutive unknown words.
         """
-        return self._source.normalizing()
+        return self._source.sentencepiece_model()
 
     def target_sentencepiece(self) -> bytes:
-        """The same for encode_target."""
-        return self._target.normalizing()
+        """Like source_sentencepiece, for target lines."""
+        return self._target.sentencepiece_model()
 
     def source_scores(self) -> list[float]:
-        """What SentencePiece ranks pieces by, by id: the log-probability, or for bpe minus the place of the merge."""
+        """SentencePiece's scores of the source pieces, by id.
+
+        They are log-probabilities for unigram and negative ranks of merges for bpe.
+        """
         return self._source.scores()
 
     def target_scores(self) -> list[float]:
-        """The same for the target."""
+        """SentencePiece's scores of the target pieces, by id, as in source_scores."""
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
-        """What encoding and decoding a line gives."""
+        """The normalised source line; decoding the ids of the line also returns it, except for unknown text."""
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
-        """What encoding and decoding a line gives."""
+        """The normalised target line; decoding the ids of the line also returns it, except for unknown text."""
         return self._target.normalizer(line)
 
 
 def open_sentencepiece(path: Path) -> Any:
-    """SentencePiece's own processor of a model file, as any program has it."""
+    """Loads a model file into SentencePiece's own processor, as other programs would."""
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
+# Normalisation.
+
+
 class Normalizer:
-    """One of the rules of the settings, then single spaces."""
+    """Normalises lines: applies one of the rules that the settings offer, then collapses spaces."""
 
     def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
-        """By the name that the settings have for the rule; what is to stand apart gets spaces around it."""
+        """Create the normalizer for a rule, named as in the settings.
+
+        It also puts spaces around each occurrence of the texts in apart.
+        """
         self._rule_name = rule_name
         self._rule = _rule(rule_name)
         longest_first = sorted(apart, key=len, reverse=True)
         self._apart = re.compile("|".join(map(re.escape, longest_first))) if apart else None
 
     def __call__(self, line: str) -> str:
-        """The line as models see it."""
-        # Half of a surrogate pair has no UTF-8; it becomes a question mark.
-        text: str = self._rule.normalize(line.encode("utf-8", errors="replace").decode("utf-8"))
+        """Returns the normalised line."""
+        text: str = self._rule.normalize(encodable(line))
         if self._apart:
             text = self._apart.sub(r" \g<0> ", text)
         if self._apart or SPACE_MARK in text:
@@ -321,22 +350,25 @@ class Normalizer:
 
     @property
     def spec(self) -> bytes:
-        """The same as SentencePiece's models hold it."""
-        return marking_spaces(normalizer_of(_model_with_rule(self._rule_name)))
+        """The rule as an encoded NormalizerSpec, to be included in a SentencePiece model."""
+        return rule_marking_spaces(normalizer_of(_model_with_rule(self._rule_name)))
 
 
 def _rule(name: str) -> Any:
-    """SentencePiece's normalizer for a rule, which strips spaces and makes them single, and marks none."""
+    """SentencePiece's normalizer for the rule of that name; it collapses spaces and writes no space marks."""
     options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
-    if name in KEEPING:
+    if name in RULES_KEEPING:
         return sentencepiece.SentencePieceNormalizer(model_proto=_model_with_rule(name), **options)
     return sentencepiece.SentencePieceNormalizer(rule_name=name, **options)
 
 
 @cache
 def _model_with_rule(name: str) -> bytes:
-    """Some model that holds a rule; SentencePiece 0.2.1 gives a compiled rule in no other way."""
-    base, kept = KEEPING.get(name, (name, None))
+    """A dummy SentencePiece model, as bytes, that includes the compiled rule of that name.
+
+    SentencePiece 0.2.1 offers no other way to get a compiled rule.
+    """
+    base, kept = RULES_KEEPING.get(name, (name, None))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a"]),
@@ -349,11 +381,14 @@ def _model_with_rule(name: str) -> bytes:
         minloglevel=2,
     )
     rule = normalizer_of(model.getvalue())
-    return with_normalizer(model.getvalue(), keeping(rule, kept) if kept else rule)
+    return with_normalizer(model.getvalue(), rule_keeping(rule, kept) if kept else rule)
+
+
+# Models, each for one side.
 
 
 class _Model:
-    """A SentencePiece model and the normalisation of the side that it serves."""
+    """A SentencePiece model that mtkit trained, together with the normalisation of the side that uses it."""
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -366,8 +401,8 @@ class _Model:
         ids: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
         return ids
 
-    def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
-        """What segmentations are drawn from; symbols are never split."""
+    def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -375,10 +410,10 @@ class _Model:
             if not (processor.is_byte(id_) or processor.is_unused(id_) or processor.is_control(id_))
         }
         scores = {piece: processor.get_score(id_) for piece, id_ in ids.items()}
-        return Pieces(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
+        return SubwordModel(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
-    def texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line, as the line has them where they are unknown."""
+    def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        """The pieces of each line; for unknown text, the text itself."""
         pieces: list[list[str]] = self._processor.encode([self.normalizer(line) for line in lines], out_type=str)
         return pieces
 
@@ -407,12 +442,16 @@ class _Model:
     def scores(self) -> list[float]:
         return [self._processor.get_score(id_) for id_ in range(self.vocab_size)]
 
-    def normalizing(self) -> bytes:
+    def sentencepiece_model(self) -> bytes:
+        """The model as bytes, with the normalisation of its side included."""
         return with_normalizer(self._processor.serialized_model_proto(), self.normalizer.spec)
 
 
-class _Words(_Model):
-    """A model whose pieces are words. SentencePiece itself makes one unknown word of several in a row."""
+class _WordModel(_Model):
+    """A model whose pieces are words.
+
+    It looks words up by itself, since SentencePiece would merge several consecutive unknown words into one.
+    """
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
         super().__init__(model, normalizer)
@@ -424,7 +463,7 @@ class _Words(_Model):
         texts = map(self.normalizer, lines)
         return [[self._ids.get(word, UNKNOWN) for word in text.split(" ") if word] for text in texts]
 
-    def texts(self, lines: Sequence[str]) -> list[list[str]]:
+    def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
         return [[f"{SPACE_MARK}{word}" for word in self.normalizer(line).split(" ") if word] for line in lines]
 
     def decode(
@@ -440,8 +479,8 @@ class _Words(_Model):
         return shown
 
 
-def _words(pieces: Sequence[str]) -> list[str]:
-    """For each piece the word that it is a part of."""
+def _word_of_each(pieces: Sequence[str]) -> list[str]:
+    """For each piece of a line, the word that it belongs to, without space marks."""
     groups = group_by_word(pieces)
     words: dict[int, str] = {}
     for group, piece in zip(groups, pieces, strict=True):
@@ -449,40 +488,54 @@ def _words(pieces: Sequence[str]) -> list[str]:
     return [words[group].replace(SPACE_MARK, " ").strip(" ") for group in groups]
 
 
+def _user_defined(model: bytes) -> list[str]:
+    """The texts of the user-defined pieces of a model, which SentencePiece never splits."""
+    return [piece.text for piece in pieces_of(model) if piece.type == "user_defined"]
+
+
+# The files of a tokenizer.
+
+
 @dataclass(frozen=True)
 class _Description:
-    """The content of tokenizer.json but for its format and hash."""
+    """The content of tokenizer.json, except its keys format and hash; the names of the fields are the keys."""
 
     type: ModelType
     shared: bool
     source_normalization: str
     target_normalization: str
     sha256: dict[str, str]
-    symbols: list[str] = field(default_factory=list)
-    own_symbols: list[str] = field(default_factory=list)
-    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere
+    symbols: list[str] = field(default_factory=list)  # Tokenizer.tags
+    own_symbols: list[str] = field(default_factory=list)  # Tokenizer.symbols
+    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere (a mapped one)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is written; no word is lost about what is not there, as older versions did not know it."""
-        return {name: value for name, value in asdict(self).items() if value or name not in _MAY_BE_MISSING}
+        """The content to write to tokenizer.json.
+
+        Optional keys are left out if they have no value, since older versions of mtkit do not know them.
+        """
+        return {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the pieces have ids of their own."""
+        """Whether the tokenizer comes from elsewhere and has ids of its own for the pieces."""
         return bool(self.specials)
 
     @property
     def hash(self) -> str:
-        """One checksum over the models and all that is done to text before them."""
+        """SHA-256 checksum, in hex, of everything that affects the ids of a text."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
-_MAY_BE_MISSING = ("symbols", "own_symbols", "specials")
+_OPTIONAL = ("symbols", "own_symbols", "specials")
 
 
 def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
-    """The checked content of tokenizer.json."""
+    """Parse the content of tokenizer.json, which is the entry path.name of files.
+
+    Raises CheckpointError if it is missing, damaged or of another format.
+    """
     if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
     try:
@@ -493,7 +546,7 @@ def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
         expected = content.pop("hash")
         description = _Description(**content)
         TokenizerConfig.model_validate(
-            {name: value for name, value in content.items() if name not in ("sha256", *_MAY_BE_MISSING)}
+            {name: value for name, value in content.items() if name not in ("sha256", *_OPTIONAL)}
         )
         names = _model_names(description.shared, description.is_mapped)
         names += _vocabulary_names(description.shared) if description.is_mapped else []
@@ -501,7 +554,9 @@ def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
         for symbols in (description.symbols, description.own_symbols):
             damaged |= not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols)
         damaged |= description.is_mapped and not all(
-            isinstance(id_, int) for side in asdict(_specials(description.specials)).values() for id_ in _told(side)
+            isinstance(id_, int)
+            for side in asdict(_specials(description.specials)).values()
+            for id_ in _known_ids(side)
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         damaged = True
@@ -515,7 +570,7 @@ def _model_names(shared: bool, mapped: bool) -> list[str]:
 
 
 def _vocabulary_names(shared: bool) -> list[str]:
-    """The files of a mapped tokenizer's vocabularies: lists of pieces, in JSON."""
+    """The names of the files with the vocabularies of a mapped tokenizer, each a JSON list of pieces."""
     return ["vocabulary.json"] if shared else ["source_vocabulary.json", "target_vocabulary.json"]
 
 
@@ -523,13 +578,16 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
     return Specials(**{side: SpecialIds(**ids) for side, ids in sides.items()})
 
 
-def _told(side: dict[str, Any]) -> list[Any]:
-    """The ids of one side; a vocabulary may lack the begin mark."""
+def _known_ids(side: dict[str, Any]) -> list[Any]:
+    """The values of the special ids of one side, leaving out begin if it is None."""
     return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
 
 
 def _read_vocabulary(content: bytes, path: Path) -> list[str]:
-    """The pieces of a mapped tokenizer, by their ids."""
+    """The pieces of a mapped tokenizer's vocabulary, in the order of their ids, from the content of its file.
+
+    Raises CheckpointError if the content is damaged.
+    """
     try:
         pieces = json.loads(content)
     except (ValueError, RecursionError):
@@ -540,7 +598,7 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The bytes of a file that is whole."""
+    """The content files[path.name]. Raises CheckpointError if it is missing or its checksum differs."""
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]
@@ -553,7 +611,10 @@ def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
 
 
 def _check_model(model: bytes, path: Path, mapped: bool) -> None:
-    """Refuse what is no model, and one with other special ids than the project's unless it is mapped."""
+    """Raise CheckpointError if the bytes are no SentencePiece model or if its special ids are not mtkit's.
+
+    If mapped, any special ids are accepted.
+    """
     try:
         processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Makes tokenizers: trains SentencePiece models, takes given ones, adds pieces."""
+"""Creates tokenizers: trains SentencePiece models, adopts existing models, and adds pieces to a tokenizer."""
 
 import io
 import random
@@ -33,42 +33,45 @@ from mtkit.text.vocabulary import (
     without_last_pieces,
 )
 
-# SentencePiece holds a place in a word in 16 bits; what goes beyond is cut off for training.
+# SentencePiece stores positions within a word in 16 bits; longer words are truncated for training.
 MAX_WORD_CHARACTERS = 16_000
-MAX_SENTENCE_BYTES = 65_536  # more than such a word and its count
+MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, with its count
 
-# Characters that mean something else to its training.
+# Replaces characters that have a special meaning in SentencePiece's training by spaces.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
-# SentencePiece splits digits of ASCII and those of full width itself; no piece reaches over a boundary.
+# SentencePiece itself splits off ASCII and full-width digits; other digits are put between boundaries, which no piece
+# may cross.
 OTHER_DIGIT = re.compile(r"(?![0-9\uff10-\uff19])\d")
-BOUNDARY = "\ufdd1"  # which Unicode keeps out of text
+BOUNDARY = "\ufdd1"  # a Unicode noncharacter, which no text contains
 
 RESERVED = re.compile(r"<pad>|<unk>|<s>|</s>|<0x[0-9A-F]{2}>")
 
-Lines = Callable[[], Iterable[str]]  # gives a fresh iterator at each call
+Lines = Callable[[], Iterable[str]]  # returns a new iterator at each call
 Side = Literal["shared", "source", "target"]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What came out of training a model."""
+class VocabularyReport:
+    """Figures about the training of one SentencePiece model."""
 
     side: Side
     type: str
-    pieces_asked: int
-    pieces_made: int
-    lines_seen: int
-    lines_offered: int
+    pieces_asked: int  # the vocabulary size in the settings
+    pieces_made: int  # the vocabulary size of the model
+    lines_seen: int  # lines that the model was trained on: the sample without its blank lines
+    lines_offered: int  # all lines of the text
 
 
 def train_tokenizer(
     source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, tags: Sequence[str] = ()
-) -> list[Vocabulary]:
-    """Train one model on both sides, or one each, into a directory that Tokenizer.load reads.
+) -> list[VocabularyReport]:
+    """Train a tokenizer and save it in a directory; returns a report for each SentencePiece model trained.
 
-    The same lines and settings give the same bytes. Each side is read twice for each model that it trains. tags are
-    words of the source that are one piece each, wherever they stand, and need not stand in the lines.
+    If settings.shared, one model is trained on both sides, else one on each side. source and target return an iterator
+    over the lines; each is called twice for each model. The same lines and settings give the same bytes. tags are words
+    of the source that become one piece each, even if they do not occur in the lines. Raises ConfigError for unsuitable
+    settings, tags and symbols, and DataError if there is no text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -98,14 +101,14 @@ def train_tokenizer(
         shared=settings.shared,
         source_normalization=settings.source_normalization,
         target_normalization=settings.target_normalization,
-        symbols=tags,
-        own_symbols=symbols,
+        tags=tags,
+        symbols=symbols,
     ).save(directory)
     return reports
 
 
 def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
-    """Refuse tags that no text could hold after normalisation, and those that mean something else."""
+    """Raise ConfigError for tags that normalisation would change, or that are reserved names such as <s>."""
     for tag in tags:
         if normalizer(tag) != tag:
             raise ConfigError(
@@ -117,7 +120,10 @@ def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
 
 
 def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
-    """The same for symbols of both sides; normalizers are those of the sides."""
+    """Raise ConfigError for symbols that a side's normalisation would change, or that are reserved names such as <s>.
+
+    normalizers maps the name of each side to its normalisation function.
+    """
     for symbol in symbols:
         for side, normalizer in normalizers.items():
             if normalizer(symbol) != symbol:
@@ -133,8 +139,11 @@ def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[st
 
 def _train_model(
     side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
-) -> tuple[bytes, Vocabulary]:
-    """The bytes of a model, and what came out."""
+) -> tuple[bytes, VocabularyReport]:
+    """Train the SentencePiece model of one side, or of both (side "shared"); returns its bytes and a report.
+
+    Raises DataError if all lines are blank, and ConfigError if the vocabulary size or coverage is too small.
+    """
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
     if not words:
@@ -157,23 +166,26 @@ def _train_model(
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces_made = processor.vocab_size()
     if settings.type != "word" and processor.piece_to_id(SPACE_MARK) == UNKNOWN:
-        # Only char leaves out characters that the coverage asks for.
+        # Only type char leaves out characters within the coverage when the vocabulary is full.
         is_full = settings.type == "char" and pieces_made == size
         setting = f"{size_name} {size}" if is_full else f"character_coverage {settings.character_coverage}"
         raise ConfigError(
             f"tokenizer.{setting} leaves no piece for the space in the training {_text(side)}; set it higher"
         )
-    return model, Vocabulary(side, settings.type, size, pieces_made, lines_seen, num_lines)
+    return model, VocabularyReport(side, settings.type, size, pieces_made, lines_seen, num_lines)
 
 
 def _sentencepiece_model(
     words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
 ) -> bytes:
-    """What SentencePiece makes of words and how often they stand in the text; it tells problems as RuntimeErrors."""
+    """Train a SentencePiece model on words and their counts; returns its bytes.
+
+    Raises RuntimeError if SentencePiece fails.
+    """
     model = io.BytesIO()
-    # Words whose rare letters SentencePiece blots out would be known by nobody.
+    # Within words, SentencePiece would replace characters that are not covered; such words would never match a text.
     coverage = 1.0 if settings.type == "word" else settings.character_coverage
-    # Left at their defaults where they mean nothing, so that models of an earlier mtkit have the same bytes.
+    # Options are set only if they have an effect, so that models have the same bytes as with earlier versions of mtkit.
     options: dict[str, Any] = {} if settings.spells_bytes else {"unk_surface": UNKNOWN_TEXT}
     most_bytes = MAX_SENTENCE_BYTES
     if settings.split_digits and settings.type != "char":
@@ -181,7 +193,7 @@ def _sentencepiece_model(
         words = {OTHER_DIGIT.sub(rf"{BOUNDARY}\g<0>{BOUNDARY}", word): count for word, count in words.items()}
         most_bytes *= 1 + 2 * len(BOUNDARY.encode())
     sentencepiece.SentencePieceTrainer.train(
-        # Nothing can go wrong in there that SentencePiece would hide, but for Ctrl-C.
+        # SentencePiece hides errors in this generator; only signals, such as Ctrl-C, can cause one.
         sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
         input_format="tsv",
         model_writer=model,
@@ -197,7 +209,7 @@ def _sentencepiece_model(
         eos_id=END,
         user_defined_symbols=list(symbols),
         max_sentence_length=most_bytes,
-        num_threads=1,  # it stands in the model, whose bytes must not tell machines apart
+        num_threads=1,  # the number is stored in the model, whose bytes must not depend on the machine
         minloglevel=2,
         **options,
     )
@@ -209,9 +221,9 @@ def _text(side: Side) -> str:
 
 
 def _count_words(lines: Iterable[str]) -> tuple[Counter[str], int]:
-    """How often each word stands in the lines, and how many lines have any.
+    """Returns (the count of each word, the number of lines that are not blank).
 
-    SentencePiece learns the same from these as from the lines, in less memory.
+    SentencePiece learns the same model from word counts as from lines, with less memory.
     """
     words: Counter[str] = Counter()
     num_lines = 0
@@ -227,26 +239,26 @@ def _normalized(lines: Lines, normalizer: Normalizer) -> Lines:
 
 
 def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
-    """At most so many lines, each as likely, in their order (Knuth, volume 2, algorithm 3.4.2 S).
+    """Yields a uniform random sample of at most `most` of the num_lines lines, in order; always the same sample.
 
-    SentencePiece's own sample is another one each time.
+    It uses Knuth's algorithm 3.4.2 S (volume 2), since SentencePiece's own sampling is not reproducible.
     """
-    chance = random.Random(0)
+    rng = random.Random(0)
     wanted = min(most, num_lines)
-    for place, line in enumerate(lines):
-        if chance.random() * (num_lines - place) < wanted:
+    for index, line in enumerate(lines):
+        if rng.random() * (num_lines - index) < wanted:
             wanted -= 1
             yield line
 
 
-# SentencePiece models that are there already, made the tokenizer of a run. Their pieces keep their ids.
+# Adopting existing SentencePiece models (tokenizer.model), whose pieces keep their ids.
 
-# What the marks are called that a model may lack.
+# Names of the special tokens that are added to a model that lacks them.
 PAD_TEXT, BEGIN_TEXT, END_TEXT = "<pad>", "<s>", "</s>"
 
 
 def read_model(path: Path) -> bytes:
-    """The bytes of a SentencePiece model; any other file, and one that is missing, is a ConfigError."""
+    """The content of a SentencePiece model file. Raises ConfigError if it cannot be read or is no such model."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -277,10 +289,10 @@ def _is_model(content: bytes) -> bool:
 def existing_tokenizer(
     source: Path, target: Path, shared: bool, tags: Sequence[str] = (), symbols: Sequence[str] = ()
 ) -> Tokenizer:
-    """The tokenizer that SentencePiece models make, the same one for both sides where it is shared.
+    """Create a tokenizer from the SentencePiece models of two files; shared means that both sides share one vocabulary.
 
-    tags are words of the source, symbols stand on both sides; what a model lacks of them, and of padding, begin and
-    end mark, gets ids behind its own.
+    tags are words of the source; symbols occur on both sides. Tags, symbols and padding, begin and end tokens that a
+    model lacks are added after its own pieces. Raises ConfigError for unsuitable models, tags and symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -297,17 +309,17 @@ def existing_tokenizer(
         shared=shared,
         source_normalization="model",
         target_normalization="model",
-        symbols=tags,
+        tags=tags,
         vocabularies=([piece.text for piece in pieces_of(source_model)], [p.text for p in pieces_of(target_model)]),
         specials=Specials(source_special, target_special),
-        own_symbols=symbols,
+        symbols=symbols,
     )
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """The model with all that a tokenizer needs, and its special ids."""
+    """Returns (the model in a file with missing special tokens and symbols added, its special ids)."""
     model = read_model(path)
-    _check_symbols(model, path, symbols)
+    _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
     used = [processor.unk_id()]
     new: list[Piece] = []
@@ -329,8 +341,8 @@ def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
     return model, SpecialIds(pad, unknown, begin, end)
 
 
-def _check_symbols(model: bytes, path: Path, symbols: Sequence[str]) -> None:
-    """Refuse what a model cannot keep whole."""
+def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
+    """Raise ConfigError for symbols that the model in the file at path cannot keep as one piece."""
     if symbols and model_type_of(model) == "word":
         raise ConfigError(
             f"tokenizer.model {path}: is of type word, which can be given no tags and symbols; found {symbols[0]}"
@@ -343,7 +355,10 @@ def _check_symbols(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 
 
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
-    """Refuse to draw segmentations that a tokenizer from elsewhere would never make."""
+    """Raise ConfigError if the settings ask for random segmentations that an adopted tokenizer cannot produce.
+
+    A bpe_dropout of 0 and an alpha of None ask for none.
+    """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return
     wanted, setting = ("bpe", f"bpe_dropout {bpe_dropout}") if bpe_dropout else ("unigram", f"unigram_alpha {alpha}")
@@ -358,8 +373,11 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
         )
 
 
-def handed_on(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
-    """The settings as a bundle has them: where a model was taken, what it is, and not where it lay."""
+def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
+    """The tokenizer settings that a bundle stores.
+
+    Instead of the path of an adopted model, they contain its type, vocabulary size and other properties.
+    """
     if settings.model is None:
         return settings
     return TokenizerConfig(
@@ -367,59 +385,60 @@ def handed_on(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfi
         vocab_size=max(tokenizer.source_vocab_size, tokenizer.target_vocab_size, LEAST_WITH_BYTES),
         byte_fallback=not tokenizer.target_shows_unknown,
         shared=tokenizer.is_shared,
-        symbols=tokenizer.own_symbols,
+        symbols=tokenizer.symbols,
         source_normalization="model",
         target_normalization="model",
     )
 
 
-# New pieces for a tokenizer that is there: a new language's characters, a word to keep whole, a tag.
+# Adding pieces to a tokenizer: characters of a new language, words to keep whole, tags.
 
 
 def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
-    """The same tokenizer with these after the pieces it has, so that all others keep their ids.
+    """A copy of the tokenizer with new pieces and tags added after its own pieces, which keep their ids.
 
-    A character stands for itself where it had no piece; what is longer is never split again. Tags are words of the
-    source, and of both sides where they share a vocabulary. What cannot be one is a ConfigError.
+    A single character becomes an ordinary piece; a longer text becomes a piece that is never split. Tags are added to
+    the source vocabulary only, unless both sides share one. Raises ConfigError for pieces and tags that cannot be
+    added.
     """
-    _check(tokenizer, [*pieces, *tags])
-    symbols = (*tokenizer.symbols, *tags)
+    _check_new(tokenizer, [*pieces, *tags])
+    all_tags = (*tokenizer.tags, *tags)
     source_model, target_model = tokenizer.models
     if tokenizer.is_mapped:
         source = tokenizer.source_pieces(range(tokenizer.source_vocab_size))
         target = tokenizer.target_pieces(range(tokenizer.target_vocab_size))
         vocabularies = [*source, *pieces, *tags], [*target, *pieces, *(tags if tokenizer.is_shared else ())]
-        return tokenizer.changed((_with(source_model, pieces), _with(target_model, pieces)), vocabularies, symbols)
+        return tokenizer.with_models((_with(source_model, pieces), _with(target_model, pieces)), vocabularies, all_tags)
     source_model = _with(source_model, [*pieces, *tags])
     target_model = source_model if tokenizer.is_shared else _with(target_model, pieces)
-    return tokenizer.changed((source_model, target_model), None, symbols)
+    return tokenizer.with_models((source_model, target_model), None, all_tags)
 
 
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """A tokenizer whose target side lacks the last pieces that extended added, so many of them.
+    """A copy of the tokenizer without the last `count` target pieces, which were added by extended.
 
-    It spells target text as the tokenizer did before it had them; only its target side is to be used.
+    It encodes target text as before they were added; its source side must not be used.
     """
     new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
     model = tokenizer.models[1]
     texts = [piece.text for piece in pieces_of(model)]
     if not tokenizer.is_mapped:
         model = without_last_pieces(model, count)
-        return tokenizer.changed((model, model), None, ())
-    kept = len(texts)  # a model from elsewhere may have had some of the pieces already
+        return tokenizer.with_models((model, model), None, ())
+    kept = len(texts)  # a model from elsewhere may have had some of the pieces before, so fewer were added
     while texts[kept - 1] in new:
         kept -= 1
     vocabulary = tokenizer.target_pieces(range(tokenizer.target_vocab_size - count))
-    return tokenizer.changed((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
+    return tokenizer.with_models((model, without_last_pieces(model, len(texts) - kept)), (vocabulary, vocabulary), ())
 
 
 def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
-    """Why a piece or tag cannot be added: no text could hold it after normalisation, or it is there already."""
+    """An error message that tells why a piece or tag cannot be added to the tokenizer; None if it can."""
     return _fault(tokenizer, _known(tokenizer), piece)
 
 
-def _check(tokenizer: Tokenizer, new: Sequence[str]) -> None:
-    """Refuse what cannot be added."""
+def _check_new(tokenizer: Tokenizer, new: Sequence[str]) -> None:
+    """Raise ConfigError if one of the new pieces cannot be added, or occurs twice."""
     known = _known(tokenizer)
     for piece in new:
         if fault := _fault(tokenizer, known, piece):
@@ -441,18 +460,21 @@ def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | Non
         return f"piece {piece}: becomes {normal or 'nothing'} when the tokenizer normalises it; take that"
     if piece in known:
         return f"piece {piece}: the vocabulary has it already; leave it out"
-    if symbol := next((symbol for symbol in tokenizer.own_symbols if _splits(piece, symbol)), None):
+    if symbol := next((symbol for symbol in tokenizer.symbols if _splits(piece, symbol)), None):
         return f"piece {piece}: would split {symbol} of tokenizer.symbols, which is never split"
     return None
 
 
 def _splits(piece: str, symbol: str) -> bool:
-    """Whether a text can hold a piece and a symbol that share characters, so that only the piece is found."""
+    """Whether a piece could take characters of a symbol in some text, so that the symbol would not be found."""
     return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """A SentencePiece model that knows these, too; a character is worth less than all else, so it changes nothing."""
+    """The model with the new pieces added, except those that it already has.
+
+    Single characters get the lowest score, so they do not change how other text is segmented.
+    """
     old = pieces_of(model)
     least = min(piece.score for piece in old) - 1.0
     there = {piece.text for piece in old}

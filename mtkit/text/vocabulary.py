@@ -1,4 +1,4 @@
-"""Vocabularies: special symbols, the bytes of a SentencePiece model, and its pieces under other ids."""
+"""Special tokens, reading and editing of SentencePiece model files, and models with a separate vocabulary."""
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -7,48 +7,49 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from mtkit.text.segmentation import SPACE_MARK, Pieces, split_tags
+from mtkit.text.segmentation import SPACE_MARK, SubwordModel, split_tags
 
-PAD = 0  # fills a row; zero, so that a fresh array of zeros is padding
-UNKNOWN = 1  # stands for what has no piece; no text is, where a tokenizer spells in bytes
-BEGIN = 2  # the decoder starts from it, unless its model has another start token
-END = 3  # ends every source and every target
+PAD = 0  # fills up short rows; 0, so that an array of zeros is padding
+UNKNOWN = 1  # replaces text that has no piece; not needed if the tokenizer falls back to bytes
+BEGIN = 2  # first input of the decoder, unless the model has another start token
+END = 3  # last token of every source and every target
 
 NUM_SPECIAL = 4
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The special ids of one side's vocabulary. A model from elsewhere keeps its own."""
+    """The ids of the special tokens of one side; those of a tokenizer from elsewhere may differ from the defaults."""
 
     pad: int = PAD
     unknown: int = UNKNOWN
-    begin: int | None = BEGIN  # Marian's vocabularies have none
+    begin: int | None = BEGIN  # None in Marian's vocabularies, which have no begin token
     end: int = END
 
     @property
     def all(self) -> tuple[int, ...]:
-        """Those that there are."""
+        """All special ids of this side, without begin if it is None."""
         return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
 
     @property
-    def silent(self) -> tuple[int, ...]:
-        """Those that no translation holds."""
+    def never_generated(self) -> tuple[int, ...]:
+        """The special ids that search must never generate: all except the end token."""
         return tuple(id_ for id_ in self.all if id_ != self.end)
 
 
-OWN = SpecialIds()  # every tokenizer that is trained here has these
+DEFAULT_IDS = SpecialIds()  # the special ids of every tokenizer that mtkit trains
 
 
 @dataclass(frozen=True)
 class Specials:
-    """Those of both sides."""
+    """The special ids of source and target."""
 
-    source: SpecialIds = OWN
-    target: SpecialIds = OWN
+    source: SpecialIds = DEFAULT_IDS
+    target: SpecialIds = DEFAULT_IDS
 
 
-# What a decoder may read first, by the names of the settings. Where it is zero, the row of pad stays zero (Marian).
+# Functions that return the id of the decoder's start token, by its name in the settings. "zero" is the padding token
+# with an embedding that stays zero (Marian).
 START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
     "begin": lambda special: special.begin,
     "pad": lambda special: special.pad,
@@ -58,15 +59,15 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What stands around sentences when a model reads them."""
+class BoundaryTokens:
+    """The ids of the tokens that a model expects at the beginning and end of sentences."""
 
     source_end: int = END
-    start: int = BEGIN  # what the decoder reads first
+    start: int = BEGIN  # first input of the decoder
     target_end: int = END
 
 
-# The bytes of a SentencePiece model, read and edited.
+# SentencePiece models, which are protobuf messages.
 
 PieceType = Literal["normal", "unknown", "control", "user_defined", "unused", "byte"]
 ModelType = Literal["unigram", "bpe", "word", "char"]
@@ -81,23 +82,23 @@ PIECE_TYPES: dict[int, PieceType] = {
 }
 MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
-# The numbers of fields: of a model, of a piece, of how it was trained, of its normalisation.
+# Field numbers: in order of the lines, those of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
-MODEL_TYPE, VOCAB_SIZE, MARK_BEHIND = 3, 4, 24
-RULE_NAME, CHARSMAP, MARK_FIRST, SINGLE_SPACES, MARKS = 1, 2, 3, 4, 5
+MODEL_TYPE, VOCAB_SIZE, MARK_AS_SUFFIX = 3, 4, 24
+RULE_NAME, CHARSMAP, MARK_FIRST, SINGLE_SPACES, MARK_SPACES = 1, 2, 3, 4, 5
 
-OWN_RULE = b"user_defined"  # what SentencePiece calls a rule that is none of its own
+CUSTOM_RULE = b"user_defined"  # SentencePiece's name for every normalisation rule that is not built in
 
-HAS_LEAF = 1 << 8  # in a unit of a compiled rule: a sequence of characters ends here
+HAS_LEAF = 1 << 8  # flag in a unit of a compiled rule: a sequence that the rule replaces ends here
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a value is written
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 FIXED_WIDTH = {FIXED64: 8, FIXED32: 4}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece as SentencePiece has it."""
+    """A piece of a SentencePiece model."""
 
     text: str
     score: float
@@ -105,268 +106,300 @@ class Piece:
 
 
 def pieces_of(model: bytes) -> list[Piece]:
-    """The pieces by id."""
-    return [_piece(field.value) for field in _fields(model) if field.number == PIECES]
+    """The pieces of a model, in the order of their ids. Raises ValueError if the bytes are no SentencePiece model."""
+    return [_decode_piece(field.value) for field in _fields(model) if field.number == PIECES]
 
 
 def is_whole(model: bytes) -> bool:
-    """Whether all parts that SentencePiece writes are there: a model that is cut off may lack the last ones."""
+    """Whether a model has pieces, a TrainerSpec and a NormalizerSpec; a truncated file may lack the last ones."""
     return {PIECES, TRAINER, NORMALIZER} <= {field.number for field in _fields(model)}
 
 
 def model_type_of(model: bytes) -> ModelType:
-    """How the model cuts text."""
-    number = _last_number(_message(model, TRAINER), MODEL_TYPE, default=1)
+    """The segmentation algorithm of a model. Raises ValueError if it is unknown."""
+    number = _last_number(_submessage(model, TRAINER), MODEL_TYPE, default=1)
     if number not in MODEL_TYPES:
         raise ValueError(f"model type {number} is unknown")
     return MODEL_TYPES[number]
 
 
 def normalizer_of(model: bytes) -> bytes:
-    """What is done to text before it is cut: a NormalizerSpec; empty where the model has none."""
-    return _message(model, NORMALIZER)
+    """The encoded NormalizerSpec of a model, which defines how text is normalised; empty if there is none."""
+    return _submessage(model, NORMALIZER)
 
 
 def charsmap_of(model: bytes) -> bytes:
-    """The compiled rule of normalizer_of; empty where characters stay as they are."""
-    return _message(normalizer_of(model), CHARSMAP)
+    """The compiled normalisation rule of a model, which maps characters to others; empty if there is none."""
+    return _submessage(normalizer_of(model), CHARSMAP)
 
 
-def keeping(rule: bytes, text: str) -> bytes:
-    """The NormalizerSpec with text left as it is, which the rule must replace by something else.
+def rule_keeping(rule: bytes, text: str) -> bytes:
+    """Returns the NormalizerSpec `rule`, changed so that it no longer replaces `text`.
 
-    A compiled rule is the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit of the
-    trie holds the byte that leads to it, whether a sequence ends there, and where the next bytes are; so one bit
-    decides whether a sequence is replaced.
+    Raises ValueError if the rule does not replace `text` in the first place.
+
+    A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
+    of the trie contains the byte that leads to it, a flag that tells whether a sequence ends there, and the offset of
+    the units for the next bytes. Clearing the flag disables the replacement.
     """
-    charsmap = bytearray(_message(rule, CHARSMAP))
-    place = 0
+    charsmap = bytearray(_submessage(rule, CHARSMAP))
+    position = 0
     offset = _offset(_unit(charsmap, 0))
     for byte in text.encode():
-        place = offset ^ byte
-        unit = _unit(charsmap, place)
+        position = offset ^ byte
+        unit = _unit(charsmap, position)
         if unit & 0xFF != byte:
             raise ValueError(f"the rule does not know {text!r}")
-        offset = place ^ _offset(unit)
-    if not _unit(charsmap, place) & HAS_LEAF:
+        offset = position ^ _offset(unit)
+    if not _unit(charsmap, position) & HAS_LEAF:
         raise ValueError(f"the rule does not replace {text!r}")
-    struct.pack_into("<I", charsmap, 4 * place + 4, _unit(charsmap, place) & ~HAS_LEAF)
-    rule = _replaced(rule, RULE_NAME, _field(RULE_NAME, OWN_RULE))
-    return _replaced(rule, CHARSMAP, _field(CHARSMAP, bytes(charsmap)))
+    struct.pack_into("<I", charsmap, 4 * position + 4, _unit(charsmap, position) & ~HAS_LEAF)
+    rule = _replace_fields(rule, RULE_NAME, _encode_field(RULE_NAME, CUSTOM_RULE))
+    return _replace_fields(rule, CHARSMAP, _encode_field(CHARSMAP, bytes(charsmap)))
 
 
-def marking_spaces(rule: bytes) -> bytes:
-    """The NormalizerSpec that strips spaces, makes them single, and writes marks for them and before the first word."""
-    for number in (MARK_FIRST, SINGLE_SPACES, MARKS):
-        rule = _replaced(rule, number, _field(number, 1))
+def rule_marking_spaces(rule: bytes) -> bytes:
+    """Returns the NormalizerSpec `rule`, changed to collapse spaces and mark words.
+
+    It then replaces each space by a space mark and puts another one before the first word.
+    """
+    for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES):
+        rule = _replace_fields(rule, number, _encode_field(number, 1))
     return rule
 
 
-def _unit(charsmap: bytearray, place: int) -> int:
-    unit: int = struct.unpack_from("<I", charsmap, 4 * place + 4)[0]
+def _unit(charsmap: bytearray, position: int) -> int:
+    """The 32-bit unit at a position of the trie, which starts 4 bytes into the compiled rule."""
+    unit: int = struct.unpack_from("<I", charsmap, 4 * position + 4)[0]
     return unit
 
 
 def _offset(unit: int) -> int:
+    """The offset of the units for the next bytes, as Darts-clone encodes it in a unit."""
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
 def cuts_at_spaces(model: bytes, mark: str) -> bool:
-    """Whether the pieces of a text are those of its words: one mark before each word, and none within a piece."""
+    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece.
+
+    mark is the space mark.
+    """
     rule = normalizer_of(model)
-    usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARKS))
-    usual &= not _last_number(_message(model, TRAINER), MARK_BEHIND, default=0)
+    usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
+    usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)
     return usual and not any(mark in piece.text[1:] for piece in pieces_of(model) if piece.type == "normal")
 
 
 def with_normalizer(model: bytes, rule: bytes) -> bytes:
-    """The model with another NormalizerSpec."""
-    return _replaced(model, NORMALIZER, _field(NORMALIZER, rule))
+    """Returns the model with its NormalizerSpec replaced by rule."""
+    return _replace_fields(model, NORMALIZER, _encode_field(NORMALIZER, rule))
 
 
 def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
-    """The model with these pieces behind its own, and its size told anew."""
-    old = [field.written for field in _fields(model) if field.number == PIECES]
-    return _with_written(model, [*old, *(_field(PIECES, _written(piece)) for piece in new)])
+    """Returns the model with new pieces added after its own."""
+    old = [field.encoded for field in _fields(model) if field.number == PIECES]
+    return _with_encoded(model, [*old, *(_encode_field(PIECES, _encode_piece(piece)) for piece in new)])
 
 
 def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
-    """The model that never splits these texts: pieces that it has change their type, others stand behind its own."""
-    old = [field.written for field in _fields(model) if field.number == PIECES]
+    """Returns the model changed to never split these texts.
+
+    The type of existing pieces is changed; texts that are no pieces yet are added after the last one.
+    """
+    old = [field.encoded for field in _fields(model) if field.number == PIECES]
     pieces = pieces_of(model)
-    places = {piece.text: place for place, piece in enumerate(pieces)}
+    positions = {piece.text: position for position, piece in enumerate(pieces)}
     for text in texts:
-        if (place := places.get(text)) is None:
-            old.append(_field(PIECES, _written(Piece(text, 0.0, "user_defined"))))
-        elif pieces[place].type != "user_defined":
-            old[place] = _field(PIECES, _written(Piece(text, pieces[place].score, "user_defined")))
-    return _with_written(model, old)
+        if (position := positions.get(text)) is None:
+            old.append(_encode_field(PIECES, _encode_piece(Piece(text, 0.0, "user_defined"))))
+        elif pieces[position].type != "user_defined":
+            old[position] = _encode_field(PIECES, _encode_piece(Piece(text, pieces[position].score, "user_defined")))
+    return _with_encoded(model, old)
 
 
-def _with_written(model: bytes, pieces: Sequence[bytes]) -> bytes:
-    """The model with these pieces, as they are written, in the place of its own."""
-    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(pieces)))
-    return _replaced(_replaced(model, PIECES, b"".join(pieces)), TRAINER, _field(TRAINER, trainer))
+def _with_encoded(model: bytes, pieces: Sequence[bytes]) -> bytes:
+    """Returns the model with these encoded pieces instead of its own, and its vocabulary size updated."""
+    trainer = _replace_fields(_submessage(model, TRAINER), VOCAB_SIZE, _encode_field(VOCAB_SIZE, len(pieces)))
+    return _replace_fields(_replace_fields(model, PIECES, b"".join(pieces)), TRAINER, _encode_field(TRAINER, trainer))
 
 
 def without_last_pieces(model: bytes, count: int) -> bytes:
-    """The model without so many of its last pieces: undoes with_pieces."""
-    pieces = [field.written for field in _fields(model) if field.number == PIECES]
-    kept = pieces[: len(pieces) - count]
-    trainer = _replaced(_message(model, TRAINER), VOCAB_SIZE, _field(VOCAB_SIZE, len(kept)))
-    return _replaced(_replaced(model, PIECES, b"".join(kept)), TRAINER, _field(TRAINER, trainer))
+    """Returns the model without its last `count` pieces; undoes with_pieces."""
+    pieces = [field.encoded for field in _fields(model) if field.number == PIECES]
+    return _with_encoded(model, pieces[: len(pieces) - count])
+
+
+# The protobuf encoding.
 
 
 @dataclass(frozen=True)
 class _Field:
     number: int
     value: int | bytes
-    written: bytes  # the whole field
+    encoded: bytes  # the complete encoded field, with its number
 
 
 def _fields(message: bytes) -> Iterator[_Field]:
-    """The fields of a message in their order."""
-    place = 0
-    while place < len(message):
-        start = place
-        tag, place = _varint(message, place)
+    """Yields the fields of an encoded message in order. Raises ValueError if the message is damaged."""
+    position = 0
+    while position < len(message):
+        start = position
+        tag, position = _read_varint(message, position)
         number, kind = tag >> 3, tag & 7
         value: int | bytes
         if kind == VARINT:
-            value, place = _varint(message, place)
+            value, position = _read_varint(message, position)
         else:
             if kind == BYTES:
-                width, place = _varint(message, place)
+                width, position = _read_varint(message, position)
             elif kind in FIXED_WIDTH:
                 width = FIXED_WIDTH[kind]
             else:
                 raise ValueError(f"a field is written in way {kind}, which SentencePiece does not use")
-            value = message[place : place + width]
-            place += width
-        if place > len(message) or not number:
+            value = message[position : position + width]
+            position += width
+        if position > len(message) or not number:
             raise ValueError("the message is cut off or damaged")
-        yield _Field(number, value, message[start:place])
+        yield _Field(number, value, message[start:position])
 
 
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the place after it."""
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    """Returns the number encoded at a position, and the position after it.
+
+    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if it does not end.
+    """
     value = 0
-    for shift, byte in enumerate(message[place : place + 10]):
+    for shift, byte in enumerate(message[position : position + 10]):
         value |= (byte & 0x7F) << 7 * shift
         if byte < 0x80:
-            return value & (1 << 64) - 1, place + shift + 1
+            return value & (1 << 64) - 1, position + shift + 1
     raise ValueError("a number has no end")
 
 
-def _message(message: bytes, number: int) -> bytes:
-    """The bytes of a field; of several they are one message together."""
-    return b"".join(_bytes(field.value) for field in _fields(message) if field.number == number)
+def _submessage(message: bytes, number: int) -> bytes:
+    """The encoded submessage in field `number`; the parts concatenated if the field occurs several times."""
+    return b"".join(_require_bytes(field.value) for field in _fields(message) if field.number == number)
 
 
 def _last_number(message: bytes, number: int, default: int) -> int:
-    """The number that a field holds; of several the last one counts."""
+    """The integer in field `number`: the last one if the field occurs several times, default if it is missing."""
     *_, value = (default, *(field.value for field in _fields(message) if field.number == number))
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")
     return value
 
 
-def _bytes(value: int | bytes) -> bytes:
+def _require_bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
         raise ValueError("a number stands where bytes are wanted")
     return value
 
 
-def _piece(value: int | bytes) -> Piece:
-    message = _bytes(value)
+def _decode_piece(value: int | bytes) -> Piece:
+    message = _require_bytes(value)
     text, score = b"", 0.0
     for field in _fields(message):
         if field.number == TEXT:
-            text = _bytes(field.value)
+            text = _require_bytes(field.value)
         elif field.number == SCORE:
-            written = _bytes(field.value)
-            if len(written) != FIXED_WIDTH[FIXED32]:
+            encoded = _require_bytes(field.value)
+            if len(encoded) != FIXED_WIDTH[FIXED32]:
                 raise ValueError("a score is no number of 32 bits")
-            (score,) = struct.unpack("<f", written)
+            (score,) = struct.unpack("<f", encoded)
     type_ = _last_number(message, TYPE, default=1)
     if type_ not in PIECE_TYPES:
         raise ValueError(f"piece type {type_} is unknown")
     return Piece(text.decode(), score, PIECE_TYPES[type_])
 
 
-def _written(piece: Piece) -> bytes:
-    """A piece as SentencePiece writes it, which leaves out that it is normal."""
+def _encode_piece(piece: Piece) -> bytes:
+    """The piece as an encoded message, without its type if that is normal, as SentencePiece writes it."""
     (type_,) = (number for number, name in PIECE_TYPES.items() if name == piece.type)
-    score = _number(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
-    return _field(TEXT, piece.text.encode()) + score + (_field(TYPE, type_) if piece.type != "normal" else b"")
+    score = _write_varint(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
+    return (
+        _encode_field(TEXT, piece.text.encode())
+        + score
+        + (_encode_field(TYPE, type_) if piece.type != "normal" else b"")
+    )
 
 
-def _field(number: int, value: int | bytes) -> bytes:
+def _encode_field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, int):
-        return _number(number << 3 | VARINT) + _number(value)
-    return _number(number << 3 | BYTES) + _number(len(value)) + value
+        return _write_varint(number << 3 | VARINT) + _write_varint(value)
+    return _write_varint(number << 3 | BYTES) + _write_varint(len(value)) + value
 
 
-def _number(value: int) -> bytes:
-    """The same in bytes as _varint reads."""
-    written = bytearray()
+def _write_varint(value: int) -> bytes:
+    """The number as a varint, which _read_varint reads."""
+    encoded = bytearray()
     while value >= 0x80:
-        written.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*written, value])
+    return bytes([*encoded, value])
 
 
-def _replaced(message: bytes, number: int, fields: bytes) -> bytes:
-    """The message with fields in the place of all that have a number; at its end where there are none."""
+def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
+    """Returns the message with all fields of that number replaced by `fields`, which are already encoded.
+
+    If the message has no such field, they are added at the end.
+    """
     kept: list[bytes] = []
-    place = None
+    position = None
     for field in _fields(message):
         if field.number != number:
-            kept.append(field.written)
-        elif place is None:
-            place = len(kept)
-    place = len(kept) if place is None else place
-    return b"".join([*kept[:place], fields, *kept[place:]])
+            kept.append(field.encoded)
+        elif position is None:
+            position = len(kept)
+    position = len(kept) if position is None else position
+    return b"".join([*kept[:position], fields, *kept[position:]])
 
 
-# SentencePiece models of tokenizers from elsewhere, whose pieces a vocabulary of its own gives other ids.
+# Tokenizers from elsewhere, such as Marian's: SentencePiece cuts text into pieces, and a separate vocabulary assigns
+# ids to the pieces.
 
-UNKNOWN_TEXT = "<unk>"  # what is shown for a token whose text nobody knows
+UNKNOWN_TEXT = "<unk>"  # shown for an unknown token
 
 
 class MappedModel:
-    """A SentencePiece model that normalises by itself, and the vocabulary that its pieces are looked up in."""
+    """The model of one side of a tokenizer from elsewhere.
+
+    It consists of a SentencePiece model, which normalises text itself, and a vocabulary that assigns ids to the pieces.
+    """
 
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
-        """Tags are pieces of the vocabulary that a line may begin with, and that the model does not know."""
-        self._bytes = model
+        """Create the model from the bytes of a SentencePiece model and a list of pieces in the order of their ids.
+
+        tags are pieces of the vocabulary that a line may begin with.
+        """
+        self._model = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._vocabulary = list(vocabulary)
         self._ids = {piece: id_ for id_, piece in enumerate(vocabulary)}
         self._special = special
         pieces = list(map(self._processor.id_to_piece, range(self._processor.vocab_size())))
-        self._tags = tuple(tag for tag in tags if tag not in pieces)  # those that it knows it finds by itself
+        self._tags = tuple(tag for tag in tags if tag not in pieces)  # SentencePiece finds tags that are its own pieces
         self.vocab_size = len(self._vocabulary)
-        # Ids of SentencePiece's own to those of the vocabulary; pieces that it lacks are left out.
+        # Maps SentencePiece's ids to those of the vocabulary, for the pieces that both have.
         self._known = {id_: self._ids[piece] for id_, piece in enumerate(pieces) if piece in self._ids}
-        # Where no piece has another id, and no tag is looked for, the ids are the model's own.
+        # If all pieces have the same ids in both and there are no tags to find, SentencePiece's ids are used.
         self._keeps_ids = self._vocabulary[: len(pieces)] == pieces and not self._tags
         self._blank_may_have_pieces = not cuts_at_spaces(model, SPACE_MARK)
-        self._silent = {id_ for id_ in special.all if id_ != special.unknown}
+        self._hidden = {id_ for id_ in special.all if id_ != special.unknown}
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 
     def normalizer(self, line: str) -> str:
-        """The line as the model sees it, what it begins with as a tag left as it is."""
-        tags, text = ("", _encodable(line)) if self._keeps_ids else split_tags(_encodable(line), self._tags)
+        """The normalised line; tags at its beginning are not changed."""
+        tags, text = ("", encodable(line)) if self._keeps_ids else split_tags(encodable(line), self._tags)
         normal: str = self._processor.normalize(text).replace(SPACE_MARK, " ").strip(" ")
         return f"{tags} {normal}".strip(" ") if tags else normal
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
-        """The ids of each line, tags first; what the vocabulary lacks is unknown."""
+        """The ids of each line, tags first; pieces that are not in the vocabulary become the unknown token."""
         if self._keeps_ids:
-            return self._own_ids(list(map(_encodable, lines)), num_threads)
-        split = [split_tags(_encodable(line), self._tags) for line in lines]
-        # As text and not as ids: what this side's model has no piece for, the vocabulary may have from the other side.
+            return self._own_ids(list(map(encodable, lines)), num_threads)
+        split = [split_tags(encodable(line), self._tags) for line in lines]
+        # Encode to pieces as text, not as ids: a character that is no piece of this side's model may still be in the
+        # vocabulary, if both sides share it.
         pieces = self._processor.encode([text for _, text in split], out_type=str, num_threads=num_threads)
         unknown = self._special.unknown
         return [
@@ -376,27 +409,27 @@ class MappedModel:
 
     def _own_ids(self, texts: list[str], num_threads: int) -> list[list[int]]:
         rows: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
-        if self._blank_may_have_pieces:  # but a blank line stays blank, as everywhere
+        if self._blank_may_have_pieces:  # a blank line must have no ids, as with every tokenizer
             rows = [row if self.normalizer(text) else [] for text, row in zip(texts, rows, strict=True)]
         return rows
 
-    def texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line, as the line has them where they are unknown."""
-        split = [split_tags(_encodable(line), self._tags) for line in lines]
+    def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        """The pieces of each line, tags first; for unknown text, the text itself."""
+        split = [split_tags(encodable(line), self._tags) for line in lines]
         rows = self._processor.encode([text for _, text in split], out_type=str)
         return [[*tags.split(), *row] for (tags, _), row in zip(split, rows, strict=True)]
 
-    def normalizing(self) -> bytes:
-        """The model as it came."""
-        return self._bytes
+    def sentencepiece_model(self) -> bytes:
+        """The SentencePiece model, as bytes and unchanged, since it includes the normalisation."""
+        return self._model
 
     def scores(self) -> list[float]:
-        """SentencePiece's, by the ids of the vocabulary; 0 where it does not know the piece."""
+        """SentencePiece's scores of the pieces in the vocabulary, by id; 0 for pieces that SentencePiece lacks."""
         known = {ours: self._processor.get_score(id_) for id_, ours in self._known.items()}
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
-    def varied_pieces(self, symbols: tuple[str, ...]) -> Pieces:
-        """What segmentations are drawn from; symbols are never split."""
+    def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
+        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
@@ -406,41 +439,47 @@ class MappedModel:
         }
         ids = {piece: self._known[id_] for piece, id_ in own.items()}
         scores = {piece: processor.get_score(id_) for piece, id_ in own.items()}
-        return Pieces(ids, scores, symbols, lambda word: self.encode([word], 1)[0])
+        return SubwordModel(ids, scores, symbols, lambda word: self.encode([word], 1)[0])
 
     def decode(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of ids, special ones left out but for the unknown where it is shown."""
+        """The text of each row of ids, without special tokens except the unknown token.
+
+        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
+        its list; otherwise it is shown as <unk>. A model that falls back to bytes never shows unknown tokens.
+        """
         if not len(tokens):
             return []
         rows = [[piece for id_ in map(int, row) for piece in self._shown(id_)] for row in tokens]
         if unknown_texts is not None and self.shows_unknown:
-            kept = [[id_ for id_ in map(int, row) if id_ not in self._silent] for row in tokens]
+            kept = [[id_ for id_ in map(int, row) if id_ not in self._hidden] for row in tokens]
             rows = [
                 with_unknown(row, self.pieces(row), self._special.unknown, unknown)
                 for row, unknown in zip(kept, unknown_texts, strict=True)
             ]
-        # SentencePiece 0.2.1 decodes no list of which the first row is empty.
+        # SentencePiece 0.2.1 cannot decode a list whose first row is empty.
         found = iter(self._processor.decode([row for row in rows if row]) if any(rows) else ())
-        # A piece that this side's model does not know is written as it is, its space mark too.
+        # SentencePiece copies pieces that it lacks to the text, with their space marks.
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to be decoded."""
+        """The pieces to decode for an id: none for special tokens, except for an unknown token that is shown."""
         if id_ == self._special.unknown and self.shows_unknown:
-            return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]  # in two, since SentencePiece shows the whole as a question mark
+            # In two pieces, since SentencePiece shows its own <unk> as a question mark.
+            return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]
         return () if id_ in self._special.all else (self._vocabulary[id_],)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece that each id stands for."""
+        """The piece of each id."""
         return [self._vocabulary[id_] for id_ in tokens]
 
 
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
-    """The pieces of these tokens for SentencePiece to decode, with texts in the places of unknown ones.
+    """Returns the pieces of tokens for SentencePiece to decode, with each unknown one replaced by the next of texts.
 
-    A text goes in character by character: as a whole it might be a piece, such as <unk>, that decoding does not show.
+    If there are too few texts, <unk> is used. Texts are inserted character by character, since a complete text might
+    equal a piece that decoding hides, such as <unk>.
     """
     left = iter(texts)
     shown: list[str] = []
@@ -449,6 +488,6 @@ def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, tex
     return shown
 
 
-def _encodable(line: str) -> str:
-    """Half of a surrogate pair has no UTF-8; it becomes a question mark."""
+def encodable(line: str) -> str:
+    """The line with lone surrogates, which UTF-8 cannot encode, replaced by question marks."""
     return line.encode("utf-8", errors="replace").decode("utf-8")

@@ -1,5 +1,5 @@
-"""Training: binarized corpora and validation text go in; checkpoints, a log and a bundle come out.
+"""Training: reads binarized corpora and validation text; writes checkpoints, a log and a bundle.
 
-train holds the loop and the life of a run (start, resume, save, finish), update one update of the weights. May import
-preparation, translation (validation translates) and what is below them.
+The module train has the training loop, from the start of a run to its bundle; the module update makes one update of the
+weights. This package may import preparation, translation (for validation) and the layers below them.
 """

@@ -1,4 +1,4 @@
-"""Writes checkpoints and goes on from them; and starts a run anew."""
+"""Writes, loads and deletes checkpoints, and replaces an old run by a new one (--fresh)."""
 
 import json
 import re
@@ -47,7 +47,10 @@ LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Mend what a kill left, so that all that is there is whole; for the one who may write there."""
+    """Restore or remove checkpoints that a killed process left half written or half deleted.
+
+    Only the process that holds the lock of the run may call it.
+    """
     for leftover in list(checkpoints.glob(".step-*")):
         if name := LEFTOVER.fullmatch(leftover.name):
             settle(leftover.with_name(name[1]))
@@ -58,7 +61,10 @@ def clear_leftovers(checkpoints: Path) -> None:
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    """Write the checkpoint of this step; identity is what a run must share with it to go on from it."""
+    """Write the checkpoint of the current step. Raises CheckpointError if it cannot be written.
+
+    identity has the settings and checksums that must match for a run to resume from the checkpoint (see identity_of).
+    """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
     tensors = {WEIGHTS: weights, OPTIMIZER: optimizer_tensors(state.optimizer, state.model)}
@@ -69,7 +75,7 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
             for name in tensors:
                 save_file(tensors[name], new / name)
             files = {name: file_checksum(new / name) for name in tensors}
-            content = {"format": FORMAT, "progress": _told(state.progress), "identity": identity, "files": files}
+            content = {"format": FORMAT, "progress": _as_json(state.progress), "identity": identity, "files": files}
             text = json.dumps({**content, "sha256": content_checksum(content)}, indent=1)
             (new / PROGRESS).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -78,16 +84,17 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
         ) from None
 
 
-def _told(progress: Progress) -> dict[str, Any]:
-    """Progress as JSON has it; changes and plan only where there are some, so that earlier versions read the others."""
+def _as_json(progress: Progress) -> dict[str, Any]:
+    """The progress as a dict for JSON; changes and plan are left out if empty, so that earlier versions can read it."""
     return {name: value for name, value in asdict(progress).items() if value or name not in ("changes", "plan")}
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Put model, average, optimizer and progress where they were.
+    """Load the checkpoint of a step into state: model, moving average, optimizer and progress.
 
-    An average begins at the weights where the checkpoint has none. The optimizer starts with empty memory where its
-    own is of another kind, such as sgd's beside Adam's.
+    If the checkpoint has no moving average, the average is set to the weights. If the checkpoint is from another kind
+    of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded. Raises CheckpointError if a
+    file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -103,9 +110,10 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
-    """Drop weights that no average can need, and the optimizer's memory of all but the newest checkpoints.
+    """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` ones.
 
-    Call it when the newest is safe. What the best one averages stays, and so does what a future best one will.
+    Needed are the newest `keep` checkpoints, the best one, those that are averaged with it, and the last `average`
+    scheduled ones, which may be averaged with a later best one. Call this after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -114,15 +122,15 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
         directory = step_directory(checkpoints, step)
         if step not in needed:
             if not directory.is_symlink():
-                (directory / PROGRESS).unlink()  # first, so that a kill leaves nothing that looks like a checkpoint
+                (directory / PROGRESS).unlink()  # first, so that what a kill leaves is not taken for a checkpoint
             remove(directory)
         elif step not in newest:
             (directory / OPTIMIZER).unlink(missing_ok=True)
 
 
-# Starting a run anew: the old run goes only when the new one has a checkpoint to put in its place.
+# Fresh starts: the old run is deleted only when the new one has a checkpoint.
 
-MARKER = ".fresh.json"  # there while an old run stands aside; tells how far that is
+MARKER = ".fresh.json"  # exists while an old run is set aside; holds its state, "begun" or "aside"
 
 NAMES = (
     "log.jsonl",
@@ -131,36 +139,36 @@ NAMES = (
     "config.yaml",
     "run.json",
     "tensorboard",
-)  # all that training left
-PREPARED = ("tokenizer", "data/train", "data/valid")  # what it was prepared from, put aside only to be made anew
+)  # what training wrote, besides checkpoints and model
+PREPARED = ("tokenizer", "data/train", "data/valid")  # what training read; set aside only if it is made again
 
 
 class FreshStart:
-    """An old run that stands aside for a new one."""
+    """The replacement of an old run by a new one in the same directory."""
 
     def __init__(self, run: Path) -> None:
-        """Nothing is done yet; begin() does."""
+        """Change no files yet; begin sets the old run aside."""
         self.run = run
         self.is_over = False
 
     def begin(self) -> None:
-        """Put the old run aside, but for its model and for what it was prepared from."""
+        """Rename the checkpoints and records of the old run to hidden names; its model, tokenizer and data stay."""
         _write_marker(self.run, "begun")
         for directory in step_directories(self.run / "checkpoints"):
             directory.rename(_hidden(directory))
         for name in NAMES:
             put_aside(self.run / name)
         if (tensorboard := self.run / "tensorboard").is_symlink():
-            tensorboard.resolve().mkdir(exist_ok=True)  # TensorBoard cannot write to a link that leads nowhere
+            tensorboard.resolve().mkdir(exist_ok=True)  # TensorBoard cannot write to a dangling link
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Put aside what is going to be made anew: some of PREPARED."""
+        """Set aside the named items of PREPARED, since they will be made again."""
         for name in names:
             put_aside(self.run / name)
 
     def keep_new(self) -> None:
-        """The new run has a checkpoint: the old one goes."""
+        """Delete the old run, unless that is done already; to be called once the new run has a checkpoint."""
         if not self.is_over:
             _keep_new(self.run)
             self.is_over = True
@@ -168,7 +176,7 @@ class FreshStart:
 
 @contextmanager
 def fresh_start(run: Path) -> Iterator[FreshStart]:
-    """The old run stands aside within the block; at its end it is back, unless the new one was kept."""
+    """A context that sets the old run aside, and at its end brings it back unless keep_new was called."""
     start = FreshStart(run)
     with undone_when_ended():
         try:
@@ -180,14 +188,14 @@ def fresh_start(run: Path) -> Iterator[FreshStart]:
 
 
 def settle_fresh(run: Path) -> None:
-    """Bring back the old run, or drop it if the new one has a checkpoint; for the one who may write there.
+    """Finish a fresh start that was interrupted: bring back the old run, or delete it if the new one has a checkpoint.
 
-    Does nothing where no fresh start was interrupted.
+    Only the process that holds the lock of the run may call it. Does nothing if no fresh start was interrupted.
     """
     marker = run / MARKER
     if not marker.exists():
         return
-    # Before all of it stood aside, the checkpoints there are may be the old ones.
+    # If the old run was not set aside completely, the checkpoints may still be those of the old run.
     if _state(marker) == "aside" and checkpoint_steps(run / "checkpoints"):
         _keep_new(run)
     else:
@@ -195,7 +203,7 @@ def settle_fresh(run: Path) -> None:
 
 
 def _bring_back(run: Path) -> None:
-    """Return the old run to its place; a kill on the way is made good by the next call."""
+    """Rename the files of the old run back, then delete the marker; calling it again finishes an interrupted call."""
     for hidden in _hidden_steps(run / "checkpoints"):
         directory = hidden.with_name(_visible(hidden))
         remove(directory)
@@ -206,7 +214,7 @@ def _bring_back(run: Path) -> None:
 
 
 def _keep_new(run: Path) -> None:
-    """Drop the old run; a kill on the way is made good by the next call."""
+    """Delete the hidden files of the old run, then the marker; calling it again finishes an interrupted call."""
     for hidden in _hidden_steps(run / "checkpoints"):
         remove(hidden)
     for name in (*PREPARED, *NAMES):
@@ -231,7 +239,7 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """How far the old run stands aside; "begun" where the marker cannot be read, so that it is brought back."""
+    """The state in the marker; "begun" if it cannot be read, so that the old run is brought back."""
     try:
         content = json.loads(marker.read_bytes())
     except ValueError:

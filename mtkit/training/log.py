@@ -1,4 +1,4 @@
-"""log.jsonl, TensorBoard, and the progress of training on a terminal."""
+"""Logs training to log.jsonl and to TensorBoard, and shows its progress on stderr."""
 
 import math
 from contextlib import suppress
@@ -14,13 +14,13 @@ from mtkit.errors import CheckpointError, MtkitError, bar_size, duration, is_sho
 from mtkit.files import json_text
 from mtkit.training.schedule import expected_steps
 
-# What of an event is drawn, and under which name; TensorBoard folds what stands before the slash.
+# TensorBoard draws the numbers of the events in CURVES, each under EVENT/NAME, except those named in NOT_DRAWN.
 CURVES = {"train", "validation", "average"}
 NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
 
 def require_tensorboard() -> None:
-    """Tell in one line how to install what is missing, before any work."""
+    """Raise MtkitError if the package tensorboard is not installed; the message says how to install it."""
     if find_spec("tensorboard") is None:
         raise MtkitError(
             "training.tensorboard wants the package tensorboard, which is not installed; install it with "
@@ -29,10 +29,10 @@ def require_tensorboard() -> None:
 
 
 class Board:
-    """Draws the events of a log as they come."""
+    """Writes the events of a training log for TensorBoard."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """What an earlier process drew of steps after this one is no longer shown: it will be drawn again."""
+        """Open the files; what an earlier process drew after this step is hidden, since it will be drawn again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.directory = directory
@@ -40,14 +40,14 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """One event of the log: figures as curves, samples as text, the rest not at all."""
+        """Draw an event: the numbers of an event in CURVES as curves, a "sample" as text; other events are ignored."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
             step = values["steps"][-1]
         assert isinstance(step, int)
         if event == "sample":
-            # In the order of the log, so that a step has the samples 1, 2, 3.
+            # The samples of each step are numbered 1, 2, 3, in the order of the log.
             number = self._num_samples.get(step, 0) + 1
             self._num_samples = {step: number}
             text = "\n".join(f"    {values[name]}" for name in ("source", "hypothesis", "reference"))
@@ -56,30 +56,34 @@ class Board:
             for name, value in values.items():
                 if name not in {"step", *NOT_DRAWN} and isinstance(value, int | float) and math.isfinite(value):
                     self._writer.add_scalar(f"{event}/{name}", value, step)
-        self._writer.flush()  # so that a kill loses no more than of the log
+        self._writer.flush()  # so that a kill loses no event that is in log.jsonl
 
     def close(self) -> None:
-        """No more events."""
-        with suppress(OSError):  # all there is to write was written, or is told of already
+        """Close the files; draw may not be called afterwards."""
+        with suppress(OSError):  # draw has flushed each event and raised any error
             self._writer.close()
 
 
-# log.jsonl, and what a line of it sums up.
+# log.jsonl.
 
 
 class Log:
-    """One object a line, drawn on a board too if there is one. Opening cuts it back to what the checkpoint knows of."""
+    """Writes events to log.jsonl, one JSON object per line, and to a TensorBoard board if there is one."""
 
     def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
+        """Open the log for appending, truncated to `length` bytes, the length that it had at the checkpoint."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._board = board
         self._file = path.open("ab", buffering=0)
-        self.length = min(length, self._file.tell())  # in bytes
+        self.length = min(length, self._file.tell())  # of the file, in bytes
         self._file.truncate(self.length)
 
     def write(self, event: str, **values: object) -> None:
-        """Add one event; a figure that is not finite, which JSON cannot say, is null."""
+        """Append an event with its values. Raises CheckpointError if it cannot be written.
+
+        Infinities and NaN, which JSON does not have, are written as null.
+        """
         line = json_text({"event": event, **values})
         data = line.encode("utf-8", "replace") + b"\n"
         try:
@@ -97,7 +101,7 @@ class Log:
                 raise CheckpointError(f"{where}: cannot be written: {error.strerror}; {REMEDY}") from None
 
     def close(self) -> None:
-        """No more events."""
+        """Close the log and its board; write may not be called afterwards."""
         self._file.close()
         if self._board:
             self._board.close()
@@ -106,26 +110,26 @@ class Log:
 REMEDY = "the checkpoints are untouched: make room and start again"
 
 
-# How far training is: a bar on a terminal, else lines on stderr.
+# Progress on stderr: a bar if stderr is a terminal, else lines.
 
-LEAST_SECONDS = 5.0  # between two lines, however fast updates are
-MOST_SECONDS = 30.0  # without a line, however slow they are
+LEAST_SECONDS = 5.0  # minimum time between two lines
+MOST_SECONDS = 30.0  # time without a line after which one is shown early
 
 
 class ShownTraining:
-    """Shows each line of the log as it is written: loss, learning rate, speed, and the time that is left.
+    """Shows the progress of training on stderr: loss, learning rate, speed, and the time left.
 
-    On a terminal these stand in a bar. Elsewhere they are a line for every training.log_every updates. Lines that would
-    come within LEAST_SECONDS of the one before are left out, but the first, the last and the one before a validation
-    always come; and where so many updates take longer than MOST_SECONDS, there is a line after as many seconds.
+    On a terminal it shows a bar, elsewhere a line every training.log_every updates. A line that follows another within
+    LEAST_SECONDS is left out, unless it is the last line before a validation or before the end. If log_every updates
+    take longer than MOST_SECONDS, an additional line is shown after that time.
     """
 
     def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
         self._progress = progress
         self._settings = settings
-        self._told: float | None = None  # when the last line was printed
+        self._told: float | None = None  # the time when the last line was printed; None before the first
         self._begun = monotonic()
-        self._left_out: str | None = None  # the last line, if it came too soon
+        self._left_out: str | None = None  # the newest line, if it was not printed since it came too soon
         self._has_lines = is_shown() and not on_terminal()
         columns, rows = bar_size()
         self._bar = tqdm(
@@ -139,29 +143,29 @@ class ShownTraining:
         )
 
     def close(self) -> None:
-        """No more updates come."""
+        """Close the bar, and print the newest line if it was left out."""
         self._bar.close()
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Print the last line if it was left out, since something else than an update comes now."""
+        """Print the newest line if it was left out; to be called before a validation and at the end."""
         if self._left_out is not None:
             say(self._left_out)
             self._left_out = None
 
     def update(self) -> None:
-        """One more step is done."""
+        """Advance the bar by one update."""
         self._bar.update()
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a line is to be shown though the log has none yet; never right after a validation."""
+        """Whether a line is due early: MOST_SECONDS after the last line, the last log entry and the last validation."""
         progress = self._progress
         is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show a line of the log, or what it would be so far, after so many epochs."""
+        """Show the means over the latest updates (see Window.record); epochs is the number of epochs trained so far."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

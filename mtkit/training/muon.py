@@ -1,4 +1,4 @@
-"""Muon: momentum whose updates of hidden matrices are orthogonalised, beside Adam for all other weights."""
+"""Muon: orthogonalised momentum updates for hidden matrices, Adam for all other weights."""
 
 # M matrices of one shape, A rows, B columns, A <= B.
 
@@ -18,17 +18,18 @@ GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
 class Muon(torch.optim.Adam):
-    """Orthogonalises the updates of matrices, and leaves all other parameters to Adam.
+    """Adam that orthogonalises the updates of hidden matrices.
 
-    After Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov's momentum. A matrix that holds several
-    (queries, keys and values; gates) is cut into blocks of rows, each orthogonalised by itself. Updates are scaled by
-    0.2 sqrt(max(rows, columns)), as in Liu et al. (2025, arXiv:2502.16982), so that Adam's learning rates suit them.
+    After Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov momentum. A matrix that stacks several
+    (queries, keys and values; gates) is split into blocks of rows, and each is orthogonalised separately. Updates are
+    scaled by 0.2 sqrt(max(rows, columns)), as in Liu et al. (2025, arXiv:2502.16982), so that learning rates that suit
+    Adam suit them, too.
     """
 
     def __init__(
         self, model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float, rate: float, fused: bool
     ) -> None:
-        """Take the parameters of a model; matrices have rate times the learning rate, and the decoupled weight decay."""
+        """Optimizer of a model's parameters; hidden matrices have rate x learning rate, and decoupled weight decay."""
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
         groups: list[dict[str, Any]] = [

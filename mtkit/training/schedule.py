@@ -1,18 +1,19 @@
-"""How long training goes on and how fast: learning-rate schedules, limits, minutes."""
+"""Learning-rate schedules, the limits that end training, and plans for a given number of minutes."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mtkit.bundle.checkpoints import Change, Progress, setting_at
-from mtkit.config.training_settings import SHARES, TrainingConfig, settled
+from mtkit.config.training_settings import ENDING, SHARES, TrainingConfig, settled
 from mtkit.errors import ConfigError, counted, say
 
 
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
+    """The rate is factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
 
-    The paper's factor is 1; a learning_rate is the peak, factor = learning_rate x sqrt(d_model x warmup_steps).
+    If learning_rate is set, it is the peak: factor = learning_rate x sqrt(d_model x warmup_steps). If not, factor is 1,
+    as in the paper.
     """
     warmup = max(settled(config.warmup_steps), 1)
     factor = 1.0 if config.learning_rate is None else config.learning_rate * (d_model * warmup) ** 0.5
@@ -20,24 +21,24 @@ def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float
 
 
 def inverse_sqrt(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, then peak x sqrt(warmup / step), as in fairseq."""
+    """The rate rises linearly to the peak, then falls as peak x sqrt(warmup / step), as in fairseq."""
     warmup = max(settled(config.warmup_steps), 1)
     return float(_peak(config) * min(step / warmup, (warmup / step) ** 0.5))
 
 
 def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, which then stays."""
+    """The rate rises linearly to the peak, then stays constant."""
     return _peak(config) * _warmth(step, config)
 
 
 def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, then a line to final_learning_rate at max_steps."""
+    """The rate rises linearly to the peak, then falls linearly to final_learning_rate at max_steps."""
     final, left = config.final_learning_rate, 1 - _share_done(step, config)
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
 
 def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, then half a cosine to final_learning_rate at max_steps.
+    """The rate rises linearly to the peak, then falls along half a cosine to final_learning_rate at max_steps.
 
     Loshchilov & Hutter 2017, equation 5, without restarts.
     """
@@ -47,7 +48,10 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 
 
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """A linear rise to the peak, which is multiplied by plateau_factor each time, down to final_learning_rate."""
+    """The rate rises linearly to the peak, then stays constant until validations lower it.
+
+    Each lowering multiplies the rate by plateau_factor, but not to less than final_learning_rate.
+    """
     rate = max(_peak(config) * config.plateau_factor**lowered, config.final_learning_rate)
     return rate * _warmth(step, config)
 
@@ -58,12 +62,12 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """How far warm-up is, from 0 to 1."""
+    """The fraction of warm-up that is done, 0 to 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
-    """How far the way from the end of warm-up to max_steps is gone, from 0 to 1."""
+    """The fraction of the steps between warm-up and max_steps that are done, 0 to 1."""
     warmup = max(settled(config.warmup_steps), 1)
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
@@ -77,19 +81,18 @@ SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "plateau": plateau,
 }
 
-# Schedules that end at max_steps: it decides every rate, so it may not change midway.
-ENDING = {"linear", "cosine"}
-
 
 def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:
-    """Of update number step, from 1."""
+    """The learning rate of update number step, counted from 1; lowered is how often validations have lowered it."""
     return SCHEDULES[config.schedule](step, config, d_model, lowered)
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
-    """Whether so many validations since the best one, or since the rate was lowered, lower it now.
+    """Whether the schedule is plateau and lowers the learning rate after `stale` stale validations.
 
-    Never at the floor. JoeyNMT's plateau, which is PyTorch's, waits for one validation more than its patience.
+    A validation is stale if it is no better than the best one; stale ones are counted since the best one or since the
+    rate was last lowered. A rate at final_learning_rate is not lowered. PyTorch's ReduceLROnPlateau, which JoeyNMT
+    uses, waits for one validation more than its patience.
     """
     return (
         config.schedule == "plateau"
@@ -98,42 +101,42 @@ def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
     )
 
 
-# When training saves, and when it ends: at a limit on updates, minutes or validations, or in divergence.
+# When training saves, and when it ends.
 
 
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
-    """Whether a checkpoint was due after so many updates, by the settings of then.
+    """Whether a checkpoint was due at a step, by the settings that the run had at that step.
 
-    One made because the run was stopped is not averaged.
+    Checkpoints that were not due, but written because the run was stopped, are not averaged.
     """
-    return any(
+    return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
         for name in ("save_every", "validate_every")
     )
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
-    """Which limit is reached; nothing while none is."""
+    """The limit that training has reached, in words; "" if it has reached none."""
     if progress.step >= settled(config.max_steps):
         return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
     if config.patience is not None and progress.bad_validations >= config.patience:
-        best = f" than that of step {progress.best_step:,}" if progress.best_step else ""
+        best = f" than that of step {progress.best_step:,}" if progress.has_best else ""
         validations = counted(progress.bad_validations, "validation")
         return f"no better {config.select_by} in {validations} (training.patience){best}"
     return ""
 
 
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
-    """Where training will end if it goes on at this pace, by the limits on steps and minutes."""
+    """The step at which max_steps or max_minutes will end training, if its speed stays the same."""
     if config.max_minutes is None:
         return settled(config.max_steps)
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
-    """What tells that no update brings training forward any more; nothing while it goes on."""
+    """Why training counts as diverged, in words; "" if it does not."""
     if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
@@ -141,17 +144,18 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
     return ""
 
 
-# What fits into the minutes of a run: the numbers that auto settings stand for, and warnings of what does not fit.
+# Plans for max_minutes: the numbers that auto settings get, and warnings of what does not fit.
 
-MOST_VALIDATIONS = 10  # in a plan
-VALIDATION_SHARE = 0.2  # of the minutes, at most, that validations take in a plan, unless that leaves none
-APART = 10  # updates from one validation to the next, at least
-WARMUP_SHARE = 0.1  # of the updates
-MOST_WARMUP = 4000  # updates, as in Vaswani et al. (2017)
-FEW_UPDATES = 300  # fewer leave a model that translates next to nothing
-RESERVE = 0.1  # of the minutes, for a machine that becomes slower
-LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0  # updates, and seconds of them, by which the speed is known
-FALLEN = 0.95  # share of max_steps after which a schedule that ends there is as good as down
+MOST_VALIDATIONS = 10  # maximum in a plan
+VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, which always has one
+APART = 10  # minimum number of updates between two validations
+WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
+MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
+FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
+RESERVE = 0.1  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
+# A forecast is made after MOST_SEEN updates, or after SECONDS_SEEN and LEAST_SEEN updates.
+LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
+FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was fixed for a run whose max_steps is auto. It is kept in every checkpoint."""
+    """The numbers that replace auto in a run whose max_steps is auto; every checkpoint holds them."""
 
     max_minutes: float
     max_steps: int
@@ -173,12 +177,12 @@ class Plan:
     save_every: int
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """The settings with these numbers where they say auto."""
+        """A copy of the settings with the numbers of the plan in place of auto."""
         numbers = {name: value for name, value in asdict(self).items() if getattr(config, name) == "auto"}
         return config.model_copy(update=numbers)
 
     def told(self, pace: Pace) -> str:
-        """The plan in words."""
+        """The plan in words, with the pace that was measured for it."""
         return (
             f"{_minutes_are(self.max_minutes)} {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
             f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
@@ -186,15 +190,15 @@ class Plan:
         )
 
     def for_minutes(self, max_minutes: float) -> "Plan":
-        """The same for other minutes: max_steps changes as they do, and nothing else."""
+        """A copy of the plan for another max_minutes: max_steps is scaled in proportion, the other numbers stay."""
         max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
         return replace(self, max_minutes=max_minutes, max_steps=max_steps)
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
-    """The plan for a run of max_minutes, of which measuring the pace has taken spent seconds.
+    """The plan for a run of max_minutes, of which `spent` seconds are used before its first update.
 
-    The last validation comes with the last update. Raises ConfigError if a given warmup_steps does not fit.
+    If validate_every is auto, max_steps is a multiple of it. Raises ConfigError if warmup_steps is given but too large.
     """
     assert config.max_minutes is not None, "the settings check it"
     seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
@@ -218,7 +222,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """The settings with shares of max_steps where warmup_steps, validate_every and save_every are auto."""
+    """A copy of the settings; warmup_steps, validate_every and save_every that were auto are shares of max_steps."""
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
     shares = {
@@ -230,23 +234,24 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 
 
 class Forecast:
-    """Tells once, as soon as the speed is known, how far the minutes reach, and what does not fit into them.
+    """Reports once, when the speed is known, how many updates fit into max_minutes, if these are fewer than max_steps.
 
-    Where the updates were planned for the minutes there is nothing to tell.
+    It warns if that is too few for the settings. If is_planned, max_steps was chosen to fit max_minutes, and nothing is
+    reported.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
         self._config = config
-        self._first: tuple[int, float] | None = None  # the first step that was seen, and its seconds
+        self._first: tuple[int, float] | None = None  # the first step that see was called with, and its seconds
         self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
-        """Training goes on from a step; where no minutes end it, all is known already."""
+        """To be called when training begins or resumes; without max_minutes, warns if max_steps is too small."""
         if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
-        """Called after each update, with its step and the seconds of training so far."""
+        """To be called after each update with its step and the seconds of training so far; reports at most once."""
         if self._is_told or self._config.max_minutes is None:
             return
         if self._first is None:
@@ -265,7 +270,7 @@ class Forecast:
 
 
 def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
-    """What a training that ends at last_step is too short for; empty if all fits."""
+    """Which settings do not fit into a training that ends at last_step, in words; empty if all fit."""
     warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
     found = []
     if warmup > 1 and last_step <= warmup:
@@ -278,7 +283,7 @@ def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
 
 
 def advice(config: TrainingConfig) -> str:
-    """How to give a run enough time, or settings that fit into its time."""
+    """Advice for a warning: give the run more time or updates, or change the settings that do not fit."""
     if config.max_minutes is None:
         return "Raise training.max_steps, or lower the others"
     if config.max_steps == "auto":
@@ -296,14 +301,17 @@ def advice(config: TrainingConfig) -> str:
 
 
 def _shares(config: TrainingConfig, update_seconds: float) -> str:
-    """How warm-up and validations lie in the updates, where all of them fit."""
+    """The part of the forecast that says how many updates warm-up takes and when the first validation comes."""
     every = settled(config.validate_every)
     first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
     return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
 
 
 def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
-    """Warn if a training that ends at last_step is too short for its settings; returns whether it is."""
+    """Warn if a training that ends at last_step is too short for its settings; returns whether it warned.
+
+    The warning begins with `told`, which says how many updates there are.
+    """
     found = shortcomings(config, last_step)
     if found:
         say(f"mtkit: warning: {told}, which is not enough: {'; '.join(found)}. {advice(config)}")
@@ -311,13 +319,13 @@ def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
 
 
 def _minutes_are(minutes: float) -> str:
-    """3 minutes are, 1 minute is."""
+    """The minutes in words with a verb: "3 minutes are", "1 minute is"."""
     told = _in_minutes(minutes)
     return f"{told} {'is' if told.startswith('1 ') else 'are'}"
 
 
 def _in_minutes(minutes: float) -> str:
-    """A time limit as people say it: 30 seconds, 1 minute, 2.5 minutes."""
+    """The minutes in words: "30 seconds", "1 minute", "2.5 minutes"."""
     if minutes < 1:
         return counted(round(60 * minutes), "second")
     amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"

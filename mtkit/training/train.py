@@ -1,7 +1,4 @@
-"""Training: from binarized data to a bundle, going on from where an earlier run stopped.
-
-runs/NAME/checkpoints/step-…/   log.jsonl
-"""
+"""Trains a run: begins or resumes it, then updates, validates and saves in a loop, and writes the bundle at the end."""
 
 import copy
 import math
@@ -50,7 +47,7 @@ from mtkit.training.records import (
     validation_digest,
     with_changes,
     write_bundle,
-    write_start,
+    write_facts,
     write_trained,
 )
 from mtkit.training.schedule import (
@@ -71,47 +68,11 @@ from mtkit.training.schedule import (
 from mtkit.training.update import LossScaler, MovingAverage, TrainState, Updater, make_optimizer
 from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
 
-LEAST, MOST = 3, 50  # updates that are timed, after one that is not
-SHARE, LONGEST = 0.03, 60.0  # of the minutes, and seconds, that measuring takes unless a few updates take longer
-
-
-def measure_pace(
-    model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
-) -> Pace:
-    """Seconds of an update and of a validation, by the first batches of a run; model and progress stay as they are."""
-    update = _update_seconds(model, feed, progress, stop)
-    return Pace(update, validation.expected_seconds(model, tokenizer, stop))
-
-
-def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
-    """The mean over some updates; the first one, in which memory is set up, does not count."""
-    settings, device = feed.config.training, model.device
-    trial = copy.deepcopy(model)
-    state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
-    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0))
-    longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
-    begun = time.monotonic()
-    with feed.batches(progress.step, progress.pairs) as stream:
-        for done in range(MOST + 1):
-            stop.check()
-            batches = [batch for _, parts in islice(stream, settings.accumulate) for batch in parts]
-            updater.update(batches, done + 1, 0.0)
-            if not done:
-                begun = time.monotonic()
-            elif done >= LEAST and time.monotonic() - begun >= longest:
-                break
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.monotonic() - begun) / done
-
-
-# Training: from binarized data to a bundle, going on from where an earlier run stopped.
-
-NUM_SAMPLES = 3  # translations shown at each validation
+NUM_SAMPLES = 3  # number of translations shown at each validation
 
 
 def nothing() -> None:
-    """What is done after a checkpoint unless somebody waits for one."""
+    """Does nothing: the default for after_save."""
 
 
 def train(
@@ -120,11 +81,11 @@ def train(
     change: bool = False,
     after_save: Callable[[], None] = nothing,
 ) -> None:
-    """Train until a limit of the settings is reached, and leave the bundle in the run directory.
+    """Train until a limit of the settings is reached, and write the bundle into the run directory.
 
-    validation holds the sources and the references. Goes on from the last checkpoint there is, with other settings than
-    it was made with if change says so. after_save is called after each checkpoint. Raises StoppedError after Ctrl-C,
-    SIGTERM or SIGHUP, the state saved.
+    validation holds the sources and the references. Training resumes from the newest checkpoint if there is one; change
+    (--change) allows other settings than those of the checkpoint. after_save is called after each checkpoint. Raises
+    StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -138,7 +99,7 @@ def train(
 
 
 class Trainer:
-    """The training loop and all that it needs at hand."""
+    """Trains one run, from its first update or its newest checkpoint to its bundle."""
 
     def __init__(
         self,
@@ -150,7 +111,7 @@ class Trainer:
         after_save: Callable[[], None] = nothing,
     ) -> None:
         self.given = config
-        self.config = config  # with numbers for what is auto, once they are known
+        self.config = config  # as given, with numbers in place of auto once they are known
         self.after_save = after_save
         self.run_path = config.run_path
         self.checkpoints = config.run_path / "checkpoints"
@@ -162,7 +123,7 @@ class Trainer:
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
-        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.marks)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
         optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         if config.training.max_steps != "auto":
@@ -170,9 +131,10 @@ class Trainer:
         decay = config.training.ema_decay
         average = MovingAverage(self.model, decay) if decay else None
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
-        self.is_saved = False  # whether the newest checkpoint holds all of the state
-        self.start: str | None = None  # checksum of the weights that training started from
-        self.changes = Changes([], [], [])  # since the checkpoint that training goes on from
+        self.is_saved = False  # whether the newest checkpoint holds the current state
+        self.started_from: str | None = None  # checksum of the weights that training started from
+        self.validates_start = False  # whether to validate the model that training starts from, before any update
+        self.changes = Changes([], [], [])  # differences from the checkpoint that training resumes from
         self._resume(change)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
@@ -182,25 +144,41 @@ class Trainer:
 
     @property
     def settings(self) -> TrainingConfig:
-        """The settings of training."""
+        """The training settings, with numbers in place of auto once they are known."""
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Numbers take the place of what is auto."""
+        """Use these training settings, which have numbers in place of auto."""
         self.config = self.given.model_copy(update={"training": training})
 
-    # Going on.
+    def _rate(self, step: int, settings: TrainingConfig) -> float:
+        """The learning rate of update number step under the given settings."""
+        return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
 
-    def _identity(self) -> dict[str, Any]:
-        validation = validation_digest(self.config)
-        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.start)
+    # How a run begins: new, from another model, or from its newest checkpoint.
+
+    def _begin(self) -> None:
+        """Begin a new run: load the weights of training.start_from if it is set, else keep the random ones."""
+        if bundle := start_bundle(self.config):
+            weights = bundle.weights()
+            require_weights_of(self.model, weights, str(bundle.path))
+            self._set_weights(weights)
+            self.started_from = noted_start(bundle)
+            # A model with pieces or tags that were never trained must not become the best one before it learns them.
+            self.validates_start = not (bundle.untrained or bundle.untrained_tags)
+            if self.settings.ema_decay:
+                self.state.average = MovingAverage(self.model, self.settings.ema_decay)
+            say(f"starting from the weights of {bundle.path}")
 
     def _resume(self, change: bool) -> None:
-        """Go on from the newest checkpoint, if there is one; with other settings, if that is free or asked for."""
+        """Load the newest checkpoint, or begin a new run if there is none.
+
+        Raises CheckpointError if settings changed in a way that is never allowed, or that needs change to be True.
+        """
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
-            self._start()
+            self._begin()
             return
         step = steps[-1]
         saved, found, _ = read_progress(self.checkpoints, step)
@@ -208,9 +186,9 @@ class Trainer:
         if plan:
             self._settle(plan.settings(self.given.training))
         noted = found["training"].get("start_from")
-        self.start = start_checksum(self.config, noted)
-        if self.settings.start_from and not self.start:
-            self.start = noted or "a model that is not there"
+        self.started_from = start_checksum(self.config, noted)
+        if self.settings.start_from and not self.started_from:
+            self.started_from = noted or "a model that is not there"
         self.changes = changes_since(found, self._identity(), self.config)
         require_allowed(self.changes, self.run_path, step, change)
         load_checkpoint(self.checkpoints, step, self.state)
@@ -219,14 +197,17 @@ class Trainer:
         self.is_saved = True
         say(f"going on from step {step:,} in {self.run_path}")
         progress = self.state.progress
-        if progress.best_step and progress.best_step not in steps:
+        if progress.has_best and progress.best_step not in steps:
             say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
             progress.best_step, progress.best_score = 0, float("-inf")
         if self.changes.all:
             self._change(found)
 
     def _plan_of(self, progress: Progress, step: int) -> Plan:
-        """What auto settings were fixed at when the run began; other minutes than then make it so much longer."""
+        """The plan in the progress of a checkpoint, scaled if max_minutes has changed since the run began.
+
+        Raises CheckpointError if the run began with numbers instead of auto.
+        """
         if progress.plan is None:
             raise CheckpointError(
                 f"{self.run_path}: cannot go on from step {step:,} with training.max_steps auto, since the run began "
@@ -237,29 +218,12 @@ class Trainer:
         plan = Plan(**progress.plan)
         return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
 
-    def _make_plan(self, stop: Stop) -> None:
-        """Fix what is auto by the speed of updates on a copy of the model, whose time counts as training."""
-        begun = time.monotonic()
-        progress = self.state.progress
-        try:
-            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
-        progress.seconds = time.monotonic() - begun
-        plan = make_plan(self.settings, pace, progress.seconds)
-        progress.plan = asdict(plan)
-        self._settle(plan.settings(self.given.training))
-        say(f"training.max_steps auto: {plan.told(pace)}")
-        if plan.max_steps < FEW_UPDATES:
-            say(
-                "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower "
-                f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
-            )
+    def _identity(self) -> dict[str, Any]:
+        validation = validation_digest(self.config)
+        return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.started_from)
 
     def _change(self, found: dict[str, Any]) -> None:
-        """Take over what changed since the checkpoint, whose identity was found, and tell of it."""
+        """Record, report and apply the changes since the checkpoint; found is the identity in the checkpoint."""
         progress, differences = self.state.progress, self.changes.all
         changed = {difference.name for difference in differences}
         chain = progress.changes
@@ -275,17 +239,17 @@ class Trainer:
             progress.rate_lowered = progress.stale_validations = 0
         if (now := self._rate(progress.step + 1, self.settings)) != rate:
             say(f"the learning rate of step {progress.step + 1:,} is {now:.3e} (it would have been {rate:.3e})")
-        if progress.best_step and changed & MEASURES:
-            # The log has every figure of every validation, unless the sentences were others.
+        if progress.has_best and changed & MEASURES:
+            # The log has all measures of each validation; they can be used unless the validation sentences changed.
             is_logged = changed & MEASURES == {"training.select_by"}
             is_logged &= not any(MEASURES & change["settings"].keys() for change in chain)
             self._find_best_again(is_logged)
 
     def _find_best_again(self, is_logged: bool) -> None:
-        """The best checkpoint by another measure, whose scores cannot be compared with the best one so far.
+        """Choose the best checkpoint again after a change of the measure, since old and new scores are not comparable.
 
-        It is the best of all that are there if the log tells their scores; else the one that was the best is measured
-        again.
+        If is_logged, the best one of all checkpoints is chosen by the scores in the log. Otherwise, or if the log does
+        not have these scores, the best checkpoint so far stays the best, and its score is measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
@@ -296,54 +260,21 @@ class Trainer:
         say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
 
     def _measure_best_again(self) -> None:
+        """Validate the best checkpoint so far with the current settings, and set progress.best_score."""
         progress = self.state.progress
         weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        self._put(measured_weights(self.checkpoints, progress.best_step))
+        self._set_weights(measured_weights(self.checkpoints, progress.best_step))
         measured, _ = self.validation.measure(self.model, self.tokenizer, Stop())
         progress.best_score = selection_score(measured, self.settings)
-        self._put(weights)
+        self._set_weights(weights)
 
-    def _rate(self, step: int, settings: TrainingConfig) -> float:
-        return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
-
-    def _start(self) -> None:
-        """Step 0: random weights stay, or make way for those that the settings name."""
-        if bundle := start_bundle(self.config):
-            weights = bundle.weights()
-            require_weights_of(self.model, weights, str(bundle.path))
-            self._put(weights)
-            self.start = noted_start(bundle)
-            if self.settings.ema_decay:
-                self.state.average = MovingAverage(self.model, self.settings.ema_decay)
-            say(f"starting from the weights of {bundle.path}")
-
-    def _scheduled(self) -> list[int]:
-        """Steps whose checkpoints were made on time; one made because the run was stopped is not averaged."""
-        return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
-
-    def _saves_at(self, step: int) -> bool:
-        return saves_at(step, self.settings, self.state.progress.changes)
-
-    def _save(self) -> None:
-        progress = self.state.progress
-        progress.log_bytes = self.log.length
-        progress.loss_scale, progress.scale_updates = self.updater.scaler.state
-        save_checkpoint(self.checkpoints, self.state, self._identity())
-        self.is_saved = True
-        settings = self.settings
-        best = progress.best_step
-        delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
-        self.after_save()
-
-    @property
-    def _is_good(self) -> bool:
-        """Whether the last update was made; where it was skipped, training may be diverging, and nothing is saved."""
-        return self.state.progress.skipped_in_row == 0
-
-    # The loop.
+    # The run as a whole.
 
     def run(self, stop: Stop, verification: Verification | None = None) -> None:
-        """Train to the end, validate, average, and write the bundle; only data that is verified makes one."""
+        """Train to the end, wait until the checksums of the training data are verified, then write the bundle.
+
+        Raises StoppedError if a signal stops training, and MtkitError if training fails.
+        """
         if verification:
             stop.watched.append(verification.check)
         progress = self.state.progress
@@ -351,11 +282,13 @@ class Trainer:
         try:
             if self.settings.max_steps == "auto":
                 self._make_plan(stop)
-            self._write_start()
+            self._write_facts()
             if self.changes.all:
                 told = {change.name: [change.before, change.after] for change in self.changes.all}
                 self.log.write("change", step=progress.step, settings=told)
-                self._save()  # so that from here on no one has to ask for it again
+                self._save()  # so that --change need not be given again
+            if self.validates_start:
+                self._validate_start(stop)
             with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
@@ -367,16 +300,51 @@ class Trainer:
         except StoppedError:
             self._save_what_is_new()
             where = f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}"
-            saved = "the state is saved" if self.is_saved else self._told_of_saved()
+            saved = "the state is saved" if self.is_saved else self._saved_text()
             raise StoppedError(
                 f"{where}; {saved} in {self.checkpoints}, and the same command (without --fresh) goes on from there"
-                if self._last_saved()
+                if self._last_saved() is not None
                 else f"{where}, before there was anything to save"
             ) from None
         finally:
             self.log.close()
 
+    def _make_plan(self, stop: Stop) -> None:
+        """Measure the speed of training, and replace auto by numbers that fit; that time counts as training time."""
+        begun = time.monotonic()
+        progress = self.state.progress
+        try:
+            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
+        progress.seconds = time.monotonic() - begun
+        spent = progress.seconds + (pace.validation if self.validates_start else 0.0)
+        plan = make_plan(self.settings, pace, spent)
+        progress.plan = asdict(plan)
+        self._settle(plan.settings(self.given.training))
+        say(f"training.max_steps auto: {plan.told(pace)}")
+        if plan.max_steps < FEW_UPDATES:
+            say(
+                "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower "
+                f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
+            )
+
+    def _write_facts(self) -> None:
+        """Write config.yaml and run.json, log the content of run.json, and report the main facts."""
+        progress = self.state.progress
+        facts = write_facts(self.given, self.corpus, self.model, progress, self.started_from)
+        self.log.write("start", step=progress.step, **facts)
+        say(
+            f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
+            f"{counted(facts['threads'], 'thread')}; {counted(len(self.corpus), 'pair')}"
+        )
+
+    # The loop.
+
     def _loop(self, stream: Stream, stop: Stop) -> str:
+        """Update, validate and save until a limit is reached; returns that limit in words."""
         progress, settings = self.state.progress, self.settings
         self.model.train()
         begun = time.monotonic() - progress.seconds
@@ -384,19 +352,19 @@ class Trainer:
         forecast.begin(progress.step)
         with closing(ShownTraining(progress, settings)) as shown:
             while True:
-                # A checkpoint follows each validation, so that no kill repeats or loses one.
+                # A checkpoint is saved after each validation, so that a kill neither repeats nor loses a validation.
                 step = progress.step
-                if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_good:
+                if step % settled(settings.validate_every) == 0 and progress.validated_step < step and self._is_savable:
                     shown.catch_up()
                     self._validate_or_save(stop)
                     progress.seconds = time.monotonic() - begun
                     progress.window = Window(since=progress.seconds)
-                if step and self._saves_at(step) and not self.is_saved and self._is_good:
+                if self._saves_at(step) and not self.is_saved and self._is_savable:
                     self._save()
                 if stop.save:
                     stop.save = False
                     self._save_what_is_new()
-                    say(f"SIGUSR1: {self._told_of_saved()}; going on")
+                    say(f"SIGUSR1: {self._saved_text()}; going on")
                 if reason := reason_to_end(progress, settings):
                     return reason
                 stop.check()
@@ -415,69 +383,8 @@ class Trainer:
                         progress.window = Window(since=progress.seconds)
                     shown.tell(self._epochs(), record)
 
-    def _epochs(self) -> float:
-        """Passes over the corpus so far."""
-        return self.state.progress.pairs / len(self.corpus)
-
-    def _save_what_is_new(self) -> None:
-        """Save the state if it is good and not saved yet; at step 0 there is nothing that could be lost."""
-        if not self.is_saved and self._is_good and self.state.progress.step:
-            self._save()
-
-    def _last_saved(self) -> int:
-        """The step of the newest checkpoint that training can go on from; 0 if there is none."""
-        return max(checkpoint_steps(self.checkpoints, resumable=True), default=0)
-
-    def _told_of_saved(self) -> str:
-        return f"the state of step {self._last_saved():,} is saved" if self._last_saved() else "nothing is lost"
-
-    def _update_or_save(self, stream: Stream) -> int:
-        """An update; if it runs out of memory, the state before it is saved and the error says what to change."""
-        progress = self.state.progress
-        before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
-        try:
-            return self._update(stream)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Here, since the tensors of the update are freed with the error.
-        step = progress.step
-        self.state.optimizer.zero_grad(set_to_none=True)
-        self.state.progress, self.is_saved = before, was_saved
-        raise self._out_of_memory(
-            f"in step {step:,}, with {_shape(self.updater.batch)}",
-            self._less_memory(),
-        )
-
-    def _less_memory(self) -> str:
-        return (
-            f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
-            f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
-            f"training.accumulate={self.settings.accumulate * 2})"
-        )
-
-    def _validate_or_save(self, stop: Stop) -> None:
-        """A validation; if it runs out of memory, the state is saved and the error says what to change."""
-        try:
-            self._validate(stop)
-            return
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        raise self._out_of_memory(
-            f"in the validation of step {self.state.progress.step:,}",
-            f"lower decoding.batch_tokens, which is {self.config.decoding.batch_tokens:,}, or, with --change, "
-            f"training.batch_tokens, which is {self.settings.batch_tokens:,}",
-        )
-
-    def _out_of_memory(self, where: str, advice: str) -> MtkitError:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._save_what_is_new()
-        return MtkitError(f"{self.run_path}: out of memory {where}; {self._told_of_saved()}. To go on, {advice}")
-
     def _update(self, stream: Stream) -> int:
-        """Take the batches of one update from the stream, and make it; returns their epoch."""
+        """Take the batches of one update from the stream and make the update; returns the epoch of the last batch."""
         progress, settings = self.state.progress, self.settings
         taken = list(islice(stream, settings.accumulate))
         batches = [batch for _, parts in taken for batch in parts]
@@ -496,6 +403,7 @@ class Trainer:
         return taken[-1][0]
 
     def _skip(self, update: Update) -> None:
+        """Count and report an update that was skipped because its loss or gradient was not finite."""
         progress = self.state.progress
         progress.skipped += 1
         progress.skipped_in_row += 1
@@ -504,7 +412,10 @@ class Trainer:
         self.log.write("skipped", step=progress.step, what=what)
 
     def _overflow(self) -> None:
-        """No divergence: the loss scale of fp16 is found by trying."""
+        """Count and report an overflow in fp16.
+
+        An overflow is no sign of divergence, since the loss scale is found by trial and error.
+        """
         progress = self.state.progress
         progress.overflows += 1
         say(
@@ -513,22 +424,25 @@ class Trainer:
         )
         self.log.write("overflow", step=progress.step, loss_scale=self.updater.scaler.scale)
 
-    def _with_remedy(self, divergence: str) -> str:
-        remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
-        steps = checkpoint_steps(self.checkpoints, resumable=True)
-        if steps:
-            newest = step_directory(self.checkpoints, steps[-1])
-            older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
-            return (
-                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {self._last_saved():,}. With "
-                f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
-                "or start anew with --fresh and one of these"
-            )
-        return f"{self.run_path}: {divergence}; there is no checkpoint yet. Start again with {remedy}"
+    def _epochs(self) -> float:
+        """The number of pairs consumed so far, divided by the number of pairs in the corpus."""
+        return self.state.progress.pairs / len(self.corpus)
 
-    # Validation, choice, average.
+    # Validation.
+
+    def _validate_start(self, stop: Stop) -> None:
+        """Validate and save the model that a new run starts from, as the best one until there is a better one."""
+        progress, begun = self.state.progress, time.monotonic()
+        self._validate_or_save(stop)
+        progress.seconds += time.monotonic() - begun
+        progress.window = Window(since=progress.seconds)
+        self._save()
 
     def _validate(self, stop: Stop) -> None:
+        """Validate the model, note whether it is the best one so far, and log and report the result.
+
+        With the schedule plateau, this also lowers the learning rate after plateau_patience stale validations.
+        """
         progress = self.state.progress
         begun = time.monotonic()
         with self.state.average.in_use() if self.state.average else nullcontext():
@@ -538,7 +452,7 @@ class Trainer:
         if better:
             progress.best_score, progress.best_step, progress.bad_validations = score, progress.step, 0
             progress.stale_validations = 0
-        else:
+        elif progress.step:  # a validation at step 0 does not count, since it comes before training
             progress.bad_validations += 1
             progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
         progress.validated_step = progress.step
@@ -554,7 +468,7 @@ class Trainer:
             say(f"nothing better in {validations}: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
-        """Other lines each time, the same ones for the same step."""
+        """Show and log NUM_SAMPLES translations; the step alone determines which, and each validation has others."""
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
             i %= len(translations)
@@ -567,19 +481,64 @@ class Trainer:
             for name, text in sample.items():
                 say(f"    {name:>10}: {text}")
 
+    # Saving.
+
+    def _save(self) -> None:
+        """Write a checkpoint, delete those that are no longer needed, and call after_save."""
+        progress = self.state.progress
+        progress.log_bytes = self.log.length
+        progress.loss_scale, progress.scale_updates = self.updater.scaler.state
+        save_checkpoint(self.checkpoints, self.state, self._identity())
+        self.is_saved = True
+        settings = self.settings
+        best = progress.best_step
+        delete_old(self.checkpoints, self._scheduled(), best, settings.average_checkpoints, settings.keep_checkpoints)
+        self.after_save()
+
+    def _save_what_is_new(self) -> None:
+        """Write a checkpoint if there are unsaved updates, unless the last one was skipped."""
+        if not self.is_saved and self._is_savable and self.state.progress.step:
+            self._save()
+
+    def _last_saved(self) -> int | None:
+        """The step of the newest checkpoint that training can resume from; None if there is none."""
+        return max(checkpoint_steps(self.checkpoints, resumable=True), default=None)
+
+    def _saved_text(self) -> str:
+        step = self._last_saved()
+        return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
+
+    def _scheduled(self) -> list[int]:
+        """The steps of the checkpoints that were due, without those that were written because the run was stopped."""
+        return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
+
+    def _saves_at(self, step: int) -> bool:
+        return saves_at(step, self.settings, self.state.progress.changes)
+
+    @property
+    def _is_savable(self) -> bool:
+        """Whether the state may be saved: not if the last update was skipped, since training may be diverging."""
+        return self.state.progress.skipped_in_row == 0
+
+    # The end: choose the weights, write the bundle.
+
     def _finish(self, stop: Stop) -> None:
-        """Choose between the best checkpoint and the average that ends at it, and write the bundle."""
+        """Write the bundle, then trained.json.
+
+        The bundle has the weights of the best checkpoint or, if they validate better, the average of the weights of
+        the last checkpoints up to the best one.
+        """
         progress, settings = self.state.progress, self.settings
-        if progress.validated_step < progress.step or not progress.best_step:
+        if progress.validated_step < progress.step or not progress.has_best:
             self._validate_or_save(stop)
         if not self.is_saved:
             self._save()
-        best = progress.best_step or progress.step  # the last one if no figure was a number
+        best = progress.best_step if progress.has_best else progress.step  # the last step if no score was finite
         weights, steps = measured_weights(self.checkpoints, best), [best]
         chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
         if len(chosen) > 1:
             average = average_weights(self.checkpoints, chosen)
-            self._put(average)
+            self._set_weights(average)
             measured, _ = self.validation.measure(self.model, self.tokenizer, stop)
             better = selection_score(measured, settings) > progress.best_score
             self.log.write("average", steps=chosen, **measured, better=better)
@@ -587,10 +546,16 @@ class Trainer:
             say(f"average of {len(chosen)} checkpoints: {measures_text(measured)} ({verdict})")
             if better:
                 weights, steps = average, chosen
+        if self.started_from and steps == [0]:
+            say(
+                "mtkit: warning: training made the model no better: no validation was better than that of step 0, so "
+                "the bundle holds the weights that training started from; train again with --fresh and a lower "
+                "training.learning_rate, or on text that is more like data.valid"
+            )
         self._write_bundle(weights, steps)
-        write_trained(self.given, self.start)
+        write_trained(self.given, self.started_from)
 
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
@@ -602,24 +567,118 @@ class Trainer:
             "minutes": round(progress.seconds / 60, 1),
             "pairs_seen": progress.pairs,
             "averaged_steps": steps,
-            "start_from": self.start,
+            "start_from": self.started_from,
             **({"changes": progress.changes} if progress.changes else {}),
             "data": self.corpus.facts(),
         }
         path = write_bundle(self.config, self.tokenizer, weights, self.validation.sources, training)
         say(f"model: {path}")
 
-    def _write_start(self) -> None:
+    # Failures: memory that runs out, training that diverges.
+
+    def _update_or_save(self, stream: Stream) -> int:
+        """Make an update; returns the epoch of its last batch.
+
+        If memory runs out, the state before the update is saved, and MtkitError is raised, which says what to change.
+        """
         progress = self.state.progress
-        facts = write_start(self.given, self.corpus, self.model, progress, self.start)
-        self.log.write("start", step=progress.step, **facts)
-        say(
-            f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
-            f"{counted(facts['threads'], 'thread')}; {counted(len(self.corpus), 'pair')}"
+        before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
+        try:
+            return self._update(stream)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the except block: until that ends, the error keeps the tensors of the update in memory.
+        step = progress.step
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.progress, self.is_saved = before, was_saved
+        raise self._out_of_memory(
+            f"in step {step:,}, with {_shape(self.updater.batch)}",
+            self._less_memory(),
         )
+
+    def _validate_or_save(self, stop: Stop) -> None:
+        """Validate; if memory runs out, save the state and raise MtkitError, which says what to change."""
+        try:
+            self._validate(stop)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._out_of_memory(
+            f"in the validation of step {self.state.progress.step:,}",
+            f"lower decoding.batch_tokens, which is {self.config.decoding.batch_tokens:,}, or, with --change, "
+            f"training.batch_tokens, which is {self.settings.batch_tokens:,}",
+        )
+
+    def _less_memory(self) -> str:
+        """The advice for updates that run out of memory, a clause for _out_of_memory."""
+        return (
+            f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
+            f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
+            f"training.accumulate={self.settings.accumulate * 2})"
+        )
+
+    def _out_of_memory(self, where: str, advice: str) -> MtkitError:
+        """Save the state, and return the error to raise; where and advice become parts of its message."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._save_what_is_new()
+        return MtkitError(f"{self.run_path}: out of memory {where}; {self._saved_text()}. To go on, {advice}")
+
+    def _with_remedy(self, divergence: str) -> str:
+        """The error message for a training that diverged, with advice on what to do."""
+        remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
+        steps = checkpoint_steps(self.checkpoints, resumable=True)
+        if steps:
+            newest = step_directory(self.checkpoints, steps[-1])
+            older = f" (if that ends so, too, delete {newest} to go on from step {steps[-2]:,})" if steps[1:] else ""
+            return (
+                f"{self.run_path}: {divergence}; the last good checkpoint is that of step {steps[-1]:,}. With "
+                f"the same settings training would end so again: go on from there with --change and {remedy}{older}, "
+                "or start anew with --fresh and one of these"
+            )
+        return f"{self.run_path}: {divergence}; there is no checkpoint yet. Start again with {remedy}"
 
 
 def _shape(batch: Batch | None) -> str:
     assert batch is not None, "an update has a batch"
     source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
     return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
+
+
+# Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
+
+LEAST, MOST = 3, 50  # minimum and maximum of timed updates, after a first one that is not timed
+# Timing ends after this share of max_minutes or this many seconds, but only after LEAST updates.
+SHARE, LONGEST = 0.03, 60.0
+
+
+def measure_pace(
+    model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
+) -> Pace:
+    """Measure the seconds of an update and of a validation; leaves model and progress unchanged."""
+    update = _update_seconds(model, feed, progress, stop)
+    return Pace(update, validation.expected_seconds(model, tokenizer, stop))
+
+
+def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
+    """The mean seconds per update, made on a copy of the model; the first, which allocates memory, is not timed."""
+    settings, device = feed.config.training, model.device
+    trial = copy.deepcopy(model)
+    state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
+    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0))
+    longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
+    begun = time.monotonic()
+    with feed.batches(progress.step, progress.pairs) as stream:
+        for done in range(MOST + 1):
+            stop.check()
+            batches = [batch for _, parts in islice(stream, settings.accumulate) for batch in parts]
+            updater.update(batches, done + 1, 0.0)
+            if not done:
+                begun = time.monotonic()
+            elif done >= LEAST and time.monotonic() - begun >= longest:
+                break
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.monotonic() - begun) / done

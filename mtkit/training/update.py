@@ -1,4 +1,4 @@
-"""An update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
+"""One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,22 +26,23 @@ def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.O
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); the weight decay, times the learning rate, is taken off the weights."""
+    """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
     return torch.optim.AdamW(
         model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
 
 
 def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Stochastic gradient descent: v = momentum v + gradient + weight decay x weights, weights -= rate v (Polyak 1964).
+    """Stochastic gradient descent with momentum (Polyak 1964).
 
-    Like PyTorch's, the rate stands outside of v, so a change of it takes effect at once.
+    v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
+    learning rate is not part of v, so that a change of it takes full effect at once.
     """
     return torch.optim.SGD(model.parameters(), 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
 def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) for hidden matrices, which alone the weight decay is of; Adam for all other weights."""
+    """Muon (Jordan 2024) with decoupled weight decay for hidden matrices, Adam without decay for all other weights."""
     rate = 1.0
     if config.matrix_learning_rate is not None:
         assert config.learning_rate is not None, "the settings check it"
@@ -58,14 +59,14 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Op
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of the settings for all parameters of a model; the learning rate is set at each update."""
+    """The optimizer that config.optimizer names; its learning rate is 0 until Updater.update sets it."""
     return OPTIMIZERS[config.optimizer](model, config, device.type in ("cpu", "cuda"))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """All that the optimizer of a model remembers, as `moment/parameter`.
+    """The state of the optimizer of a model as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
 
-    It may be nothing: sgd without momentum has no memory, and sgd with momentum none before its first update.
+    It may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
     """
     names = _names(optimizer, model)
     state = optimizer.state_dict()["state"]
@@ -78,13 +79,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """The names of the parameters in the order in which the optimizer numbers them, that of its groups."""
+    """The names of the parameters, in the order of the optimizer's parameter groups."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether the tensors, as optimizer_tensors names them, are the memory of an optimizer of this kind.
+    """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
     The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square; muon has
     those, and a momentum of matrices.
@@ -95,7 +96,7 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads what optimizer_tensors returned."""
+    """Loads the state that optimizer_tensors returned."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -104,13 +105,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# Loss scaling, which keeps the small gradients of fp16 from vanishing (Micikevicius et al. 2018, section 3.2).
+# Loss scaling, which keeps small gradients from vanishing in fp16 (Micikevicius et al. 2018, section 3.2).
 
 
 class LossScaler:
-    """PyTorch's dynamic scale: an overflow halves it, 2,000 updates in a row without one double it.
+    """PyTorch's dynamic loss scale: an overflow halves it; 2,000 updates in a row without an overflow double it.
 
-    Outside of fp16 it does nothing. All that it remembers is the scale and the updates since it changed.
+    In other precisions than fp16 it does nothing. Its state is the scale and the number of updates since that changed.
     """
 
     def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
@@ -119,36 +120,39 @@ class LossScaler:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": updates})
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient is to be taken."""
+        """The loss multiplied by the scale; backward is to be called on this product."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the scale, once an update, before anything looks at them."""
+        """Divide the gradients by the scale; to be called once in each update, before anything else reads them."""
         self._scaler.unscale_(optimizer)
 
     def adapt(self) -> None:
-        """Move the scale by the gradients that unscale saw."""
+        """Lower the scale if unscale found an overflow; raise it if there has been none for 2,000 updates."""
         self._scaler.update()
 
     @property
     def scale(self) -> float:
-        """What the loss is multiplied by now."""
+        """The current scale; in other precisions than fp16 it is FIRST_SCALE, but unused."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[float, int]:
-        """The scale, and the number of updates since it changed: all that a checkpoint needs."""
+        """The scale and the number of updates since it changed, for a checkpoint; (FIRST_SCALE, 0) except in fp16."""
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()
         return state["scale"], state["_growth_tracker"]
 
 
-# A moving average of the weights, kept beside them while they are trained.
+# The moving average of the weights.
 
 
 class MovingAverage:
-    """Exponential: after each update, decay x average + (1 - decay) x weights, in fp32 (Polyak & Juditsky 1992)."""
+    """The exponential moving average of the weights, in fp32 (Polyak & Juditsky 1992).
+
+    After each update it becomes decay x average + (1 - decay) x weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -158,19 +162,19 @@ class MovingAverage:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The average, by the names of the parameters."""
+        """The averages, by parameter name."""
         return dict(zip(self._parameters, self._tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Put the average where it was."""
+        """Set the average to the given weights, by parameter name, such as those of a checkpoint."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after an update.
+        """Update the average from the weights that the model has after update number step.
 
-        The decay begins at min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
+        The decay is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
         TensorFlow's ExponentialMovingAverage and in Marian.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -178,9 +182,10 @@ class MovingAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Meanwhile the model computes with the average.
+        """A context in which the parameters of the model are the average; after it they are the weights again.
 
-        Nothing is copied but the weights of a GPU's recurrent cells, which want them in one piece.
+        The tensors are swapped, not copied; only recurrent cells on a GPU copy them, since they need their weights in
+        one block of memory.
         """
         self._swap()
         for cells in self._cells:
@@ -195,12 +200,12 @@ class MovingAverage:
             parameter.data, self._tensors[i] = self._tensors[i], parameter.data
 
 
-# One update.
+# The update.
 
 
 @dataclass
 class TrainState:
-    """The one thing that changes while training."""
+    """Everything that changes during training and that a checkpoint holds."""
 
     model: TranslationModel
     optimizer: torch.optim.Optimizer
@@ -215,13 +220,13 @@ class Updater:
         self.state = state
         self.settings = settings
         self.scaler = scaler
-        self.batch: Batch | None = None  # at hand; messages tell its shape when memory runs out
+        self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
-        """Make update number step at a learning rate, over batches whose gradients add up.
+        """Make update number step with learning rate `rate`; returns its statistics.
 
-        The loss is divided once, by all their target tokens. Where the loss or the gradient is not finite, the weights
-        stay as they are. Raises whatever PyTorch raises when memory runs out.
+        The gradient is that of the loss summed over all batches, divided by their number of target tokens. If the loss
+        or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
@@ -230,8 +235,8 @@ class Updater:
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
-            # No random state is kept: it is a function of where training is.
-            torch.manual_seed(random_seed(settings.seed, step, number))
+            # Each batch has a seed of its own, so that checkpoints need not hold a random state.
+            seed_device(state.model.device, random_seed(settings.seed, step, number))
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
             self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
@@ -240,9 +245,9 @@ class Updater:
         self.scaler.unscale(state.optimizer)
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-        smoothed, likelihood, *consistency = torch.stack(sums).sum(0).tolist()
+        smoothed, nll, *consistency = torch.stack(sums).sum(0).tolist()
         padding = sum(batch.padding for batch in batches) / len(batches)
-        update = Update(smoothed, likelihood, tokens, norm, rate, padding, *consistency)
+        update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
             state.optimizer.step()
             if state.average is not None:
@@ -252,6 +257,15 @@ class Updater:
         return update
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the random numbers that a forward pass on the device draws."""
+    if device.type == "cpu":
+        # torch.manual_seed seeds every kind of device, and formats the call stack for each one that is not in use.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The seed of one forward pass, so that a checkpoint need not hold a random state."""
+    """The seed for the forward pass of one batch; it depends only on the arguments, so that training can resume."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

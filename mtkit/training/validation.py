@@ -1,4 +1,4 @@
-"""How good a model is while it trains: its loss and likelihood, and the scores of real translations."""
+"""Validation during training: the loss, and the BLEU and chrF of greedy translations."""
 
 import json
 import math
@@ -24,11 +24,11 @@ from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
 from mtkit.translation.translator import Translator
 
-TIMED_BATCHES, TIMED_LINES = 4, 64  # by which the time of a validation is told beforehand
+TIMED_BATCHES, TIMED_LINES = 4, 64  # the most that are timed to estimate the seconds of a validation
 
 
 class Validation:
-    """The validation data: pairs in batches for the loss, and lines to translate and score."""
+    """The validation data: batches of pairs for the loss, and lines to translate and score."""
 
     def __init__(
         self, config: Config, sources: list[str], references: list[str], batches: list[tuple[Ragged, Ragged]]
@@ -40,9 +40,9 @@ class Validation:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the pairs; the loss is over those that are not blank or too long, as in training.
+        """Encode the validation pairs; the loss leaves out pairs that are blank or too long, as training does.
 
-        Pairs that are left out are told; without any other it is a DataError, since no figure would mean anything.
+        Reports how many pairs are left out. Raises DataError if none remains.
         """
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
         is_blank = [
@@ -58,8 +58,8 @@ class Validation:
                 left_out["too long"] += 1
             else:
                 pairs.append((source, target))
-        _tell_left_out(config, len(pairs), left_out)
-        _tell_unspaced(config, references)
+        _report_left_out(config, len(pairs), left_out)
+        _warn_of_unspaced(config, references)
         batches: list[tuple[Ragged, Ragged]] = []
         lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
         tokens = max(config.training.batch_tokens, most + 1)
@@ -68,7 +68,7 @@ class Validation:
             chosen = [pairs[i] for i in plan.batch(b)]
             batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
-        # Greedy, and not much longer than the source: a young model may go on and on.
+        # Greedy, and not much longer than the source: early in training a model may fail to end its translations.
         decoding = DecodingConfig(
             beam_size=1, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
         )
@@ -76,15 +76,16 @@ class Validation:
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 
     def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
-        """How good the model is, by name, and its greedy translations.
+        """Validate the model; returns its measures by name, and its greedy translations of the sources.
 
-        loss and nll are in nats a token, with and without label smoothing, as in training; perplexity is that of the
-        latter; BLEU and chrF are those of the translations.
+        The measures are loss and nll, both in nats per token, the first with the label smoothing of training, the
+        second without; perplexity, which is exp(nll); and bleu and chrf of the translations. Raises StoppedError if a
+        signal asks training to stop.
         """
         model.eval()
         try:
             with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
-                batches = [padded_batch(source, target, model.marks) for source, target in self.batches]
+                batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches]
                 sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
                 count = sum(batch.target_tokens for batch in batches)
                 translations, notes = self._translate(model, tokenizer, stop, meter)
@@ -100,16 +101,17 @@ class Validation:
         return measured, translations
 
     def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
-        """About how long a validation takes, by the time of a few batches and lines from all over the text.
+        """The estimated seconds of a validation, from timing a few batches and lines that are spread over the text.
 
-        A model that has learnt nothing goes on to the limit of length, so that time is scaled to the references'.
+        Since translations of an untrained model are as long as the limit allows, the time of translating is scaled
+        down to the length of the references.
         """
         model.eval()
         try:
             begun = time.monotonic()
             batches = self.batches[:: -(-len(self.batches) // TIMED_BATCHES)]
             for source, target in batches:
-                self._sums(model, padded_batch(source, target, model.marks), stop)
+                self._sums(model, padded_batch(source, target, model.boundaries), stop)
             losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
             begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
             lines, references = self.sources[::stride], self.references[::stride]
@@ -125,7 +127,7 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
     ) -> tuple[list[str], Counter[str]]:
-        """The translations, and how many lines there are of each note."""
+        """The translations of the sources, and the number of lines with each note (a warning about a translation)."""
 
         def done(count: int) -> None:
             stop.check()
@@ -136,7 +138,7 @@ class Validation:
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
-        """(2,) fp64: the loss and the negative log-likelihood."""
+        """The loss and the negative log-likelihood, summed over the target tokens of a batch: (2,) in fp64."""
         stop.check()
         batch = batch.to(model.device)
         features = model(batch.source, batch.target)
@@ -145,7 +147,8 @@ class Validation:
         return torch.stack(sums).cpu().double()
 
 
-def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
+def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
+    """Report pairs that are left out of the loss; raises DataError if no pair is kept."""
     num_pairs = num_kept + left_out.total()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
     limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
@@ -159,27 +162,28 @@ def _tell_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> Non
         say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")
 
 
-def _tell_unspaced(config: Config, references: list[str]) -> None:
+def _warn_of_unspaced(config: Config, references: list[str]) -> None:
+    """Warn if the references have no spaces between words, but the tokenizer of BLEU needs spaces."""
     tokenizer = tokenizer_of(config.languages.target)
     if found := unspaced(references, tokenizer):
         by_bleu = config.training.select_by == "bleu"
         advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
         say(
-            f"warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer {tokenizer} "
-            f"takes whole phrases for words, so BLEU tells little; {advice}"
+            f"mtkit: warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer "
+            f"{tokenizer} takes whole phrases for words, so BLEU tells little; {advice}"
         )
 
 
 def best_logged(
     path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
 ) -> tuple[int, float, int] | None:
-    """Of these steps the best one by what log.jsonl tells of its validations, its score, and how many came after it.
+    """The best of the steps by the scores in the log at path, its score, and the number of validations after it.
 
-    None where the log does not tell of any of them, is damaged, or is gone.
+    Returns None if the log is damaged or missing, or has no validation of any of the steps.
     """
     try:
         data = path.read_bytes()[: progress.log_bytes]
-        # Split as bytes: the samples in it may hold U+2028 and others that str.splitlines takes for ends of lines.
+        # Bytes are split, since samples may have U+2028 and other characters at which str.splitlines splits.
         events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
         scores = {
             event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
@@ -195,13 +199,13 @@ def best_logged(
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
-    """What the best checkpoint is best at; higher is better."""
+    """The score by which checkpoints are compared (training.select_by); higher is better; -inf if it is not finite."""
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
 
 
 def measures_text(measured: dict[str, float]) -> str:
-    """One line of what was measured."""
+    """The measures as one line of text."""
     return (
         f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
         f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"

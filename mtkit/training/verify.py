@@ -1,4 +1,4 @@
-"""Whether the files of a run are as written, and whether a killed training ends as an undisturbed one."""
+"""`mtkit verify`: checks that the files of a run are intact, and that a killed training resumes exactly."""
 
 import hashlib
 import json
@@ -20,23 +20,23 @@ from mtkit.bundle.checkpoints import OPTIMIZER, PROGRESS, checkpoint_steps, read
 from mtkit.bundle.opening import carried_over, start_tokenizer
 from mtkit.config.load import config_from_text, load_config, with_sections
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import settled
-from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, kept_validation, read_manifest
+from mtkit.config.training_settings import ENDING, settled
+from mtkit.data.corpus import MANIFEST, Corpus, check_content, check_size, read_manifest, read_validation_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, counted, inform
 from mtkit.files import standing, undone_when_ended
 from mtkit.models.registry import pick_device
 from mtkit.preparation.prepare import adopt, is_prepared
 from mtkit.preparation.sources import first_pairs
-from mtkit.text.parallel import with_plain_files
+from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.schedule import ENDING, with_shares
+from mtkit.training.schedule import with_shares
 from mtkit.translation.canaries import Report, check
 
 WHOLE = "as written"
 
 
 def check_data(run: Path) -> Report:
-    """The tokenizer, the binarized corpora and the validation text, all of which training reads."""
+    """Check the files that training reads: the tokenizer, the binarized corpora and the validation text."""
     return _joined(
         _part(run / "tokenizer", _tokenizer),
         _part(run / "data" / "train", lambda path: _corpus(path, standing(run / "tokenizer"))),
@@ -45,7 +45,7 @@ def check_data(run: Path) -> Report:
 
 
 def check_results(run: Path, device: str | None = None) -> Report:
-    """The checkpoints, and the model as `mtkit check` checks it on that device."""
+    """Check the files that training wrote: the checkpoints, and the model, as `mtkit check` does, on the device."""
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
     if model.faults and checkpoints.lines and not checkpoints.faults:
@@ -54,7 +54,7 @@ def check_results(run: Path, device: str | None = None) -> Report:
 
 
 def _part(path: Path, look: Callable[[Path], Report]) -> Report:
-    """What is found in a folder of the run, if it is there; an error is a fault."""
+    """The report that look returns for a folder, or a report that it is missing; an MtkitError becomes a fault."""
     place = standing(path)
     if not place.exists():
         return Report([f"{path}: not there yet"], [])
@@ -75,7 +75,7 @@ def _tokenizer(path: Path) -> Report:
 
 
 def _validation(path: Path) -> Report:
-    sources, _ = kept_validation(path)
+    sources, _ = read_validation_text(path)
     return Report([f"{path}: {len(sources):,} pairs, {WHOLE}"], [])
 
 
@@ -110,21 +110,21 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
     except CheckpointError as error:
         faults = [str(error)]
     if not (path / PROGRESS).exists():
-        return Report([], [])  # a training that goes on has just deleted it
+        return Report([], [])  # a training in progress has just deleted it
     if faults:
         return Report([], faults)
     return Report([f"{path}: {sum(1 for _ in path.iterdir())} files, {WHOLE}"], [])
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """What is wrong with a file of a checkpoint."""
+    """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not this one."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         newest = step_directory(path.parent.parent, checkpoint_steps(path.parent.parent)[-1])
-        if path.name != OPTIMIZER or path.parent == newest:  # training deletes what older optimizers remember
+        if path.name != OPTIMIZER or path.parent == newest:  # training deletes the optimizer state of older ones
             yield f"{path}: missing; {remedy}"
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror}; {remedy}"
@@ -133,41 +133,41 @@ def _faults(path: Path, checksum: str) -> Iterator[str]:
             yield f"{path}: damaged, its checksum is not the one it was saved with; {remedy}"
 
 
-# Kills trainings that run in processes of their own, and compares what two trainings left.
+# Trains in processes that can be killed, and compares two runs.
 
-PAUSE_SECONDS = 0.002  # between two looks at a run
+PAUSE_SECONDS = 0.002  # between two checks whether to kill a training
 
-# What a line of the log tells of the clock; no two trainings share it.
+# The fields of the log that depend on the clock, so that they differ between any two trainings.
 CLOCKS = ("seconds", "minutes", "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a training is killed."""
+    """When to kill a training."""
 
-    step: int  # once the log tells of this step
-    while_saving: bool = False  # and a checkpoint is being written
-    delay: float = 0.0  # seconds after that
+    step: int  # as soon as the log has this step
+    while_saving: bool = False  # and, if True, a checkpoint is being written
+    delay: float = 0.0  # seconds to wait after that
 
 
 @dataclass(frozen=True)
 class Killed:
-    """Where a training was when it was killed."""
+    """The state of a training when it was killed."""
 
-    step: int  # the last one in the log
-    while_saving: bool
+    step: int  # the last step in the log
+    while_saving: bool  # whether a checkpoint was being written
 
 
-def train_and_kill(command: Sequence[str], run: Path, kill: Kill, told: Path) -> Killed | None:
-    """Start a training, or go on with it, and kill it by SIGKILL, or by what Windows has for it.
+def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path) -> Killed | None:
+    """Start or resume a training, kill it at the moment that `kill` describes, and return where it was then.
 
-    None if it ended by itself before that moment. Its stderr is written to the file told. An error of the training is
-    an MtkitError.
+    It is killed by SIGKILL, or its equivalent on Windows. Returns None if the training ended before that moment. Its
+    stderr is written to the file messages. Raises MtkitError if the training fails.
     """
     began, ended = _began_at(run), True
-    with _process(command, told) as process:
+    with _process(command, messages) as process:
         while process.poll() is None:
-            # What an earlier process left half written is gone once this one trains.
+            # When run.json is newer, this process has already removed what an earlier one left half written.
             if _began_at(run) > began and last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
                 time.sleep(kill.delay)
                 ended = process.poll() is not None
@@ -175,21 +175,21 @@ def train_and_kill(command: Sequence[str], run: Path, kill: Kill, told: Path) ->
             time.sleep(PAUSE_SECONDS)
     if not ended:
         return Killed(last_step(run), is_saving(run))
-    _require_success(process.returncode, told)
+    _require_success(process.returncode, messages)
     return None
 
 
-def train_to_end(command: Sequence[str], told: Path) -> None:
-    """Start a training, or go on with it, until it ends by itself; its error is an MtkitError."""
-    with _process(command, told) as process:
+def train_to_end(command: Sequence[str], messages: Path) -> None:
+    """Start or resume a training and wait for its end; raises MtkitError if it fails. Its stderr goes to messages."""
+    with _process(command, messages) as process:
         process.wait()
-    _require_success(process.returncode, told)
+    _require_success(process.returncode, messages)
 
 
 @contextmanager
-def _process(command: Sequence[str], told: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block."""
-    with told.open("wb") as stderr:
+def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A context that starts a process, its stderr going to messages, and kills it at the end if it is still running."""
+    with messages.open("wb") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             yield process
@@ -199,10 +199,10 @@ def _process(command: Sequence[str], told: Path) -> Iterator[subprocess.Popen[by
             process.wait()
 
 
-def _require_success(code: int, told: Path) -> None:
-    """An MtkitError with what the training told if it failed."""
+def _require_success(code: int, messages: Path) -> None:
+    """Raise MtkitError, with the error message of the training, if its exit code is not 0."""
     if code:
-        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
         prefix = "mtkit: error: "
         errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
         last = lines[-1] if lines else "it said nothing"
@@ -210,7 +210,7 @@ def _require_success(code: int, told: Path) -> None:
 
 
 def _began_at(run: Path) -> int:
-    """When a process last began to train, told by the file that it writes then; 0 before the first."""
+    """The time, in ns, when training wrote run.json, which it does when it begins or resumes; 0 if it never has."""
     try:
         return (run / "run.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -218,20 +218,21 @@ def _began_at(run: Path) -> int:
 
 
 def last_step(run: Path) -> int:
-    """The last step that the log tells of; 0 before the first."""
+    """The last step in the log of a run; 0 if there is none."""
     steps = (event["step"] for event in reversed(_events(run)) if "step" in event)
     return next(steps, 0)
 
 
 def is_saving(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the run was killed."""
+    """Whether a checkpoint is being written, or was being written when the training was killed."""
     return any((run / "checkpoints").glob(".step-*"))
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """Whether two runs left the same, by what is compared, sorted: all tensors byte by byte, then the log.
+    """Compare two runs; returns, for each file of tensors and for log.jsonl, whether it is the same in both.
 
-    What only one of them has is not the same, and neither are runs that have no tensors.
+    Files of tensors are sorted by name and compared by their checksums; log.jsonl is last. A file that only one run has
+    counts as different. If there are no files of tensors, model/weights.safetensors counts as different.
     """
     found, wanted = _tensor_files(one), _tensor_files(other)
     same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
@@ -239,7 +240,7 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
 
 
 def _tensor_files(run: Path) -> dict[str, str]:
-    """Checksums of all weights and of all that optimizers remember below a run directory."""
+    """The checksum of each .safetensors file in the checkpoints and the model of a run, by its path in the run."""
     found = {}
     for folder in ("checkpoints", "model"):
         for path in (run / folder).rglob("*.safetensors"):
@@ -249,7 +250,7 @@ def _tensor_files(run: Path) -> dict[str, str]:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """The events of the log but for starts of processes, without clocks."""
+    """The events of the log, without the event that each process writes at its start and without fields in CLOCKS."""
     return [
         {name: value for name, value in event.items() if name not in CLOCKS}
         for event in _events(run)
@@ -258,7 +259,7 @@ def _logged(run: Path) -> list[dict[str, Any]]:
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of the log; the last one may be half written."""
+    """The events of the log of a run; a last line that is half written is left out."""
     try:
         text = (run / "log.jsonl").read_bytes()
     except FileNotFoundError:
@@ -266,23 +267,23 @@ def _events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-# `mtkit verify`: whether a run's files are whole, and a killed training ends here as one that was left alone.
+# The command: checks the files, then trains twice, with and without kills, and compares.
 
-# Updates of each training: a model so small that these are over before they can be killed is tried with the next.
+# Updates of each training; if it ends before it can be killed, the next number is tried.
 STEPS = (12, 96, 768)
 
-MOST_PAIRS = 2000  # of the training text, where the run has no data yet
-MOST_VALIDATION = 20  # pairs
-SEARCHED_VALIDATION = 200  # of which the shortest are taken
+MOST_PAIRS = 2000  # pairs of the training text, used if the run has no data yet
+MOST_VALIDATION = 20  # pairs of the validation text
+SEARCHED_VALIDATION = 200  # pairs of the validation text of a run, of which the shortest are taken
 
 Pairs = list[tuple[str, str]]
-Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # train and valid: settings of each corpus, and its pairs
+Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for train and valid: settings and pairs of each corpus
 
 
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
-    """The settings of a run directory, or of a YAML file, with overrides put over them."""
+    """The settings of a run directory or of a YAML file, with overrides; raises MtkitError if they cannot be read."""
     if not target.is_dir():
-        return with_plain_files(carried_over(load_config(target, overrides)))
+        return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
     if (target / "bundle.json").exists():
         raise CheckpointError(f"{target}: is a model, not a run directory; mtkit check tells whether it is whole")
@@ -298,9 +299,14 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
-    """What is found, part by part: files that training reads, files that it made, and whether it can be killed."""
+    """Yields reports: on the files that training reads, on those that it wrote, and on resuming after a kill.
+
+    If the run does not exist yet, only resuming is tried. If files that training reads are damaged, resuming is not
+    tried, and the last report says so. files_only leaves resuming out; then a run that does not exist raises
+    CheckpointError.
+    """
     run = config.run_path
-    pick_device(config.device)  # if there is none of that name, better told at once
+    pick_device(config.device)  # so that a device that does not exist is reported at once
     data = Report([], [])
     if run.is_dir():
         inform(f"reading the files of {run}")
@@ -316,7 +322,10 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 
 
 def verify_resuming(config: Config) -> Report:
-    """Train a few updates twice, once with kills, in a folder that is removed, and compare what both left."""
+    """Train a few updates twice in a temporary folder, once with kills, and report whether the two runs are the same.
+
+    Raises MtkitError if even the longest training ends before it can be killed.
+    """
     config, from_run = _with_data(config)
     with _interrupted_by_signals(), _temporary_folder() as temporary:
         for steps in STEPS:
@@ -326,32 +335,41 @@ def verify_resuming(config: Config) -> Report:
             kills = _train_with_kills(short, config.run_path if from_run else None, folder / "killed")
             if kills:
                 inform(f"training {steps} updates again, to be left alone")
-                train_to_end(_command(short, config.run_path if from_run else None, folder / "whole"), folder / "told")
+                train_to_end(
+                    _command(short, config.run_path if from_run else None, folder / "whole"), folder / "messages"
+                )
                 return _compared(folder, steps, kills)
         raise MtkitError(f"a training of {STEPS[-1]} updates was over before it could be killed: nothing is proved")
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, killed once between checkpoints, and once while one is written if that can be caught."""
+    """Train to the end, with one kill between checkpoints and, if possible, one while a checkpoint is written.
+
+    Returns where the training was at each kill: an empty list if it ended before the first. data is the run directory
+    whose tokenizer and data are used, None to prepare new ones.
+    """
     training = config.training
-    command, told = _command(config, data, run), run.with_name("told")
+    command, messages = _command(config, data, run), run.with_name("messages")
     every = settled(training.save_every)
     inform(f"training {training.max_steps} updates, to be killed after the first checkpoint")
-    first = train_and_kill(command, run, Kill(every + 1), told)
+    first = train_and_kill(command, run, Kill(every + 1), messages)
     if first is None:
         return []
     inform(f"killed at step {first.step}; the same command again, to be killed while it writes a checkpoint")
-    second = train_and_kill(command, run, Kill(every, while_saving=True), told)
+    second = train_and_kill(command, run, Kill(every, while_saving=True), messages)
     if second is None:
         inform("no checkpoint was written slowly enough for that")
         return [first]
     inform(f"killed at step {second.step}; the same command again, to be left alone")
-    train_to_end(command, told)
+    train_to_end(command, messages)
     return [first, second]
 
 
 def _command(config: Config, data: Path | None, run: Path) -> list[str]:
-    """What trains in the directory run, with the tokenizer and the data of another run if one is given."""
+    """Write the settings beside the directory run, and return the command that trains in it.
+
+    If data is given, it is another run directory, whose tokenizer and data are linked or copied into run.
+    """
     settings = run.with_name("settings.yaml")
     settings.write_text(config_text(config), encoding="utf-8")
     if data is not None:
@@ -360,6 +378,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 
 
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
+    """Compare the runs named killed and whole in a folder; returns a report, which has a fault if they differ."""
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
@@ -378,11 +397,14 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     return Report(lines, [fault])
 
 
-# What the trainings read, and their settings.
+# Settings and texts for the trainings that are compared.
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """The settings, and whether the tokenizer and the data of the run fit them."""
+    """The settings, and whether the tokenizer and data of the run are used.
+
+    If they are used and the model of training.start_from is gone, start_from is reset, so that weights are random.
+    """
     if not is_prepared(config):
         inform(
             f"{config.run_path} has no tokenizer and data of these settings: the first pairs of data.train are taken"
@@ -398,9 +420,9 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 
 
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
-    """The settings for so few updates, with little text that lies in a folder.
+    """The settings of a training of a few updates, with a few pairs of text, which are written to a folder.
 
-    With the data of a run, the training text has but one pair: it is there to be named.
+    If from_run, training reads the data of the run, but settings must name text: one pair is written for each corpus.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {
@@ -433,8 +455,8 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """A pair for each training corpus, and short ones of the validation text, which has its tags already."""
-    sources, targets = kept_validation(standing(config.run_path / "data" / "valid"))
+    """One pair for each training corpus, and short pairs of the run's validation text, which already has its tags."""
+    sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
     pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
     pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -443,7 +465,7 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """The first pairs of each corpus."""
+    """The first pairs of each corpus of data.train and data.valid; raises ConfigError if one lists no corpus."""
     texts = {}
     for name, corpora, most in (
         ("train", config.data.train, MOST_PAIRS),
@@ -458,7 +480,7 @@ def _texts_of_settings(config: Config) -> Texts:
 
 
 def _written(path: Path, pairs: Pairs) -> dict[str, str]:
-    """The two files that hold the pairs, as the settings name them."""
+    """Write the sources and the targets to two files; returns {"source": PATH, "target": PATH}."""
     files = {}
     for place, side in enumerate(("source", "target")):
         file = path.with_name(f"{path.name}.{side}")
@@ -469,7 +491,10 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed after the block; an error in writing to it tells how to have it elsewhere."""
+    """A context with a folder that is removed at its end.
+
+    Errors in writing to the folder become CheckpointErrors, which say how to choose another place.
+    """
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
             yield Path(temporary)
@@ -484,7 +509,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that the folder is removed."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that the temporary folder is removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,5 @@
-"""From lines of text to translations: translator, decoding, streams of lines, canaries, and the scores of translations.
+"""Translation: the translator, decoding, streams of lines, canaries, and BLEU and other scores.
 
-A bundle and lines go in; translations, probabilities and scores come out. May import the bundle, searches and models.
+Input: a bundle and lines of text. Output: translations, their log-probabilities and scores. May import bundle, search,
+models and the packages that these may import.
 """

@@ -1,4 +1,4 @@
-"""Canaries: sentences with their translations, by which a model is checked elsewhere."""
+"""Canaries: sentences stored with a model's translations, to check that it gives the same ones on another machine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,53 +14,56 @@ from mtkit.errors import DataError
 from mtkit.translation.decode import log_probs_of
 from mtkit.translation.translator import BREAKS, Translator, load_bundle
 
+# Making canaries and translating them again.
+
 NUM_CANARIES = 8
 BATCH_TOKENS = 4096
 
-# Not much longer than the source, since a young model may go on and on. Changing this changes what canaries say.
+# The length limit is tight because a model early in training may never generate the end mark. Other settings may give
+# other translations, so that the canaries of existing bundles would fail.
 GREEDY = DecodingConfig(beam_size=1, length_penalty=0.0, max_length_ratio=1.5, max_length_extra=10)
 
-# Two tokens whose log-probabilities are closer are as good as each other: rounding decides.
+# If the log-probabilities of two tokens differ by less than this, rounding may decide which of them the search chooses.
 TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a canary said this time."""
+class CanaryResult:
+    """A canary and the result of translating its source again, with the model that is checked."""
 
     canary: Canary
-    source_tokens: list[int]
-    target_tokens: list[int]
-    text: str  # of the tokens that were told
-    log_prob: float  # of the tokens that were told
-    gap: float  # how much likelier, where they part, the token said now is than the one that was told; 0 if none is
+    source_tokens: list[int]  # the canary's source, as this tokenizer encodes it
+    target_tokens: list[int]  # the new translation, without the end mark
+    text: str  # the canary's target tokens, as this tokenizer decodes them
+    log_prob: float  # of the canary's target tokens, not the new ones, under this model
+    gap: float  # log-probability of the new token minus the canary's, at the first that differs; 0 if none does
 
     @property
     def same_text(self) -> bool:
-        """Whether the tokenizer does what it did."""
+        """Whether the source tokens and the text are those that the canary records."""
         return self.source_tokens == self.canary.source_tokens and self.text == self.canary.text
 
     @property
     def same_tokens(self) -> bool:
-        """Whether the model says the same."""
+        """Whether the new translation has the same tokens as the canary's."""
         return self.target_tokens == self.canary.target_tokens
 
     @property
     def is_tie(self) -> bool:
-        """Whether it says something else that is as likely."""
+        """Whether the tokens differ, but the two at the first difference are equally likely, to within TIE."""
         return not self.same_tokens and abs(self.gap) < TIE
 
     @property
     def drift(self) -> float:
-        """How far the log-probability is from what it was."""
+        """Absolute difference between log_prob and the log-probability that the canary records."""
         return abs(self.log_prob - self.canary.log_prob)
 
 
 def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
-    """Up to NUM_CANARIES of the lines, spread over their lengths, with what the model says.
+    """Translate up to NUM_CANARIES of the lines, chosen to cover the range of lengths, and return them as canaries.
 
-    The same lines give the same ones. Lines that are blank, or that the model would split, are none. The translator is
-    on a CPU, in fp32.
+    The choice does not depend on the order of the lines. Blank lines, and lines too long for the model, are not
+    chosen. Translations with an infinite or NaN log-probability are left out. The translator must be on a CPU, in fp32.
     """
     encoded = translator.tokenizer.encode_source(lines)
     fitting = sorted(
@@ -69,54 +72,56 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
     )
     last, count = len(fitting) - 1, min(NUM_CANARIES, len(fitting))
     sources = [fitting[round(last * i / max(count - 1, 1))][0] for i in range(count)]
-    tokens = translator.tokenizer.encode_source(sources)
-    said = _say(translator, tokens)
-    log_probs = log_probs_of(translator.model, tokens, said, BATCH_TOKENS)
-    texts = _texts(translator, said)
-    canaries = [
-        Canary(source, source_tokens, target_tokens, sum(each), text)
-        for source, source_tokens, target_tokens, each, text in zip(
-            sources, tokens, said, log_probs, texts, strict=True
-        )
-    ]
-    return [canary for canary in canaries if abs(canary.log_prob) < float("inf")]  # no number: training failed
+    source_tokens = translator.tokenizer.encode_source(sources)
+    target_tokens = _greedy_search(translator, source_tokens)
+    log_probs = map(sum, log_probs_of(translator.model, source_tokens, target_tokens, BATCH_TOKENS))
+    texts = _texts(translator, target_tokens)
+    canaries = map(Canary, sources, source_tokens, target_tokens, log_probs, texts)
+    return [canary for canary in canaries if abs(canary.log_prob) < float("inf")]  # else training failed
 
 
-def hear(translator: Translator, canaries: Sequence[Canary]) -> list[Heard]:
-    """What each canary says now; DataError if one is longer than the model can take."""
-    tokens = translator.tokenizer.encode_source([canary.source for canary in canaries])
-    told = [canary.target_tokens for canary in canaries]
+def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> list[CanaryResult]:
+    """Translate the sources of the canaries again, and return a result for each, in order.
+
+    Raises DataError if a source, or its recorded translation, is longer than the model accepts.
+    """
+    source_tokens = translator.tokenizer.encode_source([canary.source for canary in canaries])
+    expected = [canary.target_tokens for canary in canaries]
     limits = translator.model.limits
-    for number, sides in enumerate(zip(tokens, told, strict=True), start=1):
+    for number, sides in enumerate(zip(source_tokens, expected, strict=True), start=1):
         for side, limit in zip(sides, (limits.source, limits.target), strict=True):
             if limit is not None and len(side) >= limit:
                 raise DataError(f"canary {number} has {len(side):,} tokens, and the model can take {limit - 1:,}")
-    said = _say(translator, tokens)
-    texts = _texts(translator, told)
-    then = log_probs_of(translator.model, tokens, told, BATCH_TOKENS)
-    now = log_probs_of(translator.model, tokens, said, BATCH_TOKENS)
+    found = _greedy_search(translator, source_tokens)
+    texts = _texts(translator, expected)
+    log_probs_expected = log_probs_of(translator.model, source_tokens, expected, BATCH_TOKENS)
+    log_probs_found = log_probs_of(translator.model, source_tokens, found, BATCH_TOKENS)
+    columns = zip(canaries, source_tokens, found, texts, log_probs_expected, log_probs_found, strict=True)
     return [
-        Heard(canary, source, target, text, sum(before), _gap(canary.target_tokens, before, target, after))
-        for canary, source, target, text, before, after in zip(canaries, tokens, said, texts, then, now, strict=True)
+        CanaryResult(canary, source, target, text, sum(old), _gap(canary.target_tokens, old, target, new))
+        for canary, source, target, text, old, new in columns
     ]
 
 
-def _gap(told: list[int], before: list[float], said: list[int], after: list[float]) -> float:
-    """By how much the tokens differ where they part; each has the end mark after the last token."""
-    for place, (one, other) in enumerate(zip_longest(told, said)):
+def _gap(expected: list[int], old: list[float], found: list[int], new: list[float]) -> float:
+    """Log-probability of found minus that of expected at the first token that differs; 0 if none does.
+
+    old has the log-probabilities of all tokens of expected and of its end mark; new has those of found.
+    """
+    for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
-            return after[place] - before[place]
+            return new[place] - old[place]
     return 0.0
 
 
-def _say(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
+def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
     config = translator.config.model_copy(update={"decoding": GREEDY})
     greedy = Translator(translator.model, translator.tokenizer, config)
     return [hypotheses[0].tokens for hypotheses in greedy.search(tokens)] if tokens else []
 
 
 def _texts(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """As a translation shows them."""
+    """The text of each row of target tokens, with line breaks replaced by spaces as in translations."""
     return [BREAKS.sub(" ", text) for text in translator.tokenizer.decode_target(tokens)]
 
 
@@ -124,22 +129,26 @@ def _fits(translator: Translator, tokens: Sequence[int]) -> bool:
     return 0 < len(tokens) <= translator.max_source_length
 
 
-# `mtkit check`: whether a bundle is what was written, and says on this machine what it said on another.
+# `mtkit check`: whether a bundle's files are unchanged, and whether its canaries are translated as before.
 
-# A log-probability may drift so far for each token: more than rounding does on any device in fp32.
+# Largest drift accepted per token, end mark included: more than rounding causes on any device in fp32.
 MOST_DRIFT = 0.01
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and what is wrong with it, a line each."""
+    """The result of check(), as lines of text."""
 
-    lines: list[str]
-    faults: list[str]
+    lines: list[str]  # what was checked, and the results
+    faults: list[str]  # what is wrong; empty if nothing is
 
 
 def check(model: Path, device: str | None = None) -> Report:
-    """Read every file once and compare it with its checksum; if all are whole, hear the canaries on the device."""
+    """Compare every file of a model with its checksum; if all match, translate the canaries again.
+
+    The canaries are translated on device, by default the one in the model's settings. Weights that are not finite are
+    a fault, too. Returns a report of what was found. Raises MtkitError if the model cannot be read or loaded.
+    """
     storage = find_model(model)
     tell(storage)
     description = describe(storage)
@@ -154,8 +163,8 @@ def check(model: Path, device: str | None = None) -> Report:
         return Report(lines, [f"{bundle.path / WEIGHTS}: {fault}; train the model again"])
     if description["format"] == 1:
         lines.append(
-            "format 1 has a checksum of the tokenizer and the size of the weights, and these are right; it has none of "
-            "the other files, and no canaries"
+            "format 1 records only the checksum of the tokenizer and the size of the weights, and both are right; it "
+            "has no checksums of other files, and no canaries"
         )
         load_bundle(bundle, [f"device={device}"] if device else [])
         return Report(lines, [])
@@ -164,28 +173,29 @@ def check(model: Path, device: str | None = None) -> Report:
     canaries = bundle.canaries()
     translator = load_bundle(bundle, [f"device={device}"] if device else [])
     if not canaries:
-        return Report([*lines, "canaries: it has none"], [])
-    heard = hear(translator, canaries)
-    return Report([*lines, *_told(heard, translator.model.device.type)], list(_wrong(bundle, heard)))
+        return Report([*lines, "canaries: none"], [])
+    results = translate_canaries(translator, canaries)
+    return Report(
+        [*lines, *_canary_lines(results, translator.model.device.type)], list(_canary_faults(bundle, results))
+    )
 
 
-def _told(heard: list[Heard], device: str) -> Iterator[str]:
-    drifts = [each.drift for each in heard]
-    same = sum(each.same_tokens for each in heard)
-    yield f"canaries: {same} of {len(heard)} say the same tokens on {device}"
-    yield (f"log-probabilities: the largest difference is {max(drifts):.1e}, the mean {sum(drifts) / len(drifts):.1e}")
-    for number, each in enumerate(heard, start=1):
-        if each.is_tie:
-            yield f"canary {number}: a tie: it says something else that is as likely, to {abs(each.gap):.1e}"
+def _canary_lines(results: list[CanaryResult], device: str) -> Iterator[str]:
+    drifts = [result.drift for result in results]
+    num_same = sum(result.same_tokens for result in results)
+    yield f"canaries: {num_same} of {len(results)} give the same tokens on {device}"
+    yield f"log-probabilities: the largest difference is {max(drifts):.1e}, the mean {sum(drifts) / len(drifts):.1e}"
+    for number, result in enumerate(results, start=1):
+        if result.is_tie:
+            yield f"canary {number}: a tie: its translation differs, and is as likely to within {abs(result.gap):.1e}"
 
 
-def _wrong(bundle: Bundle, heard: list[Heard]) -> Iterator[str]:
-    where = bundle.path / CANARIES
-    for number, each in enumerate(heard, start=1):
-        told = f"{where}: canary {number}"
-        if not each.same_text:
-            yield f"{told}: the tokenizer reads or writes it in another way than where it was made"
-        elif not each.same_tokens and not each.is_tie:
-            yield f"{told}: the model says something else, which here is likelier by {each.gap:.1e}"
-        elif not each.drift <= MOST_DRIFT * (len(each.canary.target_tokens) + 1):
-            yield f"{told}: its log-probability is {each.log_prob:.4f}, and was {each.canary.log_prob:.4f}"
+def _canary_faults(bundle: Bundle, results: list[CanaryResult]) -> Iterator[str]:
+    for number, result in enumerate(results, start=1):
+        where = f"{bundle.path / CANARIES}: canary {number}"
+        if not result.same_text:
+            yield f"{where}: the tokenizer encodes or decodes it differently here"
+        elif not result.same_tokens and not result.is_tie:
+            yield f"{where}: the model's translation differs, and is likelier here by {result.gap:.1e}"
+        elif not result.drift <= MOST_DRIFT * (len(result.canary.target_tokens) + 1):
+            yield f"{where}: its log-probability is {result.log_prob:.4f}, and was {result.canary.log_prob:.4f}"

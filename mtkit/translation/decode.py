@@ -1,26 +1,30 @@
-"""Source tokens in, hypotheses out, with the search that the settings ask for; probabilities of given translations."""
+"""Decoding of batches of source tokens, and log-probabilities and attention of given translations.
+
+Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T target length, S source length, D model
+width, V vocabulary size, N sentences of the batch, P length of the longest prefix.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import padded_batch, ragged, source_rows
+from mtkit.data.batch import Ragged, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
-from mtkit.models.interface import Ensemble, State, TranslationModel, next_rows
-from mtkit.search.searches import STOPPING, Chances, Draw, Groups, beam_search, greedy_search, sample_search
+from mtkit.models.interface import Ensemble, State, TranslationModel, log_probs_from, next_rows
+from mtkit.search.searches import STOPPING, Draw, Groups, UniformNumbers, beam_search, greedy_search, sample_search
 from mtkit.search.step import (
     LENGTH_PENALTIES,
-    AnyState,
     Constraint,
-    Covered,
+    Coverage,
     Hypothesis,
-    Said,
     Step,
+    TokenHistory,
     begin_with,
     constrained,
     coverage_penalty,
@@ -30,38 +34,9 @@ from mtkit.search.step import (
     no_repeat_ngram,
 )
 
-
-def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
-    """The different texts, each with its mean utility against all the other samples, best first.
-
-    utility gives [h][r], that of text h where r is the reference. Of equals the one that stands first comes first. A
-    text that was drawn more than once has itself among the others; one that is alone has nothing to be compared with.
-    """
-    counts = Counter(texts)
-    different = list(counts)
-    means = []
-    for h, row in enumerate(utility(different)):
-        total = sum(count * value for count, value in zip(counts.values(), row, strict=True)) - row[h]
-        means.append(total / max(len(texts) - 1, 1))
-    order = sorted(range(len(different)), key=lambda h: -means[h])
-    return [(different[h], means[h]) for h in order]
-
-
-# Source tokens in, hypotheses out: the search that the settings ask for, over a model.
+# Decoding with the search that the settings select.
 
 Model = TranslationModel | Ensemble
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A batch, and what is wanted of it."""
-
-    decoding: DecodingConfig
-    sentences: list[list[int]]
-    start: Tensor  # (N,)
-    max_lengths: Tensor  # (N,)
-    num_best: int
-    end: int
 
 
 @torch.inference_mode()
@@ -73,77 +48,51 @@ def decode(
     prefixes: Sequence[Sequence[int]] = (),
     forbidden: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of one batch of source tokens, none of them empty: the best first, or samples as they are drawn.
+    """Translate sentences, each a sequence of source tokens, as one batch.
 
-    Up to num_best of a beam's, and as many to spare where it is more than one, since different tokens may be the same
-    text; of samples num_best. Each begins with the prefix of its sentence, if there are any. What is forbidden, by
-    default all special ids but the end mark, is never said but in a prefix.
+    Returns a list of hypotheses for each sentence, at least one: best first, or samples in the order drawn.
+    Sampling returns num_best hypotheses. Beam search returns at most num_best or, if num_best is above 1, at most
+    2 x num_best, since different tokens may spell the same text.
+
+    prefixes has, for each sentence, the target tokens that its hypotheses must begin with. Forbidden tokens, by default
+    all special ids but the end mark, are never generated outside prefixes. Raises MtkitError if the settings have a
+    coverage penalty and the model has no attention.
     """
     if forbidden is None:
-        forbidden = model.special.silent
+        forbidden = model.special.never_generated
     sources = ragged(sentences)
-    start = torch.full((len(sentences),), model.marks.start, device=model.device)
-    max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
-    prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sentences))
-    max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
-    if model.limits.target is not None:
-        max_lengths = max_lengths.clamp(max=model.limits.target - 1)
-    task = _Task(
-        decoding, [list(sentence) for sentence in sentences], start, max_lengths, num_best, model.marks.target_end
-    )
+    start = torch.full((len(sentences),), model.boundaries.start, device=model.device)  # (N,)
+    max_lengths = _max_lengths(model, decoding, sources, prefixes)
+    end = model.boundaries.target_end
 
-    source = source_rows(sources, model.marks.source_end).to(model.device)
-    first: list[Constraint] = []  # before the other constraints
+    constraints = _constraints(decoding, max_lengths, end)
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
-        first, forbidden = [never(forbidden)], ()  # a prefix stands above constraints
-    step, state = partial(next_log_probs, model, forbidden), model.encode(source, watch=decoding.coverage_penalty > 0)
-    if not decoding.coverage_penalty:
-        return _constrain(step, state, None, prefixes, first, task)
-    covered = Covered.nothing(state, source.mask, torch.promote_types(model.dtype, torch.float32))
-    bonus = partial(coverage_penalty, strength=decoding.coverage_penalty)
-    attention = partial(last_attention, wanted_by="coverage_penalty")
-    return _constrain(covering(step, attention), covered, bonus, prefixes, first, task)
-
-
-def _constrain(
-    step: Step[AnyState],
-    state: AnyState,
-    bonus: Callable[[AnyState], Tensor] | None,
-    prefixes: Sequence[Sequence[int]],
-    first: Sequence[Constraint],
-    task: _Task,
-) -> list[list[Hypothesis]]:
-    """Search under these constraints, and those that the settings and the prefixes make."""
-    constraints = [*first]
-    if task.decoding.min_length:
-        constraints.append(min_length(task.max_lengths.clamp(max=task.decoding.min_length), task.end))
-    if task.decoding.no_repeat_ngram:
-        constraints.append(no_repeat_ngram(task.decoding.no_repeat_ngram))
+        constraints, forbidden = [never(forbidden), *constraints], ()  # constraints do not apply to prefixes
     if any(prefixes):
-        constraints = [begin_with(_padded(prefixes).to(task.start.device), constraints)]
-    if not constraints:
-        return _search(step, state, bonus, task)
-    said = Said.nothing(state, len(task.start), task.start.device)
-    inner = None if bonus is None else lambda outer: bonus(outer.state)
-    return _search(constrained(step, constraints), said, inner, task)
+        constraints = [begin_with(_padded(prefixes).to(model.device), constraints)]
 
+    source = source_rows(sources, model.boundaries.source_end).to(model.device)
+    step: Step[Any] = partial(next_log_probs, model, forbidden)
+    state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
+    extra_score: Callable[[Any], Tensor] | None = None
+    if constraints:
+        step, state = constrained(step, constraints), TokenHistory.empty(state, len(sentences), model.device)
+    if decoding.coverage_penalty:
 
-def _search(
-    step: Step[AnyState], state: AnyState, bonus: Callable[[AnyState], Tensor] | None, task: _Task
-) -> list[list[Hypothesis]]:
-    decoding, start, max_lengths, end = task.decoding, task.start, task.max_lengths, task.end
+        def attention(after: Any) -> Tensor:
+            return last_attention(after.state if constraints else after, wanted_by="coverage_penalty")
+
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        step, state = covering(step, attention), Coverage.empty(state, source.mask, dtype)
+        extra_score = partial(coverage_penalty, strength=decoding.coverage_penalty)
+
     if decoding.draws:
         draw = Draw(decoding.temperature, decoding.top_k, decoding.top_p)
-        chances = Chances(decoding.seed, task.sentences, task.num_best)
-        return sample_search(step, state, start, max_lengths, end, task.num_best, draw, chances)
+        uniform = UniformNumbers(decoding.seed, [list(sentence) for sentence in sentences], num_best)
+        return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
-    if decoding.beam_size == 1 and task.num_best == 1:
-        hypotheses = greedy_search(step, state, start, max_lengths, end)
-        lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
-        return [
-            [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
-            for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
-        ]
+    if decoding.beam_size == 1 and num_best == 1:
+        return _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
     return beam_search(
         step,
         state,
@@ -152,26 +101,59 @@ def _search(
         end,
         decoding.beam_size,
         penalty,
-        task.num_best,
-        num_spare=task.num_best if task.num_best > 1 else 0,
+        num_best,
+        num_spare=num_best if num_best > 1 else 0,
         stopping=STOPPING[decoding.stopping],
-        bonus=bonus,
+        extra_score=extra_score,
         groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
     )
 
 
+def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]) -> Tensor:
+    """Maximum length (N,) of each sentence's hypotheses in tokens, end mark excluded; at least that of the prefix."""
+    prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
+    max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
+    max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
+    return max_lengths if model.limits.target is None else max_lengths.clamp(max=model.limits.target - 1)
+
+
+def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> list[Constraint]:
+    """The constraints that the settings min_length and no_repeat_ngram impose."""
+    constraints = []
+    if decoding.min_length:
+        constraints.append(min_length(max_lengths.clamp(max=decoding.min_length), end))
+    if decoding.no_repeat_ngram:
+        constraints.append(no_repeat_ngram(decoding.no_repeat_ngram))
+    return constraints
+
+
+def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
+    """Returns each hypothesis in a list of its own; its score is the log-probability divided by the length penalty."""
+    lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
+    return [
+        [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
+        for hypothesis, divisor in zip(hypotheses, penalty(lengths).tolist(), strict=True)
+    ]
+
+
 def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: State) -> tuple[Tensor, State]:
-    """(R, W) ids to (R, W, V) log-probabilities; what is forbidden is impossible."""
+    """One search step: log-probabilities (R, W, V) of the token after each of ids (R, W), and the next state.
+
+    Forbidden tokens get -inf.
+    """
     features, state = model.decode(next_rows(ids, state), state)
-    logits = model.output(features)
-    log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    log_probs = log_probs_from(model.output(features))
     for token in forbidden:
         log_probs[:, :, token] = float("-inf")
     return log_probs, state
 
 
 def last_attention(state: State, wanted_by: str) -> Tensor:
-    """(R, W, S): how the last layer looked at the source, its heads' mean; wanted_by is the setting that needs it."""
+    """Attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
+
+    Under teacher forcing they are (R, T, S). Raises MtkitError if the state records no attention; wanted_by is the
+    setting of decoding that the message names.
+    """
     if not state.attention:
         raise MtkitError(
             f"decoding.{wanted_by}: this model, or one of the ensemble, has no attention to the source; "
@@ -181,50 +163,71 @@ def last_attention(state: State, wanted_by: str) -> Tensor:
 
 
 def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """(N, P), -1 after the last token of each."""
+    """The prefixes as one tensor (N, P), padded with -1."""
     longest = max(map(len, prefixes))
     return torch.tensor([[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes])
 
 
-# How likely a model finds given translations.
+# Minimum Bayes risk decoding: choosing among samples.
 
-CHUNK_TOKENS = 1024  # whose logits are in memory at once
-CHUNK_ELEMENTS = 1 << 25  # of those logits, however large the vocabulary
+
+def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
+    """Rank sampled texts; returns each distinct text with its mean utility against all other samples, best first.
+
+    utility returns a matrix [h][r]: the utility of text h with text r as the reference. Equally good texts keep the
+    order in which they were drawn. A text drawn more than once is also compared with its other copies. The utility of
+    a single sample is 0.
+    """
+    counts = Counter(texts)
+    different = list(counts)
+    means = []
+    for h, row in enumerate(utility(different)):
+        total = sum(count * value for count, value in zip(counts.values(), row, strict=True)) - row[h]
+        means.append(total / max(len(texts) - 1, 1))
+    order = sorted(range(len(different)), key=lambda h: -means[h])
+    return [(different[h], means[h]) for h in order]
+
+
+# Log-probabilities of given translations.
+
+CHUNK_TOKENS = 1024  # maximum number of tokens whose logits are in memory at once
+CHUNK_ELEMENTS = 1 << 25  # maximum number of logits in memory at once: fewer tokens if the vocabulary is large
 
 
 @dataclass(frozen=True)
 class ScoredTranslation:
-    """What a model thinks of one translation, token by token."""
+    """A given translation with the model's log-probability of each token."""
 
-    pieces: list[str]  # the end mark is the last
+    pieces: list[str]  # one for each token; the last is the end mark
     log_probs: list[float]
 
     @property
     def log_prob(self) -> float:
-        """Of the whole translation."""
+        """Log-probability of the translation: the sum over its tokens and the end mark."""
         return sum(self.log_probs)
 
     @property
     def num_tokens(self) -> int:
-        """The end mark counted."""
+        """Number of tokens, including the end mark."""
         return len(self.log_probs)
 
     @property
     def mean(self) -> float:
-        """Log-probability a token."""
+        """Mean log-probability per token, including the end mark."""
         return self.log_prob / self.num_tokens
 
 
 def log_probs_of(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[list[float]]:
-    """The log-probability of each target token and of the end mark, for each pair; a batch is at most so many tokens.
+    """For each pair of a source and a target, the log-probability of each target token and of the end mark.
 
-    Either side may be empty: then it is the end mark alone.
+    A source or target may be empty: then it is the end mark alone. A batch has at most batch_tokens tokens on each
+    side, including padding, unless a single pair has more.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
-    if isinstance(model, Ensemble):  # whose members give the log-probabilities of a whole batch
+    if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))
     for chosen in batches_by_length(lengths, batch_tokens):
         scored = _batch_log_probs(model, [sources[i] for i in chosen], [targets[i] for i in chosen])
@@ -234,7 +237,10 @@ def log_probs_of(
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """The places of rows of these lengths, longest first, in batches of at most so many tokens, padding counted."""
+    """Yields batches of row indices, longest rows first; lengths are the numbers of tokens of the rows.
+
+    A batch has at most batch_tokens tokens, including padding, unless a single row has more.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         most = max(1, batch_tokens // lengths[order[0]])
@@ -243,7 +249,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def chunk_tokens(model: Model) -> int:
-    """How many tokens have their logits in memory at once."""
+    """Maximum number of tokens whose logits are in memory at once, which depends on the model's vocabulary."""
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.elements_per_token))
 
 
@@ -251,38 +257,38 @@ def chunk_tokens(model: Model) -> int:
 def _batch_log_probs(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    batch = padded_batch(ragged(sources), ragged(targets), model.marks).to(model.device)
+    batch = padded_batch(ragged(sources), ragged(targets), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
     real = batch.target.mask
     log_probs = []
-    for some, labels in zip(
+    for chunk, labels in zip(
         *(torch.split(x[real], chunk_tokens(model)) for x in (features, batch.labels)), strict=True
     ):
-        logits = model.output(some)  # (M, V)
-        all_of_them = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-        log_probs.append(all_of_them.gather(1, labels[:, None])[:, 0])
+        of_vocabulary = log_probs_from(model.output(chunk))  # (tokens, V)
+        log_probs.append(of_vocabulary.gather(1, labels[:, None])[:, 0])
     rows = torch.split(torch.cat(log_probs).cpu(), [len(target) + 1 for target in targets])
     return [row.tolist() for row in rows]
 
 
-# Where a model looks as it says given translations.
+# Attention of given translations to their sources.
 
 
 @torch.inference_mode()
 def source_attention(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[Tensor]:
-    """For each pair (T, S) on the CPU: how the model looks at each source token as it says each target token.
+    """For each pair, the attention weights (T, S) over the source tokens in predicting each target token, on the CPU.
 
-    It is the attention of the last layer, its heads' mean, without the end marks. A batch is at most so many tokens.
+    They are averaged over the heads of the last layer, and leave out the end marks of both sides. Batches are limited
+    as in log_probs_of(). Raises MtkitError if the model has no attention.
     """
-    if isinstance(model, Ensemble):  # whose members give the log-probabilities of a whole batch
+    if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))
     found: dict[int, Tensor] = {}
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
     for chosen in batches_by_length(lengths, batch_tokens):
         rows = [ragged([side[i] for i in chosen]) for side in (sources, targets)]
-        batch = padded_batch(rows[0], rows[1], model.marks).to(model.device)
+        batch = padded_batch(rows[0], rows[1], model.boundaries).to(model.device)
         _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
         for i, weights in zip(chosen, last_attention(state, "unknown copy").cpu(), strict=True):
             found[i] = weights[: len(targets[i]), : len(sources[i])].clone()

@@ -1,18 +1,23 @@
-"""Translates and scores streams of lines: N lines in, N lines out."""
+"""Streams of lines for `mtkit translate` and `mtkit score`, which write results in the order of their input lines."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from mtkit.errors import DataError, Meter, MtkitError, StoppedError, Warnings, is_shown
 from mtkit.files import counted_when_ended, json_text, undone_when_ended
 from mtkit.text.compressed import STANDARD_INPUT, may_pause, open_to_read, open_to_write, path_may_pause
-from mtkit.text.lines import Arrivals, count_lines, decode_lines, named, read_lines, read_pairs
+from mtkit.text.lines import InputStreams, count_lines, decode_lines, named, read_lines, read_pairs
 from mtkit.translation.decode import ScoredTranslation
 from mtkit.translation.translator import TranslatedLine, Translator
+
+T = TypeVar("T")
+
+# Translating.
 
 
 def translate(
@@ -21,122 +26,71 @@ def translate(
     out: BinaryIO,
     num_best: int = 1,
     with_scores: bool = False,
-    at_once: bool = False,
+    line_buffered: bool = False,
     tag: str | None = None,
     prefixes: Path | Iterable[str] | None = None,
     num_lines: int | None = None,
 ) -> None:
-    """Translate each line of one stream to a line of the other, line n beginning with the n-th prefix if there are any.
+    """Translate each line of source and write the translation to out as UTF-8.
 
-    With scores, a line is `score TAB text`; with num_best over 1, each line gives several `number TAB score TAB text`.
-    Undecodable bytes are replaced and lines too long for the model are translated in parts, with a warning. Lines that
-    lack the tag that the model was trained with are warned of, too.
+    An output line is the translation, or `score TAB text` with with_scores. If num_best is greater than 1, each input
+    line gives up to num_best output lines, `number TAB score TAB text`, where number is that of the input line, from 1.
 
-    Lines are answered in large groups, at_once one by one. Where a pipe pauses, the lines that have come are answered
-    and flushed. How lines are grouped changes no translation. num_lines, if it is known, tells the progress how many
-    there are. A signal that ends the program is a StoppedError here, which says how many lines were written.
+    tag is put before each line. prefixes has a text for each line that its translation must begin with; a path is a
+    file of such texts.
+
+    Warnings are printed for undecodable bytes, which are replaced; for lines too long for the model, which are
+    translated in parts; for lines without a translation; and, unless a tag is given, for lines that lack the tag that
+    the model was trained with.
+
+    Lines are translated in large groups, or one at a time if line_buffered. If source is a pipe and no line arrives
+    for a moment, the lines read so far are translated and flushed. The grouping does not affect the translations.
+
+    num_lines is the total for the progress display, if known. Raises StoppedError, which says how many lines were
+    written, if a signal ends the program, and the errors of Translator.translate_lines().
     """
     warnings = Warnings()
-    with Arrivals(out.flush, at_once) as arrivals:
-        decoded = arrivals.of(decode_lines(source), may_pause(source), lambda line: len(line[0]))
+    with InputStreams(out.flush, line_buffered) as streams:
+        decoded = streams.read(decode_lines(source), may_pause(source), lambda line: len(line[0]))
         lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
         if tag is None:
-            lines = _watched(lines, translator, warnings)
+            lines = _tags_checked(lines, str, translator, warnings)
         if isinstance(prefixes, Path):
-            prefixes = arrivals.of(read_lines(prefixes), path_may_pause(prefixes), len)
+            prefixes = streams.read(read_lines(prefixes), path_may_pause(prefixes), len)
         with (
             counted_when_ended("translated") as written,
-            Meter("translating", "lines", num_lines, hidden=at_once) as meter,
+            Meter("translating", "lines", num_lines, hidden=line_buffered) as meter,
         ):
-            translated = translator.translate_lines(lines, num_best, arrivals.answer_now, tag, prefixes, meter.add)
+            translated = translator.translate_lines(lines, num_best, streams.answer_now, tag, prefixes, meter.add)
             for number, line in enumerate(translated, start=1):
                 if line.num_parts > 1:
                     warnings.add("was too long for the model; translated in parts", number)
                 for note in line.notes:
                     warnings.add(note, number)
-                out.write(_written(line, number, num_best, with_scores).encode("utf-8"))
+                out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
                 written.number = number
-                if at_once:
+                if line_buffered:
                     out.flush()
     out.flush()
     warnings.close()
 
 
 def lines_to_come(file: Path | None) -> int | None:
-    """How many lines a file has, for the progress; None where none is shown, and for what can be read but once."""
+    """Number of lines in a file, for the progress display.
+
+    None if file is None, no progress is shown, or the file can be read only once, as standard input or a pipe.
+    """
     if file is None or file == STANDARD_INPUT or path_may_pause(file) or not is_shown():
         return None
     return count_lines(file)
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """A text file, or a packed one, to be translated."""
-    try:
-        stream = open_to_read(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if may_pause(stream):
-        yield stream  # closing it would wait for a thread that waits for a line
-        return
-    with stream:
-        yield stream
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of path when the block ends without an error; packed as its name tells.
-
-    Until then all that was written stands in PATH.part, which stays if the block is left by an error and anything was
-    written. A path that is a device or a pipe is written to as it is.
-    """
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            with path.open("wb") as stream:
-                yield stream
-            return
-        if path.is_dir():
-            raise MtkitError(f"{path}: is a directory; a file to write is wanted")
-        whole = path.resolve()  # what a link points at is replaced, not the link
-        part = whole.with_name(f"{whole.name}.part")
-        with _kept_if_it_holds_text(part), open_to_write(part, whole) as stream:
-            if whole.exists():
-                shutil.copymode(whole, part)
-            yield stream
-        part.replace(whole)
-    except OSError as error:
-        raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-@contextmanager
-def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
-    """After an error removes a file to which nothing was written; one who stopped the program learns of any other."""
-    try:
-        with undone_when_ended():
-            yield
-    except BaseException as error:
-        if not part.exists():
-            raise
-        if _is_empty(part):
-            part.unlink()
-        elif isinstance(error, StoppedError):
-            raise StoppedError(f"{error}, and stand in {part}", error.code) from None
-        raise
-
-
-def _is_empty(part: Path) -> bool:
-    """Whether a file, packed or not, holds no text; one that is packed has some bytes all the same."""
-    try:
-        with reading(part) as stream:
-            return not stream.read(1)
-    except DataError:  # it was cut off in the middle of something
-        return False
-
-
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
-    """The lines; where bytes were replaced, a warning tells so, and a file that cannot be read on is an error."""
+    """Yields the text of each line, and warns of replaced bytes and stray carriage returns.
+
+    lines has each line's text and whether bytes in it were replaced. Raises DataError, whose message begins with name,
+    if reading fails.
+    """
     try:
         for number, (line, damaged) in enumerate(lines, start=1):
             if damaged:
@@ -152,15 +106,17 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
-def _watched(lines: Iterable[str], translator: Translator, warnings: Warnings) -> Iterator[str]:
-    """The lines; those that do not begin with a tag as they should are warned of."""
-    for number, line in enumerate(lines, start=1):
-        if fault := translator.tag_fault(line):
+def _tags_checked(
+    items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
+) -> Iterator[T]:
+    """Yields the items, and warns of sources whose tag is unknown, or missing if the model was trained with tags."""
+    for number, item in enumerate(items, start=1):
+        if fault := translator.tag_fault(source_of(item)):
             warnings.add(fault, number)
-        yield line
+        yield item
 
 
-def _written(line: TranslatedLine, number: int, num_best: int, with_scores: bool) -> str:
+def _translation_text(line: TranslatedLine, number: int, num_best: int, with_scores: bool) -> str:
     if num_best > 1:
         return "".join(f"{number}\t{best.score:.4f}\t{best.text}\n" for best in line.translations)
     if with_scores:
@@ -168,37 +124,38 @@ def _written(line: TranslatedLine, number: int, num_best: int, with_scores: bool
     return f"{line.text}\n"
 
 
-# Scoring given translations with a model: N translations in, N lines out.
+# Scoring given translations.
 
-LONGEST_SHOWN = 40  # characters of a line that a message shows
-MOST_DIGITS = 18  # of a line number
+LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a line
+MOST_DIGITS = 18  # maximum number of digits of a line number
 
-LinesOf = Callable[[Path], Iterator[str]]
+LinesOf = Callable[[Path], Iterator[str]]  # yields the lines of a file
 
 
 @dataclass(frozen=True)
 class ParallelFiles:
-    """Line n of target translates line n of source."""
+    """A source file and a target file whose line n is the translation of line n."""
 
     source: Path
     target: Path
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """What is read."""
+        """The files to read."""
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Sources and translations."""
+        """Yields pairs of a source line and its translation. Raises DataError if the numbers of lines differ."""
         return read_pairs(self.source, self.target, lines_of)
 
 
 @dataclass(frozen=True)
 class NBestList:
-    """Lines of target are `number TAB score TAB text`, as `translate --n-best` writes them, or `number TAB text`.
+    """A source file and a target file that is an n-best list of translations.
 
-    The number is that of the source line, from 1. A source may have any number of translations, in any order; the
-    scores are not looked at.
+    Lines of target are `number TAB score TAB text`, as `translate --n-best` writes them, or `number TAB text`. The
+    number is that of the source line, from 1. A source may have any number of translations, in any order. Scores are
+    ignored.
     """
 
     source: Path
@@ -206,11 +163,14 @@ class NBestList:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """What is read; the source is held in memory."""
+        """The files to read."""
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Sources and translations, in the order of the list."""
+        """Yields pairs of a source line and a translation, in the order of the list; keeps all sources in memory.
+
+        Raises DataError if a line has another form, or there is no source line with its number.
+        """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
             yield self._pair(sources, f"{named(self.target)}:{number}", line)
@@ -230,19 +190,30 @@ class NBestList:
         return sources[int(place) - 1], rest[-1]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class PairsFile:
-    """Each line is a source, a tab and its translation; further columns are not looked at. A blank line is a pair."""
+    """A file of pairs: each line is a source, a tab and its translation.
+
+    Further columns are ignored. A blank line is a pair of empty texts.
+    """
 
     path: Path
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """What is read."""
+        """The file to read."""
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Sources and translations."""
+        """Yields pairs of a source and its translation. Raises DataError if a line that is not blank has no tab."""
         for number, line in enumerate(lines_of(self.path), start=1):
             source, *rest = line.split("\t")
             if not rest and source.strip():
@@ -258,57 +229,113 @@ def score(
     tag: str | None = None,
     line_buffered: bool = False,
 ) -> None:
-    """Write how likely each translation is; a path of the texts may be `-`, standard input.
+    """Score given translations by their log-probability and write one line to out for each.
 
-    A line is `log_prob TAB tokens TAB log_prob a token`, the end mark counted; by token it is a JSON list of
-    [piece, log_prob], where null is the log-probability of what is impossible. A tag is put before each source line.
-    Translations from a pipe are scored as translate() translates lines from there.
+    A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With by_token it is a
+    JSON list of [piece, log_prob] pairs, with null instead of minus infinity.
+
+    tag is put before each source; without one, sources that lack the tag that the model was trained with are warned
+    about. A path in texts may be `-`, standard input. line_buffered, pipes and signals are handled as in translate().
+    Raises the errors of Translator.score_lines() and of texts.pairs().
     """
     if tag is not None:
         translator.require_tag(tag)
     warnings = Warnings()
     num_lines = None
-    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # those can be read but once
-        num_lines = sum(1 for _ in texts.pairs(read_lines))  # what is wrong with them is told before work starts
-    with Arrivals(out.flush, line_buffered) as arrivals:
-        pairs = texts.pairs(lambda path: iter(arrivals.of(read_lines(path), path_may_pause(path), len)))
+    if not any(path == STANDARD_INPUT or path_may_pause(path) for path in texts.paths):  # can be read twice
+        num_lines = sum(1 for _ in texts.pairs(read_lines))  # reports errors in the files before the work starts
+    with InputStreams(out.flush, line_buffered) as streams:
+        pairs = texts.pairs(lambda path: iter(streams.read(read_lines(path), path_may_pause(path), len)))
         if tag is None:
-            pairs = _watched_pairs(pairs, translator, warnings)
-        scored = translator.score_lines(pairs, tag, arrivals.answer_now)
+            pairs = _tags_checked(pairs, itemgetter(0), translator, warnings)
+        scored = translator.score_lines(pairs, tag, streams.answer_now)
         with (
             counted_when_ended("scored") as written,
             Meter("scoring", "lines", num_lines, hidden=line_buffered) as meter,
         ):
-            for written.number, line in enumerate(_written_score(meter.counting(scored), by_token), start=1):
-                out.write(line.encode("utf-8"))
+            for number, line in enumerate(meter.counting(scored), start=1):
+                out.write(_score_text(line, by_token).encode("utf-8"))
+                written.number = number
                 if line_buffered:
                     out.flush()
     out.flush()
     warnings.close()
 
 
-def _watched_pairs(
-    pairs: Iterable[tuple[str, str]], translator: Translator, warnings: Warnings
-) -> Iterator[tuple[str, str]]:
-    """The pairs; sources that do not begin with a tag as they should are warned of."""
-    for number, (source, target) in enumerate(pairs, start=1):
-        if fault := translator.tag_fault(source):
-            warnings.add(fault, number)
-        yield source, target
+def _score_text(line: ScoredTranslation, by_token: bool) -> str:
+    if by_token:
+        pairs = [[piece, round(value, 4)] for piece, value in zip(line.pieces, line.log_probs, strict=True)]
+        return f"{json_text(pairs)}\n"
+    return f"{line.log_prob:.4f}\t{line.num_tokens}\t{line.mean:.4f}\n"
 
 
-def _written_score(lines: Iterable[ScoredTranslation], by_token: bool) -> Iterator[str]:
-    for line in lines:
-        if by_token:
-            pairs = [[piece, round(value, 4)] for piece, value in zip(line.pieces, line.log_probs, strict=True)]
-            yield f"{json_text(pairs)}\n"
-        else:
-            yield f"{line.log_prob:.4f}\t{line.num_tokens}\t{line.mean:.4f}\n"
+# Input and output files.
 
 
-def _is_number(text: str) -> bool:
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file, compressed or not, or standard input (`-`), and yields a binary stream of the uncompressed text.
+
+    Raises DataError if it cannot be opened.
+    """
     try:
-        float(text)
-    except ValueError:
+        stream = open_to_read(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if may_pause(stream):
+        yield stream  # not closed: that would block while a thread waits for the next line
+        return
+    with stream:
+        yield stream
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a binary stream that writes to PATH.part, which is renamed to path if the block ends without an error.
+
+    The suffix of path determines the compression. After an error, PATH.part is kept unless it is empty. If path is a
+    device or a pipe, it is written to directly. Raises MtkitError if path cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as stream:
+                yield stream
+            return
+        if path.is_dir():
+            raise MtkitError(f"{path}: is a directory; a file to write is wanted")
+        whole = path.resolve()  # a link stays, and the file that it points to is replaced
+        part = whole.with_name(f"{whole.name}.part")
+        with _kept_if_it_holds_text(part), open_to_write(part, whole) as stream:
+            if whole.exists():
+                shutil.copymode(whole, part)
+            yield stream
+        part.replace(whole)
+    except OSError as error:
+        raise MtkitError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
+    """If the block raises, removes the file if it is empty; otherwise keeps it, and a StoppedError says where."""
+    try:
+        with undone_when_ended():
+            yield
+    except BaseException as error:
+        if not part.exists():
+            raise
+        if _is_empty(part):
+            part.unlink()
+        elif isinstance(error, StoppedError):
+            raise StoppedError(f"{error}, and kept in {part}", error.code) from None
+        raise
+
+
+def _is_empty(part: Path) -> bool:
+    """Whether a file contains no text; a compressed file without text has more than 0 bytes."""
+    try:
+        with reading(part) as stream:
+            return not stream.read(1)
+    except DataError:  # truncated compressed data: something was written
         return False
-    return True

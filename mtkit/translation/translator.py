@@ -1,4 +1,4 @@
-"""A model and lines in, translations out."""
+"""The Python API: load() opens a model, and the Translator that it returns translates and scores lines."""
 
 import math
 import os
@@ -39,32 +39,36 @@ from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
+# Lines are gathered into windows, which are sorted by length. A window is full if it has this many lines or characters.
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
-STEP_ELEMENTS = 2048  # log-probabilities of a step, sentences x beam x vocabulary, for each of batch_tokens
-LONGEST_SHOWN = 40  # characters of a prefix that a message shows
 
-# What is told of a line, behind "line N".
+# Maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of batch_tokens.
+STEP_ELEMENTS = 2048
+LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a prefix
+
+# Notes on a line, which follow "line N" in a message.
 NOTHING_FOUND = (
-    "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding forbid every way "
-    "to an end"
+    "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding rule out every "
+    "translation"
 )
 NOT_A_NUMBER = (
     "has no translation, and is left blank: the model's log-probabilities are not numbers (NaN); its weights are "
     "damaged, or too large for this precision"
 )
-UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model reads <unk> in it"
+UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
 
-BREAKS = re.compile(r"[\n\r\0]")
-SILENCE = Hypothesis([], 0.0, 0.0)  # the translation of nothing, which is certain
+BREAKS = re.compile(r"[\n\r\0]")  # replaced by spaces in translations
+BLANK = Hypothesis([], 0.0, 0.0)  # the translation of a blank line, with probability 1
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A text and its score, higher is better.
+    """A translation and its score; higher is better.
 
-    Of a beam it is the log-probability divided by the length penalty, of a sample the log-probability, and of what
-    samples have elected the mean utility, 0 to 100.
+    With beam search the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
+    With sampling it is the log-probability, with minimum Bayes risk decoding (decoding.mbr_samples) the mean utility,
+    0 to 100. For a line translated in parts, it is the mean over the parts.
     """
 
     text: str
@@ -73,32 +77,45 @@ class Translation:
 
 @dataclass(frozen=True)
 class TranslatedLine:
-    """The translations of one line, best first; a blank line has one blank translation."""
+    """The translations of one line, best first. A blank line has one blank translation."""
 
     translations: list[Translation]
-    num_parts: int  # more than one: the line was too long for the model and was split
-    notes: tuple[str, ...] = ()  # what went wrong, to be read behind "line N": nothing was found, a strange prefix
+    num_parts: int  # greater than 1 if the line was too long for the model and was split
+    notes: tuple[str, ...] = ()  # problems such as a missing translation, worded to follow "line N"
 
     @property
     def text(self) -> str:
-        """The best one."""
+        """The text of the best translation."""
         return self.translations[0].text
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What the model sees: a line, or a part of a long one."""
+    """A line, or a part of a line that is too long for the model; each part is translated by itself."""
 
-    line: int
-    tokens: list[int]  # none where nothing is left after normalisation: there is nothing to translate
-    separator: str  # stands between this part's translation and the next
-    prefix: list[int]  # how its translation begins
-    words: list[str] | None = None  # of each token the source word, blank for tags; only where they are copied
-    prefix_texts: list[str] | None = None  # of each token of the prefix; only where they take the place of <unk>
+    line: int  # index of the line in its window
+    tokens: list[int]  # source tokens; empty if there is nothing to translate
+    separator: str  # put between this part's translation and the next
+    prefix: list[int]  # target tokens that the translation must begin with
+    words: list[str] | None = None  # source word of each token, blank for tags; None unless decoding.unknown is copy
+    prefix_texts: list[str] | None = None  # text of each prefix token, which replaces <unk>
 
 
 class Translator:
-    """Translates lines with one model, or several as one; made by load()."""
+    """Translates and scores lines with a model, or with an ensemble of models. It is made by load().
+
+    Example:
+        translator = mtkit.load("runs/de-en", ["decoding.beam_size=4"])
+        translator.translate(["Guten Morgen.", "Danke!"])                  # a list of two texts
+        best = next(translator.translate_lines(["Danke!"], num_best=3))    # best.translations: 3 texts with scores
+        translator.score(["Danke!"], ["Thank you!"])[0].log_prob
+
+    Lines and texts are ordinary, untokenised str. Arguments of a wrong type raise TypeError; wrong values raise
+    MtkitError, or its subclass DataError if lines are wrong.
+
+    Attributes: model; tokenizer; config, the model's settings, where config.decoding controls the search; tags, a tuple
+    of the tags that a multilingual model knows.
+    """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
         self.model = model
@@ -107,26 +124,32 @@ class Translator:
         decoding = config.decoding
         special = tokenizer.specials.target
         self._unknown = special.unknown if tokenizer.target_shows_unknown else None
-        said = None if decoding.unknown == "ban" else self._unknown
-        self._forbidden = tuple(token for token in special.silent if token != said)
+        allowed = None if decoding.unknown == "ban" else self._unknown
+        self._forbidden = tuple(token for token in special.never_generated if token != allowed)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
-        # Prefixes and given translations are spelled without pieces that no training has seen.
+        # Encodes prefixes and given translations, and does not use the pieces that were added after training.
         self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
-        # Models of earlier versions may have been trained with tags that are several pieces.
+        # In older models, a tag may consist of several pieces; such tags are found only in the settings.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config, untrained_tags))
-        self._told_of_tags = False
+        self._has_warned_of_tags = False
         self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
 
     def translate(
         self, lines: Iterable[str], prefixes: Iterable[str] | None = None, tag: str | None = None
     ) -> list[str]:
-        """The best translation of each line, in order; a blank line gives a blank one.
+        """Return the best translation of each line, in order; a blank line has a blank translation.
 
-        Each translation begins with the prefix of its line; a blank prefix is none. Lines that lack the tag that the
-        model was trained with are told of once, as a UserWarning; so is what goes wrong with a line, each time.
+        prefixes has, for each line, a text that its translation must begin with, or "". tag is put before each line;
+        <2de>, for example, may tell a multilingual model to translate to German.
+
+        Issues a UserWarning for each line with a problem, such as a missing translation. Without tag, also issues one
+        if the tag of a line is missing or unknown (see tag_fault()), but only once for each Translator.
+
+        Raises TypeError if lines is a single text or an item is not a str; MtkitError if the model does not know the
+        tag; DataError if there are not as many prefixes as lines, or a prefix is too long for the model.
         """
         require_list(lines, "lines")
         if tag is None:
@@ -148,14 +171,22 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Up to num_best translations of each line, in order, in constant memory for any number of lines.
+        """Yield, for each line in order, a TranslatedLine with up to num_best translations.
 
-        Lines are gathered into windows, sorted by length and put into batches; at_once answers each as it comes. A
-        function given as at_once is asked after each line whether to answer now what has come. A tag
-        tells a multilingual model what is wanted; it is put before each line, which may also begin with it as it is.
-        There are as many prefixes as lines, or it is a DataError. A line that is split has its prefix before its first
-        part, and its tag before each. No line is warned of; tag_fault tells of which to warn. After each batch, done is
-        called with the number of further lines whose translation has been found.
+        lines may be any iterable of str; memory use does not grow with its length. There may be fewer translations than
+        num_best: minimum Bayes risk decoding returns at most decoding.mbr_samples, and beam search may find fewer,
+        above all if num_best exceeds decoding.beam_size. prefixes and tag are as in translate().
+
+        Lines are gathered into windows of a few thousand, sorted by length and translated in batches. If at_once is
+        True, each line is translated before the next is read. If it is a function, it is called after each line is
+        read, and if it returns True, the lines read so far are translated. The grouping does not affect translations.
+
+        A line that is too long for the model is split into parts; each part gets the tag, the first part the prefix.
+        Problems are not issued as warnings: they are in the notes of each TranslatedLine. For tags, see tag_fault().
+
+        done, if given, is called after each batch with the number of lines that the batch completed.
+
+        Raises the same errors as translate(); those about a line or prefix are raised when it is reached.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -169,42 +200,79 @@ class Translator:
             lines = (tagged(line, tag) for line in lines)
         return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
 
+    def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
+        """Return the log-probabilities of given translations, where targets[i] is the translation of sources[i].
+
+        A blank source or target is scored as the end mark alone. tag is put before each source. Lines are never split.
+        Issues a UserWarning, as translate() does, if sources lack a tag.
+
+        Raises TypeError if an argument is a single text or an item is not a str; MtkitError if the model does not know
+        the tag; DataError if the numbers of lines differ, or a line is longer than the model accepts.
+        """
+        require_list(sources, "sources")
+        require_list(targets, "targets")
+        sources = list(checked_lines(sources, "sources"))
+        targets = list(checked_lines(targets, "targets"))
+        if tag is None:
+            self._warn_of_tags(sources)
+        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
+
+    def score_lines(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tag: str | None = None,
+        at_once: bool | Callable[[], bool] = False,
+    ) -> Iterator[ScoredTranslation]:
+        """Yield the log-probabilities of given translations, in order.
+
+        pairs may be any iterable of (source, translation); memory use does not grow with its length.
+        at_once is as in translate_lines(), tag as in score(). Raises the same errors as score(). Issues no warnings;
+        see tag_fault().
+        """
+        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
+        pairs = checked_pairs(pairs)
+        self._require_own_process()
+        if tag is not None:
+            self.require_tag(tag)
+            pairs = ((tagged(source, tag), target) for source, target in pairs)
+        return self._scored(pairs, at_once)
+
     def tag_fault(self, line: str) -> str | None:
-        """What to warn of if a line lacks the tag that the model was trained with, or begins with an unknown one."""
+        """What is wrong with a line's tag, such as "begins with none of the model's tags"; None if nothing is.
+
+        A missing tag is a fault if the model was trained with a tag before every line. An unknown tag is always one.
+        """
         return self._expected_tags.fault(line)
 
-    def _warn_of_tags(self, lines: Sequence[str]) -> None:
-        """Told once for each translator, to whoever called its method."""
-        if self._told_of_tags:
-            return
-        for number, line in enumerate(lines, start=1):
-            if fault := self.tag_fault(line):
-                self._told_of_tags = True
-                warnings.warn(f"line {number:,} {fault}; others are not told of", stacklevel=3)
-                return
-
-    def _require_own_process(self) -> None:
-        """A GPU cannot be used by a child of the process that it was first used in."""
-        if self.model.device.type != "cpu" and os.getpid() != self._process:
-            raise MtkitError(
-                f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
-                "cannot use it; load the model in each child, or start them by another method than fork"
-            )
-
     def require_tag(self, tag: str) -> None:
-        """Refuse a tag that the model does not know."""
+        """Raise MtkitError if the model does not know the tag, TypeError if it is not a str."""
         if not isinstance(tag, str):
             raise TypeError(f"tag: found {shown(tag)}, wants a str such as '<2de>'")
         if tag.split() != [tag]:
             raise MtkitError(f"tag {tag!r}: wants one word, without spaces; {describe_tags(self.tags)}")
         if tag not in self.tags:
-            told = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
+            unknown = f"tag {tag}: the model does not know it; {describe_tags(self.tags)}"
             if fault_of_new(self.tokenizer, tag):
-                raise MtkitError(told)
+                raise MtkitError(unknown)
             raise MtkitError(
-                f"{told}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
+                f"{unknown}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
                 "teaches it"
             )
+
+    @property
+    def max_source_length(self) -> int:
+        """Maximum length of an unsplit source, in tokens: data.max_length, or the model's limit if that is lower."""
+        limit = self.model.limits.source
+        most = self.config.data.max_length
+        return most if limit is None else min(most, limit - 1)
+
+    def search(
+        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses that decode() finds, with this translator's settings, for one batch of sentences."""
+        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
+
+    # Translating: lines to parts, parts to batches, and hypotheses back to lines.
 
     def _translated(
         self,
@@ -216,22 +284,22 @@ class Translator:
     ) -> Iterator[TranslatedLine]:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
-            lines, begun = [line for line, _ in window], [prefix for _, prefix in window]
-            yield from self._translate_window(lines, begun, num_best, done)
+            window_lines, window_prefixes = [line for line, _ in window], [prefix for _, prefix in window]
+            yield from self._translate_window(window_lines, window_prefixes, num_best, done)
 
     def _translate_window(
         self, lines: Sequence[str], prefixes: Sequence[str], num_best: int, done: Callable[[int], object]
     ) -> list[TranslatedLine]:
         parts = list(self._parts(lines, prefixes))
         order = [p for p, part in enumerate(parts) if part.tokens]
-        order.sort(key=lambda p: -len(parts[p].tokens))  # long first: memory never grows
-        found = [[SILENCE]] * len(parts)
+        order.sort(key=lambda p: -len(parts[p].tokens))  # longest first, so that later batches need no more memory
+        found = [[BLANK]] * len(parts)
         num_wanted = self.config.decoding.mbr_samples or num_best
         parts_left = Counter(parts[p].line for p in order)
         done(len(lines) - len(parts_left))
         for chosen in self._batches(order, parts, num_wanted):
-            tokens, begun = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
-            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, begun), strict=True):
+            tokens, beginnings = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
+            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, beginnings), strict=True):
                 if self._utility is not None:
                     hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
@@ -249,7 +317,7 @@ class Translator:
             if self._replaces and self._unknown in encoded[number]:
                 [prefix_texts] = self._target_speller.target_texts([prefixes[number]])
             if len(tokens) == len(tag_tokens):
-                yield _Part(number, [], "", encoded[number])  # a tag alone asks for nothing
+                yield _Part(number, [], "", encoded[number])  # blank, or nothing but tags
             elif len(tokens) <= self.max_source_length:
                 words = self._words(lines[number], len(tag_tokens))
                 yield _Part(number, tokens, "", encoded[number], words, prefix_texts)
@@ -257,7 +325,10 @@ class Translator:
                 yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
-        """For each source token the word that it is a part of, blank for tags; None where no words are copied."""
+        """The source word that each token of text is part of; None unless decoding.unknown is copy.
+
+        The first num_tags tokens are tags, for which the word is blank.
+        """
         if not self._replaces or self.config.decoding.unknown != "copy":
             return None
         return [""] * num_tags + self.tokenizer.source_words([text])[0][num_tags:]
@@ -265,9 +336,10 @@ class Translator:
     def _parts_of_long_line(
         self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
     ) -> Iterator[_Part]:
-        """Whole sentences where they fit; where a single character has too many tokens, they are parted, too.
+        """Yields the parts of a line that is too long; text is the line without its tags.
 
-        What stood before the line as a tag stands before each part.
+        The line is split between sentences if possible. Each part begins with the line's tags; only the first has the
+        prefix. If a single character has too many tokens for the model, its tokens are split.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
@@ -286,24 +358,18 @@ class Translator:
         limit = self.model.limits.target
         if limit is not None and len(tokens) >= limit:
             raise DataError(
-                f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can say "
+                f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can take "
                 f"{limit - 1:,}; shorten it"
             )
-
-    @property
-    def max_source_length(self) -> int:
-        """Most tokens of a sentence: what the model was trained on, and can take with the end mark."""
-        limit = self.model.limits.source
-        most = self.config.data.max_length
-        return most if limit is None else min(most, limit - 1)
 
     def _source_tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Neighbours in order, at most batch_tokens: sentences x longest source x beam or samples.
+        """Yields batches of consecutive items of order, which has indices of parts, longest first.
 
-        Where lines are short, the log-probabilities of a step take most of the memory; they are bounded, too.
+        The size of a batch, sentences x longest source x beam size or samples, is at most decoding.batch_tokens. With
+        short lines, the log-probabilities of a step need most of the memory, so their number is limited, too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
@@ -320,15 +386,10 @@ class Translator:
         if batch:
             yield batch
 
-    def search(
-        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
-    ) -> list[list[Hypothesis]]:
-        """The hypotheses of one batch of source tokens, as decode() gives them."""
-        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
-
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
+        """Returns the translations of all lines, joined from those of their parts; found has each part's hypotheses."""
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -342,10 +403,10 @@ class Translator:
         for part in parts:
             separators[part.line].append(part.separator)
         joined = [_line(*both) for both in zip(lines, separators, strict=True)]
-        return [replace(line, notes=tuple(told)) if told else line for line, told in zip(joined, notes, strict=True)]
+        return [replace(line, notes=tuple(own)) if own else line for line, own in zip(joined, notes, strict=True)]
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
-        """What is to be told of a part of a line."""
+        """Yields notes on problems with the translation of a part."""
         if self._unknown is not None and self._unknown in part.prefix and part.tokens:
             yield UNKNOWN_PREFIX
         for hypothesis in hypotheses:
@@ -353,25 +414,28 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """For each hypothesis, in order, the texts that take the place of its unknown tokens."""
+        """For each hypothesis of all parts, in order, a text to replace each of its <unk> tokens."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
-        copied: dict[int, list[str]] = {}  # by pair, for each token the word that it attends to most
+        copied: dict[int, list[str]] = {}  # by index of the pair: the source word that each token attends to most
         if self.config.decoding.unknown == "copy":
-            chosen = [p for p, (part, said) in enumerate(pairs) if self._unknown in said[len(part.prefix) :]]
+            chosen = [p for p, (part, tokens) in enumerate(pairs) if self._unknown in tokens[len(part.prefix) :]]
             sources, targets = [pairs[p][0].tokens for p in chosen], [pairs[p][1] for p in chosen]
             budget = self.config.decoding.batch_tokens // self.config.decoding.beam_size
             for p, weights in zip(chosen, source_attention(self.model, sources, targets, budget), strict=True):
                 copied[p] = _most_attended(weights, pairs[p][0].words or [])
         texts = []
-        for p, (part, said) in enumerate(pairs):
-            shown = copied.get(p, [UNKNOWN_TEXT] * len(said))
+        for p, (part, tokens) in enumerate(pairs):
+            shown = copied.get(p, [UNKNOWN_TEXT] * len(tokens))
             if part.prefix_texts is not None:
                 shown = [*part.prefix_texts[: len(part.prefix)], *shown[len(part.prefix) :]]
-            texts.append([text for text, token in zip(shown, said, strict=False) if token == self._unknown])
+            texts.append([text for text, token in zip(shown, tokens, strict=False) if token == self._unknown])
         return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
-        """Best first: a beam's different texts, all samples, or what they elect."""
+        """Returns the translations of a part, best first, without duplicate texts; only sampling keeps duplicates.
+
+        Minimum Bayes risk decoding ranks them by utility, which becomes their score.
+        """
         if not self.config.decoding.draws:
             return _different(translations)
         translations = sorted(translations, key=lambda translation: -translation.score)
@@ -380,37 +444,7 @@ class Translator:
         elected = elect([translation.text for translation in translations], self._utility)
         return [Translation(text, score) for text, score in elected]
 
-    def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
-        """What the model thinks of the translation of each line; blank ones, of either side, are the end mark alone.
-
-        A tag is put before each source, as translate_lines does. A line is scored whole, whatever its length; one that
-        is longer than the model can take is a DataError.
-        """
-        require_list(sources, "sources")
-        require_list(targets, "targets")
-        sources = list(checked_lines(sources, "sources"))
-        targets = list(checked_lines(targets, "targets"))
-        if tag is None:
-            self._warn_of_tags(sources)
-        return list(self.score_lines(pair_lines(sources, targets, ("sources", "translations")), tag))
-
-    def score_lines(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        tag: str | None = None,
-        at_once: bool | Callable[[], bool] = False,
-    ) -> Iterator[ScoredTranslation]:
-        """The same for a stream of sources and translations, in order and in constant memory.
-
-        at_once and tag_fault are as in translate_lines.
-        """
-        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
-        pairs = checked_pairs(pairs)
-        self._require_own_process()
-        if tag is not None:
-            self.require_tag(tag)
-            pairs = ((tagged(source, tag), target) for source, target in pairs)
-        return self._scored(pairs, at_once)
+    # Scoring and checks.
 
     def _scored(
         self, pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]
@@ -419,13 +453,15 @@ class Translator:
         for window in _windows(pairs, at_once):
             sources = self.tokenizer.encode_source([source for source, _ in window])
             targets = self._target_speller.encode_target([target for _, target in window])
-            for both in zip(sources, targets, strict=True):
+            for source, target in zip(sources, targets, strict=True):
                 number += 1
-                self._check_lengths(number, *both)
+                self._check_lengths(number, source, target)
             budget = decoding.batch_tokens // decoding.beam_size
             found = log_probs_of(self.model, sources, targets, budget)
             for target, log_probs in zip(targets, found, strict=True):
-                yield ScoredTranslation(self.tokenizer.target_pieces([*target, self.model.marks.target_end]), log_probs)
+                yield ScoredTranslation(
+                    self.tokenizer.target_pieces([*target, self.model.boundaries.target_end]), log_probs
+                )
 
     def _check_lengths(self, number: int, source: list[int], target: list[int]) -> None:
         limits = self.model.limits
@@ -436,15 +472,34 @@ class Translator:
                     f"{limit - 1:,}; split the line"
                 )
 
+    def _warn_of_tags(self, lines: Sequence[str]) -> None:
+        """Issues a UserWarning for the first line whose tag is missing or unknown, once for each Translator."""
+        if self._has_warned_of_tags:
+            return
+        for number, line in enumerate(lines, start=1):
+            if fault := self.tag_fault(line):
+                self._has_warned_of_tags = True
+                warnings.warn(f"line {number:,} {fault}; further lines are not reported", stacklevel=3)
+                return
+
+    def _require_own_process(self) -> None:
+        """Raises MtkitError in a forked child process, which cannot use a model that was loaded on a GPU."""
+        if self.model.device.type != "cpu" and os.getpid() != self._process:
+            raise MtkitError(
+                f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
+                "cannot use it; load the model in each child, or start them by another method than fork"
+            )
+
 
 def _nothing(_: int) -> None:
-    """What is done after a batch unless somebody counts the lines."""
+    """Does nothing; the default of the parameter done."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
-    An imported model does not tell what it was trained on: Marian's tags are part of a vocabulary because they were.
+    The training data of an imported model is unknown. It is assumed to have had tags if the vocabulary contains
+    Marian's tags, such as >>deu<<, unless these were added after training.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
@@ -452,12 +507,15 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
     if not tags or not tokenizer.is_shared:
         return bool(tags)
     first = model.members[0] if isinstance(model, Ensemble) else model
-    untrained = set(first.output.closed)
+    untrained = set(first.output.untrained)
     return any(untrained.isdisjoint(tokens) for tokens in tokenizer.encode_source(tags))
 
 
 def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
-    """For each row of weights, (T, S), the word of the source token that it is largest at; tags have none."""
+    """For each row of weights (T, S), the word of the source token with the largest weight, tags excepted.
+
+    words has the word of each source token, blank for tags. Without any word, the result is UNKNOWN_TEXT in each row.
+    """
     places = [place for place, word in enumerate(words) if word]
     if not places:
         return [UNKNOWN_TEXT] * len(weights)
@@ -465,7 +523,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """The first of each text: different tokens may be the same one."""
+    """Returns the translations without duplicate texts; of duplicates, the first is kept."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -473,9 +531,12 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """The n-th best of a split line joins the n-th best of its parts, the last one where there are fewer."""
-    if not parts:  # so much white space that it was split, and nothing was left
-        return TranslatedLine([Translation("", SILENCE.score)], 1)
+    """Joins the translations of a line's parts: the line's n-th translation consists of the n-th of each part.
+
+    If a part has fewer translations, its last one is used.
+    """
+    if not parts:  # a line of white space that was too long, which has no parts
+        return TranslatedLine([Translation("", BLANK.score)], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
     joined = []
@@ -487,15 +548,24 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Line n with the n-th of the others; DataError where there are not as many, which names them."""
+    """Yields pairs of the n-th item of lines and the n-th of others.
+
+    Raises DataError if their numbers differ; names are the words for lines and others in its message.
+    """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
             fewer, more = names if line is None else reversed(names)
-            raise DataError(f"found {number:,} of the {fewer}, but more {more}; line n of both goes together")
+            raise DataError(
+                f"the {fewer} end after {number:,}, but there are more {more}; line n of both belong together"
+            )
         yield line, other
 
 
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
+    """Yields windows: lists of the pairs of lines that are translated or scored together.
+
+    A window ends when it is full, or after a pair for which at_once is True or, if it is a function, returns True.
+    """
     window: list[tuple[str, str]] = []
     size = 0
     for line, other in pairs:
@@ -509,18 +579,38 @@ def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool
         yield window
 
 
+# Opening models.
+
+
 def load(
     path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
 ) -> Translator:
-    """The translator of a run directory, a checkpoint in it, or a model bundle.
+    """Open a model and return its Translator.
 
-    overrides are settings such as "decoding.beam_size=1" or "device=cpu". precision is fp32, bf16 or fp64. Weights are
-    used as they lie in the file where the device is the CPU and the precision fp32. The models of an ensemble speak
-    with the first as one, by its settings; all have the same tokenizer.
+    path is a run directory, a checkpoint in one, or a model bundle, in a folder or packed into one file.
 
-    A process that is forked afterwards (by multiprocessing's fork, or a web server that loads before it forks) computes
-    with one thread on the CPU, since PyTorch's other threads do not live on in it; a model on a GPU is an MtkitError
-    there. Each gets all threads, and a GPU, by loading the model itself.
+    overrides are settings that replace the model's own, as "key=value", such as "device=cpu" or
+    "decoding.beam_size=1".
+
+    precision is "fp32", "bf16" or "fp64". On a CPU in fp32 the weights are memory-mapped and not copied.
+
+    ensemble has the paths of further models; the probabilities of all models are averaged. All must have the same
+    tokenizer. The settings are those of the model at path.
+
+    Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
+    an ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
+    CheckpointError and ConfigError are subclasses of MtkitError.
+
+    A process that is forked after loading (by multiprocessing with fork, or a web server that loads before it forks)
+    computes with one CPU thread, since PyTorch's other threads do not survive the fork; there a model on a GPU raises
+    MtkitError. A process that is forked earlier and loads the model itself can use all threads and the GPU.
+
+    Example:
+        import mtkit
+
+        translator = mtkit.load("runs/de-en", ["device=cpu", "decoding.beam_size=4"])
+        for text in translator.translate(["Guten Morgen.", "Danke!"]):
+            print(text)
     """
     require_path(path, "path")
     if precision not in DTYPES:
@@ -535,19 +625,21 @@ def load(
         return Translator(model, tokenizer, config, bundle.untrained_tags)
     members = [model]
     for other in ensemble:
-        member, others, others_config = _open(open_and_tell(Path(other)), [f"device={config.device}"], precision)
-        if others.hash != tokenizer.hash:
+        member, member_tokenizer, member_config = _open(
+            open_and_tell(Path(other)), [f"device={config.device}"], precision
+        )
+        if member_tokenizer.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
-        if member.marks != model.marks:
-            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble begins as one")
-        if config.decoding.unknown == "copy" and not others_config.model.has_attention:
+        if member.boundaries != model.boundaries:
+            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble has one")
+        if config.decoding.unknown == "copy" and not member_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
     return Translator(Ensemble(members), tokenizer, config, bundle.untrained_tags)
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
-    """The translator of a bundle that is open, as load() makes it."""
+    """Returns a Translator for an open bundle; overrides, precision and errors are as in load()."""
     return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
 
 
@@ -560,17 +652,17 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
     bundle.require_own_tokenizer()
     sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     model = _filled(config, tokenizer, sizes, bundle.weights(), str(bundle.path))
-    model.output.closed = bundle.untrained
+    model.output.untrained = bundle.untrained
     return model.to(device, dtype).eval(), tokenizer, config
 
 
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """The translator of weights that are in memory, used where they are; the untrained tokens are never said."""
+    """Returns a Translator for weights in memory, without copying them; tokens in untrained are never generated."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
-    model.output.closed = list(untrained)
+    model.output.untrained = list(untrained)
     return Translator(model.eval(), tokenizer, config)
 
 

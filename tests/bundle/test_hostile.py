@@ -5,19 +5,26 @@ import json
 import pickle
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mtkit
 from mtkit.bundle.bundle import _checksum, open_bundle, read_canaries, read_scores, sealed, tokenizer_files
 from mtkit.bundle.info import info_json, info_of, info_text
+from mtkit.bundle.opening import start_bundle
 from mtkit.bundle.storage import Folder, all_sums, read_tensors
+from mtkit.config.load import config_from_text, with_sections
 from mtkit.config.section import read_yaml
+from mtkit.config.settings import config_text
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
+from mtkit.models.layers import sinusoids
+from mtkit.models.registry import new_model
 from mtkit.text.tokenizer import Tokenizer, _Description
 from mtkit.translation.canaries import check
 
@@ -218,6 +225,76 @@ def test_aliases_may_not_ask_for_billions_of_values() -> None:
 def test_text_that_is_not_what_its_tag_says_is_told_with_its_line() -> None:
     with pytest.raises(ConfigError, match=r"^x\.yaml:2: not valid YAML: found text that is no bool$"):
         read_yaml("a: 1\nb: !!bool maybe\n", "x.yaml")
+
+
+# Sizes.
+
+SMALL = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+TRANSFORMER = {**SMALL, "architecture": "transformer", "num_heads": 2, "d_ff": 32}
+RNN = {**SMALL, "architecture": "rnn"}
+HUGE = 4 * 10**18
+
+
+def put_model(folder: Path, model: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Make it a bundle of a small model whose settings ask for another one."""
+    description = json.loads((folder / "bundle.json").read_bytes())
+    sizes = (description["source_vocab_size"], description["target_vocab_size"])
+    config = config_from_text((folder / "config.yaml").read_text("utf-8"), "config.yaml")
+    small, large = (with_sections(config, {"model": settings}, "model") for settings in (model, asked))
+    save_file(dict(new_model(small.model, *sizes, seed=1).named_parameters()), folder / "weights.safetensors")
+    (folder / "config.yaml").write_text(config_text(large), "utf-8")
+    put(folder, "weights.safetensors", (folder / "weights.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "found"),
+    [
+        (TRANSFORMER, {"encoder_layers": 10**9}, "1,000,000,000 layers in the encoder, the weights have 1;"),
+        (TRANSFORMER, {"decoder_layers": 2}, "2 layers in the decoder, the weights have 1;"),
+        (TRANSFORMER, {"d_model": 10**9}, "a matrix of 1,000,000,000 x 1,000,000,000 in the encoder, and there are"),
+        (TRANSFORMER, {"d_model": HUGE}, "a matrix of 4,000,000,000,000,000,000 x 4,000,000,000,000,000,000 in the"),
+        (TRANSFORMER, {"d_ff": HUGE}, "a matrix of 4,000,000,000,000,000,000 x 16 in the encoder, and there are"),
+        (TRANSFORMER, {"decoder_d_ff": HUGE}, "a matrix of 4,000,000,000,000,000,000 x 16 in the decoder, and there"),
+        (TRANSFORMER, {"positions": "learned", "max_positions": 10**9}, "a matrix of 1,000,000,000 x 16 in the"),
+        (RNN, {"encoder_layers": 10**9}, "1,000,000,000 layers in the encoder, the weights have 1;"),
+        (RNN, {"decoder_layers": 10**9}, "1,000,000,000 layers in the decoder, the weights have 1;"),
+        (RNN, {"d_model": 10**9}, "a matrix of 1,000,000,000 x 1,000,000,000 in the encoder, and there are"),
+        (RNN, TRANSFORMER | {"encoder_layers": 3}, "3 layers in the encoder, the weights have 1;"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) and "d_model" in value else str(value)[:40],
+)
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "mixed"])
+def test_settings_that_ask_for_more_than_the_weights_hold_are_refused_at_once(
+    folder: Path, model: dict[str, Any], changes: dict[str, Any], found: str, mixed: bool
+) -> None:
+    asked = {**model, **changes}
+    if mixed:
+        bridged = {**TRANSFORMER, "d_model": 32}
+        halves = (
+            [{"encoder": half, "decoder": RNN} for half in (model, asked)]
+            if "encoder" in found
+            else [{"encoder": bridged, "decoder": half} for half in (model, asked)]
+        )
+        model, asked = ({"architecture": "mixed", "tie_embeddings": "none", **half} for half in halves)
+    put_model(folder, model, asked)
+    begin = time.monotonic()
+    assert refusal(folder).startswith(f"{folder}: the settings want {found}")
+    assert time.monotonic() - begin < 10
+    start = config_from_text((folder / "config.yaml").read_text("utf-8"), "", [f"training.start_from={folder}"])
+    with pytest.raises(CheckpointError, match="the settings want"):
+        start_bundle(start)
+
+
+def test_a_model_whose_settings_and_weights_agree_is_read(folder: Path) -> None:
+    bridged = {"encoder": {**TRANSFORMER, "d_model": 32, "encoder_layers": 2}, "decoder": {**RNN, "decoder_layers": 2}}
+    for model in (TRANSFORMER, RNN, {"architecture": "mixed", "tie_embeddings": "none", **bridged}):
+        put_model(folder, model, model)
+        mtkit.load(folder, ["device=cpu"])
+
+
+def test_the_place_of_the_first_token_takes_no_memory() -> None:
+    assert torch.equal(sinusoids(3, 8, first=5), sinusoids(8, 8)[5:])
+    assert sinusoids(3, 8, first=1_000_000).untyped_storage().nbytes() == 3 * 8 * 4
 
 
 # JSON.

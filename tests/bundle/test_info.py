@@ -36,10 +36,10 @@ def test_it_tells_on_a_screen_what_a_model_is() -> None:
         "  parameters    10,752",
         "  tokenizer     bpe, one vocabulary for both sides: 320 source pieces, 320 target pieces",
         "  data          1,498 pairs, 2 left out",
-        "  source        12,278 tokens; sentences: mean 8.2, 1% 2, 5% 3, 50% 8, 95% 16, 99% 20, longest 23",
-        "  target        7,879 tokens; sentences: mean 5.26, 1% 2, 5% 3, 50% 5, 95% 8, 99% 9, longest 10",
+        "  source        12,278 tokens; per sentence: mean 8.2, 1% 2, 5% 3, 50% 8, 95% 16, 99% 20, longest 23",
+        "  target        7,879 tokens; per sentence: mean 5.26, 1% 2, 5% 3, 50% 5, 95% 8, 99% 9, longest 10",
         f"  training      1,500 updates in {minutes} minutes",
-        "  weights       those after update 900, chosen by bleu of the validation text",
+        "  weights       those after update 900, chosen by validation bleu",
         "  scores        beam 2, length penalty 1 (power)",
         f"    toy  BLEU 97.13  nrefs:1|{signature}",
     ]
@@ -113,12 +113,12 @@ def test_the_card_of_a_sample_says_so_and_that_of_an_older_bundle_tells_no_more_
     bundle = open_bundle(BUNDLES / "format-2")
     about = json.loads(json.dumps(bundle.description))
     about["training"]["data"]["lengths"] |= {"pairs": 5_000_000, "measured": 1_000_000}
-    assert "| tokens of a sentence; quantiles of 1,000,000 pairs | mean |" in card_text(
+    assert "| tokens per sentence; quantiles of 1,000,000 pairs | mean |" in card_text(
         replace(bundle, description=about), []
     )
     old = card_text(open_bundle(BUNDLES / "format-1"), [])
     assert "\n| train.src |  | sha256:" in old
-    assert "tokens of a sentence" not in old
+    assert "tokens per sentence" not in old
 
 
 def test_the_card_of_a_model_that_was_not_trained_here_has_no_data() -> None:

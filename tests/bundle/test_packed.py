@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 import sys
@@ -184,7 +185,7 @@ def test_every_command_takes_the_file(
         ["translate", "MODEL", source],
         ["translate", folder, source, "--ensemble", "MODEL"],
         ["score", "MODEL", "--source", source, "--target", target],
-        ["evaluate", "MODEL", "--source", source, "--reference", target, "--against", "MODEL"],
+        ["evaluate", "MODEL", "--source", source, "--reference", target, "--against", "MODEL", "--quiet"],
         ["plot", "attention", "MODEL", "--source", "one two", "-o", tmp_path / "picture.svg"],
         ["check", "MODEL"],
         ["info", "MODEL"],
@@ -196,7 +197,7 @@ def test_every_command_takes_the_file(
             arguments = [model if argument == "MODEL" else argument for argument in command]
             code, text = told(*arguments, capsys=capsys, monkeypatch=monkeypatch)
             assert code == 0, text
-            said.append(text.replace(str(model), "MODEL"))
+            said.append(re.sub(r"took [\d.]+ s", "took", text.replace(str(model), "MODEL")))
         if command[0] == "info":
             assert said[0].splitlines()[5:] == said[1].splitlines()[5:]
         else:

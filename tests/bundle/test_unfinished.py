@@ -104,9 +104,10 @@ def rewrite(directory: Path, change: Callable[[Any], object]) -> None:
 
 
 def make_best(run: Path, best: int) -> None:
-    """Let all checkpoints say that one is the best."""
+    """Let all checkpoints say that one is the best, or for 0 that none is."""
+    said = {"best_step": best} if best else {"best_step": 0, "best_score": float("-inf")}
     for step in steps_of(run):
-        rewrite(step_directory(run / "checkpoints", step), lambda content: content["progress"].update(best_step=best))
+        rewrite(step_directory(run / "checkpoints", step), lambda content: content["progress"].update(said))
 
 
 def refusal(path: Path) -> str:
@@ -176,7 +177,7 @@ def test_a_finished_model_is_taken_though_training_goes_on(finished, tmp_path, c
     mtkit.load(run)
     assert capsys.readouterr().err == ""
     assert open_model(run).path == run / "model"
-    assert "\n  since then    training goes on; its newest checkpoint is step 16\n" in info_text(info_of(run))
+    assert "\n  since then    training has continued; its newest checkpoint is step 16\n" in info_text(info_of(run))
     assert info_json(info_of(run))["newest_step"] == 16
     assert "since then" not in info_text(info_of(finished))
 

@@ -21,7 +21,7 @@ import pytest
 import mtkit
 from mtkit.cli import app, main
 from mtkit.config.settings import config_text
-from mtkit.text.compressed import PACKERS, open_to_write
+from mtkit.text.compressed import COMPRESSIONS, open_to_write
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.exported import write_opus
 
@@ -75,7 +75,23 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
     lines = result.out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    verbs = {"Print", "Train", "Train,", "Encode", "Do", "Translate", "Score", "Pack", "Tell", "Write", "Add", "Make"}
+    verbs = {
+        "Check",
+        "Show",
+        "Run",
+        "Print",
+        "Train",
+        "Train,",
+        "Encode",
+        "Do",
+        "Translate",
+        "Score",
+        "Pack",
+        "Tell",
+        "Write",
+        "Add",
+        "Make",
+    }
     assert lines[2].split()[0] in verbs
     assert lines[-2] == "  Example:"
     assert lines[-1].startswith(f"    mtkit {command or 'run'} ")
@@ -173,16 +189,16 @@ def test_translations_are_all_that_goes_to_stdout(call: Call, tiny_run: Path) ->
 def test_a_file_standard_input_and_a_packed_file_give_the_same(call: Call, tiny_run: Path, tmp_path: Path) -> None:
     source = b"one two\nthree\n"
     (tmp_path / "source").write_bytes(source)
-    for ending in PACKERS:
+    for ending in COMPRESSIONS:
         with open_to_write(tmp_path / f"source{ending}", tmp_path / f"source{ending}") as stream:
             stream.write(source)
     results = [
         call("translate", tiny_run, stdin=source),
         call("translate", tiny_run, tmp_path / "source"),
-        *(call("translate", tiny_run, tmp_path / f"source{ending}") for ending in PACKERS),
+        *(call("translate", tiny_run, tmp_path / f"source{ending}") for ending in COMPRESSIONS),
     ]
     assert results[0].out.count("\n") == 2
-    assert results == [results[0]] * (2 + len(PACKERS))
+    assert results == [results[0]] * (2 + len(COMPRESSIONS))
     assert call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "out") == Result(0, "", "")
     assert (tmp_path / "out").read_text() == results[0].out
     call("translate", tiny_run, tmp_path / "source", "-o", tmp_path / "source")
@@ -306,7 +322,7 @@ def test_prefixes_settings_and_ensembles_are_heard(call: Call, tiny_run: Path, t
     assert begun[0].startswith("9 9")
     assert begun[1] == text.splitlines()[1]
     (tmp_path / "prefix").write_text("9 9\n")
-    told = "mtkit: error: found 1 of the prefixes, but more lines; line n of both goes together\n"
+    told = "mtkit: error: the prefixes end after 1, but there are more lines; line n of both belong together\n"
     assert call("translate", tiny_run, "--prefix", tmp_path / "prefix", stdin=source).error == told
     unlike = call("translate", tiny_run, "--set", "no_repeat_ngram=1", "--set", "min_length=9", stdin=source).out
     assert unlike != text

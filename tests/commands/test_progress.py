@@ -2,8 +2,8 @@
 
 import os
 import re
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such 
 if sys.platform != "win32":
     import pty
     import termios
-
-PROGRAM = [sys.executable, "-m", "mtkit"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,32 +45,51 @@ def told(monkeypatch, capfd):
     return run
 
 
-def on_a_terminal(
-    *arguments: object,
-    typed: bytes = b"",
-    stdout: Any = subprocess.DEVNULL,
-    size: tuple[int, int] = (40, 200),  # a bar needs some room
-) -> str:
-    """What `mtkit ARGUMENTS` shows on a terminal, where something is typed and then Ctrl-D."""
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, size)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*PROGRAM, *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=slave, stdout=stdout, stderr=slave, env=environment)
-    os.close(slave)
-    os.write(master, typed + b"\x04")
-    seen = b""
+@pytest.fixture
+def on_a_terminal(monkeypatch):
+    """What `mtkit ARGUMENTS`, which must go well, shows on a terminal, where something is typed and then Ctrl-D."""
+
+    def run(
+        *arguments: object,
+        typed: bytes = b"",
+        stdout: Path = Path(os.devnull),
+        size: tuple[int, int] = (40, 200),  # a bar needs some room
+    ) -> str:
+        master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, size)
+        os.write(master, typed + b"\x04")
+        seen = bytearray()
+        reader = threading.Thread(target=read_to_the_end, args=(master, seen))
+        reader.start()
+        with (
+            monkeypatch.context() as patch,
+            os.fdopen(os.dup(slave)) as stdin,
+            stdout.open("w", encoding="utf-8") as out,
+            os.fdopen(slave, "w", encoding="utf-8") as stderr,
+        ):
+            for name, value in (("argv", ["mtkit", *map(str, arguments)]), ("stdin", stdin), ("stderr", stderr)):
+                patch.setattr(sys, name, value)
+            patch.setattr(sys, "stdout", out)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        reader.join()
+        os.close(master)
+        assert ended.value.code == 0, seen
+        return seen.decode()
+
+    return run
+
+
+def read_to_the_end(master: int, seen: bytearray) -> None:
+    """Collect what a terminal shows until the last program on it has ended."""
     while True:
         try:
             piece = os.read(master, 4096)
         except OSError:  # Linux says so at the end
-            break
+            return
         if not piece:
-            break
+            return
         seen += piece
-    os.close(master)
-    assert process.wait() == 0, seen
-    return seen.decode()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +212,7 @@ def test_minutes_are_told_of_how_many_where_they_are_limited(make, tmp_path, tol
 
 
 @posix
-def test_training_on_a_terminal_shows_a_bar_and_no_line_for_each_log_every(make, tmp_path):
+def test_training_on_a_terminal_shows_a_bar_and_no_line_for_each_log_every(make, tmp_path, on_a_terminal):
     path = write_yaml(make(validate_every=24, max_steps=24), tmp_path / "config.yaml")
     seen = on_a_terminal("train", path)
     assert re.search(r"/24 \[.*loss \d", seen)
@@ -264,7 +281,7 @@ def test_translating_is_counted_by_batches_of_how_many_where_a_file_is_named(
 
 
 @posix
-def test_a_bar_tells_how_many_lines_of_a_file_are_translated(tiny_run: Path, tmp_path):
+def test_a_bar_tells_how_many_lines_of_a_file_are_translated(tiny_run: Path, tmp_path, on_a_terminal):
     write_lines(tmp_path / "text", ["one two"] * 10)
     seen = on_a_terminal("translate", tiny_run, tmp_path / "text", "--device", "cpu", "-o", tmp_path / "out")
     assert re.search(r"translating: +0%\|.*/10\.0 ", seen)
@@ -273,7 +290,7 @@ def test_a_bar_tells_how_many_lines_of_a_file_are_translated(tiny_run: Path, tmp
 
 @posix
 @pytest.mark.parametrize("size", [(0, 0), (0, 100), (30, 0)])
-def test_a_terminal_that_does_not_tell_its_size_shows_the_bars_too(make, tmp_path, tiny_run: Path, size):
+def test_a_terminal_that_does_not_tell_its_size_shows_the_bars_too(make, tmp_path, tiny_run: Path, on_a_terminal, size):
     path = write_yaml(make(validate_every=24, max_steps=24), tmp_path / "config.yaml")
     assert re.search(r"/24 \[", on_a_terminal("train", path, size=size))
     write_lines(tmp_path / "text", ["one two"] * 10)
@@ -283,10 +300,10 @@ def test_a_terminal_that_does_not_tell_its_size_shows_the_bars_too(make, tmp_pat
 
 
 @posix
-def test_translate_on_a_terminal_says_that_it_waits_for_lines(tiny_run: Path, tmp_path):
+def test_translate_on_a_terminal_says_that_it_waits_for_lines(tiny_run: Path, tmp_path, on_a_terminal):
     hint = "type a line and press Enter to have it translated; Ctrl-D ends"
-    with (tmp_path / "out").open("wb") as out:
-        assert hint in on_a_terminal("translate", tiny_run, "--device", "cpu", typed=b"one two\n", stdout=out)
+    seen = on_a_terminal("translate", tiny_run, "--device", "cpu", typed=b"one two\n", stdout=tmp_path / "out")
+    assert hint in seen
     assert len((tmp_path / "out").read_text().splitlines()) == 1
     assert hint not in on_a_terminal("translate", tiny_run, "--device", "cpu", "--quiet", typed=b"one two\n")
     assert "to have it scored" in on_a_terminal("score", tiny_run, "--tsv", "-", typed=b"one\t1\n")

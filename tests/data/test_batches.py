@@ -7,7 +7,7 @@ import torch
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows, gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
-from mtkit.text.vocabulary import BEGIN, END, PAD, Marks
+from mtkit.text.vocabulary import BEGIN, END, PAD, BoundaryTokens
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 SOURCES = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]
@@ -48,12 +48,15 @@ def test_each_label_is_what_the_decoder_reads_next():
     assert torch.equal(batch.labels != NO_LABEL, batch.target.mask)
 
 
-@pytest.mark.parametrize("marks", [Marks(start=PAD), Marks(start=END), Marks(source_end=7, start=8, target_end=0)])
-def test_a_batch_has_the_marks_of_the_model_that_reads_it(marks):
-    found = padded_batch(ragged(SOURCES), ragged(TARGETS), marks)
-    check_rows(found.target, [[marks.start, *target] for target in TARGETS])
-    assert found.labels.tolist() == filled([[*target, marks.target_end] for target in TARGETS], NO_LABEL)
-    check_rows(found.source, [[*source, marks.source_end] for source in SOURCES])
+@pytest.mark.parametrize(
+    "boundaries",
+    [BoundaryTokens(start=PAD), BoundaryTokens(start=END), BoundaryTokens(source_end=7, start=8, target_end=0)],
+)
+def test_a_batch_has_the_boundary_tokens_of_the_model_that_reads_it(boundaries):
+    found = padded_batch(ragged(SOURCES), ragged(TARGETS), boundaries)
+    check_rows(found.target, [[boundaries.start, *target] for target in TARGETS])
+    assert found.labels.tolist() == filled([[*target, boundaries.target_end] for target in TARGETS], NO_LABEL)
+    check_rows(found.source, [[*source, boundaries.source_end] for source in SOURCES])
 
 
 def test_source_rows_are_the_source_side_of_a_batch():

@@ -9,8 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from mtkit.data import corpus as stored_file
-from mtkit.data import corpus as verification_module
+from mtkit.data import corpus as corpus_module
 from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, Verification, checksum, length_statistics
 from mtkit.errors import DataError, StoppedError
 from mtkit.files import new_directory, put_in_place, settle
@@ -65,7 +64,7 @@ def test_no_pairs_are_a_corpus_too(tmp_path):
 
 
 def test_a_corpus_of_many_pieces_is_checked_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_file, "PIECE_BYTES", 8)
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
     manifest = write(tmp_path / "train")
     assert [len(stored.sha256) for stored in (manifest.target.tokens, manifest.target.offsets)] == [4, 5]
     Corpus.open(tmp_path / "train").verify()
@@ -73,7 +72,7 @@ def test_a_corpus_of_many_pieces_is_checked_piece_by_piece(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["source.tokens", "source.offsets", "target.tokens", "target.offsets"])
 def test_any_changed_byte_is_noticed(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(stored_file, "PIECE_BYTES", 8)
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 8)
     write(tmp_path / "train")
     path = tmp_path / "train" / name
     content = path.read_bytes()
@@ -247,14 +246,14 @@ def test_a_small_corpus_is_verified_before_anything_else(tmp_path):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_large_corpus_is_verified_while_others_read_it(tmp_path, monkeypatch, damaged):
-    monkeypatch.setattr(verification_module, "VERIFIED_FIRST_BYTES", 10)
+    monkeypatch.setattr(corpus_module, "VERIFIED_FIRST_BYTES", 10)
     write(tmp_path / "train")
     corpus = Corpus.open(tmp_path / "train")
     if damaged:
         damage(tmp_path / "train")
     held = threading.Event()
     verify = corpus.verify
-    monkeypatch.setattr(corpus, "verify", lambda give_up: (held.wait(60), verify(give_up)))
+    monkeypatch.setattr(corpus, "verify", lambda should_stop: (held.wait(60), verify(should_stop)))
     with Verification(corpus) as verification:
         verification.check()  # nothing is known yet
         held.set()
@@ -270,13 +269,13 @@ def test_a_large_corpus_is_verified_while_others_read_it(tmp_path, monkeypatch, 
 
 
 def test_waiting_for_verification_can_be_stopped_and_reading_ends_with_the_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(verification_module, "VERIFIED_FIRST_BYTES", 10)
+    monkeypatch.setattr(corpus_module, "VERIFIED_FIRST_BYTES", 10)
     write(tmp_path / "train")
     corpus = Corpus.open(tmp_path / "train")
     asked: list[bool] = []
 
-    def verify(give_up) -> None:
-        while not give_up():
+    def verify(should_stop) -> None:
+        while not should_stop():
             asked.append(False)
 
     def stop() -> None:
@@ -288,14 +287,16 @@ def test_waiting_for_verification_can_be_stopped_and_reading_ends_with_the_block
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("verification")]
 
 
-def test_verifying_gives_up_when_asked_to(tmp_path):
+def test_verifying_stops_when_asked_to(tmp_path):
     write(tmp_path / "train")
     corpus = Corpus.open(tmp_path / "train")
     damage(tmp_path / "train")
     corpus.verify(lambda: True)
+    with pytest.raises(DataError, match="damaged"):
+        corpus.verify(lambda: False)
 
 
-def test_a_corpus_of_an_older_version_tells_of_no_texts(tmp_path):
+def test_a_corpus_of_an_older_version_has_no_counts_by_corpus(tmp_path):
     manifest = write(tmp_path / "train")
     assert manifest.corpora == (3, 1)
     path = tmp_path / "train" / "manifest.json"
@@ -334,7 +335,7 @@ def test_lengths_are_told_of_all_pairs_or_of_blocks_spread_over_them(tmp_path):
             assert abs(value - told[side]["quantiles"][name]) <= 2
 
 
-def test_a_quantile_is_a_length_that_is_there(tmp_path):
+def test_a_quantile_is_a_length_that_occurs(tmp_path):
     with CorpusWriter(tmp_path / "corpus", 100, 100, "hash") as writer:
         writer.add([[5], [5] * 10], [[5] * 3, [5] * 3])
         writer.commit({}, [], {}, [2])

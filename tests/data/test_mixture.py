@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mtkit.data import plan
-from mtkit.data import plan as mixing
-from mtkit.data.plan import Mixture, batches_from, blocks_of, is_natural, mix, plan_batches
+from mtkit.data.plan import Mixture, batches_from, blocks_of, is_proportional, mix, plan_batches
 
 BUDGET = 60
 COUNTS = (70, 9, 0, 24)
@@ -17,7 +16,7 @@ COUNTS = (70, 9, 0, 24)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of eight pairs, four of them in a window, so that a hundred pairs are many."""
-    monkeypatch.setattr(mixing, "BLOCK", 8)
+    monkeypatch.setattr(plan, "BLOCK", 8)
     monkeypatch.setattr(plan, "WINDOW", 4)
 
 
@@ -54,13 +53,13 @@ def test_shares_are_as_weight_times_the_root_of_the_size(temperature):
     np.testing.assert_allclose(mixture.shares, wanted / wanted.sum(), rtol=1e-7)
 
 
-def test_equal_weights_at_temperature_one_are_natural_and_so_is_a_single_corpus():
+def test_equal_weights_at_temperature_one_are_proportional_and_so_is_a_single_corpus():
     assert mix(COUNTS, (2.0,) * 4, 1.0).repeats == (1.0, 1.0, 0.0, 1.0)
-    assert is_natural((2.0, 2.0), 1.0)
-    assert is_natural((3.0,), 5.0)
-    assert is_natural((), 1.0)
-    assert not is_natural((1.0, 1.0), 1.1)
-    assert not is_natural((1.0, 2.0), 1.0)
+    assert is_proportional((2.0, 2.0), 1.0)
+    assert is_proportional((3.0,), 5.0)
+    assert is_proportional((), 1.0)
+    assert not is_proportional((1.0, 1.0), 1.1)
+    assert not is_proportional((1.0, 2.0), 1.0)
 
 
 def test_without_a_mixture_all_blocks_are_shuffled_once_an_epoch():
@@ -123,9 +122,9 @@ def test_a_hundred_million_pairs_are_taken_in_small_windows(monkeypatch):
     monkeypatch.undo()
     mixture = mix((100_000_000, 3_000_000, 500), (1, 1, 1), 5.0)
     blocks = mixture.epoch(np.random.default_rng(0))
-    assert abs(blocks.num_pairs - 103_000_500) < 3 * mixing.BLOCK
+    assert abs(blocks.num_pairs - 103_000_500) < 3 * plan.BLOCK
     sizes = [len(pairs) for pairs in islice(plan._windows(blocks, np.random.default_rng(0)), 3)]
-    assert max(sizes) <= plan.WINDOW * mixing.BLOCK
+    assert max(sizes) <= plan.WINDOW * plan.BLOCK
     assert len(blocks_of(100_000_000)) < 100_000
 
 

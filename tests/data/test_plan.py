@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mtkit.data import plan
-from mtkit.data import plan as mixing
 from mtkit.data.plan import batches_from, plan_batches
 
 BUDGET = 60
@@ -37,7 +36,7 @@ def epochs(count: int, seed: int = 1, num_pairs: int = NUM_PAIRS) -> list[list[l
 def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A hundred pairs make one window as a rule, and four, the last of them not full, if windows are small."""
     if request.param == "several windows":
-        monkeypatch.setattr(mixing, "BLOCK", 8)
+        monkeypatch.setattr(plan, "BLOCK", 8)
         monkeypatch.setattr(plan, "WINDOW", 4)
     return request.param
 
@@ -53,6 +52,15 @@ def test_no_batch_is_empty_or_holds_more_than_the_budget(windows):
     for batch in (batch for batches in epochs(3) for batch in batches):
         assert batch
         assert len(batch) * max(source[batch].max(), target[batch].max()) <= BUDGET
+
+
+def test_no_budget_is_exceeded_by_a_single_token():
+    source, target = lengths(300)
+    longest = np.maximum(source, target)
+    for budget in range(30, 100):
+        made = plan_batches(source, target, budget, np.random.default_rng(budget))
+        for batch in (made.batch(b) for b in range(len(made))):
+            assert len(batch) * longest[batch].max() <= budget
 
 
 def test_a_pair_as_long_as_the_budget_is_a_batch_of_its_own():

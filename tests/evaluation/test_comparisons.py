@@ -17,8 +17,7 @@ from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import MtkitError
 from mtkit.evaluation.evaluate import Bucket, Scoring, System, buckets, score_set, table
-from mtkit.translation.scores import TESTS, Score, corpus_scores, count_words, paired_scores
-from mtkit.translation.scores import Test as SignificanceTest
+from mtkit.translation.scores import TESTS, Score, SignificanceTest, corpus_scores, count_words, paired_scores
 from tests.conftest import CorpusFiles
 
 Json = list[dict[str, object]]
@@ -123,8 +122,8 @@ def test_the_table_of_a_comparison_shows_both_systems_and_marks_what_is_signific
     assert re.fullmatch(rf"reference  {name}  BLEU +\d+\.\d\d  {interval} +nrefs:1\|bs:1000\|seed:12345\|.*", poor)
     assert re.fullmatch(rf".*  {interval}  \(p = 0\.\d{{4}}\)\*?  nrefs:1\|.*", good)
     assert error == (
-        "μ ± : mean of 1,000 bootstrap resamples, and the interval that 95 % of them lie in; p: how often chance alone "
-        "would make the first system differ so much from the second; *: at most 0.05, a significant difference\n"
+        "μ ± : mean of 1,000 bootstrap resamples, and the interval with 95 % of them; p: probability of a difference "
+        "at least this large if neither system is better; *: p is at most 0.05, the difference is significant\n"
     )
     scores = score_set(
         "set", System("a", ["x"] * 9), [["x"] * 9], Scoring(LanguagesConfig()), against=System("b", ["x"] * 9)

@@ -24,9 +24,9 @@ from mtkit.evaluation.plot import (
     Attention,
     History,
     attention_of,
+    curve_style,
     fonts_for,
     legend_below,
-    line_of,
     new_figure,
     paper_schedule,
     plot_attention,
@@ -136,9 +136,7 @@ def test_the_positions_drawn_are_those_of_the_paper(
 def test_learned_positions_have_no_table_to_draw(plot: Plot, config_file: Path, tmp_path: Path) -> None:
     code, error = plot("positions", config_file, "model.positions=learned", "-o", tmp_path / "positions.svg")
     assert code == 1
-    assert error == (
-        "mtkit: error: model.positions is learned: there is no table of waves to draw; sinusoidal has one\n"
-    )
+    assert error == ("mtkit: error: model.positions is learned: only sinusoidal positions can be drawn\n")
 
 
 def test_a_recurrent_model_has_no_positions_to_draw(plot: Plot, tmp_path: Path) -> None:
@@ -199,9 +197,7 @@ def test_logs_without_figures_or_times_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c/log\.jsonl:2: not a line of JSON; the log is damaged"):
         read_history(write_log(tmp_path / "c", EVENTS[:1], "x\n{}\n"))
     old = History("old", [{"event": "train", "step": 20, "nll": 4.0}])
-    with pytest.raises(
-        DataError, match="old: its log tells no time, as those of older versions of mtkit; use --by step"
-    ):
+    with pytest.raises(DataError, match="old: its log has no times, since an older mtkit wrote it; use --by step"):
         series(old, "train", "nll", "minutes")
 
 
@@ -210,7 +206,7 @@ def test_a_run_is_drawn_from_what_it_logs(plot: Plot, tiny_run: Path, tmp_path: 
     for event, key, _ in PANELS:
         for by in ("step", "minutes"):
             places, figures = series(history, event, key, by)
-            assert len(places) == len(figures) == {"train": 30, "validation": 3}[event]
+            assert len(places) == len(figures) == {"train": 12, "validation": 3}[event]
             assert places == sorted(places)
     other = write_log(tmp_path / "other", EVENTS)
     for name in ("training.svg", "training.png"):
@@ -318,7 +314,7 @@ def test_fonts_are_asked_for_only_where_the_main_one_has_no_glyph(capfd: pytest.
 
 
 def test_no_two_curves_of_sixteen_look_alike() -> None:
-    looks = [tuple(line_of(number).values()) for number in range(2 * len(COLOURS))]
+    looks = [tuple(curve_style(number).values()) for number in range(2 * len(COLOURS))]
     assert len(set(looks)) == len(looks)
 
 

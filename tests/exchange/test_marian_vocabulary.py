@@ -10,7 +10,7 @@ from mtkit.errors import CheckpointError
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.vocabulary import OWN, SpecialIds
+from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.text.test_own_normalization import TAGS, trained
 
@@ -25,19 +25,19 @@ def model(tokenizer: Tokenizer, tmp_path: Path) -> PortableModel:
     sides = (
         (
             tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
-            OWN,
+            DEFAULT_IDS,
             tokenizer.source_sentencepiece(),
             tokenizer.source_scores(),
         ),
         (
             tokenizer.target_pieces(range(tokenizer.target_vocab_size)),
-            OWN,
+            DEFAULT_IDS,
             tokenizer.target_sentencepiece(),
             tokenizer.target_scores(),
         ),
     )
     config = config_with(toy_settings(CorpusFiles(tmp_path), tmp_path))
-    return PortableModel(config, {}, Vocabulary(*sides[0]), Vocabulary(*sides[1]), tokenizer.symbols)
+    return PortableModel(config, {}, Vocabulary(*sides[0]), Vocabulary(*sides[1]), tokenizer.tags)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Models that Marian wrote are imported, and say what Marian says."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,9 @@ def imported(folder: Path) -> Translator:
 def ours(translator: Translator, sources: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
     """The log-probabilities of the words of the targets and of their ends."""
     [model] = getattr(translator.model, "models", [translator.model])
-    batch = padded_batch(ragged(sources), ragged(targets), model.marks)
+    batch = padded_batch(ragged(sources), ragged(targets), model.boundaries)
     found = model.output(model(batch.source, batch.target)).log_softmax(-1)
-    end = model.marks.target_end
+    end = model.boundaries.target_end
     return [
         [found[row, place, word].item() for place, word in enumerate([*target, end])]
         for row, target in enumerate(targets)
@@ -207,6 +209,9 @@ def test_a_folder_of_marians_training_names_its_model_or_is_told_it(tmp_path):
             {"enc-depth": 1},
             "holds encoder_l2_ffn_W1, which mtkit's Transformer has no place for",
         ),
+        ({"enc-depth": 10**12}, "holds no encoder_l3_self_Wq, which its options ask for"),
+        ({"dim-emb": 10**12}, r"Wemb is \(48, 16\), its options ask for \(48, 1000000000000\)"),
+        ({"transformer-dim-ffn": 10**12}, r"ffn_W1 is \(16, 24\), its options ask for \(16, 1000000000000\)"),
         ({"transformer-dim-ffn": 8}, r"encoder_l1_ffn_W1 is \(16, 24\), its options ask for \(16, 8\)"),
     ],
 )
@@ -227,6 +232,14 @@ def spoil_npz(folder: Path, **arrays: Any) -> None:
         np.savez(file, **{name: array for name, array in kept.items() if array is not None})
 
 
+def spoil_npy(folder: Path, shape: tuple[int, int]) -> None:
+    """Let an array tell that it has this shape, and hold no numbers."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(folder / "model.npz", "a") as file:
+        file.writestr("extra.npy", header.getvalue())
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -236,6 +249,7 @@ def spoil_npz(folder: Path, **arrays: Any) -> None:
         (lambda f: spoil_npz(f, **{"special:model.yml": None}), "holds no special:model.yml, which tells what the mod"),
         (lambda f: spoil_npz(f, Wpos=np.ones((9, 16), "f4")), "holds Wpos, which mtkit's Transformer has no place for"),
         (lambda f: spoil_npz(f, Wemb=np.ones((4, 4), "i1")), "Wemb is int8; mtkit imports float32 and float16"),
+        (lambda f: spoil_npy(f, (1 << 40, 1 << 10)), r"model\.npz: no \.npz of Marian, or damaged"),
         (lambda f: spoil_npz(f, Wemb=np.full((4, 4), np.nan, "f4")), "Wemb has values that are not finite"),
         (lambda f: (f / "vocab.spm").write_bytes(b"\x0a\x05hello"), r"vocab\.spm: not a SentencePiece model"),
         (lambda f: (f / "vocab.spm").unlink(), r"vocab\.spm: missing, and .*decoder\.yml names it"),

@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import textwrap
+from ast import literal_eval
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from mtkit.bundle.bundle import open_bundle, save_bundle
 from mtkit.bundle.info import pack
+from mtkit.config.load import with_sections
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.export import Agreement, Line, export
 from mtkit.exchange.huggingface_config import TheirConfig, not_carried
+from mtkit.exchange.huggingface_models import read_marian
 from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
@@ -26,7 +32,7 @@ from tests.exported import write_opus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
-SHORT = {"max_steps": 60, "validate_every": 60, "save_every": 60}
+SHORT = {"max_steps": 30, "validate_every": 30, "save_every": 30}
 ALIKE = re.compile(r"from text to text: (\d+) of (\d+) lines have the same ids, (\d+) the same greedy translation[;(]?")
 
 
@@ -114,7 +120,7 @@ def test_a_report_counts_what_is_read_and_said_and_shows_what_differs():
         Line("three", True, False, "b", "c"),
         Line("four", False, False, "d", "e"),
     ]
-    assert list(Agreement("library 1.0", lines, 2e-6).told()) == [
+    assert list(Agreement("library 1.0", lines, 2e-6).report()) == [
         "library 1.0, from text to text: 3 of 4 lines have the same ids, 1 the same greedy translation (1 more in "
         "tokens, but not in how they are written); log-probabilities of tokens differ by at most 2.0e-06",
         "  other ids: four",
@@ -140,19 +146,51 @@ def change(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 1, "min_length": 3}], ids=str
 )
-@pytest.mark.parametrize("to", ["marian", "ctranslate2"])
-def test_constraints_of_decoding_travel_and_come_back(decoding, to, corpus_files, tmp_path, capsys):
+def test_constraints_of_decoding_travel_and_come_back(decoding, corpus_files, tmp_path, capsys):
     settings = toy_settings(corpus_files, tmp_path / "run")
     run_train(config_with(settings, model={**MARIAN, "d_ff": 64}, training=SHORT, decoding=decoding))
-    require_alike(told(to, tmp_path / "run", tmp_path / "out", capsys))
-    if to == "marian":
-        import_model(tmp_path / "out", tmp_path / "back")
-        found = open_bundle(tmp_path / "back").config.decoding
-        assert {name: getattr(found, name) for name in decoding} == decoding
-    else:
-        card = (tmp_path / "out" / "README.md").read_text("utf-8")
-        assert f"no_repeat_ngram_size={decoding.get('no_repeat_ngram', 0)}" in card
-        assert f"min_decoding_length={decoding.get('min_length', 0)}" in card
+    for to in ("marian", "ctranslate2"):
+        require_alike(told(to, tmp_path / "run", tmp_path / to, capsys))
+    import_model(tmp_path / "marian", tmp_path / "back")
+    found = open_bundle(tmp_path / "back").config.decoding
+    assert {name: getattr(found, name) for name in decoding} == decoding
+    card = (tmp_path / "ctranslate2" / "README.md").read_text("utf-8")
+    assert f"no_repeat_ngram_size={decoding.get('no_repeat_ngram', 0)}" in card
+    assert f"min_decoding_length={decoding.get('min_length', 0)}" in card
+
+
+SAMPLES = {"method": "sample", "temperature": 0.7}
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 1, "top_p": 1.0}], ids=str)
+def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys):
+    import_model(opus, tmp_path / "first")
+    bundle = open_bundle(tmp_path / "first")
+    decoding = {**bundle.config.decoding.model_dump(mode="json", exclude_unset=True), **SAMPLES, **cut}
+    config = with_sections(bundle.config, {"decoding": decoding}, "test")
+    weights = {name: weight.clone() for name, weight in bundle.weights().items()}
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    sizes = ("source_vocab_size", "target_vocab_size", "num_parameters")
+    save_bundle(tmp_path / "model", weights, config, tokenizer.save, {key: bundle.description[key] for key in sizes})
+    assert "no place" not in told("marian", tmp_path / "model", tmp_path / "out", capsys)
+    content = json.loads((tmp_path / "out" / "generation_config.json").read_text("utf-8"))
+    wanted = {"do_sample": True, "num_beams": 1, "temperature": 0.7, "top_k": 0, "top_p": 1.0, **cut}
+    assert {key: content[key] for key in wanted} == wanted
+    import_model(tmp_path / "out", tmp_path / "back")
+    back = open_bundle(tmp_path / "back").config.decoding
+    assert back == config.decoding.model_copy(update={"beam_size": 1, "top_p": cut.get("top_p", 1.0) % 1 or None})
+
+    assert "no place" not in told("ctranslate2", tmp_path / "model", tmp_path / "ct2", capsys)
+    card = (tmp_path / "ct2" / "README.md").read_text("utf-8")
+    call = re.search(r"beam_size=1, sampling_topk=(\d+), sampling_topp=(\S+), sampling_temperature=0.7,", card)
+    assert call
+    assert (int(call[1]), float(call[2])) == (cut.get("top_k", 0), cut.get("top_p", 1.0))
+    call_text = textwrap.dedent(card.split("In this directory:\n")[1].split("\nSuppressed pieces")[0])
+    script = f"lines = ['one two', 'nine four'] * 20\n{call_text}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "ct2", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {*literal_eval(done.stdout)}
+    assert len(found) == 2 if cut.get("top_k") == 1 else len(found) > 2
 
 
 def test_a_banned_unknown_travels_and_comes_back(corpus_files, tmp_path, capsys):
@@ -199,12 +237,33 @@ def test_what_an_export_has_no_place_for_is_named():
     config = Config.model_validate_json(json.dumps({"decoding": {"unknown": "copy"}}))
     for to in ("marian", "m2m100", "ctranslate2"):
         assert not_carried(config, to) == ["decoding.unknown copy"]
+    mbr = {"mbr_samples": 8, "temperature": 0.5, "top_k": 9, "seed": 3}
+    config = Config.model_validate_json(json.dumps({"decoding": mbr}))
+    lost = ["decoding.seed 3", "decoding.mbr_samples 8", "decoding.temperature 0.5", "decoding.top_k 9"]
+    assert not_carried(config, "marian") == not_carried(config, "ctranslate2") == lost
     config = Config.model_validate_json(json.dumps({"decoding": {"coverage_penalty": 0.2, "diversity_groups": 5}}))
     assert not_carried(config, "marian") == ["decoding.coverage_penalty 0.2", "decoding.diversity_groups 5"]
     m2m100 = {"model": M2M100, "decoding": {"no_repeat_ngram": 1}}
     config = Config.model_validate_json(json.dumps(m2m100))
     assert not_carried(config, "m2m100") == ["decoding.no_repeat_ngram 1"]
     assert not_carried(config, "ctranslate2") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sampling"),
+    [
+        ({"num_beams": 5}, {"method": "beam"}),
+        ({"num_beams": 1}, {"method": "sample", "temperature": 1.0, "top_k": 50, "top_p": None}),
+        ({"num_beams": 1, "top_k": 0, "top_p": 0.5}, {"method": "sample", "top_k": None, "top_p": 0.5}),
+        ({"num_beams": 1, "top_k": 7, "temperature": 2}, {"method": "sample", "temperature": 2.0, "top_k": 7}),
+        ({"num_beams": 1, "top_k": "7", "temperature": 0}, {"method": "sample", "temperature": 1.0, "top_k": 50}),
+    ],
+    ids=str,
+)
+def test_sampling_of_a_checkpoint_is_read_as_transformers_reads_it(changes, sampling, opus):
+    change(opus / "generation_config.json", do_sample=True, **changes)
+    found = read_marian(opus).config.decoding
+    assert {name: getattr(found, name) for name in sampling} == sampling
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
@@ -225,7 +284,10 @@ def test_what_an_import_does_not_carry_over_is_named_with_its_value(file, opus, 
     ("changes", "ignored"),
     [
         ({}, []),
-        ({"do_sample": True}, ["do_sample true"]),
+        ({"do_sample": True}, ["do_sample true"]),  # with a beam
+        ({"do_sample": True, "num_beams": 1, "temperature": 0.5, "top_k": 0, "top_p": None}, []),
+        ({"do_sample": True, "num_beams": 1, "temperature": -1, "top_p": 2}, ["temperature -1", "top_p 2"]),
+        ({"do_sample": False, "temperature": -1}, []),
         ({"repetition_penalty": 1.0, "num_beam_groups": 1}, []),
         ({"forced_eos_token_id": 5}, ["forced_eos_token_id 5"]),
         ({"no_repeat_ngram_size": "3"}, ['no_repeat_ngram_size "3"']),
@@ -260,7 +322,7 @@ def test_a_model_of_weights_that_are_not_finite_is_told_everywhere(tiny_run, tmp
     about = {k: v for k, v in bundle.description.items() if k.endswith("vocab_size")}
     save_bundle(tmp_path / "model", weights, bundle.config, tokenizer.save, about, bundle.canaries())
     fault = r"weight encoder\.norm\.bias holds 1 values of"
-    assert re.search(rf"warning: .*model: {fault}", capsys.readouterr().err)
+    assert re.search(rf"mtkit: warning: .*model: {fault}", capsys.readouterr().err)
     [found] = check(tmp_path / "model").faults
     assert re.search(rf"weights\.safetensors: {fault}", found)
     for work in (lambda: pack(tmp_path / "model", tmp_path / "m.mtkit"), lambda: _ct2(tmp_path / "model", tmp_path)):
@@ -285,7 +347,7 @@ def our_logits(model: Path, ids: list[int]) -> torch.Tensor:
     here = load(model, ["device=cpu"])
     from mtkit.data.batch import padded_batch, ragged
 
-    batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.marks)
+    batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.boundaries)
     return here.model.output(here.model(batch.source, batch.target))[0, 0]
 
 
@@ -315,7 +377,7 @@ def test_tokens_added_in_transformers_become_tags_and_padding_rows_are_left_out(
     assert here.tags == ("<2eo>", "<2ia>")
     assert ("rows of the embeddings belong to no token" in capsys.readouterr().err) == (multiple is not None)
     for line in ("<2eo> one two", "nine", "<2ia> four five six"):
-        ids = [*here.tokenizer.encode_source([line])[0], here.model.marks.source_end]
+        ids = [*here.tokenizer.encode_source([line])[0], here.model.boundaries.source_end]
         assert ids == tokenizer(line).input_ids
         wanted = logits(model, ids)[: len(tokenizer)]
         assert torch.allclose(our_logits(tmp_path / "model", ids), wanted, atol=1e-4)
@@ -401,7 +463,7 @@ def test_a_sentencepiece_model_that_is_cut_off_after_its_pieces_is_told(opus, tm
 def _end_of_pieces(model: bytes) -> int:
     from mtkit.text.vocabulary import PIECES, _fields
 
-    return sum(len(field.written) for field in _fields(model) if field.number == PIECES)
+    return sum(len(field.encoded) for field in _fields(model) if field.number == PIECES)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,6 @@
-"""A GPU computes what a CPU does: the same features, gradients, translations and scores.
+"""Devices and precisions: a GPU computes what a CPU does, the same features, gradients, translations and scores.
 
-Each test compares a device in fp32 with a CPU in fp64, so that it can fail on a CPU, too.
+Most tests compare a device in fp32 with a CPU in fp64, so that they can fail on a CPU, too.
 """
 
 import io
@@ -19,17 +19,21 @@ from mtkit.config.data_settings import DataConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
-from mtkit.data.batch import Batch, padded_batch, ragged
+from mtkit.data.batch import Batch, Rows, padded_batch, ragged
 from mtkit.evaluation.plot import attention_of
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import mixed_precision, new_model, pick_device
+from mtkit.models.registry import DTYPES, mixed_precision, new_model, pick_device, pick_precision
+from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.update import MovingAverage
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 from tests.models.test_models import CHOICES, VOCAB, name_of
+from tests.runs import DEVICES, events
 from tests.training.test_loss import distance
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
 
@@ -43,14 +47,7 @@ ARCHITECTURES: dict[str, AnyModelConfig] = {
 FEW_WORDS = [f"word{n} " * (1 + n % 7) + "end" for n in range(17)]
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-        ),
-    ]
-)
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where to compute."""
     return pick_device(request.param)
@@ -78,12 +75,58 @@ def without_dropout(model: TranslationModel) -> TranslationModel:
     return model
 
 
+# Which precision.
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "wanted"),
+    [
+        (True, (8, 0), "bf16"),
+        (True, (9, 0), "bf16"),
+        (False, (7, 5), "fp16"),  # T4
+        (False, (7, 0), "fp16"),  # V100
+        (False, (6, 1), "fp32"),  # P40, which is slow at fp16
+    ],
+)
+def test_auto_is_the_fastest_that_a_gpu_has(monkeypatch, has_bf16, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert pick_precision("auto", torch.device("cuda"), 64) == wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_what_the_settings_say_is_taken_everywhere(precision):
+    for name in ("cpu", "cuda"):
+        assert pick_precision(precision, torch.device(name), 64) == precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_products_are_in_the_precision_and_sums_in_fp32(precision, device):
+    x = torch.ones(2, 2, device=device)
+    with mixed_precision(device, precision):
+        assert (x @ x).dtype == DTYPES[precision]
+        assert torch.nn.functional.layer_norm(x, (2,)).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_batch_of_new_lengths_takes_no_new_plan_of_attention():
+    pick_device("cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # Models and losses.
 
 
-@pytest.mark.parametrize("consistency", ["none", "rdrop"])
+def every_third_token(rows: Rows, share: float, mark: int) -> Tensor:
+    """Cuts the same tokens on every device, where SimCut draws them from the random numbers of each."""
+    return (rows.ids % 3 == 0) & rows.mask & (rows.ids != mark)
+
+
+@pytest.mark.parametrize("consistency", ["none", "simcut"])
 @pytest.mark.parametrize("config", CHOICES, ids=name_of)
-def test_features_loss_and_gradients_are_those_of_fp64_on_a_cpu(config, consistency, device):
+def test_features_loss_and_gradients_are_those_of_fp64_on_a_cpu(config, consistency, device, monkeypatch):
+    monkeypatch.setattr("mtkit.training.loss.cut_tokens", every_third_token)
     exact = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).double().train())
     model = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).to(device).train())
     batch, there = a_batch(), a_batch().to(device)
@@ -94,6 +137,7 @@ def test_features_loss_and_gradients_are_those_of_fp64_on_a_cpu(config, consiste
 
     settings = TrainingConfig(label_smoothing=0.1)
     found, wanted = OBJECTIVES[consistency](model, there, settings), OBJECTIVES[consistency](exact, batch, settings)
+    assert consistency == "none" or wanted.sums[2] > 0.01, "the two passes differ"
     assert distance(found.total.cpu(), wanted.total) < 1e-5
     torch.testing.assert_close(found.sums.cpu().double(), wanted.sums, rtol=1e-4, atol=1e-4)
     assert distance(gradient(model, found.total), gradient(exact, wanted.total)) < 1e-4
@@ -137,7 +181,8 @@ def test_an_average_in_use_gives_the_features_of_its_weights(name, device):
 def test_gradients_of_long_rows_are_the_same_to_the_bit_again_and_again(name, device, precision):
     model = new_model(ARCHITECTURES[name], VOCAB, VOCAB, seed=1).to(device).train()
     chance = np.random.default_rng(4)
-    rows = ragged([chance.integers(4, VOCAB, length).tolist() for length in (400, 333, 64, 5)])
+    lengths = (400, 333, 64, 5) if device.type == "cuda" else (90, 70, 20, 5)  # a CPU takes seconds for long rows
+    rows = ragged([chance.integers(4, VOCAB, length).tolist() for length in lengths])
     batch = padded_batch(rows, rows).to(device)
 
     def found() -> Tensor:
@@ -194,6 +239,13 @@ def assert_same_translations(models: list[Translator], lines: list[str], **optio
     assert len(found) >= len(lines)
 
 
+def assert_same_scores(models: list[Translator], corpus_files: CorpusFiles) -> None:
+    found, wanted = (model.score(*corpus_files.lines("test")) for model in models)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.pieces == other.pieces
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
 SEARCHES = {
     "greedy": ["decoding.beam_size=1"],
     "beam": ["decoding.beam_size=5"],
@@ -203,10 +255,22 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("name", ["trained", *ARCHITECTURES])
+def has_its_own_turn(name: str, search: str) -> bool:
+    """Whether an architecture takes part in a search, where not all can: each in two, the trained model in all."""
+    return name == "trained" or search == "beam" or list(ARCHITECTURES).index(name) == list(SEARCHES).index(search)
+
+
+@pytest.mark.parametrize(
+    ("name", "search"),
+    [
+        (name, search)
+        for name in ("trained", *ARCHITECTURES)
+        for search in SEARCHES
+        if torch.cuda.is_available() or has_its_own_turn(name, search)
+    ],
+)
 def test_translations_are_those_of_fp64_on_a_cpu(bundles, corpus_files: CorpusFiles, device, name, search):
-    lines = [*corpus_files.lines("test")[0], *FEW_WORDS, ""]
+    lines = [*corpus_files.lines("test")[0], *FEW_WORDS, "", "unknown words 漢字 in a line"]
     assert_same_translations(both(bundles[name], device, *SEARCHES[search]), lines)
 
 
@@ -232,12 +296,27 @@ def test_samples_of_a_seed_are_the_same_again_and_in_fp64_on_a_cpu(bundles, corp
     assert_same_translations(models, lines, num_best=3)
 
 
+def test_elected_translations_of_a_seed_are_the_same_twice_and_others_by_another_seed(tiny_run, corpus_files, device):
+    sources, _ = corpus_files.lines("test")
+    settings = [f"device={device.type}", "decoding.mbr_samples=4", "decoding.temperature=3"]
+    first, second = (load(tiny_run, settings).translate(sources) for _ in range(2))
+    assert first == second
+    assert load(tiny_run, [*settings, "decoding.seed=2"]).translate(sources) != first
+
+
+def test_bf16_translates_nearly_as_well(tiny_run, corpus_files, device):
+    sources, targets = corpus_files.lines("test")
+    found = load(tiny_run, [f"device={device.type}"], "bf16").translate(sources)
+    assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.8 * len(targets)
+
+
 @pytest.mark.parametrize("name", ["trained", *ARCHITECTURES])
 def test_scores_of_given_translations_are_those_of_fp64_on_a_cpu(bundles, corpus_files, device, name):
-    found, wanted = (model.score(*corpus_files.lines("test")) for model in both(bundles[name], device))
-    for one, other in zip(found, wanted, strict=True):
-        assert one.pieces == other.pieces
-        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+    assert_same_scores(both(bundles[name], device), corpus_files)
+
+
+def test_scores_of_an_ensemble_are_those_of_fp64_on_a_cpu(bundles, corpus_files, device):
+    assert_same_scores(both(bundles["trained"], device, ensemble=(bundles["mixed"],)), corpus_files)
 
 
 @pytest.mark.parametrize("name", ["trained", "rotary", "rnn-attention", "mixed"])
@@ -245,6 +324,22 @@ def test_attention_is_that_of_fp64_on_a_cpu(bundles, device, name):
     found, wanted = (attention_of(model, "a line of words", "one two") for model in both(bundles[name], device))
     for one, other in zip(found.weights, wanted.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+# Training.
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("model", [{}, {"architecture": "rnn", "d_model": 32}], ids=["transformer", "rnn"])
+def test_training_on_a_gpu_learns_in_every_precision(make_config, precision, model):
+    config = make_config(
+        model=model, training={"precision": precision, "max_steps": 300, "learning_rate": 0.005, "bpe_dropout": 0.1}
+    ).model_copy(update={"device": "cuda"})
+    run_train(config)
+    losses = [event["loss"] for event in events(config.run_path, "train")]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 # Commands.

@@ -77,7 +77,7 @@ def test_a_dropout_so_near_to_1_that_a_device_divides_by_zero_is_refused(model):
 def test_the_largest_dropouts_that_are_taken_give_numbers():
     rates = dict.fromkeys(["dropout", "attention_dropout", "activation_dropout", "layer_dropout"], 0.999)
     model = new_model(TransformerConfig(d_model=16, num_heads=2, d_ff=32, **rates), 30, 30, 1).train()
-    batch = padded_batch(ragged([[5, 6, 7, 8]]), ragged([[5, 6, 7, 8]]), model.marks)
+    batch = padded_batch(ragged([[5, 6, 7, 8]]), ragged([[5, 6, 7, 8]]), model.boundaries)
     for seed in range(5):
         torch.manual_seed(seed)
         model(batch.source, batch.target).sum().backward()

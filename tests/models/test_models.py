@@ -1,19 +1,17 @@
 """Laws of every model: token by token is teacher forcing; padding and packing change nothing."""
 
 import itertools
-from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.config.section import Section
 from mtkit.data.batch import Rows
 from mtkit.models.interface import Memory, TranslationModel, next_rows
-from mtkit.models.layers import ACTIVATIONS, GATES, CrossAttention, _attend_in_parts
-from mtkit.models.recurrent import CELLS, SCORES, RecurrentLayer
-from mtkit.models.registry import ARCHITECTURES, empty_model, new_model
+from mtkit.models.layers import CrossAttention, _attend_unfused
+from mtkit.models.recurrent import RecurrentLayer
+from mtkit.models.registry import empty_model, new_model
 from mtkit.training.loss import label_smoothed_cross_entropy
 
 VOCAB = 23
@@ -145,17 +143,6 @@ def packed(rows: list[torch.Tensor], length: int) -> Rows:
         ids[0, here], segments[0, here], positions[0, here] = row, s + 1, torch.arange(len(row))
         start += len(row)
     return Rows(ids, segments, positions, packed=True)
-
-
-def test_every_architecture_and_every_choice_on_offer_exists():
-    def offered(section: type[Section], setting: str) -> set[str]:
-        return set(get_args(section.model_fields[setting].annotation))
-
-    kinds = get_args(AnyModelConfig)
-    assert set().union(*(offered(kind, "architecture") for kind in kinds)) == set(ARCHITECTURES)
-    assert offered(RecurrentConfig, "cell") == set(CELLS)
-    assert offered(RecurrentConfig, "attention") == {"none", *SCORES}
-    assert offered(TransformerConfig, "activation") == {*ACTIVATIONS, *GATES}
 
 
 def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
@@ -495,7 +482,7 @@ def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
 
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     fused = run(lambda q, k, v, m, c: F.scaled_dot_product_attention(q, k, v, m, is_causal=c))
-    for one, other in zip(run(_attend_in_parts), fused, strict=True):
+    for one, other in zip(run(_attend_unfused), fused, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
 
 

@@ -1,22 +1,14 @@
 """Sinusoids are the papers' formulas, and rotary positions tell distances alone."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.models.layers import ADDED, EXPONENTS, LAYOUTS, RotaryPositions, SelfAttention, SinusoidalPositions
+from mtkit.models.layers import RotaryPositions, SelfAttention, SinusoidalPositions
 
 # P places, D model width, H heads, K width of a head.
-
-
-@pytest.mark.parametrize(
-    ("setting", "table"), [("positions", ADDED), ("sinusoid_layout", LAYOUTS), ("sinusoid_exponent", EXPONENTS)]
-)
-def test_every_choice_on_offer_exists(setting, table):
-    assert set(get_args(TransformerConfig.model_fields[setting].annotation)) == set(table)
 
 
 def wave(place: int, pair: int, d_model: int, exponent: str) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batch import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
-from mtkit.text.vocabulary import OWN, SpecialIds, Specials
+from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds, Specials
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.decode import decode, log_probs_of
 
@@ -46,7 +46,15 @@ def pair() -> tuple[TranslationModel, TranslationModel, list[int]]:
         for weight in model.parameters():
             weight += 0.3 * torch.randn(weight.shape)
     special = SpecialIds(pad=V - 1, unknown=4, begin=None, end=0)
-    order = [OWN.end, 9, OWN.begin, 5, OWN.unknown, *(i for i in range(4, V) if i not in (5, 9)), OWN.pad]
+    order = [
+        DEFAULT_IDS.end,
+        9,
+        DEFAULT_IDS.begin,
+        5,
+        DEFAULT_IDS.unknown,
+        *(i for i in range(4, V) if i not in (5, 9)),
+        DEFAULT_IDS.pad,
+    ]
     other = permuted(model, order, Specials(special, special))
     return model, other, [order.index(i) for i in range(V)]
 
@@ -55,9 +63,9 @@ def pair() -> tuple[TranslationModel, TranslationModel, list[int]]:
 def test_other_special_ids_change_no_translation(pair, beam_size):
     model, other, place = pair
     decoding = DecodingConfig(beam_size=beam_size)
-    ours = decode(model, decoding, SOURCES, forbidden=OWN.silent)
+    ours = decode(model, decoding, SOURCES, forbidden=DEFAULT_IDS.never_generated)
     moved = [[place[token] for token in source] for source in SOURCES]
-    theirs = decode(other, decoding, moved, forbidden=[place[token] for token in OWN.silent])
+    theirs = decode(other, decoding, moved, forbidden=[place[token] for token in DEFAULT_IDS.never_generated])
     for one, two in zip(ours, theirs, strict=True):
         assert [place[token] for token in one[0].tokens] == two[0].tokens
         assert one[0].log_prob == pytest.approx(two[0].log_prob)
@@ -76,17 +84,17 @@ def test_an_end_mark_of_id_0_is_a_label_and_padding_is_not(pair):
     moved = [[[place[token] for token in row] for row in side] for side in (SOURCES, TARGETS)]
     found = []
     for one, (sources, targets) in ((model, (SOURCES, TARGETS)), (other, moved)):
-        batch = padded_batch(ragged(sources), ragged(targets), one.marks)
+        batch = padded_batch(ragged(sources), ragged(targets), one.boundaries)
         features = one(batch.source, batch.target)
         found.append([x.item() for x in label_smoothed_cross_entropy(features, one.output, batch.labels, 0.1)])
     assert found[0] == pytest.approx(found[1])
 
 
 def test_what_is_forbidden_follows_from_the_special_ids():
-    assert SpecialIds(pad=9, unknown=1, begin=None, end=0).silent == (9, 1)
-    assert OWN.silent == (0, 1, 2)
+    assert SpecialIds(pad=9, unknown=1, begin=None, end=0).never_generated == (9, 1)
+    assert DEFAULT_IDS.never_generated == (0, 1, 2)
     # M2M100's decoder begins with what ends a sentence.
-    assert SpecialIds(pad=1, unknown=3, begin=2, end=2).silent == (1, 3)
+    assert SpecialIds(pad=1, unknown=3, begin=2, end=2).never_generated == (1, 3)
 
 
 def trained(model: TranslationModel, batch: Batch, steps: int = 3) -> None:
@@ -102,7 +110,7 @@ def trained(model: TranslationModel, batch: Batch, steps: int = 3) -> None:
 @pytest.mark.parametrize("specials", [Specials(), FOREIGN], ids=["own", "foreign"])
 def test_a_decoder_that_begins_with_nothing_does_so_after_training_too(config, specials):
     model = new_model(config, V, V, seed=1, specials=specials).train()
-    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), model.marks)
+    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), model.boundaries)
     table, start = model.decoder.embedding.weight, specials.target.pad
     assert (batch.target.ids[:, 0] == start).all()
     before = table.detach().clone()
@@ -116,5 +124,5 @@ def test_a_decoder_that_begins_with_nothing_does_so_after_training_too(config, s
 def test_other_start_tokens_are_learned(name):
     model = new_model(TransformerConfig(**TINY, start_token=name), V, V, seed=1).train()
     before = model.decoder.embedding.weight.detach().clone()
-    trained(model, padded_batch(ragged(SOURCES), ragged(TARGETS), model.marks))
-    assert (model.decoder.embedding.weight[model.marks.start] != before[model.marks.start]).all()
+    trained(model, padded_batch(ragged(SOURCES), ragged(TARGETS), model.boundaries))
+    assert (model.decoder.embedding.weight[model.boundaries.start] != before[model.boundaries.start]).all()

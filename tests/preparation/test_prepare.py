@@ -20,7 +20,7 @@ from mtkit.config.data_settings import CorpusConfig, DataConfig, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus, RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
-from mtkit.preparation import encoding as encode
+from mtkit.preparation import encoding
 from mtkit.preparation.prepare import (
     binarize,
     binarized_changes,
@@ -32,7 +32,7 @@ from mtkit.preparation.prepare import (
     training_text_changes,
     validation_text_changes,
 )
-from mtkit.text.lines import packed_fingerprint
+from mtkit.text.lines import compressed_fingerprint
 from mtkit.text.parallel import spread
 from mtkit.text.tokenizer import Tokenizer
 
@@ -155,7 +155,7 @@ def test_shares_that_are_not_natural_are_reported_and_change_nothing_on_disk(con
 
 
 def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch):
-    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encoding, "CHUNK_PAIRS", 7)
     fr, en = lines(config, "train.fr"), lines(config, "train.en")
     write_lines(config.data.root / "more.fr", [fr[0], fr[1], fr[0], "neuf", "neuf", ""])
     write_lines(config.data.root / "more.en", [en[0], en[2], en[0], "new", "new", ""])
@@ -173,8 +173,8 @@ def test_duplicates_are_dropped_but_the_first_across_corpora(config, monkeypatch
 def test_chunks_change_nothing(config, monkeypatch):
     prepared(config)
     whole = files_under(config.run_path)
-    monkeypatch.setattr(encode, "CHUNK_PAIRS", 7)
-    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "CHUNK_PAIRS", 7)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 100)
     prepared(config)
     assert files_under(config.run_path) == whole
 
@@ -314,9 +314,10 @@ def test_held_out_sentences_in_the_training_data_are_told(config, capsys):
     write_lines(config.data.root / "test2.en", [train_en[2], "y", "z"])
     config = with_test(config, "test.en", "test2.en")
     prepared(config)
+    again = "are in the training data, 1 of them with the same translation"
     assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
-        "warning: 3 of 15 sources of data.valid stand in the training data, 1 of them with the same translation",
-        "warning: 2 of 3 sources of data.test.small stand in the training data, 1 of them with the same translation",
+        f"mtkit: warning: 3 of 15 sources of data.valid {again}",
+        f"mtkit: warning: 2 of 3 sources of data.test.small {again}",
     ]
 
 
@@ -414,9 +415,9 @@ def test_lists_of_corpora_that_changed_are_told(config):
     )
     assert validation_text_changes(turned) == ["data.valid lists its corpora in another order"]
     less = changed(config, "data", train=config.data.train[1:], valid=config.data.valid[:1])
-    assert tokenizer_changes(less) == ["data.train: a corpus is listed no more"]
+    assert tokenizer_changes(less) == ["data.train: a corpus is no longer listed"]
     gone = [
-        f"{section}: {root / name}.en and {root / name}.fr is listed no more"
+        f"{section}: {root / name}.en and {root / name}.fr is no longer listed"
         for section, name in (("data.train", "train"), ("data.valid", "extra"))
     ]
     assert binarized_changes(less) == gone
@@ -449,11 +450,11 @@ def test_columns_and_tags_that_changed_are_told(config):
 
 def test_what_is_not_there_is_told(config):
     run = config.run_path
-    assert tokenizer_changes(config) == [f"{run / 'tokenizer'} is not there"]
-    assert binarized_changes(config) == [f"{run / 'data' / name} is not there" for name in ("train", "valid")]
+    assert tokenizer_changes(config) == [f"{run / 'tokenizer'} is missing"]
+    assert binarized_changes(config) == [f"{run / 'data' / name} is missing" for name in ("train", "valid")]
     prepared(config)
     shutil.rmtree(run / "data" / "valid")
-    assert binarized_changes(config) == validation_text_changes(config) == [f"{run / 'data' / 'valid'} is not there"]
+    assert binarized_changes(config) == validation_text_changes(config) == [f"{run / 'data' / 'valid'} is missing"]
     assert training_text_changes(config) == []
 
 
@@ -483,13 +484,13 @@ def test_packed_text_that_an_earlier_version_knew_by_its_packed_bytes_is_the_sam
     packed = pack_all(config, 1)
     stored = prepared(packed)
     paths = [path for each in packed.data.train for path in each.paths]
-    older = [packed_fingerprint(packed.data_path(path)) for path in paths]
+    older = [compressed_fingerprint(packed.data_path(path)) for path in paths]
     raw_files = tuple(RawFile(str(path), known) for path, known in zip(paths, older, strict=True))
     write_manifest(stored.directory / "manifest.json", replace(stored.manifest, raw_files=raw_files))
     provenance = packed.run_path / "tokenizer" / "provenance.json"
     provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "fingerprints": older}))
     kept = packed.run_path / "data" / "valid" / "manifest.json"
-    valid = [packed_fingerprint(packed.data_path(path)) for each in packed.data.valid for path in each.paths]
+    valid = [compressed_fingerprint(packed.data_path(path)) for each in packed.data.valid for path in each.paths]
     manifest = {name: value for name, value in json.loads(kept.read_text()).items() if name != "paths"}
     kept.write_text(json.dumps({**manifest, "fingerprints": valid}))
     assert tokenizer_is_current(packed)

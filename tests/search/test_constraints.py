@@ -5,19 +5,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.training_settings import DecodingConfig
-from mtkit.search.searches import STOPPING, Chances, Draw, Groups, beam_search, count, greedy_search, sample_search
+from mtkit.search.searches import (
+    STOPPING,
+    Draw,
+    Groups,
+    UniformNumbers,
+    beam_search,
+    count,
+    greedy_search,
+    sample_search,
+)
 from mtkit.search.step import (
     Constraint,
-    Covered,
+    Coverage,
     Hypothesis,
-    Said,
+    TokenHistory,
     begin_with,
     constrained,
     coverage_penalty,
@@ -32,10 +39,6 @@ from tests.search.test_search import PENALTIES, Memory, Network, Penalty, assert
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])
 PREFIXES = [[5], [], [6, 6], [], [4, 4, 4, 4], [6, 5]]
 NO_TOKEN = -1
-
-
-def test_every_rule_to_stop_on_offer_exists() -> None:
-    assert set(get_args(DecodingConfig.model_fields["stopping"].annotation)) == set(STOPPING)
 
 
 def padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
@@ -78,8 +81,8 @@ def test_a_wide_beam_finds_the_best_that_the_constraints_allow(
         constraints.append(no_repeat_ngram(size))
     if with_prefixes:
         constraints = [begin_with(padded(PREFIXES), constraints)]
-    step, said = constrained(network.step, constraints), Said.nothing(network.start(6), 6, torch.device("cpu"))
-    found = beam_search(step, said, starts(6), MAX_LENGTHS, END, 128, penalty, 5)
+    step, history = constrained(network.step, constraints), TokenHistory.empty(network.start(6), 6, torch.device("cpu"))
+    found = beam_search(step, history, starts(6), MAX_LENGTHS, END, 128, penalty, 5)
     for sentence in range(6):
         prefix = PREFIXES[sentence] if with_prefixes else []
         wanted = scored_by_brute_force(network, state, sentence, penalty, least, size, prefix)
@@ -96,11 +99,11 @@ def test_greedy_search_and_samples_keep_to_the_constraints_too() -> None:
     constraints = [begin_with(padded(prefixes), [min_length(torch.full((20,), least), END), no_repeat_ngram(size)])]
 
     def under_constraints(search: object) -> list[Hypothesis]:
-        said = Said.nothing(network.start(20), 20, torch.device("cpu"))
-        return search(constrained(network.step, constraints), said, starts(20), max_lengths, END)  # type: ignore
+        history = TokenHistory.empty(network.start(20), 20, torch.device("cpu"))
+        return search(constrained(network.step, constraints), history, starts(20), max_lengths, END)  # type: ignore
 
-    chances = Chances(1, [[n] for n in range(20)], 3)
-    samples = under_constraints(partial(sample_search, num_samples=3, draw=Draw(), chances=chances))
+    uniform = UniformNumbers(1, [[n] for n in range(20)], 3)
+    samples = under_constraints(partial(sample_search, num_samples=3, draw=Draw(), uniform=uniform))
     free = greedy_search(network.step, network.start(20), starts(20), max_lengths, END)
     found = under_constraints(greedy_search)
     assert [best.tokens for best in found] != [best.tokens for best in free]
@@ -157,10 +160,10 @@ def test_a_wide_beam_with_a_coverage_penalty_finds_what_brute_force_finds(penalt
         log_probs, memory = network.step(ids, looking.memory)
         return log_probs, Looking(memory, looking.real)
 
-    covered = Covered.nothing(Looking(network.start(6), REAL), REAL, torch.float64)
-    bonus = partial(coverage_penalty, strength=strength)
+    coverage = Coverage.empty(Looking(network.start(6), REAL), REAL, torch.float64)
+    extra_score = partial(coverage_penalty, strength=strength)
     covering_step = covering(step, lambda looking: looking.attention)
-    found = beam_search(covering_step, covered, starts(6), MAX_LENGTHS, END, 128, penalty, 5, bonus=bonus)
+    found = beam_search(covering_step, coverage, starts(6), MAX_LENGTHS, END, 128, penalty, 5, extra_score=extra_score)
     without = beam_search(network.step, network.start(6), starts(6), MAX_LENGTHS, END, 128, penalty, 5)
     assert [[h.tokens for h in hypotheses] for hypotheses in found] != [[h.tokens for h in best] for best in without]
     for sentence, most in enumerate(MAX_LENGTHS.tolist()):

@@ -1,4 +1,4 @@
-"""Samples have the model's probabilities, and a chance that is their sentence's own."""
+"""Samples follow the model's probabilities, and their random numbers depend on their own sentence alone."""
 
 import math
 
@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search.searches import Chances, Draw, sample_search
+from mtkit.search.searches import Draw, UniformNumbers, sample_search
 from mtkit.search.step import Hypothesis
 from mtkit.text.vocabulary import END
 from tests.search.test_search import Network, one, starts
 
 PROBABILITIES = torch.tensor([0.0, 0.04, 0.29, 0.0, 0.16, 0.31, 0.15, 0.05, 0.0])
-EVEN = 10_000  # chances that lie evenly from 0 to 1
+EVEN = 10_000  # numbers spread evenly from 0 to 1
 
 
 def shares(draw: Draw, probabilities: Tensor = PROBABILITIES) -> Tensor:
     """How often each token is drawn."""
-    chances = (torch.arange(EVEN, dtype=torch.float64) + 0.5)[None] / EVEN
-    tokens = draw(probabilities.double().log()[None, None], chances)
+    uniform = (torch.arange(EVEN, dtype=torch.float64) + 0.5)[None] / EVEN
+    tokens = draw(probabilities.double().log()[None, None], uniform)
     return torch.bincount(tokens[0], minlength=len(probabilities)) / EVEN
 
 
@@ -64,15 +64,15 @@ def test_what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it() -> None:
 
 @pytest.mark.parametrize("draw", [Draw(), Draw(0.01), Draw(top_k=9), Draw(top_p=1.0), Draw(5.0, 7, 0.99)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_chance_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype) -> None:
-    chances = torch.tensor([[0.0, 1e-30, 0.5, 1 - 2.0**-53]], dtype=torch.float64)
-    tokens = draw(PROBABILITIES.log()[None, None].to(dtype), chances.to(dtype))
+def test_no_random_number_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype) -> None:
+    uniform = torch.tensor([[0.0, 1e-30, 0.5, 1 - 2.0**-53]], dtype=torch.float64)
+    tokens = draw(PROBABILITIES.log()[None, None].to(dtype), uniform.to(dtype))
     assert bool((PROBABILITIES[tokens] > 0).all())
 
 
-def test_chances_are_even_and_no_two_streams_are_alike() -> None:
-    chances = Chances(1, [[n] for n in range(100)], 20)
-    steps = torch.stack([chances(torch.arange(100), step) for step in range(50)])  # (50, 100, 20)
+def test_random_numbers_are_even_and_no_two_streams_are_alike() -> None:
+    uniform = UniformNumbers(1, [[n] for n in range(100)], 20)
+    steps = torch.stack([uniform(torch.arange(100), step) for step in range(50)])  # (50, 100, 20)
     assert 0 <= float(steps.min()) < 1e-3 < 1 - 1e-3 < float(steps.max()) < 1
     tenths = torch.histc(steps, bins=10, min=0, max=1) / steps.numel()
     torch.testing.assert_close(tenths, torch.full_like(tenths, 0.1), atol=0.005, rtol=0)
@@ -80,16 +80,16 @@ def test_chances_are_even_and_no_two_streams_are_alike() -> None:
     for dim in range(3):  # neighbours in no direction go together
         before, after = steps.narrow(dim, 0, steps.shape[dim] - 1), steps.narrow(dim, 1, steps.shape[dim] - 1)
         assert abs(float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1])) < 0.02
-    assert not torch.equal(chances(torch.arange(3), 0), Chances(2, [[0], [1], [2]], 20)(torch.arange(3), 0))
+    assert not torch.equal(uniform(torch.arange(3), 0), UniformNumbers(2, [[0], [1], [2]], 20)(torch.arange(3), 0))
 
 
 def sampled(network: Network, chosen: list[int], num_samples: int = 4, seed: int = 1) -> list[list[Hypothesis]]:
     """Samples of some of forty sentences, in a batch of their own."""
     state = network.start(40).keep(torch.tensor(chosen))
     max_lengths = (torch.arange(40) % 11)[chosen]
-    chances = Chances(seed, [[n, 7] for n in chosen], num_samples)
+    uniform = UniformNumbers(seed, [[n, 7] for n in chosen], num_samples)
     return sample_search(
-        network.step, state, starts(len(chosen)), max_lengths, END, num_samples, Draw(1.5, top_k=12), chances
+        network.step, state, starts(len(chosen)), max_lengths, END, num_samples, Draw(1.5, top_k=12), uniform
     )
 
 
@@ -123,8 +123,10 @@ def test_samples_end_where_everything_is_forbidden_and_an_empty_batch_has_none()
     def step(ids: Tensor, state: object) -> tuple[Tensor, object]:
         return torch.full((*ids.shape, 6), -math.inf), state
 
-    network, chances = Network(6), Chances(1, [[1], [2]], 2)
-    found = sample_search(step, network.start(2), starts(2), torch.tensor([3, 0]), END, 2, Draw(), chances)
+    network, uniform = Network(6), UniformNumbers(1, [[1], [2]], 2)
+    found = sample_search(step, network.start(2), starts(2), torch.tensor([3, 0]), END, 2, Draw(), uniform)
     assert found == [[Hypothesis([], -math.inf, -math.inf)] * 2] * 2
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert sample_search(network.step, network.start(0), nothing, nothing, END, 2, Draw(), Chances(1, [], 2)) == []
+    assert (
+        sample_search(network.step, network.start(0), nothing, nothing, END, 2, Draw(), UniformNumbers(1, [], 2)) == []
+    )

@@ -5,14 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batch import Rows
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
@@ -112,10 +110,6 @@ def plain_beam_search(
 def assert_same(found: Sequence[Hypothesis], wanted: Sequence[tuple[list[int], float]]) -> None:
     assert [hypothesis.tokens for hypothesis in found] == [tokens for tokens, _ in wanted]
     assert [hypothesis.score for hypothesis in found] == pytest.approx([score for _, score in wanted], rel=1e-9)
-
-
-def test_every_length_penalty_on_offer_exists():
-    assert set(get_args(DecodingConfig.model_fields["length_penalty_form"].annotation)) == set(LENGTH_PENALTIES)
 
 
 def test_length_penalties_are_their_formulas():

@@ -1,4 +1,4 @@
-"""SentencePiece models that are there already, whatever their special ids, as the tokenizer of a run."""
+"""Existing SentencePiece models, whatever their special ids, can be the tokenizer of a run."""
 
 import io
 import shutil
@@ -30,8 +30,8 @@ NAMES, DIGITS = zip(*toy_pairs(400), strict=True)
 COMPOUNDS = [name.replace(" ", "", 1) for name in NAMES]
 LINES = [*NAMES, *DIGITS, *COMPOUNDS, "the ﬁrst house", "seven ninety, eight!"]
 
-# How SentencePiece is asked for a model, and the special ids of padding, unknown, begin and end that it has then, by
-# its name; below 0 they stand behind its own pieces, the first at -1.
+# By name: training options of a SentencePiece model, and the ids of padding, unknown, begin and end in its tokenizer.
+# Negative ids are added after the model's own pieces, -1 first.
 KINDS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     "default": ({}, (-1, 0, 1, 2)),
     "t5": ({"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, (0, 2, -1, 1)),
@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the file of a kind of model."""
+    """A function from the name of a kind to the file of such a model."""
     directory = tmp_path_factory.mktemp("models")
 
     def model(name: str) -> Path:
@@ -106,7 +106,7 @@ def test_what_is_encoded_comes_back_as_the_model_normalises_it(models, name: str
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "word"])
 def test_tags_and_symbols_are_given_to_a_model(models, name: str) -> None:
     tokenizer = tokenizer_of(models(name), "<url>", "%s", "one", tags=("<2de>",))
-    assert (tokenizer.symbols, tokenizer.own_symbols) == (("<2de>",), ("<url>", "%s", "one"))
+    assert (tokenizer.tags, tokenizer.symbols) == (("<2de>",), ("<url>", "%s", "one"))
     pieces = tokenizer.source_pieces(tokenizer.encode_source(["<2de> two <url>x(%s%s)one"])[0])
     assert [piece for piece in pieces if piece in ("<2de>", "<url>", "%s", "one")] == [
         "<2de>",
@@ -255,7 +255,7 @@ def test_a_longer_training_goes_on_and_another_starts_from_it(models, make_confi
     settings.pop("model")
     run_train(config_with(settings))
     tokenizer = Tokenizer.load(tmp_path / "tuned" / "tokenizer")
-    assert (tokenizer.symbols, tokenizer.own_symbols) == (("<2eo>",), ("<url>",))
+    assert (tokenizer.tags, tokenizer.symbols) == (("<2eo>",), ("<url>",))
     old = Tokenizer.load(config.run_path / "tokenizer")
     assert tokenizer.encode_source(list(NAMES[:20])) == old.encode_source(list(NAMES[:20]))
 

@@ -1,4 +1,4 @@
-"""Lines are read exactly, and what cannot be read is told in one line."""
+"""Lines are read exactly, and what cannot be read is reported in one line."""
 
 import bz2
 import gzip
@@ -16,37 +16,37 @@ from pathlib import Path
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.text.compressed import PACKERS, open_to_read, open_to_write
-from mtkit.text.lines import decode_lines, fingerprint, packed_fingerprint, read_columns, read_lines, read_pairs
+from mtkit.text.compressed import COMPRESSIONS, open_to_read, open_to_write
+from mtkit.text.lines import compressed_fingerprint, decode_lines, fingerprint, read_columns, read_lines, read_pairs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 
-    pack_zst = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})
+    compress_zst = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})
 else:
     import zstandard
 
-    pack_zst = zstandard.ZstdCompressor(write_checksum=True).compress
+    compress_zst = zstandard.ZstdCompressor(write_checksum=True).compress
 
-PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": pack_zst}
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": compress_zst}
 
 
-def pack_zip(raw: bytes, *more: tuple[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+def make_zip(raw: bytes, *more: tuple[str, bytes]) -> bytes:
+    compressed = io.BytesIO()
+    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("text", raw)
         for name, content in more:
             archive.writestr(name, content)
-    return packed.getvalue()
+    return compressed.getvalue()
 
 
-def pack_tar(raw: bytes, format_: int = tarfile.PAX_FORMAT) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=format_) as archive:
+def make_tar(raw: bytes, format_: int = tarfile.PAX_FORMAT) -> bytes:
+    compressed = io.BytesIO()
+    with tarfile.open(fileobj=compressed, mode="w", format=format_) as archive:
         member = tarfile.TarInfo("text")
         member.size = len(raw)
         archive.addfile(member, io.BytesIO(raw))
-    return packed.getvalue()
+    return compressed.getvalue()
 
 
 def lines_of(path: Path, raw: bytes) -> list[str]:
@@ -73,8 +73,8 @@ def lines_of(path: Path, raw: bytes) -> list[str]:
 )
 def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, lines):
     assert lines_of(tmp_path / "text", raw) == lines
-    for ending, pack in PACK.items():
-        assert lines_of(tmp_path / f"text{ending}", pack(raw)) == lines
+    for ending, compress in COMPRESS.items():
+        assert lines_of(tmp_path / f"text{ending}", compress(raw)) == lines
     assert list(decode_lines(io.BytesIO(raw))) == [(line, False) for line in lines]
 
 
@@ -109,37 +109,37 @@ def test_a_path_through_a_file_is_told(tmp_path):
         list(read_lines(tmp_path / "file" / "text"))
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
 @pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_a_damaged_packed_file_is_told(tmp_path, damage, ending):
-    packed = PACK[ending](os.urandom(1000).hex().encode() + b"\n")
-    middle = len(packed) // 2
-    flipped = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
-    raw = {"cut": packed[:middle], "changed": flipped}[damage]
-    message = rf"text{{0}}: damaged {PACKERS[ending].name} \(.+\); make or fetch it again$"
+def test_a_damaged_compressed_file_is_told(tmp_path, damage, ending):
+    compressed = COMPRESS[ending](os.urandom(1000).hex().encode() + b"\n")
+    middle = len(compressed) // 2
+    flipped = compressed[:middle] + bytes([compressed[middle] ^ 0xFF]) + compressed[middle + 1 :]
+    raw = {"cut": compressed[:middle], "changed": flipped}[damage]
+    message = rf"text{{0}}: damaged {COMPRESSIONS[ending].name} \(.+\); make or fetch it again$"
     for name in (f"text{ending}", "text"):
         with pytest.raises(DataError, match=message.replace("{0}", name.removeprefix("text"))):
             lines_of(tmp_path / name, raw)
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
-def test_a_packed_file_cut_off_anywhere_is_told(tmp_path, ending):
-    packed = PACK[ending](b"one\ntwo\nthree\n")
-    for end in range(1, len(packed)):
-        with pytest.raises(DataError, match=f"damaged {PACKERS[ending].name}"):
-            lines_of(tmp_path / f"text{ending}", packed[:end])
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
+def test_a_compressed_file_cut_off_anywhere_is_told(tmp_path, ending):
+    compressed = COMPRESS[ending](b"one\ntwo\nthree\n")
+    for end in range(1, len(compressed)):
+        with pytest.raises(DataError, match=f"damaged {COMPRESSIONS[ending].name}"):
+            lines_of(tmp_path / f"text{ending}", compressed[:end])
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
-def test_packed_files_one_after_the_other_are_one_text(tmp_path, ending):
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
+def test_compressed_files_one_after_the_other_are_one_text(tmp_path, ending):
     lines = [os.urandom(20).hex() for _ in range(20_000)]
     raw = "".join(f"{line}\n" for line in lines).encode()
     pieces = [raw[: len(raw) // 3], raw[len(raw) // 3 :], b"end"]
-    assert lines_of(tmp_path / f"text{ending}", b"".join(map(PACK[ending], pieces))) == [*lines, "end"]
+    assert lines_of(tmp_path / f"text{ending}", b"".join(map(COMPRESS[ending], pieces))) == [*lines, "end"]
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
-def test_what_is_packed_is_what_is_unpacked(tmp_path, ending):
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
+def test_what_is_compressed_is_what_is_decompressed(tmp_path, ending):
     raw = os.urandom(300_000)
     with open_to_write(tmp_path / "part", tmp_path / f"text{ending}") as stream:
         stream.write(raw)
@@ -155,23 +155,23 @@ def test_what_a_file_holds_decides_how_it_is_read_and_not_its_name(tmp_path, nam
     lines = raw.decode().splitlines()
     assert lines_of(tmp_path / name, raw) == lines
     assert lines_of(tmp_path / name, b"") == []
-    for pack in (*PACK.values(), pack_zip):
-        assert lines_of(tmp_path / name, pack(raw)) == lines
-        assert lines_of(tmp_path / name, pack(b"")) == []
+    for compress in (*COMPRESS.values(), make_zip):
+        assert lines_of(tmp_path / name, compress(raw)) == lines
+        assert lines_of(tmp_path / name, compress(b"")) == []
     assert lines_of(tmp_path / name, lzma.compress(raw, lzma.FORMAT_ALONE)) == lines
     assert lines_of(tmp_path / name, gzip.compress(bz2.compress(raw))) == lines
-    assert lines_of(tmp_path / name, pack_zip(gzip.compress(raw))) == lines
+    assert lines_of(tmp_path / name, make_zip(gzip.compress(raw))) == lines
 
 
 def test_the_one_file_of_a_zip_archive_may_have_folders_and_what_macos_adds_beside_it(tmp_path):
     path = tmp_path / "text.zip"
-    packed = pack_zip(b"a\nb\n", ("folder/", b""), ("__MACOSX/._text", b"\0\5\26\7"))
-    assert lines_of(path, packed) == ["a", "b"]
+    compressed = make_zip(b"a\nb\n", ("folder/", b""), ("__MACOSX/._text", b"\0\5\26\7"))
+    assert lines_of(path, compressed) == ["a", "b"]
 
 
-def encrypted(packed: bytes) -> bytes:
-    """The zip archive with the flag that says so on its only file."""
-    raw = bytearray(packed)
+def encrypted(compressed: bytes) -> bytes:
+    """The zip archive, its only file flagged as encrypted."""
+    raw = bytearray(compressed)
     raw[6] |= 1
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     return bytes(raw)
@@ -180,28 +180,28 @@ def encrypted(packed: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "what"),
     [
-        (pack_zip(b"a\n", ("more", b"b\n")), "a zip archive of 2 files"),
+        (make_zip(b"a\n", ("more", b"b\n")), "a zip archive of 2 files"),
         (b"PK\x05\x06" + bytes(18), "a zip archive of 0 files"),
-        (encrypted(pack_zip(b"a\n")), "an encrypted zip archive"),
+        (encrypted(make_zip(b"a\n")), "an encrypted zip archive"),
         (
-            gzip.compress(pack_zip(b"a\n")),
-            "a zip archive, packed by gzip",
+            gzip.compress(make_zip(b"a\n")),
+            "a zip archive, compressed with gzip",
         ),
-        (pack_tar(b"a\n"), "a tar archive"),
-        (pack_tar(b"a\n", tarfile.USTAR_FORMAT), "a tar archive"),
-        (pack_tar(b"a\n", tarfile.GNU_FORMAT), "a tar archive"),
-        (gzip.compress(pack_tar(b"a\n")), "a tar archive, packed by gzip"),
-        (bz2.compress(pack_tar(b"a\n")), "a tar archive, packed by bzip2"),
-        (lzma.compress(pack_tar(b"a\n")), "a tar archive, packed by xz"),
-        (pack_zst(pack_tar(b"a\n")), "a tar archive, packed by zstd"),
+        (make_tar(b"a\n"), "a tar archive"),
+        (make_tar(b"a\n", tarfile.USTAR_FORMAT), "a tar archive"),
+        (make_tar(b"a\n", tarfile.GNU_FORMAT), "a tar archive"),
+        (gzip.compress(make_tar(b"a\n")), "a tar archive, compressed with gzip"),
+        (bz2.compress(make_tar(b"a\n")), "a tar archive, compressed with bzip2"),
+        (lzma.compress(make_tar(b"a\n")), "a tar archive, compressed with xz"),
+        (compress_zst(make_tar(b"a\n")), "a tar archive, compressed with zstd"),
         (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(100), "a 7z archive"),
         (b"Rar!\x1a\x07\x01\0" + bytes(100), "a RAR archive"),
         (b"!<arch>\ndebian-binary", "an ar archive"),
-        (b"\x04\x22\x4d\x18" + bytes(100), "packed by lz4"),
-        (b"LZIP\x01" + bytes(100), "packed by lzip"),
-        (b"\x1f\x9d\x90" + bytes(100), "packed by compress"),
+        (b"\x04\x22\x4d\x18" + bytes(100), "compressed with lz4"),
+        (b"LZIP\x01" + bytes(100), "compressed with lzip"),
+        (b"\x1f\x9d\x90" + bytes(100), "compressed with compress (.Z)"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "raw",  # gzip writes the time into its bytes
+    ids=lambda value: value if isinstance(value, str) else "raw",  # gzip output contains the time
 )
 @pytest.mark.parametrize("name", ["text", "text.gz", "text.tgz", "text.txt"])
 def test_an_archive_is_refused_by_name(tmp_path, raw, what, name):
@@ -214,20 +214,20 @@ def test_an_archive_is_refused_by_name(tmp_path, raw, what, name):
 
 
 def test_a_damaged_zip_archive_is_told(tmp_path):
-    packed = pack_zip(os.urandom(1000).hex().encode())
-    middle = len(packed) // 3
-    changed = packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :]
-    for raw in (packed[:-30], changed):
+    compressed = make_zip(os.urandom(1000).hex().encode())
+    middle = len(compressed) // 3
+    changed = compressed[:middle] + bytes([compressed[middle] ^ 0xFF]) + compressed[middle + 1 :]
+    for raw in (compressed[:-30], changed):
         with pytest.raises(DataError, match=r"text\.zip: damaged zip \(.+\); make or fetch it again$"):
             lines_of(tmp_path / "text.zip", raw)
 
 
 def test_a_file_that_is_neither_what_its_name_says_nor_text_is_told(tmp_path):
-    for ending, pack in PACK.items():
+    for ending, compress in COMPRESS.items():
         path = tmp_path / f"text{ending}"
         with pytest.raises(DataError) as raised:
-            lines_of(path, b"\xff\rx\rx" + pack(os.urandom(1000))[1:].replace(b"\n", b""))  # no old Mac's
-        name = PACKERS[ending].name
+            lines_of(path, b"\xff\rx\rx" + compress(os.urandom(1000))[1:].replace(b"\n", b""))  # not old Mac line ends
+        name = COMPRESSIONS[ending].name
         assert str(raised.value) == f"{path}: neither {name}, as its name says, nor UTF-8 text; make or fetch it again"
 
 
@@ -247,9 +247,9 @@ OLD_MAC = "which must be the line ends of an old Mac; convert them to line feeds
 )
 def test_line_ends_of_an_old_mac_are_told(tmp_path, raw, told):
     path = tmp_path / "text"
-    for packed in (raw, gzip.compress(raw)):
+    for compressed in (raw, gzip.compress(raw)):
         with pytest.raises(DataError) as raised:
-            lines_of(path, packed)
+            lines_of(path, compressed)
         assert str(raised.value) == f"{path}{told}, {OLD_MAC}"
 
 
@@ -258,7 +258,7 @@ def test_line_ends_of_an_old_mac_are_told(tmp_path, raw, told):
     [
         b"a\r",
         b"a\rb\n",
-        b"a\r\r\n" * 1000,  # what writing \r\n as text twice makes
+        b"a\r\r\n" * 1000,  # \r\n written in text mode on Windows
         b"a\rb\n" * 1000,
         b"a\n" * 1000 + b"x\r" * 99 + b"\n",
         b"a\n" * 100_000 + b"x\r" * 500 + b"\n",
@@ -290,7 +290,7 @@ def test_line_ends_of_an_old_mac_are_told_of_a_file_of_columns(tmp_path):
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_zst_without_its_package_names_the_extra(tmp_path, monkeypatch, mode):
     path = tmp_path / "text.zst"
-    path.write_bytes(PACK[".zst"](b"text"))
+    path.write_bytes(COMPRESS[".zst"](b"text"))
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(DataError) as raised:
         list(read_lines(path)) if mode == "read" else open_to_write(path, path)
@@ -326,19 +326,19 @@ def test_a_line_of_a_pipe_comes_before_the_next_is_written():
     assert seen_in_time == [True]
 
 
-@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress, lzma.compress, pack_zst])
+@pytest.mark.parametrize("compress", [None, gzip.compress, bz2.compress, lzma.compress, compress_zst])
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
-def test_a_pipe_is_unpacked_without_waiting_for_more_than_has_come(tmp_path, pack):
+def test_a_pipe_is_decompressed_without_waiting_for_more_than_has_come(tmp_path, compress):
     os.mkfifo(tmp_path / "pipe")
     seen = threading.Event()
     seen_in_time = []
 
     def write() -> None:
         with (tmp_path / "pipe").open("wb", buffering=0) as stream:
-            for raw in [b"one\n"] if pack is None else pack(b"one\n") + pack(b""):
-                stream.write(raw if pack is None else bytes([raw]))  # a packed one byte by byte
+            for raw in [b"one\n"] if compress is None else compress(b"one\n") + compress(b""):
+                stream.write(raw if compress is None else bytes([raw]))  # compressed data byte by byte
             seen_in_time.append(seen.wait(timeout=60))
-            stream.write(b"two\n" if pack is None else pack(b"two\n"))
+            stream.write(b"two\n" if compress is None else compress(b"two\n"))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -354,7 +354,7 @@ def test_a_pipe_is_unpacked_without_waiting_for_more_than_has_come(tmp_path, pac
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
 def test_archives_are_refused_in_a_pipe_too(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for raw, what in ((pack_tar(b"a\n"), "a tar archive"), (pack_zip(b"a\n"), "a zip archive")):
+    for raw, what in ((make_tar(b"a\n"), "a tar archive"), (make_zip(b"a\n"), "a zip archive")):
         writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(raw,))
         writer.start()
         with pytest.raises(DataError, match=f"pipe: is {what}"):
@@ -417,14 +417,14 @@ def test_a_pipe_is_refused_where_text_is_read_more_than_once(tmp_path):
         fingerprint(tmp_path / "pipe")
 
 
-def test_a_fingerprint_is_of_the_unpacked_bytes(tmp_path):
+def test_a_fingerprint_is_of_the_decompressed_bytes(tmp_path):
     raw = b"some text\n" * 100
     (tmp_path / "text").write_bytes(raw)
-    assert packed_fingerprint(tmp_path / "text") == fingerprint(tmp_path / "text")
-    for name, packed in (("gz", gzip.compress(raw, 1)), ("gz9", gzip.compress(raw, 9)), ("zip", pack_zip(raw))):
-        (tmp_path / name).write_bytes(packed)
+    assert compressed_fingerprint(tmp_path / "text") == fingerprint(tmp_path / "text")
+    for name, compressed in (("gz", gzip.compress(raw, 1)), ("gz9", gzip.compress(raw, 9)), ("zip", make_zip(raw))):
+        (tmp_path / name).write_bytes(compressed)
         assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "text")
-        assert packed_fingerprint(tmp_path / name) == f"sha256:{hashlib.sha256(packed).hexdigest()}"
+        assert compressed_fingerprint(tmp_path / name) == f"sha256:{hashlib.sha256(compressed).hexdigest()}"
 
 
 def test_a_fingerprint_is_of_the_bytes(tmp_path):

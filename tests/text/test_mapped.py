@@ -1,4 +1,4 @@
-"""Tokenizers from elsewhere: pieces by SentencePiece, ids by a vocabulary of their own."""
+"""Tokenizers from elsewhere: pieces by SentencePiece, ids by a separate vocabulary."""
 
 import io
 import json
@@ -19,7 +19,7 @@ TAGS = (">>eng<<", ">>deu<<")
 
 
 def model_of(lines: list[str], type_: str = "unigram", **settings: object) -> bytes:
-    """A SentencePiece model with its own ids and its own rule of normalisation, as Marian's are made."""
+    """A SentencePiece model with its own ids and normalisation rule, like Marian's."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines * 5),
@@ -39,18 +39,18 @@ def pieces_of(model: bytes) -> list[str]:
 
 @pytest.fixture(params=["shared", "apart"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    """End 0 and unknown 1, padding last, the pieces between them shuffled; apart, the ends differ."""
+    """A tokenizer with shuffled pieces between its special tokens; apart, the special ids of the sides differ."""
     source, target = model_of(FRENCH), model_of(ENGLISH)
-    chance = random.Random(1)
+    rng = random.Random(1)
     if request.param == "shared":
         inner = sorted({*pieces_of(source), *pieces_of(target), *TAGS})
-        chance.shuffle(inner)
+        rng.shuffle(inner)
         vocabulary = ["</s>", "<unk>", *inner, "<pad>"]
         special = SpecialIds(pad=len(vocabulary) - 1, unknown=1, begin=None, end=0)
         return made(source, target, True, (vocabulary, vocabulary), Specials(special, special))
     ours, theirs = sorted({*pieces_of(source), *TAGS}), sorted(pieces_of(target))
-    chance.shuffle(ours)
-    chance.shuffle(theirs)
+    rng.shuffle(ours)
+    rng.shuffle(theirs)
     vocabularies = ([*ours[:7], "</s>", *ours[7:], "<unk>", "<pad>"], ["<unk>", "</s>", *theirs, "<pad>"])
     specials = Specials(
         SpecialIds(len(vocabularies[0]) - 1, len(vocabularies[0]) - 2, None, 7),
@@ -114,7 +114,7 @@ def test_a_tokenizer_from_elsewhere_is_saved_and_loaded_whole(tokenizer, tmp_pat
     again = Tokenizer.load(tmp_path)
     assert again.hash == tokenizer.hash
     assert again.specials == tokenizer.specials
-    assert again.symbols == TAGS
+    assert again.tags == TAGS
     lines = [*FRENCH, ">>eng<< un 漢 chat", "", "\ud800", "a\0b"]
     assert again.encode_source(lines) == tokenizer.encode_source(lines)
     assert (again.source_vocab_size, again.target_vocab_size) == (

@@ -11,10 +11,10 @@ from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.pipeline import run_train
-from mtkit.preparation.prepare import as_begun, make_tokenizer, tokenizer_is_current
+from mtkit.preparation.prepare import keep_normalization, make_tokenizer, tokenizer_is_current
 from mtkit.text.tokenizer import Normalizer, Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import keeping, normalizer_of
+from mtkit.text.vocabulary import normalizer_of, rule_keeping
 from tests.conftest import CorpusFiles, config_with, toy_settings
 
 TEXT = [
@@ -74,7 +74,7 @@ def test_a_character_that_a_rule_does_not_replace_cannot_be_kept() -> None:
     rule = Normalizer("nmt_nfkc").spec
     for text, problem in (("x\u0301\u0302\u0303", "does not know"), ("A", "does not replace")):
         with pytest.raises(ValueError, match=problem):
-            keeping(rule, text)
+            rule_keeping(rule, text)
 
 
 @pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
@@ -91,7 +91,7 @@ def test_exported_models_hold_a_rule_as_sentencepiece_writes_it(rule: str) -> No
 
 @pytest.fixture
 def old_run(make_config: Callable[..., Config]) -> Callable[..., Config]:
-    """A run that an earlier version began, whose settings say no rule; given other settings they are over them."""
+    """A run started by an earlier version, whose settings name no rule; settings given here override its settings."""
     few = {"max_steps": 4, "validate_every": 2, "save_every": 2}
     run_train(make_config(training=few, tokenizer={"source_normalization": "nmt_nfkc"}))
     return lambda **sections: make_config(**{"training": few, **sections})
@@ -116,7 +116,7 @@ def test_a_run_of_before_goes_on_with_its_rule(old_run: Callable[..., Config], c
 
 def test_a_rule_that_is_said_is_no_other(old_run: Callable[..., Config]) -> None:
     told = old_run(tokenizer={"source_normalization": "nfkc"})
-    assert as_begun(told) == told
+    assert keep_normalization(told) == told
     assert not tokenizer_is_current(told)
 
 
@@ -130,7 +130,7 @@ def test_a_tokenizer_made_before_stays_though_training_has_not_begun(make_config
     make_tokenizer(make_config(tokenizer={"source_normalization": "nmt_nfkc"}))
     config = make_config()
     assert not tokenizer_is_current(config)
-    assert tokenizer_is_current(as_begun(config))
+    assert tokenizer_is_current(keep_normalization(config))
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"settings": 3}', b'{"settings": {"source_normalization": ["x"]}}'])
@@ -138,7 +138,7 @@ def test_what_is_damaged_is_told_elsewhere(make_config: Callable[..., Config], d
     config = make_config(tokenizer={"source_normalization": "nmt_nfkc"})
     make_tokenizer(config)
     (config.run_path / "tokenizer" / "provenance.json").write_bytes(damage)
-    assert as_begun(make_config()) == make_config()
+    assert keep_normalization(make_config()) == make_config()
 
 
 def test_a_model_that_has_another_rule_hands_it_on(tmp_path: Path, corpus_files: CorpusFiles) -> None:

@@ -1,4 +1,4 @@
-"""What is easily overlooked in parallel text is told: CSV, a header, and sides that are the same."""
+"""Mistakes in parallel text are reported: CSV, a header line, and sides that are the same."""
 
 import bz2
 import csv
@@ -81,8 +81,8 @@ def warnings_of(*pairs: tuple[str, str], drops: bool = False, trains: bool = Tru
 def test_a_first_line_that_names_columns_is_told(header: str) -> None:
     source, target = header.split("/")
     told = [
-        f"warning: data.train: line 1 of a.tsv, {source} / {target}, looks like the names of columns, and is read as a "
-        "pair; delete it: sed -i 1d a.tsv"
+        f"mtkit: warning: data.train: line 1 of a.tsv, {source} / {target}, looks like the names of columns, and is "
+        "read as a pair; delete it: sed -i 1d a.tsv"
     ]
     assert warnings_of((source, target), *[("one", "un")] * 9) == told
     assert warnings_of(*[("one", "un")] * 9, (source, target)) == []
@@ -119,8 +119,8 @@ def test_sides_that_are_the_same_are_told_with_their_share() -> None:
     others = [(f"one {n}", f"un {n}") for n in range(8)]
     copies = [("OK ", "ok"), ("x", "x"), ("", "")]
     assert warnings_of(*others, *copies) == [
-        "warning: data.train: a.tsv: source and target are the same in 2 of 11 pairs (18.2%), so the model learns to "
-        "copy; name the file of the translation, or leave such pairs out with data.drop_identical: true"
+        "mtkit: warning: data.train: a.tsv: source and target are the same in 2 of 11 pairs (18.2%), so the model "
+        "learns to copy; name the file of the translation, or leave such pairs out with data.drop_identical: true"
     ]
     assert warnings_of(*others * 3, *copies) == []
     assert warnings_of(*others, *copies, drops=True) == []
@@ -132,15 +132,15 @@ def test_many_of_a_kind_are_counted() -> None:
     oversights = Oversights(LanguagesConfig(), False)
     for number in range(5):
         list(oversights.watched("data.train", [Path(f"{number}.tsv")], [("a", "a"), ("b", "b")], True))
-    assert [line[:26] for line in oversights.warnings()] == [
-        *(f"warning: data.train: {number}.tsv" for number in range(3)),
-        "warning: and so with 2 mor",
+    assert [line[:33] for line in oversights.warnings()] == [
+        *(f"mtkit: warning: data.train: {number}.tsv" for number in range(3)),
+        "mtkit: warning: the same for 2 mo",
     ]
 
 
 @pytest.fixture
 def copying(make_config: Callable[..., Config], corpus_files: Any, tmp_path: Path) -> Config:
-    """A run whose training and validation text has one file on both sides."""
+    """A run whose training and validation text has the same file on both sides."""
     shutil.copytree(corpus_files.root, tmp_path / "data")
     twice = {"source": "valid.src", "target": "valid.src"}
     short = {"max_steps": 1, "validate_every": 1, "save_every": 1, "warmup_steps": 1, "validation_sentences": 2}
@@ -154,7 +154,7 @@ def test_each_stage_tells_once_what_was_overlooked(
 ) -> None:
     command(copying)
     told = [line for line in capsys.readouterr().err.splitlines() if "the same in 24 of 24 pairs (100.0%)" in line]
-    assert [line.split(": ")[1] for line in told] == ["data.valid", "data.test", "data.train"]
+    assert [line.split(": ")[2] for line in told] == ["data.valid", "data.test", "data.train"]
     assert str(copying.data_path(Path("valid.src"))) in told[2]
     run_binarize(copying)
     assert capsys.readouterr().err.count("so the model learns to copy") == 1

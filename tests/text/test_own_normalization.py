@@ -1,4 +1,4 @@
-"""The SentencePiece models that other formats get normalise text by themselves, as mtkit does before its own."""
+"""SentencePiece models in exports normalise text themselves, as mtkit does before its own models."""
 
 import os
 import random
@@ -20,14 +20,14 @@ RULES = ["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"]
 
 
 def hostile_lines() -> list[str]:
-    """Lines that tokenizers stumble over, and many of random characters, of spaces and marks above all."""
-    chance = random.Random(1)
+    """Lines that tokenizers often get wrong, and many of random characters, mostly spaces and space marks."""
+    rng = random.Random(1)
     spaces = [chr(code) for code in range(0x3100) if chr(code).isspace()]
     alphabet = [*spaces, *"\u200b\u200c\u200d\u2060\ufeff\u00ad\u0301\u0323\x00\x1f\u202e", *"abc   "]
     basic = [chr(code) for code in range(0x3100)]
     others = [chr(code) for code in range(0x3100, 0x110000, 97) if not 0xD800 <= code < 0xE000]
-    random_lines = ["".join(chance.choices(alphabet, k=12)) for _ in range(500)]
-    random_lines += ["".join(chance.choices(characters, k=20)) for characters in (basic, others) for _ in range(250)]
+    random_lines = ["".join(rng.choices(alphabet, k=12)) for _ in range(500)]
+    random_lines += ["".join(rng.choices(characters, k=20)) for characters in (basic, others) for _ in range(250)]
     return [*HOSTILE, *TAGGED, *random_lines]
 
 
@@ -82,7 +82,7 @@ def test_a_space_mark_in_the_text_makes_no_single_space_with_another(tmp_path):
         found = own.encode(line)
         assert found != row
         assert tokenizer.decode_target([found])[0].split() == tokenizer.decode_target([row])[0].split()
-    # nmt_nfkc itself makes a space of it.
+    # nmt_nfkc turns it into a space.
     marked = [line for line in HOSTILE if SPACE_MARK in line]
     assert len(marked) == 2
     assert processor(tokenizer.source_sentencepiece()).encode(marked) == tokenizer.encode_source(marked)
@@ -90,7 +90,7 @@ def test_a_space_mark_in_the_text_makes_no_single_space_with_another(tmp_path):
 
 def test_a_symbol_before_a_combining_mark_stays_whole(tmp_path):
     tokenizer = trained(tmp_path, source_normalization="nfkc")
-    line = "<2de>\u0338 x"  # the last character of the symbol and the mark are one character by the rule
+    line = "<2de>\u0338 x"  # the rule joins the last character of the symbol and the combining mark
     assert tokenizer.normalize_source(line) == "<2de≯ x"
     own = processor(tokenizer.source_sentencepiece())
     assert TAGS[0] in own.encode(line, out_type=str)

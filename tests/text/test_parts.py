@@ -1,4 +1,4 @@
-"""Patterns and lists of parts become plain files early, side matched with side, so that all else sees files."""
+"""Patterns and lists of parts are replaced by files early, with the sides matched, so that stages see only files."""
 
 import gzip
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.preparation.sources import first_pairs
-from mtkit.text.parallel import read_corpus, with_plain_files
+from mtkit.text.parallel import read_corpus, with_patterns_expanded
 from mtkit.text.testsets import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
-NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not that of their texts
+NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not alphabetical
 
 MakeParts = Callable[..., Config]
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder with the toy corpus, and the training text of it in four parts as well, packed and not."""
+    """A folder with the toy corpus and its training text in four parts, both compressed and not."""
     write_toy_corpus(tmp_path, 120)
     for side in ("src", "tgt"):
         lines = (tmp_path / f"train.{side}").read_text("utf-8").splitlines()
@@ -38,7 +38,7 @@ def parts(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, **data: Any) -> Config:
-    """The toy settings over a folder, with other data."""
+    """The toy settings with other data in a folder."""
     whole = toy_settings(CorpusFiles(folder), folder / "run")
     short = {"max_steps": 2, "warmup_steps": 1, "validate_every": 2, "save_every": 2}
     return config_with(whole, data=data, tokenizer={"vocab_size": 330}, training=short)
@@ -55,17 +55,17 @@ def whole_text(root: Path) -> list[tuple[str, str]]:
 
 PARTS = {
     "pattern": pair("part-*.src", "part-*.tgt"),
-    "packed pattern": pair("part-*.src.gz", "part-*.tgt.gz"),
+    "compressed pattern": pair("part-*.src.gz", "part-*.tgt.gz"),
     "pattern of digits": pair("part-*[0-9].src", "part-*[!a].tgt"),
     "list": pair([f"part-{name}.src" for name in NAMES], [f"part-{name}.tgt" for name in NAMES]),
     "list of patterns": pair(["part-?.src", "part-??.src"], ["part-?.tgt", "part-??.tgt"]),
-    "packed and not": pair("part-*.src", "part-*.tgt.gz"),
+    "compressed and not": pair("part-*.src", "part-*.tgt.gz"),
 }
 
 
 @pytest.mark.parametrize("form", PARTS)
 def test_parts_are_read_as_one_text_in_natural_order(parts: Path, form: str) -> None:
-    config = with_plain_files(settings(parts, train=[PARTS[form]]))
+    config = with_patterns_expanded(settings(parts, train=[PARTS[form]]))
     assert first_pairs(config, config.data.train, 1000) == [whole_text(parts)]
     assert [path.name.split(".")[0] for path in config.data.train[0].paths[::2]] == [f"part-{name}" for name in NAMES]
 
@@ -77,7 +77,7 @@ def test_parts_of_both_sides_may_lie_in_folders_of_their_own(parts: Path) -> Non
             (parts / f"part-{name}.{side}").rename(parts / side / "deep" / f"{name}.txt")
     for pattern in ("{}/*/*.txt", "{}/**/*.txt"):
         train = [pair(pattern.format("src"), pattern.format("tgt"))]
-        config = with_plain_files(settings(parts, train=train))
+        config = with_patterns_expanded(settings(parts, train=train))
         assert first_pairs(config, config.data.train, 1000) == [whole_text(parts)]
 
 
@@ -86,7 +86,7 @@ def test_parts_of_columns_are_read_as_one_text(parts: Path) -> None:
     for place, name in enumerate(NAMES):
         write_lines(parts / f"part-{name}.tsv", [f"{t}\t{s}" for s, t in pairs[place * 30 : place * 30 + 30]])
     for tsv in ("part-*.tsv", [f"part-{name}.tsv" for name in NAMES]):
-        config = with_plain_files(settings(parts, train=[{"tsv": tsv, "columns": [2, 1]}]))
+        config = with_patterns_expanded(settings(parts, train=[{"tsv": tsv, "columns": [2, 1]}]))
         assert first_pairs(config, config.data.train, 1000) == [pairs]
 
 
@@ -100,7 +100,8 @@ def test_the_run_sees_plain_files_and_one_corpus(parts: Path) -> None:
     assert manifest.corpora == (120,)
     assert [Path(raw.path).name for raw in manifest.raw_files[:2]] == ["part-1.src", "part-1.tgt"]
     assert len(read_validation(config)[0]) == 24
-    run_train(kept.model_copy(update={"run_dir": config.run_path}))  # what the run holds goes on as what was said does
+    # The run, started with patterns, resumes with the files that it recorded.
+    run_train(kept.model_copy(update={"run_dir": config.run_path}))
 
 
 def test_a_part_that_is_new_or_gone_is_told_by_name(parts: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_part_that_is_new_or_gone_is_told_by_name(parts: Path) -> None:
     for side in ("src", "tgt"):
         (parts / f"part-3.{side}").unlink()
         (parts / f"part-10.{side}").rename(parts / f"kept.{side}")
-    with pytest.raises(DataError, match="is listed no more"):
+    with pytest.raises(DataError, match="is no longer listed"):
         run_train(config)
     for side in ("src", "tgt"):
         (parts / f"kept.{side}").rename(parts / f"part-10.{side}")
@@ -142,7 +143,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(parts: Path) -> Non
         for side in ("src", "tgt"):
             write_lines(parts / f"{name}.{side}", ["one"])
         config = settings(parts, train=[pair(f"{name}.src", f"{name}.tgt")])
-        assert with_plain_files(config) is config
+        assert with_patterns_expanded(config) is config
         assert first_pairs(config, config.data.train, 9) == [[("one", "one")]]
 
 
@@ -169,12 +170,12 @@ FAULTS = {
     "other wildcards": (
         pair("part-*.src", "*-*.tgt"),
         "data.train[0]: the patterns part-*.src and *-*.tgt have 1 and 2 wildcards; wants as many in both, since parts "
-        "go together where they stand for the same text",
+        "are paired by the text that the wildcards match",
     ),
     "lists in other orders": (
         pair(["part-1.src", "part-2.src"], ["part-2.tgt", "part-1.tgt"]),
-        "data.train[0]: source and target list the same parts in different orders: part-1.src stands where part-2.tgt "
-        "does; list both in one order, since parts go together by their places",
+        "data.train[0]: source and target list the same parts in different orders: part-1.src is paired with "
+        "part-2.tgt; list both in the same order",
     ),
 }
 
@@ -183,7 +184,7 @@ FAULTS = {
 def test_parts_that_do_not_go_together_are_told(parts: Path, fault: str) -> None:
     train, told = FAULTS[fault]
     with pytest.raises(DataError) as error:
-        with_plain_files(settings(parts, train=[train]))
+        with_patterns_expanded(settings(parts, train=[train]))
     assert str(error.value) == told
 
 
@@ -199,27 +200,27 @@ def test_a_folder_is_told_with_the_pattern_that_names_its_files(parts: Path) -> 
     config = settings(parts, train=[pair("all", "all")])
     told = f"data.train[0].source: {parts}/all is a folder; wants a file, a list of files, or a pattern such as "
     with pytest.raises(DataError) as error:
-        with_plain_files(config)
+        with_patterns_expanded(config)
     assert str(error.value) == f"{told}all/*.en.gz"
     with pytest.raises(DataError, match=r"data\.valid\[0\]\.target\[1\]: .*all/\*\.digits$"):
-        with_plain_files(settings(parts, valid=[pair(["train.src", "test.src"], ["train.tgt", "all"])]))
+        with_patterns_expanded(settings(parts, valid=[pair(["train.src", "test.src"], ["train.tgt", "all"])]))
     with pytest.raises(DataError, match=r"data\.test\.t\.target\[0\]: .*is a folder"):
-        with_plain_files(settings(parts, test={"t": pair("test.src", "all")}))
+        with_patterns_expanded(settings(parts, test={"t": pair("test.src", "all")}))
 
 
 def test_a_list_of_targets_of_a_test_set_is_one_of_references(parts: Path) -> None:
-    config = with_plain_files(settings(parts, test={"t": pair("te*.src", ["part-[12].tgt", "test.tgt"])}))
+    config = with_patterns_expanded(settings(parts, test={"t": pair("te*.src", ["part-[12].tgt", "test.tgt"])}))
     files = sets_of(config)["t"]
     assert files.source == parts / "test.src"
     assert files.target == (parts / "part-1.tgt", parts / "part-2.tgt", parts / "test.tgt")
     with pytest.raises(DataError, match=r"data\.test\.t\.source: part-\*\.src matches 4 files, wants one"):
-        with_plain_files(settings(parts, test={"t": pair("part-*.src", "test.tgt")}))
+        with_patterns_expanded(settings(parts, test={"t": pair("part-*.src", "test.tgt")}))
 
 
 def test_more_text_of_the_tokenizer_may_be_a_pattern(parts: Path) -> None:
     config = settings(parts)
     tokenizer = config.tokenizer.model_validate_json('{"text": [{"source": "part-*.src", "target": "test.tgt"}]}')
-    text = with_plain_files(config.model_copy(update={"tokenizer": tokenizer})).tokenizer.text
+    text = with_patterns_expanded(config.model_copy(update={"tokenizer": tokenizer})).tokenizer.text
     assert [each.source for each in text if each.source] == [Path(f"part-{name}.src") for name in NAMES]
     assert [each.target for each in text if each.target] == [Path("test.tgt")]
 
@@ -269,7 +270,7 @@ def test_a_missing_file_is_told_with_the_folder_where_it_was_looked_for(
 
 
 def test_the_pairs_of_parts_of_one_corpus_are_not_mixed_up(parts: Path) -> None:
-    config = with_plain_files(settings(parts, train=[PARTS["pattern"]]))
+    config = with_patterns_expanded(settings(parts, train=[PARTS["pattern"]]))
     [corpus] = config.data.train
     here = corpus.model_copy(
         update={side: tuple(parts / path for path in getattr(corpus, side)) for side in ("source", "target")}

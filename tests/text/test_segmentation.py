@@ -1,4 +1,4 @@
-"""Drawn segmentations have the probabilities of the papers, and are the same in every process."""
+"""Sampled segmentations have the probabilities of the papers and are the same in every process."""
 
 import hashlib
 import json
@@ -14,27 +14,27 @@ from pathlib import Path
 import pytest
 
 from mtkit.config.data_settings import TokenizerConfig
-from mtkit.text.segmentation import SPACE_MARK, Pieces, Prepare, bpe_dropout, unigram_sampling
+from mtkit.text.segmentation import SPACE_MARK, MakeWordSampler, SubwordModel, bpe_dropout, unigram_sampling
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from tests.conftest import toy_pairs
 
 LINES = [source for source, _ in toy_pairs(300)] + ["seventeen ninety-nine", "<2de> four", "naïve €"]
-MERGES = ["ab", "bc", "abc", "ca", "bca", "abcab"]  # the best first
+MERGES = ["ab", "bc", "abc", "ca", "bca", "abcab"]  # best first
 CHARACTERS = [SPACE_MARK, "a", "b", "c"]
 DRAWS = 40_000
 
 
-def pieces_of(scores: dict[str, float]) -> Pieces:
-    return Pieces({piece: id_ for id_, piece in enumerate(scores)}, scores, (), lambda _: [])
+def model_of(scores: dict[str, float]) -> SubwordModel:
+    return SubwordModel({piece: id_ for id_, piece in enumerate(scores)}, scores, (), lambda _: [])
 
 
-BPE = pieces_of({piece: -float(rank) for rank, piece in enumerate([*MERGES, *CHARACTERS])})
-UNIGRAM = pieces_of({piece: -0.7 * rank - 0.5 for rank, piece in enumerate([*MERGES, *CHARACTERS])})
+BPE = model_of({piece: -float(rank) for rank, piece in enumerate([*MERGES, *CHARACTERS])})
+UNIGRAM = model_of({piece: -0.7 * rank - 0.5 for rank, piece in enumerate([*MERGES, *CHARACTERS])})
 
 
 def bpe_probabilities(symbols: tuple[str, ...], dropout: float) -> Counter[tuple[str, ...]]:
-    """By trying every merge at every step: the k-th best is taken if the k before it are left out, and it is not."""
+    """Exact, by trying every merge at every step: the k-th best is made if all better ones are skipped, and it not."""
     ranks = {piece: rank for rank, piece in enumerate(MERGES)}
     pairs = [(ranks[a + b], place) for place, (a, b) in enumerate(pairwise(symbols)) if a + b in ranks]
     found: Counter[tuple[str, ...]] = Counter()
@@ -47,7 +47,7 @@ def bpe_probabilities(symbols: tuple[str, ...], dropout: float) -> Counter[tuple
 
 
 def segmentations(word: str) -> Iterator[tuple[str, ...]]:
-    """All ways to make a word of pieces."""
+    """All segmentations of a word into pieces."""
     if not word:
         yield ()
     for end in range(1, len(word) + 1):
@@ -55,15 +55,15 @@ def segmentations(word: str) -> Iterator[tuple[str, ...]]:
             yield from ((word[:end], *rest) for rest in segmentations(word[end:]))
 
 
-def shares(prepare: Prepare, pieces: Pieces, word: str) -> dict[tuple[str, ...], float]:
-    names = list(pieces.ids)
-    draw, chance = prepare(word), random.Random(1)
-    counts = Counter(tuple(names[id_] for id_ in draw(chance)) for _ in range(DRAWS))
+def shares(make_sampler: MakeWordSampler, model: SubwordModel, word: str) -> dict[tuple[str, ...], float]:
+    names = list(model.ids)
+    sample, rng = make_sampler(word), random.Random(1)
+    counts = Counter(tuple(names[id_] for id_ in sample(rng)) for _ in range(DRAWS))
     return {segmentation: count / DRAWS for segmentation, count in counts.items()}
 
 
 def assert_shares(found: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float]) -> None:
-    """Within five standard deviations and a few draws, and nothing that cannot be."""
+    """Require shares within five standard deviations and a few draws, and no impossible segmentation."""
     assert set(found) <= set(wanted)
     for segmentation, probability in wanted.items():
         deviation = math.sqrt(probability * (1 - probability) / DRAWS)
@@ -101,7 +101,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_without_chance_the_segmentation_is_sentencepieces_own(tokenizer: tuple[Tokenizer, Path]) -> None:
     loaded, directory = tokenizer
     texts = [loaded.normalize_source(line) for line in LINES]
-    # To leave out no merge, or to sharpen probabilities until one is left.
+    # No merge is skipped, or the probabilities are so sharp that one segmentation is left.
     sure = 1e-15 if directory.name.startswith("bpe") else 1e4
     assert loaded.sample_source(texts, sure, -1, 1) == loaded.encode_source(texts)
 

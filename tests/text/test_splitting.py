@@ -1,4 +1,4 @@
-"""Long lines are cut where it hurts least, and nothing but white space is lost."""
+"""Long lines are cut at the best place, and only white space is lost."""
 
 import random
 import re
@@ -50,7 +50,7 @@ def test_every_part_fits_and_only_white_space_is_lost(line, most):
     assert all(part.text and part.text == part.text.strip() for part in parts)
     assert without_space("".join(texts(parts))) == without_space(line)
     rebuilt = "".join(part.text + part.separator for part in parts)
-    assert rebuilt.split() == line.split()  # a separator stands where white space was, and nowhere else
+    assert rebuilt.split() == line.split()  # separators are exactly where white space was
 
 
 def test_a_line_that_fits_is_one_part():
@@ -107,13 +107,13 @@ def test_a_character_that_does_not_fit_stands_alone():
 
 
 def test_parts_fit_though_a_longer_text_may_fit_where_a_shorter_one_does_not():
-    chance = random.Random(1)
+    rng = random.Random(1)
     for _ in range(200):
-        line = "".join(chance.choices("ab .,。😀", k=200))
+        line = "".join(rng.choices("ab .,。😀", k=200))
         verdicts = {}
 
         def fits(text, verdicts=verdicts):
-            return verdicts.setdefault(text, chance.random() < 0.5 and len(text) < 60)
+            return verdicts.setdefault(text, rng.random() < 0.5 and len(text) < 60)
 
         parts = split_line(line, fits)
         assert all(verdicts.get(part.text) or len(part.text) == 1 for part in parts)

@@ -1,4 +1,4 @@
-"""Placeholders that are never split, digits that stand alone, a size for each side, more text for a tokenizer."""
+"""Placeholders that are never split, single digits, a vocabulary size per side, additional text for tokenizers."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def sides(tokenizer: Tokenizer) -> list[tuple[Callable, ...]]:
 
 
 def whole(pieces: list[str]) -> list[str]:
-    """The symbols among pieces, in whatever way spaces stand before them."""
+    """The symbols among pieces, with or without a space mark."""
     return [bare for piece in pieces if (bare := piece.removeprefix("▁")) in SYMBOLS]
 
 
@@ -61,8 +61,8 @@ FOUND = [["<url>"], ["<url>"], ["%s", "%s", "⟨num⟩", "<url>2"], ["__", '"q,"
 @pytest.mark.parametrize("type_", TYPES)
 def test_a_symbol_is_one_piece_on_both_sides_wherever_it_stands(tmp_path: Path, type_: str, shared: bool) -> None:
     tokenizer, _ = trained(tmp_path, LINES, LINES[::-1], ("<2de>",), type=type_, shared=shared, symbols=SYMBOLS)
-    assert tokenizer.symbols == ("<2de>",)
-    assert tokenizer.own_symbols == tuple(SYMBOLS)
+    assert tokenizer.tags == ("<2de>",)
+    assert tokenizer.symbols == tuple(SYMBOLS)
     for encode, decode, normalize, pieces in sides(tokenizer):
         rows = encode(PLACEHOLDERS)
         assert [whole(pieces(row)) for row in rows] == FOUND
@@ -237,7 +237,7 @@ def test_a_very_long_number_is_learnt_from_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def with_text(make_config: Callable[..., Config], tmp_path: Path) -> Config:
-    """Settings with more text of either side, .gz for one of them."""
+    """Settings with additional tokenizer text for both sides, one of them compressed."""
     write_lines(tmp_path / "more.src", ["quokka quokka"] * 500)
     write_lines(tmp_path / "more.tgt", ["zebra zebra"] * 700)
     text = [{"source": str(tmp_path / "more.src"), "target": str(tmp_path / "more.tgt")}]
@@ -344,8 +344,8 @@ def test_a_symbol_is_no_tag(run: Path, capfd: pytest.CaptureFixture[str], monkey
 def test_symbols_and_their_ids_survive_being_extended(run: Path, tmp_path: Path) -> None:
     extend(run, tmp_path / "larger", ["Ĝ"], ["<2eo>"])
     before, after = Tokenizer.load(run / "tokenizer"), Tokenizer.load(tmp_path / "larger" / "tokenizer")
-    assert after.symbols == ("<2de>", "<2eo>")
-    assert after.own_symbols == before.own_symbols == ("<url>", "%s")
+    assert after.tags == ("<2de>", "<2eo>")
+    assert after.symbols == before.symbols == ("<url>", "%s")
     line = "one <url>, (%s)Ĝ"
     assert after.decode_target(after.encode_target([line])) == [line]
     assert before.encode_target(["<url> %s%s"]) == after.encode_target(["<url> %s%s"])
@@ -362,7 +362,7 @@ def test_symbols_are_whole_in_an_export_and_no_tags_in_its_import(run: Path, tmp
         assert theirs.decode(theirs(line).input_ids, skip_special_tokens=True) == line
     import_model(tmp_path / "exported", tmp_path / "imported")
     again = Tokenizer.load(tmp_path / "imported" / "tokenizer")
-    assert (again.symbols, again.own_symbols) == (("<2de>",), ("<url>", "%s"))
+    assert (again.tags, again.symbols) == (("<2de>",), ("<url>", "%s"))
     assert again.decode_source(again.encode_source(lines)) == lines
 
 

@@ -37,12 +37,12 @@ SIDES = {"src": ["one two", "four  nine one"], "ref": ["1 2", "4 9 1"], "ref2": 
 
 
 def quiet(*_: object) -> None:
-    """Says nothing of requests."""
+    """Serves files without logging requests."""
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a server on this machine, and the folder that it serves."""
+    """The address of a local server, and the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": quiet})
@@ -72,7 +72,7 @@ Register = Callable[..., None]
 
 @pytest.fixture
 def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Adds a set to those that sacreBLEU knows, its cache in tmp_path/cache."""
+    """Adds a test set to those of sacreBLEU, and puts its cache into tmp_path/cache."""
     monkeypatch.setattr(sacrebleu.dataset.base, "SACREBLEU_DIR", str(tmp_path / "cache"))
 
     def add(url: str, md5: str | None, references: int = 1, name: str = NAME) -> None:
@@ -86,7 +86,7 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
 
 @pytest.fixture
 def known(served: tuple[str, Path], register: Register) -> Path:
-    """The folder from which the set that sacreBLEU knows now is served."""
+    """The folder from which the added test set is served."""
     address, folder = served
     (folder / "toy.tgz").write_bytes(archive())
     register(f"{address}/toy.tgz", hashlib.md5(archive()).hexdigest())
@@ -108,7 +108,7 @@ def test_a_named_set_is_downloaded_once_and_then_in_the_cache(known: Path, tmp_p
     assert local_test_sets(config) == {"newstest": None}
     assert not (tmp_path / "cache").exists()
     files = fetch(NAME, PAIR)
-    assert files.source.read_text() == "one two\nfour nine one\n"  # sacreBLEU makes spaces single
+    assert files.source.read_text() == "one two\nfour nine one\n"  # sacreBLEU collapses spaces
     assert [path.read_text() for path in files.target] == ["1 2\n4 9 1\n"]
     assert tmp_path / "cache" / "toyset" in files.source.parents
     (known / "toy.tgz").unlink()
@@ -192,7 +192,7 @@ def test_what_goes_wrong_with_a_download_is_one_line(
         f"{'0' * 32}).; delete {tmp_path}/cache/{NAME} and try again"
     )
     with pytest.raises(DataError, match=rf"test set {NAME} is damaged: .* is missing; delete .*cache/{NAME} and try"):
-        fetch(NAME, PAIR)  # sacreBLEU takes what lies there for whole
+        fetch(NAME, PAIR)  # sacreBLEU assumes that the file there is complete
 
     for name, content in (("cut", archive()[:100]), ("garbage", b"x" * 100), ("empty", gzip.compress(b""))):
         (folder / "toy.tgz").write_bytes(content)
@@ -254,14 +254,14 @@ def test_a_run_is_scored_on_named_sets_and_looks_for_them_in_its_training_text_o
     assert "is up to date" in capsys.readouterr().err
     run_binarize(config)
     assert (
-        "warning: 2 of 3 sources of data.test.newstest stand in the training data, 1 of them with the same translation"
-        in capsys.readouterr().err
+        "mtkit: warning: 2 of 3 sources of data.test.newstest are in the training data, 1 of them with the same "
+        "translation" in capsys.readouterr().err
     )
 
 
 def test_a_tag_stands_before_each_source_line_that_is_not_blank(tiny_run: Path, tmp_path: Path) -> None:
     translator = mtkit.load(tiny_run)
-    translator.tags = ("three",)  # a word that it can say
+    translator.tags = ("three",)  # a word of its vocabulary
     lines = ["one two", "", "nine  four", " "]
     assert translate_set(translator, "a", lines, "three") == translator.translate(
         ["three one two", "", "three nine  four", " "]
@@ -274,14 +274,14 @@ def test_a_tag_stands_before_each_source_line_that_is_not_blank(tiny_run: Path, 
     [_, tagged, _] = evaluate_models([("x", translator)], sets, Scoring(PAIR))
     [_, untagged, _] = evaluate_models([("x", translator)], {"a": SetFiles(source, (target,))}, Scoring(PAIR))
     assert untagged.score < tagged.score
-    # This model has a set of that name among its settings, without a tag: the tag is another model's.
+    # The settings of this model have a set of that name without a tag: the tag belongs to another model.
     assert translator.config.data.test["toy"].tag is None
     scores = evaluate_models([("x", translator)], {"toy": sets["a"]}, Scoring(PAIR))
     assert [score.score for score in scores][1] == untagged.score
 
 
 def test_scores_of_a_named_set_are_those_of_the_sacrebleu_command_over_its_cache(tmp_path: Path) -> None:
-    # A set that sacreBLEU itself knows, as it keeps it; both read the folder that SACREBLEU names.
+    # A set of sacreBLEU's own, as in its cache; both read the folder that SACREBLEU names.
     folder = tmp_path / "cache" / "wmt14" / "full"
     folder.mkdir(parents=True)
     texts = {

@@ -1,4 +1,4 @@
-"""What is encoded and decoded is the normalised text, whatever it is; a tokenizer that is not whole is refused."""
+"""Encoding and decoding any text gives the normalised text; incomplete tokenizers are refused."""
 
 import hashlib
 import io
@@ -50,9 +50,9 @@ HOSTILE = [
 
 
 def lines_of(words: str, seed: int) -> list[str]:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     alphabet = words.split()
-    return [" ".join(chance.choices(alphabet, k=chance.randint(1, 8))) for _ in range(200)]
+    return [" ".join(rng.choices(alphabet, k=rng.randint(1, 8))) for _ in range(200)]
 
 
 SOURCE = lines_of("le la maison arbre rouge é œuvre garçon où est", seed=1)
@@ -84,9 +84,9 @@ def test_decoding_what_was_encoded_is_the_normalised_text(tmp_path, rule, shared
 
 
 def test_random_characters_come_back(tokenizer):
-    chance = random.Random(3)
+    rng = random.Random(3)
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    lines = ["".join(chance.choices(characters, k=40)) for _ in range(500)]
+    lines = ["".join(rng.choices(characters, k=40)) for _ in range(500)]
     assert tokenizer.decode_target(tokenizer.encode_target(lines)) == lines
 
 
@@ -183,7 +183,7 @@ def test_the_pieces_are_those_that_sentencepiece_learns_from_lines(tmp_path):
 
 
 def rewrite_settings(directory, **changes) -> None:
-    """Other settings, with the checksum that fits them."""
+    """Change settings in tokenizer.json and update its hash."""
     path = directory / "tokenizer.json"
     content = {**json.loads(path.read_text()), **changes}
     del content["hash"], content["format"]
@@ -241,7 +241,7 @@ def test_what_goes_wrong_while_reading_goes_through(tmp_path, failure):
     def lines():
         calls.append(1)
         yield "some text"
-        if len(calls) == 2:  # the first reading only counts
+        if len(calls) == 2:  # the first pass only counts
             raise failure
 
     with pytest.raises(type(failure)) as raised:

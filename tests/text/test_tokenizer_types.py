@@ -1,4 +1,4 @@
-"""Every type of tokenizer: what has a piece comes back, and what has none is <unk> and is counted."""
+"""For every type of tokenizer, text with pieces is restored, and text without is <unk> and is counted."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ def test_words_are_those_between_spaces_and_the_most_frequent_stay(tmp_path):
 
 
 def test_letters_are_no_rarer_in_words_than_they_are(tmp_path):
-    """Character coverage would blot out rare letters of frequent words."""
+    """Character coverage would replace rare letters of frequent words."""
     lines = ["a b"] * 20_000 + ["naïve"] * 2
     tokenizer, _ = trained(tmp_path, source=lines, target=lines, type="word")
     assert tokenizer.decode_target(tokenizer.encode_target(["naïve b"])) == ["naïve b"]
@@ -230,9 +230,9 @@ def test_the_least_coverage_that_is_taken_can_be_trained(tmp_path, type_):
 
 def test_shares_are_counted_by_text():
     shares = UnknownShares()
-    shares.see("a", [[UNKNOWN, 5, 6], []])
-    shares.see("b", [[], []])
-    shares.see("a", [[7]])
+    shares.add("a", [[UNKNOWN, 5, 6], []])
+    shares.add("b", [[], []])
+    shares.add("a", [[7]])
     assert shares.shares() == {"a": 0.25, "b": 0.0}
     assert describe_unknown(shares.shares()) == "25.00% of the a, 0.00% of the b"
     assert UnknownShares().shares() == {}

@@ -1,4 +1,4 @@
-"""The bytes of SentencePiece models are read as SentencePiece reads them, and what is edited is all that changes."""
+"""SentencePiece models are read as SentencePiece reads them, and edits change nothing else."""
 
 import io
 import random
@@ -59,7 +59,7 @@ def pieces_by_processor(model: bytes) -> list[Piece]:
 
 
 def plain(pieces: list[Piece]) -> list[Piece]:
-    """The processor does not tell what a user has defined."""
+    """The processor does not report user-defined pieces."""
     return [Piece(piece.text, piece.score, piece.type.replace("user_defined", "normal")) for piece in pieces]
 
 
@@ -71,7 +71,7 @@ def test_the_pieces_are_those_of_the_processor(model, type_):
 
 def test_nothing_changes_where_nothing_is_edited(model):
     size = len(pieces_of(model))
-    told = with_pieces(model, [])  # a trainer tells the size that it was asked for
+    told = with_pieces(model, [])  # the TrainerSpec has the size asked for
     assert pieces_of(told) == pieces_of(model)
     assert with_pieces(told, []) == told
     assert abs(len(told) - len(model)) <= 1
@@ -88,7 +88,7 @@ def test_new_pieces_stand_behind_the_others(model, type_):
     assert normalizer_of(larger) == normalizer_of(model)
     processor = sentencepiece.SentencePieceProcessor(model_proto=larger)
     assert size in processor.encode("a >>fra<< the") or type_ == "word"
-    # The processor writes the message anew, in the order and the form that are protobuf's.
+    # The processor serialises the message anew, in protobuf's canonical form.
     assert processor.serialized_model_proto() == larger
 
 
@@ -193,14 +193,14 @@ def test_a_model_of_no_type_is_told():
 
 def test_damage_gives_another_model_or_a_value_error():
     model = model_of("unigram")
-    chance = random.Random(1)
-    damaged = [model[: chance.randrange(len(model))] for _ in range(100)]
+    rng = random.Random(1)
+    damaged = [model[: rng.randrange(len(model))] for _ in range(100)]
     for _ in range(300):
         bytes_ = bytearray(model)
-        for _ in range(chance.randint(1, 4)):
-            # The last ones, and the first, hold more than characters.
-            place = chance.choice([chance.randrange(len(model)), chance.randrange(1500)])
-            bytes_[place] = chance.randrange(256)
+        for _ in range(rng.randint(1, 4)):
+            # Half of them in the first bytes, since most of a model is its compiled rule.
+            place = rng.choice([rng.randrange(len(model)), rng.randrange(1500)])
+            bytes_[place] = rng.randrange(256)
         damaged.append(bytes(bytes_))
     refused = 0
     for bytes_ in damaged:

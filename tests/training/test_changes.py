@@ -1,6 +1,7 @@
 """Settings may change on the way: freely where no weight depends on them, else when that is asked for."""
 
 import json
+import shutil
 from itertools import accumulate, islice
 
 import numpy as np
@@ -12,7 +13,7 @@ from mtkit.bundle.checkpoints import Progress, checkpoint_steps, read_progress, 
 from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.plan import Earlier, batches_from
+from mtkit.data.plan import EarlierBudget, batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.files import Stop
 from mtkit.training.log import Log
@@ -69,9 +70,9 @@ def test_after_a_change_of_the_budget_every_pair_still_comes_once_an_epoch():
     lengths = chance.integers(2, 30, 500)
     before = list(islice(batches_from(0, lengths, lengths, 64, 1), 40))
     consumed = sum(len(pairs) for _, pairs in before)
-    middle = list(islice(batches_from(consumed, lengths, lengths, 200, 1, earlier=[Earlier(consumed, 64)]), 12))
+    middle = list(islice(batches_from(consumed, lengths, lengths, 200, 1, earlier=[EarlierBudget(consumed, 64)]), 12))
     twice = consumed + sum(len(pairs) for _, pairs in middle)
-    earlier = [Earlier(consumed, 64), Earlier(twice, 200)]
+    earlier = [EarlierBudget(consumed, 64), EarlierBudget(twice, 200)]
     rest = list(islice(batches_from(twice, lengths, lengths, 100, 1, earlier=earlier), 120))
     seen = [pair for epoch, pairs in [*before, *middle, *rest] for pair in pairs if epoch == 0]
     assert sorted(seen) == list(range(500))
@@ -89,7 +90,7 @@ def test_a_change_where_no_batch_ends_is_refused():
     ends = list(accumulate(len(pairs) for _, pairs in islice(batches_from(0, lengths, lengths, 50, 1), 4)))
     place = next(place for place in range(1, 20) if place not in ends)
     with pytest.raises(ValueError, match=rf"no batch ends after {place} pairs, where training\.batch_tokens changed"):
-        list(islice(batches_from(0, lengths, lengths, 100, 1, earlier=[Earlier(place, 50)]), 5))
+        list(islice(batches_from(0, lengths, lengths, 100, 1, earlier=[EarlierBudget(place, 50)]), 5))
 
 
 # A run that is changed.
@@ -114,7 +115,7 @@ def test_a_change_is_told_logged_kept_and_shown_on_the_card(make, capsys):
     assert bundle.description["training"]["changes"] == chain
     assert "after update 6 training.batch_tokens from 96 to 64" in card_text(bundle, [])
     assert "training.learning_rate from 0.01 to 0.02" in " ".join(info_text(info_of(run)).split())
-    assert earlier_budgets(chain) == [Earlier(pairs, 96)]
+    assert earlier_budgets(chain) == [EarlierBudget(pairs, 96)]
 
 
 def test_what_was_changed_once_need_not_be_asked_for_again_and_going_back_must(make):
@@ -173,12 +174,12 @@ def test_a_run_that_is_changed_and_killed_equals_the_same_changes_without_kills(
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, changes):
+def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, stopped_toy, changes):
     for name in ("whole", "killed"):
-        stopped_at(make(name, max_steps=16), 6)
+        shutil.copytree(stopped_toy, make(name).run_path, dirs_exist_ok=True)
         config = make(name, **{"max_steps": 16, **changes})
         if name == "killed":
-            for at in (6, 9, 13):
+            for at in (8, 11, 14):
                 with doing(kill, Trainer, "_update", at_step(at)), pytest.raises(Killed):
                     trained(config, change=True)
         trained(config, change=name == "whole")
@@ -200,13 +201,14 @@ def test_whatever_may_be_asked_for_resumes_to_the_bit_afterwards(make, changes):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_no_weight_depends_on_is_free_and_changes_no_weight(make, changes):
-    wanted = read_weights(trained(make("whole", max_steps=16)) / "checkpoints", 16)
-    stopped_at(make(max_steps=16), 10)
-    run = trained(make(max_steps=16, **changes))
-    found = read_weights(run / "checkpoints", 16)
+def test_what_no_weight_depends_on_is_free_and_changes_no_weight(make, finished_toy, stopped_toy, changes):
+    wanted = read_weights(finished_toy / "checkpoints", 24)
+    config = make(**changes)
+    shutil.copytree(stopped_toy, config.run_path, dirs_exist_ok=True)
+    run = trained(config)
+    found = read_weights(run / "checkpoints", 24)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert [list(change["settings"]) for change in read_progress(run / "checkpoints", 16)[0].changes] == [
+    assert [list(change["settings"]) for change in read_progress(run / "checkpoints", 24)[0].changes] == [
         [f"training.{name}" for name in changes]
     ]
 
@@ -271,7 +273,7 @@ def test_a_best_score_of_other_sentences_is_measured_again(make):
     progress = trainer.state.progress
     kept = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     assert all(torch.equal(kept[name], weight) for name, weight in read_weights(trainer.checkpoints, 12).items())
-    trainer._put(read_weights(trainer.checkpoints, progress.best_step))
+    trainer._set_weights(read_weights(trainer.checkpoints, progress.best_step))
     assert len(trainer.validation.sources) == 2
     measured, _ = trainer.validation.measure(trainer.model, trainer.tokenizer, Stop())
     assert progress.best_score == measured["chrf"]
@@ -281,7 +283,7 @@ def test_a_best_score_of_other_sentences_is_measured_again(make):
 def test_signals_that_come_during_a_change_find_it_done_or_not_begun(make):
     stopped_at(make(), 6)
     config = make(learning_rate=0.02)
-    with doing(interrupt, Trainer, "_write_start", always), pytest.raises(StoppedError):
+    with doing(interrupt, Trainer, "_write_facts", always), pytest.raises(StoppedError):
         trained(config, change=True)
     assert read_progress(config.run_path / "checkpoints", 6)[0].changes
     trained(config)

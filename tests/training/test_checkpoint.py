@@ -207,7 +207,7 @@ def test_an_average_of_one_is_that_one(tmp_path):
         ([10, 20, 30, 40], 40, 9, [10, 20, 30, 40]),
         ([10, 20, 30, 40], 10, 3, [10]),
         ([10, 20, 30, 40], 35, 2, [30, 35]),  # the best one stands where an earlier limit ended the run
-        ([10, 20], 0, 2, []),
+        ([10, 20], 0, 2, [0]),  # the model that training started from is averaged with none
         ([], 7, 3, [7]),
     ],
 )

@@ -15,16 +15,24 @@ from mtkit.files import require_folder
 from mtkit.pipeline import run_all, run_binarize, run_tokenizer, run_train
 from mtkit.training.checkpoint import MARKER, FreshStart, fresh_start
 from mtkit.training.train import Trainer
-from tests.runs import Killed, at_step, doing, interrupt, kill
+from tests.runs import Killed, at_step, doing, done_once, interrupt, kill
 
 SHORT = {"max_steps": 4, "validate_every": 2, "save_every": 2, "validation_sentences": 4, "log_every": 1}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The folder of the run and its text, which are the same for each test."""
+    return tmp_path_factory.mktemp("place")
+
+
 @pytest.fixture
-def config(make_config, corpus_files, tmp_path) -> Config:
+def config(make_config, corpus_files, place) -> Config:
     """A run of four updates over its own copy of the corpus."""
-    shutil.copytree(corpus_files.root, tmp_path / "data")
-    return make_config(training=SHORT, data={"root": str(tmp_path / "data")})
+    for name in ("run", "data"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    shutil.copytree(corpus_files.root, place / "data")
+    return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -74,7 +82,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("run", [run_train, run_all])
 def test_a_mistake_costs_nothing_of_the_old_run(config, mistake, run):
-    run_all(config)
+    done_once(run_all, config)
     before = contents(config.run_path)
     wrong = MISTAKES[mistake](config)
     with pytest.raises((ConfigError, DataError, CheckpointError)):
@@ -83,7 +91,7 @@ def test_a_mistake_costs_nothing_of_the_old_run(config, mistake, run):
 
 
 def test_the_finished_model_stays_until_the_new_one_takes_its_place(config):
-    run_all(config)
+    done_once(run_all, config)
     model = contents(config.run_path / "model")
     anew = with_settings(config, "training.seed=7")
     with doing(interrupt, Trainer, "_update", at_step(3)), pytest.raises(StoppedError):
@@ -112,7 +120,7 @@ def test_the_finished_model_stays_until_the_new_one_takes_its_place(config):
 def test_an_end_before_the_first_checkpoint_brings_the_old_run_back(
     config, monkeypatch, owner, name, is_time, ends_in_order
 ):
-    run_all(config)
+    done_once(run_all, config)
     before = contents(config.run_path)
     anew = with_settings(config, "training.seed=7", "tokenizer.vocab_size=380")
     if not ends_in_order:  # nothing of the process tidies up
@@ -126,7 +134,7 @@ def test_an_end_before_the_first_checkpoint_brings_the_old_run_back(
 
 
 def test_a_kill_between_any_two_renames_of_a_fresh_start_loses_nothing(config, monkeypatch):
-    run_all(config)
+    done_once(run_all, config)
     before = contents(config.run_path)
     rename, calls = Path.rename, 0
     for last in range(1, 30):
@@ -153,7 +161,7 @@ def test_a_kill_between_any_two_renames_of_a_fresh_start_loses_nothing(config, m
 
 
 def test_a_kill_after_the_new_checkpoint_leaves_the_new_run_alone(config, monkeypatch):
-    run_all(config)
+    done_once(run_all, config)
     anew = with_settings(config, "training.seed=7")
     monkeypatch.setattr("mtkit.training.checkpoint.settle_fresh", lambda run: None)
     with doing(kill, FreshStart, "keep_new", lambda _: True), pytest.raises(Killed):
@@ -167,7 +175,7 @@ def test_a_kill_after_the_new_checkpoint_leaves_the_new_run_alone(config, monkey
 
 
 def test_a_fresh_start_makes_anew_what_is_damaged(config):
-    run_all(config)
+    done_once(run_all, config)
     (config.run_path / "tokenizer" / "tokenizer.model").write_bytes(b"damaged")
     (config.run_path / "data" / "train" / "source.tokens").write_bytes(b"")
     scores = run_all(config, fresh=True)
@@ -181,7 +189,7 @@ def test_a_fresh_start_makes_anew_what_is_damaged(config):
 @pytest.mark.parametrize("settings", [["training.seed=7"], ["training.max_steps=9"], ["model.dropout=0.3"]])
 @pytest.mark.parametrize("run", [run_train, run_all])
 def test_a_finished_model_without_checkpoints_is_not_trained_over(config, settings, run):
-    run_all(config)
+    done_once(run_all, config)
     shutil.rmtree(config.run_path / "checkpoints")
     before = contents(config.run_path)
     name = settings[0].partition("=")[0]
@@ -193,7 +201,7 @@ def test_a_finished_model_without_checkpoints_is_not_trained_over(config, settin
 
 
 def test_a_finished_model_without_checkpoints_keeps_its_tokenizer_and_data(config):
-    run_all(config)
+    done_once(run_all, config)
     shutil.rmtree(config.run_path / "checkpoints")
     before = contents(config.run_path)
     for run in (run_tokenizer, run_binarize, run_train):
@@ -206,27 +214,28 @@ def test_a_finished_model_without_checkpoints_keeps_its_tokenizer_and_data(confi
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "model", "tokenizer", "data", "data/train", "tensorboard", "translations"]
+    "names",
+    [["checkpoints", "model", "tokenizer", "data/train", "tensorboard", "translations"], ["data"]],
+    ids=" ".join,
 )
-def test_a_link_to_another_disk_is_followed_and_kept(config, tmp_path, name):
-    place = tmp_path / "disk" / "place"
-    place.mkdir(parents=True)
-    link = config.run_path / name
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(place)
+def test_links_to_another_disk_are_followed_and_kept(config, tmp_path, names):
+    places = {config.run_path / name: tmp_path / "disk" / name.replace("/", "-") / "place" for name in names}
+    for link, place in places.items():
+        place.mkdir(parents=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(place)
     run_all(config)
-    assert link.is_symlink()
-    assert name == "tensorboard" or list(place.iterdir())
-    seed = with_settings(config, "training.seed=7")
-    run_all(seed, fresh=True)
-    assert link.is_symlink()
-    assert not [path for path in place.parent.iterdir() if path.name.startswith(".")]
+    assert all(link.is_symlink() for link in places)
+    assert all(link.name == "tensorboard" or list(place.iterdir()) for link, place in places.items())
+    run_all(with_settings(config, "training.seed=7"), fresh=True)
+    assert all(link.is_symlink() for link in places)
+    assert not [path for place in places.values() for path in place.parent.iterdir() if path.name.startswith(".")]
     run_all(with_settings(config, "training.seed=7", "training.max_steps=6"))
-    assert link.is_symlink()
+    assert all(link.is_symlink() for link in places)
 
 
 def test_a_checkpoint_that_is_a_link_is_followed_and_its_target_is_never_deleted(config, tmp_path):
-    run_train(config)
+    done_once(run_train, config)
     checkpoints = config.run_path / "checkpoints"
     for step in checkpoint_steps(checkpoints):
         path = checkpoints / f"step-{step:08d}"
@@ -262,7 +271,7 @@ def test_a_disk_itself_cannot_be_replaced_by_a_rename(tmp_path, monkeypatch):
 
 
 def test_what_the_user_keeps_among_the_checkpoints_stays(config):
-    run_train(config)
+    done_once(run_train, config)
     checkpoints = config.run_path / "checkpoints"
     for name in ("step-best-of-may", "step-00000004.bak", "step-1", ".step-mine.new", "mine"):
         (checkpoints / name).mkdir()
@@ -289,11 +298,11 @@ def test_a_tokenizer_that_cannot_be_made_leaves_the_old_data(config):
 
 
 def test_a_fresh_start_that_is_stopped_before_its_first_update_brings_the_old_run_back(config):
-    run_all(config)
+    done_once(run_all, config)
     before = contents(config.run_path)
     anew = with_settings(config, "training.seed=7")
     with (
-        doing(interrupt, Trainer, "_write_start", lambda _: True),
+        doing(interrupt, Trainer, "_write_facts", lambda _: True),
         pytest.raises(StoppedError, match="before there was anything to save"),
     ):
         run_train(anew, fresh=True)

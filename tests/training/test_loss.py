@@ -11,14 +11,10 @@ from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
 from mtkit.training import loss
 from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
+from tests.runs import DEVICES
 
 # N real tokens, R rows, T length, D model width, V vocabulary size.
 R, T, D, V = 5, 7, 16, 41
-
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
-]
 
 
 def output_layer(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Output:
@@ -261,7 +257,7 @@ def test_in_fp16_the_gradient_of_the_output_layer_is_summed_in_fp32(device: str,
         if passes == 1:
             total, _ = label_smoothed_cross_entropy(features, output, labels, 0.1)
         else:
-            shares = Shares(likelihood=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5)
+            shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=2.5)
             total, *_ = consistent_cross_entropy(torch.stack([features, features]), output, labels, 0.1, shares)
         (total / 4000).backward()
         assert output.weight.grad is not None

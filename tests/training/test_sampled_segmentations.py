@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
-from mtkit.data.batch import Batch, Sampling, micro_batches, padded_batch, ragged, sampling_of
+from mtkit.data.batch import Batch, SubwordSampling, micro_batches, padded_batch, ragged, subword_sampling_of
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import Stop
@@ -87,7 +87,7 @@ def tensors(batches: tuple[Batch, ...]) -> list[list[Any]]:
 def stream(config: Config, corpus: Corpus, consumed: int = 0, **training: Any) -> Any:
     settings = config.training.model_copy(update=training)
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
-    sampling = sampling_of(config, tokenizer, corpus)
+    sampling = subword_sampling_of(config, tokenizer, corpus)
     assert sampling
     return micro_batches(corpus, settings, consumed, sampling)
 
@@ -234,13 +234,13 @@ def test_no_part_is_larger_than_the_budget_and_all_belong_to_the_batch_of_the_pl
     assert divided > 5
 
 
-def long_sampling(tokens: int, max_length: int) -> Sampling:
+def long_sampling(tokens: int, max_length: int) -> SubwordSampling:
     """Says that every text has so many tokens."""
 
     def sample(texts: Any, *, seed: int) -> list[list[int]]:
         return [[5 + seed % 7] * tokens for _ in texts]
 
-    return Sampling(sample, sample, max_length)
+    return SubwordSampling(sample, sample, max_length)
 
 
 @pytest.mark.parametrize("config", ["bpe"], indirect=True)
@@ -255,7 +255,7 @@ def test_a_pair_that_comes_out_too_long_keeps_its_own_ids(config, corpus):
 
 @pytest.mark.parametrize("config", ["bpe"], indirect=True)
 def test_sampled_batches_without_dropout_of_merges_are_the_plain_ones(config, corpus, tokenizer):
-    sampling = Sampling(
+    sampling = SubwordSampling(
         partial(tokenizer.sample_source, alpha=0.0, nbest=-1), partial(tokenizer.sample_target, alpha=0.0, nbest=-1), 40
     )
     sampled = islice(micro_batches(corpus, config.training, 0, sampling), 30)
@@ -290,7 +290,7 @@ def test_a_killed_run_that_samples_goes_on_to_the_bit(config, tmp_path):
     for step in (7, 13):
         with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
             trained(killed)
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     assert outcome(trained(killed)) == wanted
     other = outcome(trained(run_of(config, tmp_path / "other", seed=2)))
     assert other["log"] != wanted["log"]
@@ -385,7 +385,7 @@ def test_text_is_kept_only_where_segmentations_are_sampled(config, corpus, tmp_p
     assert found.manifest.settings == {"max_length": 40, "max_length_ratio": 9.0}
     assert not binarized_is_current(run)
     with pytest.raises(DataError, match=r"train: holds no text, which training\.bpe_dropout and .*; binarize the"):
-        sampling_of(run, Tokenizer.load(run.run_path / "tokenizer"), found)
+        subword_sampling_of(run, Tokenizer.load(run.run_path / "tokenizer"), found)
 
 
 @pytest.mark.parametrize("config", ["unigram"], indirect=True)

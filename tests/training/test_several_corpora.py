@@ -12,8 +12,8 @@ import pytest
 
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
 from mtkit.config.settings import Config
-from mtkit.data import corpus as verification
-from mtkit.data.corpus import Corpus
+from mtkit.data import corpus as corpus_module
+from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, DataError, StoppedError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import read_validation
@@ -123,7 +123,7 @@ def test_weights_that_come_to_the_same_may_change(make, monkeypatch):
 def test_data_that_does_not_tell_its_corpora_apart_is_refused_where_they_are_mixed(make):
     config = make("run")
     data = config.data.model_copy(update={"train": (*config.data.train, config.data.train[0])})
-    with pytest.raises(DataError, match=r"tells the pairs of 2 corpora, but data\.train has 3; binarize the corpora"):
+    with pytest.raises(DataError, match=r"records the pairs of 2 corpora, but data\.train has 3; binarize the corpora"):
         train(config.model_copy(update={"data": data}), read_validation(config))
 
 
@@ -141,8 +141,8 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             futures.append(super().submit(lambda: (begin.wait(60), function(*arguments, **options))))
             return futures[-1]
 
-    monkeypatch.setattr(verification, "VERIFIED_FIRST_BYTES", 100)
-    monkeypatch.setattr(verification, "ThreadPoolExecutor", Late)
+    monkeypatch.setattr(corpus_module, "VERIFIED_FIRST_BYTES", 100)
+    monkeypatch.setattr(corpus_module, "ThreadPoolExecutor", Late)
 
     def read() -> None:
         begin.set()
@@ -183,13 +183,13 @@ def test_a_run_ends_at_the_first_update_after_damage_was_found(make, late, monke
 def test_damage_that_is_found_after_the_last_update_leaves_no_model(make, late, monkeypatch):
     config = make("run")
     damage(config)
-    wait = verification.Verification.wait
+    wait = Verification.wait
 
-    def reading_late(watched: verification.Verification, check: Callable[[], None]) -> None:
+    def reading_late(verification: Verification, check: Callable[[], None]) -> None:
         late()
-        wait(watched, check)
+        wait(verification, check)
 
-    monkeypatch.setattr(verification.Verification, "wait", reading_late)
+    monkeypatch.setattr(Verification, "wait", reading_late)
     with pytest.raises(DataError, match=r"target\.tokens: damaged in piece 1 of 1"):
         train(config, read_validation(config))
     assert not (config.run_path / "model").exists()

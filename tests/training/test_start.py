@@ -1,7 +1,9 @@
 """A run may start from the weights and the tokenizer of a model that was trained before."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,22 +12,24 @@ import pytest
 import torch
 
 from mtkit.bundle.bundle import open_bundle, sealed
-from mtkit.bundle.checkpoints import checkpoint_steps, read_weights
-from mtkit.bundle.opening import carried_over
+from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
+from mtkit.bundle.opening import best_step, carried_over, open_model
 from mtkit.cli import _run
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
-from mtkit.errors import CheckpointError, ConfigError, DataError
+from mtkit.errors import CheckpointError, ConfigError, DataError, StoppedError
+from mtkit.exchange.importing import extend
 from mtkit.files import Stop
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.records import is_trained
+from mtkit.training.records import bundle, is_trained
 from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 from mtkit.translation.translator import load
-from tests.conftest import write_lines, write_toy_corpus
+from tests.conftest import LEARNING, CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
+from tests.runs import events
 
 TRAINING = {"max_steps": 8, "validate_every": 4, "save_every": 4, "validation_sentences": 4, "log_every": 1}
 
@@ -87,7 +91,8 @@ def test_at_step_0_the_model_is_the_bundle(make, parent, capsys):
 
 
 def test_training_learns_from_there_what_is_new(make, parent):
-    config = make(training={"max_steps": 300, "validate_every": 100, "save_every": 100, "validation_sentences": 24})
+    often = {"validate_every": 60, "save_every": 60, "validation_sentences": 24}
+    config = make(training={**LEARNING, **often, "max_steps": 180})
     run_train(config)
     sources, targets = ((config.data.root / f"test.{side}").read_text("utf-8").splitlines() for side in ("src", "tgt"))
     before = load(parent, ["device=cpu"]).translate(sources)
@@ -242,6 +247,74 @@ def test_a_kind_of_sampling_that_the_models_tokenizer_knows_is_taken_without_a_w
         run_train(little(make, other.run_path, training={"bpe_dropout": 0.1}))
 
 
+# Settings that go together, or not, only with those of the model.
+
+
+@pytest.fixture(scope="module")
+def odd_parent(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose width goes with its own number of heads, but not with the default."""
+    run = tmp_path_factory.mktemp("odd") / "run"
+    sections = {"model": {"d_model": 36, "num_heads": 6}, "decoding": {"beam_size": 4}, "training": TRAINING}
+    run_train(config_with(toy_settings(corpus_files, run), **sections))
+    return run
+
+
+def from_file(path: Path, start_from: Path, **sections: Any) -> list[str]:
+    """Writes settings that say only some sections; returns what `mtkit config` takes."""
+    path.write_text(json.dumps({**sections, "training": {"start_from": str(start_from)}}))
+    return ["config", str(path)]
+
+
+def test_settings_that_only_fit_with_those_of_the_model_are_taken(make, odd_parent, tmp_path, capsys):
+    sections = {"model": {"d_model": 36}, "decoding": {"diversity_groups": 2}}
+    assert _run(from_file(tmp_path / "x.yaml", odd_parent, **sections)) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {line}\n" in printed for line in ("d_model: 36", "num_heads: 6", "beam_size: 4"))
+    config = little(make, odd_parent, **sections)
+    run_train(config)
+    assert carried_over(config).model == open_bundle(odd_parent).config.model
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"d_model": 32}}, "model: d_model 32 is not a multiple of num_heads 6"),
+        ({"decoding": {"diversity_groups": 5}}, "decoding: beam_size 4 is not a multiple of diversity_groups 5"),
+        ({"decoding": {"top_k": 3}}, "decoding: top_k 3 is of samples; it goes with method sample or with mbr_samples"),
+        ({"tokenizer": {"vocab_size": 9}}, "tokenizer: vocab_size 9 is too small for the 256 bytes of byte_fallback; "),
+        (
+            {"model": {"positions": "learned", "max_positions": 9}},
+            "model.max_positions 9 must be more than data.max_length 256",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_those_of_the_model_are_told_in_a_line_that_names_it(
+    odd_parent, tmp_path, capsys, sections, message
+):
+    assert _run(from_file(tmp_path / "x.yaml", odd_parent, **sections)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"mtkit: error: training.start_from {odd_parent} with your settings: {message}")
+    assert told.count("\n") == 1
+
+
+def test_faults_that_no_model_can_mend_are_told_by_where_they_were_said(tmp_path, capsys):
+    sections = {"model": {"d_model": 35, "cell": "gru"}, "data": {"min_length": 300}}
+    assert _run(from_file(tmp_path / "x.yaml", tmp_path / "model", **sections)) == 1
+    assert capsys.readouterr().err == (
+        f"mtkit: error: {tmp_path / 'x.yaml'}:1: data: min_length 300 must be at most max_length 256\n"
+        f"mtkit: error: {tmp_path / 'x.yaml'}:1: unknown key 'model.cell'; only architecture rnn has it\n"
+    )
+
+
+def test_settings_that_need_those_of_a_model_that_is_gone_are_told_by_its_place(tmp_path, capsys):
+    gone = tmp_path / "gone"
+    assert _run(from_file(tmp_path / "x.yaml", gone, model={"d_model": 36})) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"mtkit: error: training.start_from: {gone}: no such directory; MODEL is")
+    assert told.count("\n") == 1
+    assert _run(from_file(tmp_path / "x.yaml", gone, model={"d_model": 64})) == 0
+
+
 # Going on.
 
 
@@ -339,6 +412,152 @@ def test_a_run_with_another_start_is_another_run(make, tiny_run):
     run_train(alone)
     with pytest.raises(CheckpointError, match=r"training\.start_from was None, is a model that is not there"):
         train(make("alone", start_from=tiny_run / "nowhere"), read_validation(alone))
+
+
+# The model that training starts from is validated, and is the best one if no update improves it.
+
+WARNING = (
+    "mtkit: warning: training made the model no better: no validation was better than that of step 0, so the bundle "
+    "holds the weights that training started from; train again with --fresh and a lower training.learning_rate, or on "
+    "text that is more like data.valid\n"
+)
+
+
+@pytest.fixture
+def harmful(make_config: Make, corpus_files: CorpusFiles, parent: Path, tmp_path: Path) -> Make:
+    """Makes the settings of a run that starts from the parent, and forgets all it knew at far too high a rate."""
+
+    def made(name: str = "harmed", **training: object) -> Config:
+        few = {**TRAINING, "start_from": str(parent), "learning_rate": 1.0, "warmup_steps": 1, "validate_every": 2}
+        return make_config(tmp_path / name, training={**few, "save_every": 2, "keep_checkpoints": 1, **training})
+
+    return made
+
+
+def test_step_0_is_validated_and_saved_before_the_first_update(make, parent):
+    config = make()
+    run_train(config)
+    logged = events(config.run_path, "validation", "sample", "train")
+    assert [event["event"] for event in logged[:5]] == ["validation", *["sample"] * 3, "train"]
+    assert [event["step"] for event in logged[:5]] == [0, 0, 0, 0, 1]
+    translator = load(parent, ["device=cpu"])
+    validation = Validation.prepare(config, translator.tokenizer, *read_validation(config))
+    measured, translations = validation.measure(translator.model, translator.tokenizer, Stop())
+    assert {name: logged[0][name] for name in measured} == measured
+    assert [sample["hypothesis"] for sample in logged[1:4]] == translations[:3]
+    assert same(read_weights(config.run_path / "checkpoints", 0), open_bundle(parent).weights())
+
+
+def test_a_training_that_only_harms_leaves_the_weights_it_started_from_and_says_so(harmful, parent, capsys):
+    config = harmful()
+    run_train(config)
+    assert WARNING in capsys.readouterr().err
+    written = open_bundle(config.run_path)
+    assert same(written.weights(), open_bundle(parent).weights())
+    assert written.description["training"]["averaged_steps"] == [0]
+    assert checkpoint_steps(config.run_path / "checkpoints") == [0, 6, 8]  # the last two might yet be averaged
+    assert [event["best"] for event in events(config.run_path, "validation")] == [True, *[False] * 4]
+    assert not events(config.run_path, "average")
+    assert is_trained(config)
+    assert _run(["info", str(config.run_path)]) == 0
+    assert "those that training started from, chosen by validation bleu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_harmful_training_that_is_killed_and_resumed_ends_the_same(harmful, monkeypatch, capsys, step):
+    uninterrupted, config = harmful("uninterrupted", ema_decay=0.9), harmful(ema_decay=0.9)
+    run_train(uninterrupted)
+    killed_at(step, config, monkeypatch)
+    assert best_step(config.run_path)[0] == 0
+    capsys.readouterr()
+    run_train(config)
+    told = capsys.readouterr().err
+    assert f"going on from step {step // 2 * 2} in" in told
+    assert WARNING in told
+    assert same(weights_of(config), weights_of(uninterrupted))
+    assert same(open_bundle(config.run_path).weights(), open_bundle(uninterrupted.run_path).weights())
+    kinds = ("train", "validation", "sample")
+    assert events(config.run_path, *kinds) == events(uninterrupted.run_path, *kinds)
+
+
+def test_a_run_that_is_stopped_while_step_0_is_validated_starts_again(harmful, parent, monkeypatch, capsys):
+    config = harmful()
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        measure(*arguments)
+
+    measure = Validation.measure
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "measure", interrupted)
+        with pytest.raises(StoppedError, match="stopped at step 0 by SIGINT, before there was anything to save"):
+            run_train(config)
+    assert not checkpoint_steps(config.run_path / "checkpoints")
+    run_train(config)
+    assert [event["step"] for event in events(config.run_path, "validation")] == [0, 2, 4, 6, 8]
+    assert same(open_bundle(config.run_path).weights(), open_bundle(parent).weights())
+
+
+def test_patience_counts_from_step_0(harmful, capsys):
+    run_train(harmful(patience=2))
+    told = capsys.readouterr().err
+    assert "training ends at step 4: no better bleu in 2 validations (training.patience) than that of step 0\n" in told
+
+
+def test_while_no_update_improves_it_a_run_in_training_is_the_model_it_started_from(harmful, parent, monkeypatch):
+    config = harmful()
+    killed_at(6, config, monkeypatch)
+    step, choice = best_step(config.run_path)
+    assert step == 0
+    assert choice.startswith("the best so far (BLEU ")
+    weights = open_bundle(parent).weights()
+    assert same(open_model(config.run_path).weights(), weights)
+    for wanted in ("0", "best", "average"):
+        bundle(config.run_path, wanted, config.run_path / "bundles" / wanted)
+        assert same(open_bundle(config.run_path / "bundles" / wanted).weights(), weights)
+
+
+def test_other_measures_find_step_0_again(harmful, parent, monkeypatch):
+    config = harmful()
+    killed_at(6, config, monkeypatch)
+    for changed in ({"select_by": "loss"}, {"select_by": "chrf", "validation_sentences": 9}):
+        config = harmful(**changed)
+        run_train(config)
+        assert same(open_bundle(config.run_path).weights(), open_bundle(parent).weights())
+
+
+def test_step_0_is_in_no_average_and_goes_when_a_later_one_is_better(make):
+    few = {"average_checkpoints": 9, "keep_checkpoints": 1, "learning_rate": 0.003, "select_by": "loss"}
+    config = make(training=few)
+    run_train(config)
+    assert 0 not in open_bundle(config.run_path).description["training"]["averaged_steps"]
+    assert [event["steps"] for event in events(config.run_path, "average")] == [[4, 8]]
+    assert checkpoint_steps(config.run_path / "checkpoints") == [4, 8]
+
+
+def test_a_model_with_pieces_that_no_training_has_seen_is_no_candidate(harmful, parent, tmp_path, capsys):
+    extend(parent, tmp_path / "larger", ["漢"], [])
+    config = harmful(start_from=str(tmp_path / "larger"), max_steps=2)
+    settings = config.model_dump(mode="json", exclude={"tokenizer", "model"})
+    config = config_from_text(json.dumps(settings), "larger.yaml")
+    run_train(config)
+    assert [event["step"] for event in events(config.run_path, "validation")] == [2]
+    assert open_bundle(config.run_path).description["training"]["averaged_steps"] == [2]
+    assert "no better: no validation" not in capsys.readouterr().err
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_without_a_validation_of_step_0(harmful, monkeypatch, capsys):
+    uninterrupted, config = harmful("uninterrupted"), harmful()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate_start", lambda *_: None)
+        run_train(uninterrupted)
+        killed_at(4, config, monkeypatch)
+    run_train(config)
+    assert [event["step"] for event in events(config.run_path, "validation")] == [2, 4, 6, 8]
+    assert read_progress(config.run_path / "checkpoints", 8)[0].best_step > 0
+    assert "no better: no validation" not in capsys.readouterr().err
+    assert same(weights_of(config), weights_of(uninterrupted))
+    assert same(open_bundle(config.run_path).weights(), open_bundle(uninterrupted.run_path).weights())
 
 
 # What does not fit is told before anything is made.

@@ -130,12 +130,12 @@ def test_a_flipped_bit_in_any_file_is_told_with_the_file_and_what_to_do(run: Pat
 def test_several_faults_are_a_line_each_and_stop_the_trainings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flipped(run / "data" / "train" / "source.tokens", 7)
     (run / "data" / "train" / "target.tokens").unlink()
-    flipped(step_directory(run / "checkpoints", 600) / "weights.safetensors", 900)
+    flipped(step_directory(run / "checkpoints", 240) / "weights.safetensors", 900)
     assert _run(["verify", str(run)]) == 1
     told = capsys.readouterr()
     assert told.out.endswith("no training is tried, since what it reads is damaged\n")
     errors = [line for line in told.err.splitlines() if line.startswith("mtkit: error: ")]
-    weights = step_directory(run / "checkpoints", 600) / "weights.safetensors"
+    weights = step_directory(run / "checkpoints", 240) / "weights.safetensors"
     train = run / "data" / "train"
     assert [error.removeprefix("mtkit: error: ") for error in errors] == [
         f"{train}/source.tokens: damaged in piece 1 of 1 (64 MiB each); binarize the corpora again",
@@ -147,12 +147,12 @@ def test_several_faults_are_a_line_each_and_stop_the_trainings(run: Path, capsys
 
 def test_the_memory_of_an_older_checkpoint_may_be_missing_and_of_the_newest_not(run: Path) -> None:
     checkpoints = run / "checkpoints"
-    (step_directory(checkpoints, 400) / "optimizer.safetensors").unlink()
+    (step_directory(checkpoints, 160) / "optimizer.safetensors").unlink()
     assert not check_results(run, "cpu").faults
-    (step_directory(checkpoints, 600) / "optimizer.safetensors").unlink()
+    (step_directory(checkpoints, 240) / "optimizer.safetensors").unlink()
     [fault] = check_results(run, "cpu").faults
-    assert fault.startswith(f"{step_directory(checkpoints, 600)}/optimizer.safetensors: missing; delete ")
-    assert f"{step_directory(checkpoints, 400)}: 2 files, as written" in check_results(run, "cpu").lines
+    assert fault.startswith(f"{step_directory(checkpoints, 240)}/optimizer.safetensors: missing; delete ")
+    assert f"{step_directory(checkpoints, 160)}: 2 files, as written" in check_results(run, "cpu").lines
 
 
 def test_ids_of_another_tokenizer_are_told(run: Path, make_config: Make, tmp_path: Path) -> None:

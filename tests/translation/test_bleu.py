@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sacrebleu.tokenizers.tokenizer_spm
 import sentencepiece
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
@@ -88,7 +89,7 @@ def test_a_figure_that_tells_nothing_comes_with_what_to_do(
     assert run(*given)[2] == warning
     compared, legend = run(*given, "--against", text)[2].splitlines(keepends=True)
     assert compared == warning
-    assert "a significant difference" in legend
+    assert "the difference is significant" in legend
     assert run("--hypothesis", english, "--reference", english, "--reference", text)[2] == warning.replace(
         "warning: text", "warning: english"
     )
@@ -125,7 +126,7 @@ def test_a_language_is_known_by_all_its_codes(codes: str, tokenizer: str) -> Non
 SACREBLEU_METRICS = {"bleu": ["bleu"], "chrf": ["chrf"], "chrf++": ["chrf", "--chrf-word-order", "2"], "ter": ["ter"]}
 
 
-def sacrebleu(*arguments: object, **environment: str) -> list[tuple[str, float, str]]:
+def by_sacrebleu(*arguments: object, **environment: str) -> list[tuple[str, float, str]]:
     """Name, score and signature as the command prints them."""
     command = [sys.executable, "-m", "sacrebleu", *map(str, arguments), "-w", "9", "-f", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
@@ -155,7 +156,7 @@ def test_the_tokenizer_may_be_named_as_for_the_sacrebleu_command(
     _, out, _ = run(
         *("--hypothesis", hypothesis, "--reference", reference, "--tokenize", tokenizer, "--metrics", "bleu", "--json")
     )
-    assert figures(out) == sacrebleu(reference, "-i", hypothesis, "--tokenize", tokenizer)
+    assert figures(out) == by_sacrebleu(reference, "-i", hypothesis, "--tokenize", tokenizer)
     assert f"|tok:{tokenizer}" in out
 
 
@@ -166,7 +167,7 @@ def test_metrics_come_as_chosen_and_are_those_of_the_sacrebleu_command(
     hypothesis, other, reference = texts
     names = [name.strip().lower() for name in metrics.split(",")]
     given = ("--hypothesis", hypothesis, "--reference", reference, "--metrics", metrics, "--json")
-    wanted = [sacrebleu(reference, "-i", hypothesis, "-m", *SACREBLEU_METRICS[name])[0] for name in names]
+    wanted = [by_sacrebleu(reference, "-i", hypothesis, "-m", *SACREBLEU_METRICS[name])[0] for name in names]
     assert figures(run(*given)[1]) == wanted
     compared = json.loads(run(*given, "--against", other)[1])
     assert [round(one["score"], 9) for one in compared[::2]] == [score for _, score, _ in wanted]
@@ -186,36 +187,25 @@ def test_a_model_is_scored_with_the_metrics_and_the_tokenizer_that_are_named(run
 
 @pytest.mark.parametrize("tokenizer", ["flores101", "spm"])
 def test_a_tokenizer_with_a_model_is_that_of_the_sacrebleu_command(
-    texts: tuple[Path, Path, Path], tmp_path: Path, tokenizer: str
+    run: Run, texts: tuple[Path, Path, Path], tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hypothesis, _, reference = texts
-    model = tmp_path / "sacrebleu" / "models" / "sacrebleu_tokenizer_spm.model"
+    folder = tmp_path / "sacrebleu"
+    model = folder / "models" / "sacrebleu_tokenizer_spm.model"
     model.parent.mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
         input=str(reference), model_prefix=str(tmp_path / "spm"), vocab_size=250, hard_vocab_limit=False, minloglevel=2
     )
     (tmp_path / "spm.model").rename(model)
-    given = ["evaluate", "--hypothesis", hypothesis, "--reference", reference, "--metrics", "bleu", "--json"]
-    environment = {"SACREBLEU": str(model.parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-m", "mtkit", *map(str, given), "--tokenize", tokenizer],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, **environment},
-    )
-    assert done.stderr == ""
-    assert figures(done.stdout) == sacrebleu(reference, "-i", hypothesis, "--tokenize", tokenizer, **environment)
-    assert "tok:flores101" in done.stdout
+    for module in (mtkit.translation.scores, sacrebleu.tokenizers.tokenizer_spm):
+        monkeypatch.setattr(module, "SACREBLEU_DIR", str(folder))
+    given = ("--hypothesis", hypothesis, "--reference", reference, "--metrics", "bleu", "--json")
+    _, out, error = run(*given, "--tokenize", tokenizer)
+    assert error == ""
+    assert figures(out) == by_sacrebleu(reference, "-i", hypothesis, "--tokenize", tokenizer, SACREBLEU=str(folder))
+    assert "tok:flores101" in out
     model.write_bytes(b"no model")
-    done = subprocess.run(
-        [sys.executable, "-m", "mtkit", *map(str, given), "--tokenize", tokenizer],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.stderr == (
+    assert run(*given, "--tokenize", tokenizer)[2] == (
         f"mtkit: error: BLEU's tokenizer flores101 cannot read its model {model}; delete it to download it again, or "
         "choose another with --tokenize, or leave BLEU out of --metrics\n"
     )

@@ -17,7 +17,7 @@ from mtkit.bundle.info import pack
 from mtkit.bundle.storage import Folder, Packed, all_sums
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.registry import new_model
-from mtkit.translation.canaries import GREEDY, NUM_CANARIES, TIE, check, hear, make_canaries
+from mtkit.translation.canaries import GREEDY, NUM_CANARIES, TIE, check, make_canaries, translate_canaries
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 
@@ -59,7 +59,7 @@ def test_a_model_that_is_whole_says_so(folder: Path, tmp_path: Path) -> None:
         first, files, canaries, drift = report.lines
         assert first == f"{model}: bundle format 2, written by mtkit 0.1.0"
         assert files == f"files: 8, {size:,} bytes, all as they were written"
-        assert canaries == "canaries: 8 of 8 say the same tokens on cpu"
+        assert canaries == "canaries: 8 of 8 give the same tokens on cpu"
         assert drift.startswith("log-probabilities: the largest difference is ")
 
 
@@ -119,14 +119,14 @@ def test_what_is_missing_and_what_is_too_much_is_told_line_by_line(folder: Path)
         f"{folder / 'README.md'}: changed since it was written (0 bytes, {size:,} were written); copy the model again",
         f"{folder / 'canaries.json'}: missing; copy the model again",
         f"{folder / 'tokenizer' / 'tokenizer.model'}: missing; copy the model again",
-        f"{folder / 'more'}: no part of the model; take it out, or copy the model again",
+        f"{folder / 'more'}: not part of the model; remove it, or copy the model again",
     ]
 
 
 def test_a_file_that_could_be_a_part_but_is_not_told_of_is_too_much(folder: Path) -> None:
     (folder / "tokenizer" / "more").write_text("")
     assert faults(folder) == [
-        f"{folder / 'tokenizer' / 'more'}: no part of the model; take it out, or copy the model again"
+        f"{folder / 'tokenizer' / 'more'}: not part of the model; remove it, or copy the model again"
     ]
 
 
@@ -134,11 +134,11 @@ def test_a_bundle_of_format_1_says_what_it_lacks(tmp_path: Path) -> None:
     old = Path(shutil.copytree(BUNDLES / "format-1", tmp_path / "old"))
     report = check(old, "cpu")
     assert report.faults == []
-    assert report.lines[1].endswith("it has none of the other files, and no canaries")
+    assert report.lines[1].endswith("it has no checksums of other files, and no canaries")
     pack(old, tmp_path / "old.mtkit")
     assert check(tmp_path / "old.mtkit", "cpu").faults == []
     (old / "more").write_text("")
-    assert faults(old) == [f"{old / 'more'}: no part of the model; take it out, or copy the model again"]
+    assert faults(old) == [f"{old / 'more'}: not part of the model; remove it, or copy the model again"]
     (old / "more").unlink()
     (old / "tokenizer" / "more").write_text("")
     assert faults(old) == [
@@ -164,7 +164,7 @@ def test_a_model_that_says_something_else_is_told_though_its_files_are_whole(fol
     found = faults(folder)
     assert len(found) >= 4
     assert found[0].startswith(f"{folder / 'canaries.json'}: canary ")
-    assert any(": the model says something else, which here is likelier by " in line for line in found)
+    assert any(": the model's translation differs, and is likelier here by " in line for line in found)
 
 
 def canaries_of(folder: Path) -> list[Canary]:
@@ -195,7 +195,7 @@ def test_a_tokenizer_that_does_something_else_is_told(folder: Path, change: dict
     first, *others = canaries_of(folder)
     put_canaries(folder, [replace(first, **change), *others])
     [found] = faults(folder)
-    assert found.endswith("canary 1: the tokenizer reads or writes it in another way than where it was made")
+    assert found.endswith("canary 1: the tokenizer encodes or decodes it differently here")
 
 
 def test_a_tie_is_told_as_one_and_is_no_fault(folder: Path) -> None:
@@ -214,11 +214,11 @@ def test_a_tie_is_told_as_one_and_is_no_fault(folder: Path) -> None:
     put_canaries(folder, [replace(now, target_tokens=tokens, text=translator.tokenizer.decode_target([tokens])[0])])
     report = check(folder, "cpu")
     assert report.faults == []
-    assert report.lines[2] == "canaries: 0 of 1 say the same tokens on cpu"
-    assert report.lines[-1] == "canary 1: a tie: it says something else that is as likely, to 0.0e+00"
-    [heard] = hear(load_folder(folder), canaries_of(folder))
-    assert heard.is_tie
-    assert not replace(heard, gap=2 * TIE).is_tie
+    assert report.lines[2] == "canaries: 0 of 1 give the same tokens on cpu"
+    assert report.lines[-1] == "canary 1: a tie: its translation differs, and is as likely to within 0.0e+00"
+    [result] = translate_canaries(load_folder(folder), canaries_of(folder))
+    assert result.is_tie
+    assert not replace(result, gap=2 * TIE).is_tie
 
 
 def load_folder(folder: Path) -> Translator:
@@ -271,7 +271,7 @@ def test_a_canary_that_the_model_cannot_take_is_told(folder: Path, make_config: 
     translator = Translator(new_model(config.model, 320, 320, 1).eval(), tokenizer, config)
     for source, target_tokens in (("one " * 1000, [5]), ("one", [5] * 1000)):
         with pytest.raises(DataError, match=r"^canary 1 has [13],000 tokens, and the model can take 39$"):
-            hear(translator, [Canary(source, [], target_tokens, -1.0, "")])
+            translate_canaries(translator, [Canary(source, [], target_tokens, -1.0, "")])
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES, ids=lambda model: model["architecture"])
@@ -293,10 +293,10 @@ def test_every_architecture_has_canaries(
     greedy = Translator(translator.model, tokenizer, config.model_copy(update={"decoding": GREEDY}))
     assert [canary.text for canary in canaries] == greedy.translate([canary.source for canary in canaries])
     scored = translator.score([canary.source for canary in canaries], [canary.text for canary in canaries])
-    for canary, heard, each in zip(canaries, hear(translator, canaries), scored, strict=True):
-        assert heard.same_tokens
-        assert heard.same_text
-        assert heard.drift < 1e-4
+    for canary, result, each in zip(canaries, translate_canaries(translator, canaries), scored, strict=True):
+        assert result.same_tokens
+        assert result.same_text
+        assert result.drift < 1e-4
         if tokenizer.encode_target([canary.text]) == [canary.target_tokens]:
             assert each.log_prob == pytest.approx(canary.log_prob, abs=1e-4)
 
@@ -307,7 +307,7 @@ def test_fewer_lines_give_fewer_canaries(folder: Path) -> None:
     assert [canary.source for canary in make_canaries(translator, ["one two", "one", "one"])] == ["one", "one two"]
     put_canaries(folder, [])
     report = check(folder, "cpu")
-    assert (report.faults, report.lines[-1]) == ([], "canaries: it has none")
+    assert (report.faults, report.lines[-1]) == ([], "canaries: none")
 
 
 @pytest.mark.gpu

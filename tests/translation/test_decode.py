@@ -67,8 +67,11 @@ def pair_of(tokenizer: Tokenizer, config: Config, precision: str = "fp64") -> Tr
 
 
 @ALL_MODES
-@pytest.mark.parametrize("architecture", ["transformer", "rnn-attention"])
-@pytest.mark.parametrize("prefixes", [False, True], ids=["free", "with prefixes"])
+@pytest.mark.parametrize(
+    ("architecture", "prefixes"),
+    [("transformer", True), ("rnn-attention", False)],  # every third prefix of a line is empty
+    ids=["transformer with prefixes", "rnn without"],
+)
 def test_batch_size_and_order_change_no_translation_in_float64(
     tokenizer: Tokenizer, mode: dict[str, object], architecture: str, prefixes: bool
 ) -> None:
@@ -181,8 +184,11 @@ def test_a_split_line_has_its_prefix_once_and_a_blank_one_none(tokenizer: Tokeni
 def test_prefixes_that_are_too_many_too_few_or_too_long_are_told(tokenizer: Tokenizer) -> None:
     translator = random_translator(tokenizer, settings())
     for prefixes, told in (
-        (["the"], "found 1 of the prefixes, but more lines; line n of both goes together"),
-        (["the"] * 3, "found 2 of the lines, but more prefixes; line n of both goes together"),
+        (["the"], "the prefixes end after 1, but there are more lines; line n of both belong together"),
+        (
+            ["the"] * 3,
+            "the lines end after 2, but there are more prefixes; line n of both belong together",
+        ),
     ):
         with pytest.raises(DataError) as error:
             translator.translate(["a", "b"], prefixes)
@@ -191,7 +197,7 @@ def test_prefixes_that_are_too_many_too_few_or_too_long_are_told(tokenizer: Toke
         translator.translate(["the cat"], "the")
     learned = random_translator(tokenizer, settings({"positions": "learned", "max_positions": 9}, 8))
     assert learned.translate(["the cat"], ["x" * 7])[0].startswith("x" * 7)
-    with pytest.raises(DataError, match=r"^prefix 'x{40}' has 6\d tokens, and the model can say 8; shorten it$"):
+    with pytest.raises(DataError, match=r"^prefix 'x{40}' has 6\d tokens, and the model can take 8; shorten it$"):
         learned.translate(["the cat"], ["x" * 60])
 
 
@@ -350,8 +356,16 @@ def test_what_cannot_be_scored_is_told(tokenizer: Tokenizer) -> None:
     translator = random_translator(tokenizer, settings({"positions": "learned", "max_positions": 9}, 8))
     long, short = "x" * 60, "the cat"
     for sources, targets, told in (
-        ([short], [], "found 0 of the translations, but more sources; line n of both goes together"),
-        ([], [short], "found 0 of the sources, but more translations; line n of both goes together"),
+        (
+            [short],
+            [],
+            "the translations end after 0, but there are more sources; line n of both belong together",
+        ),
+        (
+            [],
+            [short],
+            "the sources end after 0, but there are more translations; line n of both belong together",
+        ),
         ([short, long], [short, short], r"line 2: the source has 6\d tokens, and the model can take 8; split the line"),
         ([short], [long], r"line 1: the target has 6\d tokens, and the model can take 8; split the line"),
     ):

@@ -3,8 +3,6 @@
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -127,18 +125,16 @@ def test_a_wrong_call_is_told(options: list[str], problem: str, capfd: pytest.Ca
     assert capfd.readouterr().err.startswith(f"mtkit: error: {problem}")
 
 
-def test_an_n_best_list_goes_from_one_program_to_the_other(tiny_run: Path, tmp_path: Path) -> None:
-    source = write(tmp_path / "source", SOURCES)
-    program = f"'{sys.executable}' -m mtkit"
-    piped = subprocess.run(
-        f"{program} translate '{tiny_run}' '{source}' --n-best 2 | tee '{tmp_path / 'list'}' | "
-        f"{program} score '{tiny_run}' --source '{source}' --target - --n-best",
-        shell=True,
-        capture_output=True,
-        check=True,
-    )
-    assert piped.stderr == b""
-    assert piped.stdout.count(b"\n") == (tmp_path / "list").read_bytes().count(b"\n") > len(SOURCES)
+def test_an_n_best_list_goes_from_one_command_to_the_other(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, written = write(tmp_path / "source", SOURCES), tmp_path / "list"
+    assert _run(["translate", str(tiny_run), str(source), "--n-best", "2", "-o", str(written)]) == 0
+    files = ["--source", str(source), "--target", str(written)]
+    assert _run(["score", str(tiny_run), *files, "--n-best"]) == 0
+    out, error = capfd.readouterr()
+    assert error == ""
+    assert out.count("\n") == written.read_bytes().count(b"\n") > len(SOURCES)
 
 
 def test_json_is_that_of_the_standard_whatever_a_model_says(tiny_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Programs that write a line into a pipe and wait for its answer get it, and files keep their full speed."""
+"""Programs that write a line to a pipe and wait for its translation get it, and files are read at full speed."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import mtkit
-from mtkit.text.lines import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, Arriving
+from mtkit.text.lines import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, ReadAhead
 from mtkit.translation.stream import ParallelFiles, reading, score, translate
 from mtkit.translation.translator import Translator
 
@@ -28,7 +28,7 @@ def translator(tiny_run: Path) -> Translator:
 
 
 class Program:
-    """`mtkit ARGUMENTS`, to be talked to; it is killed if it does not answer."""
+    """A process of `mtkit ARGUMENTS` to exchange lines with; killed if it does not answer."""
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
@@ -47,13 +47,13 @@ class Program:
         return self.process.stdout.readline().decode()
 
     def end(self) -> tuple[str, int]:
-        """What else it writes when its input ends, and its exit code."""
+        """End its input; returns the rest of its output and its exit code."""
         rest, _ = self.process.communicate()
         self.timer.cancel()
         return rest.decode(), self.process.returncode
 
 
-@pytest.mark.parametrize("options", [[], ["--line-buffered"], ["-o", "-"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["--line-buffered", "-o", "-"]], ids=" ".join)
 def test_a_program_that_waits_for_each_answer_gets_it(
     translator: Translator, tiny_run: Path, options: list[str]
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_pipe_in_bursts_gives_the_lines_that_a_file_gives(translator: Translat
 
 
 def test_a_busy_stream_never_pauses_and_its_end_is_no_pause() -> None:
-    items = Arriving(map(str, range(5000)), len)
+    items = ReadAhead(map(str, range(5000)), len)
     taken = []
     for item in items:
         taken.append(item)
@@ -182,7 +182,7 @@ def test_an_idle_stream_pauses_and_so_does_one_that_trickles_for_long() -> None:
         asked.wait(LONGEST_WAIT)
         yield "two"
 
-    items = Arriving(idle(), len)
+    items = ReadAhead(idle(), len)
     assert next(items) == "one"
     assert items.pauses()
     assert not items.is_ready
@@ -194,7 +194,7 @@ def test_an_idle_stream_pauses_and_so_does_one_that_trickles_for_long() -> None:
             time.sleep(PAUSE_SECONDS / 5)
             yield str(number)
 
-    items, begin = Arriving(trickle(), len), time.monotonic()
+    items, begin = ReadAhead(trickle(), len), time.monotonic()
     next(items)
     while not items.pauses():
         next(items)
@@ -211,7 +211,7 @@ def test_no_more_is_read_ahead_than_may_wait_and_closing_ends_the_thread() -> No
             yield str(number)
 
     before = set(threading.enumerate())
-    items = Arriving(numbers(), len)
+    items = ReadAhead(numbers(), len)
     assert list(islice(items, 3)) == ["0", "1", "2"]
     assert not items.pauses()
     assert len(asked) <= MOST_ITEMS + 4
@@ -226,7 +226,7 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
         yield "one"
         raise OSError("the cable")
 
-    items = Arriving(broken(), len)
+    items = ReadAhead(broken(), len)
     assert next(items) == "one"
     assert not items.pauses()
     with pytest.raises(OSError, match="the cable"):

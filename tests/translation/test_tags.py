@@ -1,4 +1,4 @@
-"""One model, two target languages: a tag before the line says which is wanted, however the tag came there."""
+"""One model, two target languages: a tag before the line selects one, wherever the tag comes from."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from mtkit.text.tokenizer_training import extended
 from mtkit.training.validation import Validation
 from mtkit.translation.stream import translate
 from mtkit.translation.translator import Translator, load
-from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
+from tests.conftest import LEARNING, CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 
 FORWARD, BACKWARD = "<2digits>", "<2stigid>"
 
@@ -47,7 +47,7 @@ def write_corpus(root: Path) -> Path:
 
 
 def settings_of(root: Path, run_dir: Path) -> dict[str, object]:
-    """Settings of a run that learns both."""
+    """Settings of a run that learns both languages."""
     settings = toy_settings(CorpusFiles(root), run_dir)
 
     def both(name: str) -> list[dict[str, str]]:
@@ -63,11 +63,12 @@ def settings_of(root: Path, run_dir: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learnt both; not to be changed."""
+    """A run trained on both languages; tests must not change it."""
     root = write_corpus(tmp_path_factory.mktemp("tags"))
     run_all(
         config_with(
-            settings_of(root, root / "run"), training={"max_steps": 1600, "validate_every": 400, "save_every": 400}
+            settings_of(root, root / "run"),
+            training={**LEARNING, "max_steps": 600, "validate_every": 200, "save_every": 200},
         )
     )
     return root / "run"
@@ -79,7 +80,7 @@ def translator(run: Path) -> Translator:
 
 
 def refusal(tag: str, known: str) -> str:
-    """What is said of a tag that the model does not know."""
+    """The error for a tag that the model does not know."""
     return (
         f"tag {tag}: the model does not know it; {known}. `mtkit extend MODEL --tag '{tag}' -o LARGER` adds it, and "
         "training with training.start_from LARGER teaches it"
@@ -118,7 +119,7 @@ def test_a_validation_translates_sentences_of_every_tag_though_they_are_few(run:
 
 def test_a_tag_is_a_piece_of_its_own_and_is_never_split(run: Path) -> None:
     tokenizer = Tokenizer.load(run / "tokenizer")
-    assert tokenizer.symbols == (FORWARD, BACKWARD)
+    assert tokenizer.tags == (FORWARD, BACKWARD)
     forward, backward, line = tokenizer.encode_source([FORWARD, BACKWARD, "four two"])
     assert forward[:-1] == backward[:-1]
     assert forward[-1] != backward[-1]
@@ -258,7 +259,7 @@ def test_odd_tags_are_pieces_too(run: Path, tmp_path: Path) -> None:
     )
     run_binarize(config)
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
-    assert sorted(tokenizer.symbols) == sorted(tags)
+    assert sorted(tokenizer.tags) == sorted(tags)
     assert len({tokenizer.encode_source([tag])[0][-1] for tag in tags}) == len(tags)
     for tag in tags:
         assert tokenizer.decode_source(tokenizer.encode_source([f"{tag} nine"])) == [f"{tag} nine"]
@@ -496,7 +497,8 @@ def test_evaluate_warns_of_lines_without_a_tag(run: Path, tmp_path: Path, capsys
     files = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference"), "--device", "cpu"]
     assert _run(["evaluate", "--quiet", str(run), *files]) == 0
     assert capsys.readouterr().err == (
-        f"mtkit: warning: source: line 2 {MISSING}; and so with 2 more\nmtkit: warning: source: line 5 {UNKNOWN}\n"
+        f"mtkit: warning: source: line 2 {MISSING}; the same for 2 more lines\n"
+        f"mtkit: warning: source: line 5 {UNKNOWN}\n"
     )
     assert _run(["evaluate", "--quiet", str(run), *files, "--tag", FORWARD]) == 0
     assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ import pytest
 
 import mtkit
 from mtkit.errors import NUM_NAMED, DataError, MtkitError
-from mtkit.text.compressed import PACKERS, open_to_read
+from mtkit.text.compressed import COMPRESSIONS, open_to_read
 from mtkit.translation.stream import reading, translate, writing
 from mtkit.translation.translator import Translator
 
@@ -97,7 +97,7 @@ def test_bytes_that_are_no_utf8_are_replaced_and_the_first_ten_lines_named(
     told = "is not valid UTF-8; what could not be read was replaced"
     assert warnings == [
         *(f"mtkit: warning: line {number} {told}" for number in range(2, NUM_NAMED + 2)),
-        f"mtkit: warning: and so with 1,234 more: it {told}",
+        f"mtkit: warning: the same for 1,234 more lines: it {told}",
     ]
 
 
@@ -155,7 +155,7 @@ class LineByLine(io.BytesIO):
         return line
 
 
-def test_at_once_each_line_is_written_and_flushed_before_the_next_is_read(translator: Translator) -> None:
+def test_line_buffered_each_line_is_written_and_flushed_before_the_next_is_read(translator: Translator) -> None:
     source = LineByLine(b"one\ntwo\nthree\n")
 
     flushed = []
@@ -164,11 +164,11 @@ def test_at_once_each_line_is_written_and_flushed_before_the_next_is_read(transl
         def flush(self) -> None:
             flushed.append((source.taken, self.getvalue().count(b"\n")))
 
-    translate(translator, source, Out(), at_once=True)
+    translate(translator, source, Out(), line_buffered=True)
     assert flushed[:3] == [(1, 1), (2, 2), (3, 3)]
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
 def test_a_packed_file_is_read_and_written(translator: Translator, tmp_path: Path, ending: str) -> None:
     source_path, out_path = tmp_path / f"source{ending}", tmp_path / f"out{ending}"
     with writing(source_path) as stream:
@@ -180,13 +180,13 @@ def test_a_packed_file_is_read_and_written(translator: Translator, tmp_path: Pat
     assert out_path.read_bytes() != translated(translator, b"one two\nthree\n")
 
 
-@pytest.mark.parametrize("ending", sorted(PACKERS))
+@pytest.mark.parametrize("ending", sorted(COMPRESSIONS))
 def test_a_packed_file_that_is_cut_off_is_an_error(translator: Translator, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"source{ending}"
     with writing(path) as stream:
         stream.write(os.urandom(10_000))
     os.truncate(path, path.stat().st_size // 2)
-    message = rf"{path}: damaged {PACKERS[ending].name} \("
+    message = rf"{path}: damaged {COMPRESSIONS[ending].name} \("
     with reading(path) as source, pytest.raises(DataError, match=message):
         translate(translator, source, io.BytesIO())
 

@@ -142,7 +142,7 @@ def test_a_prefix_that_cannot_be_spelled_is_told_and_begins_the_translation(
 def test_translate_names_the_line_of_such_a_prefix(words: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     translate(translator_with(words, "keep"), BytesIO(b"the cat\na dog\n"), BytesIO(), prefixes=["a", "Qwerty"])
     assert capsys.readouterr().err == (
-        "mtkit: warning: line 2 has a prefix that the target vocabulary cannot spell; the model reads <unk> in it\n"
+        "mtkit: warning: line 2 has a prefix that the target vocabulary cannot spell; the model sees <unk> in it\n"
     )
 
 
