@@ -100,7 +100,7 @@ def random_batches(batch_tokens: int) -> tuple[list[Batch], int]:
 def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
     """The update that `mtkit train` makes, as a function of a batch."""
     model = new_model(config.model, vocab_size, vocab_size, seed=1).to(device).train()
-    optimizer = make_optimizer(model.parameters(), config.training, device)
+    optimizer = make_optimizer(model, config.training, device)
 
     def step(batch: Batch) -> None:
         with mixed_precision(device, precision):

@@ -47,7 +47,14 @@ class TrainingConfig(Section):
         description="Minutes after which training ends; null: no limit. linear and cosine still end at max_steps: "
         "set that to auto, or to what fits into the minutes.",
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="How weights follow gradients.")
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+        "adam",
+        description="Optimizer; muon orthogonalises the updates of hidden matrices, and trains all other weights with "
+        "Adam.",
+    )
+    matrix_learning_rate: float | None = Field(
+        None, gt=0, description="Peak of the learning rate of hidden matrices with muon; null: learning_rate."
+    )
     adam_betas: tuple[float, float] = Field(
         (0.9, 0.98), description="Decay of Adam's averages of the gradient and of its square."
     )
@@ -56,7 +63,10 @@ class TrainingConfig(Section):
         0.0, ge=0, lt=1, description="Momentum of sgd: share of the last update that is added again."
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay; adam and sgd add it to the gradient, adamw to the update."
+        0.0,
+        ge=0,
+        description="Weight decay; adam and sgd add it to the gradient, adamw to the update, muon to the update of "
+        "hidden matrices only.",
     )
     schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
         "noam",
@@ -217,7 +227,11 @@ class TrainingConfig(Section):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
-            raise ValueError(f"{said} is for optimizer adam or adamw; sgd has momentum")
+            raise ValueError(f"{said} is for optimizer adam, adamw or muon; sgd has momentum")
+        if self.matrix_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError(f"matrix_learning_rate is for optimizer muon, not {self.optimizer}")
+        if self.matrix_learning_rate is not None and self.learning_rate is None:
+            raise ValueError("matrix_learning_rate wants learning_rate, since the schedule moves both alike")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
         return self

@@ -5,7 +5,7 @@ Shapes: R rows, L length, Q queries, N keys, S source length, H heads, K width o
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -251,6 +251,8 @@ def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head attention of the tokens of a row to one another."""
 
+    BLOCKS: ClassVar = {"query_key_value": 3}  # matrices that consist of several, for optimizers that treat each alone
+
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -283,6 +285,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Multi-head attention of target tokens to the source; project computes the source's keys and values once."""
+
+    BLOCKS: ClassVar = {"key_value": 2}
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
@@ -330,6 +334,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
         super().__init__()
         self.is_gated = config.activation in GATES
+        self.BLOCKS = {"inner": 2 if self.is_gated else 1}
         self.inner = nn.Linear(config.d_model, 2 * d_ff if self.is_gated else d_ff)
         self.output = nn.Linear(d_ff, config.d_model)
         self.activation = (GATES if self.is_gated else ACTIVATIONS)[config.activation]

@@ -68,7 +68,7 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
     """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
-    tensors = {WEIGHTS: weights, OPTIMIZER: optimizer_tensors(state.optimizer, list(weights))}
+    tensors = {WEIGHTS: weights, OPTIMIZER: optimizer_tensors(state.optimizer, state.model)}
     if state.average is not None:
         tensors[AVERAGE] = state.average.weights
     try:
@@ -106,7 +106,7 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
         state.average.restore(read_tensors_of(checkpoints, step, AVERAGE) if AVERAGE in files else weights)
     memory = read_tensors_of(checkpoints, step, OPTIMIZER)
     if remembers_alike(state.optimizer, memory):
-        restore_optimizer(state.optimizer, [name for name, _ in state.model.named_parameters()], memory)
+        restore_optimizer(state.optimizer, state.model, memory)
     state.progress = progress
 
 

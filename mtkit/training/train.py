@@ -125,7 +125,7 @@ class Trainer:
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
         self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
-        optimizer = make_optimizer(self.model.parameters(), self.settings, self.device)
+        optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         if config.training.max_steps != "auto":
             self._settle(with_shares(config.training))
@@ -668,7 +668,7 @@ def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, sto
     """The mean seconds per update, made on a copy of the model; the first, which allocates memory, is not timed."""
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
-    state = TrainState(trial, make_optimizer(trial.parameters(), settings, device), replace(progress))
+    state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
     updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0))
     longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
     begun = time.monotonic()

@@ -1,7 +1,7 @@
 """One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,51 +15,60 @@ from mtkit.data.batch import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.loss import OBJECTIVES
+from mtkit.training.muon import Muon
 
-Parameters = Iterable[nn.Parameter]
 
-
-def adam(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
     return torch.optim.Adam(
-        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def adamw(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
     return torch.optim.AdamW(
-        parameters, 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
+        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def sgd(parameters: Parameters, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum (Polyak 1964).
 
     v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
     learning rate is not part of v, so that a change of it takes full effect at once.
     """
-    return torch.optim.SGD(parameters, 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(model.parameters(), 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters, TrainingConfig, bool], torch.optim.Optimizer]] = {
+def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """Muon (Jordan 2024) with decoupled weight decay for hidden matrices, Adam without decay for all other weights."""
+    rate = 1.0
+    if config.matrix_learning_rate is not None:
+        assert config.learning_rate is not None, "the settings check it"
+        rate = config.matrix_learning_rate / config.learning_rate
+    return Muon(model, config.adam_betas, config.adam_eps, config.weight_decay, rate, fused)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
+    "muon": muon,
 }
 
 
-def make_optimizer(parameters: Parameters, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer that config.optimizer names; its learning rate is 0 until Updater.update sets it."""
-    return OPTIMIZERS[config.optimizer](parameters, config, device.type in ("cpu", "cuda"))
+    return OPTIMIZERS[config.optimizer](model, config, device.type in ("cpu", "cuda"))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The state of the optimizer as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The state of the optimizer of a model as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
 
-    names has the names of the optimizer's parameters, in order. The result may be empty: sgd without momentum has no
-    state, and no optimizer has any before its first update.
+    It may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
     """
+    names = _names(optimizer, model)
     state = optimizer.state_dict()["state"]
     return {
         f"{key}/{names[i]}": tensor
@@ -69,21 +78,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     }
 
 
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """The names of the parameters, in the order of the optimizer's parameter groups."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
     """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
-    The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square.
+    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square; muon has
+    those, and a momentum of matrices.
     """
-    of_sgd = any(name.startswith("momentum_buffer/") for name in tensors)
-    return not tensors or of_sgd == isinstance(optimizer, torch.optim.SGD)
+    moments = {name.split("/", 1)[0] for name in tensors}
+    of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon}
+    return not tensors or all((name in moments) == isinstance(optimizer, kind) for name, kind in of_kinds.items())
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Load tensors that optimizer_tensors returned; names has the names of the optimizer's parameters, in order."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads the state that optimizer_tensors returned."""
+    numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, parameter = name.split("/", 1)
-        state.setdefault(names.index(parameter), {})[key] = tensor
+        state.setdefault(numbers[parameter], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -212,7 +230,7 @@ class Updater:
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
         tokens = sum(batch.target_tokens for batch in batches)
         sums = []
         for number, batch in enumerate(batches):

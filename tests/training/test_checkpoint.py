@@ -41,7 +41,7 @@ def state_at(step: int) -> TrainState:
     """A layer after so many updates; the same for the same step."""
     torch.manual_seed(1)
     model = nn.Linear(3, 2)
-    optimizer = make_optimizer(model.parameters(), TrainingConfig(), torch.device("cpu"))
+    optimizer = make_optimizer(model, TrainingConfig(), torch.device("cpu"))
     state = TrainState(model, optimizer, Progress(precision="fp32"))
     for done in range(1, step + 1):
         optimizer.param_groups[0]["lr"] = 0.1
@@ -55,8 +55,7 @@ def state_at(step: int) -> TrainState:
 
 def same(state: TrainState, other: TrainState) -> bool:
     """Whether weights, the optimizer's memory and progress are equal to the bit."""
-    names = ["weight", "bias"]
-    memory, others = (optimizer_tensors(each.optimizer, names) for each in (state, other))
+    memory, others = (optimizer_tensors(each.optimizer, each.model) for each in (state, other))
     return (
         all(torch.equal(a, b) for a, b in zip(state.model.parameters(), other.model.parameters(), strict=True))
         and memory.keys() == others.keys()

@@ -143,35 +143,35 @@ def test_settings_that_make_no_sense_together_are_refused(settings, told):
         ("adamw", 0.0, {"step", "exp_avg", "exp_avg_sq"}),
         ("sgd", 0.9, {"momentum_buffer"}),
         ("sgd", 0.0, set()),
+        ("muon", 0.0, {"step", "exp_avg", "exp_avg_sq", "matrix_momentum"}),
     ],
 )
 def test_an_optimizer_whose_memory_was_kept_goes_on_as_if_it_had_not_stopped(name, momentum, memory):
     config = TrainingConfig.model_validate({"optimizer": name, "weight_decay": 0.01, "momentum": momentum})
-    names = ["weight", "bias"]
 
-    def begun() -> tuple[nn.Linear, torch.optim.Optimizer]:
+    def begun() -> tuple[nn.Sequential, torch.optim.Optimizer]:
         torch.manual_seed(1)
-        layer = nn.Linear(3, 2)
-        return layer, make_optimizer(layer.parameters(), config, torch.device("cpu"))
+        model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+        return model, make_optimizer(model, config, torch.device("cpu"))
 
-    def update(layer: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
-        optimizer.param_groups[0]["lr"] = 0.1 / step
+    def update(model: nn.Sequential, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / step
         optimizer.zero_grad()
-        layer(torch.full((4, 3), float(step))).square().sum().backward()
+        (model(torch.full((4, 3), float(step))) + 1).pow(3).sum().backward()
         optimizer.step()
 
-    layer, optimizer = begun()
+    model, optimizer = begun()
     for step in (1, 2, 3):
-        update(layer, optimizer, step)
-    kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, names).items()}
+        update(model, optimizer, step)
+    kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
     other, resumed = begun()
-    other.load_state_dict(layer.state_dict())
-    restore_optimizer(resumed, names, kept)
+    other.load_state_dict(model.state_dict())
+    restore_optimizer(resumed, other, kept)
     for step in (4, 5):
-        update(layer, optimizer, step)
+        update(model, optimizer, step)
         update(other, resumed, step)
-    assert torch.equal(layer.weight, other.weight)
-    assert torch.equal(layer.bias, other.bias)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert {key.split("/")[0] for key in kept} == memory
 
 
@@ -180,7 +180,7 @@ def test_every_setting_of_the_optimizer_reaches_it(name):
     config = TrainingConfig.model_validate(
         {"optimizer": name, "weight_decay": 0.01, "adam_betas": (0.7, 0.9), "adam_eps": 1e-7}
     )
-    (group,) = make_optimizer(nn.Linear(3, 2).parameters(), config, torch.device("cpu")).param_groups
+    (group,) = make_optimizer(nn.Linear(3, 2), config, torch.device("cpu")).param_groups
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.7, 0.9), 1e-7, 0.01)
 
 
@@ -189,7 +189,7 @@ def test_sgd_is_the_formula_it_states():
     torch.manual_seed(1)
     weight = nn.Parameter(torch.randn(5, dtype=torch.float64))
     wanted, velocity = weight.detach().clone(), torch.zeros(5, dtype=torch.float64)
-    optimizer = make_optimizer([weight], config, torch.device("cpu"))
+    optimizer = make_optimizer(nn.ParameterList([weight]), config, torch.device("cpu"))
     for step in range(1, 5):
         gradient = torch.randn(5, dtype=torch.float64)
         optimizer.param_groups[0]["lr"] = rate = 0.5 / step
@@ -203,10 +203,10 @@ def test_sgd_is_the_formula_it_states():
 def test_an_optimizer_without_memory_yet_has_none_to_keep():
     config = TrainingConfig.model_validate({"optimizer": "sgd", "momentum": 0.9})
     layer = nn.Linear(3, 2)
-    optimizer = make_optimizer(layer.parameters(), config, torch.device("cpu"))
-    assert optimizer_tensors(optimizer, ["weight", "bias"]) == {}
+    optimizer = make_optimizer(layer, config, torch.device("cpu"))
+    assert optimizer_tensors(optimizer, layer) == {}
     layer.weight.grad = torch.ones(2, 3)
     optimizer.step()
-    assert set(optimizer_tensors(optimizer, ["weight", "bias"])) == {"momentum_buffer/weight"}
-    restore_optimizer(optimizer, ["weight", "bias"], {})
-    assert optimizer_tensors(optimizer, ["weight", "bias"]) == {}
+    assert set(optimizer_tensors(optimizer, layer)) == {"momentum_buffer/weight"}
+    restore_optimizer(optimizer, layer, {})
+    assert optimizer_tensors(optimizer, layer) == {}
