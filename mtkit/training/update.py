@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +16,37 @@ from mtkit.data.batch import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.loss import OBJECTIVES
-from mtkit.training.muon import Muon
+from mtkit.training.muon import Muon, hidden_matrices
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
+    """The parameters of a model in one or two groups, each with its weight decay.
+
+    With weight_decay_of matrices, the first group has the hidden matrices, and the second all other parameters, which
+    do not decay.
+    """
+    parameters = list(model.parameters())
+    if config.weight_decay_of == "all":
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    matrices = hidden_matrices(model)
+    others = [parameter for parameter in parameters if parameter not in matrices]
+    groups = [
+        {"params": list(matrices), "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
-    return torch.optim.Adam(
-        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
-    )
+    return torch.optim.Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
-    return torch.optim.AdamW(
-        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
-    )
+    return torch.optim.AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
@@ -38,16 +55,13 @@ def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Op
     v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
     learning rate is not part of v, so that a change of it takes full effect at once.
     """
-    return torch.optim.SGD(model.parameters(), 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(parameter_groups(model, config), 0.0, config.momentum, fused=fused)
 
 
 def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) with decoupled weight decay for hidden matrices, Adam without decay for all other weights."""
-    rate = 1.0
-    if config.matrix_learning_rate is not None:
-        assert config.learning_rate is not None, "the settings check it"
-        rate = config.matrix_learning_rate / config.learning_rate
-    return Muon(model, config.adam_betas, config.adam_eps, config.weight_decay, rate, fused)
+    """Muon (Jordan 2024) for hidden matrices, Adam for all other weights; the weight decay is that of AdamW."""
+    decays = (config.weight_decay, config.weight_decay if config.weight_decay_of == "all" else 0.0)
+    return Muon(model, config.adam_betas, config.adam_eps, *decays, config.matrix_rate_factor, fused)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Optimizer]] = {
@@ -87,8 +101,8 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
     """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
-    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square; muon has
-    those, and a momentum of matrices.
+    The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square; muon
+    has such averages, and the momentum of hidden matrices.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon}
@@ -96,7 +110,7 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads the state that optimizer_tensors returned."""
+    """Load the state that optimizer_tensors returned."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
