@@ -263,7 +263,8 @@ class Updater:
         padding = sum(batch.padding for batch in batches) / len(batches)
         update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
-            state.optimizer.step()
+            with mixed_precision(state.model.device, state.progress.precision):  # of muon's matrix products
+                state.optimizer.step()
             if state.average is not None:
                 state.average.update(step)
         self.scaler.adapt()
