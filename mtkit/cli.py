@@ -1,4 +1,4 @@
-"""The command line: registers the commands, runs the one that is typed, and reports errors with an exit code."""
+"""The command line: registers the commands, runs the one that the user typed, and turns errors into exit codes."""
 
 import errno
 import os
@@ -54,7 +54,10 @@ for group in (training, translation, evaluation, models):
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; expected errors become a message on stderr and an exit code, not a traceback."""
+    """Run the command line and exit.
+
+    Errors that the user can fix become a message on stderr and an exit code, not a traceback.
+    """
     if sys.stderr is None:
         # Stderr is closed: the next file opened would get descriptor 2, and thus whatever libraries write to stderr.
         sys.stderr = os.fdopen(_opened_null(2), "w", encoding="utf-8")
@@ -73,7 +76,7 @@ def main() -> NoReturn:
 
 
 def _opened_null(descriptor: int) -> int:
-    """Open the null device under this file descriptor, replacing the file that it refers to; returns the descriptor."""
+    """Make the file descriptor refer to the null device instead of its present file, and return the descriptor."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 class MtkitError(Exception):
     """An error that the user can fix.
 
-    The message has a line for each fault: where it is, what was found, what is expected, and what to do.
+    The message has one line for each fault: where it is, what was found, what is wanted, and what to do.
     """
 
 
@@ -33,7 +33,10 @@ class CheckpointError(MtkitError):
 
 
 class StoppedError(MtkitError):
-    """The user stopped the command; its work so far is saved. code is the exit code of the program."""
+    """The user stopped the command; the work done so far is saved.
+
+    `code` is the exit code of the program.
+    """
 
     def __init__(self, message: str = "", code: int = 130) -> None:
         super().__init__(message)
@@ -41,9 +44,10 @@ class StoppedError(MtkitError):
 
 
 class SignalError(BaseException):
-    """Raised when a signal asks the program to end; code is the exit code of the program.
+    """Raised when a signal asks the program to end.
 
-    Like KeyboardInterrupt, it is not a subclass of Exception, so that libraries do not catch it.
+    `code` is the exit code of the program. Like KeyboardInterrupt, this is not a subclass of Exception, so that
+    libraries do not catch it.
     """
 
     def __init__(self, number: int) -> None:
@@ -57,7 +61,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, such as a RuntimeError of PyTorch, means that the CPU or accelerator ran out of memory."""
+    """Whether `error`, such as a RuntimeError of PyTorch, means that the CPU or the accelerator ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
@@ -66,11 +70,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 # Checks of arguments of the Python API. A wrong type raises a TypeError that says what was found and expected.
 
 LONGEST_SHOWN = 40  # characters; messages shorten values that are longer
-MOST_DIGITS = 100  # of whole_number; Python itself refuses more than 4,300
+MOST_DIGITS = 100  # in a number that whole_number accepts; Python itself refuses more than 4,300
 
 
 def shown(value: object) -> str:
-    """The type and the shortened repr of a value, for messages, such as "int 5"."""
+    """The type and the shortened repr of `value`, for messages, such as "int 5"."""
     if value is None:
         return "None"
     text = repr(value)
@@ -78,18 +82,21 @@ def shown(value: object) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """Parse a text of ASCII digits; None for any other text, and for more than MOST_DIGITS digits."""
+    """`text` as an integer; `None` unless it consists of 1 to MOST_DIGITS ASCII digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 def require_list(value: object, name: str, wanted: str = "a list of lines; give it [line] for a single one") -> None:
-    """Raise a TypeError if value is not iterable, or if it is a single text, whose items would be its characters."""
+    """Raise TypeError if `value` is not iterable, or is a single string, whose items would be its characters.
+
+    For the message, `name` says which argument it is, and `wanted` what it should be.
+    """
     if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: found {shown(value)}, wants {wanted}")
 
 
 def checked_lines(lines: Iterable[Any], name: str) -> Iterator[str]:
-    """Yields the lines; raises a TypeError that gives the number, from 1, of the first line that is not a str."""
+    """Yields `lines` unchanged; raises TypeError with the number (from 1) of the first item that is not a str."""
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, str):
             raise TypeError(f"{name}: item {number:,} is {shown(line)}, wants a str")
@@ -97,7 +104,7 @@ def checked_lines(lines: Iterable[Any], name: str) -> Iterator[str]:
 
 
 def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Yields the pairs; raises a TypeError that gives the number, from 1, of the first item that is not two strs."""
+    """Yields `pairs` as tuples; raises TypeError with the number (from 1) of the first item that is not two strings."""
     for number, pair in enumerate(pairs, start=1):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise TypeError(f"pairs: item {number:,} is {shown(pair)}, wants a source and a translation, both str")
@@ -105,7 +112,7 @@ def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def require_count(value: Any, name: str) -> int:
-    """Return the value as an int; raises a TypeError if it is not an integer, and an MtkitError if it is below 1."""
+    """`value` as an int; raises TypeError if it is not an integer, and MtkitError if it is below 1."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -118,13 +125,13 @@ def require_count(value: Any, name: str) -> int:
 
 
 def require_path(value: object, name: str) -> None:
-    """Raise a TypeError if value is neither a str nor a path."""
+    """Raise TypeError if `value` is neither a str nor a path."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}: found {shown(value)}, wants the path of a model, a str or a Path")
 
 
 def require_texts(values: Iterable[Any], name: str, wanted: str) -> None:
-    """Raise a TypeError if values is a single text or not iterable, or if an item is not a str."""
+    """Raise TypeError if `values` is a single string, is not iterable, or has an item that is not a str."""
     require_list(values, name, wanted)
     for value in values:
         if not isinstance(value, str):
@@ -157,7 +164,7 @@ def say(text: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and the noun, which gets an s unless the number is 1: "1 pair", "2,000 pairs"."""
+    """`number` followed by `noun`, which gets an s unless the number is 1: "1 pair", "2,000 pairs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -168,13 +175,16 @@ class Warnings:
         self.counts: dict[str, int] = {}
 
     def add(self, what: str, number: int) -> None:
-        """Warn about the line with this number, from 1; what, such as "is not valid UTF-8", is the kind of warning."""
+        """Warn about the line with this number, counted from 1.
+
+        `what` is the kind of warning and ends its sentence, such as "is not valid UTF-8".
+        """
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:
             say(f"mtkit: warning: line {number:,} {what}")
 
     def close(self) -> None:
-        """Print how many further warnings of each kind there were."""
+        """Print, for each kind, how many warnings were counted but not printed."""
         for what, count in self.counts.items():
             if count > NUM_NAMED:
                 say(f"mtkit: warning: the same for {counted(count - NUM_NAMED, 'more line')}: it {what}")
@@ -190,7 +200,7 @@ _is_shown = True
 
 
 def show_progress(wanted: bool) -> None:
-    """Turn progress on or off for the whole process; --quiet turns it off."""
+    """Show progress in the whole process if `wanted` is true, else hide it; --quiet hides it."""
     global _is_shown
     _is_shown = wanted
 
@@ -201,15 +211,15 @@ def is_shown() -> bool:
 
 
 def shows_bars() -> bool:
-    """Whether progress is shown as bars: if it is shown and stderr is a terminal."""
+    """Whether progress is shown as bars: only if stderr is a terminal, and never with --quiet."""
     return _is_shown and on_terminal()
 
 
 def bar_size() -> tuple[int | None, int | None]:
-    """The columns and rows to give to tqdm: 80 and 24 if the terminal reports none; None if tqdm can find them itself.
+    """The width and height of a progress bar, in characters, for tqdm; `None` where tqdm finds the size itself.
 
-    `script` in a job queue, `docker exec -t` and some CI systems provide terminals without a size, on which tqdm would
-    show nothing.
+    If the terminal reports no size, they are 80 and 24, because tqdm would show nothing without a size. `script` in a
+    job queue, `docker exec -t` and some CI systems provide such terminals.
     """
     if not shows_bars():
         return None, None
@@ -228,9 +238,9 @@ def inform(text: str) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Print that the work called what begins and, after the block, how long it took.
+    """Print, before the block, that work begins and, after it, how long it took.
 
-    For work that has no items to count; see Meter.
+    `what` names the work. Use this for work without items to count; Meter counts items.
     """
     begun = monotonic()
     inform(f"{what} …")
@@ -241,9 +251,10 @@ def working(what: str) -> Iterator[None]:
 class Meter:
     """Counts finished items and shows progress: `translating 200 of 500 lines, 12 a second, 25 s left`.
 
-    On a terminal, progress is a bar, which disappears when the work is done. Elsewhere it is a line every EVERY_SECONDS
-    and a last line with the time taken, except after an error or a signal. If the work takes less than EVERY_SECONDS,
-    nothing is printed, unless announced is true, which prints a first and a last line in any case.
+    On a terminal, progress is a bar, which disappears when the work is done. Elsewhere, a line is printed every
+    EVERY_SECONDS. A last line with the total time follows, unless an error or a signal ended the work. Nothing is
+    printed about work that takes less than EVERY_SECONDS, unless `announced` is true: then a first and a last line are
+    printed even for short work.
     """
 
     def __init__(
@@ -251,8 +262,9 @@ class Meter:
     ) -> None:
         """Start to show progress.
 
-        what names the work, such as translating; unit names the items, in the plural, such as lines; total is their
-        number, None if unknown. announced prints a first and a last line even for short work; hidden shows nothing.
+        `what` names the work, such as "translating"; `unit` names the items, in the plural, such as "lines"; `total` is
+        the number of items, or `None` if it is unknown. With `announced=True`, a first and a last line are printed even
+        for short work; with `hidden=True`, nothing is shown.
         """
         self.done = 0
         self._what, self._unit, self._total = what, unit, total
@@ -285,7 +297,7 @@ class Meter:
             say(f"{self._what} {_counted(self.done, self._unit)} took {duration(monotonic() - self._begun)}")
 
     def add(self, count: int = 1) -> None:
-        """Count this many more items as done."""
+        """Count `count` more items as done."""
         self.done += count
         self._bar.update(count)
         if self._has_lines and monotonic() - self._told >= EVERY_SECONDS:
@@ -293,7 +305,7 @@ class Meter:
             say(self._line(self._told - self._begun))
 
     def counting(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, counting each as done when the next one is requested."""
+        """Yields `items`, counting each as done when the next one is requested."""
         for item in items:
             yield item
             self.add()
@@ -308,13 +320,13 @@ class Meter:
 
 
 def _counted(number: int, unit: str) -> str:
-    """The number and the unit, singular for 1, such as "1 line of a file" if unit is "lines of a file"."""
+    """`number` followed by `unit`; for 1, the first word loses its plural s: "1 line of a file"."""
     nouns, space, rest = unit.partition(" ")
     return f"{counted(number, nouns.removesuffix('s'))}{space}{rest}"
 
 
 def duration(seconds: float) -> str:
-    """A duration as text, such as 0.4 s, 51 s, 4 min 30 s or 2 h 10 min."""
+    """`seconds` as text, such as 0.4 s, 51 s, 4 min 30 s or 2 h 10 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

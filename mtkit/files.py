@@ -21,7 +21,7 @@ from mtkit.errors import CheckpointError, SignalError, StoppedError, on_terminal
 
 
 def finite(value: Any) -> Any:
-    """A copy of the value with None in place of infinities and NaN, which JSON does not have."""
+    """A copy of `value` with `None` in place of infinities and NaN, which JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def finite(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """The value as JSON, with null for infinities and NaN; characters beyond ASCII are not escaped."""
+    """`value` as JSON text: infinities and NaN become null, and characters beyond ASCII are not escaped."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -41,12 +41,12 @@ def json_text(value: Any, indent: int | None = None) -> str:
 NOTHING_HALF = "before the end; no file is left half written"
 SOON = 5.0  # seconds after the first signal in which SIGTERM and SIGHUP are ignored: a closed terminal sends several
 
-_num_open = 0  # number of undone_when_ended blocks that are being executed
+_num_open = 0  # number of undone_when_ended blocks being executed
 
 
 @contextmanager
 def undone_when_ended() -> Iterator[None]:
-    """Make signals within the block raise a SignalError, so that the block can undo its work; see ended_by_signal."""
+    """Within the block, signals raise SignalError, so that the block can undo its work; see `ended_by_signal`."""
     global _num_open
     _num_open += 1
     try:
@@ -59,10 +59,10 @@ def undone_when_ended() -> Iterator[None]:
 def ended_by_signal() -> Iterator[None]:
     """Within the block, let Ctrl-C, SIGTERM and SIGHUP end the program with a one-line message.
 
-    No half-written file is left: within undone_when_ended, the signal raises a SignalError, so that the block can clean
-    up. Elsewhere the program ends at once, without an exception, since that might get lost, or even abort the process,
-    while PyTorch is imported. A second Ctrl-C always ends the program at once. A signal that was ignored before, such
-    as SIGHUP under nohup, stays ignored.
+    No half-written file is left: within an `undone_when_ended` block, the signal raises SignalError, so that the block
+    can clean up. Outside of such blocks, the program ends at once and raises no exception, because an exception might
+    get lost, or even abort the process, while PyTorch is being imported. A second Ctrl-C always ends the program at
+    once. A signal that was ignored before, such as SIGHUP under nohup, stays ignored.
     """
     first: float | None = None  # time of the first signal
 
@@ -105,9 +105,9 @@ class Written:
 
 @contextmanager
 def counted_when_ended(done: str) -> Iterator[Written]:
-    """Yields a counter that the block updates; if a signal ends the block, raises a StoppedError with the count.
+    """Yields a counter for the block to update; if a signal ends the block, raises StoppedError with the count.
 
-    done is a past participle for the message, as in "5 lines are translated".
+    `done` is a past participle for the message, such as "translated" in "5 lines are translated".
     """
     written = Written()
     try:
@@ -125,14 +125,17 @@ Handler = Callable[[int, FrameType | None], None]
 
 @dataclass
 class Stop:
-    """What signals have requested during training; training checks this between batches."""
+    """What signals have asked training to do; training checks this between batches."""
 
-    signal: int = 0  # number of the signal that stops training; 0: none
+    signal: int = 0  # number of the signal that asked training to stop; 0: none
     save: bool = False  # whether SIGUSR1 asked for a checkpoint; training continues after it
-    watched: list[Callable[[], None]] = field(default_factory=list)  # each raises if the run must not continue
+    watched: list[Callable[[], None]] = field(default_factory=list)  # each raises an error if the run must not continue
 
     def check(self) -> None:
-        """Raise a StoppedError if a signal asked to stop; else call the watched functions, which may raise errors."""
+        """Raise StoppedError if a signal asked training to stop; otherwise call the functions in `watched`.
+
+        Each function in `watched` raises an error if the run must not continue.
+        """
         if self.signal:
             raise StoppedError
         for check in self.watched:
@@ -143,8 +146,9 @@ class Stop:
 def stopping_by_signal() -> Iterator[Stop]:
     """Yields a Stop that records Ctrl-C, SIGTERM and SIGHUP, so that training can end after the current update.
 
-    A Ctrl-C after one of them raises a KeyboardInterrupt. SIGUSR1 asks for a checkpoint: job queues send it some time
-    before they stop a job. If SIGHUP was ignored before, as under nohup, it stays ignored.
+    A Ctrl-C after any of these signals raises KeyboardInterrupt. SIGUSR1 asks for a checkpoint, after which training
+    continues; job queues send it some time before they stop a job. If SIGHUP was ignored before, as under nohup, it
+    stays ignored.
     """
     stop = Stop()
 
@@ -175,7 +179,7 @@ def stopping_by_signal() -> Iterator[Stop]:
 
 @contextmanager
 def without_usr1() -> Iterator[None]:
-    """Within the block, answer SIGUSR1 with a message, since outside of training there is nothing to save.
+    """Within the block, answer SIGUSR1 with a message, because there is nothing to save outside of training.
 
     Without a handler, the signal would end the process.
     """
@@ -205,7 +209,7 @@ def _handled_by(handlers: dict[int, Handler]) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a directory, to disk."""
+    """Flush the file at `path` to disk; for a directory, flush the list of its entries."""
     if path.is_dir() and sys.platform == "win32":
         return  # Windows cannot open a directory
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
@@ -217,7 +221,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """Yields a new directory to fill, which replaces path if the block ends without an error; else it is deleted."""
+    """Yields a new directory for the block to fill.
+
+    If the block ends without an error, the new directory replaces the one at `path`; otherwise it is deleted.
+    """
     with undone_when_ended():
         try:
             new = new_directory(path)
@@ -228,7 +235,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 
 def new_directory(path: Path) -> Path:
-    """Create an empty directory beside path and return its path; put_in_place then replaces path by it.
+    """Create an empty directory next to `path` and return its path; `put_in_place(path)` moves it to `path`.
 
     Leftovers of a killed process are removed first.
     """
@@ -240,7 +247,10 @@ def new_directory(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Flush the directory that new_directory created to disk, rename it to path, and delete the one it replaces."""
+    """Replace the directory at `path` by the one that `new_directory(path)` created.
+
+    The new directory is flushed to disk before it is renamed to `path`; then the old one is deleted.
+    """
     path = followed(path)
     new, old = _beside(path, "new"), _beside(path, "old")
     for part in [*new.rglob("*"), new]:
@@ -253,9 +263,9 @@ def put_in_place(path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Rename the old directory back to path if put_in_place was killed between its two renames.
+    """If `put_in_place` was killed between its two renames, rename the old directory back to `path`.
 
-    Only the process that holds the lock for writing may call this.
+    Only the process that holds the lock for writing (see `only_writer`) may call this.
     """
     path = followed(path)
     if not path.exists() and _beside(path, "old").exists():
@@ -263,9 +273,9 @@ def settle(path: Path) -> None:
 
 
 def clear_beside(path: Path) -> None:
-    """Remove what a process that was killed while replacing path left beside it, after calling settle.
+    """Remove the leftovers of a process that was killed while it replaced `path`; calls `settle` first.
 
-    Only the process that holds the lock for writing may call this.
+    Only the process that holds the lock for writing (see `only_writer`) may call this.
     """
     settle(path)
     for kind in ("new", "old"):
@@ -273,7 +283,7 @@ def clear_beside(path: Path) -> None:
 
 
 def standing(path: Path) -> Path:
-    """The path for reading a directory: path, or that of the old directory between the two renames of put_in_place."""
+    """The directory to read: `path` or, between the two renames of `put_in_place`, the old directory next to it."""
     if not path.name:  # the working directory, or the root: neither is ever replaced
         return path
     old = _beside(path, "old")
@@ -281,14 +291,14 @@ def standing(path: Path) -> Path:
 
 
 def put_aside(path: Path) -> None:
-    """Rename a file or directory, if it exists, to a hidden name beside it; bring_back undoes this."""
+    """Rename the file or directory at `path`, if there is one, to a hidden name; `bring_back` undoes this."""
     path = followed(path)
     if path.exists():
         path.rename(_beside(path, "before"))
 
 
 def bring_back(path: Path) -> None:
-    """Undo put_aside, deleting anything that is at path now; does nothing if nothing was put aside."""
+    """Undo `put_aside`, deleting anything that is at `path` now; do nothing if nothing was put aside."""
     path = followed(path)
     before = _beside(path, "before")
     if before.exists():
@@ -297,12 +307,12 @@ def bring_back(path: Path) -> None:
 
 
 def drop_aside(path: Path) -> None:
-    """Delete the file or directory that put_aside renamed, if any."""
+    """Delete the file or directory that `put_aside` renamed, if there is one."""
     remove(_beside(path, "before"))
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a directory with its contents, or a link but not its target; does nothing if path is missing."""
+    """Delete a file, a directory with its contents, or a link (not its target); do nothing if `path` does not exist."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -310,15 +320,15 @@ def remove(path: Path) -> None:
 
 
 def followed(path: Path) -> Path:
-    """The target of a symbolic link, which need not exist; any other path is returned unchanged."""
+    """`path` itself or, if it is a symbolic link, the path of its target, which need not exist."""
     return path.resolve() if path.is_symlink() else path
 
 
 def require_folder(path: Path, replaced: bool = True) -> None:
-    """Raise a CheckpointError if a folder could not be written at path, so that this is known before any work is done.
+    """Raise CheckpointError if a folder cannot be written at `path`; called before any work is done.
 
-    A path that does not exist yet is accepted. If replaced is true, the folder is to be replaced by renaming another
-    one, which also requires write access to its parent.
+    A path that does not exist yet is accepted. With `replaced=True`, another folder will be renamed to `path`, so its
+    parent must be writable too.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""
@@ -342,15 +352,15 @@ def require_folder(path: Path, replaced: bool = True) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    """The hidden path beside path, or beside its target if it is a link, such as .model.new for model."""
+    """The hidden path next to `path`, such as .model.new for model; if `path` is a link, it is next to its target."""
     path = followed(path)
     return path.with_name(f".{path.name}.{kind}")
 
 
 def link_or_copy(path: Path, copy: Path) -> None:
-    """Make the file at path available at copy: as a hard link, else a symbolic link, else a copy.
+    """Make the file at `path` available at `copy` too: as a hard link, else a symbolic link, else a copy.
 
-    The file at copy must only be read, since writing to it may change the original.
+    Only read the file at `copy`: writing to it may change the original.
     """
     whole = path.resolve()
     for make in (os.link, os.symlink, shutil.copyfile):
@@ -363,14 +373,17 @@ def link_or_copy(path: Path, copy: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file atomically, replacing any file at path."""
+    """Write `data` to a file atomically, replacing any file at `path`."""
     with replaced_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a new binary file to write, which replaces path if the block ends without an error; else it is deleted."""
+    """Yields a new binary file for the block to write.
+
+    If the block ends without an error, the new file replaces the one at `path`; otherwise it is deleted.
+    """
     path = followed(path)
     new = _beside(path, "new")
     with undone_when_ended():
@@ -386,7 +399,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Within the block, add the path to an OSError that names no file, such as that of a full disk."""
+    """Within the block, add `path` to any OSError that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -408,9 +421,9 @@ else:
 
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Within the block, hold a lock of the operating system on a directory, which is created if it is missing.
+    """Within the block, hold an operating-system lock on `directory`, which is created if it is missing.
 
-    The lock is released even if the process is killed. Raises a CheckpointError if another process holds it.
+    The lock is released even if the process is killed. Raises CheckpointError if another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:

@@ -29,7 +29,7 @@ MOST_PIECES = 1 << 31
 
 @dataclass(frozen=True)
 class Table:
-    """In KINDS, stands for a dict with arbitrary keys whose values are all of the kind `of`."""
+    """In `KINDS`, stands for a dict with arbitrary keys whose values are all of the kind `of`."""
 
     of: Any
 
@@ -73,16 +73,17 @@ KINDS = {
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The bytes of bundle.json: content as JSON, with its SHA-256 under the key sha256."""
+    """The bytes of bundle.json: `content` as JSON, with the SHA-256 of that JSON added under the key sha256."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_description(data: bytes, path: Path) -> dict[str, Any]:
-    """Parses bundle.json (data, read from path) and returns its content without the checksum.
+    """Parses `data`, the bytes of bundle.json, and returns its content without the checksum.
 
-    Raises CheckpointError, whose message begins with path, if data is damaged: a description of format 2 must be byte
-    for byte what mtkit wrote. Also raises it if the format is newer than this version of mtkit reads.
+    Raises CheckpointError if `data` is damaged: from format 2 on, it must be byte for byte what mtkit wrote. Also
+    raises it if the format is newer than this version of mtkit can read. `path` is the path of bundle.json, for
+    messages.
     """
     try:
         content = json.loads(data)
@@ -115,9 +116,10 @@ def _are_sizes(content: dict[str, Any]) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether value has the structure that kind describes.
+    """Whether `value` has the structure that `kind` describes.
 
-    kind is a type, a list [kind of every item], a dict {key: kind of its value, where the key exists}, or a Table.
+    `kind` is a type, a list with one element (the kind of every item), a dict (which gives the kinds of the values of
+    known keys; keys may be missing), or a Table.
     """
     if isinstance(kind, Table):
         return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
@@ -142,19 +144,19 @@ class Canary:
     source: str
     source_tokens: list[int]
     target_tokens: list[int]  # without the end mark
-    log_prob: float  # of target_tokens with the end mark
+    log_prob: float  # of target_tokens followed by the end mark
     text: str  # target_tokens decoded
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """The content of canaries.json for these canaries."""
+    """The content of the file canaries.json for `canaries`."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """Parses canaries.json (data) and returns its canaries.
+    """Parses `data`, the content of canaries.json, and returns the canaries in it.
 
-    Raises CheckpointError, whose message begins with where, if data is damaged or has ids outside the vocabularies.
+    Raises CheckpointError, whose message begins with `where`, if `data` is damaged or has ids outside the vocabularies.
     """
     try:
         content = json.loads(data)
@@ -178,7 +180,7 @@ def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_
 
 
 def _are_ids(tokens: Any, vocab_size: int) -> bool:
-    """Whether tokens is a list of ids in range(vocab_size)."""
+    """Whether `tokens` is a list of ids from 0 to `vocab_size - 1`."""
     return isinstance(tokens, list) and all(type(token) is int and 0 <= token < vocab_size for token in tokens)
 
 
@@ -206,7 +208,7 @@ SCORE = {"test_set", "metric", "score", "signature"}  # the keys of each score i
 
 @dataclass(frozen=True)
 class Bundle:
-    """An open bundle; weights() reads the weights."""
+    """An open bundle; the method `weights` reads its weights."""
 
     storage: Storage
     config: Config
@@ -219,18 +221,18 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The path of the tokenizer, for messages only: in a packed file it does not exist."""
+        """The path of the tokenizer's folder, for messages only: a packed file has no such folder."""
         return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
-        """The content of a file of the bundle, such as tokenizer/tokenizer.json.
+        """The content of the file called `name`, such as tokenizer/tokenizer.json, in the bundle.
 
         Raises CheckpointError if the file is missing or cannot be read.
         """
         return _read(self.storage, name)
 
     def config_with(self, overrides: Sequence[str]) -> Config:
-        """The settings in the bundle's config.yaml, with overrides such as decoding.beam_size=1 applied."""
+        """The settings in the bundle's config.yaml, with `overrides` such as decoding.beam_size=1 applied."""
         return _config(self.storage, overrides) if overrides else self.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -250,8 +252,8 @@ class Bundle:
     def weights(self) -> dict[str, Tensor]:
         """The weights by parameter name, memory-mapped rather than copied.
 
-        Raises CheckpointError if the file is missing or damaged, or if the settings describe a model with more layers
-        or larger matrices than these weights can fill.
+        Raises CheckpointError if the file is missing or damaged, or if the settings describe a larger model than these
+        weights can fill: one with more layers or larger matrices.
         """
         path = self.path / WEIGHTS
         try:
@@ -277,7 +279,7 @@ class Bundle:
     def untrained(self) -> list[int]:
         """Ids that were added to the target vocabulary and have not been trained since.
 
-        Raises CheckpointError if bundle.json has no valid ids there.
+        Raises CheckpointError if their entry in bundle.json is not a list of valid ids.
         """
         ids = self.description.get(UNTRAINED, [])
         size = self.description["target_vocab_size"]
@@ -286,7 +288,10 @@ class Bundle:
         return ids
 
     def canaries(self) -> list[Canary]:
-        """The canaries; none in a bundle of format 1. Raises CheckpointError if canaries.json is damaged or missing."""
+        """The canaries in canaries.json; a bundle of format 1 has none.
+
+        Raises CheckpointError if canaries.json is damaged or missing.
+        """
         if self.description["format"] == 1:
             return []
         sizes = (self.description["source_vocab_size"], self.description["target_vocab_size"])
@@ -294,9 +299,9 @@ class Bundle:
 
 
 def bundle_at(path: Path) -> Path | None:
-    """The path of the bundle at path, which is a bundle or a run directory, or None if there is none.
+    """The bundle at `path`: `path` itself, or the folder model in it if `path` is a run directory.
 
-    Any file that begins like a zip counts as a bundle.
+    `None` if there is no bundle. Any file that begins like a zip archive counts as a bundle.
     """
     if is_packed(path):
         return path
@@ -305,7 +310,7 @@ def bundle_at(path: Path) -> Path | None:
 
 
 def no_model(path: Path) -> CheckpointError:
-    """Returns the error for a path that is neither a bundle nor a checkpoint, with advice on what to do."""
+    """The error to raise for a `path` that is neither a bundle nor a checkpoint, with advice on what to do."""
     wanted = "MODEL is a run directory, a checkpoint or a model bundle"
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return CheckpointError(f"{path}: is a file of settings; {wanted}, such as runs/NAME with the name in the file")
@@ -327,14 +332,15 @@ def is_run(path: Path) -> bool:
 
 
 def _holds_model(path: Path) -> bool:
-    """Whether path is a folder with a bundle, or a run directory that has checkpoints or a finished model."""
+    """Whether `path` is a folder with a bundle, or a run directory that has checkpoints or a finished model."""
     return path.is_dir() and (bundle_at(path) is not None or (path / "checkpoints").is_dir())
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Opens the bundle at path, which is a bundle or a run directory with a finished model.
+    """Opens the bundle at `path`, which is a bundle or a run directory with a finished model.
 
-    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
+    Raises CheckpointError if there is no bundle or its files are damaged, and ConfigError if its settings are not
+    valid.
     """
     if (found := bundle_at(path)) is None:
         raise no_model(path)
@@ -342,7 +348,7 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def bundle_of(storage: Storage) -> Bundle:
-    """Opens the bundle in a storage.
+    """Opens the bundle in `storage`.
 
     Raises CheckpointError if its description or settings are damaged, and ConfigError if its settings are not valid.
     """
@@ -351,7 +357,7 @@ def bundle_of(storage: Storage) -> Bundle:
 
 
 def describe(storage: Storage) -> dict[str, Any]:
-    """The content of bundle.json, without its checksum; raises CheckpointError if it is damaged or missing."""
+    """The content of bundle.json, without its checksum; raises CheckpointError if the file is damaged or missing."""
     path = storage.path / DESCRIPTION
     try:
         content = bytes(storage.view(DESCRIPTION))
@@ -361,13 +367,13 @@ def describe(storage: Storage) -> dict[str, Any]:
 
 
 def tokenizer_files(storage: Storage) -> dict[str, bytes]:
-    """The contents of the files in the folder tokenizer, by file name."""
+    """The contents of the files in the bundle's folder tokenizer, by file name."""
     names = (name for name in storage.names() if name.startswith(f"{TOKENIZER}/"))
     return {name.removeprefix(f"{TOKENIZER}/"): _read(storage, name) for name in names}
 
 
 def _read(storage: Storage, name: str) -> bytes:
-    """The content of a file; raises CheckpointError if it is missing or cannot be read."""
+    """The content of the file called `name`; raises CheckpointError if the file is missing or cannot be read."""
     try:
         return bytes(storage.view(name))
     except OSError:
@@ -375,7 +381,7 @@ def _read(storage: Storage, name: str) -> bytes:
 
 
 def _config(storage: Storage, overrides: Sequence[str]) -> Config:
-    """The settings in config.yaml, with overrides applied; raises CheckpointError or ConfigError as bundle_of does."""
+    """The settings in config.yaml, with `overrides` applied; raises the errors that `bundle_of` raises."""
     path = storage.path / CONFIG
     try:
         text = _read(storage, CONFIG).decode("utf-8")
@@ -392,9 +398,10 @@ def save_bundle(
     about: dict[str, Any],
     canaries: Sequence[Canary] = (),
 ) -> None:
-    """Writes a bundle to the folder path, replacing an older one; the keys of about are added to bundle.json.
+    """Writes a bundle to the folder `path`, replacing any older bundle there.
 
-    Raises CheckpointError if it cannot be written.
+    `save_tokenizer` writes the tokenizer's files to the folder that it is given. The keys and values in `about` are
+    added to bundle.json. Raises CheckpointError if the bundle cannot be written.
     """
     try:
         with replaced_directory(path) as new:
@@ -413,7 +420,10 @@ def save_bundle(
 
 
 def carried_config(config: Config) -> bytes:
-    """The config.yaml of a bundle: config with run_dir, training.start_from and device reset to their defaults."""
+    """The content of a bundle's config.yaml.
+
+    These are the settings in `config`, but run_dir, training.start_from and device have their defaults.
+    """
     training = config.training.model_copy(update={"start_from": None})
     return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
 
@@ -423,8 +433,8 @@ def description_of(
 ) -> bytes:
     """The content of a new bundle.json.
 
-    tokenizer maps the names of the tokenizer's files to their contents. files maps the name of every file except
-    bundle.json to its size and checksum, as in Sums.told. about has further keys for bundle.json.
+    `tokenizer` maps the names of the tokenizer's files to their contents. `files` maps the name of every file except
+    bundle.json to its size and checksum, as in `Sums.told`. The keys and values in `about` are added to bundle.json.
     """
     return sealed(
         {
@@ -440,10 +450,10 @@ def description_of(
 
 
 def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None:
-    """Writes scores to scores.json, card to README.md and their checksums to bundle.json; the bundle must be a folder.
+    """Writes `scores` to scores.json, `card` to README.md, and the checksums of these two files to bundle.json.
 
-    The checksums are written last: if the process is killed before that, bundle.json has those of the older files until
-    scores are saved again.
+    The bundle must be a folder. The checksums are written last: if the process is killed before that, bundle.json keeps
+    the checksums of the older files until scores are saved again.
     """
     new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
     for name, content in new.items():
@@ -464,7 +474,7 @@ def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _is_score(score: Any) -> bool:
-    """Whether score is a dict with exactly the keys of SCORE and values of the right types."""
+    """Whether `score` is a dict with exactly the keys in `SCORE`, and values of the right types."""
     return (
         isinstance(score, dict)
         and score.keys() == SCORE
@@ -474,7 +484,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """One hexadecimal SHA-256 over the names and contents of all the files, sorted by name."""
+    """One hexadecimal SHA-256 over the names and contents of all `files`, sorted by name."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: their content, and how to read them, also while training continues."""
+"""Checkpoints on disk: what they contain, and how to read them, even while training continues."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ FIRST_SCALE = 2.0**16  # PyTorch's initial loss scale; too high for many models,
 class Update:
     """Statistics of one training update."""
 
-    loss: float  # summed over its target tokens, in nats
+    loss: float  # summed over the target tokens, in nats
     nll: float  # negative log-likelihood, summed like the loss
     tokens: int  # target tokens
     norm: float  # of the gradient, before clipping
@@ -37,7 +37,7 @@ class Update:
 
     @property
     def is_finite(self) -> bool:
-        """Whether loss and gradient norm are finite; otherwise the update is skipped."""
+        """Whether the loss and the gradient norm are finite; if not, training skips the update."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
@@ -45,7 +45,7 @@ class Update:
 class Window:
     """Sums over the updates since the last line of the log.
 
-    A checkpoint includes the window, so that a resumed run logs the same values as one that was not interrupted.
+    A checkpoint includes the window, so that a resumed run logs the same values as an uninterrupted one.
     """
 
     updates: int = 0
@@ -59,7 +59,7 @@ class Window:
     consistency: float | None = None
 
     def add(self, update: Update) -> None:
-        """Adds the statistics of an update to the sums."""
+        """Adds the statistics of `update` to the sums."""
         self.updates += 1
         self.loss += update.loss
         self.likelihood += update.nll
@@ -73,7 +73,7 @@ class Window:
     def record(self, seconds: float) -> dict[str, float]:
         """The fields of a log line: means over the updates of this window, with losses in nats per token.
 
-        seconds is the training time so far. The window must have at least one update.
+        `seconds` is the training time so far. The window must contain at least one update.
         """
         agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
@@ -98,21 +98,21 @@ class Progress:
     """How far training has come, and the values that settings given as `auto` were resolved to."""
 
     step: int = 0  # updates done
-    pairs: int = 0  # pairs consumed: the position in the plan
+    pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16
     validated_step: int = 0  # the last step that was validated
     best_step: int = 0  # step of the best validation; if it is 0 and has_best, the model that training started from
     best_score: float = float("-inf")  # of the best validation; higher is better; -inf before the first one
     bad_validations: int = 0  # validations since the best step
-    stale_validations: int = 0  # the same, but only after warmup, and reset when the learning rate is lowered
+    stale_validations: int = 0  # like bad_validations, but only after warmup; reset when the rate is lowered
     rate_lowered: int = 0  # how many times the learning rate was lowered because validation did not improve
     skipped: int = 0  # updates that were skipped because loss or gradient norm was not finite
     skipped_in_row: int = 0  # skipped updates since the last one that was made
     overflows: int = 0  # fp16 updates that overflowed, so that they only lowered the loss scale
     loss_scale: float = FIRST_SCALE
     scale_updates: int = 0  # updates since the loss scale changed
-    log_bytes: int = 0  # length of log.jsonl, which is truncated to it on resuming
+    log_bytes: int = 0  # length of log.jsonl, which resuming truncates to this length
     changes: list[Change] = field(default_factory=list)  # changes of settings, ordered by step
     plan: dict[str, Any] | None = None  # the values that auto settings were resolved to
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
@@ -124,9 +124,9 @@ class Progress:
 
 
 def setting_at(chain: Sequence[Change], name: str, step: int, now: Any) -> Any:
-    """The value that the setting called name had when update number step was made.
+    """The value that the setting called `name` had during update number `step`.
 
-    chain is the list of all changes, in order; now is the current value of the setting.
+    `chain` lists all changes of settings, in order; `now` is the current value of the setting.
     """
     later = (change["settings"] for change in chain if change["step"] >= step)
     return next((settings[name][0] for settings in later if name in settings), now)
@@ -144,12 +144,12 @@ AVERAGE = "average.safetensors"  # the moving average of the weights, if the run
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
-    """The path of the checkpoint of a step; checkpoints is the folder of all checkpoints of a run."""
+    """The path of the checkpoint of `step`; `checkpoints` is the folder of all checkpoints of a run."""
     return checkpoints / f"step-{step:08d}"
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
-    """The directories named like a checkpoint, whether complete or not, in ascending order of step."""
+    """The directories named like a checkpoint, complete or not, in ascending order of step."""
     found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=_step_of)
 
@@ -159,7 +159,10 @@ def _step_of(directory: Path) -> int:
 
 
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
-    """The steps of all checkpoints in ascending order; with resumable, only those that have an optimizer state."""
+    """The steps of all checkpoints, in ascending order.
+
+    With `resumable=True`, only the steps of checkpoints that have an optimizer state.
+    """
     needed = (PROGRESS, OPTIMIZER) if resumable else (PROGRESS,)
     return [
         _step_of(directory)
@@ -171,7 +174,8 @@ def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
     """The progress in a checkpoint, the identity of its run, and the SHA-256 of each of its files by name.
 
-    The identity is what must match for a run to resume. Raises CheckpointError if progress.json is damaged or missing.
+    The identity consists of the settings and checksums that must match for the run to resume. Raises CheckpointError if
+    progress.json is damaged or missing.
     """
     path = step_directory(checkpoints, step) / PROGRESS
     try:
@@ -181,9 +185,9 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """Parses a progress.json and returns progress, identity and checksums, as read_progress does.
+    """Parses `data`, the content of a progress.json; returns progress, identity and checksums, as `read_progress` does.
 
-    Raises ValueError if it is damaged, and CheckpointError if it has another format than this version reads.
+    Raises ValueError if `data` is damaged, and CheckpointError if its format is not the one that this version reads.
     """
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop("sha256", None) != content_checksum(content):
@@ -196,28 +200,28 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name, not their moving average."""
+    """The weights of a checkpoint by parameter name; these are the weights themselves, not their moving average."""
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights that validation evaluated at this step: their moving average if the checkpoint has one."""
+    """The weights that validation evaluated at `step`: their moving average if the checkpoint has one."""
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
 
 
 def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of measured_weights over several checkpoints (Junczys-Dowmunt et al. 2016).
+    """The mean of the `measured_weights` of several checkpoints (Junczys-Dowmunt et al. 2016).
 
-    It is summed in fp64 and returned in fp32.
+    The mean is computed in fp64 and returned in fp32.
     """
     return mean_weights(measured_weights(checkpoints, step) for step in steps)
 
 
 def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of several sets of weights, summed in fp64 and returned in fp32.
+    """The mean of several sets of weights, computed in fp64 and returned in fp32.
 
-    Only one set is needed in memory at a time, so checkpoints may be a generator.
+    `checkpoints` may be a generator, since only one set of weights is needed in memory at a time.
     """
     total: dict[str, Tensor] = {}
     count = 0
@@ -229,12 +233,14 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The steps to average, ascending: the best step and the last count - 1 scheduled steps before it, or fewer.
+    """The steps to average, ascending: the best step and up to `count - 1` scheduled steps immediately before it.
 
-    scheduled has the steps of all checkpoints except those that were saved only because the run was stopped. The best
-    step may be missing from it, if an earlier session of the run ended there because of a lower step limit. Step 0, the
-    model that training started from, is returned only if it is the best step, and then alone: averaging evens out the
-    noise of updates, and the start has none; it would only pull the average back.
+    `scheduled` has the steps of all checkpoints except those that were saved only because the run was stopped. It may
+    lack the best step, if an earlier session of the run ended there because of a lower step limit.
+
+    Step 0 is the model that training started from. It is returned only if it is the best step, and then alone:
+    averaging evens out the noise of updates, and the model at step 0 has no such noise; it would only pull the average
+    back.
     """
     if best_step == 0:
         return [0]
@@ -242,7 +248,7 @@ def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int
 
 
 def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor]:
-    """The tensors in a file of a checkpoint, by name.
+    """The tensors in the file called `name` of a checkpoint, by tensor name.
 
     Raises CheckpointError if the file is missing or its checksum is wrong.
     """
@@ -258,7 +264,7 @@ def read_tensors_of(checkpoints: Path, step: int, name: str) -> dict[str, Tensor
 
 
 def remedy(checkpoints: Path, step: int) -> str:
-    """Advice for an error message: what the user can do about the damaged checkpoint of this step."""
+    """Advice for an error message: what the user can do about the damaged checkpoint of `step`."""
     others = [other for other in checkpoint_steps(checkpoints, resumable=True) if other != step]
     if not others:
         return "start anew with --fresh"
@@ -274,7 +280,7 @@ def file_checksum(path: Path) -> str:
 
 
 def content_checksum(content: dict[str, Any]) -> str:
-    """The hexadecimal SHA-256 of content as JSON with sorted keys."""
+    """The hexadecimal SHA-256 of `content` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -292,13 +298,13 @@ class Snapshot:
     progress: Progress
     identity: dict[str, Any]
     weights: bytearray  # the content of a safetensors file
-    sha256: str  # of weights
+    sha256: str  # of the weights
 
 
 def readable_steps(checkpoints: Path) -> list[int]:
-    """The steps of all checkpoints, ascending, including one that training is replacing at this moment.
+    """The steps of all complete checkpoints, ascending, including one that training is replacing at this moment.
 
-    That one still has its old files, in a folder with a hidden name.
+    While a checkpoint is being replaced, its old files are in a folder with a hidden name.
     """
     names = {path.name for path in checkpoints.glob("step-*")}
     names |= {path.name[1:].removesuffix(".old") for path in checkpoints.glob(".step-*.old")}
@@ -307,23 +313,24 @@ def readable_steps(checkpoints: Path) -> list[int]:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory is a complete checkpoint: it has a progress.json."""
+    """Whether `directory` is a complete checkpoint, that is, has a progress.json."""
     return (standing(directory) / PROGRESS).is_file()
 
 
 def read_progress_at(directory: Path) -> Progress:
-    """The progress in a checkpoint.
+    """The progress in the checkpoint at `directory`.
 
-    Raises FileNotFoundError if training has just deleted it, and CheckpointError if it is damaged.
+    Raises FileNotFoundError if training has just deleted the checkpoint, and CheckpointError if it is damaged.
     """
     path = standing(directory) / PROGRESS
     return _parsed(_read(path), path)[0]
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """Reads the checkpoint in a directory and verifies its checksums.
+    """Reads the checkpoint in `directory` and verifies its checksums.
 
-    Raises FileNotFoundError if training has just deleted or replaced it, and CheckpointError if it is damaged.
+    Raises FileNotFoundError if training has just deleted or replaced the checkpoint, and CheckpointError if it is
+    damaged.
     """
     directory = standing(directory)
     noted = _read(directory / PROGRESS)
@@ -343,9 +350,9 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """Calls read and returns its result; calls it again, up to TRIES times in all, if it raises FileNotFoundError.
+    """Calls `read` and returns its result, trying again if it raises FileNotFoundError.
 
-    Training may delete a checkpoint while it is read. Raises CheckpointError if every try fails.
+    Training may delete a checkpoint while `read` is reading it. Raises CheckpointError after TRIES failed calls.
     """
     for _ in range(TRIES - 1):
         try:
@@ -359,7 +366,7 @@ def retried(read: Callable[[], Found]) -> Found:
 
 
 def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """Calls parse_progress, but raises CheckpointError if the content is damaged."""
+    """Returns what `parse_progress` returns, but raises CheckpointError if `data` is damaged."""
     try:
         return parse_progress(bytes(data), path)
     except ValueError:
@@ -369,8 +376,8 @@ def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict
 def _read(path: Path) -> bytearray:
     """The content of a file.
 
-    Raises FileNotFoundError if it is missing, also if a network disk reports that it was deleted while it was read, and
-    CheckpointError for any other error.
+    Raises FileNotFoundError if the file is missing, or if a network disk reports that it was deleted while it was read.
+    Raises CheckpointError for any other error.
     """
     try:
         with path.open("rb") as file:
@@ -389,9 +396,10 @@ TRAINED = "trained.json"  # a run directory has this file once its training is f
 
 
 def noted_validation(run: Path) -> str | None:
-    """The checksum of the validation text that a run was trained with, or "" if an earlier version did not record it.
+    """The checksum of the validation text of a run, as its newest readable checkpoint records it.
 
-    It is read from the newest readable checkpoint or, if there is none, from trained.json. None if neither can be read.
+    If no checkpoint can be read, trained.json is read instead. Returns "" if an earlier version of mtkit recorded no
+    checksum, and `None` if neither a checkpoint nor trained.json can be read.
     """
     for step in reversed(checkpoint_steps(run / "checkpoints")):
         try:

@@ -1,4 +1,4 @@
-"""The model card of a bundle, `mtkit info`, faults in the files of a bundle, and `mtkit pack`."""
+"""The model card of a bundle, the facts of `mtkit info`, faults in the files of a bundle, and `mtkit pack`."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,7 +77,7 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """The section of the card on training data; an empty string if data is empty."""
+    """The section of the card on training data; an empty string if `data` is empty."""
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
@@ -98,8 +98,8 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 def _files(config: Config, data: dict[str, Any]) -> str:
     """The rows of a table of training files: name, number of pairs and checksum.
 
-    The number of pairs that were used is known only for a corpus with one part; otherwise, and in bundles of earlier
-    versions, this column is empty.
+    The number of pairs used is known only for a corpus that consists of one part (a pair of files, or one tab-separated
+    file). For other corpora, and in bundles of earlier versions of mtkit, its cell is empty.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
     counts = list(
@@ -116,7 +116,7 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> str:
-    """A table of the mean, quantiles and maximum of the sentence lengths in tokens, with a row for each side."""
+    """A table of sentence lengths in tokens, with a row for each side: their mean, quantiles and maximum."""
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
     rows = [
@@ -130,7 +130,7 @@ def _lengths(lengths: dict[str, Any]) -> str:
 
 
 def _training(config: Config, training: dict[str, Any]) -> str:
-    """The paragraph of the card on training, which ends with a space; an empty string if training is empty."""
+    """The paragraph of the card on training, ending with a space; an empty string if `training` is empty."""
     if not training:
         return ""
     weights = weights_text(training["averaged_steps"], config.training.ema_decay)
@@ -145,16 +145,16 @@ def _training(config: Config, training: dict[str, Any]) -> str:
 
 
 def _unknown(shares: dict[str, float]) -> str:
-    """A sentence, with a space before it, that gives the fractions in shares; an empty string if shares is empty.
+    """A sentence, with a space before it, on the fractions of unknown tokens; an empty string if `shares` is empty.
 
-    shares maps phrases such as "source tokens" to the fraction of unknown tokens.
+    `shares` maps phrases such as "source tokens" to the fraction of these tokens that is unknown.
     """
     described = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
     return f" Unknown tokens: {described}." if shares else ""
 
 
 def _cell(text: str) -> str:
-    """The text with every | escaped, since a plain one would end the cell of a Markdown table."""
+    """`text` with every | escaped, because an unescaped one would end the cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 
@@ -162,7 +162,7 @@ def _cell(text: str) -> str:
 
 
 def changes_text(training: dict[str, Any]) -> str:
-    """Which settings changed during training, and after which update; empty if none did."""
+    """A phrase on which settings changed during training, and after which update; empty if none did."""
     return "; ".join(
         f"after update {change['step']:,} "
         + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
@@ -173,7 +173,8 @@ def changes_text(training: dict[str, Any]) -> str:
 def _change(name: str, sides: list[Any]) -> str:
     """A phrase with the name of a changed setting, its old value and its new value.
 
-    A name without a dot is not a setting but a text, such as the validation text; its values, checksums, are left out.
+    A `name` without a dot is not a setting but a text that changed, such as the validation text. The values are then
+    checksums, which the phrase leaves out.
     """
     return f"{name} from {sides[0]} to {sides[1]}" if "." in name else f"the {name} text"
 
@@ -187,7 +188,7 @@ def decoding_text(decoding: DecodingConfig) -> str:
 
 
 def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (name, value) of every setting in a section; nested settings have names such as encoder.d_model."""
+    """Yields (name, value) for every setting in `section`; nested settings have names such as encoder.d_model."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from settings_of(value, f"{prefix}{key}.")
@@ -196,9 +197,10 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
-    """A phrase on the updates of training after which the weights were taken.
+    """A phrase that says after which updates of training the weights were taken.
 
-    steps are the steps of the averaged checkpoints; ema_decay is the decay of the moving average, None without one.
+    `steps` are the steps of the averaged checkpoints. `ema_decay` is the decay of the moving average of the weights, or
+    `None` if the run kept none.
     """
     what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
     if list(steps) == [0]:
@@ -220,7 +222,7 @@ REPEATED = ("weights_bytes", "tokenizer_sha256")  # keys of bundle.json that rep
 
 @dataclass(frozen=True)
 class Info:
-    """A bundle with the other facts that `mtkit info` shows."""
+    """A bundle, together with the other facts that `mtkit info` shows."""
 
     bundle: Bundle
     scores: list[dict[str, Any]]
@@ -230,9 +232,9 @@ class Info:
 
 
 def info_of(model: Path) -> Info:
-    """Opens a model and returns the facts about it; raises MtkitError if it cannot be read.
+    """Opens the model at the path `model` and returns the facts about it; raises MtkitError if it cannot be read.
 
-    Of the weights in a bundle, only the header is read.
+    Of the weights in a bundle, only the header of the file is read.
     """
     bundle = open_model(model)
     num_parameters = sum(tensor.numel() for tensor in bundle.weights().values())
@@ -243,7 +245,7 @@ def info_of(model: Path) -> Info:
 
 
 def info_json(info: Info) -> dict[str, Any]:
-    """All facts as an object for JSON, for `mtkit info --json`."""
+    """All facts as an object to write as JSON, for `mtkit info --json`."""
     bundle, config = info.bundle, info.bundle.config
     return {
         "path": str(bundle.path),
@@ -263,7 +265,7 @@ def info_json(info: Info) -> dict[str, Any]:
 def info_text(info: Info) -> str:
     """The main facts as text, for `mtkit info`.
 
-    Lines have at most WIDTH characters, except those with a long path or signature.
+    Lines have at most WIDTH characters, except lines with a long path or signature.
     """
     bundle, config = info.bundle, info.bundle.config
     lines = [f"{config.name}: {config.languages.source} to {config.languages.target}"]
@@ -284,7 +286,7 @@ def info_text(info: Info) -> str:
 
 
 def _rows(info: Info) -> Iterator[tuple[str, str]]:
-    """Yields (label, text) of each fact that info_text shows between the path and the scores."""
+    """Yields (label, text) for each fact that `info_text` shows between the path and the scores."""
     bundle, config, about = info.bundle, info.bundle.config, info.bundle.description
     kinds = {Packed: "in one file", CheckpointStorage: "without the state that training resumes from"}
     yield "size", f"{info.num_bytes:,} bytes, {kinds.get(type(bundle.storage), 'in a folder')}"
@@ -313,7 +315,7 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
-    """A phrase on how the weights were chosen, after a comma; empty for a checkpoint that the user named."""
+    """A phrase, after a comma, on how the weights were chosen; empty for a checkpoint that the user named."""
     if "choice" in training:
         return f", {training['choice']}"
     is_checkpoint = "finished" in training
@@ -321,7 +323,7 @@ def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
 
 
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields (side, text) with the number of tokens and, if known, statistics of the sentence lengths."""
+    """Yields, for each side, (side, text) with the number of tokens and any known statistics of sentence lengths."""
     for side in ("source", "target"):
         if lengths := data.get("lengths", {}).get(side):
             quantiles = ", ".join(f"{name} {value}" for name, value in lengths.get("quantiles", {}).items())
@@ -337,17 +339,17 @@ def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _counted(facts: dict[str, Any], name: str, noun: str) -> str:
-    """The number facts[name] with its noun, such as "2,000 pairs"; with ? for the number if it is missing."""
+    """The number `facts[name]` followed by its noun, such as "2,000 pairs"; if the number is missing, "? pairs"."""
     return counted(facts[name], noun) if name in facts else f"? {noun}s"
 
 
 def _number(facts: dict[str, Any], name: str) -> str:
-    """The number facts[name] with thousands separators, or ? if it is missing."""
+    """The number `facts[name]` with thousands separators, or "?" if it is missing."""
     return f"{facts[name]:,}" if name in facts else "?"
 
 
 def _sizes(section: Section) -> Iterator[str]:
-    """Yields "name value" for the sizes of a model (SIZES) and for its settings that are not the default."""
+    """Yields "name value" for each setting in SIZES, and for each other setting that differs from its default."""
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))
     for name, value in given.items():
@@ -362,10 +364,10 @@ PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
 
 
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
-    """A line for each file that is missing, changed, or not part of the bundle; an empty list if there are no faults.
+    """A line for each file that is missing, changed, or not part of the bundle; an empty list if there is no fault.
 
-    description is the content of bundle.json; sums is what all_sums returned. A description of format 1 lists no files,
-    so missing and changed files are not found.
+    `description` is the content of bundle.json, and `sums` has the checksums that `all_sums` returned. A description of
+    format 1 lists no files, so missing and changed files are not noticed.
     """
     faults = []
     listed: Mapping[str, Any] = description.get("files", {})
@@ -387,13 +389,13 @@ def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapp
 
 
 def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
-    """The files in sums as members of an archive, in packing order: bundle.json first, the weights last."""
+    """The files in `sums` as members of an archive, in packing order: bundle.json first, the weights last."""
     names = sorted(sums, key=lambda name: (name == WEIGHTS, name != DESCRIPTION, name))
     return [Member(name, sums[name].size, sums[name].crc, align_at=_align_at(storage, name)) for name in names]
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
-    """Member.align_at of a file: for the weights, the offset of the first tensor, else None."""
+    """The value of `Member.align_at` for a file: for the weights, the offset of the first tensor; else `None`."""
     if name != WEIGHTS:
         return None
     try:
@@ -403,10 +405,11 @@ def _align_at(storage: Storage, name: str) -> int | None:
 
 
 def pack(model: Path, output: Path) -> int:
-    """Packs a bundle into the file output and returns the size of that file in bytes.
+    """Packs the bundle at the path `model` into the file `output`, and returns the size of that file in bytes.
 
-    Equal bundles give equal bytes: apart from the bundle's files and their names, nothing is stored, such as a date.
-    Raises CheckpointError if the bundle is damaged, has weights that are not finite, or output cannot be written.
+    Equal bundles give equal bytes: only the bundle's files and their names are stored, and nothing else, such as a
+    date. Raises CheckpointError if the bundle is damaged, if it has weights that are not finite, or if `output` cannot
+    be written.
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")
@@ -424,7 +427,7 @@ def pack(model: Path, output: Path) -> int:
 
 
 def _write_packed(storage: Storage, sums: Mapping[str, Sums], output: Path) -> None:
-    """Packs the files into output atomically; raises CheckpointError if it cannot be written."""
+    """Packs the files into `output` atomically; raises CheckpointError if it cannot be written."""
     members = members_of(storage, sums)
     contents = [storage.view(member.name) for member in members]
     try:

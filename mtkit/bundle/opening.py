@@ -1,4 +1,4 @@
-"""Opens the model at a path, a bundle or a checkpoint read as one, and the model that training starts from."""
+"""Opens the model at a path (a bundle, or a checkpoint read as one) and the model that training starts from."""
 
 import errno
 import json
@@ -56,18 +56,18 @@ from mtkit.text.tokenizer_training import bundled_settings
 class CheckpointStorage:
     """A checkpoint presented as the files of a bundle.
 
-    The tokenizer and the settings are those of its run. All files are in memory, since training may delete the
+    The tokenizer and the settings come from its run. All files are held in memory, since training may delete the
     checkpoint.
     """
 
     path: Path  # of the checkpoint
     run: Path  # the run directory
     step: int
-    choice: str | None  # a phrase on why mtkit chose it among those of its run; None if the user named it
+    choice: str | None  # a phrase on why mtkit chose this checkpoint of its run; None if the user named it
     files: Mapping[str, memoryview]  # contents by name
 
     def place(self, name: str) -> Path:
-        """The path of a file, for messages: in the checkpoint for the weights, in the run directory for any other."""
+        """The path of a file, for messages: in the checkpoint for the weights, in the run directory for other files."""
         return self.path / name if name == WEIGHTS else self.run / name
 
     def names(self) -> list[str]:
@@ -76,22 +76,22 @@ class CheckpointStorage:
 
     @property
     def num_bytes(self) -> int:
-        """The total size of all files in bytes, without the optimizer state of the checkpoint."""
+        """The total size of all files in bytes; the optimizer state of the checkpoint is not among them."""
         return sum(map(len, self.files.values()))
 
     def view(self, name: str) -> memoryview:
-        """The content of a file; raises FileNotFoundError if there is no such file."""
+        """The content of the file called `name`; raises FileNotFoundError if there is no such file."""
         if name not in self.files:
             raise FileNotFoundError(name)
         return self.files[name]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always None: there are no bytes around the files."""
+        """Always `None`: there are no bytes around the files."""
         return None
 
 
 def has_model(run: Path) -> bool:
-    """Whether a run directory contains the bundle that training writes when it is finished."""
+    """Whether the run directory `run` contains the bundle that training writes when it is finished."""
     return (standing(run / "model") / DESCRIPTION).exists()
 
 
@@ -101,10 +101,10 @@ def is_begun(run: Path) -> bool:
 
 
 def find_model(path: Path) -> Storage:
-    """The storage of the model at path: a bundle, a run directory or a checkpoint.
+    """The storage of the model at `path`, which is a bundle, a run directory or a checkpoint.
 
-    For an unfinished run, it is the checkpoint that best_step returns. Raises CheckpointError if there is no model or
-    it is damaged.
+    For an unfinished run, the model is the checkpoint that `best_step` chooses. Raises CheckpointError if there is no
+    model or if it is damaged.
     """
     if bundle := bundle_at(path):
         return open_storage(bundle)
@@ -112,28 +112,31 @@ def find_model(path: Path) -> Storage:
 
 
 def open_model(path: Path) -> Bundle:
-    """Opens the model at path: a bundle, a run directory or a checkpoint.
+    """Opens the model at `path`, which is a bundle, a run directory or a checkpoint.
 
-    Raises CheckpointError if there is none or its files are damaged, and ConfigError if its settings are not valid.
+    Raises CheckpointError if there is no model or its files are damaged, and ConfigError if its settings are not valid.
     """
     return bundle_of(find_model(path))
 
 
 def open_and_tell(path: Path) -> Bundle:
-    """Opens the model at path as open_model does; prints on stderr which checkpoint mtkit chose, if it chose one."""
+    """Opens the model at `path` as `open_model` does.
+
+    If mtkit chose a checkpoint from an unfinished run, prints on stderr which one.
+    """
     bundle = open_model(path)
     tell(bundle.storage)
     return bundle
 
 
 def tell(storage: Storage) -> None:
-    """Prints on stderr which checkpoint mtkit chose from an unfinished run; nothing if storage is anything else."""
+    """If mtkit chose a checkpoint from an unfinished run, prints on stderr which one; else does nothing."""
     if isinstance(storage, CheckpointStorage) and storage.choice:
         say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
 
 
 def newest_step(run: Path) -> int | None:
-    """The step of the newest checkpoint of a run; None if the run is finished or has no checkpoint."""
+    """The step of the newest checkpoint of a run; `None` if the run is finished or has no checkpoint."""
     return None if is_finished(run) else max(readable_steps(run / "checkpoints"), default=None)
 
 
@@ -146,9 +149,10 @@ def is_finished(run: Path) -> bool:
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """Reads the checkpoint at path or, if path is a run directory, the checkpoint that best_step returns.
+    """Reads the checkpoint at `path` or, if `path` is a run directory, the checkpoint that `best_step` chooses.
 
-    Raises CheckpointError if there is none, and FileNotFoundError if training deletes it while it is read.
+    Raises CheckpointError if there is no checkpoint, and FileNotFoundError if training deletes it while it is being
+    read.
     """
     if is_checkpoint(path):
         run = _run_around(path)
@@ -171,7 +175,10 @@ def _find_checkpoint(path: Path) -> CheckpointStorage:
 
 
 def _run_around(checkpoint: Path) -> Path | None:
-    """The run directory that contains a checkpoint, or None; the checkpoint or the folder around it may be a link."""
+    """The run directory that contains `checkpoint`, or `None` if there is none.
+
+    Both the checkpoint and the folder that contains it may be symbolic links.
+    """
     for place in (checkpoint.absolute(), checkpoint.resolve()):
         if (place.parent.parent / CONFIG).is_file():
             return place.parent.parent
@@ -179,7 +186,10 @@ def _run_around(checkpoint: Path) -> Path | None:
 
 
 def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointStorage:
-    """Reads the checkpoint in directory, of the run directory run; choice becomes CheckpointStorage.choice."""
+    """Reads the checkpoint in `directory`, which belongs to the run directory `run`.
+
+    `choice` is the value of `CheckpointStorage.choice`.
+    """
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
@@ -206,12 +216,15 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
 
 
 def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
-    """The weights in a snapshot, by parameter name; directory begins the CheckpointError if they are damaged."""
+    """The weights in `snapshot`, by parameter name.
+
+    Raises CheckpointError, whose message begins with `directory`, if they are damaged.
+    """
     return read_tensors(memoryview(snapshot.weights), str(directory))
 
 
 def best_step(run: Path) -> tuple[int, str]:
-    """The step of the checkpoint to use for a run, and a phrase on why: the best so far, else the newest.
+    """The step of the checkpoint to use for a run (the best so far, else the newest), and a phrase on why.
 
     Raises CheckpointError if the run has no checkpoint.
     """
@@ -243,8 +256,8 @@ def _score_text(select_by: str, score: float) -> str:
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
     """The settings in the config.yaml of a run.
 
-    If the identity in a checkpoint is given, the section model is taken from it. Raises CheckpointError if config.yaml
-    is damaged or missing, and ConfigError if the settings are not valid.
+    If `identity`, the identity stored in a checkpoint, is given, the section model comes from there. Raises
+    CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings are not valid.
     """
     path = standing(run / CONFIG)
     try:
@@ -260,8 +273,8 @@ def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
 def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a run.
 
-    Raises CheckpointError if the checkpoint in directory, whose identity is given, was trained with another tokenizer,
-    and FileNotFoundError if that checkpoint no longer exists.
+    `identity` is the identity stored in the checkpoint in `directory`. Raises CheckpointError if that checkpoint was
+    trained with another tokenizer, and FileNotFoundError if it no longer exists.
     """
     place = standing(run / TOKENIZER)
     tokenizer = Tokenizer.load(place)
@@ -275,7 +288,8 @@ def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> To
 def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str | None) -> dict[str, Any]:
     """The value of the key training in bundle.json.
 
-    steps are the steps of the averaged checkpoints, newest is the last of these; choice is CheckpointStorage.choice.
+    `steps` are the steps of the averaged checkpoints, and `newest` is the checkpoint of the last of these steps.
+    `choice` is the value of `CheckpointStorage.choice`.
     """
     progress, data = newest.progress, _noted(run).get("data")
     return {
@@ -306,7 +320,7 @@ UNFINISHED = "of a run that was not finished"
 
 
 def start_bundle(config: Config) -> Bundle | None:
-    """Opens the model that training.start_from names; None if it is not set and training starts from random weights.
+    """Opens the model that training.start_from names; `None` if this setting is not set.
 
     Raises CheckpointError if the model is missing or damaged, and ConfigError if it does not fit the settings.
     """
@@ -336,13 +350,15 @@ def start_bundle(config: Config) -> Bundle | None:
 
 
 def carried_over(config: Config) -> Config:
-    """Returns config with the sections model, tokenizer, languages and decoding of the model to start from filled in.
+    """Returns `config`, completed with settings of the model that training.start_from names.
 
-    Settings that config gives take precedence. Those in model and tokenizer must have the same values as in the other
-    model, which start_bundle checks, except dropout: it is not part of the weights, and its best value depends on the
-    amount of data. If the other model no longer exists, the sections are read from the run's own config.yaml. Without
-    training.start_from, config is returned unchanged. Raises ConfigError if the architecture differs or a tag is
-    unknown (see _check_tags).
+    The sections model, tokenizer, languages and decoding are filled in. Settings that `config` gives explicitly take
+    precedence, but those in model and tokenizer must equal the other model's, which `start_bundle` checks. Only dropout
+    may differ: it is not part of the weights, and its best value depends on the amount of data.
+
+    If the other model no longer exists, the sections are read from the run's own config.yaml. Without
+    training.start_from, `config` is returned unchanged. Raises ConfigError if the architecture differs or a tag is
+    unknown (see `_check_tags`).
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -353,7 +369,7 @@ def carried_over(config: Config) -> Config:
 
 
 def _carried_over(config: Config) -> Config:
-    """The same as carried_over, without the check of tags; training.start_from must be set."""
+    """Does what `carried_over` does, without the check of tags; training.start_from must be set."""
     assert config.training.start_from is not None
     try:
         bundle = open_model(config.training.start_from)
@@ -374,9 +390,9 @@ def _carried_over(config: Config) -> Config:
 
 
 def _require_complete(config: Config, error: CheckpointError) -> None:
-    """Raises a CheckpointError with the message of error if config is not valid without the other model's settings.
+    """Raises CheckpointError if `config` is not valid without the settings of the model to start from.
 
-    error says why the model to start from cannot be opened.
+    `error` says why that model cannot be opened, and becomes part of the message.
     """
     try:
         with_sections(config, {}, "")
@@ -385,7 +401,7 @@ def _require_complete(config: Config, error: CheckpointError) -> None:
 
 
 def _belongs_to(storage: Storage, config: Config) -> bool:
-    """Whether a model is the bundle or a checkpoint of the run that config describes; links are followed."""
+    """Whether a model is the bundle or a checkpoint of the run that `config` describes; links are followed."""
     place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
     return place.resolve().is_relative_to(config.run_path.resolve())
 
@@ -397,11 +413,11 @@ def _own_run(config: Config) -> ConfigError:
 
 
 def _check_tags(config: Config) -> None:
-    """Raises ConfigError if the model to start from does not know a tag.
+    """Raises ConfigError if the model to start from does not know a tag that the settings use.
 
-    Tags of validation and test sets may also be tags of data.train instead. Tags of data.train are not checked once the
-    run has begun: earlier versions accepted unknown ones, which the tokenizer splits into pieces, and such a run must
-    be able to continue.
+    A tag of a validation or test set may instead be a tag of data.train. Tags of data.train are not checked once the
+    run has begun: earlier versions of mtkit accepted unknown tags, which the tokenizer splits into pieces, and such a
+    run must be able to continue.
     """
     if not config.data.train_tags and not any(config.data.untrained_tags(())):
         return
@@ -414,7 +430,7 @@ def _check_tags(config: Config) -> None:
 
 
 def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError if data.train has a tag that the tokenizer would split into pieces."""
+    """Raises ConfigError if data.train has a tag that `tokenizer` would split into pieces."""
     unknown = [tag for tag in config.data.train_tags if tag not in tokenizer.tags]
     if not unknown:
         return
@@ -433,7 +449,7 @@ def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _known_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from, or else the run's copy of it; None if neither can be read."""
+    """The tokenizer of the model to start from, or else the run's copy of it; `None` if neither can be read."""
     try:
         if tokenizer := start_tokenizer(config):
             return tokenizer
@@ -450,10 +466,11 @@ def _other_model(config: Config, different: list[str]) -> ConfigError:
 
 
 def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
-    """Yields a message for each architecture given in our settings that differs from the model to start from.
+    """Yields a message for each architecture in our settings that differs from that of the model to start from.
 
-    In a mixed model, encoder and decoder are compared separately. Architectures are compared before other settings,
-    because models of different architectures have different settings.
+    Only architectures that our settings give explicitly count. In a mixed model, encoder and decoder are compared
+    separately. Architectures are compared before other settings, because models of different architectures have
+    different settings.
     """
     if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
         theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
@@ -466,7 +483,7 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
 
 
 def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
-    """The carried settings, overridden by those that are explicitly given in ours; nested sections are merged too."""
+    """The settings in `carried`, overridden by those that `ours` gives explicitly; nested sections are merged too."""
     merged = dict(carried)
     for name in ours.model_fields_set:
         value, before = getattr(ours, name), carried.get(name)
@@ -478,9 +495,9 @@ def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
 
 
 def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    """Yields a message for each setting, except dropout, that differs between wanted and found.
+    """Yields a message for each setting, except dropout, whose values in `wanted` and `found` differ.
 
-    wanted are the settings of the model to start from, found those of the run.
+    `wanted` has the settings of the model to start from, and `found` has those of the run.
     """
     for key in {**wanted, **found}:
         theirs, ours = wanted.get(key), found.get(key)
@@ -491,7 +508,7 @@ def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> I
 
 
 def start_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from; None if training.start_from is not set or has no readable model.
+    """The tokenizer of the model to start from; `None` if training.start_from is not set or has no readable model.
 
     Raises CheckpointError if the tokenizer itself is damaged.
     """
@@ -500,11 +517,13 @@ def start_tokenizer(config: Config) -> Tokenizer | None:
 
 
 def start_checksum(config: Config, noted: object = None) -> str | None:
-    """The checksum of the weights at training.start_from, to tell whether they are still those the run started from.
+    """The checksum of the weights at training.start_from, to tell whether they have changed since the run started.
 
-    Returns None if training.start_from is not set, if no model is there any more (only step 0 needs it), or if it names
-    an unfinished run. noted is what noted_start returned at step 0; if that was for an unfinished run, it is returned
-    unchanged, since the best checkpoint of that run may be another one by now.
+    Returns `None` if training.start_from is not set, if it names an unfinished run, or if no model is there any more
+    (only step 0 needs one).
+
+    `noted` is what `noted_start` returned at step 0. If it was for an unfinished run, it is returned unchanged, because
+    the best checkpoint of that run may be another one by now.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted
@@ -517,7 +536,7 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 def noted_start(bundle: Bundle) -> str:
     """The text that training records about the weights it starts from: their checksum.
 
-    For a checkpoint that mtkit chose from an unfinished run, its step and UNFINISHED are appended.
+    For a checkpoint that mtkit chose from an unfinished run, the step and UNFINISHED are appended.
     """
     storage = bundle.storage
     if isinstance(storage, CheckpointStorage) and _was_chosen(storage):
@@ -531,12 +550,12 @@ def _checksum_of(storage: Storage) -> str:
 
 
 def _was_chosen(storage: Storage) -> bool:
-    """Whether a storage is a checkpoint that mtkit chose from its run, not one that the user named."""
+    """Whether `storage` is a checkpoint that mtkit chose from its run, not one that the user named."""
     return isinstance(storage, CheckpointStorage) and storage.choice is not None
 
 
 def _start_storage(config: Config) -> Storage | None:
-    """The storage of the model to start from; None if training.start_from is not set or has no readable model."""
+    """The storage of the model to start from; `None` if training.start_from is not set or has no readable model."""
     if config.training.start_from is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A bundle's files, in a folder or in one archive, read by memory mapping; their checksums; and reading of tensors."""
+"""The files of a bundle, in a folder or in one archive: memory-mapped access, checksums, and reading of tensors."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ from mtkit.errors import CheckpointError
 LOCAL = struct.Struct("<4s5H3I2H")  # the header before each file
 CENTRAL = struct.Struct("<4s6H3I5H2I")  # the entry of a file in the central directory, after all files
 END = struct.Struct("<4s4H2IH")  # the end of the central directory
-END_64 = struct.Struct("<4sQ2H2I4Q")  # the same in Zip64
-LOCATOR_64 = struct.Struct("<4sIQI")  # where END_64 is
+END_64 = struct.Struct("<4sQ2H2I4Q")  # the end of the central directory in Zip64
+LOCATOR_64 = struct.Struct("<4sIQI")  # gives the offset of END_64
 
 VERSION, VERSION_64 = 20, 45  # version of the zip format that is needed to read an entry, without and with Zip64
 DATE = (1 << 5) | 1  # 1 January 1980, the earliest date that a zip can represent
@@ -47,7 +47,7 @@ class Member:
     size: int  # in bytes
     crc: int  # CRC-32
     begin: int = 0  # offset of the content in the archive, in bytes; not used by lay_out
-    align_at: int | None = None  # offset in the content of a byte that lay_out aligns; None: nothing is aligned
+    align_at: int | None = None  # offset in the content of the byte that lay_out aligns; None: aligns none
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Layout:
     tail: bytes  # the central directory and its end record
 
     def write(self, file: BinaryIO, contents: Sequence[memoryview]) -> None:
-        """Writes the archive to file; contents are the contents of its files, in order."""
+        """Writes the archive to `file`; `contents` are the contents of the archive's files, in order."""
         for head, content in zip(self.heads, contents, strict=True):
             file.write(head)
             file.write(content)
@@ -66,9 +66,10 @@ class Layout:
 
 
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
-    """The layout of an archive with these files, in this order.
+    """The layout of an archive with the files `members`, in this order.
 
-    Padding in the headers moves the byte at Member.align_at of each file to a multiple of alignment in the archive.
+    Each header is padded so that, in the file after it, the byte at `Member.align_at` has an offset in the archive that
+    is a multiple of `alignment`.
     """
     heads, entries, place = [], [], 0
     for member in members:
@@ -87,16 +88,16 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """An extra field whose length shifts the byte that would be at offset place to a multiple of alignment."""
+    """An extra field that moves the byte at offset `place` to a multiple of `alignment`."""
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
     return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
 
 
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
-    """The entry in the central directory for a file whose header is at offset place.
+    """The entry in the central directory for `member`, whose header is at offset `place`.
 
-    common has the values of the fields that are also in the header.
+    `common` has the values of the fields that are also in the header.
     """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
@@ -111,7 +112,10 @@ def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> 
 
 
 def _end(count: int, size: int, place: int) -> bytes:
-    """The end records of an archive whose central directory has count entries and size bytes, from offset place on."""
+    """The end records of an archive whose central directory begins at offset `place`.
+
+    The directory has `count` entries and a length of `size` bytes.
+    """
     wide = b""
     if place >= LIMIT or count >= LIMIT_COUNT:
         wide = END_64.pack(
@@ -123,9 +127,9 @@ def _end(count: int, size: int, place: int) -> bytes:
 
 
 def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
-    """The files of an archive by name, in the order of its directory; data is the content of file.
+    """The files of an archive by name, in the order of its central directory; `data` is the content of `file`.
 
-    Raises ValueError, with a message of one line, if the archive is damaged or has something that mtkit pack never
+    Raises ValueError, with a message of one line, if the archive is damaged or has something that `mtkit pack` never
     writes, such as a compressed file.
     """
     try:
@@ -148,7 +152,7 @@ def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
 
 
 def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
-    """The member that a directory entry describes; raises ValueError as read_members does."""
+    """The member that the directory entry `info` describes; raises ValueError as `read_members` does."""
     name = info.orig_filename
     if not NAME.fullmatch(name):
         raise ValueError(f"it holds {name[:100]!r}, which no file of a model is called")
@@ -171,9 +175,9 @@ def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
 
 
 def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
-    """The offset of the first byte outside the contents of files that lay_out would not have written, or None.
+    """The offset of the first byte that `lay_out` would not have written; `None` if there is no such byte.
 
-    data is the content of an archive of these members.
+    `data` is the content of an archive with the files `members`. The contents of these files are not compared.
     """
     layout, place = lay_out(members), 0
     for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
@@ -197,7 +201,7 @@ class Storage(Protocol):
         """The path of the folder or of the archive."""
 
     def place(self, name: str) -> Path:
-        """The path of a file or folder in the bundle, for messages only: it need not exist on disk."""
+        """The path of a file or folder in the bundle, for messages only: nothing need exist at this path."""
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
@@ -207,10 +211,10 @@ class Storage(Protocol):
         """The total size in bytes."""
 
     def view(self, name: str) -> memoryview:
-        """The content of a file, without copying it; raises FileNotFoundError if there is no such file."""
+        """The content of the file called `name`, not copied; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message if the bytes between the files are not what mtkit pack writes for these members, else None."""
+        """A message if the bytes around the files are not those that `mtkit pack` writes for `members`; else `None`."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class Folder:
     path: Path
 
     def place(self, name: str) -> Path:
-        """The path of a file in the folder."""
+        """The path of the file called `name` in the folder."""
         return self.path / name
 
     def names(self) -> list[str]:
@@ -233,12 +237,12 @@ class Folder:
         return sum((self.path / name).stat().st_size for name in self.names())
 
     def view(self, name: str) -> memoryview:
-        """The content of a file, mapped into memory; raises FileNotFoundError if there is no such file."""
+        """The content of the file called `name`, memory-mapped; raises FileNotFoundError if there is no such file."""
         with (self.path / name).open("rb") as file:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always None: a folder has no bytes between its files."""
+        """Always `None`: in a folder, there are no bytes around the files."""
         return None
 
 
@@ -252,7 +256,7 @@ class Packed:
 
     @staticmethod
     def open(path: Path) -> "Packed":
-        """Opens an archive; raises CheckpointError if it is damaged or has something that no bundle has."""
+        """Opens the archive at `path`; raises CheckpointError if it is damaged or has something that no bundle has."""
         with path.open("rb") as file:
             data = _mapped(file)
             try:
@@ -261,11 +265,11 @@ class Packed:
                 raise CheckpointError(f"{path}: damaged: {error}; copy or pack the model again") from None
 
     def place(self, name: str) -> Path:
-        """The path that a file would have if the archive were a folder."""
+        """The path that the file called `name` would have if the archive were a folder."""
         return self.path / name
 
     def names(self) -> list[str]:
-        """The names of all members, sorted."""
+        """The names of all files in the archive, sorted."""
         return sorted(self.members)
 
     @property
@@ -274,25 +278,28 @@ class Packed:
         return len(self.data)
 
     def view(self, name: str) -> memoryview:
-        """The content of a member, without copying it; raises FileNotFoundError if there is no such member."""
+        """The content of the file called `name`, not copied; raises FileNotFoundError if there is no such file."""
         if name not in self.members:
             raise FileNotFoundError(name)
         member = self.members[name]
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message that names the first byte between the files that mtkit pack would not have written, or None."""
+        """A message if the bytes around the files are not those that `mtkit pack` writes; else `None`.
+
+        The message gives the offset of the first such byte.
+        """
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
 
 
 def open_storage(path: Path) -> Storage:
-    """The storage at a path: a Folder for a folder, else Packed; raises CheckpointError if an archive is damaged."""
+    """The storage at `path`: Folder for a folder, else Packed; raises CheckpointError if an archive is damaged."""
     return Folder(path) if path.is_dir() else Packed.open(path)
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a path is a file that begins with the signature of a zip archive."""
+    """Whether `path` is a file that begins with the signature of a zip archive."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -322,7 +329,7 @@ class Sums:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Size and SHA-256 in the form in which bundle.json lists them."""
+        """The size and the SHA-256, in the form in which bundle.json lists them."""
         return {"bytes": self.size, "sha256": self.sha256}
 
 
@@ -337,7 +344,7 @@ def sums_of(content: memoryview) -> Sums:
 
 
 def all_sums(storage: Storage) -> dict[str, Sums]:
-    """The checksums of all files by name; files that cannot be read are left out."""
+    """The sizes and checksums of all files by name; files that cannot be read are left out."""
     found = {}
     for name in storage.names():
         try:
@@ -358,18 +365,19 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the header says about one tensor."""
+    """The entry of one tensor in the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int  # offset in bytes from the end of the header
-    end: int  # the same; exclusive
+    begin: int  # offset of the first byte, from the end of the header
+    end: int  # offset of the byte after the last one
 
 
 def numbers_begin(data: memoryview) -> int:
     """The offset in a safetensors file at which the header ends and the first tensor begins.
 
-    Raises ValueError if, by its own length field, the header is longer than the file or than LONGEST_HEADER.
+    Raises ValueError if the file says that its header is longer than the rest of the file, or longer than
+    LONGEST_HEADER.
     """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
@@ -381,10 +389,10 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; data is its content.
+    """The tensors by name in `data`, the content of a safetensors file.
 
-    The tensors share the memory of data, which must be writable. Raises CheckpointError, whose message begins with
-    where, if data is damaged: for example, every byte after the header must belong to exactly one tensor.
+    The tensors share the memory of `data`, which must be writable. Raises CheckpointError, whose message begins with
+    `where`, if `data` is damaged; for example, if a byte after the header belongs to no tensor, or to more than one.
     """
     try:
         begin = numbers_begin(data)
@@ -405,7 +413,7 @@ def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """A message about the first tensor that has infinite values or NaN; None if all values are finite."""
+    """A message about the first tensor that has infinite values or NaN; `None` if all values are finite."""
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             count = weight.numel() - int(weight.isfinite().sum())
@@ -414,7 +422,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _entries(header: bytes) -> dict[str, _Entry]:
-    """Parses the header and returns its entries by tensor name; raises ValueError if it is damaged."""
+    """Parses the header and returns its entries by tensor name; raises ValueError if the header is damaged."""
     try:
         content = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError:
@@ -436,7 +444,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_entry(name: str, value: Any) -> _Entry:
-    """The entry of one tensor, given its value in the header; raises ValueError if that is not valid."""
+    """The entry of the tensor called `name`, parsed from `value`; raises ValueError if it is not valid."""
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
@@ -451,14 +459,14 @@ def _tensor_entry(name: str, value: Any) -> _Entry:
 
 
 def _are_counts(values: Any) -> bool:
-    """Whether values is a list of integers, none of them negative."""
+    """Whether `values` is a list of integers, none of them negative."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _tensor(name: str, entry: _Entry, numbers: memoryview) -> Tensor:
-    """The tensor of an entry, as a view of numbers, the bytes after the header.
+    """The tensor that `entry` describes, as a view into `numbers`, which are the bytes after the header.
 
-    Raises ValueError if its address in memory is not a multiple of the size of its elements.
+    Raises ValueError if the tensor's address in memory is not a multiple of the size of its elements.
     """
     tensor = torch.frombuffer(numbers, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin)
     if tensor.data_ptr() % entry.dtype.itemsize:

@@ -57,9 +57,9 @@ def check_ctranslate2(config: Config) -> None:
 
 
 def write_ctranslate2(model: PortableModel, directory: Path, quantization: str | None = None) -> None:
-    """Writes the files of a CTranslate2 model and the SentencePiece models to a directory.
+    """Writes the files of a CTranslate2 model and the SentencePiece models to `directory`.
 
-    quantization is a key of QUANTIZATIONS; None keeps the weights in float32.
+    `quantization` is a key of QUANTIZATIONS; `None` keeps the weights in float32.
     """
     variables = variables_of(model)
     aliases = _aliases(variables)
@@ -78,7 +78,7 @@ def write_ctranslate2(model: PortableModel, directory: Path, quantization: str |
 
 
 def variables_of(model: PortableModel) -> Variables:
-    """Returns all arrays and scalars of a CTranslate2 model by name; a shared matrix has several names."""
+    """Returns all arrays and scalars of a CTranslate2 model by name; a shared matrix appears under several names."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     weights = model.weights
@@ -112,7 +112,10 @@ def variables_of(model: PortableModel) -> Variables:
 
 
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
-    """Returns the arrays and scalars of the encoder or decoder (side) other than those of its layers."""
+    """Returns the arrays and scalars of the encoder or decoder (`side`), except those of its layers.
+
+    `heads` is the number of attention heads, `places` the number of positions for sinusoids.
+    """
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
         f"{side}/pre_norm": _scalar(config.norm_placement == "pre", "int8"),
@@ -192,7 +195,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def _longest(config: Config) -> int:
-    """Returns the most tokens, with the end mark, that a translation of the longest source may have."""
+    """Returns how many tokens, including the end mark, a translation of the longest source may have."""
     return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
 
 
@@ -218,11 +221,11 @@ def _aliases(variables: Variables) -> dict[str, str]:
 
 
 def _quantized(variables: Variables, matrices: str, others: str | None) -> Variables:
-    """Returns the variables with matrices in the type `matrices` and other arrays in the type `others`.
+    """Returns `variables` with matrices in the type `matrices` and other arrays in the type `others`.
 
-    Matrices are the arrays whose names end in /weight. Scalars do not change, nor do other arrays if others is None.
-    For each int8 matrix, an array with a scale for each row is added, and for each int16 matrix a single scale. The
-    name of a scale is that of its matrix followed by _scale.
+    Matrices are the arrays whose names end in /weight. If `others` is `None`, other arrays do not change. Scalars never
+    change. For each int8 matrix, an array with a scale for each row is added; for each int16 matrix, a single scale.
+    The name of a scale is the name of its matrix followed by _scale.
     """
     found = {}
     for name, value in variables.items():
@@ -306,10 +309,11 @@ def observe_with_ctranslate2(
     silent: Sequence[str],
     decoding: DecodingConfig = UNCONSTRAINED,
 ) -> Observed | None:
-    """Translates sources with CTranslate2 by greedy search, and scores targets as translations of the sources.
+    """Translates `sources` with CTranslate2 by greedy search, and scores `targets` as translations of `sources`.
 
-    Returns None if ctranslate2 is not installed. sources and targets are rows of pieces; directory has the exported
-    model. The search uses the min_length and no_repeat_ngram of decoding, and never generates the pieces in silent.
+    Returns `None` if CTranslate2 is not installed. `sources` and `targets` are rows of pieces; `directory` has the
+    exported model. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the pieces in
+    `silent`.
     """
     try:
         with warnings.catch_warnings():

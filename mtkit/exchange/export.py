@@ -62,10 +62,11 @@ class Format:
 
 
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
-    """Exports the model at a path to a directory, and prints whether the other library translates as mtkit does.
+    """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
-    to is the name of a format in FORMATS. Raises MtkitError if the format does not have this quantization, or if the
-    directory has files that no export wrote, and CheckpointError if the model cannot be exported.
+    Then prints whether the other library translates as mtkit does. Raises MtkitError if the format does not have the
+    quantization, or if `directory` has files that no export wrote. Raises CheckpointError if the model cannot be
+    exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -100,7 +101,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """Returns a bundle as a PortableModel, with the vocabularies and tags of its translator's tokenizer."""
+    """Returns `bundle` as a PortableModel, with the vocabularies and tags of the translator's tokenizer."""
     tokenizer = translator.tokenizer
     source = Vocabulary(
         tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
@@ -125,7 +126,7 @@ def _no_quantization(to: str, quantization: str) -> str:
 
 
 def _require_free(directory: Path) -> None:
-    """Raises MtkitError if the path is a file, or a folder with files that no export wrote."""
+    """Raises MtkitError if `directory` is a file, or a folder with files that no export wrote."""
     if directory.is_file():
         raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
@@ -156,7 +157,11 @@ MOST_SHOWN = 3  # most differing lines of each kind that a report shows
 def _comparison(
     format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
 ) -> Iterator[str]:
-    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries as text."""
+    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries.
+
+    Canaries are the sentences stored in a bundle for such checks. Each program encodes their text with its own
+    tokenizer.
+    """
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
         yield "the model carries no canaries, so nothing was compared"
@@ -189,7 +194,7 @@ class Agreement:
 
     library: str  # name and version of the other library
     lines: list[Line]
-    furthest: float  # largest difference between log-probabilities of a token, over lines with the same ids
+    furthest: float  # largest difference between the two log-probabilities of a token, in lines with the same ids
 
     @property
     def num_same_ids(self) -> int:
@@ -219,10 +224,10 @@ class Agreement:
 
 
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """Returns the texts and, if the model has tags, the texts without tags and up to MOST_TAGGED texts with one tag.
+    """Returns `texts` and, if the model has tags, also the texts without tags and some texts with one tag each.
 
-    The tags are used in turn. Lines that are blank, consist of tags only, are too long for the model or repeat an
-    earlier line are left out.
+    Up to MOST_TAGGED lines get a tag; the tags are used in turn. Lines that are blank, consist of tags only, are too
+    long for the model or repeat an earlier line are left out.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -240,11 +245,11 @@ def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
 def compare(
     translator: Translator, model: PortableModel, lines: Sequence[str], texts: Texts, observe: Observe, directory: Path
 ) -> Agreement | None:
-    """Translates lines by greedy search with mtkit and with another library, and compares the translations.
+    """Translates `lines` by greedy search with mtkit and with another library, and compares the translations.
 
-    directory has the files that were exported for the library, texts is the library's tokenizer, and observe translates
-    with the library. model is the exported model before the format permuted its ids. Returns None if the library is not
-    installed.
+    `directory` has the files that were exported for the library, `texts` is the library's tokenizer, and `observe`
+    translates with the library. `model` is the exported model as it was before the format changed the order of its ids.
+    Returns `None` if the library is not installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
@@ -271,7 +276,7 @@ def compare(
 
 
 def _greedy(decoding: DecodingConfig) -> DecodingConfig:
-    """Returns settings for greedy search with the min_length and no_repeat_ngram of decoding."""
+    """Returns settings for greedy search, with min_length and no_repeat_ngram taken from `decoding`."""
     return DecodingConfig(beam_size=1, min_length=decoding.min_length, no_repeat_ngram=decoding.no_repeat_ngram)
 
 
@@ -286,7 +291,7 @@ _CUT_TAGS = """    tags = {tags}
 
 
 def ctranslate2_card(model: PortableModel) -> str:
-    """Returns the card of a model for CTranslate2, which shows how to translate with it and SentencePiece."""
+    """Returns the card of a model for CTranslate2, which shows how to translate with CTranslate2 and SentencePiece."""
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
@@ -322,7 +327,10 @@ lines, which need no translation.{form}
 
 
 def _ctranslate2_search(decoding: DecodingConfig) -> str:
-    """Returns the search arguments of translate_batch, as code; sampling_topk=0 means that all tokens are sampled."""
+    """Returns the search arguments of translate_batch, as code.
+
+    There, sampling_topk=0 means that tokens are sampled from the whole vocabulary.
+    """
     if decoding.method == "beam":
         return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
     top_p = 1.0 if decoding.top_p is None else decoding.top_p
@@ -333,7 +341,7 @@ def _ctranslate2_search(decoding: DecodingConfig) -> str:
 
 
 def marian_card(model: PortableModel) -> str:
-    """Returns the card of a MarianMTModel."""
+    """Returns the card (the README.md) of a MarianMTModel."""
     if not (tags := misread_tags(model)):
         return _huggingface(model, "MarianMTModel", "MarianTokenizer")
     return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
@@ -342,7 +350,7 @@ Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {",
 
 
 def m2m100_card(model: PortableModel) -> str:
-    """Returns the card of an M2M100 model."""
+    """Returns the card (the README.md) of an M2M100 model."""
     return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
 
 
@@ -382,7 +390,7 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
 
 
 def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """Returns a tokenizer that uses the exported SentencePiece models as the card does."""
+    """Returns a tokenizer that uses the exported SentencePiece models in the way that the card shows."""
     source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
     known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
     tags = model.loose_tags

@@ -22,7 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_fetched(path: Path) -> None:
-    """Raises CheckpointError if a file is a Git LFS pointer, which stands in for a file that was not fetched."""
+    """Raises CheckpointError if the file at `path` is a Git LFS pointer, which stands in for a file not yet fetched."""
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object to a JSON file as transformers does, with sorted keys."""
+    """Writes `content` to a JSON file as Hugging Face transformers does, with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -89,9 +89,9 @@ NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
 
 def require_expressible(config: Config, layout: str) -> None:
-    """Raises CheckpointError if a layout cannot express the model.
+    """Raises CheckpointError if the files of this layout cannot express the model.
 
-    The message names the setting, and the other values of --to that can express it.
+    The message names the setting that they cannot express, and the other values of --to that can express it.
     """
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
@@ -115,7 +115,7 @@ def _shown(value: Any) -> str:
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
-    """Writes config.json and generation_config.json; own has the keys of config.json that are specific to a layout."""
+    """Writes config.json and generation_config.json; `own` has the keys of config.json that only this layout has."""
     config, special = model.config, model.target.special
     transformer = config.model
     assert isinstance(transformer, TransformerConfig)
@@ -172,9 +172,9 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
 
 
 def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
-    """Returns min_length and no_repeat_ngram as generation settings of transformers.
+    """Returns min_length and no_repeat_ngram as generation settings of Hugging Face transformers.
 
-    transformers counts the start token as part of the translation. If that token is the end mark (starts_with_end), a
+    There, the start token counts as part of the translation. If the start token is the end mark (`starts_with_end`), a
     no_repeat_ngram of 1 is left out, since it would forbid the end mark.
     """
     found = {}
@@ -188,7 +188,7 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
 def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
     """Returns the generation settings for sampling; empty if the method is not sample.
 
-    In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
+    In Hugging Face transformers, top_k is 50 by default, and 0 means that tokens are sampled from the whole vocabulary.
     """
     if decoding.method != "sample":
         return {}
@@ -210,7 +210,7 @@ _NOWHERE = (
     "mbr_samples",
     "mbr_utility",
 )
-# Sampling settings, which are exported only for the method sample. MBR decoding uses them, too, but no format has it.
+# Sampling settings, which are exported only for the method sample. MBR decoding uses them, too, but no format has MBR.
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -229,7 +229,7 @@ def not_carried(config: Config, to: str) -> list[str]:
 def silent_ids(model: PortableModel) -> list[int]:
     """Returns the target ids that are never generated: padding, the begin mark, and in some models <unk>.
 
-    <unk> is among them if decoding.unknown is ban or the vocabulary has byte fallback.
+    <unk> is never generated if decoding.unknown is ban or if the vocabulary has byte fallback.
     """
     vocabulary = model.target
     is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
@@ -238,7 +238,10 @@ def silent_ids(model: PortableModel) -> list[int]:
 
 
 def _positions(config: Config) -> int:
-    """Returns the most tokens of a sentence, with its end mark: data.max_length + 1, but at least LEAST_POSITIONS."""
+    """Returns how many tokens a sentence may have, including its end mark.
+
+    This is data.max_length + 1, but at least LEAST_POSITIONS.
+    """
     return max(LEAST_POSITIONS, config.data.max_length + 1)
 
 
@@ -314,7 +317,7 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """Returns the whole number, 0 or more, under a key; the default if it is null or missing."""
+        """Returns the whole number, 0 or more, under `key`; `default` if it is null or missing."""
         value = self.content.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 0:
@@ -322,21 +325,24 @@ class TheirConfig:
         return value
 
     def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """Returns the token id under a key (an id or a list of one); the default if missing, None if null."""
+        """Returns the token id under `key`, also if it is in a list of one.
+
+        `default` if the key is missing, `None` if the value is null.
+        """
         value = _one(self.content.get(key, default))
         if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants one id below {vocab_size}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns the boolean under a key; the default if it is missing."""
+        """Returns the boolean under `key`; `default` if it is missing."""
         value = self.content.get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
         return value
 
     def require(self, key: str, wanted: object) -> None:
-        """Raises CheckpointError if a key has a value that is not `wanted`, the only one that mtkit supports."""
+        """Raises CheckpointError if the value under `key` is not `wanted`, the only value that mtkit supports."""
         value = self.content.get(key, wanted)
         if value != wanted:
             raise CheckpointError(
@@ -344,7 +350,7 @@ class TheirConfig:
             )
 
     def rate(self, key: str) -> float:
-        """Returns the dropout rate under a key; 0 if missing or invalid, since it does not affect translations."""
+        """Returns the dropout rate under `key`, or 0 if it is missing or invalid; it does not affect translations."""
         value = self.content.get(key, 0.0)
         return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
@@ -359,13 +365,13 @@ class TheirConfig:
         return ACTIVATIONS_READ[value]
 
     def generation_value(self, key: str) -> Any:
-        """Returns a generation setting from generation_config.json or else from config.json; None if neither has it."""
+        """Returns a generation setting from generation_config.json, else from config.json; `None` if neither has it."""
         return self.generation.get(key, self.content.get(key))
 
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
-        """Returns the checkpoint's settings as mtkit's; raises CheckpointError if mtkit does not support them.
+        """Returns mtkit's settings for the checkpoint; raises CheckpointError if mtkit does not support the model.
 
-        model has the model settings that depend on the layout. The name of the directory becomes the name of the model.
+        `model` has the model settings that depend on the layout. The model gets the name of the folder `directory`.
         """
         self._check_generation()
         beam_size, length_penalty = self.generation_value("num_beams"), self.generation_value("length_penalty")
@@ -412,7 +418,7 @@ class TheirConfig:
     def _constraints(self) -> dict[str, int]:
         """Returns the decoding settings min_length and no_repeat_ngram; leaves out those that the checkpoint lacks.
 
-        The min_length of transformers counts the start token as part of the translation.
+        The min_length of Hugging Face transformers counts the start token as part of the translation.
         """
         found = {}
         least, new, ngram = (
@@ -427,13 +433,17 @@ class TheirConfig:
 
     @property
     def _samples(self) -> bool:
-        """Whether the checkpoint's settings make transformers sample without a beam; mtkit cannot sample in a beam."""
+        """Whether the checkpoint's settings make Hugging Face transformers sample without beam search.
+
+        mtkit cannot combine sampling with beam search.
+        """
         return self.generation_value("do_sample") is True and self.generation_value("num_beams") in (None, 1)
 
     def _sampling(self) -> dict[str, Any]:
-        """Returns mtkit's decoding settings for sampling; empty if transformers would not sample without a beam.
+        """Returns mtkit's decoding settings for sampling; empty if `_samples` is false.
 
-        In transformers, top_k is 50 by default, and 0 means that all tokens are sampled.
+        In Hugging Face transformers, top_k is 50 by default, and 0 means that tokens are sampled from the whole
+        vocabulary.
         """
         if not self._samples:
             return {}
@@ -450,7 +460,7 @@ class TheirConfig:
     def ignored(self, silent: Collection[int]) -> list[str]:
         """Returns the generation settings that affect translations but that mtkit lacks, each as text with its value.
 
-        silent are the ids that mtkit never generates; settings that only forbid these ids are left out.
+        `silent` has the ids that mtkit never generates; settings that only forbid these ids are left out.
         """
         found = {key: value for key in NEUTRAL if (value := self.generation_value(key)) not in (None, *NEUTRAL[key])}
         words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
@@ -470,12 +480,12 @@ class TheirConfig:
         return [f"{key} {_short(value)}" for key, value in sorted(found.items())]
 
     def bans(self, id_: int) -> bool:
-        """Whether the checkpoint's generation settings forbid a token."""
+        """Whether the checkpoint's generation settings forbid the token `id_`."""
         words, suppressed = (self.generation_value(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Raises CheckpointError for a forced first token, and if the two files disagree on a special id."""
+        """Raises CheckpointError if a first token is forced, or if the two files disagree on a special id."""
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
         for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):

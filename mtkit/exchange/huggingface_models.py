@@ -26,7 +26,7 @@ from mtkit.exchange.huggingface_config import (
 from mtkit.exchange.portable import PortableModel, Vocabulary, reordered
 from mtkit.text.vocabulary import SpecialIds
 
-# Names and shapes of weights: "ours" are those of mtkit, "theirs" those of transformers.
+# Names and shapes of weights: "ours" are those of mtkit, "theirs" those of Hugging Face transformers.
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -78,7 +78,10 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # the types whose value
 
 
 def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields the name of each of our weights, except the output bias, and the names of theirs that it concatenates."""
+    """For each weight of mtkit, yields its name and the names of the Hugging Face weights that it concatenates.
+
+    The output bias is left out.
+    """
     yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
     stacks = (("encoder", config.encoder_layers, layer), ("decoder", config.decoder_layers, layer | SOURCE_ATTENTION))
@@ -92,7 +95,10 @@ def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
-    """Returns the shape that a weight of theirs must have; sizes are the source and target vocabulary sizes."""
+    """Returns the shape that the weight called `name` in Hugging Face transformers must have.
+
+    `sizes` are the sizes of the source and target vocabularies.
+    """
     is_source = ".encoder." in name
     module, kind = name.split(".")[-2:]
     d_model, d_ff = config.d_model, config.d_ff if is_source else config.decoder_d_ff or config.d_ff
@@ -103,7 +109,7 @@ def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tu
 
 
 def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights, converted from our names and shapes to theirs."""
+    """Returns the weights, converted from mtkit's names and shapes to those of Hugging Face transformers."""
     found = {}
     for ours, theirs in names_of(config):
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
@@ -117,10 +123,10 @@ def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> d
 def our_weights(
     config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Returns the weights, converted from their names and shapes to ours.
+    """Returns the weights, converted from the names and shapes of Hugging Face transformers to mtkit's.
 
-    sizes are the sizes of the source and target vocabularies. Raises CheckpointError, with a message that begins with
-    path, if a weight is missing, does not belong to the model or has a wrong shape.
+    `sizes` are the sizes of the source and target vocabularies. Raises CheckpointError, with a message that begins with
+    `path`, if a weight is missing, does not belong to the model or has a wrong shape.
     """
     left = dict(weights)
     for copy, original in COPIES[config.tie_embeddings].items():
@@ -158,12 +164,12 @@ def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...
 
 
 def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Writes weights to the model.safetensors of a directory, as transformers does."""
+    """Writes weights to model.safetensors in `directory`, as Hugging Face transformers does."""
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    """Returns the tensors of a checkpoint in float32, and the path of the file or index that was read.
+    """Returns the tensors of a checkpoint in float32, and the path of the file or index that they were read from.
 
     No code in the checkpoint is run. Raises CheckpointError if weights are missing, damaged or not finite.
     """
@@ -202,7 +208,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _shards(path: Path) -> dict[str, str]:
-    """Returns {weight name: file name} from an index; raises CheckpointError if a file is not in its folder."""
+    """Returns {weight name: file name} from an index; raises CheckpointError if a file is not in the index's folder."""
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
@@ -241,7 +247,7 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {  # by file name; the
 
 
 def _is_plain(name: object, weight: object) -> bool:
-    """Whether name is a string, and weight a dense tensor on the CPU with a storage large enough for all elements."""
+    """Whether `name` is a string, and `weight` a dense tensor on the CPU with enough storage for all its elements."""
     return (
         isinstance(name, str)
         and isinstance(weight, Tensor)
@@ -272,8 +278,10 @@ def check_marian(config: Config) -> None:
 def in_marian_order(model: PortableModel) -> PortableModel:
     """Returns the model with the special ids that Marian models usually have: end mark 0, <unk> 1, padding last.
 
-    If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary. No id changes
-    if padding has such an id already, as in models that were imported from Marian.
+    If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary.
+
+    No id changes if padding has the last id of a shared vocabulary already, or the same id above 0 in two different
+    vocabularies, as in models imported from Marian.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -285,9 +293,9 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
 
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
-    """Returns the old ids in their new order: end mark, <unk>, all others, with padding at index pad.
+    """Returns the old ids in their new order: end mark, <unk>, all others, with padding at index `pad`.
 
-    If padding has that id already, no id changes.
+    If padding already has the id `pad`, no id changes.
     """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
@@ -298,7 +306,7 @@ def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
 
 
 def write_marian_weights(model: PortableModel, directory: Path) -> None:
-    """Writes the weights and configuration files of a MarianMTModel; ids stay those of model."""
+    """Writes the weights and configuration files of a MarianMTModel; the ids are those of `model`."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     bias = torch.zeros(len(model.target.pieces))
@@ -321,9 +329,9 @@ def write_marian_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_marian(directory: Path) -> PortableModel:
-    """Returns the MarianMTModel in a directory; raises CheckpointError if it cannot be imported.
+    """Returns the MarianMTModel in `directory`; raises CheckpointError if it cannot be imported.
 
-    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    All pieces of its vocabularies are empty strings, since the pieces are in other files.
     """
     theirs = TheirConfig(directory)
     for key, wanted in OTHERS.items():
@@ -364,7 +372,7 @@ def _start(
 ) -> str:
     """Returns the value of model.start_token: pad, zero (padding with an embedding of zeros), end or begin.
 
-    start is the id of the start token. Raises CheckpointError if it is none of pad, end and begin.
+    `start` is the id of the start token. Raises CheckpointError if it is none of `pad`, `end` and `begin`.
     """
     if start == pad:
         tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
@@ -379,9 +387,9 @@ def _start(
 
 
 def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Returns the weights without the tables of positions that older versions of transformers store.
+    """Returns the weights without the tables of positions that older versions of Hugging Face transformers store.
 
-    Raises CheckpointError if a table does not have Marian's sinusoids.
+    Raises CheckpointError if such a table does not have Marian's sinusoids.
     """
     kept = {}
     for name, weight in weights.items():
@@ -419,7 +427,10 @@ def check_m2m100(config: Config) -> None:
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
-    """Returns the model with the special ids first, in fairseq's order; raises CheckpointError without a begin mark."""
+    """Returns the model with the special ids first, in fairseq's order.
+
+    Raises CheckpointError if the vocabulary has no begin mark.
+    """
     special, size = model.source.special, len(model.source.pieces)
     if special.begin is None:
         raise CheckpointError("the vocabulary has no begin mark; M2M100 files want one")
@@ -429,7 +440,7 @@ def in_m2m100_order(model: PortableModel) -> PortableModel:
 
 
 def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
-    """Writes the weights and configuration files of an M2M100 model; ids stay those of model."""
+    """Writes the weights and configuration files of an M2M100 model; the ids are those of `model`."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     save_weights(their_weights(config, model.weights), directory)
@@ -437,9 +448,9 @@ def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_m2m100(directory: Path) -> PortableModel:
-    """Returns the M2M100 model in a directory; raises CheckpointError if it cannot be imported.
+    """Returns the M2M100 model in `directory`; raises CheckpointError if it cannot be imported.
 
-    All pieces of its vocabularies are empty strings, since other files have the pieces.
+    All pieces of its vocabularies are empty strings, since the pieces are in other files.
     """
     theirs = TheirConfig(directory)
     theirs.require("tie_word_embeddings", True)

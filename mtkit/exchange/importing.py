@@ -36,8 +36,9 @@ NUM_LINES, LONGEST_LINE = 64, 40  # canaries are chosen from 64 made-up lines of
 def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
     """Makes a bundle from a Hugging Face MarianMTModel (such as OPUS-MT's) or M2M100, or from Marian's own files.
 
-    languages are the codes of source and target; by default, those that the checkpoint names. Raises MtkitError if
-    output exists and is no bundle, and CheckpointError if the checkpoint cannot be imported.
+    The model is read from `directory`, and the bundle is written to `output`. `languages` are the codes of source and
+    target; by default, those that the checkpoint names. Raises MtkitError if `output` exists and is no bundle, and
+    CheckpointError if the checkpoint cannot be imported.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -68,7 +69,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Returns the model without those rows of its embeddings that belong to no token of the tokenizer."""
+    """Returns `model` without those rows of its embeddings that belong to no token of the tokenizer."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
@@ -80,7 +81,10 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """Returns the model, its vocabularies, its files, and its layout: a key of READERS, or native-marian."""
+    """Returns the model, its vocabularies, its files, and its layout.
+
+    The layout is a key of READERS, or native-marian for Marian's own files.
+    """
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
         return native.model, native.vocabulary, native.files, "native-marian"
@@ -94,8 +98,8 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
     """Returns the tokenizer of an imported model; raises CheckpointError if a special id is outside its vocabulary.
 
-    The special ids of the source are those of the tokenizer's files. On the target side, padding and the end mark are
-    those of config.json, as in transformers.
+    The special ids of the source are those in the tokenizer's files. On the target side, the ids of padding and the end
+    mark are those in config.json, as in Hugging Face transformers.
     """
     named, configured = found.target.special, model.target.special
     target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
@@ -123,13 +127,16 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 
 
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
-    """Returns the user-defined pieces that an export by mtkit listed as placeholders; the other ones may be tags."""
+    """Returns the user-defined pieces that an export by mtkit listed as placeholders (tokenizer.symbols).
+
+    The other user-defined pieces may be tags.
+    """
     noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
     return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """Returns the id of the begin mark, or None if it is also the id of padding or of the end mark."""
+    """Returns `begin`, the id of the begin mark, or `None` if it is also the id of padding or of the end mark."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -174,7 +181,7 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Returns NUM_LINES lines of random source pieces, the same lines at each call; they are no real text."""
+    """Returns NUM_LINES lines of random source pieces, which are no real text; every call returns the same lines."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
     generator = random.Random(0)
@@ -186,12 +193,12 @@ def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
 
 
 def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str]) -> None:
-    """Adds pieces and tags to the vocabulary of the bundle at a path, and writes the result as a bundle to output.
+    """Adds pieces and tags to the vocabulary of the bundle at `path`, and writes the new bundle to `output`.
 
     In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the old pieces
-    that it was split into before. Until a training starts from the new bundle, new pieces are never generated and are
-    left out of the softmax, so translations and their scores do not change. Raises MtkitError if output exists and is
-    no bundle, and ConfigError if a piece or tag cannot be added.
+    that the new piece was split into before. Until a training run starts from the new bundle, new pieces are never
+    generated and are left out of the softmax, so translations and their scores do not change. Raises MtkitError if
+    `output` exists and is no bundle, and ConfigError if a piece or tag cannot be added.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -228,7 +235,10 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """Returns, for each id that `new` adds to a side, the ids of the pieces that the old tokenizer splits it into."""
+    """For each piece that the new tokenizer adds to one side, returns the ids with which the old tokenizer encodes it.
+
+    The side is the source if `of_source` is true, else the target.
+    """
     if of_source:
         ids = range(old.source_vocab_size, new.source_vocab_size)
         return old.encode_source(new.source_pieces(ids))
@@ -237,6 +247,9 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """Returns a table (V, …) with a row added for each spelling: the mean of its ids' rows, or of all if empty."""
+    """Returns `table` (V, …) with one row added for each spelling, which is a list of ids.
+
+    The new row is the mean of the rows of these ids, or of all rows if the list is empty.
+    """
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

@@ -67,9 +67,9 @@ GELU_SLOPE = 1.702
 
 
 class MarianOptions:
-    """The options that a model was built with.
+    """The options with which Marian built a model.
 
-    For a value that mtkit cannot import, a CheckpointError is raised that names the option.
+    If mtkit cannot import a value, CheckpointError is raised, with a message that names the option.
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class MarianOptions:
                 raise CheckpointError(f"{self.path}: {name} is {_shown(value)}; mtkit knows no option of this name")
 
     def refuse(self, name: str, *wanted: Any) -> None:
-        """Raises a CheckpointError that names an option, its value, and the values that mtkit imports (wanted)."""
+        """Raises CheckpointError, naming the option, its value, and the values that mtkit imports (`wanted`)."""
         listed = " or ".join(map(_shown, wanted))
         raise CheckpointError(
             f"{self.path}: Marian's option {name} is {_shown(self.content.get(name))}; mtkit imports {listed} alone"
@@ -118,7 +118,7 @@ class MarianOptions:
 
     @property
     def placement(self) -> str:
-        """The value of model.norm_placement; raises CheckpointError for other placements than post and pre."""
+        """The value of model.norm_placement; raises CheckpointError for placements other than post and pre."""
         names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top")
         found = tuple(self.steps(name, default) for name, default in zip(names, ("", "dan", ""), strict=True))
         if found not in PLACEMENTS:
@@ -172,9 +172,9 @@ def _shown(value: Any) -> str:
 
 
 def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[str, Any]) -> Config:
-    """Returns the settings of the model in mtkit; raises CheckpointError if mtkit does not support them.
+    """Returns mtkit's settings for the model; raises CheckpointError if mtkit does not support the model.
 
-    shared is whether both sides have the same vocabulary; decoding has the decoding settings.
+    `shared` tells whether both sides have the same vocabulary; `decoding` has the decoding settings.
     """
     d_ff, decoder_d_ff = options.number("transformer-dim-ffn"), options.number("transformer-decoder-dim-ffn", 0)
     settings = {
@@ -212,9 +212,9 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
 
 
 def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """Returns mtkit's decoding settings for the content of a decoder.yml, which may be empty; path is its path.
+    """Returns mtkit's decoding settings for `decoder`, the content of a decoder.yml, which may be empty.
 
-    Raises CheckpointError if a value is not a number of 0 or more.
+    `path` is the path of decoder.yml. Raises CheckpointError if a value is not a number of 0 or more.
     """
     numbers: dict[str, float] = {}
     for name in ("beam-size", "normalize", "word-penalty", "max-length-factor"):
@@ -244,7 +244,7 @@ def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 # The output bias of padding, a token that Marian does not have. It makes the probability of padding 0, in fp16 as well.
 NEVER = -1e4
 
-# Our linear layers, each with the names of theirs that it concatenates; {} is replaced by W (weight) or b (bias).
+# Linear layers of mtkit, each with the names of Marian's that it concatenates; {} becomes W (weight) or b (bias).
 LINEARS = {
     "attention.query_key_value": ("self_{}q", "self_{}k", "self_{}v"),
     "attention.output": ("self_{}o",),
@@ -263,16 +263,16 @@ OF_SOURCE = "source_attention"  # part of the names of modules that only decoder
 
 
 class _Taken:
-    """The tensors of a file, which are taken out one by one with a check of their shapes."""
+    """The tensors of a file, which are taken out one by one while their shapes are checked."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         self.path = path
         self.left = dict(weights)
 
     def take(self, name: str, shape: tuple[int, ...], default: float | None = None) -> Tensor:
-        """Removes and returns the tensor of a name; if the file lacks it, returns a tensor filled with the default.
+        """Removes and returns the tensor called `name`; if the file lacks it, returns a tensor filled with `default`.
 
-        Raises CheckpointError if the tensor has another shape, or is missing and there is no default.
+        Raises CheckpointError if the tensor does not have the given shape, or if it is missing and `default` is `None`.
         """
         if name not in self.left:
             if default is not None:
@@ -284,15 +284,15 @@ class _Taken:
         return weight
 
     def finish(self) -> None:
-        """Raises CheckpointError if tensors are left, which means that the model has parts that mtkit does not have."""
+        """Raises CheckpointError if tensors are left, because the model then has parts that mtkit does not have."""
         if self.left:
             raise CheckpointError(f"{self.path}: holds {min(self.left)}, which mtkit's Transformer has no place for")
 
 
 def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns their tensors converted to ours, by name; raises CheckpointError if they do not fit the options.
+    """Returns Marian's tensors converted to mtkit's, by name; raises CheckpointError if they do not fit the options.
 
-    A row of zeros is added to embeddings and output layer for padding, which is the decoder's start token.
+    Embeddings and output layer get a row of zeros for padding, which is the decoder's start token.
     """
     taken = _Taken(options.path, weights)
     found = _embeddings(options, taken)
@@ -311,7 +311,7 @@ def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Te
 
 
 def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
-    """Returns our tensors of the embeddings, the output layer and its bias, by name."""
+    """Returns mtkit's tensors of the embeddings, the output layer and its bias, by name."""
     (source_size, target_size), width, ties = options.vocab_sizes, options.number("dim-emb"), options.ties
     found = {}
     if options.flag("tied-embeddings-all") or options.flag("tied-embeddings-src"):
@@ -337,12 +337,12 @@ def _embeddings(options: MarianOptions, taken: _Taken) -> dict[str, Tensor]:
 
 
 def _padded(table: Tensor) -> Tensor:
-    """Returns a table (V, D) with a row of zeros appended."""
+    """Returns `table` (V, D) with a row of zeros appended."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Iterator[tuple[str, Tensor]]:
-    """Yields the names and values of our tensors of one layer of the encoder or decoder (side)."""
+    """Yields the names and values of mtkit's tensors of one layer of the encoder or decoder (`side`)."""
     width, d_ff = options.number("dim-emb"), options.number("transformer-dim-ffn")
     if side == "decoder":
         d_ff = options.number("transformer-decoder-dim-ffn", 0) or d_ff
@@ -370,9 +370,9 @@ def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Ite
 
 
 def _norm(taken: _Taken, theirs: str, suffix: str, ours: str, width: int, default: float | None) -> dict[str, Tensor]:
-    """Returns our weight and bias of a norm, by name.
+    """Returns mtkit's weight and bias of a layer norm, by name.
 
-    With a default (0), a missing weight is 1 and a missing bias 0; without one, a missing tensor raises
+    If `default` is 0, a missing weight is 1 and a missing bias is 0. If `default` is `None`, a missing tensor raises
     CheckpointError.
     """
     return {
@@ -397,16 +397,16 @@ class NativeMarian:
 
 
 def is_native_marian(path: Path) -> bool:
-    """Whether a path is a folder with an .npz or decoder.yml file in it, or is an .npz or .yml file."""
+    """Whether `path` is a folder with an .npz or decoder.yml file in it, or is itself an .npz or .yml file."""
     if path.is_dir():
         return any(path.glob("*.npz")) or any(path.glob(f"*{DECODER}"))
     return path.suffix == ".npz" or (path.suffix == ".yml" and path.is_file())
 
 
 def read_native_marian(path: Path) -> NativeMarian:
-    """Returns the Marian model in a folder, or that of a decoder.yml or .npz file.
+    """Returns the Marian model at `path`, which is a folder, a decoder.yml or an .npz file.
 
-    Raises CheckpointError if there is not exactly one model or it cannot be imported.
+    Raises CheckpointError if there is not exactly one model or if it cannot be imported.
     """
     found = _Setup.find(path)
     options, weights = _read_npz(found.npz)
@@ -436,7 +436,7 @@ def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
 
 @dataclass(frozen=True)
 class _Setup:
-    """The files of a model, and the content of its decoder.yml."""
+    """The paths of a model's files, and the content of its decoder.yml."""
 
     directory: Path
     npz: Path
@@ -487,10 +487,10 @@ def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str
 
 
 def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
-    """Returns the path of a file that decoder.yml names; raises CheckpointError if the file is missing.
+    """Returns the path of the file called `name` in decoder.yml; raises CheckpointError if the file is missing.
 
-    The name may be a path on another machine. So the file is looked up under its path in the folder, under its name
-    without folders in the folder, and under its path as it is, in this order.
+    `name` may be a path on another machine, so three places are tried in this order: the path `name` within the folder,
+    the bare file name in the folder, and the path `name` itself.
     """
     places = directory / name, directory / Path(name).name, Path(name)
     found = next((path for path in places if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""The model representation that imports and exports share, tokenizer.json files, translation with transformers."""
+"""The form of a model that imports and exports share; tokenizer.json; translation with Hugging Face transformers."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class PortableModel:
-    """A model independent of file formats: what an export writes to files, and what an import reads from files."""
+    """A model in no particular file format: what an export writes to files, and what an import reads from files."""
 
     config: Config
     weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
@@ -48,10 +48,11 @@ class PortableModel:
 
 
 def reordered(model: PortableModel, source_order: Sequence[int], target_order: Sequence[int]) -> PortableModel:
-    """Returns the model with its ids permuted: the new id n of a side is the old id order[n].
+    """Returns `model` with its ids permuted: new id n stands for the piece that had the old id `order[n]`.
 
-    The rows of embeddings, output layer and output bias and the special ids change accordingly. Ids that an order
-    leaves out are removed; special ids must not be left out. For a shared vocabulary, both orders must be the same.
+    `order` is `source_order` for the source and `target_order` for the target. The rows of embeddings, output layer and
+    output bias and the special ids change accordingly. Ids that are not in an order are removed; special ids must be in
+    it. For a shared vocabulary, both orders must be the same.
     """
     sizes = len(model.source.pieces), len(model.target.pieces)
     if list(source_order) == list(range(sizes[0])) and list(target_order) == list(range(sizes[1])):
@@ -99,15 +100,16 @@ Part = dict[str, Any]
 def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Part:
     """Returns the content of a tokenizer.json that encodes and decodes as SentencePiece does and appends the end mark.
 
-    loose_tags are the tags that the SentencePiece model lacks. In transformers, split_special_tokens must be true, or
-    text that is written like a special token becomes that token. The exceptions from what SentencePiece does are rare:
+    `loose_tags` are the tags that the SentencePiece model lacks. In Hugging Face transformers, split_special_tokens
+    must be true, or text that is written like a special token becomes that token. In rare cases, the result differs
+    from that of SentencePiece:
 
     - With a normalisation rule, several combining marks in a row are put in Unicode's order, marks after a character
       that the rule removes join the character before it, and U+FDD0 is lost.
-    - With BPE, in text written like a special piece such as </s>, directly after a user-defined piece, the first
-      character is a piece of its own.
-    - With unigram, if the scores of two orders of the same pieces differ only by rounding, another order than that of
-      SentencePiece may be chosen.
+    - With BPE, where text written like a special piece such as </s> directly follows a user-defined piece, the first
+      character of that text is a piece of its own.
+    - With unigram, if two segmentations have the same pieces in different orders, their scores may differ only by
+      rounding, and another one than SentencePiece's may be chosen.
     - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
@@ -141,14 +143,17 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 def added_token(content: str, special: bool) -> Part:
     """Returns the entry of an added token in a tokenizer.json.
 
-    Such a token is found in text before normalisation, unless it is special and split_special_tokens is true.
+    An added token is found in text before normalisation, unless it is special and split_special_tokens is true.
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
-    """Returns the pieces by id; those that the SentencePiece model lacks are control pieces, which no text contains."""
+    """Returns the pieces by id; those that the SentencePiece model lacks become control pieces.
+
+    No text contains control pieces.
+    """
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]
 
@@ -194,7 +199,10 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
 
 
 def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
-    """Returns the parts that split text into words with their space marks, and isolate user-defined pieces."""
+    """Returns the pre-tokenizers, which split text into words with their space marks (▁).
+
+    They also isolate user-defined pieces.
+    """
     parts: list[Part] = [
         {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True},
     ]
@@ -229,7 +237,10 @@ def _symbols(pieces: list[Piece]) -> list[str]:
 
 
 def _names(pieces: list[Piece]) -> list[str]:
-    """Returns the texts of special pieces, such as </s> and <0x41>; text written like one must not be encoded as it."""
+    """Returns the texts of special pieces, such as </s> and <0x41>.
+
+    Text that happens to be written like a special piece must not be encoded as that piece.
+    """
     return [piece.text for piece in pieces if piece.type not in ("normal", "user_defined")]
 
 
@@ -256,7 +267,7 @@ def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 
 def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
-    """Returns the BPE model.
+    """Returns the BPE model of a tokenizer.json.
 
     SentencePiece merges any two pieces whose concatenation is a piece, best score first. So the list of merges has all
     such pairs, ordered by the score of their concatenation.
@@ -281,7 +292,7 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     }
 
 
-# Translation of an exported model with transformers, to check the export.
+# Translation with an exported model in Hugging Face transformers, to check the export.
 
 
 @dataclass(frozen=True)
@@ -302,7 +313,7 @@ class Texts:
 
 
 def most_tokens(source: Sequence[str]) -> int:
-    """Returns the most tokens that a translation of source may have under the default decoding settings."""
+    """Returns how many tokens a translation of `source` may have under the default decoding settings."""
     return 2 * len(source) + 20
 
 
@@ -310,10 +321,11 @@ def most_tokens(source: Sequence[str]) -> int:
 def observe_with_transformers(
     directory: Path, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], silent: Sequence[str]
 ) -> Observed | None:
-    """Translates sources with Hugging Face transformers by greedy search, and scores targets as their translations.
+    """Translates `sources` with Hugging Face transformers by greedy search, and scores `targets` as translations.
 
-    Returns None if transformers is not installed. sources and targets are rows of pieces. The pieces in silent are
-    never generated; the constraints in the checkpoint's generation_config.json, such as no_repeat_ngram_size, apply.
+    Returns `None` if Hugging Face transformers is not installed. `sources` and `targets` are rows of pieces; each
+    target is scored as a translation of its source. The pieces in `silent` are never generated. The constraints in the
+    checkpoint's generation_config.json, such as no_repeat_ngram_size, apply.
     """
     transformers = _transformers()
     if transformers is None:
@@ -347,7 +359,10 @@ def observe_with_transformers(
 
 
 def texts_of_transformers(directory: Path) -> Texts | None:
-    """Returns the tokenizer that AutoTokenizer loads from a checkpoint, or None if transformers is not installed."""
+    """Returns the tokenizer that AutoTokenizer loads from a checkpoint.
+
+    Returns `None` if Hugging Face transformers is not installed.
+    """
     transformers = _transformers()
     if transformers is None:
         return None
@@ -370,7 +385,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
 
 def _transformers() -> Any:
-    """Returns the library transformers with its messages silenced, or None if it is not installed."""
+    """Returns the library Hugging Face transformers, with its messages silenced; `None` if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of the library while it is imported

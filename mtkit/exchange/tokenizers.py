@@ -29,17 +29,18 @@ NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "bos_t
 
 
 def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
-    """Writes the files of a MarianTokenizer for a model to a directory.
+    """Writes the files of a MarianTokenizer for `model` to `directory`.
 
-    The tokenizer encodes and decodes as mtkit does, with these exceptions and those of Tokenizer.source_sentencepiece:
+    The tokenizer encodes and decodes as mtkit does, except in the cases that `Tokenizer.source_sentencepiece` lists and
+    in these:
 
-    - At the start of a line, text between >> and << is one token without a space mark before it.
+    - At the start of a line, text between >> and << is one token without a space mark (▁) before it.
     - Unknown text that is written like a special token becomes that token.
     - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
 
-    For a model with misread_tags, the files of write_m2m100_tokenizer are written instead; if its vocabulary is not
-    shared, ConfigError is raised. It is also raised if the special tokens of source and target differ, and for a
-    tokenizer of words, since several unknown words in a row would become one.
+    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. Raises ConfigError if
+    this is not possible, because the vocabulary is not shared. Also raises ConfigError if the special tokens of source
+    and target differ, and for a tokenizer of words, because several unknown words in a row would become one.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -65,8 +66,8 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 def misread_tags(model: PortableModel) -> list[str]:
     """Returns the tags that a MarianTokenizer would encode as other ids than mtkit does.
 
-    These are tags written like >>eng<< that the SentencePiece model has, since they lose the space mark before them,
-    and tags written in another way that it lacks, since they are split into pieces.
+    There are two kinds. Tags written like >>eng<< that the SentencePiece model has would lose the space mark (▁) before
+    them. Tags written in another way that the SentencePiece model lacks would be split into pieces.
     """
     pieces = pieces_of(model.source.sentencepiece)
     known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
@@ -76,10 +77,10 @@ def misread_tags(model: PortableModel) -> list[str]:
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
     """Writes a tokenizer.json, its settings, and the vocabulary files that mtkit needs to import the model again.
 
-    AutoTokenizer then encodes as Tokenizer.encode_source does and appends the end mark; tokenizer_json lists the
-    exceptions. In addition, a tag that the SentencePiece model lacks is one token anywhere in a line, and target texts
-    are normalised by the rule of the source. Raises ConfigError for a tokenizer of words, if the vocabulary is not
-    shared, and if the SentencePiece model does not split text at spaces.
+    AutoTokenizer then encodes as `Tokenizer.encode_source` does and appends the end mark, except in the cases that
+    `tokenizer_json` lists and in two more: a tag that the SentencePiece model lacks is one token anywhere in a line,
+    and target texts are normalised by the rule of the source. Raises ConfigError for a tokenizer of words, if the
+    vocabulary is not shared, and if the SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
@@ -163,7 +164,7 @@ class MarianVocabulary:
 
 
 def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
-    """Returns the vocabularies of the MarianTokenizer in a directory.
+    """Returns the vocabularies of the MarianTokenizer in `directory`.
 
     Raises CheckpointError if a file is missing, damaged or contradicts another file.
     """
@@ -195,7 +196,7 @@ def read_marian_vocabulary(directory: Path) -> MarianVocabulary:
 
 
 def _require_parts(directory: Path) -> None:
-    """Raises CheckpointError if a directory has a tokenizer.json, but lacks other files that mtkit needs."""
+    """Raises CheckpointError if `directory` has a tokenizer.json, but lacks other files that mtkit needs."""
     missing = [name for name in (VOCABULARY, SOURCE_MODEL, TARGET_MODEL) if not (directory / name).exists()]
     if missing and (directory / TOKENIZER).exists():
         raise CheckpointError(
@@ -207,9 +208,9 @@ def _require_parts(directory: Path) -> None:
 def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
     """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit makes them tags.
 
-    transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
-    CheckpointError is raised for a token added after the pieces that is not written like a tag, for example like <2eo>.
-    It is also raised if ids contradict those of pieces or have gaps.
+    Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
+    a token that was added after `pieces` must be written like a tag, for example <2eo>; otherwise CheckpointError is
+    raised. It is also raised if the ids of added tokens contradict those of `pieces` or have gaps.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -243,7 +244,7 @@ def _with_added(side: Vocabulary, added: Sequence[str]) -> Vocabulary:
 
 
 def _is_language(piece: str) -> bool:
-    """Whether a MarianTokenizer treats a piece at the start of a line as a language tag: >>…<<."""
+    """Whether a MarianTokenizer treats `piece`, at the start of a line, as a language tag: >>…<<."""
     return piece.startswith(">>") and piece.endswith("<<")
 
 
@@ -269,7 +270,7 @@ def _read_side(vocabulary: Path, model: Path, settings: Mapping[str, Any]) -> Vo
 
 
 def _text(token: Any) -> str | None:
-    """Returns the text of a token, which is a string or an object with a "content"; None if it is neither."""
+    """Returns the text of `token`, which is a string or an object with a "content"; `None` if it is neither."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
@@ -313,7 +314,7 @@ def _scores(path: Path, model: bytes) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises CheckpointError if it is missing, damaged or has a key twice."""
+    """Returns the object in a JSON file; raises CheckpointError if the file is missing, damaged or has a key twice."""
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_once)
@@ -352,10 +353,11 @@ _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 def read_vocabularies(
     directory: Path, named: Sequence[Path], sizes: tuple[int, int]
 ) -> tuple[Vocabulary, Vocabulary, list[Path]]:
-    """Returns Marian's vocabularies of source and target, with padding added as the last piece, and their files.
+    """Returns Marian's vocabularies of source and target, and the files that they were read from.
 
-    named are the vocabulary files that a decoder.yml names; without any, they are searched for in the directory. sizes
-    are the vocabulary sizes of the model. Raises CheckpointError if files are missing, damaged or of other sizes.
+    Padding is added to each vocabulary as the last piece. `named` are the vocabulary files that a decoder.yml names;
+    without any, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model. Raises
+    CheckpointError if files are missing, damaged or of other sizes.
     """
     paths = list(named) or _find(directory)
     source, target = (
@@ -368,10 +370,10 @@ def read_vocabularies(
 
 
 def _find(directory: Path) -> list[Path]:
-    """Returns the paths of the source and target vocabularies in a directory.
+    """Returns the paths of the source and target vocabularies in `directory`.
 
-    If the directory has one vocabulary, both paths are the same. If it has two, the name of one must have a word for
-    source and that of the other a word for target (see SIDES). Raises CheckpointError otherwise.
+    If there is one vocabulary, both paths are the same. If there are two, the name of one must have a word for source,
+    and that of the other a word for target (see SIDES). In any other case, raises CheckpointError.
     """
     found = sorted(filter(_is_vocabulary, directory.iterdir()))
     if len(found) == 1:
@@ -397,10 +399,11 @@ def _is_vocabulary(path: Path) -> bool:
 
 
 def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
-    """Returns the vocabulary in a file, with padding added as the last piece; size is the number of pieces before that.
+    """Returns the vocabulary in the file at `path`, with padding added as the last piece.
 
-    model is the SentencePiece model that splits text; it is not read if the file is a SentencePiece model itself.
-    Raises CheckpointError if a file is missing, damaged, of an unsupported kind or of another size.
+    `size` is the number of pieces without padding. `model` is the path of the SentencePiece model that splits text; it
+    is not read if the vocabulary file is a SentencePiece model itself. Raises CheckpointError if a file is missing,
+    damaged, of an unsupported kind or of another size.
     """
     if path.suffix == FACTORED:
         raise CheckpointError(f"{path}: a factored vocabulary; mtkit imports those of .yml and .spm files")
@@ -446,7 +449,10 @@ def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
 
 
 def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
-    """Returns the ids of the end mark and of <unk> in a SentencePiece model; raises CheckpointError without them."""
+    """Returns the ids of the end mark and of <unk> in a SentencePiece model.
+
+    Raises CheckpointError if one of the two is missing.
+    """
     end = [id_ for id_, piece in enumerate(pieces) if piece.type == "control" and piece.text == END]
     unknown = [id_ for id_, piece in enumerate(pieces) if piece.type == "unknown"]
     if not end or not unknown:
@@ -463,7 +469,7 @@ def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _renamed(pieces: list[str]) -> list[str]:
-    """Renames the special pieces in a list from Nematus's names to Marian's, and returns the list."""
+    """Renames the special pieces in `pieces` from Nematus's names to Marian's, and returns the list."""
     for id_, (older, name) in OLDER.items():
         if len(pieces) > id_ and pieces[id_] == older and name not in pieces:
             pieces[id_] = name
@@ -517,7 +523,7 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Returns the pieces and ids in lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for others.
+    """Returns the pieces and ids in lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for other lines.
 
     A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
     """
@@ -539,7 +545,7 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _scalar(written: str) -> str | None:
-    """Returns the text of a YAML scalar without its quotes; None if its quotes or escape sequences are wrong."""
+    """Returns the text of a YAML scalar without its quotes; `None` if its quotes or escape sequences are wrong."""
     quote = written[:1]
     if quote not in ("'", '"') or len(written) == 1:
         return written

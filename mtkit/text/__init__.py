@@ -1,4 +1,5 @@
 """Text and tokenizers: reading files and pipes, parallel corpora, test sets, tokenizers, vocabularies.
 
-Reads text files and settings; provides lines, sentence pairs and token ids. May import config; never imports torch.
+Reads text files and settings; provides lines, sentence pairs and token ids. Of the other packages of mtkit, only
+`config` may be imported here. Torch is never imported.
 """

@@ -1,4 +1,4 @@
-"""Reads and writes compressed text files; when reading, recognises the compression by content, not by name.
+"""Reads and writes compressed text files; when reading, recognises the compression by content, not by file name.
 
 No other module uses the package zstandard.
 """
@@ -36,7 +36,10 @@ class _NoZstandardError(Exception):
 
 
 class _Decompressor(Protocol):
-    """Decompresses one frame. A compressed file consists of one or more frames (gzip: members, xz: streams)."""
+    """Decompresses one frame.
+
+    A compressed file consists of one or more frames, which gzip calls members and xz calls streams.
+    """
 
     @property
     def eof(self) -> bool:
@@ -44,10 +47,10 @@ class _Decompressor(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes given to decompress that come after the end of the frame."""
+        """The bytes after the end of the frame, among those given to `decompress`."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """Decompress data, the next part of the frame; may return b"" if that needs more data."""
+        """Decompress `data`, the next part of the frame; may return b"" if more data is needed for any output."""
 
 
 if sys.version_info >= (3, 14):
@@ -147,7 +150,7 @@ KNOWN = (*ZIP, *REFUSED, *(magic for compression in COMPRESSIONS.values() for ma
 
 
 def open_to_read(path: Path) -> BinaryIO:
-    """Open a file to read its decompressed bytes; `-` is standard input.
+    """Open the file at `path` to read its decompressed bytes; the path `-` means standard input.
 
     Closing the stream closes the file, but not standard input. Raises DataError if standard input is closed. Reading
     from the stream raises DataError if the data is damaged or in an unsupported format, such as a tar archive.
@@ -160,7 +163,7 @@ def open_to_read(path: Path) -> BinaryIO:
 
 
 def _standard_input() -> IO[bytes]:
-    """A stream of standard input, separate from sys.stdin if it has a file descriptor.
+    """A stream of standard input, separate from sys.stdin if standard input has a file descriptor.
 
     Python cannot close sys.stdin at exit while a thread is still waiting to read from it.
     """
@@ -172,7 +175,7 @@ def _standard_input() -> IO[bytes]:
 
 
 def may_pause(stream: BinaryIO) -> bool:
-    """Whether reading the stream may have to wait for more data, as with a pipe or a terminal.
+    """Whether reading `stream` may have to wait for more data, as with a pipe or a terminal.
 
     False for regular files and streams in memory.
     """
@@ -183,16 +186,20 @@ def may_pause(stream: BinaryIO) -> bool:
 
 
 def path_may_pause(path: Path) -> bool:
-    """Whether reading path (`-`: standard input) may have to wait for more data; does not open the file."""
+    """Whether reading `path` may have to wait for more data; the path `-` means standard input.
+
+    The file is not opened.
+    """
     if path != STANDARD_INPUT:
         return path.exists() and not path.is_file()
     return sys.stdin is not None and may_pause(sys.stdin.buffer)
 
 
 def open_to_write(path: Path, name: Path) -> BinaryIO:
-    """Open path for writing bytes, which are compressed if name, not path, ends in .gz, .bz2, .xz or .zst.
+    """Open the file at `path` for writing bytes.
 
-    Raises DataError if the package zstandard is needed but not installed.
+    The bytes are compressed if `name`, not `path`, ends in .gz, .bz2, .xz or .zst. Raises DataError if the package
+    zstandard is needed but not installed.
     """
     compression = COMPRESSIONS.get(name.suffix.lower())
     try:
@@ -202,7 +209,7 @@ def open_to_write(path: Path, name: Path) -> BinaryIO:
 
 
 def is_misnamed(path: Path) -> bool:
-    """Whether a file has the extension of a compression format but is not compressed."""
+    """Whether the file at `path` has the extension of a compression format but is not compressed."""
     if path.suffix.lower() not in COMPRESSIONS or not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -220,7 +227,7 @@ class _DamageError(Exception):
 class _Frames(RawIOBase):
     """A stream of the decompressed bytes of all frames of a compressed stream.
 
-    Reads only as much compressed data as it needs to return some bytes, since a pipe may pause.
+    Reads no more compressed data than needed to return some bytes, since a pipe may pause.
     """
 
     def __init__(self, stream: RawIOBase, compression: Compression) -> None:
@@ -241,7 +248,7 @@ class _Frames(RawIOBase):
         return count
 
     def _decompress(self) -> bool:
-        """Decompress the next piece of the stream into self._text; returns False at the end of the stream."""
+        """Decompress the next piece of the stream into `self._text`; returns `False` at the end of the stream."""
         compressed = self._compressed or self._read()
         self._compressed = b""
         if self._frame is None:  # skip zeros between frames, which may pad the file to a full block
@@ -267,8 +274,8 @@ class _Frames(RawIOBase):
 class _Decompressed(RawIOBase):
     """A stream of the decompressed bytes of another stream, which may have been compressed several times.
 
-    The compression is detected at the first read and not earlier, since a pipe may contain no data before. Reading
-    raises DataError if the data is damaged or in a format that is not supported.
+    The compression is detected at the first read, not earlier, since a pipe may contain no data before. Reading raises
+    DataError if the data is damaged or in a format that is not supported.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
@@ -298,7 +305,7 @@ class _Decompressed(RawIOBase):
         return count
 
     def _decompress(self) -> Any:
-        """Detect and undo all compressions; returns a stream of the decompressed bytes that has readinto1."""
+        """Detect and undo all compressions; returns a stream of the decompressed bytes, which has readinto1."""
         text: Any = self._stream
         while True:
             head = _head(text)
@@ -339,7 +346,7 @@ class _Decompressed(RawIOBase):
             raise DataError(f"{self.name}: {error}; unpack it, and name the text file in it") from None
 
     def _refuse_archives(self, head: bytes) -> None:
-        """Raise DataError if head is the beginning of an archive or of a compression that is not supported."""
+        """Raise DataError if `head` is the beginning of an archive or of a compression that is not supported."""
         for magic, what in REFUSED.items():
             if head.startswith(magic):
                 raise self._refusal(what)
@@ -349,7 +356,7 @@ class _Decompressed(RawIOBase):
     def _refuse_truncated(self, head: bytes) -> None:
         """Raise _DamageError if a file ends within the magic bytes of the compression that its name implies.
 
-        head is the beginning of the file.
+        `head` is the beginning of the file.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (
@@ -379,7 +386,7 @@ class _DecompressedFile(_Decompressed):
 
 
 class _Rejoined(RawIOBase):
-    """A stream of head, the bytes already read to detect the compression, followed by the rest of stream."""
+    """A stream of `head`, the bytes already read to detect the compression, followed by the rest of `stream`."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self._head = head
@@ -398,9 +405,10 @@ class _Rejoined(RawIOBase):
 
 
 def _head(stream: Any) -> bytes:
-    """The first bytes of a stream, at most HEAD_BYTES.
+    """The first bytes of `stream`, at most HEAD_BYTES.
 
-    Stops reading after the first line, or once a known format is recognised, since a pipe may send no more for now.
+    Reading stops after the first line, or as soon as a known format is recognised, since a pipe may send no more for
+    now.
     """
     head = b""
     while len(head) < HEAD_BYTES and b"\n" not in head and not head.startswith(KNOWN):

@@ -25,7 +25,7 @@ MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text 
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file without their line ends; `-` is standard input.
+    """Yields the lines of a UTF-8 file without their line ends; the path `-` means standard input.
 
     Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has old
     Mac line ends.
@@ -46,7 +46,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def count_lines(path: Path) -> int:
-    """The number of lines of a file, which need not be UTF-8; reads standard input or a pipe to its end."""
+    """The number of lines in a file, which need not be UTF-8; standard input or a pipe is read to its end."""
     with _reading(path), open_to_read(path) as stream:
         return sum(1 for _ in stream)
 
@@ -54,7 +54,7 @@ def count_lines(path: Path) -> int:
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
     """Yields (line, is_replaced) for each line as soon as it arrives.
 
-    is_replaced tells whether the line contained bytes that are not UTF-8; these become U+FFFD.
+    `is_replaced` tells whether the line contained bytes that are not UTF-8; such bytes become U+FFFD.
     """
     for raw in _raw_lines(stream):
         line = _without_end(raw)
@@ -67,7 +67,7 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 def read_pairs(
     source: Path, target: Path, lines_of: Callable[[Path], Iterator[str]] = read_lines
 ) -> Iterator[tuple[str, str]]:
-    """Yields (line n of source, line n of target); lines_of(path) returns the lines of a file.
+    """Yields (line n of `source`, line n of `target`) for n = 1, 2, …; `lines_of(path)` returns the lines of a file.
 
     If one file is longer than the other, raises DataError after the last complete pair.
     """
@@ -85,10 +85,11 @@ def read_pairs(
 
 
 def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
-    """Yields the texts in columns source and target of a tab-separated file; column numbers start from 1.
+    """Yields (source text, target text) for each line of a tab-separated file.
 
-    Quotes have no special meaning. A blank line yields a pair of empty strings, but blank lines at the end of the file
-    are ignored. Raises DataError if any other line has too few columns.
+    `source` and `target` are column numbers, starting from 1. Quotes have no special meaning. A blank line yields a
+    pair of empty strings, but blank lines at the end of the file are ignored. Raises DataError if any other line has
+    too few columns.
     """
     least = max(source, target)
     num_blank = 0  # blank lines directly before the current line
@@ -108,19 +109,19 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
 
 
 def named(path: Path, name: str | None = None) -> str:
-    """The name of a file in messages and tables: name if given, else the path; for `-` always "standard input"."""
+    """The name of a file for messages and tables: `name` if given, else `path`; for `-` always "standard input"."""
     return "standard input" if path == STANDARD_INPUT else name or str(path)
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>". Raises DataError for a pipe."""
+    """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>"; raises DataError for a pipe."""
     require_file(path)
     with _reading(path), open_to_read(path) as stream:
         return "sha256:" + hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
 
 
 def compressed_fingerprint(path: Path) -> str:
-    """SHA-256 checksum of a file as stored, without decompressing it, as "sha256:<hex>". Raises DataError for a pipe.
+    """SHA-256 checksum of a file as stored, not decompressed, as "sha256:<hex>"; raises DataError for a pipe.
 
     Earlier versions of mtkit recorded this checksum for compressed files.
     """
@@ -130,15 +131,15 @@ def compressed_fingerprint(path: Path) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Raise DataError if path is standard input or a pipe, which cannot be read twice."""
+    """Raise DataError if `path` is standard input or a pipe, neither of which can be read twice."""
     if path == STANDARD_INPUT or path.is_fifo():
         raise DataError(f"{path}: is a pipe; a file is wanted, which can be read more than once")
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields the lines of a stream as bytes, with their line ends; removes a byte order mark at the beginning.
+    """Yields the lines of `stream` as bytes, with their line ends; removes a byte order mark at the beginning.
 
-    Yields each line as soon as it has arrived.
+    Each line is yielded as soon as it has arrived.
     """
     raw = stream.readline().removeprefix(BOM_UTF8)
     while raw:
@@ -171,9 +172,9 @@ class _CarriageReturns:
         self._most_at = 0  # number of that line
 
     def see(self, number: int, line: bytes, is_last: bool) -> None:
-        """Count the carriage returns within a line, which is given without its line end; number is the line number.
+        """Count the carriage returns within `line`, whose line end has been removed; `number` is its line number.
 
-        is_last means that the file ends after this line, without a line feed; then check is called as well.
+        `is_last` means that the file ends after this line, without a line feed; `check` is then called as well.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -183,10 +184,10 @@ class _CarriageReturns:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """Raise DataError if carriage returns end the lines of all or part of the file; call this at its end.
+        """At the end of the file, raise DataError if carriage returns are the line ends in all or part of it.
 
-        num_lines is the number of lines read. most is the number of carriage returns that ordinary text may contain;
-        None means one per line.
+        `num_lines` is the number of lines read. `most` is the number of carriage returns that ordinary text may
+        contain; `None` means one per line.
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
@@ -200,7 +201,7 @@ class _CarriageReturns:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Context in which errors in reading a file raise DataError."""
+    """Within the block, turn errors in reading the file at `path` into DataError."""
     try:
         yield
     except FileNotFoundError:
@@ -229,10 +230,10 @@ CONVERTER = (
 
 
 def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
-    """Advice on how to convert a CSV file to tab-separated columns; None if the file does not look like CSV.
+    """Advice on how to convert a CSV file to tab-separated columns; `None` if the file does not look like CSV.
 
-    lines are the first lines of the file. It looks like CSV if its name says so, if the lines have equal numbers of
-    fields, or if the first line is in quotes and contains a separator.
+    `lines` are the first lines of the file. The file looks like CSV if its name says so, if its lines have equal
+    numbers of fields, or if its first line is in quotes and contains a separator.
     """
     separator = csv_separator(lines) or _separator_in_line(lines[0])
     if separator is None and not is_named_csv(path):
@@ -247,14 +248,14 @@ def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
 
 
 def is_named_csv(path: Path) -> bool:
-    """Whether a file name ends in .csv, or in .csv and another extension, such as .csv.gz."""
+    """Whether the name of a file ends in .csv, or in .csv and another extension, as in .csv.gz."""
     return ".csv" in (path.suffix.lower(), Path(path.stem).suffix.lower())
 
 
 def csv_separator(lines: Sequence[str]) -> str | None:
-    """The separator that splits the first lines into equal numbers of fields, at least two; None if there is none.
+    """The separator that splits each of the first lines into the same number of fields (two or more), or `None`.
 
-    Needs at least LEAST_ROWS different lines.
+    At least LEAST_ROWS different lines are needed.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -265,15 +266,15 @@ def csv_separator(lines: Sequence[str]) -> str | None:
 
 
 def _separator_in_line(line: str) -> str | None:
-    """The first of SEPARATORS that splits the line into two or more fields; None if none does.
+    """The first of SEPARATORS that splits `line` into two or more fields; `None` if none does.
 
-    The line may still be prose, with a comma.
+    The line may still be prose that contains a comma.
     """
     return next((each for each in SEPARATORS if max(_field_counts([line], each), default=0) > 1), None)
 
 
 def _field_counts(lines: Sequence[str], separator: str) -> list[int]:
-    """The number of fields of each row; stops before the first row that is not valid CSV or ends within a field."""
+    """The number of fields of each row, up to the first row that is not valid CSV or ends within a field."""
     rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
     counts: list[int] = []
     while True:
@@ -295,7 +296,7 @@ def _converter(path: Path, separator: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The text as a Python string literal in double quotes, since single quotes enclose it in the shell command."""
+    """`text` as a Python string literal in double quotes, since the shell command has it within single quotes."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -313,12 +314,12 @@ MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, aft
 class ReadAhead(Generic[T]):
     """Iterator over items that a thread reads ahead, up to MOST_ITEMS items or MOST_CHARACTERS characters.
 
-    If reading an item fails, __next__ raises the error in place of that item. The thread is a daemon and does not keep
-    the process alive, since it may be waiting for a line that never comes.
+    If reading an item fails, `__next__` raises the error in place of that item. The thread may be waiting for a line
+    that never comes, so it is a daemon, which does not keep the process alive.
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
-        """Start a thread that reads items ahead; size(item) returns the number of characters of an item."""
+        """Start a thread that reads `items` ahead; `size(item)` returns the number of characters of an item."""
         self._source = items
         self._size = size
         self._items: deque[T] = deque()
@@ -347,14 +348,14 @@ class ReadAhead(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next item, or the end, has been read, so that __next__ would not wait."""
+        """Whether the next item, or the end, has been read, so that `__next__` would not wait."""
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Wait up to PAUSE_SECONDS for the next item; True if none came and the items taken so far should be answered.
+        """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
 
-        Even if items keep arriving, it no longer waits once PATIENCE_SECONDS have passed since its first call after it
-        last returned True.
+        `True` means that the items taken so far should be answered. Once PATIENCE_SECONDS have passed since the first
+        call after the last `True`, calls no longer wait, even if items keep arriving.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -367,7 +368,7 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """Make the thread end as soon as it has read the item that it is waiting for; does not wait for it."""
+        """Make the thread end once it has read the item that it is waiting for; does not wait for the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -397,11 +398,12 @@ class ReadAhead(Generic[T]):
 class InputStreams:
     """Context manager that reads streams of lines ahead and decides when to answer the lines taken so far.
 
-    With line_buffered, each line is answered before the next is read, and nothing is read ahead.
+    The answer to a line is its translation or score. With `line_buffered=True`, each line is answered before the next
+    one is read, and nothing is read ahead.
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """before_waiting is called whenever the next line has not arrived yet, in order to flush the answers."""
+        """`before_waiting` flushes the answers; it is called whenever the next line has not arrived yet."""
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
         self._streams: list[ReadAhead[Any]] = []
@@ -416,9 +418,10 @@ class InputStreams:
             stream.close()
 
     def read(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
-        """Returns an iterable over the items, which are read ahead if may_pause and not line_buffered.
+        """Returns an iterable over `items`, which are read ahead if `may_pause` is true and `line_buffered` is false.
 
-        may_pause tells whether their stream may pause; size(item) returns the number of characters of an item.
+        `may_pause` tells whether the stream of the items may pause; `size(item)` returns the number of characters of an
+        item.
         """
         if self._line_buffered or not may_pause:
             return items
@@ -427,7 +430,7 @@ class InputStreams:
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether to answer the lines taken so far before taking more; waits briefly to see whether more arrive."""
+        """Whether to answer the lines taken so far before taking more; waits briefly for more lines to arrive."""
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
     def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:

@@ -30,15 +30,15 @@ CASED = 0.005  # a text with at least this share counts as cased; plain sentence
 
 @dataclass(frozen=True)
 class Sign:
-    """A trace of preprocessing by some tool, which plain text rarely contains."""
+    """A trace that preprocessing by some tool leaves, and that plain text rarely contains."""
 
     kind: str  # follows "looks" in messages
     by: str  # the tool that left it
     pattern: re.Pattern[str]
-    share: float  # processed text has it in more than this share of its lines
+    share: float  # a text counts as processed if more than this share of its lines has the trace
     cure: str  # shell filter that undoes the preprocessing; LANG is replaced by the language code
     setting: str = ""  # advice on a setting that suits such text
-    undone: tuple[tuple[str, str], ...] = ()  # (pattern, replacement)s to undo it where it hides other signs
+    undone: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) pairs that undo it, if it hides other signs
 
 
 # Measured: raw text of 21 languages has subword marks and escapes in at most 0.2 % of its lines, and the spaces of
@@ -127,8 +127,8 @@ class Finding:
 def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
     """Yields (line number, line) for a sample of the first `most` lines; numbers begin at 1.
 
-    These are all of the first LEADING_LINES lines, then LEADING_LINES / 2 lines at every second position, as many at
-    every fourth, and so on.
+    The sample has all of the first LEADING_LINES lines, then every second line (LEADING_LINES / 2 of them), then every
+    fourth line (as many again), and so on.
     """
     numbered = enumerate(islice(lines, most), start=1)
     yield from islice(numbered, LEADING_LINES)
@@ -139,9 +139,10 @@ def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, 
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that occur in many of the (number, line) pairs, in the order of SIGNS; a single line is never enough.
+    """The signs that occur in many of `lines`, in the order of SIGNS; a single line is never enough.
 
-    If the text is cut into subwords, these are joined before looking for the later signs in SIGNS.
+    `lines` are pairs of a line number and a line. If a text is cut into subwords, the subwords are joined before the
+    later signs in SIGNS are looked for.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -167,7 +168,7 @@ def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
 def capitals(lines: Iterable[str]) -> float | None:
     """The fraction of capitals among the letters that have case.
 
-    None if fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case.
+    `None` if fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case.
     """
     text = "".join(lines)
     letters = [character for character in text if character.isalpha()]
@@ -180,7 +181,7 @@ def capitals(lines: Iterable[str]) -> float | None:
 
 
 def _excerpt(match: re.Match[str]) -> str:
-    """The match with up to 20 characters before and after it."""
+    """The text that `match` found, with up to 20 characters before and after it."""
     return match.string[max(0, match.start() - 20) : match.end() + 20].strip()
 
 
@@ -194,9 +195,10 @@ LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
 
 
 def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
-    """Advice if the first lines of a file are rows of a table, which would each be read as one sentence; else None.
+    """Advice if a file is a table, each row of which would be read as one sentence; else `None`.
 
-    If is_test_set, the advice is to extract columns into files, since a test set cannot be given as columns of a table.
+    `lines` are the first lines of the file. With `is_test_set=True`, the advice is to extract columns into files, since
+    a test set cannot be given as columns of a table.
     """
     lines = lines[:FIRST_LINES]
     num_columns = lines[0].count("\t") + 1 if lines else 0
@@ -215,9 +217,10 @@ def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str 
 
 
 def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
-    """Advice if most lines of a text are numbers or names (such as doc-12) instead of sentences; else None.
+    """Advice if most lines of a text are numbers or names (such as doc-12) instead of sentences; else `None`.
 
-    If the text is a column of a table, column is its number and rows are rows of that table; else column is None.
+    If the text is a column of a table, `column` is the number of that column and `rows` are rows of the table.
+    Otherwise, `column` is `None`.
     """
     written = [line.strip() for line in lines if line.strip()]
     labels = [line for line in written if LABEL.fullmatch(line)]
@@ -232,9 +235,9 @@ def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[st
 
 
 def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
-    """The numbers, from 1, of the first two columns with sentences (not numbers or names) in at least half of the rows.
+    """The numbers, from 1, of the first two columns that hold sentences; `None` if there are fewer than two.
 
-    None if there are fewer than two such columns.
+    A column holds sentences if at least half of its texts are neither numbers nor names.
     """
     columns = list(zip(*(row.split("\t") for row in rows), strict=False))
     found = [
@@ -250,7 +253,7 @@ def _column_file(file: Path, column: int) -> str:
 
 
 def _shown(row: str) -> str:
-    """The columns of a row for messages, joined by " | "; columns longer than LONGEST_SHOWN are shortened."""
+    """The columns of `row` for messages, joined by " | "; columns longer than LONGEST_SHOWN are shortened."""
     texts = [text.strip() for text in row.split("\t")]
     return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
 
@@ -285,19 +288,22 @@ LANGUAGE_NAMES = (
 
 
 class Oversights:
-    """Collects warnings about header lines and about identical source and target while parallel text is read."""
+    """Collects warnings about header lines, and about sources identical to their targets, while text is read."""
 
     def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
-        """is_copying_dropped: training drops identical pairs, so training text needs no warning about them."""
+        """`is_copying_dropped` tells whether training drops pairs whose source and target are identical.
+
+        If so, training text needs no warning about such pairs.
+        """
         self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
         self._is_copying_dropped = is_copying_dropped
         self._headers: list[str] = []
         self._copies: list[str] = []
 
     def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
-        """Yields the pairs unchanged and checks them; call warnings when all pairs have been read.
+        """Yields `pairs` unchanged and checks them; call `warnings` when all pairs have been read.
 
-        name and files identify the text in the warnings; trains means that the text is used for training.
+        `name` and `files` identify the text in the warnings; `trains` means that the text is used for training.
         """
         files = list(dict.fromkeys(files))
         where = " and ".join(map(str, files))
@@ -320,7 +326,7 @@ class Oversights:
             )
 
     def warnings(self) -> Iterator[str]:
-        """Yields the first NUM_NAMED warnings of each kind, a line each, then a line with the number of the rest."""
+        """Yields, for each kind, the first NUM_NAMED warnings and then a line with the number of further ones."""
         for found in (self._headers, self._copies):
             yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:
@@ -332,7 +338,7 @@ class Oversights:
         return self._names_column(source) and self._names_column(target)
 
     def _names_column(self, text: str) -> bool:
-        """Whether a text looks like the name of a column, such as sentence1, text_en or eng_Latn."""
+        """Whether `text` looks like the name of a column, such as sentence1, text_en or eng_Latn."""
         text = text.strip().strip("\"'").lower()
         if text in self._codes or re.fullmatch(r"[a-z]{3}[_-](arab|cyrl|deva|ethi|grek|hans|hant|hebr|latn)", text):
             return True
@@ -342,9 +348,9 @@ class Oversights:
 
 
 def _deleting(files: Sequence[Path]) -> str:
-    """Shell commands that delete the first line of each file, and which file names to use in the settings afterwards.
+    """Shell commands that delete the first line of each file, and the file names to use in the settings afterwards.
 
-    Compressed files are stored decompressed, so their names change.
+    The commands store compressed files decompressed, so the names of these files change.
     """
     plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
     compressed = [file for file in files if read_command(file)]
@@ -364,7 +370,7 @@ DECOMPRESS = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "
 def read_command(path: Path, column: int | None = None) -> str:
     """Shell command that writes a file, or only one column of it, to standard output.
 
-    Returns "" if the file is not compressed and no column is given, since other commands can then read the file itself.
+    Returns "" if the file is not compressed and `column` is `None`, since other commands can then read the file itself.
     """
     file = shlex.quote(str(path))
     command = DECOMPRESS.get(path.suffix.lower())
@@ -375,9 +381,9 @@ def read_command(path: Path, column: int | None = None) -> str:
 
 
 def cleaning_command(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
-    """Shell command that pipes a file, or only one column of it, through filters into a new file in the same folder.
+    """Shell command that pipes a file, or only one column of it, through `filters` into a new file in the same folder.
 
-    The new file for a column has the language code as its extension.
+    If `column` is given, the new file has the language code as its extension.
     """
     plain = decompressed_path(path)
     name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"
@@ -387,5 +393,5 @@ def cleaning_command(path: Path, column: int | None, filters: Sequence[str], lan
 
 
 def decompressed_path(path: Path) -> Path:
-    """The path of a file after decompression: without the extension of the compression, if any."""
+    """The path of a file after decompression, that is, without the extension of the compression, if any."""
     return path.with_suffix("") if path.suffix.lower() in DECOMPRESS else path

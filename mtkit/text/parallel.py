@@ -1,6 +1,6 @@
 """Parallel corpora: reads the sentence pairs of data.train and data.valid, adds tags, expands file patterns.
 
-A corpus of several files consists of parts: each pair of a source and a target file, or each tab-separated file.
+A corpus of several files consists of parts. A part is one source file with its target file, or one tab-separated file.
 """
 
 import glob
@@ -37,7 +37,7 @@ def read_part(part: CorpusConfig) -> Iterator[Pair]:
 
 
 def files_of(part: CorpusConfig) -> tuple[Path, Path]:
-    """The source file and the target file of one part of a corpus; if it is tab-separated, the same file twice."""
+    """The source file and the target file of one part of a corpus; for a tab-separated file, that file twice."""
     return part.paths[0], part.paths[-1]
 
 
@@ -67,9 +67,12 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
 def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
     """Yields the pairs of all corpora, with tags, taking one pair from each corpus in turn.
 
-    With is_spread, the pairs of each corpus are reordered by spread, so that the first few, however many, are spread
-    evenly over the corpus; otherwise they keep their order. A corpus that has no pairs left is skipped. The corpora are
-    read into memory one after the other, since there may be more of them than files that a process may open.
+    A corpus that has no pairs left is skipped. With `is_spread=True`, the pairs of each corpus are first reordered by
+    `spread`, so that the first few pairs, however many, are spread evenly over the corpus. Otherwise they keep their
+    order.
+
+    The corpora are read into memory one after the other, since they may have more files than a process may open at
+    once.
     """
     texts = [list(tagged_pairs([corpus])) for corpus in corpora]
     if is_spread:
@@ -79,9 +82,9 @@ def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> It
 
 
 def spread(count: int) -> list[int]:
-    """The numbers from 0 to count - 1 in an order in which the first n are spread evenly, for any n.
+    """The numbers from 0 to `count - 1`, ordered so that, for any n, the first n numbers are spread evenly.
 
-    Sorts them by their reversed bits (van der Corput, 1935): 0 4 2 6 1 5 3 7 for a count of 8.
+    The numbers are sorted by their reversed bits (van der Corput, 1935): for `count=8`, the order is 0 4 2 6 1 5 3 7.
     """
     width = max(count - 1, 0).bit_length()
     return sorted(range(count), key=lambda number: f"{number:0{width}b}"[::-1])
@@ -92,7 +95,7 @@ def fingerprints(
 ) -> tuple[tuple[str, str], tuple[str, str]]:
     """Returns (path, fingerprint) for the source and for the target of one part of a corpus.
 
-    A fingerprint changes whenever the text does; for a tab-separated file, it includes the column number.
+    A fingerprint changes whenever the text changes; for a tab-separated file, it includes the column number.
     """
     source, target = files_of(part)
     if part.tsv is not None:
@@ -103,9 +106,10 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Like fingerprints, but uses compressed_fingerprint for a side where only that one is in known.
+    """Returns what `fingerprints` returns, but with an older fingerprint for a side if `known` contains only that one.
 
-    Earlier versions of mtkit recorded the checksum of the bytes before decompression.
+    The older one is `compressed_fingerprint`: earlier versions of mtkit recorded the checksum of the bytes before
+    decompression.
     """
     found = fingerprints(part)
     if all(fingerprint in known for _, fingerprint in found):
@@ -121,7 +125,7 @@ def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple
 
 
 def tagged(line: str, tag: str | None) -> str:
-    """The line with the tag and a space before it; unchanged if tag is None or the line is blank."""
+    """`line` with `tag` and a space before it; unchanged if `tag` is `None` or the line is blank."""
     return f"{tag} {line}" if tag is not None and line.strip() else line
 
 
@@ -131,7 +135,7 @@ def describe_tags(tags: Sequence[str]) -> str:
 
 
 def extend_command(model: str, tags: Iterable[str]) -> str:
-    """The shell command that adds tags to a model with mtkit extend."""
+    """The shell command that adds `tags` to a model with `mtkit extend`."""
     return f"mtkit extend {model} {' '.join(f'--tag {shlex.quote(tag)}' for tag in tags)} -o LARGER"
 
 
@@ -139,7 +143,7 @@ class ExpectedTags:
     """Checks whether source lines begin with a tag that the model knows."""
 
     def __init__(self, tags: Sequence[str], needed: bool) -> None:
-        """Takes the tags of a model; needed means that it was trained with one before every source line."""
+        """`tags` are those of a model; `needed` means that it was trained with a tag before every source line."""
         self._tags = tags
         self._needed = needed
         brackets = {_brackets(tag) for tag in tags}
@@ -149,9 +153,9 @@ class ExpectedTags:
         self._unknown = f"begins with what looks like a tag, and is none of the model's: {listed}"
 
     def fault(self, line: str) -> str | None:
-        """What is wrong with the tag of a line, worded to follow "line 3" in a message; None if nothing is.
+        """What is wrong with the tag of `line`, or `None` if nothing is.
 
-        Blank lines need no tag.
+        The text is worded to follow "line 3" in a message. Blank lines need no tag.
         """
         if not self._tags or not line.strip() or split_tags(line, self._tags)[0]:
             return None
@@ -160,12 +164,12 @@ class ExpectedTags:
         return self._missing if self._needed else None
 
     def _looks_like_a_tag(self, word: str) -> bool:
-        """Whether the word is enclosed in the same brackets as one of the tags, for example in >> and <<."""
+        """Whether `word` is enclosed in the same brackets as one of the tags, for example in >> and <<."""
         return _brackets(word) in self._brackets
 
 
 def _brackets(word: str) -> tuple[str, str]:
-    """Returns what a word has before its first and after its last letter or digit, such as "<" and ">"."""
+    """Returns what `word` has before its first and after its last letter or digit, such as "<" and ">"."""
     begin, end = 0, len(word)
     while begin < end and not word[begin].isalnum():
         begin += 1
@@ -189,7 +193,7 @@ class _Matches:
 
     path: Path
     files: tuple[Path, ...]
-    keys: tuple[tuple[str, ...], ...] | None = None  # what the wildcards match in each file; None: no pattern
+    keys: tuple[tuple[str, ...], ...] | None = None  # for each file, what the wildcards match; None: no pattern
 
     @property
     def described(self) -> str:
@@ -200,11 +204,11 @@ class _Matches:
 
 
 def with_patterns_expanded(config: Config) -> Config:
-    """Returns config with every file pattern replaced by the files that it matches, in natural order (2 before 10).
+    """`config` with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    A pattern that matches no file is kept: a run may no longer need the text, and data_file raises DataError if it
-    does. Raises DataError for a folder, for a test set with several source files, and if the source and target files of
-    a corpus do not correspond.
+    A pattern that matches no file is kept, since the run may no longer need the text; if it does, `data_file` raises
+    DataError. Raises DataError for a folder, for a test set with several source files, and if the source and target
+    files of a corpus do not correspond.
     """
     data = config.data
     sections = {
@@ -227,7 +231,7 @@ def with_patterns_expanded(config: Config) -> Config:
 
 
 def data_file(config: Config, path: Path) -> Path:
-    """The path of a text file that the settings name, including data.root.
+    """The full path of a text file that the settings name; a relative path starts from data.root.
 
     Raises DataError, which names the folder that was searched, if the file does not exist.
     """
@@ -251,7 +255,7 @@ def data_file(config: Config, path: Path) -> Path:
 
 
 def _syntax_advice(path: str) -> str | None:
-    """Advice on a path that contains shell syntax or the like, which mtkit takes literally; None if it has none."""
+    """Advice on a path that contains shell syntax or the like, which mtkit takes literally; `None` for other paths."""
     if re.search(r"\{.*(,|\.\.).*\}", path):
         return "braces stand for themselves; write a list of files or patterns, [FIRST, SECOND]"
     if "$" in path:
@@ -264,7 +268,7 @@ def _syntax_advice(path: str) -> str | None:
 
 
 def _near(path: Path) -> str:
-    """A suggestion, for messages, of a file with a similar name in the same folder; "" if there is none."""
+    """A suggestion, for messages, of a file with a similar name in the same folder; "" if there is no such file."""
     try:
         names = [beside.name for beside in path.parent.iterdir()]
     except OSError:
@@ -294,7 +298,7 @@ def _corpus(config: Config, corpus: CorpusConfig, name: str) -> CorpusConfig:
 
 
 def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConfig:
-    """The test set with its patterns replaced by the files that they match; each target file is one reference.
+    """`test_set` with its patterns replaced by the files that they match; each target file is one reference.
 
     Raises DataError if the source matches several files.
     """
@@ -316,7 +320,7 @@ def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConf
 
 
 def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[TokenizerTextConfig]:
-    """Expands an entry of tokenizer.text into one entry per file, since its sides need not be parallel."""
+    """Expands an entry of tokenizer.text into one entry per file, since its source and target need not be parallel."""
     sides = {
         side: _match(config, path, f"{name}.{side}", getattr(config.languages, side))
         for side, path in (("source", text.source), ("target", text.target))
@@ -334,15 +338,16 @@ def _match_all(config: Config, given: Path | tuple[Path, ...], name: str, ending
 
 
 def _as_given(given: Path | tuple[Path, ...], files: Sequence[tuple[Path, ...]]) -> Path | tuple[Path, ...]:
-    """All files in one tuple; a single path if `given` is a path and there is only one file."""
+    """All `files` in one tuple; a single path instead if `given` is a path and there is only one file."""
     found = tuple(path for some in files for path in some)
     return found[0] if isinstance(given, Path) and len(found) == 1 else found
 
 
 def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
-    """The files that a path from the settings matches. Raises DataError if the path is a folder.
+    """The files that `path`, a path from the settings, matches; raises DataError if `path` is a folder.
 
-    name is the setting, for messages; ending is a likely extension of the files, for advice if the path is a folder.
+    `name` is the name of the setting, for messages. `ending` is a likely extension of the files, for advice if `path`
+    is a folder.
     """
     here = config.data_path(path)
     if here.is_dir():
@@ -388,7 +393,7 @@ def _natural(text: str) -> list[str | int]:
 
 
 def _pattern_in(folder: Path, ending: str) -> str:
-    """A pattern, such as *.en.gz, for the most frequent extension of the files in a folder.
+    """A pattern, such as *.en.gz, for the most frequent extension of the files in `folder`.
 
     Extensions that include `ending`, such as en, take precedence.
     """
@@ -402,7 +407,7 @@ def _pattern_in(folder: Path, ending: str) -> str:
 
 
 def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The source files and the target files; files at the same position make a part.
+    """The source files and the target files, ordered so that files at the same position make a part.
 
     If both paths are patterns, files are paired by the text that the wildcards match. Raises DataError if a file has no
     counterpart.
@@ -451,7 +456,7 @@ def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str)
 def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches], name: str) -> None:
     """Raise DataError if both sides list the same parts in different orders.
 
-    A part is recognised by what remains of a path without the beginning and end that all paths of its side share.
+    To recognise a part by its path, the beginning and end that all paths of the same side share are ignored.
     """
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):
@@ -464,7 +469,7 @@ def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches],
 
 
 def _distinctive(names: Sequence[str]) -> list[str]:
-    """The names without the beginning and end that all of them share."""
+    """`names` without the beginning and end that all of them share."""
     start = _common_prefix_length(names)
     rest = [name[start:] for name in names]
     end = _common_prefix_length([name[::-1] for name in rest])
@@ -472,6 +477,6 @@ def _distinctive(names: Sequence[str]) -> list[str]:
 
 
 def _common_prefix_length(names: Sequence[str]) -> int:
-    """The length of the longest prefix that all names share."""
+    """The length of the longest prefix that all `names` share."""
     columns = enumerate(zip(*names, strict=False))
     return next((index for index, column in columns if len(set(column)) > 1), min(map(len, names)))

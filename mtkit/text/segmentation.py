@@ -30,19 +30,19 @@ _JOINER = "\u200d"  # joins several emoji into one
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a line that was split."""
+    """One of the parts into which a line was split."""
 
     text: str
-    separator: str  # joins it to the next part: a space if white space was between them, else ""
+    separator: str  # joins the part to the next one: a space if white space was between them, else ""
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
-    """Split a line into parts that fit and are as long as possible.
+    """Split `line` into parts for which `fits` is true, each as long as possible.
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
     characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. Only a part
-    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. The texts
-    passed to `fits` have O(n log n) characters in total.
+    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. For a line
+    of n characters, all texts passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -62,7 +62,7 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
 
 
 def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
-    """Returns (the tags at the beginning of a line, as one string; the rest of the line)."""
+    """Returns (the tags at the beginning of `line`, as one string; the rest of the line)."""
     begin = position = len(line) - len(line.lstrip())
     while tags and (word := _WORD.match(line, position)) and word[1] in tags:
         position = word.end()
@@ -70,11 +70,11 @@ def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """Join the translations of a line's parts; separators are the separators of these parts, the last one unused.
+    """Join `parts`, the translations of the parts of a line; `separators` are those of the source parts.
 
-    A source without spaces may be translated into a language with spaces. So a space is inserted after a translation
-    that ends like a sentence, even if the separator is empty, unless the next translation is in a script without
-    spaces.
+    The last separator is not used. A source without spaces may be translated into a language with spaces. So a space is
+    inserted after a translation that ends like a sentence, even if the separator is empty, unless the next translation
+    is in a script without spaces.
     """
     joined = ""
     separator = ""
@@ -94,9 +94,10 @@ def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
 
 
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
-    """The position in the line at which to end the part that starts at begin.
+    """The position in `line` at which to end the part that starts at `begin`.
 
-    cuts are lists of possible positions, the preferred list first; last is the end of the line without white space.
+    `cuts` are lists of possible positions, the preferred list first; `last` is the end of the line without the white
+    space at its end.
     """
     reach = _reach(line, begin, last, fits)
     if reach == last:
@@ -115,7 +116,7 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
 
 
 def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int:
-    """The end position of the longest text from begin that fits; begin + 1 if no text fits."""
+    """The end position of the longest text from `begin` that fits; `begin + 1` if no text fits."""
 
     def fits_to(end: int) -> bool:
         return fits(line[begin:end].rstrip())
@@ -135,7 +136,7 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
 
 
 def _inside_a_character(line: str, begin: int, position: int) -> bool:
-    """Whether a cut at position would split a visible character.
+    """Whether a cut at `position` would split a visible character.
 
     For example, it would cut off an accent from its letter, or half of a flag.
     """
@@ -151,13 +152,13 @@ def _inside_a_character(line: str, begin: int, position: int) -> bool:
 
 
 def _is_flag_letter(character: str) -> bool:
-    """Whether the character is a regional indicator symbol; two of these make a flag."""
+    """Whether `character` is a regional indicator symbol; two of these make a flag."""
     return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 # Sampling segmentations: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
 
-SPACE_MARK = "\u2581"  # SentencePiece writes it before each word, in place of a space
+SPACE_MARK = "\u2581"  # ▁, which SentencePiece writes before each word, in place of a space
 MOST_WORDS = 1 << 17  # number of words whose samplers are cached
 
 
@@ -168,10 +169,10 @@ class SubwordModel:
     ids: dict[str, int]
     scores: dict[str, float]  # BPE: pieces with higher scores are merged first; unigram: log-probabilities
     symbols: tuple[str, ...]  # pieces that are never split
-    encode: Callable[[str], list[int]]  # ids of the best segmentation of a word without its space mark
+    encode: Callable[[str], list[int]]  # takes a word without its space mark; returns the ids of its best segmentation
 
     def can_vary(self, word: str) -> bool:
-        """Whether a word may have several segmentations: all its characters are pieces, and it contains no symbol.
+        """Whether `word` may have several segmentations: its characters are pieces, and it contains none of `symbols`.
 
         Unknown characters and characters spelled in bytes have only one segmentation.
         """
@@ -189,7 +190,7 @@ class SegmentationSampler:
         self._sampler_of = lru_cache(MOST_WORDS)(make_sampler)
 
     def __call__(self, texts: Sequence[str], seed: int) -> list[list[int]]:
-        """Returns the ids of each text, whose words must be separated by spaces.
+        """Returns the ids of each text; the words of a text must be separated by spaces.
 
         The same seed gives the same ids on every machine.
         """
@@ -199,9 +200,9 @@ class SegmentationSampler:
 
 
 def bpe_dropout(model: SubwordModel, dropout: float) -> MakeWordSampler:
-    """Returns a function that makes word samplers for BPE-dropout.
+    """Returns a function that makes, for a given word, a sampler of its segmentations by BPE-dropout.
 
-    At each step of BPE, each possible merge is skipped with probability dropout (Provilkov et al. 2020, algorithm 1).
+    At each step of BPE, each possible merge is skipped with probability `dropout` (Provilkov et al. 2020, algorithm 1).
     """
 
     def make_sampler(word: str) -> WordSampler:
@@ -236,7 +237,7 @@ def _sample_merges(
 
 
 def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
-    """The positions of symbols that can be merged with the next one, best first; ties go to the leftmost."""
+    """The positions of symbols that can be merged with the next symbol, best merge first; ties go to the leftmost."""
     scores = model.scores
     pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
     return [position for _, position in sorted((-score, position) for score, position in pairs if score is not None)]
@@ -247,11 +248,11 @@ def _merged(symbols: list[str], position: int) -> list[str]:
 
 
 def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
-    """Returns a function that makes word samplers for unigram models.
+    """Returns a function that makes, for a given word, a sampler of its segmentations under a unigram model.
 
-    A segmentation is sampled in proportion to its probability under the model raised to the power of alpha (Kudo 2018,
-    section 3.2). Each word is sampled separately, from its num_best best segmentations, or from all of them if num_best
-    is -1 (by forward filtering and backward sampling).
+    A segmentation is sampled in proportion to p ** `alpha`, where p is its probability under the model (Kudo 2018,
+    section 3.2). Words are sampled separately: each from its `num_best` best segmentations or, with `num_best=-1`, from
+    all of its segmentations (by forward filtering and backward sampling).
     """
     longest = max(map(len, model.ids), default=1)
 
@@ -271,16 +272,17 @@ Edge = tuple[int, int, float]  # a piece in the lattice of a word: start positio
 
 
 def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]:
-    """The pieces of a word that end at position end; longest is the largest number of characters of a piece."""
+    """The pieces of `word` that end at position `end`; `longest` is the number of characters of the longest piece."""
     starts = range(max(0, end - longest), end)
     found = ((start, word[start:end]) for start in starts)
     return [(start, model.ids[piece], model.scores[piece]) for start, piece in found if piece in model.ids]
 
 
 def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each position in a word, describes the pieces that end there.
+    """For each position in a word, the pieces that end there and their probabilities.
 
-    Returns (cumulative probabilities of these pieces, (start, id) of each) for each position.
+    The entry for a position is (the cumulative probabilities of these pieces, the list of their start positions and
+    ids).
     """
     forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
@@ -304,7 +306,7 @@ def _backward_sample(steps: list[tuple[list[float], list[tuple[int, int]]]], rng
 
 
 def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, list[int]]]:
-    """The num_best best segmentations of a word, as (score, ids), best first."""
+    """The `num_best` best segmentations of a word, as (score, ids), best first."""
     best: list[list[tuple[float, list[int]]]] = [[(0.0, [])]]
     for here in edges[1:]:
         paths = ((total + score, [*ids, id_]) for start, id_, score in here for total, ids in best[start])
@@ -327,10 +329,10 @@ def _choice_among(paths: list[tuple[float, list[int]]], alpha: float) -> WordSam
 
 
 def group_by_word(pieces: Sequence[str]) -> list[int]:
-    """For each piece of a line, the number of the word that it belongs to; numbers begin at 0.
+    """For each piece of a line, the number of the word that the piece belongs to; numbers begin at 0.
 
-    A word begins at a space mark, or after a piece that ends in one. In scripts written without spaces, each piece is a
-    word.
+    A word begins at a space mark (▁), or after a piece that ends in one. In scripts written without spaces, each piece
+    is a word.
     """
     groups: list[int] = []
     number, new = -1, True

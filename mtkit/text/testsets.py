@@ -35,8 +35,8 @@ class SetFiles:
 def test_sets(config: Config) -> dict[str, SetFiles]:
     """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
 
-    Raises ConfigError if the settings have no test set, or one that sacreBLEU does not know, and DataError if a file is
-    missing or cannot be downloaded.
+    Raises ConfigError if the settings name no test set, or one that sacreBLEU does not know. Raises DataError if a file
+    is missing or cannot be downloaded.
     """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
@@ -52,7 +52,7 @@ def test_sets(config: Config) -> dict[str, SetFiles]:
 
 
 def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
-    """The files of the test sets in the settings, by name; None for sacreBLEU's sets that are not downloaded yet.
+    """The files of the test sets in the settings, by name; `None` for sets of sacreBLEU that are not downloaded yet.
 
     Downloads nothing; returns {} if the settings have no test set. Raises ConfigError for sets and languages that
     sacreBLEU does not know.
@@ -70,7 +70,7 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError if sacreBLEU lacks a set that the settings name, or lacks their languages in that set.
+    """Raise ConfigError if sacreBLEU lacks a test set that the settings name, or has it in other languages only.
 
     Training calls this before it prepares data, so that a wrong name is found early.
     """
@@ -80,7 +80,7 @@ def check_names(config: Config) -> None:
 
 
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
-    """The files of one of sacreBLEU's test sets, downloaded into sacreBLEU's cache if needed.
+    """The files of the sacreBLEU test set called `name`, downloaded into sacreBLEU's cache if needed.
 
     Raises ConfigError if sacreBLEU does not know the set or its languages, and DataError if the download fails.
     """
@@ -98,10 +98,10 @@ def _pair(languages: LanguagesConfig) -> str:
 
 
 def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
-    """Returns sacreBLEU's dataset of that name and the language pair to use.
+    """Returns sacreBLEU's dataset called `name` and the language pair to use.
 
-    The pair is looked up by the full language codes, then by the codes without script and region. Raises ConfigError if
-    there is no such dataset or pair.
+    The pair of the full language codes is tried first, then that of the codes without script and region. Raises
+    ConfigError if there is no such dataset or pair.
     """
     from sacrebleu.dataset import DATASETS  # imported here, since test sets in files do not need it
 
@@ -125,9 +125,9 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
-    """Whether a set is in sacreBLEU's cache.
+    """Whether the test set called `name` is in sacreBLEU's cache.
 
-    Checks that the files exist, since sacreBLEU knows the fields of some sets only once these are downloaded.
+    Checks that the files exist, since sacreBLEU knows the fields of some test sets only after downloading them.
     """
     dataset, pair = _dataset(name, languages)
     start = Path(dataset._get_txt_file_path(pair, "src"))
@@ -136,7 +136,7 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Context that turns errors and exits of sacreBLEU into a DataError, which quotes what sacreBLEU logged."""
+    """Within the block, turn errors and exits of sacreBLEU into DataError, which quotes what sacreBLEU logged."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]

@@ -59,7 +59,7 @@ class Tokenizer:
     """Converts text to ids and back, for both sides.
 
     Encoding adds no special tokens, and decoding leaves them out. Decoding the ids of a text returns the normalised
-    text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks
+    text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks (▁)
     turned into spaces. A model without byte fallback shows <unk> for each word, or each run of characters, that has no
     piece.
     """
@@ -79,13 +79,13 @@ class Tokenizer:
     ) -> None:
         """Create a tokenizer from SentencePiece models, given as bytes.
 
-        For a shared tokenizer that mtkit trained, both models must be the same. tags are words that a source line may
-        begin with and that tell a multilingual model what to produce. symbols are placeholders that may occur anywhere
-        on both sides. Each tag and each symbol is one piece.
+        For a shared tokenizer that mtkit trained, both models must be the same. `tags` are words that a source line may
+        begin with and that tell a multilingual model what to produce. `symbols` are placeholders that may occur
+        anywhere on both sides. Each tag and each symbol is one piece.
 
-        A tokenizer from elsewhere (a mapped tokenizer) has two models that normalise text themselves (normalization
-        "model") and ids of its own: vocabularies are the pieces of source and target in the order of their ids,
-        specials the ids of its special tokens.
+        A tokenizer that mtkit did not train (`is_mapped`) has its own ids for the pieces: `vocabularies` are the pieces
+        of source and target in the order of their ids, and `specials` has the ids of the special tokens. The two models
+        then normalise text themselves (normalization "model").
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
@@ -125,18 +125,18 @@ class Tokenizer:
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        """Load the tokenizer that was saved in a directory.
+        """Load the tokenizer that was saved in `directory`.
 
-        Raises CheckpointError if it is missing, damaged or of another format.
+        Raises CheckpointError if the tokenizer is missing, damaged or of another format.
         """
         found = sorted(path for path in directory.glob("*") if path.is_file())
         return Tokenizer.from_files({path.name: path.read_bytes() for path in found}, directory)
 
     @staticmethod
     def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
-        """Create a tokenizer from the contents of its files, by file name, as load does.
+        """Create a tokenizer from `files`, the contents of its files by file name.
 
-        directory is only used in error messages.
+        Raises the errors that `load` raises; `directory` is only used in their messages.
         """
         description = _read_description(files, directory / SETTINGS_FILE)
         content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
@@ -162,13 +162,13 @@ class Tokenizer:
         )
 
     def save(self, directory: Path) -> None:
-        """Save the tokenizer in a directory, which is created if needed; load reads it."""
+        """Save the tokenizer in `directory`, which is created if it is missing; `load` loads it again."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             (directory / name).write_bytes(content)
 
     def files(self) -> dict[str, bytes]:
-        """The files that save writes: their contents by file name."""
+        """The contents, by file name, of the files that `save` writes."""
         content = {"format": FORMAT, **self._description.content, "hash": self.hash}
         return {**self._models, SETTINGS_FILE: (json.dumps(content, indent=2) + "\n").encode()}
 
@@ -178,7 +178,10 @@ class Tokenizer:
         vocabularies: tuple[Sequence[str], Sequence[str]] | None,
         tags: Sequence[str],
     ) -> "Tokenizer":
-        """A copy of this tokenizer with other models and tags, and, if it is mapped, other vocabularies."""
+        """A copy of this tokenizer with other models and tags.
+
+        `vocabularies` are the new vocabularies if mtkit did not train the tokenizer (`is_mapped`), else `None`.
+        """
         description = self._description
         return Tokenizer(
             *models,
@@ -210,7 +213,10 @@ class Tokenizer:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer comes from elsewhere and has ids of its own, not SentencePiece's, for the pieces."""
+        """Whether mtkit did not train the tokenizer, which then has its own ids for the pieces.
+
+        The ids of any other tokenizer are those of its SentencePiece models.
+        """
         return self._description.is_mapped
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
@@ -222,24 +228,26 @@ class Tokenizer:
         return self._target.encode(lines, num_threads)
 
     def sample_source(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of each source text, segmented at random; the texts must come from normalize_source.
+        """The ids of each source text, segmented at random; the texts must come from `normalize_source`.
 
-        For bpe, alpha is the probability that a merge is skipped (Provilkov et al. 2020), and nbest has no effect. For
-        unigram, a segmentation is sampled in proportion to its probability under the model raised to the power of
-        alpha, from the nbest best ones, or from all of them if nbest is -1 (Kudo 2018, section 3.2). The same arguments
-        give the same ids.
+        For bpe, `alpha` is the probability that a merge is skipped (Provilkov et al. 2020), and `nbest` has no effect.
+
+        For unigram, a segmentation is sampled in proportion to p ** `alpha`, where p is its probability under the model
+        (Kudo 2018, section 3.2): from the `nbest` best segmentations or, with `nbest=-1`, from all of them.
+
+        The same arguments give the same ids.
         """
         return self._sampler(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of each target text, segmented at random as by sample_source.
+        """The ids of each target text, segmented at random as `sample_source` does.
 
-        The texts must come from normalize_target.
+        The texts must come from `normalize_target`.
         """
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """The sampler for these arguments; the same one at each call, since it caches words."""
+        """The sampler for these arguments; equal arguments give the same sampler, since it caches words."""
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
             subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
@@ -251,75 +259,75 @@ class Tokenizer:
     def decode_source(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of source ids; decoded bytes that are not UTF-8 become U+FFFD.
 
-        Special tokens are left out, except that the unknown token is shown as <unk> if source_shows_unknown.
+        Special tokens are left out, except that the unknown token is shown as <unk> if `source_shows_unknown` is true.
         """
         return self._source.decode(tokens)
 
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of target ids, decoded as by decode_source.
+        """The text of each row of target ids, decoded as `decode_source` does.
 
-        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
-        its list.
+        If given, `unknown_texts` has a list of texts for each row. The n-th unknown token of a row is then shown as the
+        n-th text in the list of that row.
         """
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, a list with the word that each id of encode_source belongs to."""
+        """For each line, the list of the words that its ids belong to: one word for each id of `encode_source`."""
         return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, a list with the text of each id of encode_target.
+        """For each line, the list of the texts of its ids: one text for each id of `encode_target`.
 
-        The text of an unknown token is the text of the line that has no piece. Space marks at the beginning are left
-        out.
+        The text of an unknown token is the text of the line that has no piece. Space marks (▁) at the beginning are
+        left out.
         """
         return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.pieces_of_lines(lines)]
 
     def source_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece of each source id, as SentencePiece writes it, with space marks."""
+        """The piece of each source id, as SentencePiece writes it, with the space mark ▁."""
         return self._source.pieces(tokens)
 
     def target_pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The piece of each target id, as SentencePiece writes it, with space marks."""
+        """The piece of each target id, as SentencePiece writes it, with the space mark ▁."""
         return self._target.pieces(tokens)
 
     def source_sentencepiece(self) -> bytes:
-        """A SentencePiece model, as bytes, that normalises source lines and segments them as encode_source does.
+        """A SentencePiece model, as bytes, that normalises source lines and segments them as `encode_source` does.
 
-        It differs in rare cases: it keeps a space mark that occurs in the text next to other spaces; it keeps a symbol
-        that the normalisation would join with a following combining mark; and for type word, it makes one token of
-        several consecutive unknown words.
+        In rare cases, its segmentation differs. It keeps a space mark (▁) that occurs in the text next to other spaces.
+        It keeps a symbol (a piece that is never split) that the normalisation would join with a following combining
+        mark. For type word, it makes one token of several consecutive unknown words.
         """
         return self._source.sentencepiece_model()
 
     def target_sentencepiece(self) -> bytes:
-        """Like source_sentencepiece, for target lines."""
+        """A SentencePiece model for target lines, like that of `source_sentencepiece` for source lines."""
         return self._target.sentencepiece_model()
 
     def source_scores(self) -> list[float]:
         """SentencePiece's scores of the source pieces, by id.
 
-        They are log-probabilities for unigram and negative ranks of merges for bpe.
+        For unigram, the scores are log-probabilities; for bpe, they are negative ranks of merges.
         """
         return self._source.scores()
 
     def target_scores(self) -> list[float]:
-        """SentencePiece's scores of the target pieces, by id, as in source_scores."""
+        """SentencePiece's scores of the target pieces, by id; see `source_scores`."""
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
-        """The normalised source line; decoding the ids of the line also returns it, except for unknown text."""
+        """The source line after normalisation, which is also what decoding its ids returns, except for unknown text."""
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
-        """The normalised target line; decoding the ids of the line also returns it, except for unknown text."""
+        """The target line after normalisation, which is also what decoding its ids returns, except for unknown text."""
         return self._target.normalizer(line)
 
 
 def open_sentencepiece(path: Path) -> Any:
-    """Loads a model file into SentencePiece's own processor, as other programs would."""
+    """Loads the model file at `path` into SentencePiece's own processor, as other programs would."""
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
@@ -327,20 +335,17 @@ def open_sentencepiece(path: Path) -> Any:
 
 
 class Normalizer:
-    """Normalises lines: applies one of the rules that the settings offer, then collapses spaces."""
+    """Normalises lines: applies one of the normalisation rules in the settings, then collapses spaces."""
 
     def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
-        """Create the normalizer for a rule, named as in the settings.
-
-        It also puts spaces around each occurrence of the texts in apart.
-        """
+        """`rule_name` is the name of a rule in the settings; spaces are put around the texts in `apart`."""
         self._rule_name = rule_name
         self._rule = _rule(rule_name)
         longest_first = sorted(apart, key=len, reverse=True)
         self._apart = re.compile("|".join(map(re.escape, longest_first))) if apart else None
 
     def __call__(self, line: str) -> str:
-        """Returns the normalised line."""
+        """Returns `line`, normalised."""
         text: str = self._rule.normalize(encodable(line))
         if self._apart:
             text = self._apart.sub(r" \g<0> ", text)
@@ -355,7 +360,7 @@ class Normalizer:
 
 
 def _rule(name: str) -> Any:
-    """SentencePiece's normalizer for the rule of that name; it collapses spaces and writes no space marks."""
+    """SentencePiece's normalizer for the rule called `name`; it collapses spaces and writes no space marks (▁)."""
     options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
     if name in RULES_KEEPING:
         return sentencepiece.SentencePieceNormalizer(model_proto=_model_with_rule(name), **options)
@@ -364,7 +369,7 @@ def _rule(name: str) -> Any:
 
 @cache
 def _model_with_rule(name: str) -> bytes:
-    """A dummy SentencePiece model, as bytes, that includes the compiled rule of that name.
+    """A dummy SentencePiece model, as bytes, that includes the compiled rule called `name`.
 
     SentencePiece 0.2.1 offers no other way to get a compiled rule.
     """
@@ -402,7 +407,7 @@ class _Model:
         return ids
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; `symbols` are never split."""
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -450,7 +455,7 @@ class _Model:
 class _WordModel(_Model):
     """A model whose pieces are words.
 
-    It looks words up by itself, since SentencePiece would merge several consecutive unknown words into one.
+    This class looks words up itself, since SentencePiece would merge several consecutive unknown words into one.
     """
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
@@ -480,7 +485,7 @@ class _WordModel(_Model):
 
 
 def _word_of_each(pieces: Sequence[str]) -> list[str]:
-    """For each piece of a line, the word that it belongs to, without space marks."""
+    """For each piece of a line, the word that the piece belongs to, without space marks (▁)."""
     groups = group_by_word(pieces)
     words: dict[int, str] = {}
     for group, piece in zip(groups, pieces, strict=True):
@@ -498,7 +503,7 @@ def _user_defined(model: bytes) -> list[str]:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of tokenizer.json, except its keys format and hash; the names of the fields are the keys."""
+    """The content of tokenizer.json, except its keys format and hash; the fields have the names of the other keys."""
 
     type: ModelType
     shared: bool
@@ -507,19 +512,19 @@ class _Description:
     sha256: dict[str, str]
     symbols: list[str] = field(default_factory=list)  # Tokenizer.tags
     own_symbols: list[str] = field(default_factory=list)  # Tokenizer.symbols
-    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer from elsewhere (a mapped one)
+    specials: dict[str, Any] = field(default_factory=dict)  # only of a tokenizer that mtkit did not train
 
     @property
     def content(self) -> dict[str, Any]:
         """The content to write to tokenizer.json.
 
-        Optional keys are left out if they have no value, since older versions of mtkit do not know them.
+        Optional keys without a value are left out, since older versions of mtkit do not know these keys.
         """
         return {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer comes from elsewhere and has ids of its own for the pieces."""
+        """Whether mtkit did not train the tokenizer, which then has its own ids for the pieces."""
         return bool(self.specials)
 
     @property
@@ -532,9 +537,9 @@ _OPTIONAL = ("symbols", "own_symbols", "specials")
 
 
 def _read_description(files: Mapping[str, bytes], path: Path) -> _Description:
-    """Parse the content of tokenizer.json, which is the entry path.name of files.
+    """Parse the content of tokenizer.json, which is `files[path.name]`.
 
-    Raises CheckpointError if it is missing, damaged or of another format.
+    Raises CheckpointError if the file is missing, damaged or of another format.
     """
     if path.name not in files:
         raise CheckpointError(f"{path.parent}: no tokenizer here ({path.name} is missing); train or copy one")
@@ -570,7 +575,7 @@ def _model_names(shared: bool, mapped: bool) -> list[str]:
 
 
 def _vocabulary_names(shared: bool) -> list[str]:
-    """The names of the files with the vocabularies of a mapped tokenizer, each a JSON list of pieces."""
+    """Names of the vocabulary files of a tokenizer that mtkit did not train; each file is a JSON list of pieces."""
     return ["vocabulary.json"] if shared else ["source_vocabulary.json", "target_vocabulary.json"]
 
 
@@ -579,14 +584,14 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
 
 
 def _known_ids(side: dict[str, Any]) -> list[Any]:
-    """The values of the special ids of one side, leaving out begin if it is None."""
+    """The values of the special ids of one side; if the begin id is `None`, it is left out."""
     return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
 
 
 def _read_vocabulary(content: bytes, path: Path) -> list[str]:
-    """The pieces of a mapped tokenizer's vocabulary, in the order of their ids, from the content of its file.
+    """The pieces of a tokenizer that mtkit did not train, in the order of their ids.
 
-    Raises CheckpointError if the content is damaged.
+    `content` is the content of the vocabulary file at `path`. Raises CheckpointError if it is damaged.
     """
     try:
         pieces = json.loads(content)
@@ -598,7 +603,7 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The content files[path.name]. Raises CheckpointError if it is missing or its checksum differs."""
+    """The content `files[path.name]`; raises CheckpointError if it is missing or its checksum is not `sha256`."""
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]
@@ -611,9 +616,9 @@ def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
 
 
 def _check_model(model: bytes, path: Path, mapped: bool) -> None:
-    """Raise CheckpointError if the bytes are no SentencePiece model or if its special ids are not mtkit's.
+    """Raise CheckpointError if `model` is no SentencePiece model, or if its special ids are not mtkit's.
 
-    If mapped, any special ids are accepted.
+    With `mapped=True`, mtkit did not train the tokenizer, and any special ids are accepted.
     """
     try:
         processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -1,4 +1,4 @@
-"""Creates tokenizers: trains SentencePiece models, adopts existing models, and adds pieces to a tokenizer."""
+"""Creates tokenizers: trains SentencePiece models, takes over existing models, and adds pieces to a tokenizer."""
 
 import io
 import random
@@ -66,12 +66,12 @@ class VocabularyReport:
 def train_tokenizer(
     source: Lines, target: Lines, settings: TokenizerConfig, directory: Path, tags: Sequence[str] = ()
 ) -> list[VocabularyReport]:
-    """Train a tokenizer and save it in a directory; returns a report for each SentencePiece model trained.
+    """Train a tokenizer and save it in `directory`; returns a report for each SentencePiece model trained.
 
-    If settings.shared, one model is trained on both sides, else one on each side. source and target return an iterator
-    over the lines; each is called twice for each model. The same lines and settings give the same bytes. tags are words
-    of the source that become one piece each, even if they do not occur in the lines. Raises ConfigError for unsuitable
-    settings, tags and symbols, and DataError if there is no text.
+    If settings.shared is true, one model is trained on both sides, else one on each side. `source` and `target` return
+    a new iterator over the lines at each call; each of the two is called twice. The same lines and settings give the
+    same bytes. `tags` are words of the source that become one piece each, even if they do not occur in the lines.
+    Raises ConfigError for unsuitable settings, tags and symbols, and DataError if there is no text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -122,7 +122,7 @@ def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
 def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
     """Raise ConfigError for symbols that a side's normalisation would change, or that are reserved names such as <s>.
 
-    normalizers maps the name of each side to its normalisation function.
+    `normalizers` maps the name of each side to its normalisation function.
     """
     for symbol in symbols:
         for side, normalizer in normalizers.items():
@@ -178,7 +178,7 @@ def _train_model(
 def _sentencepiece_model(
     words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
 ) -> bytes:
-    """Train a SentencePiece model on words and their counts; returns its bytes.
+    """Train a SentencePiece model on words with their counts; returns the model as bytes.
 
     Raises RuntimeError if SentencePiece fails.
     """
@@ -223,7 +223,7 @@ def _text(side: Side) -> str:
 def _count_words(lines: Iterable[str]) -> tuple[Counter[str], int]:
     """Returns (the count of each word, the number of lines that are not blank).
 
-    SentencePiece learns the same model from word counts as from lines, with less memory.
+    From word counts, SentencePiece learns the same model as from lines, with less memory.
     """
     words: Counter[str] = Counter()
     num_lines = 0
@@ -239,9 +239,10 @@ def _normalized(lines: Lines, normalizer: Normalizer) -> Lines:
 
 
 def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
-    """Yields a uniform random sample of at most `most` of the num_lines lines, in order; always the same sample.
+    """Yields a uniform random sample of at most `most` of the `num_lines` lines, in order; always the same sample.
 
-    It uses Knuth's algorithm 3.4.2 S (volume 2), since SentencePiece's own sampling is not reproducible.
+    The sample is drawn by Knuth's algorithm S (volume 2, section 3.4.2), since SentencePiece's own sampling is not
+    reproducible.
     """
     rng = random.Random(0)
     wanted = min(most, num_lines)
@@ -251,14 +252,17 @@ def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
             yield line
 
 
-# Adopting existing SentencePiece models (tokenizer.model), whose pieces keep their ids.
+# Tokenizers from existing SentencePiece models (the setting tokenizer.model), whose pieces keep their ids.
 
 # Names of the special tokens that are added to a model that lacks them.
 PAD_TEXT, BEGIN_TEXT, END_TEXT = "<pad>", "<s>", "</s>"
 
 
 def read_model(path: Path) -> bytes:
-    """The content of a SentencePiece model file. Raises ConfigError if it cannot be read or is no such model."""
+    """The content of the SentencePiece model file at `path`.
+
+    Raises ConfigError if the file cannot be read or is no SentencePiece model.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -289,10 +293,11 @@ def _is_model(content: bytes) -> bool:
 def existing_tokenizer(
     source: Path, target: Path, shared: bool, tags: Sequence[str] = (), symbols: Sequence[str] = ()
 ) -> Tokenizer:
-    """Create a tokenizer from the SentencePiece models of two files; shared means that both sides share one vocabulary.
+    """Create a tokenizer from the SentencePiece models in two files.
 
-    tags are words of the source; symbols occur on both sides. Tags, symbols and padding, begin and end tokens that a
-    model lacks are added after its own pieces. Raises ConfigError for unsuitable models, tags and symbols.
+    `shared` means that both sides share one vocabulary. `tags` are words of the source; `symbols` occur on both sides.
+    If a model lacks a tag, a symbol, or the padding, begin or end token, it is added after the model's own pieces.
+    Raises ConfigError for unsuitable models, tags and symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -317,7 +322,7 @@ def existing_tokenizer(
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """Returns (the model in a file with missing special tokens and symbols added, its special ids)."""
+    """Returns (the model in a file, with missing special tokens and symbols added; its special ids)."""
     model = read_model(path)
     _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -342,7 +347,7 @@ def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
 
 
 def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
-    """Raise ConfigError for symbols that the model in the file at path cannot keep as one piece."""
+    """Raise ConfigError for symbols that the model in the file at `path` cannot keep as one piece."""
     if symbols and model_type_of(model) == "word":
         raise ConfigError(
             f"tokenizer.model {path}: is of type word, which can be given no tags and symbols; found {symbols[0]}"
@@ -355,9 +360,10 @@ def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 
 
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
-    """Raise ConfigError if the settings ask for random segmentations that an adopted tokenizer cannot produce.
+    """Raise ConfigError if the tokenizer cannot produce the random segmentations that the settings ask for.
 
-    A bpe_dropout of 0 and an alpha of None ask for none.
+    This concerns only tokenizers that mtkit did not train. `bpe_dropout=0` and `alpha=None` ask for no random
+    segmentations.
     """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return
@@ -376,7 +382,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
     """The tokenizer settings that a bundle stores.
 
-    Instead of the path of an adopted model, they contain its type, vocabulary size and other properties.
+    If the setting tokenizer.model names an existing SentencePiece model, its path is replaced by the type, vocabulary
+    size and other properties of the tokenizer.
     """
     if settings.model is None:
         return settings
@@ -395,11 +402,11 @@ def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> Tokeniz
 
 
 def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
-    """A copy of the tokenizer with new pieces and tags added after its own pieces, which keep their ids.
+    """A copy of `tokenizer` with new pieces and tags added after its own pieces, which keep their ids.
 
     A single character becomes an ordinary piece; a longer text becomes a piece that is never split. Tags are added to
-    the source vocabulary only, unless both sides share one. Raises ConfigError for pieces and tags that cannot be
-    added.
+    the source vocabulary only, unless both sides share one vocabulary. Raises ConfigError for pieces and tags that
+    cannot be added.
     """
     _check_new(tokenizer, [*pieces, *tags])
     all_tags = (*tokenizer.tags, *tags)
@@ -415,9 +422,9 @@ def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -
 
 
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
-    """A copy of the tokenizer without the last `count` target pieces, which were added by extended.
+    """A copy of `tokenizer` without the last `count` target pieces, which `extended` added.
 
-    It encodes target text as before they were added; its source side must not be used.
+    The copy encodes target text as before these pieces were added; its source side must not be used.
     """
     new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
     model = tokenizer.models[1]
@@ -433,12 +440,12 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
 
 
 def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
-    """An error message that tells why a piece or tag cannot be added to the tokenizer; None if it can."""
+    """An error message on why `piece`, a piece or tag, cannot be added to the tokenizer; `None` if it can."""
     return _fault(tokenizer, _known(tokenizer), piece)
 
 
 def _check_new(tokenizer: Tokenizer, new: Sequence[str]) -> None:
-    """Raise ConfigError if one of the new pieces cannot be added, or occurs twice."""
+    """Raise ConfigError if a piece in `new` cannot be added, or occurs twice."""
     known = _known(tokenizer)
     for piece in new:
         if fault := _fault(tokenizer, known, piece):
@@ -466,14 +473,14 @@ def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | Non
 
 
 def _splits(piece: str, symbol: str) -> bool:
-    """Whether a piece could take characters of a symbol in some text, so that the symbol would not be found."""
+    """Whether `piece` could take characters of `symbol` in some text, so that the symbol would not be found."""
     return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """The model with the new pieces added, except those that it already has.
+    """`model` with the pieces in `new` added, except those that it already has.
 
-    Single characters get the lowest score, so they do not change how other text is segmented.
+    Single characters get the lowest score, so that they do not change how other text is segmented.
     """
     old = pieces_of(model)
     least = min(piece.score for piece in old) - 1.0

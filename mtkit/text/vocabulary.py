@@ -19,7 +19,10 @@ NUM_SPECIAL = 4
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids of the special tokens of one side; those of a tokenizer from elsewhere may differ from the defaults."""
+    """The ids of the special tokens of one side.
+
+    A tokenizer that mtkit did not train may have other ids than these defaults.
+    """
 
     pad: int = PAD
     unknown: int = UNKNOWN
@@ -28,7 +31,7 @@ class SpecialIds:
 
     @property
     def all(self) -> tuple[int, ...]:
-        """All special ids of this side, without begin if it is None."""
+        """All special ids of this side; if the begin id is `None`, it is left out."""
         return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
 
     @property
@@ -106,17 +109,17 @@ class Piece:
 
 
 def pieces_of(model: bytes) -> list[Piece]:
-    """The pieces of a model, in the order of their ids. Raises ValueError if the bytes are no SentencePiece model."""
+    """The pieces of `model`, in the order of their ids; raises ValueError if the bytes are no SentencePiece model."""
     return [_decode_piece(field.value) for field in _fields(model) if field.number == PIECES]
 
 
 def is_whole(model: bytes) -> bool:
-    """Whether a model has pieces, a TrainerSpec and a NormalizerSpec; a truncated file may lack the last ones."""
+    """Whether a model has pieces, a TrainerSpec and a NormalizerSpec; a truncated file may lack some of these."""
     return {PIECES, TRAINER, NORMALIZER} <= {field.number for field in _fields(model)}
 
 
 def model_type_of(model: bytes) -> ModelType:
-    """The segmentation algorithm of a model. Raises ValueError if it is unknown."""
+    """The segmentation algorithm of a model; raises ValueError if the algorithm is unknown."""
     number = _last_number(_submessage(model, TRAINER), MODEL_TYPE, default=1)
     if number not in MODEL_TYPES:
         raise ValueError(f"model type {number} is unknown")
@@ -139,8 +142,8 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
     Raises ValueError if the rule does not replace `text` in the first place.
 
     A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
-    of the trie contains the byte that leads to it, a flag that tells whether a sequence ends there, and the offset of
-    the units for the next bytes. Clearing the flag disables the replacement.
+    of the trie contains the byte that leads to this unit, a flag that tells whether a sequence ends there, and the
+    offset of the units for the next bytes. Clearing the flag disables the replacement.
     """
     charsmap = bytearray(_submessage(rule, CHARSMAP))
     position = 0
@@ -161,7 +164,7 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
 def rule_marking_spaces(rule: bytes) -> bytes:
     """Returns the NormalizerSpec `rule`, changed to collapse spaces and mark words.
 
-    It then replaces each space by a space mark and puts another one before the first word.
+    The changed rule replaces each space by a space mark (▁), and puts another space mark before the first word.
     """
     for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES):
         rule = _replace_fields(rule, number, _encode_field(number, 1))
@@ -169,7 +172,7 @@ def rule_marking_spaces(rule: bytes) -> bytes:
 
 
 def _unit(charsmap: bytearray, position: int) -> int:
-    """The 32-bit unit at a position of the trie, which starts 4 bytes into the compiled rule."""
+    """The 32-bit unit at `position` in the trie, which starts 4 bytes into the compiled rule."""
     unit: int = struct.unpack_from("<I", charsmap, 4 * position + 4)[0]
     return unit
 
@@ -180,7 +183,7 @@ def _offset(unit: int) -> int:
 
 
 def cuts_at_spaces(model: bytes) -> bool:
-    """Whether a model segments each word by itself: one space mark before each word, and none inside a piece."""
+    """Whether a model segments each word separately: one space mark (▁) before each word, and none inside a piece."""
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
     usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)
@@ -188,20 +191,20 @@ def cuts_at_spaces(model: bytes) -> bool:
 
 
 def with_normalizer(model: bytes, rule: bytes) -> bytes:
-    """Returns the model with its NormalizerSpec replaced by rule."""
+    """Returns `model` with its NormalizerSpec replaced by `rule`."""
     return _replace_fields(model, NORMALIZER, _encode_field(NORMALIZER, rule))
 
 
 def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
-    """Returns the model with new pieces added after its own."""
+    """Returns `model` with the pieces in `new` added after its own pieces."""
     old = [field.encoded for field in _fields(model) if field.number == PIECES]
     return _with_encoded(model, [*old, *(_encode_field(PIECES, _encode_piece(piece)) for piece in new)])
 
 
 def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
-    """Returns the model changed to never split these texts.
+    """Returns `model`, changed so that it never splits any of `texts`.
 
-    The type of existing pieces is changed; texts that are no pieces yet are added after the last one.
+    A text that is already a piece gets another type; other texts are added after the last piece.
     """
     old = [field.encoded for field in _fields(model) if field.number == PIECES]
     pieces = pieces_of(model)
@@ -215,13 +218,13 @@ def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
 
 
 def _with_encoded(model: bytes, pieces: Sequence[bytes]) -> bytes:
-    """Returns the model with these encoded pieces instead of its own, and its vocabulary size updated."""
+    """Returns `model` with the encoded `pieces` in place of its own, and its vocabulary size updated."""
     trainer = _replace_fields(_submessage(model, TRAINER), VOCAB_SIZE, _encode_field(VOCAB_SIZE, len(pieces)))
     return _replace_fields(_replace_fields(model, PIECES, b"".join(pieces)), TRAINER, _encode_field(TRAINER, trainer))
 
 
 def without_last_pieces(model: bytes, count: int) -> bytes:
-    """Returns the model without its last `count` pieces; undoes with_pieces."""
+    """Returns `model` without its last `count` pieces; undoes `with_pieces`."""
     pieces = [field.encoded for field in _fields(model) if field.number == PIECES]
     return _with_encoded(model, pieces[: len(pieces) - count])
 
@@ -237,7 +240,7 @@ class _Field:
 
 
 def _fields(message: bytes) -> Iterator[_Field]:
-    """Yields the fields of an encoded message in order. Raises ValueError if the message is damaged."""
+    """Yields the fields of an encoded message in order; raises ValueError if the message is damaged."""
     position = 0
     while position < len(message):
         start = position
@@ -261,9 +264,9 @@ def _fields(message: bytes) -> Iterator[_Field]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Returns the number encoded at a position, and the position after it.
+    """Returns the number encoded at `position`, and the position after that number.
 
-    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if it does not end.
+    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if the number does not end.
     """
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
@@ -274,12 +277,12 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def _submessage(message: bytes, number: int) -> bytes:
-    """The encoded submessage in field `number`; the parts concatenated if the field occurs several times."""
+    """The encoded submessage in field `number`; if the field occurs several times, its contents are concatenated."""
     return b"".join(_require_bytes(field.value) for field in _fields(message) if field.number == number)
 
 
 def _last_number(message: bytes, number: int, default: int) -> int:
-    """The integer in field `number`: the last one if the field occurs several times, default if it is missing."""
+    """The integer in field `number`; `default` if the field is missing, the last one if it occurs several times."""
     *_, value = (default, *(field.value for field in _fields(message) if field.number == number))
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")
@@ -310,7 +313,7 @@ def _decode_piece(value: int | bytes) -> Piece:
 
 
 def _encode_piece(piece: Piece) -> bytes:
-    """The piece as an encoded message, without its type if that is normal, as SentencePiece writes it."""
+    """`piece` as an encoded message; the type "normal" is left out, as SentencePiece does."""
     (type_,) = (number for number, name in PIECE_TYPES.items() if name == piece.type)
     score = _write_varint(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
     return (
@@ -327,7 +330,7 @@ def _encode_field(number: int, value: int | bytes) -> bytes:
 
 
 def _write_varint(value: int) -> bytes:
-    """The number as a varint, which _read_varint reads."""
+    """`value` as a varint, which `_read_varint` reads."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -336,9 +339,9 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """Returns the message with all fields of that number replaced by `fields`, which are already encoded.
+    """Returns `message` with all fields of this number replaced by `fields`, which are already encoded.
 
-    If the message has no such field, they are added at the end.
+    If the message has no such field, `fields` are added at the end.
     """
     kept: list[bytes] = []
     position = None
@@ -351,22 +354,22 @@ def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
     return b"".join([*kept[:position], fields, *kept[position:]])
 
 
-# Tokenizers from elsewhere, such as Marian's: SentencePiece cuts text into pieces, and a separate vocabulary assigns
+# Tokenizers that mtkit did not train: SentencePiece cuts text into pieces, and a separate vocabulary assigns
 # ids to the pieces.
 
-UNKNOWN_TEXT = "<unk>"  # shown for an unknown token
+UNKNOWN_TEXT = "<unk>"  # what is shown for an unknown token
 
 
 class MappedModel:
-    """The model of one side of a tokenizer from elsewhere.
+    """The model of one side of a tokenizer that mtkit did not train, such as Marian's.
 
     It consists of a SentencePiece model, which normalises text itself, and a vocabulary that assigns ids to the pieces.
     """
 
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
-        """Create the model from the bytes of a SentencePiece model and a list of pieces in the order of their ids.
+        """`model` is a SentencePiece model as bytes; `vocabulary` lists the pieces in the order of their ids.
 
-        tags are pieces of the vocabulary that a line may begin with.
+        `tags` are pieces of the vocabulary that a line may begin with.
         """
         self._model = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -391,7 +394,7 @@ class MappedModel:
         return f"{tags} {normal}".strip(" ") if tags else normal
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
-        """The ids of each line, tags first; pieces that are not in the vocabulary become the unknown token."""
+        """The ids of each line, tags first; a piece that is not in the vocabulary becomes the unknown token."""
         if self._keeps_ids:
             return self._own_ids(list(map(encodable, lines)), num_threads)
         split = [split_tags(encodable(line), self._tags) for line in lines]
@@ -426,7 +429,7 @@ class MappedModel:
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces for sampling segmentations, without special and byte pieces; symbols are never split."""
+        """The pieces for sampling segmentations, without special and byte pieces; `symbols` are never split."""
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
@@ -441,10 +444,11 @@ class MappedModel:
     def decode(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of ids, without special tokens except the unknown token.
+        """The text of each row of ids; of the special tokens, only unknown tokens are shown.
 
-        With unknown_texts, which has a list for each row, the n-th unknown token of a row is shown as the n-th text of
-        its list; otherwise it is shown as <unk>. A model that falls back to bytes never shows unknown tokens.
+        Unknown tokens are shown as <unk>. If `unknown_texts` is given, it has a list of texts for each row, and the
+        n-th unknown token of a row is shown as the n-th text in the list of that row. A model with byte fallback never
+        shows unknown tokens.
         """
         if not len(tokens):
             return []
@@ -461,7 +465,7 @@ class MappedModel:
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to decode for an id: none for special tokens, except for an unknown token that is shown."""
+        """The pieces to decode for an id: none for a special token, unless it is an unknown token that is shown."""
         if id_ == self._special.unknown and self.shows_unknown:
             # In two pieces, since SentencePiece shows its own <unk> as a question mark.
             return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]
@@ -473,10 +477,10 @@ class MappedModel:
 
 
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
-    """Returns the pieces of tokens for SentencePiece to decode, with each unknown one replaced by the next of texts.
+    """Returns the pieces of `tokens` for SentencePiece to decode, with `texts` in place of unknown tokens, in order.
 
-    If there are too few texts, <unk> is used. Texts are inserted character by character, since a complete text might
-    equal a piece that decoding hides, such as <unk>.
+    `unknown` is the id of the unknown token. If there are too few texts, <unk> is used. Texts are inserted character by
+    character, since a complete text might equal a piece that decoding hides, such as <unk>.
     """
     left = iter(texts)
     shown: list[str] = []
@@ -486,5 +490,5 @@ def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, tex
 
 
 def encodable(line: str) -> str:
-    """The line with lone surrogates, which UTF-8 cannot encode, replaced by question marks."""
+    """`line` with question marks in place of lone surrogates, which UTF-8 cannot encode."""
     return line.encode("utf-8", errors="replace").decode("utf-8")
