@@ -114,6 +114,12 @@ class TrainingConfig(Section):
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Share of a label's probability that is spread evenly over the vocabulary."
     )
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of log(Z)^2 of each target token in the loss, where Z is the sum of exp(logits), which "
+        "keeps log(Z) near 0 (Chowdhery et al. 2022 have 0.0001); logged losses are without it.",
+    )
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         "none",
         description="Train a second pass, under other dropout (rdrop: Liang et al. 2021) or with tokens cut "

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
+from mtkit.errors import CheckpointError
 from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
 
 MARKER = "mtkit.json"  # the file that marks a folder as written by an export, which another export may replace
@@ -85,6 +87,42 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
             place[special.end],
         ),
     )
+
+
+# Model settings for which no format has layers, each with the value that all formats want. CTranslate2 has norms of
+# queries and keys in self-attention only.
+UNKNOWN = {"query_key_norm": False, "embedding_skip": False}
+
+
+def require_known_settings(config: TransformerConfig) -> None:
+    """Raises CheckpointError if the model has a setting that no format can express."""
+    for setting, wanted in UNKNOWN.items():
+        found = getattr(config, setting)
+        if found != wanted:
+            raise CheckpointError(
+                f"model.{setting} is {json.dumps(found)}; CTranslate2 and the others want {json.dumps(wanted)}"
+            )
+
+
+def with_folded_scales(config: Config, weights: dict[str, Tensor]) -> tuple[Config, dict[str, Tensor]]:
+    """Returns settings and weights of the same model without residual_scales, if it has them.
+
+    Each scale is multiplied into the matrix and the bias whose output it scales, which changes rounding errors only.
+    """
+    model = config.model
+    if not isinstance(model, TransformerConfig) or not model.residual_scales:
+        return config, weights
+    folded = dict(weights)
+    for name in weights:
+        layer, around, sublayer = name.removesuffix(".scale").rpartition(".around_")
+        if name.endswith(".scale") and around:
+            scale = folded.pop(name)  # (D,)
+            output = f"{layer}.{sublayer}.output"
+            folded[f"{output}.weight"] = folded[f"{output}.weight"] * scale[:, None]
+            if f"{output}.bias" in folded:
+                folded[f"{output}.bias"] = folded[f"{output}.bias"] * scale
+    plain = model.model_copy(update={"residual_scales": False})
+    return config.model_copy(update={"model": plain}), folded
 
 
 # tokenizer.json, a file of the library tokenizers, which can express a SentencePiece model.

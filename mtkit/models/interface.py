@@ -89,12 +89,17 @@ class Embedding(nn.Module):
 
 
 class Output(nn.Module):
-    """The output layer, which maps features to logits with an embedding matrix and an optional bias."""
+    """The output layer, which maps features to logits with an embedding matrix and an optional bias.
 
-    def __init__(self, table: Embedding, has_bias: bool = False) -> None:
+    With a softcap c, logits z become c tanh(z / c), as in Gemma 2 (Gemma Team 2024, section 2), so that they stay
+    between -c and c.
+    """
+
+    def __init__(self, table: Embedding, has_bias: bool = False, softcap: float | None = None) -> None:
         super().__init__()
         self.table = table
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
+        self.softcap = softcap
         self.untrained: list[int] = []  # tokens added after training; their logits are -inf
 
     def initialize(self) -> None:
@@ -113,11 +118,14 @@ class Output(nn.Module):
         Without columns, the logits of untrained tokens are -inf.
         """
         if columns is None:
-            logits = F.linear(features, self.weight, self.bias)
+            logits = self._capped(F.linear(features, self.weight, self.bias))
             if self.untrained:
                 logits[..., self.untrained] = float("-inf")
             return logits
-        return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
+        return self._capped(F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns]))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
 def log_probs_from(logits: Tensor) -> Tensor:
@@ -126,7 +134,11 @@ def log_probs_from(logits: Tensor) -> Tensor:
 
 
 def tied_embeddings(
-    tie: str, source: Callable[[], Embedding], target: Callable[[], Embedding], output_bias: bool
+    tie: str,
+    source: Callable[[], Embedding],
+    target: Callable[[], Embedding],
+    output_bias: bool,
+    logit_softcap: float | None,
 ) -> tuple[Embedding, Embedding, Output]:
     """Returns the source embedding, the target embedding and the output layer.
 
@@ -134,7 +146,7 @@ def tied_embeddings(
     the target embedding and the output layer share one. source and target create a new embedding of their side.
     """
     embedding = target()
-    output = Output(target() if tie == "none" else embedding, output_bias)
+    output = Output(target() if tie == "none" else embedding, output_bias, logit_softcap)
     return embedding if tie == "all" else source(), embedding, output
 
 

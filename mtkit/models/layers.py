@@ -161,6 +161,29 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
 
 # Multi-head attention (Vaswani et al. 2017, section 3.2), with PyTorch's fused kernels or, if faster, plain products.
 
+NORM_EPS = 1e-5  # of all norms, as in Marian, M2M100 and CTranslate2
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of queries or keys over the width of a head (Henry et al. 2020; Dehghani et al. 2023, section 2).
+
+    The learned gains are shared by all heads. Attention is still scaled by 1 / sqrt(K).
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__(head_width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x, (R, H, L, K), normalised in the precision of the gains, in the dtype of x."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def head_norms(d_model: int, num_heads: int, normalized: bool) -> tuple[nn.Module, nn.Module]:
+    """Returns the norms of queries and of keys; if not normalized, each is an nn.Identity."""
+    if not normalized:
+        return nn.Identity(), nn.Identity()
+    return HeadNorm(d_model // num_heads), HeadNorm(d_model // num_heads)
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Reshapes x from (R, L, D) to (R, H, L, K), where K = D / H."""
@@ -253,12 +276,15 @@ class SelfAttention(nn.Module):
 
     BLOCKS: ClassVar = {"query_key_value": 3}  # matrices that consist of several, for optimizers that treat each alone
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, dropout: float, bias: bool = True, normalized: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.query_key_value = nn.Linear(d_model, 3 * d_model, bias)
         self.output = nn.Linear(d_model, d_model, bias)
+        self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
 
     def forward(
         self,
@@ -271,9 +297,11 @@ class SelfAttention(nn.Module):
         """Returns the attention's output for tokens x, (R, Q, D), in the same shape.
 
         mask and causal are those of attend. With a cache, the tokens also attend to the cached tokens and are appended
-        to the cache. A rotation is applied to queries and keys, before the keys are cached.
+        to the cache. Queries and keys are normalised, if the settings say so, then rotated by a rotation, before the
+        keys are cached.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
+        query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
         if cache is not None:
@@ -288,18 +316,24 @@ class CrossAttention(nn.Module):
 
     BLOCKS: ClassVar = {"key_value": 2}
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float, bias: bool = True) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, dropout: float, bias: bool = True, normalized: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(d_model, d_model, bias)
         self.key_value = nn.Linear(d_model, 2 * d_model, bias)
         self.output = nn.Linear(d_model, d_model, bias)
+        self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the keys and the values, each (R, H, S, K), of the encoder's states memory, (R, S, D)."""
+        """Returns the keys, normalised if the settings say so, and the values of the encoder's states memory.
+
+        memory is (R, S, D), keys and values are (R, H, S, K).
+        """
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
-        return key, value
+        return self.key_norm(key), value
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None
@@ -308,7 +342,7 @@ class CrossAttention(nn.Module):
 
         key and value come from project. Appends the attention weights (R, H, Q, S) to watched, unless it is None.
         """
-        query = split_heads(self.query(x), self.num_heads)
+        query = self.query_norm(split_heads(self.query(x), self.num_heads))
         if watched is not None:
             watched.append(attention_weights(query, key, mask, causal=False))
         attended = attend(query, key, value, mask, False, self.dropout if self.training else 0.0)
@@ -318,7 +352,18 @@ class CrossAttention(nn.Module):
 
 # Feed-forward layers.
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Returns relu(x)^2 (So et al. 2021, "Primer")."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": squared_relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 # The activations of gates. A gate is one half of the inner layer; it is multiplied with the other half (Shazeer 2020).
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"reglu": F.relu, "geglu": F.gelu, "swiglu": F.silu}

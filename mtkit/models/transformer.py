@@ -15,6 +15,7 @@ from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batch import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import (
+    NORM_EPS,
     POSITIONS,
     AnyLayer,
     Cache,
@@ -34,8 +35,6 @@ from mtkit.models.layers import (
 
 # By the setting norm: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-
-NORM_EPS = 1e-5  # as in Marian, M2M100 and CTranslate2
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
@@ -59,20 +58,56 @@ def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositio
 class Sublayer(nn.Module):
     """The residual connection around a sublayer f, with norm and dropout.
 
-    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), else norm(x + dropout(f(x))).
+    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), else norm(x + dropout(f(x))). With the
+    setting residual_scales, the output of f is multiplied by a learned scale for each channel, as LayerScale does
+    (Touvron et al. 2021, "Going deeper with image transformers", equation 4); it starts at 1.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = make_norm(config)
         self.norm_first = config.norm_placement == "pre"
+        self.scale = nn.Parameter(torch.empty(config.d_model)) if config.residual_scales else None  # (D,)
         self.dropout = config.dropout
+
+    def initialize(self) -> None:
+        """Sets the scale to 1, if there is one."""
+        if self.scale is not None:
+            nn.init.ones_(self.scale)
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies the sublayer function with its residual connection to x, (R, L, D); the shape stays the same."""
         y = function(self.norm(x) if self.norm_first else x)
+        if self.scale is not None:
+            y = y * self.scale
         x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else self.norm(x)
+
+
+class EmbeddingSkip(nn.Module):
+    """Mixes the input x of a layer with the embedded rows e: a x + b e, with learned scalars a and b.
+
+    They start at 1 and 0. Jordan et al. (2024) train GPT-2 with such a skip
+    (https://github.com/KellerJordan/modded-nanogpt).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(2))  # a and b
+
+    def initialize(self) -> None:
+        """Sets a to 1 and b to 0."""
+        with torch.no_grad():
+            self.weights.copy_(torch.tensor([1.0, 0.0]))
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Returns the mixture of x and the embedded rows, all (R, L, D)."""
+        return self.weights[0] * x + self.weights[1] * embedded
+
+
+def make_skip(config: TransformerConfig) -> EmbeddingSkip | None:
+    """Returns a new skip connection from the embedded rows to a layer, or None if the settings want none."""
+    return EmbeddingSkip() if config.embedding_skip else None
 
 
 class EmbeddedRows(nn.Module):
@@ -115,6 +150,11 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
     return taken, [weight for layer in left_out for weight in layer.parameters()]
 
 
+def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool]:
+    """Returns the arguments of SelfAttention and CrossAttention for this number of heads."""
+    return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm
+
+
 # The encoder.
 
 
@@ -123,15 +163,19 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = SelfAttention(
-            config.d_model, config.num_heads, config.attention_dropout, config.attention_bias
-        )
+        self.skip = make_skip(config)
+        self.attention = SelfAttention(*attention_settings(config, config.num_heads))
         self.feed_forward = FeedForward(config, config.d_ff)
         self.around_attention = Sublayer(config)
         self.around_feed_forward = Sublayer(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """Maps x, (R, S, D), to the layer's output of the same shape; mask says which tokens may be attended to."""
+    def forward(self, x: Tensor, embedded: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
+        """Maps x, (R, S, D), to the layer's output of the same shape.
+
+        embedded is the input of the first layer; mask says which tokens may be attended to.
+        """
+        if self.skip is not None:
+            x = self.skip(x, embedded)
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
@@ -146,19 +190,20 @@ class TransformerEncoder(nn.Module):
         self.rotary = rotary_positions(config, config.num_heads)
         self.layers = LayerList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_dropout = config.layer_dropout
+        self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
         """Returns a memory with the states (R, S, D) and an empty list of finals."""
         length = source.ids.shape[1]
-        x = self.embedded(source, length)
+        embedded = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
         rotation = None if self.rotary is None else self.rotary(source.positions, length)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
-        x = with_zero_gradients(x, unused)
+        x = embedded = with_zero_gradients(embedded, unused)
         for layer in layers:
-            x = layer(x, mask, rotation)
+            x = layer(x, embedded, mask, rotation)
         return Memory(self.norm(x), finals=[])
 
 
@@ -171,9 +216,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         num_heads = config.decoder_num_heads or config.num_heads
-        sizes = (config.d_model, num_heads, config.attention_dropout, config.attention_bias)
-        self.attention = SelfAttention(*sizes)
-        self.source_attention = CrossAttention(*sizes)
+        self.skip = make_skip(config)
+        self.attention = SelfAttention(*attention_settings(config, num_heads))
+        self.source_attention = CrossAttention(*attention_settings(config, num_heads))
         self.feed_forward = FeedForward(config, config.decoder_d_ff or config.d_ff)
         self.around_attention = Sublayer(config)
         self.around_source_attention = Sublayer(config)
@@ -182,6 +227,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
+        embedded: Tensor,
         mask: Tensor | None,
         cache: Cache,
         rotation: Rotation | None,
@@ -192,8 +238,11 @@ class DecoderLayer(nn.Module):
         """Maps target tokens x, (R, T, D), to the layer's output of the same shape.
 
         Appends their keys and values to the cache. Unless watched is None, appends the weights of the attention to the
-        source to it. mask comes from TransformerState.advance; memory holds the keys and values of the source.
+        source to it. embedded is the input of the first layer; mask comes from TransformerState.advance; memory holds
+        the keys and values of the source.
         """
+        if self.skip is not None:
+            x = self.skip(x, embedded)
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
@@ -278,6 +327,7 @@ class TransformerDecoder(nn.Module):
         self.rotary = rotary_positions(config, config.decoder_num_heads or config.num_heads)
         self.layers = LayerList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_dropout = config.layer_dropout
+        self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.output = output
 
@@ -306,11 +356,11 @@ class TransformerDecoder(nn.Module):
         state, mask = state.advance(target)
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
-        x = with_zero_gradients(self.embedded(target, state.length), state.unused)
+        x = embedded = with_zero_gradients(self.embedded(target, state.length), state.unused)
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
-            x = layer(x, mask, cache, rotation, memory, source_mask, watched)
+            x = layer(x, embedded, mask, cache, rotation, memory, source_mask, watched)
         return self.norm(x), replace(state, attention=attention)
 
 
@@ -324,7 +374,11 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
     source, target, output = tied_embeddings(
-        config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
+        config.tie_embeddings,
+        lambda: table(source_vocab_size),
+        lambda: table(target_vocab_size),
+        config.output_bias,
+        config.logit_softcap,
     )
     longest = min(config.position_limits.values(), default=None)
     encoder = TransformerEncoder(config, source)
@@ -336,14 +390,38 @@ def initialize_transformer(model: nn.Module) -> None:
     """Draws Glorot-uniform weights (Glorot & Bengio 2010), with zero biases, as the Transformer's first implementation.
 
     The projections to queries, keys and values are drawn as a single matrix, which makes their weights smaller by a
-    factor of sqrt(2), as in fairseq. The two halves of a gated layer are drawn as a single matrix, too.
+    factor of sqrt(2), as in fairseq. The two halves of a gated layer are drawn as a single matrix, too. The last matrix
+    of each sublayer is then multiplied by the factor that the setting residual_init names.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, Embedding | LearnedPositions | Output):
+        elif isinstance(module, Embedding | LearnedPositions | Output | Sublayer | EmbeddingSkip):
             module.initialize()
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
+    for stack in model.modules():
+        if isinstance(stack, TransformerEncoder | TransformerDecoder):
+            multiply_residual_outputs(stack)
+
+
+# For each value of residual_init, the factor of the initial weights of a sublayer's last matrix in a stack of so many
+# sublayers. Zero, as in Zhang et al. (2019, "Fixup initialization"), makes each sublayer of a pre-norm model the
+# identity at first. With the factor of GPT-2 (Radford et al. 2019, section 2.3), the variance of a stack's output does
+# not grow with its depth.
+RESIDUAL_FACTORS: dict[str, Callable[[int], float]] = {
+    "default": lambda num_sublayers: 1.0,
+    "zero": lambda num_sublayers: 0.0,
+    "scaled": lambda num_sublayers: num_sublayers**-0.5,
+}
+
+
+def multiply_residual_outputs(stack: "TransformerEncoder | TransformerDecoder") -> None:
+    """Multiplies the last matrix of each sublayer by the factor that the setting residual_init names."""
+    sublayers = [m for m in stack.modules() if isinstance(m, SelfAttention | CrossAttention | FeedForward)]
+    factor = RESIDUAL_FACTORS[stack.residual_init](len(sublayers))
+    for sublayer in sublayers:
+        with torch.no_grad():
+            sublayer.output.weight.mul_(factor)

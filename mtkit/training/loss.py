@@ -1,6 +1,6 @@
 """Training objectives: the label-smoothed cross-entropy of one forward pass, or of two with a consistency loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ class Shares:
     cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
     divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
     weight: float = 0.0  # weight of the consistency loss in the total, where the cross-entropy has weight 1
+    z_loss: float = 0.0  # weight of the z-loss in the total, summed over the passes with the weights of cross_entropy
 
 
 ONE_PASS = Shares(cross_entropy=(1.0,))
@@ -50,16 +51,19 @@ def consistent_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Total loss, cross-entropy, negative log-likelihood and consistency, each summed over the target tokens, in nats.
 
-    The total is cross-entropy + shares.weight x consistency. features is (P, R, T, D), the features of each forward
-    pass; labels is (R, T). Cross-entropy and negative log-likelihood are those of label_smoothed_cross_entropy, and
-    shares.cross_entropy weights them over the passes. The consistency is the divergence of two passes, weighted by
-    shares.divergence; it is 0 for one pass. Only the total has a gradient, which reaches all passes.
+    The total is cross-entropy + shares.weight x consistency + shares.z_loss x z-loss. features is (P, R, T, D), the
+    features of each forward pass; labels is (R, T). Cross-entropy and negative log-likelihood are those of
+    label_smoothed_cross_entropy, and shares.cross_entropy weights them over the passes, as well as the z-loss: the sum
+    of log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). The consistency is the divergence
+    of two passes, weighted by shares.divergence; it is 0 for one pass. Only the total has a gradient, which reaches all
+    passes.
     """
     real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         _autocast(features)[:, real],
         output.weight,
         output.bias,
+        output.softcap,
         labels[real],
         smoothing,
         shares,
@@ -81,8 +85,11 @@ class _CrossEntropy(torch.autograd.Function):
     With z = W h + b and p = softmax(z), the cross-entropy of a token is lse(z) - (1 - s) z_y - s mean(z), where y is
     its label and s the smoothing. Its gradient with respect to h is W'(p - (1 - s) e_y) - s mean(W), so that only one
     log-softmax has to be computed over V; with respect to b it is p - (1 - s) e_y - s/V. With respect to z, the
-    gradient of KL(p || q) is p (log(p / q) - KL(p || q)), and that of KL(q || p) is p - q. Sums are in fp32, or in fp64
-    if the features are.
+    gradient of KL(p || q) is p (log(p / q) - KL(p || q)), that of KL(q || p) is p - q, and that of the z-loss, which is
+    lse(z)^2, is 2 lse(z) p. Sums are in fp32, or in fp64 if the features are.
+
+    With a softcap c, z = c t, where t = tanh((W h + b) / c). The gradient with respect to W h + b is then that with
+    respect to z, which contains - s/V for each token, times 1 - t^2.
     """
 
     @staticmethod
@@ -91,6 +98,7 @@ class _CrossEntropy(torch.autograd.Function):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        softcap: float | None,
         labels: Tensor,
         smoothing: float,
         shares: Shares,
@@ -105,6 +113,7 @@ class _CrossEntropy(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
         by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_gradient else None
         log_likelihood, sum_lse = features.new_zeros(2, num_passes, dtype=exact)
+        sum_capped, z_loss = features.new_zeros(2, num_passes, dtype=exact)
         divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
         chunk = chunk_tokens(features.device.type, num_passes, len(weight))
@@ -112,10 +121,19 @@ class _CrossEntropy(torch.autograd.Function):
             h = features[:, start : start + chunk]  # (P, C, D)
             y = labels[start : start + chunk, None].expand(num_passes, -1, 1)  # (P, C, 1)
             logits = F.linear(h.flatten(0, 1), table, added).view(num_passes, -1, len(weight))  # (P, C, V)
+            if softcap is not None:
+                tanh = logits.to(exact).div_(softcap).tanh_()
+                logits = tanh * softcap
+                sum_capped += logits.sum((1, 2))
             log_probs = F.log_softmax(logits, -1, dtype=exact)
             y_log_probs = log_probs.gather(2, y)
             log_likelihood += y_log_probs.sum((1, 2))
-            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
+            lse = logits.gather(2, y).to(exact) - y_log_probs  # (P, C, 1)
+            sum_lse += lse.sum((1, 2))
+            by_lse: Sequence[float | Tensor] = shares.cross_entropy  # gradient by the lse of each pass
+            if shares.z_loss:
+                z_loss += lse.square().sum((1, 2))
+                by_lse = [share * (1 + 2 * shares.z_loss * lse[i]) for i, share in enumerate(shares.cross_entropy)]
             if num_passes == 2:
                 log_ratio = log_probs[0] - log_probs[1]
                 probs = log_probs.exp_()
@@ -123,9 +141,18 @@ class _CrossEntropy(torch.autograd.Function):
                 divergence += divergences.sum(1)
             if by_features is None or by_weight is None:
                 continue
-            by_logits = log_probs.exp_() if num_passes == 1 else _by_logits(probs, log_ratio, divergences, shares)
+            if num_passes == 2:
+                by_logits = _by_logits(probs, log_ratio, divergences, shares, by_lse)
+            else:
+                by_logits = log_probs.exp_()
+                if shares.z_loss:
+                    by_logits *= by_lse[0]
             for i, share in enumerate(shares.cross_entropy):
                 by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
+            if softcap is not None:
+                for i, share in enumerate(shares.cross_entropy):
+                    by_logits[i] -= smoothing / len(weight) * share
+                by_logits *= tanh.square_().neg_().add_(1)
             if by_bias is not None:
                 by_bias += by_logits.sum((0, 1))
             by_logits = by_logits.to(dtype).flatten(0, 1)
@@ -136,24 +163,30 @@ class _CrossEntropy(torch.autograd.Function):
         mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not with @, which would round under autocast
         if bias is not None:
             mean_log_probs += num_tokens * bias.to(exact).mean()
+        if softcap is not None:
+            mean_log_probs = sum_capped / len(weight) - sum_lse
+        spread = smoothing if softcap is None else 0.0  # with a softcap, by_logits has its gradient already
         if by_features is not None and by_weight is not None:
             for i, share in enumerate(shares.cross_entropy):
-                by_features[i] -= smoothing * share * mean_row
-            by_weight -= smoothing / len(weight) * _sum(shares, sums_h)
+                by_features[i] -= spread * share * mean_row
+            by_weight -= spread / len(weight) * _sum(shares, sums_h)
             if bias is not None and by_bias is not None:
-                by_bias = (by_bias - smoothing / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
+                by_bias = (by_bias - spread / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
             ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
         cross_entropy = _sum(shares, (smoothing - 1) * log_likelihood - smoothing * mean_log_probs)
         negative_log_likelihood = -_sum(shares, log_likelihood)
         consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
         ctx.mark_non_differentiable(cross_entropy, negative_log_likelihood, consistency)
-        return cross_entropy + shares.weight * consistency, cross_entropy, negative_log_likelihood, consistency
+        total = cross_entropy + shares.weight * consistency
+        if shares.z_loss:
+            total = total + shares.z_loss * _sum(shares, z_loss)
+        return total, cross_entropy, negative_log_likelihood, consistency
 
     @staticmethod
     def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         by_features, by_weight, by_bias = ctx.saved_tensors
         by_bias = None if by_bias is None else by_bias * by_total
-        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
+        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None, None
 
 
 def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
@@ -163,10 +196,13 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
     return total
 
 
-def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
+def _by_logits(
+    probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares, by_lse: Sequence[float | Tensor]
+) -> Tensor:
     """The gradient with respect to the logits, (2, C, V), without the terms of the labels and of the smoothing.
 
     probs (2, C, V) are p and q, log_ratio (C, V) is log(p / q), and divergences (2, C) are KL(p || q) and KL(q || p).
+    by_lse has the gradient of the loss with respect to the lse of each pass: a number, or one for each token, (C, 1).
     To save memory, log_ratio is negated in place; it has its old values again at the end.
     """
     by_logits = torch.empty_like(probs)
@@ -174,7 +210,7 @@ def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Sh
         # The weights of KL(this || other) and of KL(other || this).
         ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
         part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
-        part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
+        part.mul_(ours).add_(by_lse[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
         log_ratio.neg_()
     return by_logits
 
@@ -215,9 +251,12 @@ class BatchLoss:
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """The label-smoothed cross-entropy of one forward pass."""
-    features = model(batch.source, batch.target)
-    loss, nll = label_smoothed_cross_entropy(features, model.output, batch.labels, settings.label_smoothing)
-    return BatchLoss(loss, torch.stack([loss.detach(), nll]))
+    features = model(batch.source, batch.target)[None]
+    shares = Shares(cross_entropy=(1.0,), z_loss=settings.z_loss)
+    total, loss, nll, _ = consistent_cross_entropy(
+        features, model.output, batch.labels, settings.label_smoothing, shares
+    )
+    return BatchLoss(total, torch.stack([loss, nll]))
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
@@ -228,7 +267,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
     R-Drop, and the same learning rate fits. alpha is consistency_weight, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
-    shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)
+    shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2, z_loss=settings.z_loss)
     return _two_passes(
         model, _twice(batch.source), _twice(batch.target), batch.labels, settings.label_smoothing, shares
     )
@@ -242,7 +281,7 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     alpha is consistency_weight, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
-    shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
+    shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha, z_loss=settings.z_loss)
     source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.boundaries.source_end))
     target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.boundaries.start))
     return _two_passes(model, source, target, batch.labels, settings.label_smoothing, shares)

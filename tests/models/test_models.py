@@ -27,6 +27,16 @@ TRANSFORMERS = [
     ]
 ] + [TransformerConfig(**{**TINY, "decoder_layers": 1}, decoder_num_heads=2, decoder_d_ff=8, scale_embeddings=False)]
 
+# Choices of the Transformers of language models, such as modded-nanogpt, PaLM and Gemma 2.
+NEW_CHOICES = {
+    "query_key_norm": True,
+    "activation": "relu2",
+    "embedding_skip": True,
+    "residual_scales": True,
+    "residual_init": "scaled",
+    "logit_softcap": 2.0,
+}
+
 # Each other choice alone, and some that are made together: as Llama, Marian, M2M100 and mBART have them.
 TRANSFORMERS += [
     TransformerConfig(**{**TINY, **others})
@@ -48,6 +58,8 @@ TRANSFORMERS += [
         {"norm_placement": "post", "activation": "gelu", "output_bias": True, "start_token": "zero"},
         {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
         {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
+        NEW_CHOICES,
+        {**NEW_CHOICES, "positions": "rotary", "norm": "rms", "norm_placement": "post", "output_bias": True},
     ]
 ]
 
@@ -64,7 +76,7 @@ RECURRENT = [
         RecurrentConfig(**SMALL, attention=attention, input_feeding=feeding, context="every_step", reverse_source=True)
         for attention, feeding in [("none", False), *itertools.product(["additive", "dot"], BOTH_WAYS)]
     ),
-    RecurrentConfig(**SMALL, output_bias=True, start_token="pad"),
+    RecurrentConfig(**SMALL, output_bias=True, start_token="pad", logit_softcap=2.0),
     *(
         RecurrentConfig(**SMALL, encoder_layers=up, decoder_layers=down, cell=cell, context=context, tie_embeddings=tie)
         for up, down, cell, context, tie in [
