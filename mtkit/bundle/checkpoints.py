@@ -140,7 +140,7 @@ FORMAT = 1
 STEP = re.compile(r"step-(\d{8,})")
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
-AVERAGE = "average.safetensors"  # the moving average of the weights, if the run keeps one
+AVERAGE = "average.safetensors"  # the average of the weights that validation used, if the run keeps one
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
@@ -200,12 +200,12 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name; these are the weights themselves, not their moving average."""
+    """The weights of a checkpoint by parameter name; these are the weights themselves, not their average."""
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights that validation evaluated at `step`: their moving average if the checkpoint has one."""
+    """The weights that validation evaluated at `step`: their average if the checkpoint has one."""
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
 
@@ -293,7 +293,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory, with the weights that validation evaluated: their moving average if there is one."""
+    """A checkpoint in memory, with the weights that validation evaluated: their average if there is one."""
 
     progress: Progress
     identity: dict[str, Any]

@@ -133,7 +133,7 @@ def _training(config: Config, training: dict[str, Any]) -> str:
     """The paragraph of the card on training, ending with a space; an empty string if `training` is empty."""
     if not training:
         return ""
-    weights = weights_text(training["averaged_steps"], config.training.ema_decay)
+    weights = weights_text(training["averaged_steps"], config.training)
     choice = f", {training['choice']}" if "choice" in training else ""
     unfinished = "" if training.get("finished", True) else "Training was not finished. "
     changed = changes_text(training)
@@ -196,13 +196,14 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def weights_text(steps: Sequence[int], ema_decay: float | None) -> str:
+def weights_text(steps: Sequence[int], settings: TrainingConfig) -> str:
     """A phrase that says after which updates of training the weights were taken.
 
-    `steps` are the steps of the averaged checkpoints. `ema_decay` is the decay of the moving average of the weights, or
-    `None` if the run kept none.
+    `steps` are the steps of the averaged checkpoints.
     """
-    what = "those" if ema_decay is None else f"the moving average (decay {ema_decay:g})"
+    what = "those" if settings.ema_decay is None else f"the moving average (decay {settings.ema_decay:g})"
+    if settings.optimizer == "schedule_free":
+        what = "the average of schedule_free"
     if list(steps) == [0]:
         return "those that training started from"
     if len(steps) == 1:
@@ -311,7 +312,7 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
         if changed := changes_text(training):
             yield "changed", changed
         if steps := training.get("averaged_steps"):
-            yield "weights", f"{weights_text(steps, config.training.ema_decay)}{_chosen(training, config.training)}"
+            yield "weights", f"{weights_text(steps, config.training)}{_chosen(training, config.training)}"
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:

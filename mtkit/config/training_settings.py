@@ -47,16 +47,19 @@ class TrainingConfig(Section):
         description="Minutes after which training ends; null: no limit. linear and cosine still end at max_steps: "
         "set that to auto, or to what fits into the minutes.",
     )
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+    optimizer: Literal["adam", "adamw", "sgd", "muon", "schedule_free"] = Field(
         "adam",
         description="Optimizer; muon orthogonalises the updates of hidden matrices, and trains all other weights with "
-        "Adam.",
+        "Adam; schedule_free is AdamW that averages the weights instead of lowering the learning rate (Defazio et al. "
+        "2024), with the schedule constant.",
     )
     matrix_learning_rate: float | None = Field(
         None, gt=0, description="Peak of the learning rate of hidden matrices with muon; null: learning_rate."
     )
     adam_betas: tuple[float, float] = Field(
-        (0.9, 0.98), description="Decay of Adam's averages of the gradient and of its square."
+        (0.9, 0.98),
+        description="Decay of Adam's averages of the gradient and of its square; schedule_free takes the gradient "
+        "closer to its averaged weights, the nearer the first is to 1.",
     )
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
     momentum: float = Field(
@@ -65,7 +68,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="Weight decay; adam and sgd add it to the gradient, adamw and muon to the update.",
+        description="Weight decay; adam and sgd add it to the gradient, adamw, muon and schedule_free to the update.",
     )
     weight_decay_of: Literal["all", "matrices"] = Field(
         "all",
@@ -237,13 +240,21 @@ class TrainingConfig(Section):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
-            raise ValueError(f"{said} is for optimizer adam, adamw or muon; sgd has momentum")
+            raise ValueError(f"{said} is not for optimizer sgd, which has momentum")
         if self.matrix_learning_rate is not None and self.optimizer != "muon":
             raise ValueError(f"matrix_learning_rate is for optimizer muon, not {self.optimizer}")
         if self.matrix_learning_rate is not None and self.learning_rate is None:
             raise ValueError("matrix_learning_rate wants learning_rate, since the schedule moves both alike")
         if self.weight_decay_of == "matrices" and not self.weight_decay:
             raise ValueError("weight_decay_of matrices wants a weight_decay above 0")
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                f"optimizer schedule_free wants schedule constant, not {self.schedule}: after warm-up it needs no other"
+            )
+        if self.optimizer == "schedule_free" and self.ema_decay is not None:
+            raise ValueError(
+                f"ema_decay {self.ema_decay:g} does not go with optimizer schedule_free, which averages the weights"
+            )
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas {list(self.adam_betas)} must each be at least 0 and less than 1")
         return self

@@ -42,7 +42,7 @@ from mtkit.files import (
     undone_when_ended,
     write_file,
 )
-from mtkit.training.update import TrainState, optimizer_tensors, remembers_alike, restore_optimizer
+from mtkit.training.update import ScheduleFree, TrainState, optimizer_tensors, remembers_alike, restore_optimizer
 
 LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
 
@@ -93,20 +93,22 @@ def _as_json(progress: Progress) -> dict[str, Any]:
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
     """Load the checkpoint of a step into state: model, moving average, optimizer and progress.
 
-    If the checkpoint has no moving average, the average is set to the weights. If the checkpoint is from another kind
-    of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded. Raises CheckpointError if a
-    file is damaged or missing.
+    If the checkpoint has no average of the weights, the average is set to the weights. If the checkpoint is from
+    another kind of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded; schedule_free then
+    begins its average anew, too. Raises CheckpointError if a file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
             parameter.copy_(weights[name])
-    if state.average is not None:
-        state.average.restore(read_tensors_of(checkpoints, step, AVERAGE) if AVERAGE in files else weights)
     memory = read_tensors_of(checkpoints, step, OPTIMIZER)
     if remembers_alike(state.optimizer, memory):
         restore_optimizer(state.optimizer, state.model, memory)
+    if state.average is not None:
+        begins_anew = isinstance(state.optimizer, ScheduleFree) and not state.optimizer.state
+        is_kept = AVERAGE in files and not begins_anew
+        state.average.restore(read_tensors_of(checkpoints, step, AVERAGE) if is_kept else weights)
     state.progress = progress
 
 

@@ -401,7 +401,7 @@ def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     written = open_bundle(target)
     save_scores(written, [], card_text(written, []))
     why = f", {chosen.choice}" if chosen.choice else ""
-    return f"model: {target}: {weights_text(chosen.steps, config.training.ema_decay)}{why}"
+    return f"model: {target}: {weights_text(chosen.steps, config.training)}{why}"
 
 
 def _require_run(run: Path) -> None:

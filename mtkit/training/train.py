@@ -66,7 +66,7 @@ from mtkit.training.schedule import (
     shortcomings,
     with_shares,
 )
-from mtkit.training.update import LossScaler, MovingAverage, TrainState, Updater, make_optimizer
+from mtkit.training.update import LossScaler, TrainState, Updater, make_average, make_optimizer
 from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
 
 NUM_SAMPLES = 3  # number of translations shown at each validation
@@ -129,8 +129,7 @@ class Trainer:
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         if config.training.max_steps != "auto":
             self._settle(with_shares(config.training))
-        decay = config.training.ema_decay
-        average = MovingAverage(self.model, decay) if decay else None
+        average = make_average(self.model, optimizer, config.training)
         self.state = TrainState(self.model, optimizer, Progress(precision=precision), average)
         self.is_saved = False  # whether the newest checkpoint holds the current state
         self.started_from: str | None = None  # checksum of the weights that training started from
@@ -167,8 +166,8 @@ class Trainer:
             self.started_from = noted_start(bundle)
             # A model with pieces or tags that were never trained must not become the best one before it learns them.
             self.validates_start = not (bundle.untrained or bundle.untrained_tags)
-            if self.settings.ema_decay:
-                self.state.average = MovingAverage(self.model, self.settings.ema_decay)
+            if self.state.average:
+                self.state.average.restore(weights)
             say(f"starting from the weights of {bundle.path}")
 
     def _resume(self, change: bool) -> None:

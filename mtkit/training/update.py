@@ -1,4 +1,4 @@
-"""One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
+"""One update of the weights: gradient, clipping, optimizer, loss scaling, averages of the weights."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -64,11 +64,17 @@ def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.O
     return Muon(model, config.adam_betas, config.adam_eps, *decays, config.matrix_rate_factor, fused)
 
 
+def schedule_free(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    """Schedule-free AdamW (Defazio et al. 2024); it averages the weights for validation by itself."""
+    return ScheduleFree(model, parameter_groups(model, config), config.adam_betas, config.adam_eps)
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
     "muon": muon,
+    "schedule_free": schedule_free,
 }
 
 
@@ -102,10 +108,10 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
     The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square; muon
-    has such averages, and the momentum of hidden matrices.
+    has such averages, and the momentum of hidden matrices; schedule_free has weights called z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
-    of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon}
+    of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}
     return not tensors or all((name in moments) == isinstance(optimizer, kind) for name, kind in of_kinds.items())
 
 
@@ -159,40 +165,32 @@ class LossScaler:
         return state["scale"], state["_growth_tracker"]
 
 
-# The moving average of the weights.
+# Averages of the weights.
 
 
-class MovingAverage:
-    """The exponential moving average of the weights, in fp32 (Polyak & Juditsky 1992).
+class AveragedWeights:
+    """An average of the weights, in fp32, which validation uses instead of the weights themselves.
 
-    After each update it becomes decay x average + (1 - decay) x weights.
+    It begins as a copy of the weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module) -> None:
         self._parameters = dict(model.named_parameters())
-        self._tensors = [parameter.detach().clone() for parameter in self._parameters.values()]
+        self.tensors = [parameter.detach().clone() for parameter in self._parameters.values()]
         self._cells = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """The averages, by parameter name."""
-        return dict(zip(self._parameters, self._tensors, strict=True))
+        return dict(zip(self._parameters, self.tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         """Set the average to the given weights, by parameter name, such as those of a checkpoint."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average from the weights that the model has after update number step.
-
-        The decay is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
-        TensorFlow's ExponentialMovingAverage and in Marian.
-        """
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._tensors, list(self._parameters.values()), 1 - decay)
+        """Update the average after update number step; here nothing, since the optimizer has updated it."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -211,7 +209,103 @@ class MovingAverage:
 
     def _swap(self) -> None:
         for i, parameter in enumerate(self._parameters.values()):
-            parameter.data, self._tensors[i] = self._tensors[i], parameter.data
+            parameter.data, self.tensors[i] = self.tensors[i], parameter.data
+
+
+class MovingAverage(AveragedWeights):
+    """The exponential moving average of the weights (Polyak & Juditsky 1992).
+
+    After each update it becomes decay x average + (1 - decay) x weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Update the average from the weights that the model has after update number step.
+
+        The decay is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
+        TensorFlow's ExponentialMovingAverage and in Marian.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.tensors, list(self._parameters.values()), 1 - decay)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1).
+
+    It has three sets of weights, named as in the paper: the gradient moves z; x, the average of all z so far, is what
+    validation and the bundle use; the gradient is taken at y, which lies between the two. The model's parameters are y.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], eps: float) -> None:
+        """An optimizer for all parameters of a model; groups has them all, each group with its weight_decay."""
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
+        self.average = AveragedWeights(model)  # x
+        self._places = {parameter: place for place, parameter in enumerate(model.parameters())}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update z, x and y by the gradients at y; the closure is not used."""
+        group = self.param_groups[0]  # all groups have the same settings but for weight_decay
+        y = [parameter for parameter in self._places if parameter.grad is not None]
+        if not y:
+            return None
+        x = [self.average.tensors[self._places[parameter]] for parameter in y]
+        for parameter in y:
+            if "z" not in self.state[parameter]:
+                self.state[parameter].update(z=parameter.detach().clone(), exp_avg_sq=torch.zeros_like(parameter))
+        z, squares = ([self.state[parameter][key] for parameter in y] for key in ("z", "exp_avg_sq"))
+        gradients = [parameter.grad for parameter in y]
+
+        beta1, beta2 = group["betas"]
+        rate, share = self._rate_and_share(group["lr"], beta2)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_add_(divisors, group["eps"])
+        for each in self.param_groups:
+            if each["weight_decay"]:
+                decaying = [parameter for parameter in each["params"] if parameter.grad is not None]
+                torch._foreach_add_(
+                    [self.state[parameter]["z"] for parameter in decaying], decaying, alpha=-rate * each["weight_decay"]
+                )
+        torch._foreach_addcdiv_(z, gradients, divisors, -rate)
+        torch._foreach_lerp_(x, z, share)
+        torch._foreach_copy_(y, z)
+        torch._foreach_lerp_(y, x, beta1)
+        return None
+
+    def _rate_and_share(self, learning_rate: float, beta2: float) -> tuple[float, float]:
+        """The paper's gamma, the learning rate with Adam's bias correction, and c, the share of the new z in x.
+
+        c is proportional to the square of the largest gamma so far, as in the authors' code.
+        """
+        state = self.state[next(iter(self._places))]
+        sums = state.setdefault("sums", torch.zeros(3, dtype=torch.float64))
+        updates, largest, total = sums.tolist()
+        rate = learning_rate * (1 - beta2 ** (updates + 1)) ** 0.5
+        largest = max(largest, rate)
+        total += largest**2
+        state["sums"] = torch.tensor([updates + 1, largest, total], dtype=torch.float64)
+        return rate, largest**2 / total if total else 0.0
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what state_dict returned."""
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, state in state_dict["state"].items():
+            if "sums" in state:  # in fp64, which PyTorch has just rounded to the precision of the weights
+                self.state[parameters[number]]["sums"] = state["sums"]
+
+
+def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> AveragedWeights | None:
+    """The average of the weights that validation uses; None if it uses the weights themselves."""
+    if isinstance(optimizer, ScheduleFree):
+        return optimizer.average
+    return MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
 
 # The update.
@@ -224,7 +318,7 @@ class TrainState:
     model: TranslationModel
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
-    average: MovingAverage | None = None
+    average: AveragedWeights | None = None
 
 
 class Updater:

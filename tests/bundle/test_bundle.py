@@ -251,18 +251,19 @@ def test_scores_and_card_are_kept_in_the_bundle(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ema_decay", "steps", "told"),
+    ("settings", "steps", "told"),
     [
-        (None, [1200], "the weights are those after update 1,200."),
-        (None, [800, 1200], "the weights are the average of those after updates 800, 1,200."),
-        (0.999, [1200], "the weights are the moving average (decay 0.999) after update 1,200."),
+        ({}, [1200], "the weights are those after update 1,200."),
+        ({}, [800, 1200], "the weights are the average of those after updates 800, 1,200."),
+        ({"ema_decay": 0.999}, [1200], "the weights are the moving average (decay 0.999) after update 1,200."),
+        ({"optimizer": "schedule_free"}, [1200], "the weights are the average of schedule_free after update 1,200."),
     ],
 )
 def test_the_card_says_which_weights_these_are(
-    bundle: Path, ema_decay: float | None, steps: list[int], told: str
+    bundle: Path, settings: dict[str, object], steps: list[int], told: str
 ) -> None:
     opened = open_bundle(bundle)
-    training = opened.config.training.model_copy(update={"ema_decay": ema_decay})
+    training = opened.config.training.model_copy(update=settings)
     description = {**opened.description, "training": {**opened.description["training"], "averaged_steps": steps}}
     config = opened.config.model_copy(update={"training": training})
     assert told in " ".join(card_text(replace(opened, config=config, description=description), []).split())

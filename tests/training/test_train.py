@@ -222,11 +222,12 @@ PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "pla
     [
         {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.3},
         {"optimizer": "sgd", "learning_rate": 0.3},
+        {"optimizer": "schedule_free", "schedule": "constant", "weight_decay": 0.01},
         {"schedule": "cosine", "final_learning_rate": 0.001},
         {"schedule": "linear"},
         {**PLATEAU, "learning_rate": 1e-12, "final_learning_rate": 2e-13},
     ],
-    ids=["momentum", "sgd", "cosine", "linear", "plateau"],
+    ids=["momentum", "sgd", "schedule_free", "cosine", "linear", "plateau"],
 )
 def test_every_optimizer_and_schedule_resumes_to_the_bit(make, options):
     options = {**options, "max_steps": 12}
