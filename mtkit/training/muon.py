@@ -128,4 +128,5 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         for _ in range(ITERATIONS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.to(matrices.dtype)
+    orthogonal: Tensor = x.to(matrices.dtype)
+    return orthogonal

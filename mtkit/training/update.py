@@ -250,15 +250,16 @@ class ScheduleFree(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         """Update z, x and y by the gradients at y; the closure is not used."""
         group = self.param_groups[0]  # all groups have the same settings but for weight_decay
-        y = [parameter for parameter in self._places if parameter.grad is not None]
-        if not y:
+        trained = [(parameter, parameter.grad) for parameter in self._places if parameter.grad is not None]
+        if not trained:
             return None
-        x = [self.average.tensors[self._places[parameter]] for parameter in y]
+        y: list[Tensor] = [parameter for parameter, _ in trained]
+        gradients = [gradient for _, gradient in trained]
+        x = [self.average.tensors[place] for parameter, place in self._places.items() if parameter.grad is not None]
         for parameter in y:
             if "z" not in self.state[parameter]:
                 self.state[parameter].update(z=parameter.detach().clone(), exp_avg_sq=torch.zeros_like(parameter))
         z, squares = ([self.state[parameter][key] for parameter in y] for key in ("z", "exp_avg_sq"))
-        gradients = [parameter.grad for parameter in y]
 
         beta1, beta2 = group["betas"]
         rate, share = self._rate_and_share(group["lr"], beta2)
