@@ -73,7 +73,7 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses the tokens until every hypothesis ends."""
+    """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens until all have ended."""
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)
