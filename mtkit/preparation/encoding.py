@@ -74,7 +74,7 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
-    """Whether at least half of the letters belong to one of the scripts, or are used in several scripts.
+    """Whether at least half of the letters in `text` belong to one of `scripts` or are shared by several scripts.
 
     If `scripts` is `None`, every text passes.
     """
@@ -86,9 +86,9 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 
 @cache
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    """Returns a pattern that matches one letter of any other script; letters used in several scripts do not match.
+    """Returns a pattern that matches a letter of any script other than `scripts`.
 
-    An example of a letter used in several scripts is ー, which occurs in Hiragana and Katakana.
+    Letters shared by several scripts do not match, such as ー, which occurs in Hiragana and Katakana.
     """
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
@@ -173,7 +173,7 @@ def _digest(source: str, target: str) -> bytes:
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """Returns a bool array (len(digests),), True for each digest that occurs in none of the levels."""
+    """Returns a bool array that is `True` for each digest that occurs in none of the levels."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -215,7 +215,10 @@ class UnknownShares:
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """Returns the fraction of unknown tokens in each text, 0 to 1, by name, in the order the texts were added."""
+        """Returns, by name of the text, the fraction of its tokens that are unknown, 0 to 1.
+
+        The texts are in the order in which they were first added.
+        """
         return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
 
 
@@ -274,7 +277,7 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """Encodes the pairs on consecutive lines of a part, of which `first_line` is the first; writes those kept.
+        """Encodes the pairs on consecutive lines of a part, from line `first_line` on, and writes those that are kept.
 
         If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without it.
         """

@@ -229,7 +229,7 @@ def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
 
 
 def _report_corpus(manifest: Manifest, drops: Drops) -> None:
-    """Prints how many pairs were kept, how many were left out, with examples, and the fractions of unknown tokens."""
+    """Prints how many pairs were kept and left out, examples of those left out, and fractions of unknown tokens."""
     say(
         f"kept {counted(manifest.num_pairs, 'pair')}: {manifest.source.num_tokens:,} source and "
         f"{counted(manifest.target.num_tokens, 'target token')}; the longest have {manifest.source.longest:,} "
@@ -244,7 +244,7 @@ def _report_corpus(manifest: Manifest, drops: Drops) -> None:
 
 
 def _report_shares(config: Config, manifest: Manifest) -> None:
-    """Prints which share of an epoch belongs to each corpus; prints nothing if every pair occurs once per epoch."""
+    """Prints the fraction of an epoch that each corpus makes up; prints nothing if every pair occurs once per epoch."""
     weights = [corpus.weight for corpus in config.data.train]
     if not is_proportional(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
@@ -367,7 +367,7 @@ def tokenizer_changes(config: Config) -> list[str]:
 def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """Does the work of `tokenizer_changes` if the settings ask for a tokenizer trained on the corpora.
 
-    `before` is the stored provenance of the run's tokenizer.
+    `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
     """
     if "copied" in before:
         return ["training.start_from was a model, whose tokenizer was copied, is null"]
@@ -393,7 +393,7 @@ def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
 def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """Does the work of `tokenizer_changes` if the setting `tokenizer.model` names SentencePiece models.
 
-    `before` is the stored provenance of the run's tokenizer.
+    `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
     """
     paths = _given_models(config)
     models = before.get("models")
@@ -503,7 +503,7 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
 
 
 def keep_normalization(config: Config) -> Config:
-    """Returns the settings; unless they set `source_normalization` explicitly, it is that of the run's tokenizer.
+    """Returns the settings, with `source_normalization` taken from the run's tokenizer unless it is set explicitly.
 
     So a run that was begun with an earlier version of mtkit keeps the default of that version. A damaged tokenizer is
     not reported here, but when it is loaded.
@@ -532,7 +532,7 @@ def is_prepared(config: Config) -> bool:
     """Whether the run has a tokenizer, binarized corpora and validation text that were made with these settings.
 
     Does not check whether the text files have changed since; writes nothing. Raises CheckpointError if the provenance
-    of the tokenizer is missing or damaged, DataError if the manifest of the corpora is.
+    of the tokenizer is missing or damaged; raises DataError if the manifest of the corpora is missing or damaged.
     """
     directories = _tokenizer_directory(config), _train_directory(config), _validation_directory(config)
     tokenizer, train, validation = map(standing, directories)
@@ -549,10 +549,11 @@ def is_prepared(config: Config) -> bool:
 
 
 def adopt(config: Config, run: Path) -> None:
-    """Copies the tokenizer and the binarized training corpora from the other run directory `run` into this run.
+    """Copies the tokenizer and the binarized training corpora from another run directory into that of `config`.
 
-    The copies are recorded as if they had been made from the text that `config` names. Where possible, the files of the
-    corpora are linked instead of copied. The validation text is not copied but written anew from `data.valid`.
+    `run` is the other run directory. The copies are recorded as if they had been made from the text that `config`
+    names. Where possible, the files of the corpora are linked instead of copied. The validation text is not copied but
+    written anew from `data.valid`.
     """
     tokenizer, train = _tokenizer_directory(config), _train_directory(config)
     tokenizer.mkdir(parents=True)
@@ -599,7 +600,7 @@ def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
 
 
 def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
-    """Returns the fingerprints of the source and target file of each entry of `tokenizer.text`, by side."""
+    """Returns, for each entry of `tokenizer.text`, the fingerprints of its files by side."""
     return [
         {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text

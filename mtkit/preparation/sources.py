@@ -88,7 +88,7 @@ def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
 
 
 def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    """Returns the manifest entry "tags", a list of the tag of each corpus or `None`; {} if no corpus has a tag."""
+    """Returns {"tags": LIST} for a manifest, with the tag, or `None`, of each corpus; {} if no corpus has a tag."""
     tags = [corpus.tag for corpus in corpora]
     return {"tags": tags} if any(tags) else {}
 
@@ -189,14 +189,18 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def new_oversights(config: Config) -> Oversights:
-    """Returns an empty record of oversights, to be filled while the text that the settings name is read."""
+    """Returns an empty record of oversights, to be filled while the text that the settings name is read.
+
+    Oversights are header lines that are read as pairs, and sources that are copied as their own translations.
+    """
     return Oversights(config.languages, config.data.drop_identical)
 
 
 def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """Returns a function that yields the pairs of a part of a corpus and records oversights in `oversights`.
+    """Returns a function that yields the pairs of a part of a corpus.
 
-    `section` is "data.train" or "data.valid".
+    The function also records in `oversights` any header line and copied sources. `section` is "data.train" or
+    "data.valid".
     """
     return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
 
@@ -213,7 +217,7 @@ def report_oversights(oversights: Oversights) -> list[str]:
 
 
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Reads all validation and test texts, and records oversights found in them.
+    """Reads all validation and test texts, and records oversights in them, such as header lines.
 
     Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. The stages
     train-tokenizer and binarize call this first, so that such an error is raised before anything is written.
@@ -437,7 +441,7 @@ def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
 
 
 def _case_warning(texts: list[_InspectedText]) -> str | None:
-    """Returns a warning if some texts are lower-cased and others are not, else None."""
+    """Returns a warning if some texts are lower-cased and others are not, else `None`."""
     lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
     cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
     if not lower or not cased:
