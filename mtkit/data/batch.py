@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def mask(self) -> Tensor:
-        """A bool mask (R, L), True for tokens and False for padding."""
+        """A bool mask (R, L) that is `True` for tokens and `False` for padding."""
         return self.segments != 0
 
     def to(self, device: torch.device) -> "Rows":
@@ -122,7 +122,7 @@ def gather(tokens: NDArray[np.integer], offsets: NDArray[np.integer], chosen: ND
 
 
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns each token's position in its sentence, from 0, for all sentences concatenated: (sum of lengths,)."""
+    """Returns the position, from 0, of each token in its sentence, for all sentences concatenated in one array."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
@@ -362,7 +362,7 @@ def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
 def subword_sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> SubwordSampling | None:
     """Returns how training samples segmentations, or `None` if the settings do not ask for sampling.
 
-    Raises DataError if they do but the corpus does not store its text.
+    Raises DataError if the settings ask for sampling but the binarized corpus does not store its text.
     """
     settings = config.training
     if not settings.samples_subwords:

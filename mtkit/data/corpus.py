@@ -260,12 +260,12 @@ class Corpus:
         return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
 
     def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Returns the normalised source text of the pairs; only for a corpus with `has_text`."""
+        """Returns the normalised source text of the pairs; `has_text` must be true."""
         assert self._source_text
         return self._source_text.lines(pairs)
 
     def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Returns the normalised target text of the pairs; only for a corpus with `has_text`."""
+        """Returns the normalised target text of the pairs; `has_text` must be true."""
         assert self._target_text
         return self._target_text.lines(pairs)
 
@@ -276,12 +276,12 @@ class Corpus:
 
     @cached_property
     def source_lengths(self) -> NDArray[np.int32]:
-        """The number of tokens of each source (num_pairs,), not counting the end mark."""
+        """The number of tokens of each source, not counting the end mark; one number for each pair."""
         return _lengths(self.source_offsets)
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int32]:
-        """The number of tokens of each target (num_pairs,), not counting the end mark."""
+        """The number of tokens of each target, not counting the end mark; one number for each pair."""
         return _lengths(self.target_offsets)
 
     @property
@@ -610,7 +610,8 @@ def length_statistics(
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
     """Returns (begin, end) of each block of pairs to measure.
 
-    That is one block of all pairs if there are at most `most_pairs`, otherwise evenly spaced blocks of `BLOCK_PAIRS`.
+    If there are at most `most_pairs` pairs, this is a single block of all pairs; otherwise, these are evenly spaced
+    blocks of `BLOCK_PAIRS` pairs.
     """
     if num_pairs <= most_pairs:
         return [(0, num_pairs)]
@@ -624,7 +625,7 @@ VALIDATION_FORMAT = 1
 
 
 def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
-    """Returns the sources and the references of the validation text in a directory, which is only read.
+    """Returns the sources and the references of the validation text in a directory; writes nothing there.
 
     Raises DataError if its files are missing, have changed since they were written, or have an unknown format.
     """

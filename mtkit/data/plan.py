@@ -178,7 +178,7 @@ class Budgets:
         """Returns the maximum batch size that applies after `consumed` pairs, and how long it applies.
 
         The second value is the number of pairs, counted from the start of training, after which the next maximum
-        applies; `None` if the run has no later one.
+        applies; `None` if this maximum is the last.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -226,7 +226,7 @@ def batches_from(
 def _windows(blocks: Blocks, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Divides the blocks at random into windows of `WINDOW` blocks; yields the pairs of each window.
 
-    Each block is in one window; the last window may be smaller.
+    The last window may be smaller. The pairs of a window are then divided into batches together.
     """
     order = rng.permutation(len(blocks))
     for first in range(0, len(order), WINDOW):
@@ -243,10 +243,11 @@ def _batches_of_window(
     budgets: Budgets,
     seeds: list[int],
 ) -> Iterator[NDArray[np.int64]]:
-    """Yields the pairs of each batch of a window; where `batch_tokens` changed, the rest is divided into new batches.
+    """Yields the pairs of each batch of a window, which is a set of pairs that are divided into batches together.
 
-    `begin` is the number of pairs from the start of training to the window. Raises ValueError if no batch ends where
-    `batch_tokens` changed.
+    If `batch_tokens` changed within the window, the pairs after that are divided into new batches. `begin` is the
+    number of pairs from the start of training to the window. Raises ValueError if no batch ends where `batch_tokens`
+    changed.
     """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)
