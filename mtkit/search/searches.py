@@ -30,8 +30,8 @@ def greedy_search(
     """Returns one hypothesis for each sentence, in order, built by taking the most probable token at each step.
 
     Of equally probable tokens, the one with the lowest id is taken. `start` (N,) holds the start tokens. `max_lengths`
-    (N,) holds the maximum number of tokens of each hypothesis, without the end mark. `end` is the id of the end mark.
-    The score of a hypothesis is its log-probability.
+    (N,) holds the maximum length of the hypothesis for each sentence, in tokens without the end mark. `end` is the id
+    of the end mark. The score of a hypothesis is its log-probability.
     """
 
     def likeliest(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
@@ -53,8 +53,8 @@ def sample_search(
     """Returns `num_samples` sampled hypotheses for each sentence, in the order of the samples.
 
     `draw`, called like a `Draw`, chooses the tokens; `uniform`, called like a `UniformNumbers`, returns the random
-    numbers for `draw`. `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum number of tokens of
-    each hypothesis, without the end mark. `end` is the id of the end mark. The score of a hypothesis is its
+    numbers for `draw`. `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses
+    for each sentence, in tokens without the end mark. `end` is the id of the end mark. The score of a hypothesis is its
     log-probability under the model, regardless of the temperature and the truncation that `draw` applies.
     """
 
@@ -352,7 +352,7 @@ def _candidates(
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How far the search for each sentence is, as stopping rules need to know it; each tensor is (R,)."""
+    """The state of the search for each sentence, by which stopping rules decide; each tensor is (R,)."""
 
     worst_kept: Tensor  # the num_best-th best score of the hypotheses that have ended; -inf while there are fewer
     best_possible: Tensor  # an upper bound on the final score of the hypotheses still alive; -inf if none is
@@ -367,7 +367,7 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis still alive can become one of the `num_best` best hypotheses."""
+    """Stops when no hypothesis still alive can become one of the `num_best` best hypotheses (see `beam_search`)."""
     return progress.worst_kept >= progress.best_possible
 
 
@@ -472,8 +472,8 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Returns for each sentence, in order, its best hypotheses, best first: at least 1, at most `num_best + num_spare`.
 
-    `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum number of tokens of each hypothesis,
-    without the end mark. `end` is the id of the end mark.
+    `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses for each sentence, in
+    tokens without the end mark. `end` is the id of the end mark.
 
     The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
     end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that end at a

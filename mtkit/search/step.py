@@ -121,7 +121,7 @@ def min_length(minimum: Tensor, end: int) -> Constraint:
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """Returns a constraint that forbids a hypothesis to contain any n-gram of `size` tokens twice.
+    """Returns a constraint by which no hypothesis may contain an n-gram of `size` tokens twice.
 
     See Paulus et al. (2018), section 2.5.
     """
