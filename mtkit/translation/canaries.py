@@ -53,9 +53,10 @@ class CanaryResult:
 
     @property
     def is_tie(self) -> bool:
-        """Whether the translations differ, but are a tie for the model.
+        """Whether the new translation differs from the stored one, but is a tie for the model.
 
-        They are if the log-probabilities of the first two tokens that differ are within `TIE` of each other.
+        It is a tie if, at the first token that differs, the log-probabilities of the two tokens differ by less than
+        `TIE`.
         """
         return not self.same_tokens and abs(self.gap) < TIE
 

@@ -175,11 +175,11 @@ def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
-    """Rank sampled texts; returns each distinct text with its mean utility against all other samples, best first.
+    """Rank sampled texts by minimum Bayes risk; returns each distinct text with its mean utility, best first.
 
-    `utility(texts)[h][r]` must be the utility of text h with text r as the reference. Equally good texts keep the order
-    that they have in `texts`. A text that was drawn several times is also compared with its other copies. If there is
-    only one sample, its utility is 0.
+    The mean is over all other samples. `utility(texts)[h][r]` must be the utility of text h with text r as the
+    reference. Equally good texts keep the order that they have in `texts`. A text that was drawn several times is also
+    compared with its other copies. If there is only one sample, its utility is 0.
     """
     counts = Counter(texts)
     different = list(counts)

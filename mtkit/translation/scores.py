@@ -243,7 +243,7 @@ def count_words(lines: Sequence[str], language: str) -> list[int]:
 
 
 def resampling_seed() -> int | None:
-    """Returns the seed that the environment variable SACREBLEU_SEED sets, for the sacrebleu command too.
+    """Returns the seed in the environment variable SACREBLEU_SEED, which the sacrebleu command uses too.
 
     The default is 12345. Returns `None` if the variable is "none": resamples then differ each time. Raises MtkitError
     if the variable is neither "none" nor a whole number of at least 0.
@@ -363,7 +363,7 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """Returns [(mean, interval) of the baseline, (mean, interval) of the system] and the p-value of the difference."""
+    """Returns a list of (mean, interval) for the baseline and the system, and the p-value of their difference."""
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
     intervals: list[tuple[float | None, float | None]] = []

@@ -443,8 +443,8 @@ class Translator:
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
         """Returns the translations of a part, best first.
 
-        After beam search and minimum Bayes risk decoding, they have different texts; after sampling, they may not. For
-        minimum Bayes risk decoding, they are ranked by utility, which becomes their score.
+        Duplicate texts are removed, except after sampling without minimum Bayes risk decoding. Minimum Bayes risk
+        decoding ranks the translations by utility, which becomes their score.
         """
         if not self.config.decoding.draws:
             return _different(translations)
@@ -483,7 +483,10 @@ class Translator:
                 )
 
     def _warn_of_tags(self, lines: Sequence[str]) -> None:
-        """Issues a UserWarning for the first line whose tag is missing or unknown, once in a Translator's life."""
+        """Issues a UserWarning for the first line whose tag is missing or unknown.
+
+        A Translator issues this warning only once.
+        """
         if self._has_warned_of_tags:
             return
         for number, line in enumerate(lines, start=1):
@@ -493,7 +496,10 @@ class Translator:
                 return
 
     def _require_own_process(self) -> None:
-        """Raises MtkitError in a forked process if the model was loaded on a GPU before the fork: it cannot be used."""
+        """Raises MtkitError if this process was forked after the model was loaded on a GPU.
+
+        A forked process cannot use such a model.
+        """
         if self.model.device.type != "cpu" and os.getpid() != self._process:
             raise MtkitError(
                 f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
@@ -562,7 +568,8 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yields pairs of the n-th item of `lines` and the n-th item of `others`.
 
-    Raises DataError if one of them has more items; its message calls the items of the two `names[0]` and `names[1]`.
+    Raises DataError if one of them has more items. In the message, the items of `lines` are called `names[0]`, and the
+    items of `others` `names[1]`.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
