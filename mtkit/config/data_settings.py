@@ -228,7 +228,7 @@ class TokenizerConfig(CarriedSection):
         return {"source": self.model, "target": self.model}
 
     def with_room_for(self, source: int, target: int) -> "TokenizerConfig":
-        """Returns a copy in which `vocab_size` allows at least `source` pieces for the source, `target` for the target.
+        """Returns a copy in which `vocab_size` allows at least `source` source pieces and `target` target pieces.
 
         A size that is already large enough stays as it is.
         """

@@ -176,7 +176,10 @@ class RecurrentConfig(CarriedSection):
 
 
 def _architecture(default: str) -> Callable[[Any], str]:
-    """Returns a discriminator for pydantic: a function that returns the architecture of a section, or `default`."""
+    """Returns a discriminator for pydantic: a function that returns the architecture of a section.
+
+    If the section names no architecture, the function returns `default`.
+    """
 
     def found(section: Any) -> str:
         if isinstance(section, Section):

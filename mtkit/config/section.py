@@ -208,7 +208,7 @@ class Section(BaseModel):
         return _expanded(value)
 
     def first_changed(self, *names: str) -> str | None:
-        """Returns the first of these settings that differs from its default, as text such as "beam_size 4".
+        """Returns the first of the settings `names` that differs from its default, as text such as "beam_size 4".
 
         Returns `None` if all have their defaults. This is for checks that reject settings without effect: a setting at
         its default must not be rejected, so that a printed config, which holds all settings, can be loaded.
