@@ -210,7 +210,7 @@ def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> 
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """Returns a copy of `data`, the value at `keys`, in which sections and tables that are null become {}, lists [].
+    """Returns a copy of `data`, the value at `keys`, in which null sections and tables become {}, and null lists [].
 
     In YAML, a section, list or table is null if all of its lines are comments.
     """
@@ -324,8 +324,8 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
 def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
     """Returns quoted suggestions for an unknown key: names of settings that may have been meant.
 
-    These are the settings with the same key in other sections; if there are none, the most similar key of the same
-    section, whose keys are `here`; if none is similar, the most similar of all `names`; otherwise none.
+    If other sections have settings with the same key, these are suggested. Otherwise, the most similar key of the same
+    section, whose keys are `here`, is suggested, or else the most similar of all `names`, if any is similar.
     """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 
 from mtkit.errors import ConfigError
 
-Keys = tuple[str | int, ...]
+Keys = tuple[str | int, ...]  # the path to a setting, such as ("data", "train", 0, "source")
 
 MOST_VALUES = 100_000  # in one YAML text; aliases of aliases could expand a few lines to billions of values
 
