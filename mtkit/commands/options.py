@@ -83,7 +83,10 @@ def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Confi
 def decoding_settings(
     beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
 ) -> list[str]:
-    """Returns the options that were given as key=value settings, which are checked with the messages for settings."""
+    """Returns the options that were given, as key=value settings.
+
+    So they are checked like settings, with the same messages.
+    """
     found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
     return found if device is None else [*found, f"device={device}"]
 
