@@ -172,7 +172,7 @@ class ShownTraining:
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show the means over the latest updates, as `Window.record` returns them, and the epochs trained so far."""
+        """Show the means over the latest updates in `record` (see `Window.record`), and the epochs trained so far."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

@@ -199,7 +199,7 @@ def _defaults(section: Section) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
-    """Yields a Difference for each setting or checksum, also in nested dicts, that `old` and `new` do not share."""
+    """Yields a Difference for each setting or checksum whose values in `old` and `new` differ, also in nested dicts."""
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
