@@ -1,6 +1,6 @@
 """The stages of a run: tokenizer, data, training and evaluation.
 
-A stage is executed if its result is missing or out of date, which is judged by content, not by file times.
+A stage is executed if its result is missing or out of date. This is judged by the content of files, not by their times.
 """
 
 import hashlib
@@ -49,8 +49,8 @@ REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders of a ru
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train the tokenizer unless it is up to date.
 
-    A damaged tokenizer is replaced, with a warning. Once training has begun, a damaged tokenizer raises a
-    CheckpointError, and one that is out of date a DataError.
+    A damaged tokenizer is replaced with a warning. Once training has begun, however, the tokenizer is not replaced: if
+    it is damaged, CheckpointError is raised; if it is out of date, DataError is raised.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -70,9 +70,10 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora, even if they are up to date.
+    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora in any case.
 
-    The same text and settings give the same ids, so this repairs damaged data, with which training can resume.
+    The corpora are encoded even if their ids are up to date. The same text and settings give the same ids, so damaged
+    data is repaired in this way, and training can resume with it.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -92,7 +93,8 @@ def run_binarize(config: Config) -> None:
 def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
-    fresh starts the run anew; change allows training to resume with changed settings that affect later weights.
+    With `fresh`, the run is started anew. With `change`, training may resume although settings that affect the weights
+    have changed.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -101,7 +103,10 @@ def run_train(config: Config, fresh: bool = False, change: bool = False) -> None
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
-    """`mtkit run`: execute every stage that is out of date; returns the scores of the test sets."""
+    """`mtkit run`: execute every stage that is out of date; returns the scores on the test sets.
+
+    `fresh` and `change` are as in `run_train`.
+    """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
@@ -111,11 +116,11 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
 
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
-    """Within the block, hold the lock of the run directory, so that no other process writes there.
+    """Context manager that holds the lock of the run directory, so that no other process writes there.
 
     Half-written files that a killed process left are removed first: they may be large, and the stage that wrote them
-    may never be repeated. Only names that mtkit uses are touched, since users may keep files there. Training removes
-    leftovers of checkpoints.
+    may never be repeated. Users may keep other files in the run directory, so only files with names that mtkit uses are
+    removed. What is left of half-written checkpoints is removed by training.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -168,7 +173,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
 def _prepare(config: Config) -> None:
     """Make the tokenizer and the data again if they are out of date.
 
-    Raises a DataError if that would change the tokenizer or the training data of a run that has begun.
+    Raises DataError if the run has begun and this would change its tokenizer or training data.
     """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
@@ -192,14 +197,14 @@ def _prepare(config: Config) -> None:
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
     elif not has_begun and not validation_is_spread(config):
-        # An earlier version stored it in the order of the files: validations would translate only the first lines.
+        # An earlier version stored the lines in the order of the files, but a validation may translate only the first.
         renew_validation(config)
 
 
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
 
-    The old ones are put aside until the new run has a checkpoint.
+    The old tokenizer and data are put aside until the new run has a checkpoint.
     """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
@@ -225,19 +230,19 @@ def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
 def _renew_tokenizer(config: Config) -> list[str]:
     """Make the tokenizer again; returns the warnings about the text that were printed.
 
-    Unless training has begun, data that was encoded with the old tokenizer is deleted.
+    Unless training has begun, also deletes the data that was encoded with the old tokenizer.
     """
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return told  # it was missing and is now as before; if not, training reports that the data does not fit
+        return told  # the tokenizer was missing; if it is not as before, training reports that the data does not fit
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # encoded with the old tokenizer
     return told
 
 
 def _raw_text_is_gone(config: Config) -> bool:
-    """Whether the run has begun and none of the files of its training text exists, as on another machine.
+    """Whether the run has begun, but none of the files of its training text exists, for example on another machine.
 
     Such a run continues with its binarized data.
     """
@@ -246,9 +251,9 @@ def _raw_text_is_gone(config: Config) -> bool:
 
 
 def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
-    """Raise a DataError if there are changes, the run has begun, and its folder (tokenizer or data/train) has files.
+    """Raise DataError if there are changes and the run has begun, unless the folder is missing or empty.
 
-    If the folder was deleted, it may be made again.
+    `folder` is "tokenizer" or "data/train". If the user deleted that folder, it may be made again.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
@@ -258,9 +263,9 @@ def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> Non
 
 
 def _evaluate(config: Config) -> list[ScoredSet]:
-    """Score the model on the test sets, store the scores in its bundle, and return them.
+    """Score the model on the test sets, store the scores in the model's bundle, and return them.
 
-    If nothing has changed since the stored scores were measured, those are returned.
+    If nothing has changed since the stored scores were computed, the stored scores are returned.
     """
     bundle = open_bundle(config.run_path)
     if not config.data.test:
@@ -296,7 +301,10 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """JSON of all that the scores depend on: checksum of the weights, decoding settings, target language, test sets."""
+    """Returns JSON of all that the scores depend on.
+
+    This is the checksum of the weights, the decoding settings, the target language and the content of the test sets.
+    """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     content = {

@@ -39,10 +39,13 @@ THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """The command evaluate, with support for --by-length without a value, which typer does not offer."""
+    """The command `evaluate`; allows --by-length without a value, since typer has no options with optional values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, reading --by-length without a value as --by-length=thirds; returns the unparsed rest."""
+        """Parse the arguments; returns those left over.
+
+        --by-length without a value is read as --by-length=thirds.
+        """
         given = [
             f"{arg}={THIRDS}" if arg == "--by-length" and not re.fullmatch("[0-9,]+", following) else arg
             for arg, following in pairwise([*args, ""])
@@ -135,7 +138,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments and options of evaluate that determine what is scored."""
+    """Those arguments and options of the command `evaluate` that determine what is scored."""
 
     model: Path | None
     hypothesis: Path | None
@@ -147,7 +150,7 @@ class Given:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths of the text files that were given; each of these arguments accepts `-` for standard input."""
+        """The paths of the text files that were given; a path may be `-`, which is standard input."""
         paths = (self.source, *self.references, self.hypothesis, self.against)
         return tuple(path for path in paths if path is not None)
 
@@ -155,7 +158,7 @@ class Given:
 def _check_options(
     given: Given, test: str | None, confidence: bool, languages: str | None, target_language: str | None
 ) -> None:
-    """Raise a UsageError if options exclude each other, whether a model or given translations are scored."""
+    """Raise UsageError if options exclude each other, no matter whether a model or given translations are scored."""
     if (given.model is None) == (given.hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
     if test is not None and given.against is None:
@@ -169,7 +172,7 @@ def _check_options(
 
 
 def _check_model_options(given: Given) -> None:
-    """Raise a UsageError if the options are not valid for scoring a model."""
+    """Raise UsageError if the options are not valid for scoring a model."""
     if (given.source is None) != (not given.references):
         raise UsageError("--source and --reference go together")
     if given.tag is not None and given.source is None and not given.test_sets:
@@ -177,7 +180,7 @@ def _check_model_options(given: Given) -> None:
 
 
 def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Sequence[str]) -> None:
-    """Raise a UsageError if the options are not valid for scoring given translations."""
+    """Raise UsageError if the options are not valid for scoring given translations."""
     if overrides or given.tag is not None:
         raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
     if not given.references and len(given.test_sets) != 1:
@@ -187,14 +190,17 @@ def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Se
 
 
 def _language_codes(languages: str | None, target_language: str | None) -> dict[str, str]:
-    """The given language codes under "source" and "target"; empty if neither option was given."""
+    """Returns the language codes that were given, under "source" and "target"; empty if neither option was given."""
     if pair := language_pair(languages):
         return dict(zip(("source", "target"), pair, strict=True))
     return {"target": target_language} if target_language else {}
 
 
 def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
-    """The names in --metrics, empty if it was not given; raises an error if --metrics or --tokenize is not valid."""
+    """Returns the names in --metrics; empty if --metrics was not given.
+
+    Raises MtkitError or UsageError if --metrics or --tokenize is not valid.
+    """
     from mtkit.translation.scores import metric_names, require_tokenizer_name
 
     chosen = metric_names(metrics) if metrics is not None else ()
@@ -227,9 +233,9 @@ def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
 
 
 def _edges(text: str | None) -> tuple[int, ...]:
-    """The upper limits of the length buckets in --by-length, as numbers of words; empty for thirds or None.
+    """Returns the upper limits of the length buckets, in words, from the value of --by-length.
 
-    Raises an MtkitError if the text is not a rising list of whole numbers.
+    Returns () if the value is "thirds" or `None`. Raises MtkitError if it is not a rising list of whole numbers.
     """
     if text in (None, THIRDS):
         return ()
@@ -342,7 +348,7 @@ def attention(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module with app."""
+    """Register the commands of this module with `app`."""
     app.command(
         cls=EvaluateCommand,
         epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",

@@ -114,9 +114,9 @@ def import_(
 ) -> None:
     """Make a model from a Hugging Face or Marian checkpoint.
 
-    A Hugging Face checkpoint is a MarianMTModel, such as those of OPUS-MT, or one that mtkit export wrote. Marian's own
-    is a folder with an .npz and its vocabularies, such as an archive of OPUS-MT; where it has several, name one .npz or
-    a decoder.yml. Ids and weights are kept, and no code is run.
+    A Hugging Face checkpoint is a MarianMTModel, such as those of OPUS-MT, or one that mtkit export wrote. A checkpoint
+    of Marian itself is a folder with an .npz and its vocabularies, such as an archive of OPUS-MT; if there are several
+    .npz, name one of them or a decoder.yml. Ids and weights are kept, and no code is run.
     """
     pair = language_pair(languages)
     from mtkit.exchange.importing import import_model
@@ -148,7 +148,7 @@ def extend(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module with app."""
+    """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
     app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
     app.command(epilog=f"{EXAMPLE}info runs/demo")(info)

@@ -14,7 +14,7 @@ from mtkit.errors import MtkitError, inform, show_progress, whole_number
 if TYPE_CHECKING:
     from mtkit.config.settings import Config
 
-EXAMPLE = "\b\nExample:\n  mtkit "  # heading of the last lines of a command's help; \b keeps line breaks
+EXAMPLE = "\b\nExample:\n  mtkit "  # begins the last lines of a command's help; \b keeps line breaks
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 
@@ -23,7 +23,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def _be_quiet(quiet: bool) -> bool:
-    """Callback of --quiet: turn progress off for the whole process, so that commands need not pass the option on."""
+    """Callback of --quiet: turns progress off for the whole process, so that commands need not pass the option on."""
     show_progress(not quiet)
     return quiet
 
@@ -66,9 +66,9 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
-    """The settings of a YAML file, or the defaults, overridden by key=value settings.
+    """Returns the settings of a YAML file, or the defaults if `config` is `None`, overridden by key=value settings.
 
-    If training.start_from names a model, settings that are not given are taken from it.
+    If `training.start_from` names a model, settings that are not given are taken from that model.
     """
     from mtkit.config.load import load_config
 
@@ -83,18 +83,21 @@ def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Confi
 def decoding_settings(
     beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
 ) -> list[str]:
-    """The given options as key=value settings, so that they are checked like settings, with the same messages."""
+    """Returns the options that were given, as key=value settings.
+
+    So they are checked like settings, with the same messages.
+    """
     found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
     return found if device is None else [*found, f"device={device}"]
 
 
 def given(**settings: str | None) -> list[str]:
-    """The decoding settings that are not None, each as `decoding.name=value`."""
+    """Returns the decoding settings that are not `None`, each as "decoding.NAME=VALUE"."""
     return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]
 
 
 def count(name: str, value: str) -> int:
-    """Parse the value of the option name; raises an MtkitError if it is not a whole number of at least 1."""
+    """Parse the value of the option `name`. Raises MtkitError if the value is not a whole number of at least 1."""
     number = whole_number(value)
     if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
@@ -102,7 +105,7 @@ def count(name: str, value: str) -> int:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Return the value of the option name; raises an MtkitError if it is not one of the choices."""
+    """Return the value of the option `name`. Raises MtkitError if the value is not one of the choices."""
     if value not in choices:
         raise MtkitError(f"{name}: found {value}, wants one of {', '.join(choices)}")
     return value
@@ -115,9 +118,10 @@ _CODE = re.compile(
 
 
 def language_pair(text: str | None) -> tuple[str, str] | None:
-    """Split the value of --languages, such as en-de or en-zh-CN, into the source and target code; None for None.
+    """Split the value of --languages, such as en-de or en-zh-CN, into the source and the target code.
 
-    Raises an MtkitError if the value is not a pair of codes, or may mean several pairs.
+    Returns `None` if the option was not given. Raises MtkitError if the value is not a pair of codes, or could mean
+    several pairs.
     """
     if text is None:
         return None
@@ -137,9 +141,9 @@ def language_pair(text: str | None) -> tuple[str, str] | None:
 
 
 def _is_code(code: str, case_tells: bool) -> bool:
-    """Whether code is a language code.
+    """Whether `code` is a language code.
 
-    If case_tells, a code that begins with a part in capitals is not one, since that part is a region.
+    With `case_tells`, a code is rejected if its first part is in capitals, since capitals mark a region.
     """
     language = code.partition("-")[0]
     return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
@@ -147,7 +151,10 @@ def _is_code(code: str, case_tells: bool) -> bool:
 
 @contextmanager
 def opened(file: Path | None) -> Iterator[Any]:
-    """Open a file and yield it as a binary stream; None and `-` yield standard input, which is not closed."""
+    """Context manager that opens a file and gives a binary stream.
+
+    If `file` is `None` or `-`, it gives standard input, which is not closed at the end.
+    """
     from mtkit.text.compressed import STANDARD_INPUT
     from mtkit.translation.stream import reading
 
@@ -156,7 +163,7 @@ def opened(file: Path | None) -> Iterator[Any]:
 
 
 def one_standard_input(*files: Path | None) -> None:
-    """Raise a UsageError if more than one of the files is `-`, since standard input can be read only once."""
+    """Raise UsageError if more than one of the files is `-`, since standard input can be read only once."""
     if sum(str(file) == "-" for file in files) > 1:
         raise UsageError("standard input, -, can be read once; name files for the others")
 
@@ -167,16 +174,16 @@ def typed(*files: Path) -> bool:
 
 
 def tell_of_typing(what: str) -> None:
-    """Print how to enter lines on a terminal, where the program otherwise waits without any sign.
+    """Print how to enter lines on a terminal, since the program would otherwise wait there without any sign.
 
-    what completes the message "type a line and press Enter", for example by "to have it translated".
+    The message is "type a line and press Enter", followed by `what`, such as "to have it translated".
     """
     end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
     inform(f"type a line and press Enter {what}; {end} ends")
 
 
 def standard_output() -> Any:
-    """The binary stream of standard output; raises an MtkitError if it is closed."""
+    """Returns the binary stream of standard output. Raises MtkitError if standard output is closed."""
     if sys.stdout is None:
         raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
     return sys.stdout.buffer
@@ -202,8 +209,8 @@ COMMANDS = {
 }
 TRAINING = ("config", "train-tokenizer", "binarize", "train", "run")  # commands whose argument is CONFIG
 
-# For each command, maps advice to the options of other toolkits that it is for; these are without leading dashes, and
-# with - for _.
+# For each command, maps pieces of advice to the options of other toolkits for which they are given. The options are
+# written without leading dashes, and with - in place of _.
 _MODEL = "m model models checkpoint path ckpt"
 _MORE = {
     "translate": {
@@ -238,7 +245,7 @@ _ARGUMENTS = {
 
 
 def usage_message(error: Any, arguments: Sequence[str]) -> str:
-    """The message for a usage error of typer: what is wrong, what to type instead, and which --help to read."""
+    """Returns the message for a usage error of typer: what is wrong, what to type instead, and which --help to read."""
     context = error.ctx
     path = context.command_path if context else _path(arguments)
     command = path.removeprefix("mtkit").strip()
@@ -255,7 +262,7 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _path(arguments: Sequence[str]) -> str:
-    """The command as typed, such as `mtkit train`; for `mtkit plot`, with the subcommand."""
+    """Returns the command as it was typed, such as "mtkit train"; for `mtkit plot`, includes the subcommand."""
     return " ".join(["mtkit", *arguments[: 2 if arguments[:1] == ["plot"] else 1]])
 
 

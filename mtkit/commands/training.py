@@ -128,7 +128,7 @@ def verify(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module with app."""
+    """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
     app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")(train_tokenizer)
     app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)

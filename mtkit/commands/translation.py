@@ -111,7 +111,7 @@ MOST_SAMPLES = 10_000
 
 
 def _check_num_best(num_best: int, decoding: Any) -> None:
-    """Raise an MtkitError if --n-best is more than the number of translations that the decoding settings allow."""
+    """Raise MtkitError if --n-best is more than the number of translations that the decoding settings allow."""
     if decoding.mbr_samples:
         most, what = decoding.mbr_samples, "the samples that elect"
     elif decoding.draws:
@@ -198,6 +198,6 @@ def _require_texts(source: Path | None, target: Path | None, tsv: Path | None, n
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module with app."""
+    """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")(translate)
     app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")(score)

@@ -40,7 +40,7 @@ SCRIPTS = frozenset(_NAMES.split())
 
 
 def nearest_script(name: str) -> str | None:
-    """The Unicode script whose name is most similar to name, ignoring case; None if none is similar."""
+    """Returns the Unicode script whose name is most similar to `name`, ignoring case; `None` if none is similar."""
     by_lower = {script.lower(): script for script in sorted(SCRIPTS)}
     near = get_close_matches(name.lower().replace(" ", "_"), by_lower, n=1)
     return by_lower[near[0]] if near else None
@@ -53,7 +53,7 @@ Side = Literal["source", "target"]
 Size = Annotated[int, Field(ge=5, le=10_000_000)]
 Symbol = Annotated[str, Field(pattern=r"^\S+$")]
 
-LEAST_WITH_BYTES = 264  # smallest vocabulary with byte_fallback: 4 special pieces, 256 bytes, a few characters
+LEAST_WITH_BYTES = 264  # the smallest vocab_size with byte_fallback: 4 special pieces, 256 bytes, a few characters
 
 
 class SideSizes(Section):
@@ -81,14 +81,14 @@ class TokenizerTextConfig(Section):
 
     @model_validator(mode="after")
     def some_file_is_given(self) -> "TokenizerTextConfig":
-        """Raise a ValueError if neither source nor target is given."""
+        """Raise ValueError if neither `source` nor `target` is given."""
         if self.source is None and self.target is None:
             raise ValueError("found no file, wants source, target or both")
         return self
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that are given, source first."""
+        """The files that are given: the source file, then the target file."""
         return tuple(path for path in (self.source, self.target) if path is not None)
 
 
@@ -156,26 +156,26 @@ class TokenizerConfig(CarriedSection):
     @field_validator("symbols")
     @classmethod
     def symbols_differ(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        """Raise a ValueError if a symbol is given twice."""
+        """Raise ValueError if a symbol is given twice."""
         for number, symbol in enumerate(symbols):
             if symbol in symbols[:number]:
                 raise ValueError(f"symbols has {symbol} twice")
         return symbols
 
     def check(self) -> None:
-        """Raise a ValueError if settings are incompatible."""
+        """Raise ValueError if settings of the tokenizer are incompatible."""
         self._check_sides()
         self._check_model()
         self._check_type()
 
     def _check_sides(self) -> None:
-        """Raise a ValueError if vocab_size or model is given per side although shared is true."""
+        """Raise ValueError if `vocab_size` or `model` is given for each side although `shared` is true."""
         for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
             if self.shared and form_of(getattr(self, name)) == FOR_EACH:
                 raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
 
     def _check_model(self) -> None:
-        """Raise a ValueError if model is given together with settings that apply only to training a tokenizer."""
+        """Raise ValueError if `model` is given together with settings that apply only to training a tokenizer."""
         if self.model is None:
             return
         said = self.first_changed(
@@ -188,7 +188,10 @@ class TokenizerConfig(CarriedSection):
             raise ValueError(f"{said} is for a tokenizer that is trained, and model names one; take out one of both")
 
     def _check_type(self) -> None:
-        """Raise a ValueError if a setting does not apply to the type, or vocab_size is too small for byte_fallback."""
+        """Raise ValueError if a setting has no effect with the chosen `type` of tokenizer.
+
+        Also raises ValueError if `vocab_size` is too small for `byte_fallback`.
+        """
         if self.type == "word" and self.byte_fallback:
             raise ValueError(
                 "byte_fallback true is not for type word, whose pieces spell nothing; set it to false, or change type"
@@ -204,17 +207,20 @@ class TokenizerConfig(CarriedSection):
 
     @property
     def spells_bytes(self) -> bool:
-        """Whether characters without a piece are segmented into bytes."""
+        """Whether characters that have no piece are segmented into bytes."""
         return self.type != "word" if self.byte_fallback is None else self.byte_fallback
 
     def size_of(self, side: Side) -> tuple[str, int]:
-        """The setting that limits the vocabulary of a side: its name, such as vocab_size.source, and its value."""
+        """Returns the setting that limits the vocabulary size of a side: its name and its value.
+
+        The name is "vocab_size", or one such as "vocab_size.source" if there is a size for each side.
+        """
         if isinstance(self.vocab_size, SideSizes):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)
         return "vocab_size", self.vocab_size
 
     def models(self) -> dict[Side, Path]:
-        """The given SentencePiece model for each side; empty if the tokenizer is to be trained."""
+        """Returns the SentencePiece model given for each side; empty if the tokenizer is to be trained."""
         if self.model is None:
             return {}
         if isinstance(self.model, SideModels):
@@ -222,7 +228,10 @@ class TokenizerConfig(CarriedSection):
         return {"source": self.model, "target": self.model}
 
     def with_room_for(self, source: int, target: int) -> "TokenizerConfig":
-        """A copy whose vocab_size is raised, if needed, to this many pieces of the source and of the target."""
+        """Returns a copy in which `vocab_size` allows at least `source` source pieces and `target` target pieces.
+
+        A size that is already large enough stays as it is.
+        """
         sizes = {"source": max(self.size_of("source")[1], source), "target": max(self.size_of("target")[1], target)}
         each = isinstance(self.vocab_size, SideSizes)
         return self.model_copy(update={"vocab_size": SideSizes(**sizes) if each else max(sizes.values())})
@@ -237,7 +246,7 @@ MOST_TAGS_SHOWN = 20  # in a message; some models have more than a hundred
 
 
 def listed_tags(tags: Sequence[str]) -> str:
-    """The tags as text for messages, such as "<2de>, <2fr> and 9 more"; "none" if there are none."""
+    """Returns text for messages, such as "<2de>, <2fr> and 9 more"; "none" if `tags` is empty."""
     shown, more = ", ".join(tags[:MOST_TAGS_SHOWN]) or "none", len(tags) - MOST_TAGS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
@@ -287,7 +296,10 @@ class CorpusConfig(Section):
 
     @model_validator(mode="after")
     def one_form_is_given(self) -> "CorpusConfig":
-        """Raise a ValueError unless source and target, in equally many parts, or tsv, with two columns, is given."""
+        """Raise ValueError unless the files of the corpus are given in one of the two possible ways.
+
+        Either `source` and `target` are given, with equally many parts, or `tsv`, with two different columns.
+        """
         given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
         if given not in (["source", "target"], ["tsv"]):
             raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
@@ -305,7 +317,7 @@ class CorpusConfig(Section):
 
     @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
-        """The parts of the corpus, each as a corpus with a single TSV file or a single file for each side."""
+        """The parts of the corpus. A part is a corpus with one TSV file, or with one source and one target file."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
         sides = zip(listed(self.source), listed(self.target), strict=True)
@@ -320,7 +332,7 @@ class CorpusConfig(Section):
 
 
 def listed(files: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
-    """The files as a tuple, which is empty for None."""
+    """Returns the files as a tuple; `None` gives an empty tuple."""
     return () if files is None else (files,) if isinstance(files, Path) else files
 
 
@@ -346,13 +358,13 @@ class TestSetConfig(Section):
     @field_validator("target", mode="before", json_schema_input_type=Path | tuple[Path, ...])
     @classmethod
     def one_reference_is_a_list(cls, value: object) -> object:
-        """Convert a single path, or a list of paths, to a tuple, before validation."""
-        # Lists are converted, too, since strict pydantic rejects a list that a validator in mode before returns.
+        """Convert a single path or a list of paths to a tuple before validation."""
+        # Lists are converted too, since strict pydantic rejects a list that a validator with mode="before" returns.
         return (value,) if isinstance(value, str | Path) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def files_or_a_name(self) -> "TestSetConfig":
-        """Raise a ValueError unless either source and target, or sacrebleu, is given."""
+        """Raise ValueError unless either `source` and `target` are given, or `sacrebleu`."""
         if self.sacrebleu is not None and (self.source is not None or self.target):
             raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
         if self.sacrebleu is None and (self.source is None or not self.target):
@@ -441,13 +453,13 @@ class DataConfig(Section):
     )
     @classmethod
     def one_script_is_a_list(cls, value: object) -> object:
-        """Convert a single name, or a list of names, to a tuple, before validation."""
+        """Convert a single name or a list of names to a tuple before validation."""
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("source_script", "target_script")
     @classmethod
     def scripts_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Raise a ValueError if a name is not that of a Unicode script."""
+        """Raise ValueError if a name is not the name of a Unicode script."""
         for name in names or ():
             if name not in SCRIPTS:
                 near = nearest_script(name)
@@ -457,14 +469,14 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def lengths_fit(self) -> "DataConfig":
-        """Raise a ValueError if min_length is greater than max_length."""
+        """Raise ValueError if `min_length` is greater than `max_length`."""
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
         return self
 
     @model_validator(mode="after")
     def only_training_has_weights(self) -> "DataConfig":
-        """Raise a ValueError if a corpus of data.valid has a weight: validation reads every pair once."""
+        """Raise ValueError if a corpus of `data.valid` has a weight, since validation reads every pair once."""
         for i, corpus in enumerate(self.valid):
             if said := corpus.first_changed("weight"):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
@@ -476,9 +488,9 @@ class DataConfig(Section):
         return sorted({corpus.tag for corpus in self.train if corpus.tag is not None})
 
     def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yields (keys, tag) for each tag of a validation corpus or test set that is not in known.
+        """Yields (keys, tag) for each tag of a validation corpus or test set that is not in `known`.
 
-        The keys are those of the setting within data, such as ("valid", 0, "tag").
+        The keys say where in the data section the tag is set, such as ("valid", 0, "tag").
         """
         for number, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:

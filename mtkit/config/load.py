@@ -1,6 +1,6 @@
 """Loads settings: the defaults, overridden by a YAML file, overridden by `section.key=value` arguments.
 
-All faults are reported together, one per line: where it is, what was found, and what is expected.
+All faults are reported together. The line for each fault says where it is, what was found, and what is wanted.
 """
 
 import json
@@ -33,21 +33,24 @@ from mtkit.config.settings import (
 )
 from mtkit.errors import ConfigError
 
-# Maps the keys of each given setting to where it was given, such as "recipe.yaml:12" or "training.max_steps=100",
-# in the order in which the settings were given.
+# Maps the keys of each setting that was given to the place where it was given, such as "recipe.yaml:12" or
+# "training.max_steps=100". The order is that in which the settings were given.
 Places = dict[Keys, str]
 
-ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, only for advice
-LONGEST_SHOWN = 60  # characters; messages shorten wrong values and overrides that are longer
+ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, used only for advice
+LONGEST_SHOWN = 60  # messages shorten wrong values and overrides that have more than this many characters
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file (`-`: standard input), or the defaults if path is None, with overrides applied.
+    """Returns the settings of a YAML file, with overrides applied.
 
-    An override is `key=value` or `section.key=value`. Its value is parsed as YAML and replaces the value in the file,
-    even if that is a section, list or table. Raises a ConfigError that lists all faults. If training.start_from is
-    given, every CarriedSection is still incomplete and unchecked, and tags are not checked, since the model to start
-    from may have more: bundle.opening.carried_over completes and checks both.
+    If `path` is `-`, standard input is read; if `path` is `None`, the overrides are applied to the defaults. An
+    override is `key=value` or `section.key=value`. Its value is parsed as YAML and replaces the whole value in the
+    file, even if that is a section, list or table. Raises a ConfigError that lists all faults.
+
+    If `training.start_from` is given, every CarriedSection is still incomplete and unchecked. Tags are not checked
+    either, since the model to start from may know more tags. `carried_over` in `mtkit.bundle.opening` completes the
+    sections and makes these checks.
     """
     config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -56,15 +59,19 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings in a YAML text, with overrides applied as by load_config; error messages call the text name.
+    """Returns the settings in a YAML text, with overrides applied as by `load_config`.
 
-    Tags are not checked: a model may know tags that no corpus in its settings has.
+    Error messages call the text `name`. Tags are not checked, since a model may know tags that no corpus in its
+    settings has.
     """
     return _read_settings(text, name, overrides)[0]
 
 
 def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
-    """A validated copy of config with the given sections replaced; messages of a ConfigError begin with name."""
+    """Returns a validated copy of `config` in which the given sections are replaced.
+
+    Raises ConfigError if the new settings are invalid; each line of the message begins with `name`.
+    """
     data = {**config.model_dump(mode="json"), **sections}
     try:
         return _validated(data)
@@ -75,9 +82,9 @@ def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:
-    """Raise a ConfigError if a validation corpus or test set has a tag that is neither in data.train nor in known.
+    """Raise ConfigError if a validation corpus or test set has a tag that neither `data.train` nor `known` has.
 
-    known holds the tags of the model to start from; None if there is no such model.
+    `known` holds the tags of the model to start from; `None` means that there is no such model.
     """
     _check_tags(config, {}, known)
 
@@ -95,7 +102,7 @@ def _check_tags(config: Config, places: Places, known: Collection[str] | None = 
 
 
 def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
-    """The settings in a YAML text with overrides applied, and where each was given.
+    """Returns the settings in a YAML text with overrides applied, and the place where each setting was given.
 
     Raises a ConfigError that lists all faults.
     """
@@ -118,7 +125,8 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
             continue
         data = _with_value(data, keys, value)
         places = {at: said for at, said in places.items() if at[: len(keys)] != keys} | {keys: place}
-    # Described after all overrides are applied, since these may change the architecture, on which the keys depend.
+    # Unknown keys are described after all overrides are applied, since the keys that are known depend on the
+    # architecture, which an override may change.
     refused += [f"{place}: {_unknown_key(keys, data)}" for place, keys in unknown]
 
     faults = list(_faults_of_text(data, (), places))
@@ -159,9 +167,9 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """Parse a `key=value` argument: returns its text, shortened for messages, its keys and its value.
+    """Parse a `key=value` argument; returns its text shortened for messages, its keys, and its value.
 
-    Raises a ConfigError if it is malformed.
+    Raises ConfigError if the argument is malformed.
     """
     name, equals, text = override.partition("=")
     place = _short(override)
@@ -176,10 +184,11 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
 
 
 def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
-    """A copy of data, which is the content of section, with value set at keys, which are relative to section.
+    """Returns a copy of `data`, the content of a section, in which the setting at `keys` is `value`.
 
-    If data is not a mapping, but the setting may be a section, data is replaced by a mapping; if the setting may only
-    be a section, data is returned unchanged, and validation reports it.
+    `section` holds the keys of that section, and `keys` are relative to it. If `data` is not a mapping, there are two
+    cases. If the setting may have other forms than a section, `data` is replaced by a mapping. Otherwise `data` is
+    returned unchanged, and validation will report it.
     """
     if not keys:
         return value
@@ -196,14 +205,14 @@ def _starts_from_a_model(data: dict[str, Any]) -> bool:
 
 
 def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> Config:
-    # Strict about types; JSON mode still accepts text for a Path, and a list for a tuple.
+    # Validation is strict about types, but in JSON mode it accepts text for a Path, and a list for a tuple.
     return Config.model_validate_json(json.dumps(_without_nulls(data, (), data)), strict=True, context=context)
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """A copy of data (the value at keys) in which a section, list or table that is null becomes {} or [].
+    """Returns a copy of `data`, the value at `keys`, in which null sections and tables become {}, and null lists [].
 
-    In YAML it is null if all its lines are comments.
+    In YAML, a section, list or table is null if all of its lines are comments.
     """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
@@ -219,7 +228,7 @@ def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Fault:
-    """A faulty setting: the place where it was given, its keys, and what is wrong."""
+    """A faulty setting: the place where it was given, its keys, and what is wrong with it."""
 
     place: str  # empty if the setting was not given
     keys: Keys  # empty if problem already names the setting
@@ -232,9 +241,9 @@ class _Fault:
 
 
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
-    """Yields a fault for each value in data (the value at keys) that is valid YAML but that no setting can hold.
+    """Yields a fault for each value within `data` that is valid YAML but that no setting can hold.
 
-    These are tagged dates and bytes, and text with NUL or surrogates.
+    Such values are dates and bytes with a YAML tag, and text with NUL or surrogates. `data` is the value at `keys`.
     """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
@@ -251,7 +260,7 @@ def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
 
 
 def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
-    """Convert an error of pydantic into a _Fault with mtkit's own message."""
+    """Convert an error of pydantic into a `_Fault` with mtkit's own message."""
     keys = without_kinds(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
@@ -259,7 +268,7 @@ def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Faul
         case "value_error":  # raised by a validator of mtkit: settings are incompatible
             message = str(problem["ctx"]["error"])
             return _Fault(_place_of_named(message, keys, places), keys, message)
-        case "json_invalid":  # we wrote the JSON, so it can only be nested too deeply
+        case "json_invalid":  # mtkit wrote the JSON, so it can only be nested too deeply
             return _Fault(_place(keys, places), (), "lists or sections are nested too deeply")
         case "union_tag_invalid":
             keys = (*keys, "architecture")
@@ -278,9 +287,9 @@ def _wrong_value(value: Any, schema: Schema) -> str:
 
 
 def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
-    """The message about an unknown key, with advice if possible.
+    """Returns the message about an unknown key, with advice if possible.
 
-    The unknown key is the last of keys, or the first one that does not exist for the architecture in data.
+    The unknown key is the first of `keys` that does not exist for the architecture in `data`.
     """
     while setting_schema(keys[:-1], data) is None:
         keys = keys[:-1]
@@ -313,10 +322,10 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
 
 
 def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
-    """Quoted suggestions for an unknown key; empty if no name is similar to it.
+    """Returns quoted suggestions for an unknown key: names of settings that may have been meant.
 
-    These are the settings with the same key in other sections, else the most similar key of the key's own section
-    (here), else the most similar of all names.
+    If other sections have settings with the same key, these are suggested. Otherwise, the most similar key of the same
+    section, whose keys are `here`, is suggested, or else the most similar of all `names`, if any is similar.
     """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
@@ -327,21 +336,24 @@ def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> l
 
 
 def _lines(faults: list[_Fault], places: Places) -> list[str]:
-    """The messages of the faults, in the order in which the settings were given."""
+    """Returns the messages of the faults, in the order in which the faulty settings were given."""
     order = {place: i for i, place in enumerate(places.values())}
     return [str(fault) for fault in sorted(faults, key=lambda fault: order.get(fault.place, -1))]
 
 
 def _place(keys: Keys, places: Places) -> str:
-    """Where the setting at keys was given, or else the innermost section around it; empty if neither was given."""
+    """Returns the place where the setting at `keys` was given.
+
+    If the setting was not given, this is the place of the innermost section around it that was given, or else "".
+    """
     return next((places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places), "")
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Returns the place where a setting that a message names was given.
+    """Returns the place where the setting that a message names was given.
 
-    Of several settings, it is the place of the one that was given last. If none was given, it is the place of their
-    section.
+    If the message names several settings, this is the place of the one that was given last. If none of them was given,
+    it is the place of their section.
     """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
@@ -377,7 +389,7 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True)
 class Alias:
-    """The names of an option in other toolkits, the corresponding settings of mtkit, and advice on how they differ."""
+    """The names of an option in other toolkits, the corresponding settings of mtkit, and advice on the differences."""
 
     names: str  # separated by spaces, without leading dashes, with _ for -
     settings: tuple[str, ...]  # full names; empty if mtkit has no such setting
@@ -385,7 +397,7 @@ class Alias:
 
     @property
     def hint(self) -> str:
-        """The advice that follows the unknown key in a message, such as "did you mean 'training.max_steps'?"."""
+        """The advice for a message about an unknown key, such as "did you mean 'training.max_steps'?"."""
         quoted = [f"'{name}'" for name in self.settings]
         if not self.advice:
             return f"did you mean {' or '.join(quoted)}?"
@@ -394,21 +406,21 @@ class Alias:
 
 @cache
 def aliases() -> dict[str, Alias]:
-    """The entries of aliases.yaml, keyed by name; an entry with several names is under each of them."""
+    """Returns the entries of aliases.yaml by name; an entry with several names occurs under each name."""
     entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
     known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
     return {name: alias for alias in known for name in alias.names.split()}
 
 
 def alias_of(key: str) -> Alias | None:
-    """The entry of aliases.yaml for a key or option of another toolkit, ignoring case; None if there is none."""
+    """Returns the entry of aliases.yaml for a key or option of another toolkit, ignoring case; `None` if none fits."""
     return aliases().get(key.lower().lstrip("-").replace("-", "_"))
 
 
 def advice_on_option(option: str) -> str:
-    """Advice, beginning with a semicolon, on an unknown option that names a setting of mtkit or of another toolkit.
+    """Returns advice on an unknown option, beginning with a semicolon.
 
-    Empty for any other option.
+    Returns "" unless the option is the name of a setting, in mtkit or in another toolkit.
     """
     key = option.lstrip("-").replace("-", "_")
     names = [name for name in setting_names() if key in (name[-1], _dotted(name))]

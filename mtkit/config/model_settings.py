@@ -97,12 +97,15 @@ class TransformerConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Raise a ValueError if settings are incompatible."""
+        """Raise ValueError if settings of the model are incompatible."""
         self._check_width()
         self._check_positions()
 
     def _check_width(self) -> None:
-        """Raise a ValueError if d_model is odd or not a multiple of num_heads, or if rotary heads have an odd width."""
+        """Raise ValueError if `d_model` is odd or not a multiple of the number of heads.
+
+        Also raises ValueError if the heads have an odd width with rotary positions.
+        """
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
@@ -115,7 +118,7 @@ class TransformerConfig(CarriedSection):
             raise ValueError(f"d_model {self.d_model} is odd; it must be even")
 
     def _check_positions(self) -> None:
-        """Raise a ValueError if a setting that applies only to another kind of positions is changed."""
+        """Raise ValueError if a setting is not at its default but has no effect with the chosen position encoding."""
         shapes = {
             "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
             "learned": ("max_positions",),
@@ -136,7 +139,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence lengths in tokens, keyed by the setting that imposes each; empty if there is no limit."""
+        """The maximum sentence length in tokens, by name of the setting that imposes it; empty if there is none."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
@@ -173,7 +176,10 @@ class RecurrentConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Raise a ValueError if d_model is odd for a bidirectional encoder, or if input_feeding lacks attention."""
+        """Raise ValueError if settings of the model are incompatible.
+
+        A bidirectional encoder needs an even `d_model`; `input_feeding` needs attention.
+        """
         if self.bidirectional and self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd; it must be even where bidirectional is true")
         if self.input_feeding and self.attention == "none":
@@ -191,12 +197,15 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence lengths in tokens, keyed by setting: always empty, since recurrent models have no limit."""
+        """Limits of the sentence length by name of the setting; always empty, since recurrent models have no limit."""
         return {}
 
 
 def _architecture(default: str) -> Callable[[Any], str]:
-    """A discriminator for pydantic: returns the architecture of a section, or default if none is given."""
+    """Returns a discriminator for pydantic: a function that returns the architecture of a section.
+
+    If the section names no architecture, the function returns `default`.
+    """
 
     def found(section: Any) -> str:
         if isinstance(section, Section):
@@ -226,7 +235,7 @@ class MixedConfig(CarriedSection):
     tie_embeddings: TieEmbeddings = "all"
 
     def check_ties(self) -> None:
-        """Raise a ValueError if encoder and decoder share embeddings but differ in d_model or scale_embeddings."""
+        """Raise ValueError if encoder and decoder share embeddings but differ in `d_model` or `scale_embeddings`."""
         for name in ("d_model", "scale_embeddings") if self.tie_embeddings == "all" else ():
             found = [getattr(half, name) for half in (self.encoder, self.decoder)]
             if found[0] != found[1]:
@@ -237,7 +246,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def d_model(self) -> int:
-        """Width of the decoder."""
+        """The width of the decoder."""
         return self.decoder.d_model
 
     @property
@@ -252,7 +261,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Maximum sentence lengths in tokens, keyed by the setting that imposes each, such as encoder.max_positions."""
+        """The maximum sentence lengths in tokens, by name of the setting, such as "encoder.max_positions"."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

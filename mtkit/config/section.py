@@ -1,4 +1,4 @@
-"""Base classes of the sections of settings, and reading and writing YAML; no other module imports PyYAML."""
+"""Base classes of the sections of settings, and functions that read and write YAML; only this module imports PyYAML."""
 
 import re
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 
 from mtkit.errors import ConfigError
 
-Keys = tuple[str | int, ...]
+Keys = tuple[str | int, ...]  # the path to a setting, such as ("data", "train", 0, "source")
 
-MOST_VALUES = 100_000  # in one YAML text: aliases of aliases could expand a few lines to billions
+MOST_VALUES = 100_000  # in one YAML text; aliases of aliases could expand a few lines to billions of values
 
 
 @dataclass(frozen=True)
 class Document:
-    """The data of a YAML text, and the line number, from 1, of each key and item."""
+    """The data of a YAML text, and the number of the line, from 1, on which each key or item stands."""
 
     data: Any
     lines: dict[Keys, int]
 
 
 def _use_yaml_1_2_scalars(base: type) -> None:
-    """Make a loader or dumper recognise numbers as YAML 1.2 does, and no dates, so that these stay text."""
+    """Make a loader or dumper recognise numbers by the rules of YAML 1.2, and treat dates as text."""
     kept = {
         first: [(tag, rule) for tag, rule in rules if not tag.endswith((":float", ":timestamp", ":int"))]
         for first, rules in base.yaml_implicit_resolvers.items()  # type: ignore[attr-defined]
@@ -40,29 +40,32 @@ def _use_yaml_1_2_scalars(base: type) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that recognises numbers as YAML 1.2 does, and no dates."""
+    """A safe loader that recognises numbers by the rules of YAML 1.2, and treats dates as text."""
 
 
 class _ValueLoader(_Loader):
-    """A loader for values from the command line, where `#` is an ordinary character and begins no comment."""
+    """A loader for values from the command line, in which `#` is an ordinary character and does not begin a comment."""
 
     def peek(self, index: int = 0) -> str:
-        """The character at index, but x instead of `#`, so that no comment begins.
+        """Returns the character `index` places ahead, but "x" in place of `#`, so that no comment begins.
 
-        PyYAML then reads the text with its prefix method, which still returns the `#`.
+        The text of the value still contains the `#`, since PyYAML reads it with another method, `prefix`.
         """
         character = super().peek(index)
         return "x" if character == "#" else character
 
     def fetch_anchor(self) -> None:
-        """Raise a ScannerError for an anchor outside [] and {}: no alias can refer to it, so it was meant as text."""
+        """Raise a ScannerError for an anchor outside [] and {}.
+
+        In a single value, no alias could refer to such an anchor, so the `&` was meant as text.
+        """
         if not self.flow_level:
             raise yaml.scanner.ScannerError(None, None, "found text that begins with &; quote it", self.get_mark())
         super().fetch_anchor()
 
 
 class _Dumper(yaml.SafeDumper):
-    """A safe dumper that quotes text which _Loader would read as another type."""
+    """A safe dumper that quotes text if `_Loader` would otherwise read it as another type."""
 
 
 _use_yaml_1_2_scalars(_Loader)
@@ -78,12 +81,12 @@ _Dumper.add_representer(str, _text_on_one_line)
 
 
 def read_yaml(text: str, name: str) -> Document:
-    """Parse a YAML text; if it is not valid, raises a ConfigError whose message begins with name."""
+    """Parse a YAML text. Raises ConfigError if the text is not valid; the message begins with `name`."""
     return _read(_Loader, text, name)
 
 
 def read_value(text: str, name: str) -> Any:
-    """Parse a value from the command line, which is YAML without comments; raises a ConfigError like read_yaml."""
+    """Parse a value from the command line: YAML without comments. Raises ConfigError as `read_yaml` does."""
     return _read(_ValueLoader, text, name).data
 
 
@@ -105,9 +108,9 @@ def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
 
 
 def _unquoted_pattern(error: yaml.MarkedYAMLError, text: str) -> str | None:
-    """Advice to quote a file pattern, if missing quotes caused the error; else None.
+    """Returns advice to quote a file pattern if missing quotes caused the error, else `None`.
 
-    To YAML, the * of *.en.gz begins an alias, and within [] or {}, the ? of part-?.en begins a key.
+    To YAML, the `*` of `*.en.gz` begins an alias; within [] or {}, the `?` of `part-?.en` begins a key.
     """
     if isinstance(error, yaml.scanner.ScannerError) and error.context_mark:
         found = re.match(r"\*[^\s,\]}]*", text[error.context_mark.index :])
@@ -153,7 +156,7 @@ def _build_pairs(
 
 
 def write_yaml(value: Any) -> str:
-    """The value as one line of YAML, without a newline, that is parsed as an equal value."""
+    """Returns the value as one line of YAML, without a newline; when read again, it gives an equal value."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
     )
@@ -162,78 +165,82 @@ def write_yaml(value: Any) -> str:
 
 # Sections.
 
-# Tags by which pydantic distinguishes the forms of a setting: one value for both sides, or one for each side;
+# Tags by which pydantic distinguishes the forms that a setting may have.
+# One value for both sides, or one value for each side:
 FOR_BOTH, FOR_EACH = ("one for both sides", "one for each side")
-# one file, or a list of files;
+# One file, or a list of files:
 ONE_FILE, MANY_FILES = ("one file", "several files")
-# a number, or auto, which mtkit replaces by a number.
+# A number, or the word "auto", which mtkit replaces by a number:
 NUMBER, AUTO = ("a number", "auto")
 
 FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
-    """FOR_EACH if the value is a mapping or section, with a part for each side; else FOR_BOTH."""
+    """Returns `FOR_EACH` if the value is a mapping or section, with one entry for each side, else `FOR_BOTH`."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
 
 
 def number_or_auto(value: object) -> str:
-    """AUTO if the value is "auto", else NUMBER."""
+    """Returns `AUTO` if the value is "auto", else `NUMBER`."""
     return AUTO if value == "auto" else NUMBER
 
 
 def number_of_files(value: object) -> str:
-    """MANY_FILES if the value is a list or tuple of files, else ONE_FILE."""
+    """Returns `MANY_FILES` if the value is a list or tuple of files, else `ONE_FILE`."""
     return MANY_FILES if isinstance(value, list | tuple) else ONE_FILE
 
 
 class Section(BaseModel):
-    """Base class of a group of settings: immutable, strict about types, and without unknown keys."""
+    """Base class of a group of settings, which is immutable, strict about types, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
     def paths_may_begin_at_home(cls, value: object) -> object:
-        """Expand `~` or `~name` at the beginning of a path to a home folder; raises a ValueError if that is unknown."""
+        """Expand `~` or `~name` at the beginning of a path to a home folder.
+
+        Raises ValueError if it is not known where the home folder is.
+        """
         if isinstance(value, tuple):
             return tuple(map(_expanded, value))
         return _expanded(value)
 
     def first_changed(self, *names: str) -> str | None:
-        """The first of these settings that differs from its default, as text such as "beam_size 4"; None if none does.
+        """Returns the first of the settings `names` that differs from its default, as text such as "beam_size 4".
 
-        A setting that has no effect is rejected only if it differs from its default, so that a printed config, which
-        holds all settings, can be loaded.
+        Returns `None` if all have their defaults. This is for checks that reject settings without effect: a setting at
+        its default must not be rejected, so that a printed config, which holds all settings, can be loaded.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
 
 
-# Validation context of settings that will be completed later, from the model that training.start_from names.
+# The validation context for settings that will be completed later from the model named by training.start_from.
 INCOMPLETE = {"incomplete": True}
 
 
 def is_incomplete(info: ValidationInfo) -> bool:
-    """Whether settings that are not given will be taken, later, from the model that training.start_from names."""
+    """Whether settings that are not given will be taken later from the model named by `training.start_from`."""
     return info.context == INCOMPLETE
 
 
 class CarriedSection(Section):
-    """A section whose settings, unless given, are taken from the model that training.start_from names, if any.
+    """A section whose settings, unless given, are taken from the model named by `training.start_from`, if any.
 
-    Its settings are then checked for compatibility only once all of them are known.
+    In that case, the settings are checked for compatibility only once all of them are known.
     """
 
     @model_validator(mode="after")
     def settings_fit(self, info: ValidationInfo) -> Self:
-        """Call check, unless some settings are still to be taken from another model."""
+        """Call `check`, unless some settings are still to be taken from another model."""
         if not is_incomplete(info):
             self.check()
         return self
 
     def check(self) -> None:
-        """Raise a ValueError if settings are incompatible; subclasses override this."""
+        """Raise ValueError if settings of this section are incompatible; subclasses override this method."""
 
 
 def _expanded(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The complete settings (Config), the checks across sections, and output as commented YAML and as a JSON schema."""
+"""All settings together (Config), checks across sections, and output as commented YAML and as a JSON schema."""
 
 import json
 import textwrap
@@ -40,9 +40,9 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Set tie_embeddings, unless given, to decoder if each side has its own vocabulary.
+        """If each side has its own vocabulary, set `tie_embeddings`, unless it is given, to "decoder".
 
-        Raises a ValueError if a mixed model cannot tie its embeddings.
+        Raises ValueError if a mixed model cannot tie its embeddings in the given way.
         """
         tokenizer = info.data.get("tokenizer")  # absent if that section is invalid
         if tokenizer is not None and not tokenizer.shared and "tie_embeddings" not in model.model_fields_set:
@@ -54,9 +54,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
-        """Raise a ValueError if settings of different sections are incompatible.
+        """Raise ValueError if settings of different sections are incompatible.
 
-        Settings that are to be taken from the model to start from are checked later, once they are known.
+        Settings that are still to be taken from the model named by `training.start_from` are checked later.
         """
         self._check_batches()
         self._check_tokenizer_model()
@@ -67,13 +67,13 @@ class Config(Section):
         return self
 
     def _has_carried_settings(self) -> bool:
-        """Whether some settings of model or tokenizer are to be taken from the model that training.start_from names."""
+        """Whether some model or tokenizer settings are to be taken from the model named by `training.start_from`."""
         return self.training.start_from is not None and any(
             section.model_fields_set != type(section).model_fields.keys() for section in (self.model, self.tokenizer)
         )
 
     def _check_batches(self) -> None:
-        """Raise a ValueError if the longest pair does not fit into a batch."""
+        """Raise ValueError if the longest possible pair does not fit into a batch."""
         if self.training.batch_tokens <= self.data.max_length:
             raise ValueError(
                 f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "
@@ -81,7 +81,7 @@ class Config(Section):
             )
 
     def _check_model(self) -> None:
-        """Raise a ValueError if the model does not support what other sections require."""
+        """Raise ValueError if the model does not support what settings of other sections require."""
         if self.model.tie_embeddings == "all" and not self.tokenizer.shared:
             raise ValueError(
                 "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
@@ -102,7 +102,7 @@ class Config(Section):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
 
     def _check_segmentation(self) -> None:
-        """Raise a ValueError if the type of the tokenizer does not support bpe_dropout or unigram_alpha, if given."""
+        """Raise ValueError if `bpe_dropout` or `unigram_alpha` is given but the type of tokenizer does not allow it."""
         type_ = self.tokenizer.type
         if self.tokenizer.model is not None:
             type_ = "bpe" if self.training.bpe_dropout else "unigram"  # of a given model; checked when that is read
@@ -114,7 +114,10 @@ class Config(Section):
             )
 
     def _check_tokenizer_model(self) -> None:
-        """Raise a ValueError if tokenizer.model is given and training.start_from brings another tokenizer."""
+        """Raise ValueError if `tokenizer.model` is given together with `training.start_from`.
+
+        The model to start from already has a tokenizer.
+        """
         if self.training.start_from is not None and (said := self.tokenizer.first_changed("model")):
             raise ValueError(
                 f"tokenizer.{said} is for a model that starts from nothing; that of training.start_from has a "
@@ -122,7 +125,7 @@ class Config(Section):
             )
 
     def _check_symbols(self) -> None:
-        """Raise a ValueError if a symbol of the tokenizer is also a tag of data.train."""
+        """Raise ValueError if one of `tokenizer.symbols` is also a tag of `data.train`."""
         tags = [corpus.tag for corpus in self.data.train]
         if both := next((symbol for symbol in self.tokenizer.symbols if symbol in tags), None):
             raise ValueError(
@@ -131,11 +134,11 @@ class Config(Section):
 
     @property
     def run_path(self) -> Path:
-        """The run directory: run_dir, or runs/NAME if that is null."""
+        """The run directory: `run_dir` or, if that is `None`, runs/NAME."""
         return self.run_dir or Path("runs") / self.name
 
     def data_path(self, path: Path) -> Path:
-        """Resolve a path of the data or tokenizer section against data.root, if that is given."""
+        """Returns a path from the data or tokenizer section, resolved against `data.root` if that is given."""
         return self.data.root / path if self.data.root else path
 
 
@@ -154,7 +157,10 @@ LIMITS = {
 
 
 def config_text(config: Config) -> str:
-    """The settings as YAML that loads as an equal config; a comment above each key gives its meaning and limits."""
+    """Returns the settings as YAML, with a comment above each key that gives its meaning and limits.
+
+    When loaded, the YAML gives equal settings.
+    """
     schema = setting_schema(())
     assert schema is not None
     lines = [*_comment(schema["description"]), "", *_section_lines(config.model_dump(mode="json"), schema, set())]
@@ -162,16 +168,17 @@ def config_text(config: Config) -> str:
 
 
 def config_schema() -> dict[str, object]:
-    """The JSON schema of a settings file."""
-    # A section that gives no architecture matches several kinds, which oneOf forbids and anyOf allows.
+    """Returns the JSON schema of a settings file."""
+    # A model section without an architecture fits several architectures, which oneOf forbids and anyOf allows.
     text = json.dumps(_root()).replace('"oneOf": [{"$ref"', '"anyOf": [{"$ref"')
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(text)}
 
 
 def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
-    """The JSON schema of the setting or section at keys; None if there is none.
+    """Returns the JSON schema of the setting or section at `keys`; `None` if there is no such setting or section.
 
-    If a section has several kinds, the architecture in data selects one; without it, the first kind is used.
+    The keys of some sections depend on the architecture. This is looked up in `data`, the settings given so far; if
+    none is given, the first architecture is assumed.
     """
     schema: Schema | None = _root()
     for key in keys:
@@ -182,7 +189,7 @@ def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
 
 
 def is_setting(keys: Keys) -> bool:
-    """Whether a setting or section exists at keys for at least one architecture."""
+    """Whether there is a setting or section at `keys` for at least one architecture."""
     schema: Schema | None = _root()
     for key in keys:
         schema = _child(schema, key) if schema else None
@@ -190,7 +197,10 @@ def is_setting(keys: Keys) -> bool:
 
 
 def kinds_with(keys: Keys) -> list[str]:
-    """The architectures that have a setting at keys; empty if its section does not depend on the architecture."""
+    """Returns the architectures that have a setting at `keys`.
+
+    Returns [] if the section of the setting does not depend on the architecture.
+    """
     schema: Schema | None = _root()
     for key in keys[:-1]:
         schema = _child(schema, key) if schema else None
@@ -198,18 +208,24 @@ def kinds_with(keys: Keys) -> list[str]:
 
 
 def may_be_no_section(keys: Keys) -> bool:
-    """Whether the setting at keys may be either a section or another type of value."""
+    """Whether the setting at `keys` may be either a section or another type of value."""
     schema = setting_schema(keys)
     return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
 
 
 def keys_of(schema: Schema) -> list[str] | None:
-    """The keys of a section, or of that form of a setting which is a section; None if it has no such form."""
+    """Returns the keys of a section; `None` if the schema is not that of a section.
+
+    If a setting may have several forms, of which one is a section, the keys of that section are returned.
+    """
     return next((list(choice["properties"]) for choice in _choices(schema) if "properties" in choice), None)
 
 
 def without_kinds(places: Keys) -> Keys:
-    """Convert the location in a pydantic error into keys of the file, dropping names of architectures and forms."""
+    """Returns the keys in the settings file for the location in a pydantic error.
+
+    Pydantic adds to the location the names of architectures and of the forms of a setting; these are dropped.
+    """
     keys: Keys = ()
     schema: Schema | None = _root()
     for key in places:
@@ -225,15 +241,16 @@ def without_kinds(places: Keys) -> Keys:
 
 
 def setting_names(data: Any = None) -> list[tuple[str, ...]]:
-    """The keys of every section and setting, except of the items of lists and tables.
+    """Returns the keys of every section and setting; leaves out the items of lists and tables.
 
-    If a section has several kinds, the architecture in data selects one; without it, the first kind is used.
+    The keys of some sections depend on the architecture. This is looked up in `data`, the settings given so far; if
+    none is given, the first architecture is assumed.
     """
     return list(_names((), _root(), data))
 
 
 def wanted(schema: Schema) -> str:
-    """The values that a setting accepts, in words, such as "a whole number, at least 1"."""
+    """Returns a description of the values that a setting accepts, such as "a whole number, at least 1"."""
     if _forms(schema):
         return ", or ".join(choice["const"] if "const" in choice else wanted(choice) for choice in _choices(schema))
     if "const" in schema:
@@ -255,9 +272,9 @@ def _root() -> Schema:
 
 
 def _resolved(schema: Schema) -> Schema:
-    """The schema with its $ref, if any, replaced by the definition.
+    """Returns the schema; if it has a $ref, the $ref is replaced by the definition that it refers to.
 
-    The definition takes precedence: the description of a section is that of its class, not of its field.
+    Entries of the definition take precedence, so the description of a section is that of its class, not of its field.
     """
     if "$ref" not in schema:
         return schema
@@ -267,7 +284,10 @@ def _resolved(schema: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    """All alternative forms and kinds of a schema, without references; the schema itself if it has none."""
+    """Returns the schema of each alternative form or architecture, with references resolved.
+
+    Returns only the schema itself if it has no alternatives.
+    """
     forms = [_resolved(form) for form in _forms(schema)]
     if forms:
         return [choice for form in forms for choice in _choices(form)]
@@ -275,7 +295,7 @@ def _choices(schema: Schema) -> list[Schema]:
 
 
 def _forms(schema: Schema) -> list[Schema]:
-    """The alternative forms of a setting, such as a number or null; empty if there is only one."""
+    """Returns the alternative forms of a setting, such as a number and null; [] if the setting has only one form."""
     if "properties" in schema or _kinds(schema):  # anyOf and oneOf of a section list which keys are required together
         return []
     forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
@@ -283,16 +303,17 @@ def _forms(schema: Schema) -> list[Schema]:
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
-    """The schema of each kind of a section, by architecture; empty if the section does not depend on one."""
+    """Returns the schema of a section for each architecture; empty if it does not depend on the architecture."""
     kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
     architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
     return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
 
 
 def _chosen(schema: Schema, data: Any) -> Schema:
-    """The schema of the kind that the architecture in data selects, by default the first.
+    """Returns the schema of a section for the architecture given in `data`, or else for the first architecture.
 
-    Its architecture setting lists all kinds as choices. Other schemas are returned unchanged.
+    In this schema, the setting `architecture` lists all architectures as choices. The schema of anything that does not
+    depend on the architecture is returned unchanged.
     """
     kinds = _kinds(schema)
     if not kinds:
@@ -306,14 +327,14 @@ def _chosen(schema: Schema, data: Any) -> Schema:
 
 
 def _item(data: Any, key: str | int) -> Any:
-    """The item of data, a mapping or list, at key; None if there is none."""
+    """Returns the item of a mapping or list at `key`; `None` if there is no such item."""
     if isinstance(data, dict):
         return data.get(key)
     return data[key] if isinstance(data, list) and isinstance(key, int) and key < len(data) else None
 
 
 def _child(schema: Schema, key: str | int) -> Schema | None:
-    """The schema of the setting or item at key within a section, list or table; None if there is none."""
+    """Returns the schema of the setting or item at `key` in a section, list or table; `None` if there is none."""
     for choice in _choices(schema):
         if isinstance(key, int):
             items = choice.get("prefixItems", [])
@@ -372,9 +393,9 @@ def _each_item(schema: Schema) -> str:
 
 
 def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
-    """The lines of a section as commented YAML.
+    """Returns the lines of a section as commented YAML.
 
-    told holds the titles of the item schemas whose keys have been explained so far; it is updated in place.
+    `told` holds the titles of those schemas of items whose keys have already been explained; it is updated in place.
     """
     lines: list[str] = []
     for key, value in data.items():
@@ -391,10 +412,10 @@ def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent:
 
 
 def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
-    """Comment lines that describe the keys of each item of a list or table.
+    """Returns comment lines that describe the keys that each item of a list or table has.
 
-    Empty if the items are not sections, or if told holds the title of their schema, which was described before.
-    Otherwise the title is added to told.
+    Returns [] if the items are not sections, or if `told` already holds the title of their schema. Otherwise the title
+    is added to `told`.
     """
     items = _item_schema(schema)
     if "properties" not in items or items["title"] in told:
@@ -410,7 +431,10 @@ def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
 
 
 def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
-    """Comment lines with the example of a list or table, if it has one; without the `# ` they are valid YAML."""
+    """Returns comment lines with the example of a list or table, if it has one.
+
+    Without the `# ` at their beginning, the lines are valid YAML.
+    """
     if "examples" not in schema:
         return []
     order = list(_item_schema(schema).get("properties", {}))  # pydantic sorts the keys of an example
@@ -424,7 +448,7 @@ def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _item_schema(schema: Schema) -> Schema:
-    """The schema of the items of a list or table; empty for other schemas."""
+    """Returns the schema of the items of a list or table; empty for other schemas."""
     return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
 
 
@@ -441,7 +465,7 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def _as_said(value: Any, schema: Schema) -> Any:
-    """A copy of a list or table whose items that are sections omit the settings at their defaults."""
+    """Returns a copy of a list or table; if its items are sections, settings at their defaults are left out of them."""
     if isinstance(value, list):
         return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
     if isinstance(value, dict) and "properties" in schema:

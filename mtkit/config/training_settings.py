@@ -190,9 +190,9 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """If max_steps is auto, set the settings in SHARES, unless given, to auto, too.
+        """If `max_steps` is "auto", set those settings in `SHARES` that are not given to "auto" too.
 
-        Raises a ValueError if max_steps is auto but max_minutes is not given.
+        Raises ValueError if `max_steps` is "auto" but `max_minutes` is not given.
         """
         if self.max_steps != "auto":
             return self
@@ -204,7 +204,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainingConfig":
-        """Raise a ValueError if settings do not fit the schedule, or if one that it needs is missing."""
+        """Raise ValueError if a setting does not fit the schedule, or if the schedule needs one that is missing."""
         if self.learning_rate is None and self.schedule != "noam":
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
@@ -236,7 +236,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def optimizer_fits(self) -> "TrainingConfig":
-        """Raise a ValueError if settings of another optimizer are changed, or if adam_betas are out of range."""
+        """Raise ValueError if a setting differs from its default but has no effect with the chosen optimizer.
+
+        Also raises ValueError if one of `adam_betas` is out of range.
+        """
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
         if self.optimizer == "sgd" and (said := self.first_changed("adam_betas", "adam_eps")):
@@ -261,7 +264,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def objective_fits(self) -> "TrainingConfig":
-        """Raise a ValueError if settings of consistency training or of unigram sampling are invalid or unused."""
+        """Raise ValueError if a setting of consistency training or unigram sampling is invalid or has no effect."""
         if self.consistency_weight is not None and self.consistency == "none":
             raise ValueError(
                 f"consistency_weight {self.consistency_weight:g} wants consistency rdrop or simcut, not none"
@@ -288,7 +291,7 @@ class TrainingConfig(Section):
 
 
 def settled(updates: int | Auto) -> int:
-    """Return updates as a number; asserts that training has already replaced auto."""
+    """Return `updates` as a number; training must already have replaced "auto" by a number."""
     assert updates != "auto", "training replaces auto before it begins"
     return updates
 
@@ -389,7 +392,7 @@ class DecodingConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Raise a ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
+        """Raise ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
         if self.beam_size % self.diversity_groups:
             raise ValueError(
                 f"beam_size {self.beam_size} is not a multiple of diversity_groups {self.diversity_groups}"
@@ -413,5 +416,5 @@ class DecodingConfig(CarriedSection):
 
     @property
     def draws(self) -> bool:
-        """Whether translations are sampled, or chosen among samples, rather than found by beam search."""
+        """Whether translations are sampled, or chosen from samples, instead of being found by beam search."""
         return self.method == "sample" or self.mbr_samples > 0

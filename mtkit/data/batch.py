@@ -1,7 +1,7 @@
 """Batches: padded rows of token ids, made from the pairs of a corpus and prefetched for the training loop.
 
-Shapes: R rows of a batch, S source length, T target length, L either S or T. S and T include start and end marks and
-padding.
+Shapes: R rows of a batch, S source length, T target length, L either S or T. S and T include padding and the start or
+end mark.
 """
 
 from collections import deque
@@ -33,10 +33,10 @@ NO_LABEL = -1  # the label of padding; no vocabulary has this id
 
 @dataclass(frozen=True)
 class Rows:
-    """One side of a batch: token ids, the sentence of each token, and the position of each token in its sentence.
+    """One side of a batch: the id of each token, the sentence it belongs to, and its position in that sentence.
 
-    A packed row holds several sentences, other rows hold one. Tokens may attend to each other if they are in the same
-    row and segment.
+    A row holds one sentence, or several if rows are packed. Tokens may attend to each other if they belong to the same
+    sentence, that is, are in the same row and have the same number in `segments`.
     """
 
     ids: Tensor  # (R, L) int64
@@ -47,11 +47,11 @@ class Rows:
 
     @property
     def mask(self) -> Tensor:
-        """A mask (R, L) bool that is True for tokens and False for padding."""
+        """A bool mask (R, L) that is `True` for tokens and `False` for padding."""
         return self.segments != 0
 
     def to(self, device: torch.device) -> "Rows":
-        """Returns a copy of the rows on a device; copies asynchronously if their memory is pinned."""
+        """Returns a copy of the rows on a device; the copying is asynchronous if the rows are in pinned memory."""
         return replace(
             self,
             ids=self.ids.to(device, non_blocking=True),
@@ -63,17 +63,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentence pairs, as source and target rows; both sides of a pair have the same row and segment number."""
+    """Sentence pairs, as rows of sources and rows of targets.
 
-    source: Rows  # (R, S): the tokens and the end mark
-    target: Rows  # (R, T): the decoder's input, which is the start mark and the tokens
-    labels: Tensor  # (R, T) int64: the tokens to predict, which are the tokens and the end mark; NO_LABEL in padding
+    The source and the target of a pair are in rows of the same index, and have the same number in `segments`.
+    """
+
+    source: Rows  # (R, S): the source tokens, then the end mark
+    target: Rows  # (R, T): the input of the decoder: the start mark, then the target tokens
+    labels: Tensor  # (R, T) int64: what to predict: the target tokens, then the end mark; NO_LABEL where padded
     num_pairs: int
     source_tokens: int  # with end marks, without padding
     target_tokens: int  # with end marks, without padding
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns a copy of the batch on a device; copies asynchronously if its memory is pinned."""
+        """Returns a copy of the batch on a device; the copying is asynchronous if the batch is in pinned memory."""
         return replace(
             self,
             source=self.source.to(device),
@@ -83,7 +86,7 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """The fraction of padding among all positions of both sides, 0 to 1."""
+        """The fraction, 0 to 1, of the positions of both sides together that are padding."""
         num_positions = self.source.ids.numel() + self.target.ids.numel()
         return 1 - (self.source_tokens + self.target_tokens) / num_positions
 
@@ -95,35 +98,38 @@ DEFAULT_BOUNDARIES = BoundaryTokens()  # of vocabularies trained by mtkit, with 
 
 @dataclass(frozen=True)
 class Ragged:
-    """R sentences of different lengths, concatenated, without start and end marks."""
+    """R sentences of different lengths, concatenated in one array, without start and end marks."""
 
     tokens: NDArray[np.integer]  # (sum of lengths,)
     lengths: NDArray[np.int64]  # (R,)
 
 
 def ragged(sentences: Sequence[Sequence[int]]) -> Ragged:
-    """Returns the given sentences, each a list of token ids, as a Ragged."""
+    """Returns the sentences, given as lists of token ids, as a Ragged."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=np.int64, count=lengths.sum())
     return Ragged(tokens, lengths)
 
 
 def gather(tokens: NDArray[np.integer], offsets: NDArray[np.integer], chosen: NDArray[np.int64]) -> Ragged:
-    """Returns the sentences with the indices chosen, in that order; sentence i is tokens[offsets[i]:offsets[i + 1]]."""
+    """Returns the sentences whose indices are listed in `chosen`, in that order.
+
+    Sentence i consists of `tokens[offsets[i]:offsets[i + 1]]`.
+    """
     starts = np.asarray(offsets[chosen], dtype=np.int64)
     lengths = np.asarray(offsets[chosen + 1], dtype=np.int64) - starts
     return Ragged(tokens[np.repeat(starts, lengths) + _positions(lengths)], lengths)
 
 
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the positions 0, 1, … of the tokens of each sentence, concatenated: (sum of lengths,)."""
+    """Returns the position, from 0, of each token in its sentence, for all sentences concatenated in one array."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
-    """Returns ids (R, L + 1), one sentence per row, padded with filler; L is the length of the longest sentence.
+    """Returns ids (R, L + 1), one sentence per row, padded with the id `filler`.
 
-    So each sentence is followed by at least one filler.
+    L is the length of the longest sentence, so even that sentence is followed by one `filler`.
     """
     real = np.arange(sentences.lengths.max() + 1) < sentences.lengths[:, None]
     ids = np.full(real.shape, filler, dtype=np.int64)
@@ -132,24 +138,24 @@ def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
 
 
 def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
-    """Returns Rows with one sentence per row, from padded ids (R, L) and the number of tokens in each row, (R,)."""
+    """Returns Rows with one sentence per row; `ids` (R, L) is padded, and row r has `lengths[r]` tokens."""
     positions = np.arange(ids.shape[1])
     real = positions < lengths[:, None]
     return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(positions * real))
 
 
 def source_rows(source: Ragged, end: int = END) -> Rows:
-    """Returns rows (R, S) with one source sentence and its end mark per row; S is the longest of their lengths."""
+    """Returns rows (R, S), each with one source sentence and its end mark; S is the length of the longest row."""
     ids = _pad(source, PAD)  # padding could have any id, since no token attends to it
     ids[np.arange(len(ids)), source.lengths] = end
     return _rows(ids, source.lengths + 1)
 
 
 def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
-    """Returns a batch with one pair per row: source (R, S), target and labels (R, T).
+    """Returns a batch with one pair per row: source (R, S), target (R, T) and labels (R, T).
 
-    The decoder reads start, t1, …, tn and should predict t1, …, tn, end, so T is the length of the longest target plus
-    1. boundaries are the start and end tokens of the model that reads the batch.
+    For a target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So T is
+    1 more than the length of the longest target. `boundaries` holds the start and end tokens that the model uses.
     """
     labels = _pad(target, NO_LABEL)
     decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
@@ -164,24 +170,29 @@ def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DE
     )
 
 
-# The batches of a corpus in the order of training, with the ids of the corpus or with newly sampled segmentations.
+# The batches of a corpus in the order of training, either with the ids of the corpus or with newly sampled
+# segmentations.
 
-Stream = Iterator[tuple[int, tuple[Batch, ...]]]  # for each batch: the epoch, and the parts of the batch
+# For each batch of an update: the epoch, and the parts that the batch is divided into, usually one.
+Stream = Iterator[tuple[int, tuple[Batch, ...]]]
 
 
 class SampleSegmentations(Protocol):
-    """A function that samples a segmentation of each text and returns its ids, which depend only on text and seed."""
+    """A function that samples a segmentation of each text and returns the token ids.
+
+    The sample depends only on `texts` and `seed`.
+    """
 
     def __call__(self, texts: Sequence[str], *, seed: int) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
 class SubwordSampling:
-    """How the text of a corpus is segmented at random for each batch (BPE-dropout, or unigram sampling)."""
+    """How the text of each batch is segmented at random: by BPE-dropout, or by sampling from a unigram model."""
 
     source: SampleSegmentations
     target: SampleSegmentations
-    max_length: int  # in tokens; if either side of a sampled pair is longer, the ids of the corpus replace both
+    max_length: int  # in tokens; if either side of a pair gets longer by sampling, the pair keeps the corpus's ids
 
 
 def micro_batches(
@@ -193,12 +204,12 @@ def micro_batches(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Stream:
-    """Yields (epoch, parts) for each batch after the first `consumed` pairs, without end.
+    """Yields (epoch, parts) for each batch after the first `consumed` pairs of the run, without end.
 
-    A batch has one part, unless sampled segmentations make it larger than batch_tokens: then it is divided into several
-    parts, which belong to the same update. Batches are planned by the lengths in the corpus. Sampled segmentations
-    depend only on the seed and on the number of pairs before the batch. earlier lists former values of batch_tokens.
-    Raises ValueError if no batch ends after `consumed` pairs.
+    Pairs are assigned to batches by their lengths in the corpus. A batch has one part, unless sampled segmentations
+    make it larger than `batch_tokens`: then it is divided into several parts, which belong to the same update. Sampled
+    segmentations depend only on the text, the seed and the number of pairs before the batch. `earlier` lists the values
+    of `batch_tokens` that the run used before. Raises ValueError if no batch ends after exactly `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
@@ -219,9 +230,9 @@ def _sampled_parts(
     consumed: int,
     boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
-    """Returns a batch of these pairs with sampled segmentations, in parts of at most batch_tokens.
+    """Returns a batch of the pairs with sampled segmentations, divided into parts of at most `batch_tokens` tokens.
 
-    consumed is the number of pairs before the batch, from which the seed of the samples is derived.
+    The samples are seeded with the seed of the run and `consumed`, the number of pairs before the batch.
     """
     # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
@@ -238,10 +249,10 @@ def _sampled_parts(
 
 
 def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields the row numbers of each part of a batch; a part has at most batch_tokens (rows times its longest row).
+    """Divides the rows of a batch into parts; yields the row numbers of each part, in ascending order.
 
-    longest holds the length of the longer side of each row. The parts start with the longest rows; within a part, rows
-    are in ascending order.
+    `longest` holds, for each row, the length of its longer side. The number of rows of a part times its longest length
+    is at most `batch_tokens`. The first part holds the longest rows.
     """
     assert longest.max() <= batch_tokens, "max_length is less than batch_tokens"
     by_length = np.argsort(-longest, kind="stable")
@@ -258,10 +269,10 @@ T = TypeVar("T")
 
 @contextmanager
 def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
-    """Context manager that gives an iterator over items, of which a thread computes up to `most` in advance.
+    """Context manager that gives an iterator over `items`; a thread computes up to `most` items in advance.
 
-    If computing an item raises an exception, the iterator raises it when it reaches that item. The thread ends when the
-    block ends, after finishing the current item.
+    If computing an item raises an exception, the iterator raises that exception when it reaches the item. At the end of
+    the block, the thread finishes the item that it is computing, and ends.
     """
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:
@@ -271,7 +282,7 @@ def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
 
 
 def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Iterator[T]:
-    """Yields the items, which the executor computes up to `most` in advance."""
+    """Yields the items; the executor computes up to `most` of them in advance."""
     waiting = deque(executor.submit(_list_of_next, items) for _ in range(most))
     while found := waiting.popleft().result():
         waiting.append(executor.submit(_list_of_next, items))
@@ -279,7 +290,7 @@ def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Ite
 
 
 def _list_of_next(items: Iterator[T]) -> list[T]:
-    """Returns a list of the next item alone, or [] if there are no more items."""
+    """Returns a list that holds only the next item, or [] if there are no more items."""
     for item in items:
         return [item]
     return []
@@ -292,7 +303,7 @@ NUM_PREFETCHED = 8  # batches
 
 @dataclass(frozen=True)
 class Feed:
-    """A binarized corpus and everything that decides which batches training makes of it."""
+    """A binarized corpus, and everything that decides which batches training makes from the corpus."""
 
     config: Config
     corpus: Corpus
@@ -302,9 +313,10 @@ class Feed:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
-        """Returns the feed for these settings.
+        """Returns the feed for the settings in `config`.
 
-        Raises DataError if they require the text or the pair counts of the corpus and it does not have them.
+        Raises DataError if the settings require something that the binarized corpus does not store: its text, or the
+        number of pairs of each corpus in `data.train`.
         """
         return Feed(
             config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
@@ -312,10 +324,10 @@ class Feed:
 
     @contextmanager
     def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
-        """Context manager that gives the endless stream of batches after the first `pairs` pairs, with prefetching.
+        """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        earlier lists former values of batch_tokens. Raises CheckpointError, which names step, if no batch ends after
-        `pairs` pairs.
+        The batches are prefetched. `earlier` lists the values of `batch_tokens` that the run used before. Raises
+        CheckpointError if no batch ends after exactly `pairs` pairs; the message names `step`.
         """
         stream = micro_batches(
             self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier
@@ -332,9 +344,9 @@ class Feed:
 
 
 def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
-    """Returns how often each corpus of data.train is repeated in an epoch; None if each pair occurs once per epoch.
+    """Returns how often each corpus of `data.train` is repeated in an epoch; `None` if each pair occurs once.
 
-    Raises DataError if the binarized corpus was not made from as many corpora as data.train lists.
+    Raises DataError if the binarized corpus was made from more or fewer corpora than `data.train` lists.
     """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
@@ -348,9 +360,9 @@ def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:
 
 
 def subword_sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> SubwordSampling | None:
-    """Returns how training samples segmentations, or None if it does not.
+    """Returns how training samples segmentations, or `None` if the settings do not ask for sampling.
 
-    Raises DataError if the settings ask for sampling and the corpus has no text.
+    Raises DataError if the settings ask for sampling but the binarized corpus does not store its text.
     """
     settings = config.training
     if not settings.samples_subwords:

@@ -1,8 +1,8 @@
 """Binarized corpora: sentence pairs as memory-mapped token ids, with a manifest and checksums of their files.
 
-A corpus is a directory. For each side, the file `tokens` holds the ids of all sentences, concatenated, and `offsets`
-the index where each sentence begins. If training samples segmentations, `text` and `text_offsets` hold the text of the
-sentences in the same way.
+A corpus is a directory. For each side, the file `SIDE.tokens` holds the token ids of all sentences, concatenated, and
+the file `SIDE.offsets` holds the index of the first token of each sentence. If training samples segmentations, the
+text of the sentences is stored in the same way in `SIDE.text` and `SIDE.text_offsets`.
 """
 
 import concurrent.futures
@@ -28,19 +28,19 @@ from mtkit.files import new_directory, put_in_place, settle
 
 # Files with checksums.
 
-PIECE_BYTES = 64 * 1024 * 1024  # the size of a piece: each piece of a file has its own checksum
+PIECE_BYTES = 64 * 1024 * 1024  # files are divided into pieces of this size; each piece has its own checksum
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """The size and the checksums of a file when it was written."""
+    """The size and the checksums that a file had when it was written."""
 
-    size: int
-    sha256: tuple[str, ...]  # one for each piece (PIECE_BYTES)
+    size: int  # in bytes
+    sha256: tuple[str, ...]  # one checksum for each piece of PIECE_BYTES
 
 
 class FileWriter:
-    """Writes a file, and computes the checksums of its pieces at the same time."""
+    """Writes a file, and meanwhile computes the checksums of its pieces."""
 
     def __init__(self, path: Path) -> None:
         """Creates the file, or truncates an existing one."""
@@ -65,20 +65,20 @@ class FileWriter:
         self._piece = hashlib.sha256()
 
     def finish(self) -> StoredFile:
-        """Closes the file; returns its size and checksums."""
+        """Closes the file; returns its size and its checksums."""
         if self._size % PIECE_BYTES:
             self._end_piece()
         self._stream.close()
         return StoredFile(self._size, tuple(self._sha256))
 
     def discard(self) -> None:
-        """Closes an unfinished file; ignores an OSError, such as that of a disk too full for the buffered bytes."""
+        """Closes an unfinished file; ignores any OSError, such as one from a disk too full for the buffered bytes."""
         with suppress(OSError):
             self._stream.close()
 
 
 def check_size(path: Path, stored: StoredFile) -> None:
-    """Raises DataError if a file is missing or its size differs from the size that was written."""
+    """Raises DataError if a file is missing, or if its size differs from the stored size."""
     if not path.is_file():
         raise DataError(f"{path}: missing; binarize the corpora again")
     found = path.stat().st_size
@@ -87,9 +87,9 @@ def check_size(path: Path, stored: StoredFile) -> None:
 
 
 def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool]) -> None:
-    """Raises DataError if a file's content differs from what was written.
+    """Raises DataError if the content of a file does not match the stored checksums.
 
-    Calls should_stop before reading each piece, and returns early if it returns True.
+    Before each piece, `should_stop()` is called; if it returns `True`, the rest of the file is not checked.
     """
     with path.open("rb") as stream:
         for number, sha256 in enumerate(stored.sha256, start=1):
@@ -100,7 +100,8 @@ def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool
                 raise DataError(f"{path}: damaged in {place}; binarize the corpora again")
 
 
-# The manifest: a JSON file that describes a corpus and what it was made from, with a checksum of its own content.
+# The manifest: a JSON file that describes a corpus and what the corpus was made from. It includes a checksum of its own
+# content.
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -108,7 +109,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredText:
-    """The files with the text of one side: the sentences in UTF-8, concatenated, and their byte offsets."""
+    """The two files with the text of one side: all sentences in UTF-8, concatenated, and their byte offsets."""
 
     text: StoredFile
     offsets: StoredFile
@@ -116,7 +117,7 @@ class StoredText:
 
 @dataclass(frozen=True)
 class SideManifest:
-    """One side of a corpus: vocabulary size, dtype of the ids, length statistics and files."""
+    """What the manifest says of one side: vocabulary size, dtype of the ids, length statistics and files."""
 
     vocab_size: int
     dtype: str  # of the ids
@@ -137,7 +138,7 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a corpus: its content, and what it was made from."""
+    """The manifest of a corpus: a description of the corpus and of what it was made from."""
 
     num_pairs: int
     source: SideManifest
@@ -145,9 +146,9 @@ class Manifest:
     tokenizer_hash: str
     drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
-    settings: dict[str, Any]  # those that decide which pairs are left out and how the others are encoded
-    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens, by text, if there can be any
-    corpora: tuple[int, ...] = ()  # the number of pairs kept of each corpus; empty in manifests of older versions
+    settings: dict[str, Any]  # the settings that decide which pairs are left out and how the others are encoded
+    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens by text, if it can have any
+    corpora: tuple[int, ...] = ()  # the number of pairs kept from each corpus; empty in manifests of older versions
 
     def files(self) -> dict[str, StoredFile]:
         """Returns the sizes and checksums of all files of the corpus, by file name."""
@@ -160,7 +161,7 @@ class Manifest:
 
 
 def checksum(body: object) -> str:
-    """Returns the SHA-256 checksum of a value, computed from its JSON with sorted keys."""
+    """Returns a SHA-256 checksum of a value, computed from its JSON form with sorted keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,7 +173,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads a manifest from a JSON file. Raises DataError if it is missing, damaged or of an unknown format."""
+    """Reads a manifest from a JSON file. Raises DataError if the file is missing, damaged or of an unknown format."""
     if not path.is_file():
         raise DataError(f"{path.parent}: no binarized corpus here ({path.name} is missing); binarize the corpora first")
     try:
@@ -191,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _side(content: dict[str, Any]) -> SideManifest:
-    """Returns the SideManifest that a manifest's JSON describes; modifies content."""
+    """Returns the SideManifest for the JSON object `content`, which is modified."""
     for name in ("tokens", "offsets"):
         content[name] = _stored(content[name])
     if text := content.get("text"):
@@ -209,12 +210,12 @@ OFFSET = np.dtype("<i8")  # of all offsets files
 
 
 class Corpus:
-    """A corpus on disk, memory-mapped, so that ids and text are only read when they are used."""
+    """A binarized corpus on disk, memory-mapped, so that ids and text are read only when they are used."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        """Maps the files; call Corpus.open instead, which checks manifest and file sizes first.
+        """Maps the files into memory; call `Corpus.open` instead, which checks the manifest and the file sizes first.
 
-        Raises DataError if the offsets do not fit the manifest or the tokens.
+        Raises DataError if the offsets do not match the number of pairs or of tokens.
         """
         self.directory = directory
         self.manifest = manifest
@@ -236,9 +237,9 @@ class Corpus:
 
     @staticmethod
     def open(directory: Path) -> "Corpus":
-        """Opens the corpus in a directory, without reading its ids and text, so that even a huge one opens quickly.
+        """Opens the corpus in a directory; even a huge corpus opens quickly, since ids and text are not read yet.
 
-        Raises DataError if there is none, or if the manifest or the size of a file is wrong.
+        Raises DataError if the directory has no corpus, the manifest is damaged, or a file has the wrong size.
         """
         settle(directory)
         manifest = read_manifest(directory / MANIFEST)
@@ -251,41 +252,41 @@ class Corpus:
         return self.manifest.num_pairs
 
     def source(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Returns the token ids of a pair's source, (S,), without end mark."""
+        """Returns the token ids (S,) of the source of a pair, without the end mark."""
         return self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]]
 
     def target(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Returns the token ids of a pair's target, (T,), without end mark."""
+        """Returns the token ids (T,) of the target of a pair, without the end mark."""
         return self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]]
 
     def source_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Returns the normalised source text of these pairs; requires has_text."""
+        """Returns the normalised source text of the pairs; `has_text` must be true."""
         assert self._source_text
         return self._source_text.lines(pairs)
 
     def target_text(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Returns the normalised target text of these pairs; requires has_text."""
+        """Returns the normalised target text of the pairs; `has_text` must be true."""
         assert self._target_text
         return self._target_text.lines(pairs)
 
     @property
     def has_text(self) -> bool:
-        """Whether the corpus stores the text of each pair besides its ids."""
+        """Whether the corpus stores the text of each pair in addition to the token ids."""
         return self._source_text is not None and self._target_text is not None
 
     @cached_property
     def source_lengths(self) -> NDArray[np.int32]:
-        """The number of tokens of each source, without end mark, (num_pairs,)."""
+        """The number of tokens of each source, not counting the end mark; one number for each pair."""
         return _lengths(self.source_offsets)
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int32]:
-        """The number of tokens of each target, without end mark, (num_pairs,)."""
+        """The number of tokens of each target, not counting the end mark; one number for each pair."""
         return _lengths(self.target_offsets)
 
     @property
     def digest(self) -> str:
-        """A checksum of all ids and of the stored text; it does not depend on which raw files they were made from."""
+        """A checksum of all token ids and the stored text; does not depend on the files that they were made from."""
         return checksum([stored.sha256 for stored in self.manifest.files().values()])
 
     @property
@@ -294,7 +295,7 @@ class Corpus:
         return sum(stored.size for stored in self.manifest.files().values())
 
     def facts(self) -> dict[str, Any]:
-        """Returns a description of the corpus for a model card; text files are named without their folders."""
+        """Returns a description of the corpus for a model card; it names text files without their folders."""
         manifest = self.manifest
         return {
             "num_pairs": manifest.num_pairs,
@@ -311,7 +312,7 @@ class Corpus:
         }
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:
-        """Raises DataError if the corpus was encoded by a tokenizer with another hash."""
+        """Raises DataError if the corpus was encoded by a tokenizer whose hash is not `tokenizer_hash`."""
         if self.manifest.tokenizer_hash != tokenizer_hash:
             raise DataError(
                 f"{self.directory}: was encoded by another tokenizer ({self.manifest.tokenizer_hash[:12]}, "
@@ -327,9 +328,9 @@ class Corpus:
             )
 
     def verify(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Compares all files with their checksums. Raises DataError if one is damaged.
+        """Compares all files with their checksums. Raises DataError if a file is damaged.
 
-        Calls should_stop before reading each piece of a file, and skips the rest of the file if it returns True.
+        Before each piece of a file, `should_stop()` is called; if it returns `True`, the rest of the file is skipped.
         """
         for name, stored in self.manifest.files().items():
             check_content(self.directory / name, stored, should_stop)
@@ -344,7 +345,7 @@ class _SideText:
 
     @staticmethod
     def open(directory: Path, side: str, stored: StoredText | None) -> "_SideText | None":
-        """Maps the text of a side (source or target); returns None if stored is None."""
+        """Maps the text of one side, "source" or "target", into memory; returns `None` if `stored` is `None`."""
         if stored is None:
             return None
         return _SideText(
@@ -352,18 +353,21 @@ class _SideText:
         )
 
     def lines(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Returns the text of this side of these pairs."""
+        """Returns the text of the given pairs on this side."""
         starts, ends = self.offsets[pairs].tolist(), self.offsets[pairs + 1].tolist()
         return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Maps a file as a read-only array; returns an empty array for an empty file, which cannot be memory-mapped."""
+    """Maps a file into memory as a read-only array.
+
+    Returns an ordinary empty array for an empty file, since an empty file cannot be memory-mapped.
+    """
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Returns the differences between successive offsets, as int32."""
+    """Returns the lengths of the sentences as int32: the differences between successive offsets."""
     lengths = np.empty(len(offsets) - 1, np.int32)
     np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
     return lengths
@@ -373,7 +377,7 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 class CorpusWriter:
-    """Writes a corpus in several steps, with little memory; the directory only changes on commit.
+    """Writes a corpus step by step, with little memory; the directory does not change until `commit`.
 
     with CorpusWriter(directory, …) as writer:
         writer.add(source_tokens, target_tokens)
@@ -388,9 +392,9 @@ class CorpusWriter:
         tokenizer_hash: str,
         keeps_text: bool = False,
     ) -> None:
-        """Creates a temporary directory next to the given one, which commit replaces.
+        """Creates a temporary directory next to `directory`; `commit` will put it in the place of `directory`.
 
-        With keeps_text, the corpus stores the text of its pairs besides their ids.
+        With `keeps_text`, the corpus stores the text of the pairs in addition to the token ids.
         """
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
@@ -406,7 +410,10 @@ class CorpusWriter:
         source_text: Sequence[str] = (),
         target_text: Sequence[str] = (),
     ) -> None:
-        """Appends pairs, as ids without end marks; the normalised text is required if keeps_text, else ignored."""
+        """Appends pairs, as token ids without end marks.
+
+        With `keeps_text`, their normalised text is required too; otherwise it is ignored.
+        """
         assert len(source) == len(target)
         self._source.add(source, source_text)
         self._target.add(target, target_text)
@@ -420,10 +427,10 @@ class CorpusWriter:
         corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
-        """Finishes the corpus and replaces the directory with it; returns the manifest.
+        """Finishes the corpus and puts it in place of `directory`; returns the manifest.
 
-        corpora is the number of pairs that were added from each corpus of the settings; the other arguments are stored
-        in the manifest as they are.
+        `corpora` holds the number of pairs that were added from each corpus of `data.train`. All arguments are stored
+        in the manifest.
         """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
@@ -447,14 +454,14 @@ class CorpusWriter:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes the temporary directory, if it was not committed."""
+        """Removes the temporary directory unless `commit` was called."""
         self._source.discard()
         self._target.discard()
         shutil.rmtree(self._writing, ignore_errors=True)
 
 
 class _SideWriter:
-    """Writes the tokens and offsets of one side, and also its text if keeps_text is true."""
+    """Writes the tokens and offsets of one side and, with `keeps_text`, also its text."""
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
@@ -467,7 +474,7 @@ class _SideWriter:
         self._longest = 0
 
     def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
-        """Appends sentences, as token ids; lines is their text, which is ignored unless the text is kept."""
+        """Appends sentences: their token ids, and their text in `lines`, which is ignored without `keeps_text`."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
@@ -520,13 +527,13 @@ class _TextWriter:
         self._offsets.discard()
 
 
-# Verification: comparing a corpus with its checksums while training runs.
+# Verification: comparing a corpus with its checksums, before training or while it runs.
 
 VERIFIED_FIRST_BYTES = 1 << 30  # a corpus up to this size, which takes a few seconds, is verified before training
 
 
 class Verification:
-    """Verifies a corpus against its checksums: a small one immediately, a large one in a thread during training.
+    """Compares a corpus with its checksums: a small corpus immediately, a large one in a thread during training.
 
     with Verification(corpus) as verification:
         verification.check()  # regularly
@@ -534,7 +541,7 @@ class Verification:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        """Verifies a small corpus, and raises DataError if it is damaged; starts a thread for a large one."""
+        """Verifies a small corpus, and raises DataError if it is damaged; starts a thread for a large corpus."""
         self._stopped = threading.Event()
         self._reader: ThreadPoolExecutor | None = None
         if corpus.num_bytes <= VERIFIED_FIRST_BYTES:
@@ -544,14 +551,14 @@ class Verification:
             self._end = self._reader.submit(corpus.verify, self._stopped.is_set)
 
     def check(self) -> None:
-        """Raises DataError if verification has already found damage."""
+        """Raises DataError if damage has been found so far."""
         if self._reader and self._end.done():
             self._end.result()
 
     def wait(self, check: Callable[[], None]) -> None:
         """Waits until the whole corpus is verified. Raises DataError if it is damaged.
 
-        While waiting, calls the function check ten times a second; an exception that it raises ends the wait.
+        While waiting, calls `check()` ten times a second; an exception that it raises ends the wait.
         """
         while self._reader and not self._end.done():
             check()
@@ -570,11 +577,11 @@ class Verification:
             self._reader.shutdown()
 
 
-# Length statistics, whose cost is bounded even for huge corpora.
+# Length statistics. Their cost is bounded even for huge corpora.
 
 QUANTILES = (1, 5, 50, 95, 99)  # per cent
-MOST_PAIRS = 1_000_000  # of a larger corpus, only about this many pairs are measured, in evenly spaced blocks
-BLOCK_PAIRS = 1000  # the number of pairs of such a block
+MOST_PAIRS = 1_000_000  # if a corpus has more pairs, only about this many are measured, in evenly spaced blocks
+BLOCK_PAIRS = 1000  # the number of pairs in such a block
 
 
 def length_statistics(
@@ -582,8 +589,8 @@ def length_statistics(
 ) -> dict[str, Any]:
     """Returns the mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
 
-    The arguments manifests and offsets have one entry per side; offsets are (num_pairs + 1,). Mean and maximum are
-    exact. The quantiles are computed from at most most_pairs pairs; the result has their number as `measured`.
+    `manifests` and `offsets` have one entry per side; an array of offsets is (num_pairs + 1,). Mean and maximum are
+    exact. The quantiles are computed from at most `most_pairs` pairs; the entry "measured" is how many these are.
     """
     num_pairs = len(next(iter(offsets.values()))) - 1
     blocks = _blocks(num_pairs, most_pairs)
@@ -601,7 +608,11 @@ def length_statistics(
 
 
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
-    """Returns (begin, end) of each block of pairs to measure: a single block of all pairs, or evenly spaced blocks."""
+    """Returns (begin, end) of each block of pairs to measure.
+
+    If there are at most `most_pairs` pairs, this is a single block of all pairs; otherwise, these are evenly spaced
+    blocks of `BLOCK_PAIRS` pairs.
+    """
     if num_pairs <= most_pairs:
         return [(0, num_pairs)]
     begins = np.linspace(0, num_pairs - BLOCK_PAIRS, most_pairs // BLOCK_PAIRS).astype(int).tolist()
@@ -631,7 +642,7 @@ def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
 def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
     r"""Returns the lines of a file; a `\r` at the end of a line is kept.
 
-    Raises DataError if the file is missing or its checksum differs from the one in the manifest.
+    Raises DataError if the file is missing, or if its checksum differs from that in the manifest.
     """
     try:
         raw = path.read_bytes()
@@ -651,7 +662,7 @@ def validation_checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file. Raises DataError if the file is missing or contains no JSON object."""
+    """Reads a JSON object from a file. Raises DataError if the file is missing or does not hold a JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """The order of training: how often each corpus is repeated, which pairs form a batch, and the order of the batches.
 
-The order depends only on lengths, settings and seed, so that a resumed run can skip the pairs it has already consumed.
-A pair is represented by its index in the binarized corpus, in which the corpora of the settings follow one another.
+The order depends only on sentence lengths, settings and seed, so a resumed run can skip the pairs that it has already
+trained on (has consumed). A pair is represented by its index in the binarized corpus, which holds all the corpora of
+`data.train`, one after the other.
 """
 
 import itertools
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 
 # How often each corpus is repeated in an epoch.
 
-BLOCK = 1024  # consecutive pairs that stay in one window, so that a huge corpus is read in long runs, not pair by pair
+BLOCK = 1024  # consecutive pairs kept together in one window (see WINDOW), so that a huge corpus is read in long runs
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of consecutive pairs: block b consists of the pairs starts[b], …, ends[b] - 1."""
+    """Blocks of consecutive pairs: block b consists of the pairs `starts[b]`, …, `ends[b] - 1`."""
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -28,16 +29,16 @@ class Blocks:
 
     @property
     def num_pairs(self) -> int:
-        """The number of pairs in all blocks; a pair in several blocks counts several times."""
+        """The total number of pairs in all blocks; a pair that is in several blocks counts several times."""
         return int((self.ends - self.starts).sum())
 
     def select(self, indices: NDArray[np.int64]) -> "Blocks":
-        """Returns the blocks with these indices, in this order."""
+        """Returns the blocks with the given indices, in that order."""
         return Blocks(self.starts[indices], self.ends[indices])
 
 
 def blocks_of(num_pairs: int, first: int = 0) -> Blocks:
-    """Divides the pairs first, …, first + num_pairs - 1 into blocks of BLOCK pairs; the last one may be shorter."""
+    """Divides `num_pairs` pairs from index `first` on into blocks of `BLOCK` pairs; the last block may be shorter."""
     starts = np.arange(first, first + num_pairs, BLOCK)
     return Blocks(starts, np.minimum(starts + BLOCK, first + num_pairs))
 
@@ -51,15 +52,15 @@ class Mixture:
 
     @property
     def shares(self) -> list[float]:
-        """The fraction of the pairs of an epoch that belong to each corpus, on average."""
+        """For each corpus, the average fraction of the pairs of an epoch that belong to it."""
         return [count * repeats / sum(self.counts) for count, repeats in zip(self.counts, self.repeats, strict=True)]
 
     def epoch(self, rng: np.random.Generator) -> Blocks:
-        """Returns the blocks of one epoch; a corpus with repeats 2.3 occurs twice, plus a random 30% of its blocks.
+        """Returns the blocks of one epoch.
 
-        The number of these additional blocks is rounded up or down at random, such that it is right on average over
-        many epochs, even for a corpus smaller than a block. So the sizes of epochs differ by up to one block for each
-        corpus.
+        For example, a corpus that is repeated 2.3 times occurs twice as a whole, plus a random 30% of its blocks. The
+        number of these extra blocks is rounded up or down at random, so that its average over many epochs is right even
+        for a corpus smaller than a block. Epochs therefore differ in size by up to one block per corpus.
         """
         starts: list[NDArray[np.int64]] = []
         ends: list[NDArray[np.int64]] = []
@@ -77,12 +78,12 @@ class Mixture:
 
 
 def is_proportional(weights: Sequence[float], temperature: float) -> bool:
-    """Whether every pair occurs once per epoch with these settings, whatever the sizes of the corpora."""
+    """Whether every pair occurs once per epoch with these weights and temperature, whatever the corpus sizes."""
     return len(set(weights)) <= 1 and (temperature == 1 or len(weights) <= 1)
 
 
 def mix(counts: Sequence[int], weights: Sequence[float], temperature: float) -> Mixture:
-    """Returns a mixture in which the share of corpus c is proportional to weights[c] * counts[c]^(1 / temperature).
+    """Returns a mixture in which corpus c has a share proportional to `weights[c] * counts[c] ** (1 / temperature)`.
 
     This is temperature-based sampling (Arivazhagan et al. 2019, section 4). An epoch has as many pairs as all corpora
     together. The higher the temperature, the more similar are the shares of corpora with equal weights.
@@ -103,7 +104,7 @@ WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batche
 
 @dataclass(frozen=True)
 class Plan:
-    """Pairs divided into batches: batch b consists of the pairs order[ends[b - 1]:ends[b]]."""
+    """Pairs divided into batches: batch b consists of the pairs `order[ends[b - 1]:ends[b]]`."""
 
     order: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -124,9 +125,9 @@ def plan_batches(
 ) -> Plan:
     """Divides all pairs into batches of pairs of similar length, and puts the batches in random order.
 
-    The size of a batch, its number of pairs times the length of its longest side, is at most batch_tokens; so must be
-    every length. Pairs of equal lengths are in random order, and the batch of the shortest pairs has a random size, so
-    that batches differ between epochs.
+    The size of a batch is its number of pairs times its longest length on either side; it is at most `batch_tokens`. No
+    pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order, and the batch of the shortest
+    pairs has a random size, so that batches differ between epochs.
     """
     longest = np.maximum(source_lengths, target_lengths)
     assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
@@ -141,7 +142,7 @@ def plan_batches(
 
 
 def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the end of each batch, exclusive, as an index of the lengths, which are in ascending order."""
+    """Divides pairs whose lengths are in ascending order into batches; returns the end of each batch, exclusive."""
     ends: list[int] = []
     start, num_pairs = 0, len(ascending)
     while start < num_pairs:
@@ -155,29 +156,29 @@ def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.rando
     return np.array(ends, dtype=np.int64)
 
 
-# The maximum size of a batch (its budget), which changes if a run resumes with another training.batch_tokens.
+# The maximum size of a batch (its budget). It changes if a run resumes with another value of training.batch_tokens.
 
 
 @dataclass(frozen=True)
 class EarlierBudget:
-    """A value of batch_tokens that a run used earlier."""
+    """A value of `batch_tokens` that a run used earlier."""
 
-    until: int  # the number of pairs that the run had consumed when the value was replaced
+    until: int  # the number of pairs that the run had trained on when another value replaced this one
     batch_tokens: int
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The values of batch_tokens over a run: the earlier ones, in order, and the current one."""
+    """All values of `batch_tokens` in the course of a run: the earlier values, in order, and the current value."""
 
     earlier: tuple[EarlierBudget, ...]
     batch_tokens: int
 
     def after(self, consumed: int) -> tuple[int, int | None]:
-        """Returns the budget that applies once `consumed` pairs have been consumed, and how long it applies.
+        """Returns the maximum batch size that applies after `consumed` pairs, and how long it applies.
 
-        The second value is the total number of consumed pairs at which the next budget replaces it; None for the last
-        budget of the run.
+        The second value is the number of pairs, counted from the start of training, after which the next maximum
+        applies; `None` if this maximum is the last.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -197,11 +198,11 @@ def batches_from(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields (epoch, pairs) for each batch after the first `consumed` pairs, without end; epochs count from 0.
+    """Yields (epoch, pairs) for each batch after the first `consumed` pairs of the run, without end.
 
-    Without a mixture, each pair occurs once per epoch. Where batch_tokens was changed (earlier), the rest of the window
-    is divided into new batches. Raises ValueError if no batch ends after `consumed` pairs: the run used other data or
-    settings.
+    Epochs count from 0. Without `mixture`, each pair occurs once per epoch. `earlier` lists the values that
+    `batch_tokens` had before; where its value changed, the pairs left in the window are divided into new batches.
+    Raises ValueError if no batch ends after exactly `consumed` pairs: then the run used other data or settings.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -223,7 +224,10 @@ def batches_from(
 
 
 def _windows(blocks: Blocks, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Yields the pairs of each window; a window consists of WINDOW randomly chosen blocks, and each block is in one."""
+    """Divides the blocks at random into windows of `WINDOW` blocks; yields the pairs of each window.
+
+    The last window may be smaller. The pairs of a window are then divided into batches together.
+    """
     order = rng.permutation(len(blocks))
     for first in range(0, len(order), WINDOW):
         window = blocks.select(order[first : first + WINDOW])
@@ -239,10 +243,11 @@ def _batches_of_window(
     budgets: Budgets,
     seeds: list[int],
 ) -> Iterator[NDArray[np.int64]]:
-    """Yields the pairs of each batch of a window; where the budget changed, the rest is divided into new batches.
+    """Yields the pairs of each batch of a window, which is a set of pairs that are divided into batches together.
 
-    begin is the number of pairs before the window since the start of training. Raises ValueError if no batch ends where
-    the budget changed.
+    If `batch_tokens` changed within the window, the pairs after that are divided into new batches. `begin` is the
+    number of pairs from the start of training to the window. Raises ValueError if no batch ends where `batch_tokens`
+    changed.
     """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)
@@ -259,9 +264,10 @@ def _batches_of_window(
 
 
 def _skip_consumed(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-    """Yields the batches after the first `consumed` pairs; begin is the number of pairs before all batches.
+    """Skips the batches of the first `consumed` pairs and yields the others.
 
-    Raises ValueError if no batch ends after `consumed` pairs.
+    `begin` is the number of pairs before the first of the given batches. Raises ValueError if `consumed` is in the
+    middle of a batch.
     """
     for batch in batches:
         if begin >= consumed:

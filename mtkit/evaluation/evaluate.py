@@ -29,52 +29,52 @@ from mtkit.translation.scores import (
 )
 from mtkit.translation.translator import Translator, load
 
-# The significance level of the sacrebleu command; like the command, table() marks p-values up to this with `*`.
+# The significance level of the sacrebleu command. Like that command, `table` marks p-values up to this level with `*`.
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A score on a test set, or on a length bucket: the part of it whose sources have a certain number of words."""
+    """A score on a test set or on a length bucket: those lines of the test set whose source length is in a range."""
 
     test_set: str
     metric: str
     score: float
     signature: str
-    system: str | None = None  # its name, if two are compared
-    min_words: int | None = None  # lower limit of the bucket; None if the test set is not split
-    max_words: int | None = None  # upper limit; None also for the last bucket, which has none
-    lines: int | None = None  # number of lines in the bucket
+    system: str | None = None  # the name of the system, if two systems are compared
+    min_words: int | None = None  # the lower limit of the bucket; None if the test set is not split
+    max_words: int | None = None  # the upper limit; None also for the last bucket, which has no upper limit
+    lines: int | None = None  # the number of lines in the bucket
     mean: float | None = None  # over bootstrap resamples of the test set
     interval: float | None = None  # half-width of the 95 % confidence interval
-    p_value: float | None = None  # of the difference from the other system's score
+    p_value: float | None = None  # of the difference between this score and that of the other system
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that are not None, as a dict, for `mtkit evaluate --json`."""
+        """Returns the fields that are not `None` as a dict, for `mtkit evaluate --json`."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def words(self) -> str:
-        """The range of source lengths in the bucket, such as "1-10 words"; empty if the test set is not split."""
+        """The range of source lengths in the bucket, such as "1-10 words"; "" if the test set is not split."""
         return "" if self.min_words is None else _words(self.min_words, self.max_words)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Settings for the scoring of translations."""
+    """How translations are scored."""
 
-    languages: LanguagesConfig  # target determines BLEU's tokenizer, source the one that counts words
+    languages: LanguagesConfig  # the target selects BLEU's tokenizer, the source the tokenizer that counts words
     lowercase: bool = False
-    confidence: bool = False  # adds bootstrap means and intervals if only one system is scored
-    test: SignificanceTest = "bootstrap"  # used if two systems are compared
-    by_length: bool = False  # splits the test set into buckets by the number of words in the source
-    edges: tuple[int, ...] = ()  # most words in each bucket but the last; empty: three about equal buckets
-    metrics: tuple[str, ...] = ()  # keys of METRICS; empty: bleu, chrf and, unless by_length, ter
-    tokenizer: str | None = None  # sacreBLEU's name of BLEU's tokenizer; None: the one for the target language
+    confidence: bool = False  # whether to add bootstrap means and intervals if only one system is scored
+    test: SignificanceTest = "bootstrap"  # the significance test, if two systems are compared
+    by_length: bool = False  # whether to split the test set into buckets by the number of words in the source
+    edges: tuple[int, ...] = ()  # maximum number of words in each bucket but the last; empty: three similar buckets
+    metrics: tuple[str, ...] = ()  # keys of METRICS; empty: bleu, chrf and, unless by_length is true, ter
+    tokenizer: str | None = None  # BLEU's tokenizer, by its name in sacreBLEU; None: that for the target language
 
     @property
     def chosen_metrics(self) -> tuple[str, ...]:
-        """The metrics to compute, as keys of METRICS."""
+        """The metrics to compute, as keys of `METRICS`."""
         return self.metrics or (("bleu", "chrf") if self.by_length else ("bleu", "chrf", "ter"))
 
 
@@ -88,11 +88,14 @@ class System:
 
 @dataclass(frozen=True)
 class TestData:
-    """The test data: a source file and references, or sacreBLEU's test sets; if neither, those in the settings."""
+    """The test data: either a source file and references, or test sets of sacreBLEU.
+
+    If neither is given, the test sets in the settings of the model are used.
+    """
 
     source: Path | None = None
     references: tuple[Path, ...] = ()
-    names: tuple[str, ...] = ()  # names of sacreBLEU's test sets
+    names: tuple[str, ...] = ()  # names of test sets of sacreBLEU
     tag: str | None = None  # put before each source line
 
 
@@ -102,10 +105,11 @@ class TestData:
 def score_models(
     model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
 ) -> list[ScoredSet]:
-    """Translate the test data with a model and score it, or compare the model with the second model `against`.
+    """Translate the test data with a model and score the translations; compare them with those of model `against`.
 
-    The languages are those of the first model. overrides, as in load(), change the settings of both. Raises MtkitError
-    if a model, the test data or a setting is wrong or missing, if possible before anything is translated.
+    If `against` is `None`, only the first model is scored. The languages are those of the first model. `overrides`, as
+    in `load`, change the settings of both models. Raises MtkitError if a model, the test data or a setting is wrong or
+    missing, if possible before anything is translated.
     """
     _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
@@ -123,9 +127,10 @@ def score_models(
 
 
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:
-    """Score the translations in the file hypothesis, or compare them with those in the file `against`.
+    """Score the translations in the file `hypothesis`; compare them with those in the file `against`.
 
-    Raises MtkitError if a file or an option of the scoring is wrong or missing.
+    If `against` is `None`, only `hypothesis` is scored. Raises MtkitError if a file or a scoring option is wrong or
+    missing.
     """
     _require_seed(scoring, against)
     _require_tokenizers(scoring)
@@ -142,13 +147,16 @@ def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring:
 
 
 def _require_seed(scoring: Scoring, against: Path | None) -> None:
-    """Raises MtkitError if scoring needs a seed and SACREBLEU_SEED is wrong; called before anything is translated."""
+    """Raises MtkitError if the scoring needs a seed and SACREBLEU_SEED is invalid.
+
+    This is called before anything is translated, like `_require_tokenizers`.
+    """
     if scoring.confidence or against is not None:
         resampling_seed()
 
 
 def _require_tokenizers(scoring: Scoring) -> None:
-    """Raises MtkitError if a BLEU tokenizer that is needed is not available; called before anything is translated."""
+    """Raises MtkitError if a tokenizer of BLEU that the scoring needs is not available."""
     if "bleu" in scoring.chosen_metrics:
         bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
     if scoring.by_length:
@@ -159,10 +167,11 @@ def _require_tokenizers(scoring: Scoring) -> None:
 
 
 def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Path | None = None) -> list[ScoredSet]:
-    """Translate the test set called name, write the translations to save_to, if given, and return their scores.
+    """Translate the test set called `name` and return the scores of the translations.
 
-    Raises MtkitError if the model does not know the tag of the test set; DataError if the files are unreadable or
-    their numbers of lines differ.
+    The translations are written to the file `save_to`, if that is given. Raises MtkitError if the model does not know
+    the tag of the test set; DataError if a file of the test set is unreadable, or if the files differ in their number
+    of lines.
     """
     _require_tag(translator, name, test_set.tag)
     sources, references = read_test_set(test_set)
@@ -176,10 +185,10 @@ def evaluate(translator: Translator, name: str, test_set: SetFiles, save_to: Pat
 def evaluate_models(
     systems: Sequence[tuple[str, Translator]], sets: Mapping[str, SetFiles], scoring: Scoring
 ) -> list[ScoredSet]:
-    """Translate and score test sets with one model, or with two, of which the first is compared with the second.
+    """Translate and score test sets with one model, or with two models that are compared.
 
-    systems are the models' names and translators; sets are test sets by name. Raises the errors of evaluate(), before
-    anything is translated.
+    `systems` holds the name and the translator of each model; `sets` holds test sets by name. Raises the errors of
+    `evaluate`, before anything is translated.
     """
     for name, test_set in sets.items():
         for system, translator in systems:
@@ -197,13 +206,16 @@ def evaluate_models(
 
 
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
-    """The tag for a test set: that in the model's own settings if they name this test set, else that of test_set."""
+    """Returns the tag for a test set.
+
+    If the model's own settings have a test set called `name`, the tag is taken from there, else from `test_set`.
+    """
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
 
 
 def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
-    """Raises MtkitError, whose message begins with where, if the model does not know the tag."""
+    """Raises MtkitError if the model does not know the tag; the message begins with `where`."""
     if tag is not None:
         try:
             translator.require_tag(tag)
@@ -212,9 +224,9 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
-    """Return the translations of sources, with the tag put before each that is not blank; warn of problems.
+    """Return the translations of the sources; warn of problems.
 
-    name is that of the test set, for messages.
+    The tag is put before each source that is not blank. `name` is the name of the test set, for messages.
     """
     tagged_sources = [tagged(line, tag) for line in sources]
     _warn_of_tags(translator, name, tagged_sources)
@@ -228,7 +240,7 @@ def translate_set(translator: Translator, name: str, sources: Sequence[str], tag
 
 
 def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> None:
-    """Warns of lines whose tag is missing or unknown: names the first line of each kind and counts the others."""
+    """Warns of lines whose tag is missing or unknown; for each kind of problem, names the first line."""
     faults: dict[str, list[int]] = {}
     for number, line in enumerate(lines, start=1):
         if fault := translator.tag_fault(line):
@@ -239,9 +251,9 @@ def _warn_of_tags(translator: Translator, name: str, lines: Sequence[str]) -> No
 
 
 def read_test_set(test_set: SetFiles) -> tuple[list[str], list[list[str]]]:
-    """Return the lines of the source and of each reference.
+    """Return the lines of the source and the lines of each reference.
 
-    Raises DataError if a file is unreadable or the numbers of lines differ.
+    Raises DataError if a file is unreadable, or if the files have different numbers of lines.
     """
     sources = list(read_lines(test_set.source))
     references = _read_references(test_set.target)
@@ -272,9 +284,10 @@ def evaluate_texts(
     scoring: Scoring,
     source_path: Path | None = None,
 ) -> list[ScoredSet]:
-    """Score existing translations of a test set called name: those of one system, or of two that are compared.
+    """Score existing translations of the test set called `name`, by one system or by two that are compared.
 
-    source_path is needed if scoring.by_length. Raises DataError if a file is unreadable or the numbers of lines differ.
+    `source_path` is needed if `scoring.by_length` is true. Raises DataError if a file is unreadable, or if the files
+    have different numbers of lines.
     """
     references = _read_references(reference_paths)
     for system in systems:
@@ -294,10 +307,10 @@ def score_set(
     sources: Sequence[str] | None = None,
     against: System | None = None,
 ) -> list[ScoredSet]:
-    """Score one system on a test set called name, or compare it with the second system `against`.
+    """Score one system on the test set called `name`, or compare it with the second system `against`, if given.
 
-    sources are needed if scoring.by_length. Warns of text that looks tokenised, and of text without spaces between
-    words that BLEU's tokenizer cannot segment.
+    `sources` are needed if `scoring.by_length` is true. Warns of text that looks tokenised, and of text without spaces
+    between words if BLEU's tokenizer cannot segment it.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]
@@ -386,15 +399,15 @@ class Bucket:
     """A length bucket: the lines whose sources have at least `least` and at most `most` words."""
 
     least: int
-    most: int | None  # None: no upper limit
-    places: list[int]  # indices of the lines
+    most: int | None  # None if there is no upper limit
+    places: list[int]  # the indices of the lines
 
 
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
-    """Divide lines into length buckets; counts has the number of words in each line.
+    """Divide lines into length buckets; `counts` holds the number of words in each line.
 
-    edges are the largest numbers of words in each bucket but the last. Without edges there are three buckets of about
-    equal size, or fewer if most lines are equally long, since lines of the same length share a bucket.
+    `edges` holds the maximum number of words in each bucket but the last. If it is empty, there are three buckets with
+    similar numbers of lines. There are fewer if most lines are equally long, since such lines share a bucket.
     """
     if not edges:
         ordered = sorted(counts)
@@ -415,7 +428,7 @@ def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
 
 
 def table(scores: Sequence[ScoredSet]) -> str:
-    """The scores as text in aligned columns, one score per line."""
+    """Returns the scores as text in aligned columns, one score per line."""
     rows = [
         (
             score.test_set,
@@ -436,7 +449,7 @@ def table(scores: Sequence[ScoredSet]) -> str:
 
 
 def legend(scores: Sequence[ScoredSet]) -> str:
-    """A line that explains the symbols in table(scores); empty if the table has no symbols."""
+    """Returns a line that explains the symbols in `table(scores)`; "" if the table has no symbols."""
     marks = []
     if any(score.mean is not None for score in scores):
         marks.append(f"μ ± : mean of {NUM_RESAMPLES:,} bootstrap resamples, and the interval with 95 % of them")

@@ -1,4 +1,4 @@
-"""Plots of attention, position encodings, learning rates and training curves. Only this module uses matplotlib."""
+"""Plots of attention, position encodings, learning rates and training curves; only this module uses matplotlib."""
 
 import json
 import warnings
@@ -35,7 +35,7 @@ FORMATS = (".png", ".svg")
 
 # Eight colours that people with any kind of colour blindness can tell apart (Okabe & Ito, 2008), the palest last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-LINES = ("-", "--", ":", "-.")  # distinguish curves in greyscale, or where they overlap
+LINES = ("-", "--", ":", "-.")  # dashes tell curves apart in greyscale, or where they overlap
 
 MAIN_FONT = "DejaVu Sans"  # part of matplotlib
 
@@ -55,7 +55,10 @@ STYLE: dict[Any, Any] = {
 
 
 def check_output(path: Path) -> None:
-    """Raises MtkitError if path has a wrong suffix or no folder, or matplotlib is missing; called before any work."""
+    """Raises MtkitError if a plot cannot be written to `path`; called before any work is done.
+
+    The suffix must be that of PNG or SVG, the folder must exist, and matplotlib must be installed.
+    """
     if path.suffix.lower() not in FORMATS:
         raise MtkitError(f"--output: found {path}, wants a file that ends in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -64,7 +67,7 @@ def check_output(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Returns an empty figure of this size, in inches, with a layout that keeps its parts from overlapping."""
+    """Returns an empty figure of the given size, in inches, whose layout keeps its parts from overlapping."""
     _matplotlib()
     from matplotlib.figure import Figure
 
@@ -72,20 +75,23 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def style(texts: Iterable[str] = ()) -> Any:
-    """Returns a context manager that sets the style for drawing and saving, with fonts that can show the texts."""
+    """Returns a context manager that sets the style of figures, with fonts that can show `texts`.
+
+    Figures must be both drawn and saved within its block.
+    """
     import matplotlib as mpl
 
     return mpl.rc_context({**STYLE, "font.family": [MAIN_FONT, *fonts_for(set().union(*texts))]})
 
 
 def curve_style(number: int) -> dict[str, Any]:
-    """The colour and dashes of a curve, as keyword arguments of matplotlib; number counts the curves from 0."""
+    """Returns the colour and dashes of curve number `number`, from 0, as keyword arguments of matplotlib."""
     round_, place = divmod(number, len(COLOURS))  # when colours repeat, the dashes differ
     return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
 
 
 def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence[str]) -> "Legend":
-    """Add a legend below all parts of a figure, and return it; it has as many columns as fit, up to four."""
+    """Add a legend below all parts of a figure, with as many columns as fit, up to four; return the legend."""
     for columns in range(min(len(labels), 4), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -95,11 +101,11 @@ def legend_below(figure: "Figure", handles: Sequence["Artist"], labels: Sequence
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure to path, as PNG or SVG depending on the suffix."""
+    """Write a figure to the file `path`, as PNG or SVG depending on the suffix."""
     kind = path.suffix.lower().removeprefix(".")
     stream = BytesIO()
     with warnings.catch_warnings():
-        # fonts_for has warned of characters without a glyph, which are drawn as boxes.
+        # fonts_for has already warned of characters without a glyph, which are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
         figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -107,7 +113,10 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Names of installed fonts with the characters that MAIN_FONT lacks; warns of characters that no font has."""
+    """Returns the names of installed fonts that have the characters missing from `MAIN_FONT`.
+
+    Warns of characters that no installed font has.
+    """
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     def lacking(path: str, wanted: set[str]) -> set[str]:
@@ -119,7 +128,7 @@ def fonts_for(characters: set[str]) -> list[str]:
     for entry in fontManager.ttflist:
         if not missing:
             break
-        # Last Resort fonts show a box for every character, and so do not help.
+        # Last Resort fonts show a box for every character, so they do not help.
         if "Last Resort" in entry.name or entry.style != "normal":
             continue
         left = lacking(entry.fname, missing)
@@ -136,7 +145,7 @@ def fonts_for(characters: set[str]) -> list[str]:
 
 
 def _matplotlib() -> None:
-    """Silences the log of matplotlib. Raises MtkitError if it is not installed."""
+    """Silences the log of matplotlib. Raises MtkitError if matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -151,17 +160,21 @@ END_LABEL = "</s>"
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention weights of a sentence pair; row q has the weights over the source in predicting target piece q."""
+    """Attention weights of a sentence pair.
 
-    source: list[str]  # pieces; the last is the end mark
-    target: list[str]  # pieces; the last is the end mark
+    Row q holds the weights over the source pieces with which target piece q was predicted.
+    """
+
+    source: list[str]  # pieces; the last one is the end mark
+    target: list[str]  # pieces; the last one is the end mark
     weights: list[NDArray[np.float32]]  # (H, Q, S) for each layer; rows sum to 1
 
     def of(self, layer: int | None, head: int | None, mean: bool) -> list[tuple[str, NDArray[np.float32]]]:
-        """Returns a title and weights (Q, S) for each head of one layer, or of all layers if layer is None.
+        """Returns a title and weights (Q, S) for each head of one layer, or of all layers if `layer` is `None`.
 
-        If head is a number, only that head of each layer is returned; if mean is True, only the mean over all heads.
-        Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or head.
+        If `head` is a number, only that head of each layer is returned. With `mean`, only the mean over the heads of
+        each layer is returned. Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or
+        head.
         """
         chosen = []
         for number in _indices("--layer", layer, len(self.weights)):
@@ -175,9 +188,9 @@ class Attention:
 
 
 def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
-    """The index of the layer or head with this number, or all count indices if number is None.
+    """Returns the index of the layer or head with this number, or all `count` indices if `number` is `None`.
 
-    Raises MtkitError if number exceeds count; name is the option that the message names.
+    Raises MtkitError if `number` is greater than `count`; the message names the option `name`.
     """
     if number is None:
         return range(count)
@@ -188,9 +201,9 @@ def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
 
 @torch.inference_mode()
 def attention_of(translator: Translator, source: str, target: str | None = None) -> Attention:
-    """Return the attention weights for a sentence and a translation of it, by default the model's own.
+    """Return the attention weights for a sentence and its translation, which is by default the model's own.
 
-    Raises MtkitError if either is too long for the model, or the model has no attention.
+    Raises MtkitError if the sentence or its translation is too long for the model, or if the model has no attention.
     """
     if target is None:
         [target] = translator.translate([source])
@@ -214,9 +227,10 @@ def attention_of(translator: Translator, source: str, target: str | None = None)
 def plot_attention(
     attention: Attention, pictures: Sequence[tuple[str, NDArray[np.float32]]], columns: int, output: Path
 ) -> None:
-    """Write a plot of heat maps to output; pictures has a title and weights (Q, S) for each, from Attention.of().
+    """Write a plot of heat maps to the file `output`.
 
-    The maps are drawn in a grid of this many columns; they must fill all of its rows.
+    `pictures` holds a title and weights (Q, S) for each heat map, as `Attention.of` returns them. The heat maps are
+    drawn in a grid with the given number of columns; they must fill all rows of the grid.
     """
     rows = -(-len(pictures) // columns)
     # Inches per piece: enough to read the labels if there is a single map, less in a grid.
@@ -238,12 +252,12 @@ def plot_attention(
 
 # Position encodings. Shapes: P positions, D model width.
 
-# A dimension is drawn as a curve for each of these numbers of zero crossings, from the fastest wave to the slowest.
+# For each of these numbers of zero crossings, one dimension is drawn as a curve, from the fastest wave to the slowest.
 CROSSINGS = (16, 8, 4, 2)
 
 
 def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
-    """The sinusoidal encodings (P, D) of the first num_positions positions of a Transformer.
+    """Returns the sinusoidal encodings (P, D) of the first `num_positions` positions of a Transformer.
 
     Raises MtkitError if the model has other position encodings, or none.
     """
@@ -257,13 +271,16 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Indices of dimensions to draw: for each of CROSSINGS, the one whose number of zero crossings is nearest to it."""
+    """Returns the indices of the dimensions to draw.
+
+    For each number in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to it.
+    """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
 
 
 def plot_positions(table: NDArray[np.float32], output: Path) -> None:
-    """Write a plot of the encodings (P, D) to output: a heat map, and a few dimensions as curves."""
+    """Write a plot of the encodings (P, D) to the file `output`: a heat map, and a few dimensions as curves."""
     with style():
         figure = new_figure(9, 7)
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -283,12 +300,12 @@ def plot_positions(table: NDArray[np.float32], output: Path) -> None:
 
 # Learning rates.
 
-MOST_POINTS = 2000  # points of a curve; more could not be seen
+MOST_POINTS = 2000  # the maximum number of points of a curve, about; more could not be seen
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule, given by the settings of training and the model width, with its label in the legend."""
+    """A learning-rate schedule, which depends on the settings of training and the model width, and its label."""
 
     label: str
     training: TrainingConfig
@@ -296,9 +313,10 @@ class Schedule:
 
 
 def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
-    """The schedule in the settings of a run; num_steps replaces training.max_steps if that is auto.
+    """Returns the schedule in the settings of a run.
 
-    Other auto settings become shares of max_steps. Raises MtkitError if max_steps is auto and num_steps is None.
+    If `training.max_steps` is "auto", `num_steps` is used in its place; other settings that are "auto" become fractions
+    of it. Raises MtkitError if `training.max_steps` is "auto" and `num_steps` is `None`.
     """
     training = config.training
     if training.max_steps == "auto":
@@ -309,9 +327,9 @@ def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
 
 
 def paper_schedule(text: str) -> Schedule:
-    """The noam schedule (Vaswani et al. 2017, equation 3) with the d_model and warmup_steps in a text like "512:4000".
+    """Returns the noam schedule (Vaswani et al. 2017, equation 3) that a text like "512:4000" describes.
 
-    Raises MtkitError if the text has another form.
+    The numbers in the text are `d_model` and `warmup_steps`. Raises MtkitError if the text has another form.
     """
     d_model, colon, warmup = text.partition(":")
     if not colon or not whole_number(d_model) or not whole_number(warmup):
@@ -320,7 +338,10 @@ def paper_schedule(text: str) -> Schedule:
 
 
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
-    """About MOST_POINTS steps, at most, from 1 to num_steps, with the end of warm-up; and the learning rate at each."""
+    """Returns steps from 1 to `num_steps`, at most about `MOST_POINTS` of them, and the learning rate at each step.
+
+    The end of warm-up is one of these steps.
+    """
     stride = -(-num_steps // MOST_POINTS)
     steps = sorted(
         {
@@ -334,7 +355,7 @@ def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list
 
 
 def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) -> None:
-    """Write a plot of the learning rates of all schedules to output."""
+    """Write a plot of the learning rates of all schedules to the file `output`."""
     with style():
         figure = new_figure(7, 4)
         axes = figure.subplots()
@@ -351,7 +372,8 @@ def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) 
 
 # Training curves, from log.jsonl.
 
-# Panels: the event and key in the log, and the title. Both losses exclude label smoothing and are comparable.
+# The panels of the figure: the event and key in the log, and the title. Both losses are without label smoothing, so
+# they can be compared.
 PANELS = (
     ("train", "nll", "training loss (nats a token)"),
     ("train", "lr", "learning rate"),
@@ -369,10 +391,10 @@ class History:
 
 
 def read_history(run: Path) -> History:
-    """Read the training and validation events in log.jsonl of a run directory; an incomplete last line is ignored.
+    """Read the training and validation events in the log.jsonl of a run directory.
 
-    Raises DataError if there is no log, or it is damaged or has no such events; CheckpointError if run is a run
-    directory whose training has not written a log yet.
+    An incomplete last line is ignored. Raises CheckpointError if `run` is a run directory without a log, since training
+    has only just begun; DataError if `run` is no run directory, or if the log is damaged or has no such events.
     """
     path = run / "log.jsonl"
     try:
@@ -396,9 +418,10 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """Two lists for a curve: the step of each event of this kind that has the key, and the value of the key.
+    """Returns two lists for a curve: the step of each event of kind `event` that has `key`, and the value of `key`.
 
-    If by is "minutes", minutes of training replace the steps. Raises DataError if the log has no minutes.
+    If `by` is "minutes", the first list holds minutes of training instead of steps. Raises DataError if the log has no
+    minutes.
     """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]
@@ -406,9 +429,9 @@ def series(history: History, event: str, key: str, by: str = "step") -> tuple[li
 
 
 def _minutes(history: History, steps: Iterable[int]) -> list[float]:
-    """Minutes of training until each of the steps, interpolated between the training events in the log.
+    """Returns the minutes of training until each of the steps, interpolated between the training events in the log.
 
-    Raises DataError if these have no minutes.
+    Raises DataError if the training events have no minutes.
     """
     known = [(one["step"], one["minutes"]) for one in history.events if one["event"] == "train" and "minutes" in one]
     if not known:
@@ -424,9 +447,9 @@ def _minutes(history: History, steps: Iterable[int]) -> list[float]:
 
 
 def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
-    """Write a plot of training loss, learning rate, validation loss and validation BLEU of several runs to output.
+    """Write a plot of training loss, learning rate, validation loss and validation BLEU of several runs.
 
-    by, "step" or "minutes", is the quantity on the horizontal axes.
+    It is written to the file `output`. The horizontal axes show the quantity `by`: "step" or "minutes".
     """
     with style([history.label for history in histories]):
         figure = new_figure(10, 7)

@@ -1,6 +1,6 @@
 """Preparation of a run: makes its tokenizer, its training corpora as token ids, and its validation text.
 
-Reads parallel text and settings, and writes the folders tokenizer and data of the run. Pairs that are left out are
-counted and reported, and there are warnings about suspicious text. May import the bundle package (a run may start from
-a model and its tokenizer) and the packages below it, but not training.
+Reads parallel text and settings, and writes the folders `tokenizer` and `data` of the run directory. Counts and reports
+the pairs that are left out, and warns of suspicious text. Of the other packages of mtkit, only `bundle` (since a run
+may start from a model and its tokenizer), `search`, `models`, `data`, `text` and `config` may be imported here.
 """

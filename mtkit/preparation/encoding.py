@@ -1,4 +1,4 @@
-"""Encodes pairs of sentences as token ids: cleaning rules, duplicates, shares of unknown tokens, the encoder."""
+"""Encodes sentence pairs as token ids: cleaning rules, detection of duplicates, fractions of unknown tokens."""
 
 import os
 from collections import Counter
@@ -22,7 +22,8 @@ from mtkit.text.tokenizer import Tokenizer
 
 # Cleaning rules: which pairs are left out, and why.
 
-# The reasons to leave a pair out, in the order in which they are checked, each with the data settings that control it.
+# The reasons to leave a pair out, in the order in which they are checked. Each reason comes with the settings of the
+# data section that control it.
 RULES: dict[str, tuple[str, ...]] = {
     "blank source": (),
     "blank target": (),
@@ -46,10 +47,11 @@ _NOT_SPACE = regex.compile(r"\S")
 
 
 def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
-    """Returns the first of REASONS that applies to a pair, or None if it passes; does not check for duplicates.
+    """Returns the reason to leave a pair out, or `None` if the pair passes; does not check for duplicates.
 
-    Lengths are in tokens, without end marks. A side is blank if it consists only of white space or of characters that
-    normalisation removes. The length ratio is the length of the longer side divided by that of the shorter.
+    If several reasons apply, the first one in `REASONS` is returned. Lengths are in tokens, without end marks. A side
+    is blank if it consists only of white space or of characters that normalisation removes. The length ratio is the
+    length of the longer side divided by the length of the shorter side.
     """
     if not source_length or not source.strip():
         return "blank source"
@@ -72,9 +74,9 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
-    """Whether at least half of the letters belong to one of these scripts or to no particular script (Common).
+    """Whether at least half of the letters in `text` belong to one of `scripts` or are shared by several scripts.
 
-    None allows any script.
+    If `scripts` is `None`, every text passes.
     """
     if not scripts:
         return True
@@ -84,30 +86,33 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 
 @cache
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    """Returns a pattern that matches one letter of any other script, except letters shared by scripts, such as ー."""
+    """Returns a pattern that matches a letter of any script other than `scripts`.
+
+    Letters shared by several scripts do not match, such as ー, which occurs in Hiragana and Katakana.
+    """
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
 
 
 def share_of_letters(text: str) -> float:
-    """Returns the fraction of letters and combining marks among the characters other than white space, 0 to 1."""
+    """Returns the fraction, 0 to 1, of characters that are letters or combining marks; white space is not counted."""
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """Returns the names of the settings in the data section that control these reasons to leave pairs out."""
+    """Returns the names of the settings in the data section that control the given reasons to leave pairs out."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
 class Drops:
-    """Counts the pairs left out for each reason, and stores the first few of each as examples."""
+    """Counts the pairs left out for each reason, and stores the first `NUM_EXAMPLES` pairs for each as examples."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
-        """Counts a pair that is left out; path and line are the file and the line number of its source."""
+        """Counts a pair that is left out; its source is line number `line` of the file `path`."""
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_EXAMPLES:
             place = f"  {reason}: {path}:{line}: "
@@ -116,38 +121,39 @@ class Drops:
             self._examples.setdefault(reason, []).append(f"{place}{text}")
 
     def examples(self) -> list[str]:
-        """Returns a line of text for each example, ordered by reason as in REASONS."""
+        """Returns a line of text for each example, sorted by reason in the order of `REASONS`."""
         return [line for reason in REASONS for line in self._examples.get(reason, [])]
 
     def __str__(self) -> str:
-        """Returns the counts as text, such as "2 too long, 1 duplicate", ordered as in REASONS."""
+        """Returns the counts as text, such as "2 too long, 1 duplicate", in the order of `REASONS`."""
         return ", ".join(f"{self.counts[reason]:,} {reason}" for reason in REASONS if self.counts[reason])
 
 
 def _on_one_line(text: str, width: int) -> str:
-    """Returns the text, cut to width characters, with a space in place of each unprintable character."""
+    """Returns the text, shortened to `width` characters, with unprintable characters replaced by spaces."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-# Duplicates: pairs that occurred before, recognised by digests of 128 bits, so that each pair takes 16 bytes of memory.
+# Duplicates: pairs that occurred before. They are recognised by digests of 128 bits, so each pair takes 16 bytes of
+# memory.
 
 NUM_SHARDS = 64  # digests are divided into shards by their first bits, so that each merge copies little
 DIGEST_BYTES = 16  # among a hundred million different pairs, any two share a digest with probability below 10^-22
 
-# Sorted digests. NumPy drops trailing zero bytes of such strings, but on both sides of a comparison, so that equal
-# digests stay equal.
+# Digests in ascending order. NumPy ignores trailing zero bytes of such strings. That does no harm, since digests all
+# have the same length: those that differ still compare as different.
 Digests = NDArray[np.bytes_]
 
 
 class SeenPairs:
-    """The set of all pairs seen so far, stored as digests, to detect duplicates."""
+    """The set of all sentence pairs seen so far, for detecting duplicates; stores a digest of each pair."""
 
     def __init__(self) -> None:
         self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # the levels of each shard, largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Adds pairs, and returns for each whether it is new; of several equal pairs, only the first is new."""
+        """Adds pairs; returns for each pair whether it is new. If a pair occurs repeatedly, only the first is new."""
         digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
         found, places = np.unique(digests, return_index=True)
         bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
@@ -167,7 +173,7 @@ def _digest(source: str, target: str) -> bytes:
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """Returns for each digest whether it is in none of the levels, (len(digests),) bool."""
+    """Returns a bool array that is `True` for each digest that occurs in none of the levels."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -178,7 +184,7 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
 def _insert(digests: Digests, levels: list[Digests]) -> None:
     """Adds sorted digests as a new level, then merges levels of similar size.
 
-    So each of n digests is copied O(log n) times.
+    As a result, inserting n digests copies each digest only O(log n) times.
     """
     if not len(digests):
         return
@@ -193,25 +199,31 @@ def _insert(digests: Digests, levels: list[Digests]) -> None:
 
 
 class UnknownShares:
-    """Counts all tokens and the unknown tokens of several texts, each of which has a name."""
+    """Counts the tokens of several named texts, and how many of these tokens are unknown."""
 
     def __init__(self) -> None:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
     def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int) -> None:
-        """Counts the tokens of more sentences (ids) of the text with this name; unknown is the id of unknown tokens."""
+        """Counts the tokens of further sentences of the text called `name`.
+
+        `rows` holds the token ids of each sentence; `unknown` is the id of the unknown token.
+        """
         for row in rows:
             self._tokens[name] += len(row)
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """Returns the fraction of unknown tokens by the name of the text, 0 to 1, in the order of the first add."""
+        """Returns, by name of the text, the fraction of its tokens that are unknown, 0 to 1.
+
+        The texts are in the order in which they were first added.
+        """
         return {name: self._unknown[name] / max(count, 1) for name, count in self._tokens.items()}
 
 
 def describe_unknown(shares: dict[str, float]) -> str:
-    """Returns the shares as text: 1.20% of the training source, 0.50% of the training target."""
+    """Returns the fractions as text, such as "1.20% of the training source, 0.50% of the training target"."""
     return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
 
 
@@ -222,7 +234,7 @@ CHUNK_CHARACTERS = 4_000_000  # a chunk ends after this many characters, so that
 
 
 class Encoder:
-    """Encodes training corpora and writes the pairs that pass all rules; counts the other pairs in self.drops."""
+    """Encodes training corpora and writes the pairs that pass all rules; counts the other pairs in `drops`."""
 
     def __init__(
         self,
@@ -233,9 +245,10 @@ class Encoder:
         unknown: UnknownShares,
         read: Callable[[CorpusConfig], Iterable[Pair]],
     ) -> None:
-        """Initialises the encoder; kept pairs are added to writer, search and unknown.
+        """Initialises the encoder.
 
-        read returns the pairs of one part of a corpus.
+        Pairs that are kept will be passed on to `writer`, `search` and `unknown`. `read` returns the pairs of one part
+        of a corpus; a part is a source file with its target file, or one tab-separated file.
         """
         self._read = read
         self.drops = Drops()
@@ -249,7 +262,7 @@ class Encoder:
         self._num_threads = _num_threads()
 
     def encode(self, corpus: CorpusConfig) -> int:
-        """Encodes and writes a corpus; returns the number of pairs that were kept."""
+        """Encodes a corpus and writes the pairs that are kept; returns their number."""
         before = self._writer.num_pairs
         paths = [part.paths[0] for part in corpus.parts]
         more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
@@ -264,9 +277,9 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """Encodes and writes the pairs of consecutive lines of a part, the first of which has number first_line.
+        """Encodes the pairs on consecutive lines of a part, from line `first_line` on, and writes those that are kept.
 
-        The pairs are encoded with the tag of the part, if any, but the rules are applied to the source without it.
+        If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without it.
         """
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
@@ -293,7 +306,7 @@ class Encoder:
 
 
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Returns the sources and the targets of the pairs, normalised as the tokenizer does before segmentation."""
+    """Returns the sources and the targets of the pairs, with the normalisation that the tokenizer applies."""
     return (
         [tokenizer.normalize_source(source) for source, _ in pairs],
         [tokenizer.normalize_target(target) for _, target in pairs],
@@ -301,7 +314,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the pairs of the validation text and adds their numbers of tokens and unknown tokens to unknown."""
+    """Encodes the pairs of the validation text, and counts their tokens and unknown tokens in `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
@@ -311,9 +324,9 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 def _count_unknown(
     unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
 ) -> None:
-    """Counts the tokens of each side under "NAME source" and "NAME target".
+    """Counts the tokens of each side in `unknown`, as the texts "NAME source" and "NAME target".
 
-    Leaves out a side whose tokenizer never produces unknown tokens.
+    A side whose tokenizer never produces unknown tokens is not counted.
     """
     if tokenizer.source_shows_unknown:
         unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
@@ -322,7 +335,10 @@ def _count_unknown(
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Yields the pairs in lists; a list ends after CHUNK_PAIRS pairs or once it has CHUNK_CHARACTERS characters."""
+    """Yields lists of consecutive pairs.
+
+    A list ends once it has `CHUNK_PAIRS` pairs or at least `CHUNK_CHARACTERS` characters.
+    """
     chunk: list[Pair] = []
     num_characters = 0
     for source, target in pairs:

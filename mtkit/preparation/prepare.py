@@ -1,7 +1,7 @@
 """The stages train-tokenizer and binarize, and checks whether their results are up to date.
 
-Each stage checks everything it reads before it replaces anything. A result is up to date if the content of the text
-files and the settings have not changed; modification times of files are not used.
+A stage checks all of its input before it replaces any file. Its results are up to date if neither the settings nor the
+content of the text files have changed since; modification times of files are not used.
 """
 
 import hashlib
@@ -74,11 +74,11 @@ from mtkit.text.tokenizer_training import (
 
 
 def make_tokenizer(config: Config) -> list[str]:
-    """Makes the run's tokenizer.
+    """Makes the run's tokenizer; returns the warnings about oversights in the text, which have also been printed.
 
-    Copies it from the model training.start_from if that is set, else makes it from the SentencePiece models of
-    tokenizer.model if that is set, else trains it on the training corpora. Returns the warnings about oversights in the
-    text that it has printed.
+    If `training.start_from` is set, the tokenizer is copied from that model. Otherwise, if `tokenizer.model` is set, it
+    is made from those SentencePiece models. Otherwise it is trained on the training corpora. Oversights are header
+    lines that are read as pairs, and sources that are copied as their own translations.
     """
     oversights = new_oversights(config)
     check_held_out(config, oversights)
@@ -117,7 +117,7 @@ def make_tokenizer(config: Config) -> list[str]:
 
 
 def _copy_tokenizer(config: Config) -> None:
-    """Copies the tokenizer of the model training.start_from into the run."""
+    """Copies the tokenizer of the model named by `training.start_from` into the run directory."""
     from mtkit.bundle.opening import start_bundle  # imported here, since only this needs torch
 
     bundle = start_bundle(config)
@@ -132,7 +132,7 @@ def _copy_tokenizer(config: Config) -> None:
 
 
 def _take_given_models(config: Config) -> None:
-    """Makes the run's tokenizer from the SentencePiece models of tokenizer.model."""
+    """Makes the run's tokenizer from the SentencePiece models named by `tokenizer.model`."""
     paths = _given_models(config)
     tokenizer = existing_tokenizer(
         paths["source"], paths["target"], config.tokenizer.shared, config.data.train_tags, config.tokenizer.symbols
@@ -149,7 +149,7 @@ def _take_given_models(config: Config) -> None:
 
 
 def _more_text(config: Config, side: Side) -> Iterator[str]:
-    """Returns an iterator over the lines of one side of tokenizer.text, additional text for the tokenizer alone."""
+    """Yields the lines of one side of `tokenizer.text`, which is additional text for training only the tokenizer."""
     paths = (getattr(text, side) for text in config.tokenizer.text)
     return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
@@ -163,7 +163,7 @@ def _describe_vocabulary(vocabulary: VocabularyReport) -> str:
 
 
 def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError if the tokenizer cannot sample segmentations in the way that training needs."""
+    """Raises ConfigError if the training settings ask for a way of sampling that the tokenizer does not support."""
     check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
 
 
@@ -179,11 +179,11 @@ def _no_training_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 
 
 def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
-    """Encodes the training corpora with the run's tokenizer, and stores them and the validation text in the run.
+    """Encodes the training corpora with the run's tokenizer; stores them and the validation text in the run directory.
 
-    Reports how many pairs are left out and why, and warns of held-out sentences in the training text. warned should be
-    the result of make_tokenizer if that has just been called: then the validation and test text is not checked again,
-    and those warnings are not repeated. Raises DataError if no pair is left.
+    Reports how many pairs are left out and why, and warns if validation or test sentences occur in the training text.
+    If `make_tokenizer` has just been called, its result should be passed as `warned`: then the validation and test text
+    is not checked again, and the warnings in `warned` are not repeated. Raises DataError if no pair is left.
     """
     corpora, oversights = training_corpora(config), new_oversights(config)
     if warned is None:
@@ -229,7 +229,7 @@ def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
 
 
 def _report_corpus(manifest: Manifest, drops: Drops) -> None:
-    """Prints how many pairs were kept and left out, with examples, and the shares of unknown tokens."""
+    """Prints how many pairs were kept and left out, examples of those left out, and fractions of unknown tokens."""
     say(
         f"kept {counted(manifest.num_pairs, 'pair')}: {manifest.source.num_tokens:,} source and "
         f"{counted(manifest.target.num_tokens, 'target token')}; the longest have {manifest.source.longest:,} "
@@ -244,7 +244,7 @@ def _report_corpus(manifest: Manifest, drops: Drops) -> None:
 
 
 def _report_shares(config: Config, manifest: Manifest) -> None:
-    """Prints the share of an epoch that each corpus has, unless every pair occurs once per epoch."""
+    """Prints the fraction of an epoch that each corpus makes up; prints nothing if every pair occurs once per epoch."""
     weights = [corpus.weight for corpus in config.data.train]
     if not is_proportional(weights, config.data.temperature):
         mixture = mix(manifest.corpora, weights, config.data.temperature)
@@ -254,7 +254,8 @@ def _report_shares(config: Config, manifest: Manifest) -> None:
 
 # The validation text, which binarize stores as plain text.
 
-SPREAD = "spread"  # name of an order of lines: the first n lines, for any n, are spread evenly over the original text
+# The name of an order of lines in which the first n lines, for any n, are spread evenly over the original text.
+SPREAD = "spread"
 
 
 def read_validation(config: Config) -> tuple[list[str], list[str]]:
@@ -268,7 +269,7 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
 
 
 def renew_validation(config: Config) -> None:
-    """Checks the text of data.valid and replaces the run's validation text with it; the corpora stay as they are."""
+    """Checks the text of `data.valid` and replaces the run's validation text with it; leaves the corpora unchanged."""
     oversights = new_oversights(config)
     check_held_out(config, oversights)
     warn_of_processed_text(config, resolve_corpora(config, config.data.valid))
@@ -278,15 +279,15 @@ def renew_validation(config: Config) -> None:
 
 
 def validation_is_spread(config: Config) -> bool:
-    """Whether the run's validation text has the order SPREAD: its first n lines are spread evenly over it."""
+    """Whether the first n lines of the run's validation text are, for any n, spread evenly over the original text."""
     return read_json_object(_validation_directory(config) / MANIFEST).get("order") == SPREAD
 
 
 def _write_validation(config: Config, directory: Path) -> None:
-    """Writes the text of data.valid and its manifest to a directory.
+    """Writes the text of `data.valid` and its manifest to a directory.
 
-    The order is SPREAD, since a validation may translate only the first lines. Earlier versions kept the order of the
-    files; a run that has already been validated with such a text keeps that order.
+    The lines are in the order `SPREAD`, since validation may translate only the first lines. Earlier versions of mtkit
+    kept the order of the files; a run whose training began with that order keeps it.
     """
     corpora = resolve_corpora(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
@@ -306,7 +307,7 @@ def _write_validation(config: Config, directory: Path) -> None:
 def _noted_validation(config: Config) -> str | None:
     """Returns the checksum of the validation text that the run was trained with.
 
-    Returns "" if the run recorded none, and None if its training has not begun.
+    Returns "" if the run recorded no checksum, and `None` if its training has not begun.
     """
     if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
         return None
@@ -333,15 +334,18 @@ def _checksums(sides: dict[str, bytes]) -> dict[str, str]:
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether make_tokenizer would make the same tokenizer as the run has. Raises CheckpointError if it is damaged."""
+    """Whether the run's tokenizer is the one that `make_tokenizer` would make with these settings.
+
+    Raises CheckpointError if the run's tokenizer is damaged.
+    """
     return not tokenizer_changes(config)
 
 
 def tokenizer_changes(config: Config) -> list[str]:
-    """Returns a line of text for each file and setting that changed since the run's tokenizer was made; [] if none.
+    """Returns a line of text for each file or setting that changed since the run's tokenizer was made.
 
-    The files of tokenizer.text and tokenizer.model and the model training.start_from count as unchanged if they no
-    longer exist. Raises CheckpointError if the tokenizer is damaged.
+    Files named by `tokenizer.text`, `tokenizer.model` or `training.start_from` count as unchanged if they no longer
+    exist. Raises CheckpointError if the run's tokenizer is damaged.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -361,9 +365,9 @@ def tokenizer_changes(config: Config) -> list[str]:
 
 
 def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns the lines of tokenizer_changes if the settings ask to train a tokenizer.
+    """Does the work of `tokenizer_changes` if the settings ask for a tokenizer trained on the corpora.
 
-    before is the stored provenance of the run's tokenizer.
+    `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
     """
     if "copied" in before:
         return ["training.start_from was a model, whose tokenizer was copied, is null"]
@@ -387,9 +391,9 @@ def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns the lines of tokenizer_changes if the settings name SentencePiece models (tokenizer.model).
+    """Does the work of `tokenizer_changes` if the setting `tokenizer.model` names SentencePiece models.
 
-    before is the stored provenance of the run's tokenizer.
+    `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
     """
     paths = _given_models(config)
     models = before.get("models")
@@ -404,7 +408,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns a line of text if the tags of data.train differ from those in the stored provenance, else []."""
+    """Returns a line of text if the tags of `data.train` differ from those in `before`, the stored provenance."""
     then, now = string_list(before.get("tags")), config.data.train_tags
     if then == now:
         return []
@@ -415,18 +419,19 @@ def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def binarized_is_current(config: Config) -> bool:
-    """Whether binarize would make the same corpora and validation text as the run has.
+    """Whether the run's binarized corpora and validation text are those that `binarize` would make.
 
-    Raises DataError if they are damaged or the corpora were encoded by another tokenizer: such corpora must neither be
-    trained on nor be replaced silently.
+    Raises DataError if they are damaged, or if the corpora were encoded by a tokenizer other than the run's: such
+    corpora must neither be trained on nor be replaced silently.
     """
     return not binarized_changes(config)
 
 
 def binarized_changes(config: Config) -> list[str]:
-    """Returns a line of text for each file and setting that changed since the corpora were binarized; [] if none.
+    """Returns a line of text for each file or setting that changed since the corpora were binarized.
 
-    Raises DataError if the results are damaged or the corpora were encoded by another tokenizer.
+    Raises DataError if the binarized corpora or the validation text are damaged, or if the corpora were encoded by a
+    tokenizer other than the run's.
     """
     directories = (_train_directory(config), _validation_directory(config))
     for directory in directories:
@@ -437,9 +442,9 @@ def binarized_changes(config: Config) -> list[str]:
 
 
 def training_text_changes(config: Config) -> list[str]:
-    """Returns those lines of binarized_changes that are about the training text.
+    """Returns those lines of `binarized_changes` that are about the training text.
 
-    Raises DataError if the corpora are damaged or were encoded by another tokenizer.
+    Raises DataError if the corpora are damaged or were encoded by a tokenizer other than the run's.
     """
     directory = _train_directory(config)
     for each in (_tokenizer_directory(config), directory):
@@ -458,9 +463,9 @@ def training_text_changes(config: Config) -> list[str]:
 
 
 def validation_text_changes(config: Config) -> list[str]:
-    """Returns those lines of binarized_changes that are about the validation text.
+    """Returns those lines of `binarized_changes` that are about the validation text.
 
-    Raises DataError if it is damaged.
+    Raises DataError if the validation text is damaged.
     """
     directory = _validation_directory(config)
     settle(directory)
@@ -474,9 +479,10 @@ def validation_text_changes(config: Config) -> list[str]:
 
 
 def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns a line of text for each setting that differs from before, the settings in the corpora's manifest.
+    """Returns a line of text for each setting that differs from its value in `before`.
 
-    These are the settings that affect which pairs are kept and how they are stored, except tags.
+    `before` holds the settings in the manifest of the corpora: those that decide which pairs are kept and how they are
+    stored. Tags are not compared here.
     """
     rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
     named = {"tags", "text"}
@@ -497,10 +503,10 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
 
 
 def keep_normalization(config: Config) -> Config:
-    """Returns the settings, with the source_normalization of the run's tokenizer if they do not set it explicitly.
+    """Returns the settings, with `source_normalization` taken from the run's tokenizer unless it is set explicitly.
 
-    So a run that an earlier version of mtkit began keeps the default of that version. Damage to the tokenizer is
-    ignored here, since it raises an error when the tokenizer is loaded.
+    So a run that was begun with an earlier version of mtkit keeps the default of that version. A damaged tokenizer is
+    not reported here, but when it is loaded.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -523,10 +529,10 @@ def keep_normalization(config: Config) -> Config:
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the run has a tokenizer, corpora and validation text made with these settings.
+    """Whether the run has a tokenizer, binarized corpora and validation text that were made with these settings.
 
-    Does not check whether the text has changed since, and writes nothing. Raises CheckpointError or DataError if the
-    provenance of the tokenizer or the manifest of the corpora is missing or damaged.
+    Does not check whether the text files have changed since; writes nothing. Raises CheckpointError if the provenance
+    of the tokenizer is missing or damaged; raises DataError if the manifest of the corpora is missing or damaged.
     """
     directories = _tokenizer_directory(config), _train_directory(config), _validation_directory(config)
     tokenizer, train, validation = map(standing, directories)
@@ -543,10 +549,11 @@ def is_prepared(config: Config) -> bool:
 
 
 def adopt(config: Config, run: Path) -> None:
-    """Copies the tokenizer and the training corpora from the directory of another run into the run of config.
+    """Copies the tokenizer and the binarized training corpora from another run directory into that of `config`.
 
-    Records them as if they had been made from the text of these settings. The files of the corpora are linked where
-    possible. The validation text is written anew from data.valid.
+    `run` is the other run directory. The copies are recorded as if they had been made from the text that `config`
+    names. Where possible, the files of the corpora are linked instead of copied. The validation text is not copied but
+    written anew from `data.valid`.
     """
     tokenizer, train = _tokenizer_directory(config), _train_directory(config)
     tokenizer.mkdir(parents=True)
@@ -565,16 +572,16 @@ def adopt(config: Config, run: Path) -> None:
         _write_validation(config, directory)
 
 
-# Provenance: a record, stored with tokenizer, corpora and validation text, of what each was made from.
+# Provenance: a record of what a tokenizer, the corpora or the validation text were made from, stored beside them.
 
 PROVENANCE = "provenance.json"
 PROVENANCE_FORMAT = 1
 
 
 def _trained_provenance(config: Config, text: Any = None) -> dict[str, Any]:
-    """Returns the provenance of a tokenizer trained with these settings: everything that it depends on.
+    """Returns the provenance of a tokenizer trained with these settings: everything that the tokenizer depends on.
 
-    text is the stored entry about tokenizer.text, which is used if the files of tokenizer.text no longer exist.
+    If the files of `tokenizer.text` no longer exist, `text` must be the entry about them that was stored earlier.
     """
     raw_files = fingerprint_files(resolve_corpora(config, config.data.train))
     tags, text = config.data.train_tags, text or _more_text_fingerprints(config)
@@ -588,12 +595,12 @@ def _trained_provenance(config: Config, text: Any = None) -> dict[str, Any]:
 
 
 def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
-    """Returns all tokenizer settings except text and model, which name files; their content is recorded instead."""
+    """Returns all tokenizer settings except `text` and `model`, whose files are recorded by their content instead."""
     return settings.model_dump(mode="json", exclude={"text", "model"})
 
 
 def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
-    """Returns the fingerprints of the files of each entry of tokenizer.text, by side."""
+    """Returns, for each entry of `tokenizer.text`, the fingerprints of its files by side."""
     return [
         {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text
@@ -601,7 +608,7 @@ def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
 
 
 def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
-    """Returns the provenance of a tokenizer made from tokenizer.model; models are the checksums of these models."""
+    """Returns the provenance of a tokenizer made from SentencePiece models whose checksums are `models`."""
     tags, settings = config.data.train_tags, config.tokenizer
     return {
         "format": PROVENANCE_FORMAT,
@@ -612,26 +619,26 @@ def _given_provenance(config: Config, models: list[str]) -> dict[str, Any]:
 
 
 def _given_models(config: Config) -> dict[Side, Path]:
-    """Returns the paths of the SentencePiece models of tokenizer.model, by side."""
+    """Returns the paths of the SentencePiece models that `tokenizer.model` names, by side."""
     return {side: config.data_path(path) for side, path in config.tokenizer.models().items()}
 
 
 def _given_fingerprints(config: Config) -> list[str]:
-    """Returns the checksums of the SentencePiece models of tokenizer.model.
+    """Returns the checksums of the SentencePiece models that `tokenizer.model` names.
 
-    Raises ConfigError if a file is missing or is not a SentencePiece model.
+    Raises ConfigError if one of the files is missing or is not a SentencePiece model.
     """
     models = map(read_model, _given_models(config).values())
     return [f"sha256:{hashlib.sha256(model).hexdigest()}" for model in models]
 
 
 def _copied_provenance(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the provenance of a tokenizer copied from the model training.start_from."""
+    """Returns the provenance of a tokenizer copied from the model named by `training.start_from`."""
     return {"format": PROVENANCE_FORMAT, "copied": tokenizer.hash}
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
-    """Reads the provenance of a tokenizer from a file. Raises CheckpointError if it is missing or damaged."""
+    """Reads the provenance of a tokenizer from a file. Raises CheckpointError if the file is missing or damaged."""
     try:
         provenance = read_json_object(path)
     except DataError as error:
@@ -642,9 +649,10 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 
 def _corpus_settings(config: Config) -> dict[str, Any]:
-    """Returns the settings that affect which pairs are kept and how they are stored, for the corpora's manifest.
+    """Returns the settings to store in the manifest of the corpora.
 
-    Rules that the first version of mtkit did not have are included only if they differ from their defaults.
+    These are the settings that decide which pairs are kept and how they are stored. Settings of cleaning rules that the
+    first version of mtkit did not have are included only if they differ from their defaults.
     """
     rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
     defaults = DataConfig().model_dump(mode="json")
@@ -655,7 +663,10 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
 
 
 def _validation_provenance(config: Config) -> dict[str, Any]:
-    """Returns what the validation text was made from: fingerprints, paths (for messages only) and tags."""
+    """Returns what the validation text was made from: fingerprints and paths of its files, and tags.
+
+    The paths are used only in messages.
+    """
     corpora = resolve_corpora(config, config.data.valid)
     raw_files = fingerprint_files(corpora)
     return {
@@ -686,9 +697,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(config: Config) -> Iterator[None]:
-    """A context in which an OSError becomes a DataError that names the file, and a signal raises an exception.
+    """Context manager that turns an OSError into a DataError that names the file, and a signal into an exception.
 
-    So the code in the block can undo its work when a signal ends the command.
+    Because of that exception, the code in the block can undo its work when a signal ends the command.
     """
     try:
         with undone_when_ended():

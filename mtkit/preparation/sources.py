@@ -1,4 +1,7 @@
-"""The text that preparation reads: corpora, changes in their text, held-out sentences, and suspicious text."""
+"""The text that preparation reads: corpora, changes in their text, held-out sentences, and suspicious text.
+
+A part of a corpus is one source file with its target file, or one tab-separated file.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -51,9 +54,9 @@ MOST_FILES = 6  # the number of files that a message names
 
 
 def training_corpora(config: Config) -> list[CorpusConfig]:
-    """Returns the corpora of data.train with paths that include data.root.
+    """Returns the corpora of `data.train`, with paths that include `data.root`.
 
-    Raises ConfigError if there are none, DataError if a file is missing.
+    Raises ConfigError if `data.train` is empty, DataError if a file is missing.
     """
     if not config.data.train:
         raise ConfigError("data.train is empty; list at least one {source: FILE, target: FILE}")
@@ -61,7 +64,7 @@ def training_corpora(config: Config) -> list[CorpusConfig]:
 
 
 def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[CorpusConfig]:
-    """Returns the corpora with paths that include data.root. Raises DataError if a file is missing."""
+    """Returns the corpora with paths that include `data.root`. Raises DataError if a file is missing."""
     resolved = []
     for corpus in corpora:
         paths_of: dict[str, Path | tuple[Path, ...]] = {}
@@ -75,23 +78,23 @@ def resolve_corpora(config: Config, corpora: Iterable[CorpusConfig]) -> list[Cor
 
 
 def first_pairs(config: Config, corpora: Iterable[CorpusConfig], most: int) -> list[list[Pair]]:
-    """Returns the first `most` pairs of each corpus (all, if it has fewer), without tags."""
+    """Returns up to `most` pairs from the beginning of each corpus, without tags."""
     return [list(islice(read_corpus(corpus), most)) for corpus in resolve_corpora(config, corpora)]
 
 
 def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
-    """Returns the path and fingerprint of each file of these corpora: source and target of each part in turn."""
+    """Returns the path and fingerprint of each file of the corpora: for each part, its source and then its target."""
     return tuple(RawFile(*known) for corpus in corpora for part in corpus.parts for known in fingerprints(part))
 
 
 def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    """Returns {"tags": [the tag of each corpus or None]} for a manifest, or {} if no corpus has a tag."""
+    """Returns {"tags": LIST} for a manifest, with the tag, or `None`, of each corpus; {} if no corpus has a tag."""
     tags = [corpus.tag for corpus in corpora]
     return {"tags": tags} if any(tags) else {}
 
 
 def describe_files(corpora: Iterable[CorpusConfig]) -> str:
-    """Returns text for a message with the first MOST_FILES paths of these corpora and the number of the others."""
+    """Returns text for a message: the first `MOST_FILES` paths of the corpora, and how many more there are."""
     paths = [str(path) for corpus in corpora for path in corpus.paths]
     more = len(paths) - MOST_FILES
     return ", ".join(paths[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
@@ -109,15 +112,15 @@ def has_files(directory: Path) -> bool:
 
 
 def string_list(stored: object) -> list[str]:
-    """Returns the items of a list read from a file as strings.
+    """Returns the items of a list as strings, or [] if `stored` is not a list.
 
-    Returns [] if it is not a list, since the file may have been edited by hand.
+    `stored` was read from a file, which may have been edited by hand.
     """
     return list(map(str, stored)) if isinstance(stored, list) else []
 
 
 def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns a line of text, with the old and the new value, for each setting of a section that changed."""
+    """Returns a line of text for each setting of a section that changed, with its old and its new value."""
     return [
         f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
         for name in {**before, **now}
@@ -126,9 +129,10 @@ def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -
 
 
 def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
-    """Returns a line of text for each corpus of a section whose tag differs from the stored one in before["tags"].
+    """Returns a line of text for each corpus whose tag differs from the stored tag in `before["tags"]`.
 
-    Returns [] if the number of corpora changed, which text_changes reports.
+    `section` is the setting that lists the corpora. If the number of corpora has changed, the tags are not compared,
+    since `text_changes` reports that.
     """
     tags = before.get("tags") or [None] * len(corpora)
     if not isinstance(tags, list) or len(tags) != len(corpora):
@@ -143,10 +147,10 @@ def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str,
 def text_changes(
     section: str, corpora: Sequence[CorpusConfig], known: Sequence[str], paths: Sequence[str] = ()
 ) -> list[str]:
-    """Returns a line of text for each file of a section's corpora that changed, is new, or is no longer listed.
+    """Returns a line of text for each file of the corpora that changed, is new, or is no longer listed.
 
-    known has the earlier fingerprints, and paths the files they belong to, if these were stored; the order of both is
-    source, target, source, target, …
+    `section` is the setting that lists the corpora. `known` holds the fingerprints stored earlier, in the order source,
+    target, source, target, …; `paths` holds the paths of the same files in the same order, if they were stored too.
     """
     parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
     now = [known_fingerprints(part, known) for _, part in parts]
@@ -181,18 +185,22 @@ def _joined(names: Iterable[str]) -> str:
     return " and ".join(sorted(name for name in names if name))
 
 
-# Oversights (header lines, sources copied as their translations), which are detected while pairs are read.
+# Oversights, which are detected while pairs are read: header lines, and sources copied as their own translations.
 
 
 def new_oversights(config: Config) -> Oversights:
-    """Returns an empty record of oversights, to be filled while the text of these settings is read."""
+    """Returns an empty record of oversights, to be filled while the text that the settings name is read.
+
+    Oversights are header lines that are read as pairs, and sources that are copied as their own translations.
+    """
     return Oversights(config.languages, config.data.drop_identical)
 
 
 def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
-    """Returns a function that yields the pairs of a part of a corpus and records oversights in them.
+    """Returns a function that yields the pairs of a part of a corpus.
 
-    section is data.train or data.valid.
+    The function also records in `oversights` any header line and copied sources. `section` is "data.train" or
+    "data.valid".
     """
     return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
 
@@ -209,10 +217,10 @@ def report_oversights(oversights: Oversights) -> list[str]:
 
 
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Reads all validation and test texts and records oversights in them.
+    """Reads all validation and test texts, and records oversights in them, such as header lines.
 
-    Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. Both stages
-    call this first, so that such an error is raised before anything is written.
+    Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. The stages
+    train-tokenizer and binarize call this first, so that such an error is raised before anything is written.
     """
     valid = resolve_corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
@@ -236,19 +244,19 @@ def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """A validation or test set, represented by hashes of its lines, without lines whose source is blank."""
+    """A validation or test set, represented by hashes of its lines; lines with a blank source are left out."""
 
     name: str
-    num_lines: int  # with blank sources
+    num_lines: int  # including lines with a blank source
     sources: list[int]  # the hash of each source
-    pairs: list[tuple[int, ...]]  # for each source, the hash of each pair of the source and one of its references
+    pairs: list[tuple[int, ...]]  # for each source, one hash per reference: that of (source, reference)
 
 
 def read_held_out(config: Config) -> list[HeldOutSet]:
-    """Reads the held-out text; returns one set for all validation corpora, then one for each test set.
+    """Reads the held-out text; returns one set for all validation corpora together, then one for each test set.
 
-    Test sets that are not downloaded yet are skipped with a message. Raises DataError if the validation corpora have no
-    pairs or a file cannot be read.
+    A test set that has not been downloaded yet is skipped with a message. Raises DataError if the validation corpora
+    have no pairs, or if a file cannot be read.
     """
     found = []
     if config.data.valid:
@@ -270,7 +278,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
 
 
 def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
-    """Returns the held-out set with these rows, each of which is a source and its references."""
+    """Returns a held-out set of these rows; a row consists of a source and its references."""
     num_lines = 0
     sources, pairs = [], []
     for source, references in rows:
@@ -282,7 +290,7 @@ def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Held
 
 
 class HeldOutSearch:
-    """Finds held-out sentences in the training text; needs memory only for the held-out sets."""
+    """Finds sentences of the held-out sets in the training text, without keeping the training text in memory."""
 
     def __init__(self, sets: list[HeldOutSet]) -> None:
         self._sets = sets
@@ -292,14 +300,14 @@ class HeldOutSearch:
         self._found_pairs: set[int] = set()
 
     def add_training_pair(self, source: str, target: str) -> None:
-        """Records whether the source of a training pair, and the pair itself, occur in a held-out set."""
+        """Records whether the source of a training pair occurs in a held-out set, and whether the whole pair does."""
         digest = hash(source)
         if digest in self._wanted:
             self._found.add(digest)
             self._found_pairs |= {hash((source, target))} & self._wanted_pairs
 
     def warnings(self) -> Iterator[str]:
-        """Yields a warning for each held-out set if at least one of its sources occurred in the training text."""
+        """Yields a warning for each held-out set of which at least one source occurred in the training text."""
         for one in self._sets:
             num_found = sum(digest in self._found for digest in one.sources)
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
@@ -310,8 +318,8 @@ class HeldOutSearch:
                 )
 
 
-# Text that is not plain (tokenised, cut into subwords, lower-cased, a table). Without a warning, users would notice it
-# only by bad scores.
+# Text that is not plain: tokenised, cut into subwords, lower-cased, or a table. Without a warning, users would notice
+# such text only by bad scores.
 
 MOST_NAMED = 3  # the number of other files that a warning names
 ROWS = 100  # the number of rows of a table from which its columns of sentences are recognised
@@ -320,13 +328,13 @@ LONGEST_SHOWN = 40  # a warning shows at most so many characters of a line
 
 @dataclass(frozen=True)
 class _InspectedText:
-    """One side of a corpus or of a test set, with the signs of processing found in a sample of its lines."""
+    """One side of a corpus or test set, and the signs of earlier processing found in a sample of its lines."""
 
     file: Path
     column: int | None  # None if the file consists of this side only
     language: str
     findings: list[Finding]
-    capitals: float | None  # as returned by the function capitals
+    capitals: float | None  # what the function `capitals` returned for the sample
     advice: str | None  # what the user should do; None if the lines look like sentences
     example: tuple[int, str]  # the number and text of a line, preferably one with a capital letter
 
@@ -345,11 +353,11 @@ class _InspectedText:
 
 
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
-    """Prints warnings about text that is not plain sentences.
+    """Prints warnings about text that does not consist of plain sentences; such text is used nevertheless.
 
-    That is text that is cut into subwords, tokenised or escaped, a table or labels, or lower-cased while other text is
-    not. Looks at a sample of each file of the corpora, which must be resolved, and of the test sets. The text is used
-    nevertheless.
+    Warns of text that is cut into subwords, tokenised or escaped, of tables and labels, and of lower-cased text if
+    other text is not lower-cased. Looks at a sample of each file of the corpora and of the test sets. The corpora must
+    come from `resolve_corpora`.
     """
     texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
     by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}
@@ -368,7 +376,7 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
 
 
 def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
-    """Yields the inspected source and target of each part of the corpora, then those of the test sets."""
+    """Inspects the source and target of each part of the corpora, then those of each test set; yields the results."""
     source, target = config.languages.source, config.languages.target
     for corpus in corpora:
         for path in corpus.paths:
@@ -408,7 +416,7 @@ def _inspect(
 
 
 def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
-    """Returns a warning about texts that all show the same signs of processing, with a command that undoes it."""
+    """Returns a warning about texts that all show the same signs of processing, with a command to undo it."""
     text = alike[0]
     finding = text.findings[0]
     signs = [each.sign for each in text.findings]
@@ -433,7 +441,7 @@ def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
 
 
 def _case_warning(texts: list[_InspectedText]) -> str | None:
-    """Returns a warning if some texts are lower-cased and others are not, else None."""
+    """Returns a warning if some texts are lower-cased and others are not, else `None`."""
     lower = [text for text in texts if text.capitals is not None and text.capitals <= LOWER_CASED]
     cased = [text for text in texts if text.capitals is not None and text.capitals >= CASED]
     if not lower or not cased:
@@ -446,7 +454,7 @@ def _case_warning(texts: list[_InspectedText]) -> str | None:
 
 
 def _others(names: list[str]) -> str:
-    """Returns " (and A, B, C and 2 more files)", which names the first MOST_NAMED names; "" if there are none."""
+    """Returns text such as " (and A, B, C and 2 more files)", or "" without names; at most `MOST_NAMED` are shown."""
     if not names:
         return ""
     more = len(names) - MOST_NAMED

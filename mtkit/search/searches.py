@@ -19,19 +19,19 @@ from mtkit.search.step import COMPACT_AT, NOT_A_NUMBER, NOTHING_FOUND, AnyState,
 
 # Greedy search and sampling, in which each hypothesis is extended independently of the others.
 
-# Chooses the next tokens (R, W), given log-probabilities (R, 1 or W, V), the sentence of each row (R,) as an index into
-# the original batch, and the number of tokens so far.
+# A function that chooses the next tokens (R, W), given the log-probabilities (R, 1 or W, V), the sentence of each row
+# (R,) as an index into the original batch, and the number of tokens so far.
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def greedy_search(
     step: Step[AnyState], state: AnyState, start: Tensor, max_lengths: Tensor, end: int
 ) -> list[Hypothesis]:
-    """Returns one hypothesis for each sentence, in order, extended by the most probable token at each step.
+    """Returns one hypothesis for each sentence, in order, built by taking the most probable token at each step.
 
-    Of equally probable tokens, the one with the lowest id is chosen. start (N,) has the start tokens. max_lengths is
-    (N,): a hypothesis that has this many tokens can only end. end is the id of the end mark. A score is the
-    log-probability.
+    Of equally probable tokens, the one with the lowest id is taken. `start` (N,) holds the start tokens. `max_lengths`
+    (N,) holds the maximum length of the hypothesis for each sentence, in tokens without the end mark. `end` is the id
+    of the end mark. The score of a hypothesis is its log-probability.
     """
 
     def likeliest(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
@@ -50,12 +50,12 @@ def sample_search(
     draw: Callable[[Tensor, Tensor], Tensor],
     uniform: Callable[[Tensor, int], Tensor],
 ) -> list[list[Hypothesis]]:
-    """Returns num_samples sampled hypotheses for each sentence, in the order of the samples.
+    """Returns `num_samples` sampled hypotheses for each sentence, in the order of the samples.
 
-    draw chooses tokens, with the arguments of Draw.__call__. uniform returns the random numbers for draw, with the
-    arguments of UniformNumbers.__call__. start (N,) has the start tokens. max_lengths is (N,): a hypothesis
-    that has this many tokens can only end. end is the id of the end mark. A score is the log-probability under the
-    model, without the temperature and the truncation of draw.
+    `draw`, called like a `Draw`, chooses the tokens; `uniform`, called like a `UniformNumbers`, returns the random
+    numbers for `draw`. `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses
+    for each sentence, in tokens without the end mark. `end` is the id of the end mark. The score of a hypothesis is its
+    log-probability under the model, regardless of the temperature and the truncation that `draw` applies.
     """
 
     def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
@@ -73,7 +73,7 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """Returns num_hypotheses hypotheses for each sentence, extended by the tokens from choose until they end."""
+    """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens until all have ended."""
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)
@@ -110,9 +110,9 @@ def _extend(
 
 
 def _hypothesis(tokens: list[int], log_prob: float, end: int) -> Hypothesis:
-    """The hypothesis with the tokens before the first end mark.
+    """Returns the hypothesis that consists of the tokens before the first end mark.
 
-    NOTHING_FOUND if log_prob is -inf, NOT_A_NUMBER if it is NaN.
+    Returns `NOTHING_FOUND` if `log_prob` is -inf, `NOT_A_NUMBER` if `log_prob` is NaN.
     """
     if log_prob > -torch.inf:
         return Hypothesis(tokens[: tokens.index(end)], log_prob, log_prob)
@@ -128,7 +128,11 @@ FIRST = 128  # a nucleus is first looked for among this many of the most probabl
 
 @dataclass(frozen=True)
 class Draw:
-    """Samples tokens at a temperature, from the nucleus of mass top_p within the top_k most probable tokens."""
+    """Samples tokens from the model's distribution, optionally at a temperature and truncated.
+
+    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, of the remaining tokens only the nucleus
+    that holds the fraction `top_p` of their probability mass remains.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -137,16 +141,16 @@ class Draw:
     def __call__(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
         """Returns tokens (R, W), given log-probabilities (R, 1 or W, V) and uniform random numbers (R, W) in [0, 1).
 
-        If all tokens are forbidden, one of them is returned nevertheless. The rows are processed in chunks to limit the
-        memory; this does not affect the result.
+        If all tokens are forbidden, a forbidden token is returned. The rows are processed in chunks to limit memory;
+        this does not affect the result.
         """
         chunk_rows = max(1, CHUNK_ELEMENTS // (uniform.shape[1] * log_probs.shape[2]))
         chunks = zip(torch.split(log_probs, chunk_rows), torch.split(uniform, chunk_rows), strict=True)
         return torch.cat([self._draw_chunk(*chunk) for chunk in chunks])
 
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """Does what __call__ does, for one chunk of the rows."""
-        order = None  # (R, W, K): the tokens left after top_k; None: all
+        """Does what `__call__` does, for one chunk of the rows."""
+        order = None  # (R, W, K): the tokens left after top_k; None if all are left
         if self.top_k is not None and self.top_k < log_probs.shape[2]:
             log_probs, order = log_probs.topk(self.top_k, dim=2)
         weights = self._weights(log_probs)  # (R, W, K)
@@ -166,17 +170,17 @@ class Draw:
         return places[:, :, 0]
 
     def _weights(self, log_probs: Tensor) -> Tensor:
-        """Unnormalised probabilities at the temperature: the most probable token has weight 1; (R, 1 or W, K)."""
+        """Returns weights (R, 1 or W, K) proportional to the probabilities at the temperature; the largest is 1."""
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
         return weights if weights.device.type == "mps" else weights.double()  # sums of many numbers need fp64
 
 
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """The smallest weight (R,) in the nucleus of mass top_p of each row; weights is (R, K).
+    """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus of mass `top_p`.
 
     All tokens with this weight belong to the nucleus. Sorting the whole vocabulary takes longer than a step of the
-    model, and most nuclei are small. So only those rows are sorted whose FIRST largest weights do not reach the mass.
+    model, and most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach the mass.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -188,7 +192,10 @@ def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
 
 
 def _weight_reaching(mass: Tensor, weights: Tensor) -> Tensor:
-    """The weight (R,) at which the cumulative sum of weights (R, K), in descending order, reaches mass (R,)."""
+    """Returns, for each row, the weight (R,) at which the cumulative sum of the weights reaches `mass` (R,).
+
+    `weights` (R, K) are in descending order.
+    """
     places = (weights.cumsum(1) < mass[:, None]).sum(1, keepdim=True).clamp(max=weights.shape[1] - 1)
     return weights.gather(1, places)[:, 0]
 
@@ -196,9 +203,9 @@ def _weight_reaching(mass: Tensor, weights: Tensor) -> Tensor:
 class UniformNumbers:
     """Random numbers for sampling, uniform in [0, 1).
 
-    A number depends only on the seed, the tokens of the sentence, the index of the sample and the step. So a sentence
-    gets the same samples in any batch, and its first samples do not depend on how many are drawn. The generator is
-    SplitMix64 (Steele, Lea & Flood, 2014).
+    A number depends only on the seed, the source tokens of the sentence, the index of the sample and the step. So a
+    sentence gets the same samples in any batch, and its first samples do not depend on how many are drawn. The
+    generator is SplitMix64 (Steele, Lea & Flood, 2014).
     """
 
     def __init__(self, seed: int, sentences: list[list[int]], num_samples: int) -> None:
@@ -207,35 +214,35 @@ class UniformNumbers:
         self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
 
     def __call__(self, sentences: Tensor, step: int) -> Tensor:
-        """Returns the numbers (R, W) for a step, float64 on the CPU; sentences (R,) are indices into the batch."""
+        """Returns the numbers (R, W) for a step, float64 on the CPU; `sentences` (R,) holds indices into the batch."""
         numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
         return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
 
 
 def _key(seed: int, sentence: list[int]) -> int:
-    """A 64-bit hash of the seed and the tokens of a sentence, the same on every machine."""
+    """Returns a 64-bit hash of the seed and the tokens of a sentence, the same on every machine."""
     text = f"{seed} {' '.join(map(str, sentence))}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function, applied to each number; multiplication is modulo 2^64."""
+    """Applies the output function of SplitMix64 to each number; multiplication is modulo 2^64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
-# One step of beam search: extending the hypotheses by one token. Those extended by the end mark have ended; the others
-# stay alive.
+# One step of beam search: extending the hypotheses by one token. Hypotheses extended by the end mark have ended; the
+# others stay alive.
 
 
 @dataclass(frozen=True)
 class Groups:
     """Settings of diverse beam search (Vijayakumar et al., 2018), which divides the beam into groups.
 
-    At each step, tokens are ranked by log-probability minus strength times the number of hypotheses in earlier groups
-    that chose the same token at this step (Hamming diversity). This affects only the ranking: the returned
-    log-probabilities and scores are those of the model.
+    At each step, the log-probability of a token is lowered by `strength` for each hypothesis of an earlier group that
+    was extended by the same token at this step (Hamming diversity). This affects only the ranking of tokens: the
+    returned log-probabilities and scores are those of the model.
     """
 
     number: int = 1  # of groups
@@ -244,9 +251,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Continuations:
-    """Hypotheses extended by one token, best first in each group; each tensor is (R, M)."""
+    """Hypotheses extended by one token, best first within each group; each tensor is (R, M)."""
 
-    log_probs: Tensor  # of the hypotheses with the new token; -inf where there is none
+    log_probs: Tensor  # of the hypotheses including the new token; -inf where there is no hypothesis
     parents: Tensor  # indices of the hypotheses that were extended
     tokens: Tensor  # the new tokens
 
@@ -254,10 +261,10 @@ class Continuations:
 def continue_beam(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int, groups: Groups
 ) -> tuple[Continuations, Continuations]:
-    """Returns the best continuations that end, and the best that stay alive, each (R, beam_size).
+    """Returns the best continuations that end, and the best that stay alive, each (R, `beam_size`).
 
-    log_probs (R, 1 or W, V) are those of the next token, totals (R, 1 or W) those of the hypotheses so far. full (R,)
-    is True for sentences whose hypotheses have reached the maximum length and can only end.
+    `log_probs` (R, 1 or W, V) are the log-probabilities of the next token, `totals` (R, 1 or W) those of the hypotheses
+    so far. `full` (R,) is `True` for sentences whose hypotheses have reached the maximum length and can only end.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
@@ -276,7 +283,7 @@ def continue_beam(
 
 
 def _joined(groups: list[Continuations]) -> Continuations:
-    """The continuations of all groups, concatenated along the second dimension."""
+    """Returns the continuations of all groups, concatenated along the second dimension."""
     return Continuations(
         torch.cat([group.log_probs for group in groups], dim=1),
         torch.cat([group.parents for group in groups], dim=1),
@@ -287,9 +294,9 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """Does what continue_beam does, for one group of W = width hypotheses; each result is (R, W).
+    """Does what `continue_beam` does, for one group of W = `width` hypotheses; each result is (R, W).
 
-    ranked has the log-probabilities by which continuations are chosen, log_probs those that are returned.
+    Continuations are ranked by the log-probabilities `ranked`; those returned are computed from `log_probs`.
     """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf
@@ -297,8 +304,8 @@ def _continue_group(
         gains = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + tokens)
         scores = (totals.gather(1, parents) + gains).masked_fill(scores == -torch.inf, -torch.inf)  # keeps NaN
 
-    # Only the first W candidates may end. So a beam of size one is greedy search, and a hypothesis does not end by an
-    # improbable end mark when W continuations are better.
+    # Only the first W candidates may end. So a beam of size one is greedy search, and a hypothesis cannot end with an
+    # improbable end mark while W continuations are better.
     ended = scores.masked_fill(~(ends & real), -torch.inf)[:, :width]
     # Of the candidates that do not end, the first W stay alive.
     places = (ends | ~real).byte().sort(dim=1, stable=True).indices[:, :width]
@@ -312,12 +319,13 @@ def _continue_group(
 def _candidates(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns log-probabilities, parents and tokens, each (R, 2W), of the 2W best continuations, best first.
+    """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
-    log_probs is (R, W, V), totals (R, W), full (R,). There are 2W so that W hypotheses stay alive even if W end. If a
-    sentence has fewer continuations, the log-probabilities of the rest are -inf.
+    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). The number is 2W so that W hypotheses stay alive even if W
+    end. If a sentence has fewer than 2W continuations, the remaining log-probabilities are -inf.
     """
-    # The best 2W of all are among the best 2W of each hypothesis, so only these are added to the totals and sorted.
+    # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
+    # and sorted.
     num_tokens = min(2 * beam_size, log_probs.shape[2])  # K
     gains, tokens = log_probs.topk(num_tokens, dim=2)  # (R, W, K)
     tokens, order = tokens.sort(dim=2)
@@ -339,15 +347,15 @@ def _candidates(
     return scores, parents, tokens
 
 
-# Stopping rules, which decide after each step of beam search which sentences are done.
+# Stopping rules. After each step of beam search, they decide which sentences are done.
 
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """The state of the search for each sentence, on which stopping rules are based; each tensor is (R,)."""
+    """The state of the search for each sentence, by which stopping rules decide; each tensor is (R,)."""
 
-    worst_kept: Tensor  # the num_best-th best score among hypotheses that have ended; -inf while there are fewer
-    best_possible: Tensor  # upper bound on the final score of any hypothesis still alive; -inf if there is none
+    worst_kept: Tensor  # the num_best-th best score of the hypotheses that have ended; -inf while there are fewer
+    best_possible: Tensor  # an upper bound on the final score of the hypotheses still alive; -inf if none is
     num_ended: Tensor  # the number of hypotheses that have ended so far
 
 
@@ -355,16 +363,16 @@ class Stopping(Protocol):
     """A rule that decides when the search for a sentence is done."""
 
     def __call__(self, progress: SearchProgress, beam_size: int) -> Tensor:
-        """Returns a bool tensor (R,), True for sentences that are done."""
+        """Returns a bool tensor (R,) that is `True` for sentences that are done."""
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis still alive can displace any of the num_best best that have ended."""
+    """Stops when no hypothesis still alive can become one of the `num_best` best hypotheses (see `beam_search`)."""
     return progress.worst_kept >= progress.best_possible
 
 
 def count(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when beam_size hypotheses have ended, or when exact would stop.
+    """Stops when `beam_size` hypotheses have ended, or when the rule `exact` would stop.
 
     This is algorithm 1 of Kasai et al. (2022) with patience 1.
     """
@@ -381,19 +389,19 @@ ONE_GROUP = Groups()  # the beam is not divided
 
 @dataclass(frozen=True)
 class _Finished:
-    """The best hypotheses of each sentence that have ended so far, best first.
+    """For each sentence, the best hypotheses that have ended so far, best first.
 
-    Each tensor is (R, num_best + num_spare); scores and log_probs are -inf where there is no hypothesis yet.
+    Each tensor is (R, `num_best + num_spare`); `scores` and `log_probs` are -inf where there is no hypothesis yet.
     """
 
     scores: Tensor
     log_probs: Tensor
-    nodes: Tensor  # the node in the _Tree of the last token of each hypothesis
+    nodes: Tensor  # the node of each hypothesis in the _Tree
 
     def merge(self, other: "_Finished") -> "_Finished":
-        """Returns the best hypotheses of self and other, as many per sentence as self has.
+        """Returns the best hypotheses of `self` and `other` together, as many per sentence as `self` has.
 
-        Of hypotheses with equal scores, those of self come first.
+        Of hypotheses with equal scores, those of `self` come first.
         """
         num_best = self.scores.shape[1]
         scores, order = torch.cat([self.scores, other.scores], dim=1).sort(dim=1, descending=True, stable=True)
@@ -402,11 +410,11 @@ class _Finished:
         return _Finished(scores[:, :num_best], log_probs, torch.cat([self.nodes, other.nodes], dim=1).gather(1, order))
 
     def keep(self, sentences: Tensor) -> "_Finished":
-        """Returns the hypotheses of these rows only, in this order; sentences is (R',)."""
+        """Returns the hypotheses of only the rows with the indices `sentences` (R',), in that order."""
         return _Finished(self.scores[sentences], self.log_probs[sentences], self.nodes[sentences])
 
     def store(self, rows: Tensor, finished: "_Finished") -> "_Finished":
-        """Returns a copy of self whose rows with the indices in rows are replaced by the rows of finished."""
+        """Returns a copy in which the rows with the indices `rows` are replaced by the rows of `finished`."""
         return _Finished(
             self.scores.to(finished.scores).index_copy(0, rows, finished.scores),
             self.log_probs.to(finished.log_probs).index_copy(0, rows, finished.log_probs),
@@ -417,8 +425,8 @@ class _Finished:
 class _Tree:
     """All hypotheses of a search, as a tree.
 
-    Each node has a token and a parent, and represents the hypothesis that ends with this token. Node 0 is the empty
-    hypothesis.
+    A node has a token and a parent. It represents the hypothesis of its parent, extended by its token. Node 0 is the
+    empty hypothesis.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -427,14 +435,14 @@ class _Tree:
         self.size = 1
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Adds a node for each pair of a parent (R, W) and a token (R, W), and returns the new nodes (R, W)."""
+        """Adds a node for each parent (R, W) and its token (R, W); returns the new nodes (R, W)."""
         self.tokens.append(tokens.flatten())
         self.parents.append(parents.flatten())
         self.size += tokens.numel()
         return torch.arange(self.size - tokens.numel(), self.size, device=tokens.device).view_as(tokens)
 
     def trace(self, nodes: Tensor) -> list[list[int]]:
-        """Returns the tokens of the hypothesis that each of the nodes (M,) represents."""
+        """Returns, for each of the nodes (M,), the tokens of the hypothesis that the node represents."""
         tokens, parents = torch.cat(self.tokens).cpu(), torch.cat(self.parents).cpu()
         nodes = nodes.cpu()
         tokens[0] = -1  # the start has no token
@@ -462,23 +470,27 @@ def beam_search(
     extra_score: Callable[[AnyState], Tensor] | None = None,
     groups: Groups = ONE_GROUP,
 ) -> list[list[Hypothesis]]:
-    """Returns the best hypotheses of each sentence, in order: at most num_best + num_spare, at least one, best first.
+    """Returns for each sentence, in order, its best hypotheses, best first: at least 1, at most `num_best + num_spare`.
 
-    start (N,) has the start tokens. max_lengths is (N,): a hypothesis that has this many tokens can only end. end is
-    the id of the end mark. The score of a hypothesis is log_prob / length_penalty(length), where the length includes
-    the end mark. If extra_score is given, it is called with the state at the step in which hypotheses end, and returns
-    (R, W), at most 0, to be added to their scores. stopping decides when a sentence is done. With the rule exact, the
-    first num_best hypotheses are those that a search up to max_lengths would find; this does not hold for the num_spare
-    further ones. The result for a sentence does not depend on the other sentences of the batch.
+    `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses for each sentence, in
+    tokens without the end mark. `end` is the id of the end mark.
 
-    Ties between continuations are broken by the better hypothesis, then by the more probable token, then by the lower
-    token id. An exception are ties at the cutoff of torch.topk, which itself decides which of the tied tokens it keeps.
+    The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
+    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that end at a
+    step; `state` is the state after the step, and the result is (R, W) and at most 0.
+
+    `stopping` decides when a sentence is done. With the rule `exact`, the first `num_best` hypotheses are those that a
+    search up to `max_lengths` would find; the `num_spare` hypotheses after them may differ. The result for a sentence
+    does not depend on the other sentences of the batch.
+
+    Ties between continuations are broken in favour of the better parent hypothesis, then the more probable token, then
+    the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens it keeps.
     """
     if not len(start):
         return []
     device = start.device
     longest = int(max_lengths.max())
-    # penalties[n] is for n tokens and the end mark.
+    # penalties[n] is the penalty for n tokens and the end mark.
     penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))
     none = torch.full((len(start), num_best + num_spare), -torch.inf, device=device)
     results = finished = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
@@ -528,7 +540,10 @@ def beam_search(
 
 
 def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list[Hypothesis]]:
-    """The hypotheses found for each sentence, best first; NOT_A_NUMBER or NOTHING_FOUND alone if there are none."""
+    """Returns the hypotheses found for each sentence, best first.
+
+    If none was found, returns only `NOT_A_NUMBER` or `NOTHING_FOUND` for the sentence.
+    """
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())
     hypotheses = []

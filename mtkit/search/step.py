@@ -15,13 +15,13 @@ from mtkit.models.interface import SearchState
 
 AnyState = TypeVar("AnyState", bound=SearchState)
 
-# Maps the last token of each hypothesis (R, W) and the decoding state to the log-probabilities of the next token
-# (R, W, V), in float32 or float64 with -inf for forbidden tokens, and to the state after the step. The state passed in
-# must not be used again.
+# A step function takes the last token of each hypothesis (R, W) and the decoding state. It returns log-probabilities of
+# the next token (R, W, V) and the state after the step. Log-probabilities are float32 or float64; those of forbidden
+# tokens are -inf. The state passed in must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-# Finished sentences are removed from the batch when at most this fraction of it is unfinished. Removing them after each
-# step would be slower, since it copies the caches.
+# Finished sentences are removed from the batch once at most this fraction of its rows is unfinished. Removing them
+# after each step would be slower, since removing copies the caches.
 COMPACT_AT = 0.75
 
 
@@ -29,7 +29,8 @@ COMPACT_AT = 0.75
 class Hypothesis:
     """A translation found by a search; a higher score is better.
 
-    A search that finds no translation returns NOTHING_FOUND or NOT_A_NUMBER, which have no tokens and score -inf.
+    A search that finds no translation returns `NOTHING_FOUND` or `NOT_A_NUMBER`. Both have no tokens and a score of
+    -inf.
     """
 
     tokens: list[int]  # without start token and end mark
@@ -51,7 +52,7 @@ NOT_A_NUMBER = Hypothesis([], float("nan"), float("-inf"))  # the model's log-pr
 
 @dataclass(frozen=True)
 class TokenHistory(Generic[AnyState]):
-    """A decoding state together with the tokens of each hypothesis and the sentence of each row."""
+    """A decoding state, with the tokens of each hypothesis so far and the sentence that each row belongs to."""
 
     state: AnyState
     tokens: Tensor  # (R, W, 1 + T), the start token first; (R, 1, 0) before the first step
@@ -59,27 +60,31 @@ class TokenHistory(Generic[AnyState]):
 
     @classmethod
     def empty(cls, state: AnyState, num_sentences: int, device: torch.device) -> Self:
-        """Returns the history before the first step, with one hypothesis for each of num_sentences sentences."""
+        """Returns the history before the first step, with one hypothesis for each sentence."""
         tokens = torch.zeros(num_sentences, 1, 0, dtype=torch.int64, device=device)
         return cls(state, tokens, torch.arange(num_sentences, device=device))
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
+        """Returns the history in which hypothesis w of row r continues hypothesis `parents[r, w]` of that row.
+
+        `parents` is (R, W').
+        """
         tokens = self.tokens.gather(1, parents[:, :, None].expand(-1, -1, self.tokens.shape[2]))
         return type(self)(self.state.branch(parents), tokens, self.sentences)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',)."""
+        """Returns the history of only the rows with the indices `sentences` (R',), in that order."""
         return type(self)(self.state.keep(sentences), self.tokens[sentences], self.sentences[sentences])
 
 
-# Maps log-probabilities (R, W, V), the tokens so far without the start token (R, W, T), and the sentence of each row
-# (R,), as an index into the original batch, to the log-probabilities (R, W, V) with -inf for forbidden tokens.
+# A constraint takes log-probabilities (R, W, V), the tokens so far without the start token (R, W, T), and the sentence
+# of each row (R,) as an index into the original batch. It returns the log-probabilities (R, W, V) with -inf for the
+# tokens that it forbids.
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step[TokenHistory[AnyState]]:
-    """Returns a step function that calls step and applies the constraints to its log-probabilities, in order."""
+    """Returns a step function that calls `step` and applies the constraints, in order, to its log-probabilities."""
 
     def constrained_step(ids: Tensor, history: TokenHistory[AnyState]) -> tuple[Tensor, TokenHistory[AnyState]]:
         log_probs, state = step(ids, history.state)
@@ -92,7 +97,7 @@ def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step
 
 
 def never(forbidden: Sequence[int]) -> Constraint:
-    """Returns a constraint that always forbids these tokens."""
+    """Returns a constraint that always forbids the given tokens."""
 
     def forbid_tokens(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         return log_probs.index_fill(2, torch.tensor(list(forbidden), device=log_probs.device), -torch.inf)
@@ -101,9 +106,9 @@ def never(forbidden: Sequence[int]) -> Constraint:
 
 
 def min_length(minimum: Tensor, end: int) -> Constraint:
-    """Returns a constraint that forbids the end mark until a hypothesis has at least minimum tokens.
+    """Returns a constraint that forbids the end mark as long as a hypothesis is too short.
 
-    minimum is (N,), one number for each sentence.
+    `minimum` (N,) holds the least number of tokens for each sentence, without the end mark.
     """
 
     def forbid_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
@@ -116,7 +121,10 @@ def min_length(minimum: Tensor, end: int) -> Constraint:
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """Returns a constraint that forbids repeating an n-gram of size tokens (Paulus et al., 2018, section 2.5)."""
+    """Returns a constraint by which no hypothesis may contain an n-gram of `size` tokens twice.
+
+    See Paulus et al. (2018), section 2.5.
+    """
 
     def forbid_repetition(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         length = tokens.shape[2]
@@ -133,9 +141,9 @@ def no_repeat_ngram(size: int) -> Constraint:
 
 
 def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constraint:
-    """Returns a constraint that forces each hypothesis to begin with the prefix given for its sentence.
+    """Returns a constraint that forces each hypothesis to begin with the prefix for its sentence.
 
-    prefixes is (N, P), padded with -1. The other constraints apply only to the tokens after the prefix.
+    `prefixes` is (N, P), padded with -1. The other `constraints` are applied only to the tokens after the prefix.
     """
 
     def force_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
@@ -152,26 +160,30 @@ def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constrain
     return force_prefix
 
 
-# Length penalties: log-probabilities are divided by them, since otherwise long hypotheses would have low scores.
+# Length penalties. The log-probability of a hypothesis is divided by its length penalty, since otherwise long
+# hypotheses would have low scores.
 
-# Penalties are clamped to this range: outside it they could become 0 or infinity in fp32, and the quotient NaN.
+# Penalties are clamped to this range. Outside it, a penalty could become 0 or infinity in fp32, and the quotient NaN.
 SMALLEST_PENALTY, LARGEST_PENALTY = 1e-30, 1e30
 
 
 class LengthPenalty(Protocol):
-    """A function that returns the divisor of a log-probability."""
+    """A function that returns the number by which the log-probability of a hypothesis is divided."""
 
     def __call__(self, length: Tensor, exponent: float) -> Tensor:
-        """Returns the divisor for each length, which includes the end mark; the result has the shape of length."""
+        """Returns the divisor for each hypothesis, in the shape of `length`; lengths include the end mark."""
 
 
 def power(length: Tensor, exponent: float) -> Tensor:
-    """length^exponent: with 1 a score is the mean log-probability per token, with 0 the sum."""
+    """Returns length^exponent.
+
+    With exponent 1, a score is the mean log-probability per token; with exponent 0, it is the sum.
+    """
     return (length**exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
+    """Returns ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
     return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
@@ -180,12 +192,12 @@ LENGTH_PENALTIES: dict[str, LengthPenalty] = {"power": power, "gnmt": gnmt}
 
 # The coverage penalty of GNMT (Wu et al., 2016, equation 15): a translation should attend to every source token.
 
-SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are replaced by this, since the logarithm of 0 is -inf
+SMALLEST_ATTENTION = 1e-30  # smaller sums of attention are raised to this, since the logarithm of 0 is -inf
 
 
 @dataclass(frozen=True)
 class Coverage(Generic[AnyState]):
-    """A decoding state together with the summed attention of each hypothesis to each source token."""
+    """A decoding state, with the sum of the attention that each hypothesis has paid to each source token."""
 
     state: AnyState
     sums: Tensor  # (R, W, S) attention summed over the target tokens
@@ -193,24 +205,27 @@ class Coverage(Generic[AnyState]):
 
     @classmethod
     def empty(cls, state: AnyState, source_mask: Tensor, dtype: torch.dtype) -> Self:
-        """Returns the coverage before the first step, with sums of zero and one hypothesis per sentence."""
+        """Returns the coverage before the first step: one hypothesis per sentence, whose sums are all zero."""
         return cls(state, torch.zeros_like(source_mask, dtype=dtype)[:, None], source_mask)
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns the state in which hypothesis w of sentence r continues parents[r, w]; parents is (R, W')."""
+        """Returns the coverage in which hypothesis w of row r continues hypothesis `parents[r, w]` of that row.
+
+        `parents` is (R, W').
+        """
         sums = self.sums.gather(1, parents[:, :, None].expand(-1, -1, self.sums.shape[2]))
         return type(self)(self.state.branch(parents), sums, self.source_mask)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the state of these rows only, in this order; sentences is (R',)."""
+        """Returns the coverage of only the rows with the indices `sentences` (R',), in that order."""
         return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
 
 def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
-    """Returns a step function that calls step and also sums attention.
+    """Returns a step function that calls `step` and also sums up the attention.
 
-    attention returns the attention weights (R, W, S) of the state after a step, which were used to predict the next
-    token. So the sums include the next token, which is the end mark if the hypothesis ends there.
+    `attention(state)` returns, for the state after a step, the weights (R, W, S) that were used to predict the next
+    token. So the sums already include the next token, which is the end mark if the hypothesis ends there.
     """
 
     def covering_step(ids: Tensor, coverage: Coverage[AnyState]) -> tuple[Tensor, Coverage[AnyState]]:
@@ -221,6 +236,9 @@ def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> S
 
 
 def coverage_penalty(coverage: Coverage[AnyState], strength: float) -> Tensor:
-    """The coverage penalty (R, W), at most 0: strength x sum over source tokens of log(min(summed attention, 1))."""
+    """Returns the coverage penalty (R, W), which is at most 0 and is added to the score.
+
+    It is `strength` times the sum, over the source tokens, of log(min(summed attention, 1)).
+    """
     logs = coverage.sums.clamp(SMALLEST_ATTENTION, 1.0).log()
     return strength * logs.masked_fill(~coverage.source_mask[:, None], 0.0).sum(2)

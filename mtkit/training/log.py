@@ -14,13 +14,14 @@ from mtkit.errors import CheckpointError, MtkitError, bar_size, duration, is_sho
 from mtkit.files import json_text
 from mtkit.training.schedule import expected_steps
 
-# TensorBoard draws the numbers of the events in CURVES, each under EVENT/NAME, except those named in NOT_DRAWN.
+# TensorBoard draws the values of the events in CURVES that are numbers, each as a curve called EVENT/NAME. Values whose
+# names are in NOT_DRAWN are not drawn.
 CURVES = {"train", "validation", "average"}
 NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
 
 def require_tensorboard() -> None:
-    """Raise MtkitError if the package tensorboard is not installed; the message says how to install it."""
+    """Raise MtkitError if the package tensorboard is not installed; the message says how to install the package."""
     if find_spec("tensorboard") is None:
         raise MtkitError(
             "training.tensorboard wants the package tensorboard, which is not installed; install it with "
@@ -32,7 +33,7 @@ class Board:
     """Writes the events of a training log for TensorBoard."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Open the files; what an earlier process drew after this step is hidden, since it will be drawn again."""
+        """Open the files; hide what an earlier process drew after `step`, since training will draw it again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.directory = directory
@@ -40,7 +41,7 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw an event: the numbers of an event in CURVES as curves, a "sample" as text; other events are ignored."""
+        """Draw an event: the numbers of an event in `CURVES` as curves, a "sample" as text; ignore other events."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
@@ -59,7 +60,7 @@ class Board:
         self._writer.flush()  # so that a kill loses no event that is in log.jsonl
 
     def close(self) -> None:
-        """Close the files; draw may not be called afterwards."""
+        """Close the files; `draw` must not be called afterwards."""
         with suppress(OSError):  # draw has flushed each event and raised any error
             self._writer.close()
 
@@ -68,10 +69,13 @@ class Board:
 
 
 class Log:
-    """Writes events to log.jsonl, one JSON object per line, and to a TensorBoard board if there is one."""
+    """Writes events to log.jsonl, one JSON object per line, and, if there is a board, to TensorBoard."""
 
     def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
-        """Open the log for appending, truncated to `length` bytes, the length that it had at the checkpoint."""
+        """Open the log for appending, after truncating it to `length` bytes.
+
+        When training resumes, `length` is the length that the log had when the checkpoint was written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._board = board
@@ -80,9 +84,9 @@ class Log:
         self._file.truncate(self.length)
 
     def write(self, event: str, **values: object) -> None:
-        """Append an event with its values. Raises CheckpointError if it cannot be written.
+        """Append an event with its values. Raises CheckpointError if the event cannot be written.
 
-        Infinities and NaN, which JSON does not have, are written as null.
+        Infinite values and NaN are written as null, since JSON does not have them.
         """
         line = json_text({"event": event, **values})
         data = line.encode("utf-8", "replace") + b"\n"
@@ -101,7 +105,7 @@ class Log:
                 raise CheckpointError(f"{where}: cannot be written: {error.strerror}; {REMEDY}") from None
 
     def close(self) -> None:
-        """Close the log and its board; write may not be called afterwards."""
+        """Close the log and its board; `write` must not be called afterwards."""
         self._file.close()
         if self._board:
             self._board.close()
@@ -112,16 +116,16 @@ REMEDY = "the checkpoints are untouched: make room and start again"
 
 # Progress on stderr: a bar if stderr is a terminal, else lines.
 
-LEAST_SECONDS = 5.0  # minimum time between two lines
-MOST_SECONDS = 30.0  # time without a line after which one is shown early
+LEAST_SECONDS = 5.0  # the minimum time between two lines
+MOST_SECONDS = 30.0  # after this time without a line, a line is shown early
 
 
 class ShownTraining:
     """Shows the progress of training on stderr: loss, learning rate, speed, and the time left.
 
-    On a terminal it shows a bar, elsewhere a line every training.log_every updates. A line that follows another within
-    LEAST_SECONDS is left out, unless it is the last line before a validation or before the end. If log_every updates
-    take longer than MOST_SECONDS, an additional line is shown after that time.
+    On a terminal, this is a bar; elsewhere, it is a line every `training.log_every` updates. A line that would follow
+    another within `LEAST_SECONDS` is left out, unless it is the last line before a validation or before the end. If
+    `training.log_every` updates take longer than `MOST_SECONDS`, an additional line is shown after that time.
     """
 
     def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
@@ -129,7 +133,7 @@ class ShownTraining:
         self._settings = settings
         self._told: float | None = None  # the time when the last line was printed; None before the first
         self._begun = monotonic()
-        self._left_out: str | None = None  # the newest line, if it was not printed since it came too soon
+        self._left_out: str | None = None  # the newest line, if it was not printed because it came too soon
         self._has_lines = is_shown() and not on_terminal()
         columns, rows = bar_size()
         self._bar = tqdm(
@@ -143,12 +147,12 @@ class ShownTraining:
         )
 
     def close(self) -> None:
-        """Close the bar, and print the newest line if it was left out."""
+        """Close the bar; print the newest line if it was left out."""
         self._bar.close()
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Print the newest line if it was left out; to be called before a validation and at the end."""
+        """Print the newest line if it was left out; called before a validation and at the end."""
         if self._left_out is not None:
             say(self._left_out)
             self._left_out = None
@@ -159,13 +163,16 @@ class ShownTraining:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a line is due early: MOST_SECONDS after the last line, the last log entry and the last validation."""
+        """Whether a line should be shown before `training.log_every` updates are done.
+
+        This is so once `MOST_SECONDS` have passed since the last line, the last log entry and the last validation.
+        """
         progress = self._progress
         is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show the means over the latest updates (see Window.record); epochs is the number of epochs trained so far."""
+        """Show the means over the latest updates in `record` (see `Window.record`), and the epochs trained so far."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

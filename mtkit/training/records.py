@@ -1,4 +1,7 @@
-"""Records of a run: its identity (settings and checksums), changes of its settings, its facts, and its bundle."""
+"""Records of a run: its identity (settings and checksums), changes of its settings, its facts, and its bundle.
+
+The identity of a run is what must match its checkpoints for the run to resume.
+"""
 
 import json
 import platform
@@ -53,12 +56,13 @@ from mtkit.training.schedule import saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
-# Training settings that are not in the identity, since neither weights nor the choice of a checkpoint depend on them.
+# Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
+# on them.
 UNNOTED = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
 
-# MEASURES: the differences after which the scores of checkpoints are not comparable. VALIDATES: those that affect any
-# validation, including when it takes place. FREE: those that need no --change, since the weights do not depend on them;
-# but with the schedule plateau, validations lower the learning rate, so VALIDATES are not free.
+# MEASURES: changes of these make the scores of earlier and later checkpoints incomparable. VALIDATES: changes of these
+# affect the result or the time of validations. FREE: changes of these need no --change, since the weights do not depend
+# on them. With the schedule "plateau", however, validations lower the learning rate, so VALIDATES are not free.
 MEASURES = {"validation", "training.validation_sentences", "training.select_by"}
 VALIDATES = {*MEASURES, "training.validate_every"}
 FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
@@ -66,14 +70,14 @@ FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting, or a checksum of data, that has changed, with its values before and after."""
+    """A setting or a checksum of data that has changed, with its old and its new value."""
 
     name: str
     before: Any
     after: Any
 
     def __str__(self) -> str:
-        """The text for messages: a setting with both its values, or the name of the data whose checksum changed."""
+        """Returns text for messages: a setting with both values, or the name of the data whose checksum changed."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
         named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
@@ -82,7 +86,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changes:
-    """The differences since a checkpoint was written, grouped by whether training may resume in spite of them."""
+    """All that has changed since a checkpoint was written, grouped by whether training may resume nevertheless."""
 
     free: list[Difference]  # always allowed, since the weights do not depend on them
     asked: list[Difference]  # allowed only with --change, since later weights depend on them
@@ -90,15 +94,15 @@ class Changes:
 
     @property
     def all(self) -> list[Difference]:
-        """All differences: first fixed, then asked, then free."""
+        """All differences: first those in `fixed`, then those in `asked`, then those in `free`."""
         return [*self.fixed, *self.asked, *self.free]
 
 
 def identity_of(config: Config, data: str, tokenizer: str, validation: str, started_from: str | None) -> dict[str, Any]:
-    """The identity of a run: the settings and checksums that must match its checkpoints for it to resume.
+    """Returns the identity of a run: the settings and checksums that must match its checkpoints for the run to resume.
 
-    data, tokenizer and validation are checksums; started_from is the checksum of the weights that training started
-    from, None if they were random.
+    `data`, `tokenizer` and `validation` are checksums. `started_from` is the checksum of the weights that training
+    started from; `None` if they were random.
     """
     free = UNNOTED | (set() if config.training.schedule in ENDING else {"max_steps"})
     return {
@@ -120,10 +124,10 @@ WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
 
 
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:
-    """What a finished model depends on, settings and checksums: unless these change, training gives the same model.
+    """Returns the settings and checksums that a finished model depends on.
 
-    data and validation are checksums; started_from is the checksum of the weights that training started from, None if
-    they were random.
+    Unless these change, training again would give the same model. `data` and `validation` are checksums. `started_from`
+    is the checksum of the weights that training started from; `None` if they were random.
     """
     return {
         **({"start_from": started_from} if started_from else {}),
@@ -136,22 +140,25 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """A saved result of identity_of or completion_of, with defaults for settings that it lacks and `now` has.
+    """Returns a stored result of `identity_of` or `completion_of`, completed by defaults.
 
-    They are settings of model and training that did not exist in the version of mtkit that saved it.
+    If `saved` was written by an earlier version of mtkit, it may lack settings of the model or of training that did not
+    exist then. Those that are in `now` are added with their defaults.
     """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
 def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) -> Changes:
-    """The differences between `found`, the identity in a checkpoint, and `now`, by whether training may resume.
+    """Returns the differences between `found`, the identity in a checkpoint, and `now`, the present identity.
 
-    If an earlier version wrote the checkpoint, settings that `found` lacks count as having had their defaults, and a
-    checksum of the validation text that it lacks counts as unchanged.
+    They are grouped by whether training may resume. If an earlier version of mtkit wrote the checkpoint, `found` may
+    lack some entries: a missing setting counts as having had its default, and a missing checksum of the validation text
+    counts as unchanged.
     """
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
-    if not had_max_steps or "max_steps" not in now["training"]:  # may change freely unless both schedules end there
+    # Unless the schedules before and after both end at max_steps, that may change freely.
+    if not had_max_steps or "max_steps" not in now["training"]:
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
     free = FREE - (VALIDATES if "plateau" in (found["training"]["schedule"], config.training.schedule) else set())
     changes = Changes([], [], [])
@@ -166,9 +173,10 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
 
 
 def _may_be_asked_for(name: str) -> bool:
-    """Whether --change allows a setting to change: any of training but start_from and seed, and dropout of the model.
+    """Whether --change allows a setting to change.
 
-    Others may not, since the weights must still fit, and the order of the pairs must stay the same.
+    It allows all training settings except `start_from` and `seed`, and all dropout rates of the model. Other settings
+    must not change, since the weights must still fit and the order of the pairs must stay the same.
     """
     if name.startswith("training."):
         return name not in ("training.start_from", "training.seed")
@@ -176,7 +184,7 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The saved dict, with defaults for the keys that it lacks and `now` has, also in nested dicts."""
+    """Returns `saved` with defaults added for keys that are missing but are in `now`, also in nested dicts."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -185,13 +193,13 @@ def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]
 
 
 def _defaults(section: Section) -> dict[str, Any]:
-    """The defaults of the settings of a section; a nested section has the defaults of its own class."""
+    """Returns the defaults of the settings of a section; a nested section gets the defaults of its own class."""
     inside = {name: _defaults(value) for name, value in section if isinstance(value, Section)}
     return type(section)().model_dump(mode="json") | inside
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
-    """Yields a Difference for each setting or checksum in which old and new differ, also in nested dicts."""
+    """Yields a Difference for each setting or checksum whose values in `old` and `new` differ, also in nested dicts."""
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
@@ -201,7 +209,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def _mixing(config: Config) -> dict[str, Any]:
-    """The weights and the temperature of the corpora, under "mixing"; empty if an epoch has every pair once."""
+    """Returns the weights and the temperature of the corpora under the key "mixing".
+
+    Returns an empty dict if an epoch has every pair once.
+    """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
         return {}
@@ -212,7 +223,10 @@ def _mixing(config: Config) -> dict[str, Any]:
 
 
 def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool) -> None:
-    """Raise CheckpointError if a change is never allowed, or if one needs --change and are_asked_for is False."""
+    """Raise CheckpointError if one of the changes is not allowed.
+
+    Changes that need --change are allowed only if `are_asked_for` is true.
+    """
     told = "; ".join(map(str, changes.all))
     if changes.fixed:
         raise CheckpointError(
@@ -228,9 +242,10 @@ def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool)
 
 
 def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Sequence[Difference]) -> list[Change]:
-    """The list of changes of a run, extended by differences found at a step, when `pairs` pairs had been consumed.
+    """Returns the list of changes of a run, `chain`, extended by the differences found at a step.
 
-    If a setting changed twice at that step, its first and last value are recorded, or nothing if they are equal.
+    `pairs` is the number of pairs trained on until that step. If a setting changed twice at the step, its first and its
+    last value are recorded, or nothing if these are equal.
     """
     chain = list(chain)
     settings: dict[str, list[Any]] = {}
@@ -244,7 +259,7 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 
 
 def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
-    """Earlier values of training.batch_tokens, each with the number of pairs consumed when it changed."""
+    """Returns the earlier values of `training.batch_tokens`, and how many pairs were trained on before each change."""
     name = "training.batch_tokens"
     return [
         EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]
@@ -257,9 +272,9 @@ def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
 def write_facts(
     config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, started_from: str | None
 ) -> dict[str, Any]:
-    """Write config.yaml and run.json (versions, device, threads, command, data ...); returns the content of run.json.
+    """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
-    started_from is the checksum of the weights that training started from, None if they were random.
+    `started_from` is the checksum of the weights that training started from; `None` if they were random.
     """
     facts = {
         "mtkit": __version__,
@@ -289,7 +304,11 @@ def write_model(
     lines: Sequence[str],
     training: dict[str, Any],
 ) -> None:
-    """Write a bundle; training holds facts for its description, and lines are sources to choose canaries from."""
+    """Write a bundle to `path`.
+
+    `training` holds facts for the description of the bundle. `lines` are source sentences; some of them are stored in
+    the bundle with the model's translations, as canaries, to check the model on other machines.
+    """
     translator = translator_of(config, tokenizer, weights)
     about = {
         "mtkit": __version__,
@@ -305,20 +324,22 @@ def write_model(
 def write_trained(config: Config, started_from: str | None) -> None:
     """Write trained.json, which records that training with these settings is finished.
 
-    started_from is the checksum of the weights that training started from, which may have been deleted since.
+    `started_from` is the checksum of the weights that training started from; `None` if they were random. The file with
+    these weights may have been deleted since.
     """
     _write_json(config.run_path / TRAINED, _completion(config, started_from))
 
 
 def is_trained(config: Config) -> bool:
-    """Whether training with these settings is finished and its bundle exists."""
+    """Whether training with these settings is finished and the bundle exists."""
     return has_model(config.run_path) and not changed_since_trained(config)
 
 
 def changed_since_trained(config: Config) -> list[str]:
-    """The changes since training finished, in words; empty if training again would give the same model.
+    """Returns the changes since training finished, in words; [] if training again would give the same model.
 
-    If the model that training started from was moved or deleted, that is no change; another model in its place is.
+    It does not count as a change if the model that training started from was moved or deleted, but it does if another
+    model has taken its place.
     """
     done = config.run_path / TRAINED
     try:
@@ -346,7 +367,10 @@ def _completion(config: Config, started_from: str | None) -> dict[str, Any]:
 
 
 def validation_digest(config: Config) -> str:
-    """The checksum of the validation text, from the manifest in data/valid of the run; "" if that cannot be read."""
+    """Returns the checksum of the validation text, from the manifest in data/valid of the run directory.
+
+    Returns "" if the manifest cannot be read.
+    """
     try:
         manifest = json.loads((config.run_path / "data" / "valid" / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -355,24 +379,24 @@ def validation_digest(config: Config) -> str:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically. Raises CheckpointError if it cannot be written."""
+    """Write a JSON file atomically. Raises CheckpointError if the file cannot be written."""
     try:
         write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
 
 
-# `mtkit bundle`: makes a bundle of the checkpoints of a run, which may still be training.
+# `mtkit bundle`: makes a bundle from the checkpoints of a run, which may still be training.
 
 BEST, AVERAGE = "best", "average"  # the values of --step that are not numbers
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights of one checkpoint, or the mean of several, and what else a bundle of them needs."""
+    """The weights of one checkpoint, or the mean weights of several, and all else that their bundle needs."""
 
-    steps: list[int]
-    choice: str | None  # why these steps were chosen, in words; None if the user gave the step
+    steps: list[int]  # the steps of the checkpoints
+    choice: str | None  # why these steps were chosen, in words; None if the user named the step
     newest: Snapshot  # the checkpoint of the last step
     weights: dict[str, Tensor]
     config: Config
@@ -380,11 +404,12 @@ class Chosen:
 
 
 def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
-    """Write a bundle of a run's checkpoints; returns a line that says where it is and what it holds.
+    """Write a bundle from the checkpoints of a run; returns a line that says where the bundle is and what it holds.
 
-    wanted is "best", "average" or a step. output is the new bundle, by default in the folder bundles of the run; all
-    other files of the run stay unchanged. If training deletes a checkpoint while it is read, the steps are chosen
-    again. Raises MtkitError if there is no such checkpoint, or if output may not be written.
+    `wanted` is "best", "average" or a step. `output` is the path of the bundle, by default in the folder `bundles` of
+    the run directory; all other files of the run stay unchanged. If training deletes a checkpoint while it is being
+    read, the steps are chosen again. Raises MtkitError if there is no such checkpoint, or if a bundle must not be
+    written to `output`.
     """
     _require_run(run)
     if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:
@@ -416,7 +441,7 @@ def _require_run(run: Path) -> None:
 
 
 def _require_free(target: Path, run: Path) -> None:
-    """Raise MtkitError if target is in a folder that training writes, or exists and is not a bundle."""
+    """Raise MtkitError if `target` is in a folder that training writes to, or exists already and is not a bundle."""
     if any(target.resolve().is_relative_to((run / name).resolve()) for name in ("model", "checkpoints")):
         raise MtkitError(f"{target}: is where training writes; name a folder elsewhere")
     if target.exists() and not (target / DESCRIPTION).is_file():
@@ -424,7 +449,7 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """Choose and read the wanted checkpoints; raises FileNotFoundError if training deletes one meanwhile."""
+    """Choose and read the checkpoints. Raises FileNotFoundError if training deletes one of them meanwhile."""
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]
     newest = read_snapshot(directories[-1])
@@ -437,7 +462,10 @@ def _read(run: Path, wanted: str) -> Chosen:
 
 
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
-    """The steps to read, ascending, and why they were chosen, in words (None if wanted is a step)."""
+    """Returns the steps to read, in ascending order, and why they were chosen, in words.
+
+    The second value is `None` if `wanted` is a step.
+    """
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):
         if int(wanted) not in steps:

@@ -24,11 +24,11 @@ from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
 from mtkit.translation.translator import Translator
 
-TIMED_BATCHES, TIMED_LINES = 4, 64  # the most that are timed to estimate the seconds of a validation
+TIMED_BATCHES, TIMED_LINES = 4, 64  # at most this many are timed to estimate how long a validation takes
 
 
 class Validation:
-    """The validation data: batches of pairs for the loss, and lines to translate and score."""
+    """The validation data: batches of sentence pairs for the loss, and lines to translate and score."""
 
     def __init__(
         self, config: Config, sources: list[str], references: list[str], batches: list[tuple[Ragged, Ragged]]
@@ -40,9 +40,9 @@ class Validation:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the validation pairs; the loss leaves out pairs that are blank or too long, as training does.
+        """Encode the validation pairs. Pairs that are blank or too long are left out of the loss, as in training.
 
-        Reports how many pairs are left out. Raises DataError if none remains.
+        Reports how many pairs are left out. Raises DataError if no pair remains.
         """
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
         is_blank = [
@@ -68,7 +68,8 @@ class Validation:
             chosen = [pairs[i] for i in plan.batch(b)]
             batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
-        # Greedy, and not much longer than the source: early in training a model may fail to end its translations.
+        # Greedy search, with translations not much longer than the source, since early in training a model may fail to
+        # end its translations.
         decoding = DecodingConfig(
             beam_size=1, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
         )
@@ -76,10 +77,10 @@ class Validation:
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 
     def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
-        """Validate the model; returns its measures by name, and its greedy translations of the sources.
+        """Validate the model; returns the results by name, and the model's greedy translations of the sources.
 
-        The measures are loss and nll, both in nats per token, the first with the label smoothing of training, the
-        second without; perplexity, which is exp(nll); and bleu and chrf of the translations. Raises StoppedError if a
+        The results are "loss", with the label smoothing of training, and "nll", without label smoothing, both in nats
+        per token; "perplexity", which is exp(nll); and "bleu" and "chrf" of the translations. Raises StoppedError if a
         signal asks training to stop.
         """
         model.eval()
@@ -101,10 +102,10 @@ class Validation:
         return measured, translations
 
     def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
-        """The estimated seconds of a validation, from timing a few batches and lines that are spread over the text.
+        """Returns an estimate of how many seconds a validation takes.
 
-        Since translations of an untrained model are as long as the limit allows, the time of translating is scaled
-        down to the length of the references.
+        A few batches and lines, spread over the text, are timed. Translations by an untrained model are as long as the
+        length limit allows, so the time for translating is scaled down to the length of the references.
         """
         model.eval()
         try:
@@ -127,7 +128,7 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
     ) -> tuple[list[str], Counter[str]]:
-        """The translations of the sources, and the number of lines with each note (a warning about a translation)."""
+        """Returns the translations of the sources, and for each kind of problem the number of lines that have it."""
 
         def done(count: int) -> None:
             stop.check()
@@ -138,7 +139,7 @@ class Validation:
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
-        """The loss and the negative log-likelihood, summed over the target tokens of a batch: (2,) in fp64."""
+        """Returns the loss and the negative log-likelihood, summed over the target tokens of a batch: (2,) in fp64."""
         stop.check()
         batch = batch.to(model.device)
         features = model(batch.source, batch.target)
@@ -148,7 +149,7 @@ class Validation:
 
 
 def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
-    """Report pairs that are left out of the loss; raises DataError if no pair is kept."""
+    """Report how many pairs are left out of the loss. Raises DataError if no pair is kept."""
     num_pairs = num_kept + left_out.total()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
     limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
@@ -163,7 +164,7 @@ def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> N
 
 
 def _warn_of_unspaced(config: Config, references: list[str]) -> None:
-    """Warn if the references have no spaces between words, but the tokenizer of BLEU needs spaces."""
+    """Warn if the references have no spaces between words although the tokenizer of BLEU needs them."""
     tokenizer = tokenizer_of(config.languages.target)
     if found := unspaced(references, tokenizer):
         by_bleu = config.training.select_by == "bleu"
@@ -177,13 +178,13 @@ def _warn_of_unspaced(config: Config, references: list[str]) -> None:
 def best_logged(
     path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
 ) -> tuple[int, float, int] | None:
-    """The best of the steps by the scores in the log at path, its score, and the number of validations after it.
+    """Returns the step in `steps` with the best score in the log, its score, and the number of later validations.
 
-    Returns None if the log is damaged or missing, or has no validation of any of the steps.
+    `path` is the log file. Returns `None` if the log is damaged or missing, or has no validation at any of `steps`.
     """
     try:
         data = path.read_bytes()[: progress.log_bytes]
-        # Bytes are split, since samples may have U+2028 and other characters at which str.splitlines splits.
+        # Bytes are split, not str, since samples may have U+2028 or other characters at which str.splitlines splits.
         events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
         scores = {
             event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
@@ -199,13 +200,16 @@ def best_logged(
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
-    """The score by which checkpoints are compared (training.select_by); higher is better; -inf if it is not finite."""
+    """Returns the score by which checkpoints are compared, as set by `training.select_by`; higher is better.
+
+    Returns -inf if the score is not finite.
+    """
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
 
 
 def measures_text(measured: dict[str, float]) -> str:
-    """The measures as one line of text."""
+    """Returns the results of a validation as one line of text."""
     return (
         f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
         f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"

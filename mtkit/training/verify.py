@@ -1,4 +1,4 @@
-"""`mtkit verify`: checks that the files of a run are intact, and that a killed training resumes exactly."""
+"""`mtkit verify`: checks that the files of a run are intact, and that a training run that is killed resumes exactly."""
 
 import json
 import signal
@@ -44,7 +44,10 @@ def check_data(run: Path) -> Report:
 
 
 def check_results(run: Path, device: str | None = None) -> Report:
-    """Check the files that training wrote: the checkpoints, and the model, as `mtkit check` does, on the device."""
+    """Check the files that training wrote: the checkpoints and the model.
+
+    The model is checked on `device`, as `mtkit check` does it.
+    """
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
     if model.faults and checkpoints.lines and not checkpoints.faults:
@@ -53,7 +56,10 @@ def check_results(run: Path, device: str | None = None) -> Report:
 
 
 def _part(path: Path, look: Callable[[Path], Report]) -> Report:
-    """The report that look returns for a folder, or a report that it is missing; an MtkitError becomes a fault."""
+    """Returns the report `look(path)` on a folder, or a report that the folder is missing.
+
+    If `look` raises MtkitError, its message becomes the faults of the report.
+    """
     place = standing(path)
     if not place.exists():
         return Report([f"{path}: not there yet"], [])
@@ -116,13 +122,13 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not this one."""
+    """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not `checksum`."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         found = file_checksum(path)
     except FileNotFoundError:
         newest = step_directory(path.parent.parent, checkpoint_steps(path.parent.parent)[-1])
-        if path.name != OPTIMIZER or path.parent == newest:  # training deletes the optimizer state of older ones
+        if path.name != OPTIMIZER or path.parent == newest:  # training deletes optimizer states of older checkpoints
             yield f"{path}: missing; {remedy}"
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror}; {remedy}"
@@ -133,39 +139,40 @@ def _faults(path: Path, checksum: str) -> Iterator[str]:
 
 # Trains in processes that can be killed, and compares two runs.
 
-PAUSE_SECONDS = 0.002  # between two checks whether to kill a training
+PAUSE_SECONDS = 0.002  # the pause between two checks whether to kill the training process
 
-# The fields of the log that depend on the clock, so that they differ between any two trainings.
+# The fields of the log that depend on the clock, so that they differ between any two training runs.
 CLOCKS = ("seconds", "minutes", "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill a training."""
+    """When to kill a training process."""
 
-    step: int  # as soon as the log has this step
-    while_saving: bool = False  # and, if True, a checkpoint is being written
-    delay: float = 0.0  # seconds to wait after that
+    step: int  # the log must have this step
+    while_saving: bool = False  # whether a checkpoint must also be being written
+    delay: float = 0.0  # how many seconds to wait then
 
 
 @dataclass(frozen=True)
 class Killed:
-    """The state of a training when it was killed."""
+    """The state of training when its process was killed."""
 
     step: int  # the last step in the log
     while_saving: bool  # whether a checkpoint was being written
 
 
 def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path) -> Killed | None:
-    """Start or resume a training, kill it at the moment that `kill` describes, and return where it was then.
+    """Start a process that starts or resumes a training run, and kill it at the moment that `kill` describes.
 
-    It is killed by SIGKILL, or its equivalent on Windows. Returns None if the training ended before that moment. Its
-    stderr is written to the file messages. Raises MtkitError if the training fails.
+    Returns the state of training when the process was killed, or `None` if training ended before that moment. The
+    process is killed by SIGKILL, or by its equivalent on Windows. Its stderr is written to the file `messages`. Raises
+    MtkitError if training fails.
     """
     began, ended = _began_at(run), True
     with _process(command, messages) as process:
         while process.poll() is None:
-            # When run.json is newer, this process has already removed what an earlier one left half written.
+            # Once run.json is newer, this process has already removed what an earlier process left half written.
             if _began_at(run) > began and last_step(run) >= kill.step and (not kill.while_saving or is_saving(run)):
                 time.sleep(kill.delay)
                 ended = process.poll() is not None
@@ -178,7 +185,10 @@ def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path
 
 
 def train_to_end(command: Sequence[str], messages: Path) -> None:
-    """Start or resume a training and wait for its end; raises MtkitError if it fails. Its stderr goes to messages."""
+    """Start a process that starts or resumes a training run, and wait until training ends.
+
+    The stderr of the process is written to the file `messages`. Raises MtkitError if training fails.
+    """
     with _process(command, messages) as process:
         process.wait()
     _require_success(process.returncode, messages)
@@ -186,7 +196,10 @@ def train_to_end(command: Sequence[str], messages: Path) -> None:
 
 @contextmanager
 def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A context that starts a process, its stderr going to messages, and kills it at the end if it is still running."""
+    """Context manager that starts a process, and kills it at the end if it is still running.
+
+    The stderr of the process is written to the file `messages`.
+    """
     with messages.open("wb") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -198,7 +211,7 @@ def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Pope
 
 
 def _require_success(code: int, messages: Path) -> None:
-    """Raise MtkitError, with the error message of the training, if its exit code is not 0."""
+    """Raise MtkitError if the exit code of a training process is not 0, with the error messages that it printed."""
     if code:
         lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
         prefix = "mtkit: error: "
@@ -208,7 +221,10 @@ def _require_success(code: int, messages: Path) -> None:
 
 
 def _began_at(run: Path) -> int:
-    """The time, in ns, when training wrote run.json, which it does when it begins or resumes; 0 if it never has."""
+    """Returns the time, in ns, when training last began or resumed; 0 if it never began.
+
+    This is the time of the file run.json, which training then writes.
+    """
     try:
         return (run / "run.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -216,21 +232,21 @@ def _began_at(run: Path) -> int:
 
 
 def last_step(run: Path) -> int:
-    """The last step in the log of a run; 0 if there is none."""
+    """Returns the last step in the log of a run; 0 if the log has no step."""
     steps = (event["step"] for event in reversed(_events(run)) if "step" in event)
     return next(steps, 0)
 
 
 def is_saving(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was being written when the training was killed."""
+    """Whether a checkpoint is being written, or was being written when the training process was killed."""
     return any((run / "checkpoints").glob(".step-*"))
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """Compare two runs; returns, for each file of tensors and for log.jsonl, whether it is the same in both.
+    """Compare two runs; returns, for each file of tensors and for log.jsonl, whether both runs have the same content.
 
-    Files of tensors are sorted by name and compared by their checksums; log.jsonl is last. A file that only one run has
-    counts as different. If there are no files of tensors, model/weights.safetensors counts as different.
+    Files of tensors are sorted by name and compared by their checksums; log.jsonl comes last. A file that only one run
+    has counts as different. If neither run has any file of tensors, model/weights.safetensors counts as different.
     """
     found, wanted = _tensor_files(one), _tensor_files(other)
     same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
@@ -238,7 +254,10 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
 
 
 def _tensor_files(run: Path) -> dict[str, str]:
-    """The checksum of each .safetensors file in the checkpoints and the model of a run, by its path in the run."""
+    """Returns the checksum of each .safetensors file in the checkpoints and the model of a run.
+
+    The keys are paths relative to the run directory.
+    """
     found = {}
     for folder in ("checkpoints", "model"):
         for path in (run / folder).rglob("*.safetensors"):
@@ -247,7 +266,10 @@ def _tensor_files(run: Path) -> dict[str, str]:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """The events of the log, without the event that each process writes at its start and without fields in CLOCKS."""
+    """Returns the events of the log without what differs from one run to another.
+
+    That is the event that each process writes at its start, and the fields in `CLOCKS`.
+    """
     return [
         {name: value for name, value in event.items() if name not in CLOCKS}
         for event in _events(run)
@@ -256,7 +278,7 @@ def _logged(run: Path) -> list[dict[str, Any]]:
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
-    """The events of the log of a run; a last line that is half written is left out."""
+    """Returns the events of the log of a run; if the last line is half written, it is left out."""
     try:
         text = (run / "log.jsonl").read_bytes()
     except FileNotFoundError:
@@ -264,21 +286,24 @@ def _events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-# The command: checks the files, then trains twice, with and without kills, and compares.
+# The command: checks the files, then trains twice, with and without kills, and compares the results.
 
-# Updates of each training; if it ends before it can be killed, the next number is tried.
+# The number of updates to train. If training ends before it can be killed, the next number is tried.
 STEPS = (12, 96, 768)
 
-MOST_PAIRS = 2000  # pairs of the training text, used if the run has no data yet
-MOST_VALIDATION = 20  # pairs of the validation text
-SEARCHED_VALIDATION = 200  # pairs of the validation text of a run, of which the shortest are taken
+MOST_PAIRS = 2000  # the number of training pairs to use if the run has no data yet
+MOST_VALIDATION = 20  # the number of validation pairs to use
+SEARCHED_VALIDATION = 200  # the validation pairs of a run from which the shortest are taken
 
 Pairs = list[tuple[str, str]]
-Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for train and valid: settings and pairs of each corpus
+Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for "train" and "valid": settings and pairs of each corpus
 
 
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
-    """The settings of a run directory or of a YAML file, with overrides; raises MtkitError if they cannot be read."""
+    """Returns the settings of a run directory or of a YAML file, with overrides applied.
+
+    Raises MtkitError if the settings cannot be read.
+    """
     if not target.is_dir():
         return with_patterns_expanded(carried_over(load_config(target, overrides)))
     path = target / "config.yaml"
@@ -296,11 +321,11 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
-    """Yields reports: on the files that training reads, on those that it wrote, and on resuming after a kill.
+    """Yields reports on the files that training reads, on the files that it wrote, and on resuming after a kill.
 
-    If the run does not exist yet, only resuming is tried. If files that training reads are damaged, resuming is not
-    tried, and the last report says so. files_only leaves resuming out; then a run that does not exist raises
-    CheckpointError.
+    If the run does not exist yet, only resuming is tested. If files that training reads are damaged, resuming is not
+    tested, and the last report says so. With `files_only`, resuming is not tested at all, and CheckpointError is raised
+    if the run does not exist.
     """
     run = config.run_path
     pick_device(config.device)  # so that a device that does not exist is reported at once
@@ -319,9 +344,9 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 
 
 def verify_resuming(config: Config) -> Report:
-    """Train a few updates twice in a temporary folder, once with kills, and report whether the two runs are the same.
+    """Train a few updates twice in a temporary folder, once with kills; report whether both give the same result.
 
-    Raises MtkitError if even the longest training ends before it can be killed.
+    Raises MtkitError if training ends before it can be killed, even with the largest number of updates in `STEPS`.
     """
     config, from_run = _with_data(config)
     with _interrupted_by_signals(), _temporary_folder() as temporary:
@@ -342,8 +367,8 @@ def verify_resuming(config: Config) -> Report:
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
     """Train to the end, with one kill between checkpoints and, if possible, one while a checkpoint is written.
 
-    Returns where the training was at each kill: an empty list if it ended before the first. data is the run directory
-    whose tokenizer and data are used, None to prepare new ones.
+    Returns the state of training at each kill; an empty list if training ended before the first kill. `data` is the run
+    directory whose tokenizer and data are used; if it is `None`, new ones are prepared.
     """
     training = config.training
     command, messages = _command(config, data, run), run.with_name("messages")
@@ -363,9 +388,9 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
 
 
 def _command(config: Config, data: Path | None, run: Path) -> list[str]:
-    """Write the settings beside the directory run, and return the command that trains in it.
+    """Write the settings to a file beside the run directory `run`, and return the command that trains in `run`.
 
-    If data is given, it is another run directory, whose tokenizer and data are linked or copied into run.
+    If `data` is given, it is another run directory, whose tokenizer and data are linked or copied into `run`.
     """
     settings = run.with_name("settings.yaml")
     settings.write_text(config_text(config), encoding="utf-8")
@@ -375,7 +400,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 
 
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
-    """Compare the runs named killed and whole in a folder; returns a report, which has a fault if they differ."""
+    """Compare the runs "killed" and "whole" in a folder; returns a report, which has a fault if the runs differ."""
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
@@ -394,13 +419,14 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     return Report(lines, [fault])
 
 
-# Settings and texts for the trainings that are compared.
+# Settings and texts for the two training runs that are compared.
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """The settings, and whether the tokenizer and data of the run are used.
+    """Returns the settings to train with, and whether the tokenizer and data of the run are used.
 
-    If they are used and the model of training.start_from is gone, start_from is reset, so that weights are random.
+    They are used if they were made with these settings. If so, and if the model named by `training.start_from` no
+    longer exists, that setting is reset to `None`, so that training starts from random weights.
     """
     if not is_prepared(config):
         inform(
@@ -417,9 +443,10 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 
 
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
-    """The settings of a training of a few updates, with a few pairs of text, which are written to a folder.
+    """Write a few sentence pairs to `folder` and return the settings of a training run of `steps` updates on them.
 
-    If from_run, training reads the data of the run, but settings must name text: one pair is written for each corpus.
+    With `from_run`, training reads the data of the run instead. But settings must name text files, so one pair is
+    written for each corpus.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {
@@ -452,7 +479,10 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """One pair for each training corpus, and short pairs of the run's validation text, which already has its tags."""
+    """Returns one pair for each training corpus, and the shortest pairs from the validation text of the run.
+
+    The validation text is stored with tags, so no tags are set for it.
+    """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
     pairs = [pair for pair in pairs if all(side.strip() for side in pair)] or pairs
@@ -462,7 +492,10 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """The first pairs of each corpus of data.train and data.valid; raises ConfigError if one lists no corpus."""
+    """Returns the first pairs of each corpus of `data.train` and `data.valid`.
+
+    Raises ConfigError if `data.train` or `data.valid` is empty.
+    """
     texts = {}
     for name, corpora, most in (
         ("train", config.data.train, MOST_PAIRS),
@@ -477,7 +510,7 @@ def _texts_of_settings(config: Config) -> Texts:
 
 
 def _written(path: Path, pairs: Pairs) -> dict[str, str]:
-    """Write the sources and the targets to two files; returns {"source": PATH, "target": PATH}."""
+    """Write the sources and the targets to two files beside `path`; returns {"source": FILE, "target": FILE}."""
     files = {}
     for place, side in enumerate(("source", "target")):
         file = path.with_name(f"{path.name}.{side}")
@@ -488,9 +521,9 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A context with a folder that is removed at its end.
+    """Context manager that gives a temporary folder, which is removed at the end.
 
-    Errors in writing to the folder become CheckpointErrors, which say how to choose another place.
+    Errors that concern the folder become a CheckpointError, whose message says how to choose another place for it.
     """
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
@@ -506,7 +539,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that the temporary folder is removed."""
+    """Context manager in which SIGTERM and SIGHUP raise KeyboardInterrupt, so that the temporary folder is removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

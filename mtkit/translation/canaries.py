@@ -1,4 +1,7 @@
-"""Canaries: sentences stored with a model's translations, to check that it gives the same ones on another machine."""
+"""Canaries: sentences that are stored with a model, together with its translations of them.
+
+They serve to check that the model gives the same translations on another machine.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,35 +38,40 @@ class CanaryResult:
     source_tokens: list[int]  # the canary's source, as this tokenizer encodes it
     target_tokens: list[int]  # the new translation, without the end mark
     text: str  # the canary's target tokens, as this tokenizer decodes them
-    log_prob: float  # of the canary's target tokens, not the new ones, under this model
-    gap: float  # log-probability of the new token minus the canary's, at the first that differs; 0 if none does
+    log_prob: float  # of the canary's target tokens (not the new ones), computed with the model that is checked
+    gap: float  # log-probability of the new token minus that of the canary's, where the two first differ; 0 if never
 
     @property
     def same_text(self) -> bool:
-        """Whether the source tokens and the text are those that the canary records."""
+        """Whether `source_tokens` and `text` equal those stored in the canary."""
         return self.source_tokens == self.canary.source_tokens and self.text == self.canary.text
 
     @property
     def same_tokens(self) -> bool:
-        """Whether the new translation has the same tokens as the canary's."""
+        """Whether the new translation has the same tokens as the stored translation."""
         return self.target_tokens == self.canary.target_tokens
 
     @property
     def is_tie(self) -> bool:
-        """Whether the tokens differ, but the two at the first difference are equally likely, to within TIE."""
+        """Whether the new translation differs from the stored one, but is a tie for the model.
+
+        It is a tie if, at the first token that differs, the log-probabilities of the two tokens differ by less than
+        `TIE`.
+        """
         return not self.same_tokens and abs(self.gap) < TIE
 
     @property
     def drift(self) -> float:
-        """Absolute difference between log_prob and the log-probability that the canary records."""
+        """The absolute difference between `log_prob` and the log-probability stored in the canary."""
         return abs(self.log_prob - self.canary.log_prob)
 
 
 def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
-    """Translate up to NUM_CANARIES of the lines, chosen to cover the range of lengths, and return them as canaries.
+    """Translate up to `NUM_CANARIES` of the lines, chosen to cover the range of lengths, and return them as canaries.
 
     The choice does not depend on the order of the lines. Blank lines, and lines too long for the model, are not
-    chosen. Translations with an infinite or NaN log-probability are left out. The translator must be on a CPU, in fp32.
+    chosen. A translation whose log-probability is infinite or NaN is left out. The translator must be on a CPU, in
+    fp32.
     """
     encoded = translator.tokenizer.encode_source(lines)
     fitting = sorted(
@@ -81,9 +89,9 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
 
 
 def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> list[CanaryResult]:
-    """Translate the sources of the canaries again, and return a result for each, in order.
+    """Translate the sources of the canaries again; return a result for each canary, in order.
 
-    Raises DataError if a source, or its recorded translation, is longer than the model accepts.
+    Raises DataError if a source or its stored translation is longer than the model accepts.
     """
     source_tokens = translator.tokenizer.encode_source([canary.source for canary in canaries])
     expected = [canary.target_tokens for canary in canaries]
@@ -104,9 +112,10 @@ def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> li
 
 
 def _gap(expected: list[int], old: list[float], found: list[int], new: list[float]) -> float:
-    """Log-probability of found minus that of expected at the first token that differs; 0 if none does.
+    """Compares two translations at the first token that differs.
 
-    old has the log-probabilities of all tokens of expected and of its end mark; new has those of found.
+    Returns the log-probability of the token in `found` minus that of the token in `expected`; 0 if no token differs.
+    `old` holds the log-probabilities of the tokens of `expected` and its end mark, `new` those of `found`.
     """
     for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
@@ -121,7 +130,7 @@ def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> l
 
 
 def _texts(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each row of target tokens, with line breaks replaced by spaces as in translations."""
+    """Returns the text of each row of target tokens; line breaks are replaced by spaces, as in translations."""
     return [BREAKS.sub(" ", text) for text in translator.tokenizer.decode_target(tokens)]
 
 
@@ -131,23 +140,24 @@ def _fits(translator: Translator, tokens: Sequence[int]) -> bool:
 
 # `mtkit check`: whether a bundle's files are unchanged, and whether its canaries are translated as before.
 
-# Largest drift accepted per token, end mark included: more than rounding causes on any device in fp32.
+# The largest drift that is accepted per token, where the end mark counts as a token. It is more than rounding causes on
+# any device in fp32.
 MOST_DRIFT = 0.01
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of check(), as lines of text."""
+    """The result of `check`, as lines of text."""
 
     lines: list[str]  # what was checked, and the results
-    faults: list[str]  # what is wrong; empty if nothing is
+    faults: list[str]  # what is wrong; empty if nothing is wrong
 
 
 def check(model: Path, device: str | None = None) -> Report:
     """Compare every file of a model with its checksum; if all match, translate the canaries again.
 
-    The canaries are translated on device, by default the one in the model's settings. Weights that are not finite are
-    a fault, too. Returns a report of what was found. Raises MtkitError if the model cannot be read or loaded.
+    Returns a report of what was found. Infinite or NaN weights are a fault too. The canaries are translated on
+    `device`, by default the device in the model's settings. Raises MtkitError if the model cannot be read or loaded.
     """
     storage = find_model(model)
     tell(storage)

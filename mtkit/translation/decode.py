@@ -50,13 +50,13 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
-    Returns a list of hypotheses for each sentence, at least one: best first, or samples in the order drawn.
-    Sampling returns num_best hypotheses. Beam search returns at most num_best or, if num_best is above 1, at most
-    2 x num_best, since different tokens may spell the same text.
+    Returns a list of hypotheses for each sentence, with at least one hypothesis. Sampling returns `num_best`
+    hypotheses, in the order drawn. Beam search returns the best hypotheses, best first. If `num_best` is 1, it returns
+    one; otherwise it returns up to twice `num_best`, since different tokens may spell the same text.
 
-    prefixes has, for each sentence, the target tokens that its hypotheses must begin with. Forbidden tokens, by default
-    all special ids but the end mark, are never generated outside prefixes. Raises MtkitError if the settings have a
-    coverage penalty and the model has no attention.
+    `prefixes` holds, for each sentence, the target tokens that its hypotheses must begin with. The tokens in
+    `forbidden`, by default all special ids except the end mark, are not generated, except as part of a prefix. Raises
+    MtkitError if the settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -110,7 +110,10 @@ def decode(
 
 
 def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """Maximum length (N,) of each sentence's hypotheses in tokens, end mark excluded; at least that of the prefix."""
+    """Returns the maximum length (N,) of the hypotheses of each sentence, in tokens without the end mark.
+
+    A maximum is at least the length of the prefix, but never above the limit of the model.
+    """
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
     max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
@@ -118,7 +121,7 @@ def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefix
 
 
 def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> list[Constraint]:
-    """The constraints that the settings min_length and no_repeat_ngram impose."""
+    """Returns the constraints for the settings `decoding.min_length` and `decoding.no_repeat_ngram`."""
     constraints = []
     if decoding.min_length:
         constraints.append(min_length(max_lengths.clamp(max=decoding.min_length), end))
@@ -128,7 +131,7 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """Returns each hypothesis in a list of its own; its score is the log-probability divided by the length penalty."""
+    """Divides log-probabilities by the length penalty to get the scores; returns each hypothesis in its own list."""
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
         [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
@@ -137,9 +140,9 @@ def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]
 
 
 def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: State) -> tuple[Tensor, State]:
-    """One search step: log-probabilities (R, W, V) of the token after each of ids (R, W), and the next state.
+    """Returns the log-probabilities (R, W, V) of the token that follows each of `ids` (R, W), and the next state.
 
-    Forbidden tokens get -inf.
+    This is one step of a search. The log-probabilities of forbidden tokens are -inf.
     """
     features, state = model.decode(next_rows(ids, state), state)
     log_probs = log_probs_from(model.output(features))
@@ -149,10 +152,10 @@ def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: S
 
 
 def last_attention(state: State, wanted_by: str) -> Tensor:
-    """Attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
+    """Returns the attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
 
-    Under teacher forcing they are (R, T, S). Raises MtkitError if the state records no attention; wanted_by is the
-    setting of decoding that the message names.
+    Under teacher forcing the result is (R, T, S). Raises MtkitError if the state records no attention; its message
+    names the setting `wanted_by` of the section `decoding`.
     """
     if not state.attention:
         raise MtkitError(
@@ -163,7 +166,7 @@ def last_attention(state: State, wanted_by: str) -> Tensor:
 
 
 def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """The prefixes as one tensor (N, P), padded with -1."""
+    """Returns the prefixes as one tensor (N, P), padded with -1."""
     longest = max(map(len, prefixes))
     return torch.tensor([[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes])
 
@@ -172,11 +175,11 @@ def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
-    """Rank sampled texts; returns each distinct text with its mean utility against all other samples, best first.
+    """Rank sampled texts by minimum Bayes risk; returns each distinct text with its mean utility, best first.
 
-    utility returns a matrix [h][r]: the utility of text h with text r as the reference. Equally good texts keep the
-    order in which they were drawn. A text drawn more than once is also compared with its other copies. The utility of
-    a single sample is 0.
+    The mean is over all other samples. `utility(texts)[h][r]` must be the utility of text h with text r as the
+    reference. Equally good texts keep the order that they have in `texts`. A text that was drawn several times is also
+    compared with its other copies. If there is only one sample, its utility is 0.
     """
     counts = Counter(texts)
     different = list(counts)
@@ -196,34 +199,34 @@ CHUNK_ELEMENTS = 1 << 25  # maximum number of logits in memory at once: fewer to
 
 @dataclass(frozen=True)
 class ScoredTranslation:
-    """A given translation with the model's log-probability of each token."""
+    """A given translation, with the log-probability that the model assigns to each of its tokens."""
 
     pieces: list[str]  # one for each token; the last is the end mark
     log_probs: list[float]
 
     @property
     def log_prob(self) -> float:
-        """Log-probability of the translation: the sum over its tokens and the end mark."""
+        """The log-probability of the translation: the sum over its tokens and the end mark."""
         return sum(self.log_probs)
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens, including the end mark."""
+        """The number of tokens, including the end mark."""
         return len(self.log_probs)
 
     @property
     def mean(self) -> float:
-        """Mean log-probability per token, including the end mark."""
+        """The mean log-probability per token, where the end mark counts as a token."""
         return self.log_prob / self.num_tokens
 
 
 def log_probs_of(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[list[float]]:
-    """For each pair of a source and a target, the log-probability of each target token and of the end mark.
+    """Returns for each pair of a source and a target the log-probabilities of the target tokens and the end mark.
 
-    A source or target may be empty: then it is the end mark alone. A batch has at most batch_tokens tokens on each
-    side, including padding, unless a single pair has more.
+    An empty source or target consists of the end mark alone. A batch has at most `batch_tokens` tokens on either side,
+    including padding, unless a single pair has more.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
@@ -237,9 +240,10 @@ def log_probs_of(
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields batches of row indices, longest rows first; lengths are the numbers of tokens of the rows.
+    """Divides rows into batches, longest rows first; yields the row indices of each batch.
 
-    A batch has at most batch_tokens tokens, including padding, unless a single row has more.
+    `lengths` holds the number of tokens of each row. A batch has at most `batch_tokens` tokens, including padding,
+    unless a single row has more.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
@@ -249,7 +253,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def chunk_tokens(model: Model) -> int:
-    """Maximum number of tokens whose logits are in memory at once, which depends on the model's vocabulary."""
+    """Returns the maximum number of tokens whose logits are in memory at once; it depends on the vocabulary size."""
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.elements_per_token))
 
 
@@ -277,10 +281,11 @@ def _batch_log_probs(
 def source_attention(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[Tensor]:
-    """For each pair, the attention weights (T, S) over the source tokens in predicting each target token, on the CPU.
+    """Returns, for each pair, the attention weights (T, S) of the target tokens over the source tokens, on the CPU.
 
-    They are averaged over the heads of the last layer, and leave out the end marks of both sides. Batches are limited
-    as in log_probs_of(). Raises MtkitError if the model has no attention.
+    Row t holds the weights with which target token t was predicted. The weights are averaged over the heads of the last
+    layer; the end marks of both sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises
+    MtkitError if the model has no attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))

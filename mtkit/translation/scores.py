@@ -1,4 +1,7 @@
-"""BLEU, chrF and TER with signatures, and paired significance tests. Only this module uses sacreBLEU's metrics."""
+"""BLEU, chrF and TER with signatures, and paired significance tests.
+
+This is the only module that uses the metrics of sacreBLEU.
+"""
 
 import logging
 import os
@@ -30,7 +33,7 @@ from mtkit.text.oddities import findings
 DEFAULT_TOKENIZER = "13a"
 
 # sacreBLEU's tokenizers for languages that DEFAULT_TOKENIZER does not suit, by ISO 639 code of two or three letters.
-# All Chinese languages are written in the characters that the tokenizer zh separates.
+# All Chinese languages are written in the characters that the tokenizer "zh" separates.
 _TOKENIZERS = {
     **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "lzh"), "zh"),
     **dict.fromkeys(("ja", "jpn"), "ja-mecab"),
@@ -39,17 +42,20 @@ _TOKENIZERS = {
 
 _EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}  # the extra of mtkit that installs the packages of a tokenizer
 
-# spm and flores101 have the same model and signature, but sacreBLEU warns that the name spm is deprecated.
+# The tokenizers "spm" and "flores101" have the same model and signature, but sacreBLEU warns that "spm" is deprecated.
 _RENAMED = {"spm": "flores101"}
 
 
 def tokenizer_of(language: str) -> str:
-    """Name of sacreBLEU's tokenizer for a language code, which may have a script and a region: zh, zh-CN, zho_Hans."""
+    """Returns the name of sacreBLEU's tokenizer for a language.
+
+    The language code may include a script or region, as in zh-CN and zho_Hans.
+    """
     return _TOKENIZERS.get(re.split("[-_]", language.lower())[0], DEFAULT_TOKENIZER)
 
 
 def require_tokenizer_name(name: str) -> None:
-    """Raises MtkitError if sacreBLEU has no tokenizer of this name."""
+    """Raises MtkitError if sacreBLEU has no tokenizer with this name."""
     if name not in BLEU.TOKENIZERS:
         near = get_close_matches(name, BLEU.TOKENIZERS, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
@@ -57,7 +63,7 @@ def require_tokenizer_name(name: str) -> None:
 
 
 def check_language(target_language: str) -> None:
-    """Raises MtkitError if the language's BLEU tokenizer is not available; called before training."""
+    """Raises MtkitError if BLEU's tokenizer for the language is not available; called before training."""
     bleu(target_language)
 
 
@@ -71,7 +77,7 @@ def bleu(
     """Returns sacreBLEU's BLEU metric with the given tokenizer, by default the one for the language.
 
     Raises MtkitError if the tokenizer needs a package that is not installed, or a model that cannot be downloaded or
-    read. instead is an alternative for the user that the message ends with, such as "choose another with --tokenize".
+    read. The message ends with the alternative `instead`, such as "choose another with --tokenize".
     """
     name = tokenizer or tokenizer_of(language)
     name = _RENAMED.get(name, name)
@@ -92,9 +98,9 @@ def bleu(
 
 @contextmanager
 def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
-    """Before the block, downloads the tokenizer's SentencePiece model if it needs one and the model is missing.
+    """Context manager that first downloads the SentencePiece model of the tokenizer if it is needed and missing.
 
-    Raises MtkitError, whose message ends with or_else, if the download fails or the block cannot read the model.
+    Raises MtkitError if the download fails, or if the block cannot read the model; the message ends with `or_else`.
     """
     if tokenizer not in SPM_MODELS:
         yield
@@ -121,7 +127,7 @@ def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Silences sacreBLEU's log within the block."""
+    """Context manager that silences sacreBLEU's log."""
     logger = logging.getLogger("sacrebleu")
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -130,10 +136,10 @@ def _silent() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-# Metrics; scores and signatures are those of the sacrebleu command (Post, 2018).
+# Metrics. Scores and signatures are the same as those of the sacrebleu command (Post, 2018).
 
 NUM_RESAMPLES = 1000  # the default of the sacrebleu command
-LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a wrong seed
+LONGEST_SHOWN = 40  # messages quote at most this many characters of a wrong seed
 
 # The alternatives that `mtkit evaluate` names if BLEU's tokenizer is not available.
 INSTEAD = "choose another with --tokenize, or leave BLEU out of --metrics"
@@ -141,14 +147,14 @@ INSTEAD = "choose another with --tokenize, or leave BLEU out of --metrics"
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score with its signature and, if computed, a confidence interval or a p-value."""
+    """A corpus score with its signature and, if they were computed, a confidence interval and a p-value."""
 
-    metric: str  # sacreBLEU's name, such as BLEU or chrF2
+    metric: str  # as sacreBLEU names it, such as BLEU or chrF2
     score: float  # 0 to 100; TER, where lower is better, may exceed 100
     signature: str
     mean: float | None = None  # over bootstrap resamples of the test set
     interval: float | None = None  # half-width of the 95 % confidence interval
-    p_value: float | None = None  # of the difference from the score of a baseline
+    p_value: float | None = None  # of the difference between this score and that of a baseline
 
 
 def _bleu(target_language: str, lowercase: bool, tokenizer: str | None) -> Metric:
@@ -167,7 +173,8 @@ def _ter(_: str, __: bool, ___: str | None) -> Metric:
     return TER()  # lowercases by default
 
 
-# The arguments are the target language, whether to lowercase, and the name of BLEU's tokenizer or None.
+# The arguments of these functions are the target language, whether to lowercase, and the name of BLEU's tokenizer, or
+# None for the default.
 METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
     "bleu": _bleu,
     "chrf": _chrf,
@@ -177,7 +184,7 @@ METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
 
 
 def metric_names(text: str) -> tuple[str, ...]:
-    """Parses the value of --metrics, such as bleu,chrf++, and returns the names, which are keys of METRICS.
+    """Parses the value of --metrics, such as "bleu,chrf++"; returns the names, which are keys of `METRICS`.
 
     Raises MtkitError if a name is unknown or repeated.
     """
@@ -199,13 +206,13 @@ def corpus_scores(
 ) -> list[Score]:
     """Score hypotheses against references with sacreBLEU's defaults; returns a Score for each metric, in order.
 
-    hypotheses and each reference are lines of raw text. metrics are keys of METRICS. The target language determines
-    BLEU's tokenizer unless one is named. An empty reference line counts as an empty reference, as it does for the
-    sacrebleu command. names are the references' names in error messages. With confidence, scores have a mean and an
-    interval from bootstrap resampling (Koehn, 2004).
+    The hypotheses and each reference are lists of lines of raw text. `metrics` are keys of `METRICS`. The target
+    language determines BLEU's tokenizer unless `tokenizer` names one. An empty reference line counts as an empty
+    reference, as it does for the sacrebleu command. `names` are the names of the references for error messages. With
+    `confidence`, a score has a mean and a confidence interval from bootstrap resampling (Koehn, 2004).
 
-    Raises DataError if the numbers of lines differ or are 0; MtkitError if BLEU's tokenizer is not available, or
-    SACREBLEU_SEED is wrong.
+    Raises DataError if there are no lines, or if the numbers of lines differ; MtkitError if BLEU's tokenizer is not
+    available, or if `confidence` is true and the environment variable SACREBLEU_SEED is invalid.
     """
     _check_lengths(hypotheses, references, names)
     if confidence:
@@ -215,28 +222,31 @@ def corpus_scores(
     for name in metrics:
         metric = METRICS[name](target_language, lowercase, tokenizer)
         result = metric.corpus_score(stripped, stripped_references, NUM_RESAMPLES if confidence else 1)
-        # These attributes are private, but the public ones give the mean and the interval only as rounded text.
+        # These attributes are private, but the public attributes give the mean and the interval only as rounded text.
         mean, interval = (float(result._mean), float(result._ci)) if confidence else (None, None)
         scores.append(Score(result.name, result.score, metric.get_signature().format(), mean, interval))
     return scores
 
 
 def validation_score(hypotheses: Sequence[str], references: Sequence[str], metric: str, target_language: str) -> float:
-    """BLEU or chrF (0 to 100, higher is better) of translated validation text, used to choose checkpoints."""
+    """Returns BLEU or chrF of the translated validation text, 0 to 100, by which checkpoints are chosen."""
     return corpus_scores(hypotheses, [references], target_language, (metric,))[0].score
 
 
 def count_words(lines: Sequence[str], language: str) -> list[int]:
-    """Number of words in each line according to BLEU's tokenizer for the language; punctuation marks count as words."""
+    """Returns the number of words in each line, as BLEU's tokenizer for the language counts them.
+
+    Punctuation marks that the tokenizer separates count as words.
+    """
     tokenizer = bleu(language).tokenizer
     return [len(tokenizer(line.strip()).split()) for line in lines]
 
 
 def resampling_seed() -> int | None:
-    """The seed in the environment variable SACREBLEU_SEED, which the sacrebleu command reads, too; 12345 if unset.
+    """Returns the seed in the environment variable SACREBLEU_SEED, which the sacrebleu command uses too.
 
-    Returns None if it is "none": resamples are then different each time. Raises MtkitError if it is neither that nor
-    a whole number of at least 0.
+    The default is 12345. Returns `None` if the variable is "none": resamples then differ each time. Raises MtkitError
+    if the variable is neither "none" nor a whole number of at least 0.
     """
     text = _seed_text()
     if text == "none":
@@ -270,7 +280,10 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _stripped(lines: Sequence[str]) -> list[str]:
-    """The lines without trailing white space, which not all tokenizers ignore; the sacrebleu command strips it, too."""
+    """Returns the lines without trailing white space, which the sacrebleu command strips too.
+
+    Not all tokenizers ignore such white space.
+    """
     return [line.rstrip() for line in lines]
 
 
@@ -283,10 +296,10 @@ SignificanceTest = Literal["bootstrap", "randomization"]
 # Names of the tests in sacreBLEU's signatures.
 TESTS: dict[SignificanceTest, str] = {"bootstrap": "bs", "randomization": "ar"}
 
-NUM_TRIALS = 10_000  # the sacrebleu command's default
-TRIALS_AT_ONCE = 100  # trials computed together; bounds the memory
+NUM_TRIALS = 10_000  # the default of the sacrebleu command
+TRIALS_AT_ONCE = 100  # the number of trials computed together, limited to save memory
 
-# Scores, from 0 to 100, that differ by no more than this count as equal: the difference is due to rounding.
+# Scores, from 0 to 100, that differ by at most this count as equal, since the difference is due to rounding.
 TOLERANCE = 1e-9
 
 Statistics = NDArray[np.float64]  # (N, K)
@@ -302,10 +315,11 @@ def paired_scores(
     lowercase: bool = False,
     tokenizer: str | None = None,
 ) -> list[tuple[Score, Score]]:
-    """For each metric, the score of the baseline, and that of the hypotheses with the p-value of their difference.
+    """Returns, for each metric, the score of the baseline and the score of the hypotheses.
 
-    With paired bootstrap resampling (Koehn, 2004) both scores also have means and intervals; paired approximate
-    randomization (Riezler & Maxwell, 2005) makes fewer type I errors. Raises the errors of corpus_scores().
+    The second score has the p-value of the difference between the two. With paired bootstrap resampling (Koehn, 2004),
+    both scores also have a mean and a confidence interval. Paired approximate randomization (Riezler & Maxwell, 2005)
+    makes fewer type I errors. Raises the errors of `corpus_scores`.
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
@@ -320,10 +334,10 @@ def compare(
     references: Sequence[Sequence[str]],
     test: SignificanceTest,
 ) -> tuple[Score, Score]:
-    """The scores of the baseline and of the system, the latter with the p-value of their difference.
+    """Returns the score of the baseline, and the score of the system with the p-value of the difference.
 
-    The p-value is 1 if the scores are equal, and never below smallest_p_value(). The lines must be without trailing
-    white space.
+    The p-value is 1 if the scores are equal, and never below `smallest_p_value`. The lines must not have trailing white
+    space.
     """
     metric._ref_cache = metric._cache_references(references)
     extracted = [metric._extract_corpus_statistics(lines, None) for lines in (baseline, system)]
@@ -349,7 +363,7 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """The (mean, interval) of the baseline and of the system, and the p-value of their score difference."""
+    """Returns a list of (mean, interval) for the baseline and the system, and the p-value of their difference."""
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
     intervals: list[tuple[float | None, float | None]] = []
@@ -369,19 +383,19 @@ def _randomization(
 
 
 def resampled_scores(metric: Metric, statistics: Statistics, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Scores (B,) of B resamples of the test set; each row of chosen (B, N) has the line indices of one resample."""
-    # sacreBLEU uses single precision, too; so the means and intervals are the same.
+    """Returns the scores (B,) of B resamples of the test set; `chosen[b]` (N,) lists the lines of resample b."""
+    # Single precision, as in sacreBLEU, so that means and intervals are the same.
     single = statistics.astype(np.float32)
     return np.array([metric._compute_score_from_stats(single[lines].sum(0)).score for lines in chosen])
 
 
 def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64], difference: float) -> float:
-    """The p-value of paired bootstrap resampling (Koehn, 2004).
+    """Returns the p-value of paired bootstrap resampling (Koehn, 2004).
 
-    baseline and system are the scores (B,) of both systems on the resamples; difference is the absolute difference of
-    their scores on the original test set. The p-value is the fraction of resamples whose absolute difference exceeds
-    the mean over all resamples by at least `difference` (Riezler & Maxwell, 2005), with add-one smoothing. It is 1 if
-    the scores on the original test set are equal.
+    `baseline` and `system` are the scores (B,) of the two systems on the resamples; `difference` is the absolute
+    difference of their scores on the original test set. The p-value is the fraction of resamples whose absolute
+    difference exceeds the mean absolute difference by at least `difference` (Riezler & Maxwell, 2005), with add-one
+    smoothing. It is 1 if the scores on the original test set are equal.
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -392,7 +406,10 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
 def swapped_differences(
     metric: Metric, baseline: Statistics, system: Statistics, swapped: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Absolute score differences (B,) of B trials; trial b swaps line n of the two systems if swapped[b, n] is True."""
+    """Returns the absolute score differences (B,) of B trials.
+
+    Trial b swaps line n between the two systems if `swapped[b, n]` is `True`.
+    """
     total = baseline.sum(0) + system.sum(0)
     differences = []
     for start in range(0, len(swapped), TRIALS_AT_ONCE):
@@ -405,28 +422,32 @@ def swapped_differences(
 
 
 def randomization_p_value(differences: NDArray[np.float64], difference: float) -> float:
-    """The p-value of paired approximate randomization (Riezler & Maxwell, 2005).
+    """Returns the p-value of paired approximate randomization (Riezler & Maxwell, 2005).
 
-    differences (B,) are the absolute score differences of the trials; difference is that of the two systems. The
-    p-value is the fraction of trials whose difference is at least as large, with add-one smoothing.
+    `differences` (B,) are the absolute score differences of the trials; `difference` is the absolute score difference
+    of the two systems. The p-value is the fraction of trials whose difference is at least `difference`, with add-one
+    smoothing.
     """
     return _share(differences, difference)
 
 
 def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
-    """Lower bound for the p-value: min(1, 2^(1-M)), where M is the number of lines whose statistics differ.
+    """Returns a lower bound for the p-value: min(1, 2^(1-M)), where M is the number of lines whose statistics differ.
 
     If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
-    2^M possible outcomes, at least two have a score difference as large as the observed one: the observed outcome and
-    its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ: without it, a
-    difference in a single line would be significant. If M is 15 or more, no p-value of the tests is below the bound.
+    2^M possible outcomes, at least two have a score difference as large as the observed difference: the observed
+    outcome and its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ:
+    without the bound, a difference in a single line would be significant. If M is 15 or more, the bound has no effect.
     """
     num_different = int((baseline != system).any(1).sum())
     return min(1.0, 2.0 ** (1 - num_different))
 
 
 def _share(statistics: NDArray[np.float64], difference: float) -> float:
-    """Fraction of the statistics that are at least `difference`, with add-one smoothing: (count + 1) / (total + 1)."""
+    """Returns the fraction of the statistics that are at least `difference`, with add-one smoothing.
+
+    That is (count + 1) / (total + 1).
+    """
     at_least = int((statistics >= difference - TOLERANCE).sum())
     return (at_least + 1) / (len(statistics) + 1)
 
@@ -435,14 +456,14 @@ def _share(statistics: NDArray[np.float64], difference: float) -> float:
 
 
 class Utility:
-    """Scores texts against one another at sentence level, with the same results as sacreBLEU's sentence_score."""
+    """Scores texts against one another at sentence level, with the same results as sacreBLEU's `sentence_score`."""
 
     def __init__(self, metric: str, target_language: str) -> None:
         self._metric = UTILITIES[metric](target_language)
 
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """Returns a matrix [h][r]: the score, 0 to 100, of text h with text r as its reference."""
-        # The steps of sentence_score, but the slowest, counting a reference's n-grams, is done only once per reference.
+        """Returns a matrix whose entry [h][r] is the score, 0 to 100, of text h with text r as the reference."""
+        # The steps of sentence_score, but the slowest step, counting n-grams, is done only once per reference.
         prepared = [self._metric._preprocess_segment(text.rstrip()) for text in texts]
         references = [self._metric._extract_reference_info([text]) for text in prepared]
         return [[self._score(text, reference) for reference in references] for text in prepared]
@@ -461,11 +482,11 @@ UTILITIES: dict[str, Callable[[str], Metric]] = {
 }
 
 
-# Text for which BLEU is meaningless: it is tokenised, or has no spaces between words.
+# Text for which BLEU is meaningless, since it is tokenised or has no spaces between words.
 
 
 def looks_processed(lines: Sequence[str]) -> str | None:
-    """The text of a warning if many lines look tokenised, escaped or split into subwords; None otherwise."""
+    """Returns a warning if many lines look tokenised, escaped or split into subwords, else `None`."""
     found = next(iter(findings(enumerate(lines, start=1))), None)
     if found is None:
         return None
@@ -496,13 +517,13 @@ _LANGUAGE_OF = {"Chinese": "zh", "Japanese": "ja"}
 _SEPARATED = {"zh": _HAN, "ja-mecab": _HAN + _KANA}
 _ANY_SCRIPT = {"char", *SPM_MODELS}
 
-# Text counts as written without spaces if at least this fraction of its letters is of scripts without spaces.
+# Text counts as written without spaces if at least this fraction of its letters belongs to scripts without spaces.
 _LARGE_SHARE = 0.25
-# Text counts as segmented into words if spaces separate at least this fraction of neighbouring characters.
+# Text counts as segmented into words if at least this fraction of neighbouring characters is separated by spaces.
 _SPACED_SHARE = 0.1
-# Text is Japanese, which mixes kana with Chinese characters, if at least this fraction of these is kana.
+# Japanese mixes kana with Chinese characters. Text counts as Japanese if at least this fraction of both is kana.
 _KANA_SHARE = 0.1
-_MOST_LINES = 2_000  # maximum number of lines inspected
+_MOST_LINES = 2_000  # the maximum number of lines inspected
 
 
 @dataclass(frozen=True)
@@ -510,10 +531,10 @@ class Unspaced:
     """The script of a text that has no spaces between words and that BLEU's tokenizer cannot segment."""
 
     script: str
-    language: str | None  # code of the language of this script; None if sacreBLEU has no tokenizer for it
+    language: str | None  # the code of the language written in it; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """Advice for the user: to name the language, if that helps, or to do what the text `otherwise` says."""
+        """Returns advice for the user: to name the language, if that helps, or to do what the text `otherwise` says."""
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (
@@ -523,7 +544,7 @@ class Unspaced:
 
 
 def unspaced(lines: Sequence[str], tokenizer: str) -> Unspaced | None:
-    """The script and language of lines that lack spaces between words, if the tokenizer needs these; None otherwise."""
+    """Returns the script of lines without spaces between words if the tokenizer cannot segment them, else `None`."""
     if tokenizer in _ANY_SCRIPT:
         return None
     separated = _SEPARATED.get(tokenizer, "")

@@ -1,4 +1,4 @@
-"""Streams of lines for `mtkit translate` and `mtkit score`, which write results in the order of their input lines."""
+"""Streams of lines: `mtkit translate` and `mtkit score` read lines, and write a result for each line, in order."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,23 +31,25 @@ def translate(
     prefixes: Path | Iterable[str] | None = None,
     num_lines: int | None = None,
 ) -> None:
-    """Translate each line of source and write the translation to out as UTF-8.
+    """Translate each line of `source`, and write the translations to `out` as UTF-8.
 
-    An output line is the translation, or `score TAB text` with with_scores. If num_best is greater than 1, each input
-    line gives up to num_best output lines, `number TAB score TAB text`, where number is that of the input line, from 1.
+    An output line is the translation or, if `with_scores` is true, `score TAB text`. If `num_best` is greater than 1,
+    each input line gives up to `num_best` output lines `number TAB score TAB text`, where `number` is the number of the
+    input line, from 1.
 
-    tag is put before each line. prefixes has a text for each line that its translation must begin with; a path is a
-    file of such texts.
+    `tag` is put before each input line. `prefixes` holds, for each input line, a text that its translation must begin
+    with; if it is a path, the texts are read from that file.
 
-    Warnings are printed for undecodable bytes, which are replaced; for lines too long for the model, which are
-    translated in parts; for lines without a translation; and, unless a tag is given, for lines that lack the tag that
-    the model was trained with.
+    Warnings are printed for bytes that are not UTF-8, which are replaced; for lines too long for the model, which are
+    translated in parts; for lines without a translation; and, unless `tag` is given, for lines whose tag is unknown or
+    missing.
 
-    Lines are translated in large groups, or one at a time if line_buffered. If source is a pipe and no line arrives
-    for a moment, the lines read so far are translated and flushed. The grouping does not affect the translations.
+    Lines are translated in large groups or, if `line_buffered` is true, one at a time. If `source` is a pipe and no
+    line arrives for a moment, the lines read so far are translated and flushed. The grouping does not affect the
+    translations.
 
-    num_lines is the total for the progress display, if known. Raises StoppedError, which says how many lines were
-    written, if a signal ends the program, and the errors of Translator.translate_lines().
+    `num_lines` is the total for the progress display, if known. If a signal ends the program, raises StoppedError,
+    which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
     """
     warnings = Warnings()
     with InputStreams(out.flush, line_buffered) as streams:
@@ -76,9 +78,10 @@ def translate(
 
 
 def lines_to_come(file: Path | None) -> int | None:
-    """Number of lines in a file, for the progress display.
+    """Returns the number of lines in a file, for the progress display.
 
-    None if file is None, no progress is shown, or the file can be read only once, as standard input or a pipe.
+    Returns `None` if `file` is `None`, if no progress is shown, or if the file can be read only once, as is the case
+    with standard input and pipes.
     """
     if file is None or file == STANDARD_INPUT or path_may_pause(file) or not is_shown():
         return None
@@ -86,10 +89,10 @@ def lines_to_come(file: Path | None) -> int | None:
 
 
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
-    """Yields the text of each line, and warns of replaced bytes and stray carriage returns.
+    """Yields the text of each line, and warns of replaced bytes and of carriage returns within a line.
 
-    lines has each line's text and whether bytes in it were replaced. Raises DataError, whose message begins with name,
-    if reading fails.
+    `lines` holds the text of each line, and whether bytes in it were replaced. Raises DataError if reading fails; its
+    message begins with `name`.
     """
     try:
         for number, (line, damaged) in enumerate(lines, start=1):
@@ -109,7 +112,10 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
 def _tags_checked(
     items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
 ) -> Iterator[T]:
-    """Yields the items, and warns of sources whose tag is unknown, or missing if the model was trained with tags."""
+    """Yields the items unchanged; warns of sources whose tag is unknown.
+
+    If the model was trained with tags, also warns of sources without a tag.
+    """
     for number, item in enumerate(items, start=1):
         if fault := translator.tag_fault(source_of(item)):
             warnings.add(fault, number)
@@ -126,15 +132,15 @@ def _translation_text(line: TranslatedLine, number: int, num_best: int, with_sco
 
 # Scoring given translations.
 
-LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a line
-MOST_DIGITS = 18  # maximum number of digits of a line number
+LONGEST_SHOWN = 40  # messages quote at most this many characters of a line
+MOST_DIGITS = 18  # the maximum number of digits of a line number
 
 LinesOf = Callable[[Path], Iterator[str]]  # yields the lines of a file
 
 
 @dataclass(frozen=True)
 class ParallelFiles:
-    """A source file and a target file whose line n is the translation of line n."""
+    """A source file and a target file; line n of the target file is the translation of line n of the source file."""
 
     source: Path
     target: Path
@@ -145,17 +151,17 @@ class ParallelFiles:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source line and its translation. Raises DataError if the numbers of lines differ."""
+        """Yields (source line, translation). Raises DataError if one file has more lines than the other."""
         return read_pairs(self.source, self.target, lines_of)
 
 
 @dataclass(frozen=True)
 class NBestList:
-    """A source file and a target file that is an n-best list of translations.
+    """A source file, and an n-best list of translations as the target file.
 
-    Lines of target are `number TAB score TAB text`, as `translate --n-best` writes them, or `number TAB text`. The
-    number is that of the source line, from 1. A source may have any number of translations, in any order. Scores are
-    ignored.
+    A line of the target file is `number TAB score TAB text`, as `mtkit translate --n-best` writes it, or
+    `number TAB text`, where `number` is the number of the source line, from 1. A source line may have any number of
+    translations, and the list may be in any order. Scores are ignored.
     """
 
     source: Path
@@ -167,9 +173,9 @@ class NBestList:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source line and a translation, in the order of the list; keeps all sources in memory.
+        """Yields (source line, translation) in the order of the list; keeps all source lines in memory.
 
-        Raises DataError if a line has another form, or there is no source line with its number.
+        Raises DataError if a line of the list is malformed, or if there is no source line with its number.
         """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
@@ -200,9 +206,9 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class PairsFile:
-    """A file of pairs: each line is a source, a tab and its translation.
+    """A file of pairs: each line consists of a source, a tab and the translation.
 
-    Further columns are ignored. A blank line is a pair of empty texts.
+    Further columns are ignored. A blank line counts as a pair of blank texts.
     """
 
     path: Path
@@ -213,7 +219,7 @@ class PairsFile:
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields pairs of a source and its translation. Raises DataError if a line that is not blank has no tab."""
+        """Yields (source, translation). Raises DataError if a line that is not blank has no tab."""
         for number, line in enumerate(lines_of(self.path), start=1):
             source, *rest = line.split("\t")
             if not rest and source.strip():
@@ -229,14 +235,14 @@ def score(
     tag: str | None = None,
     line_buffered: bool = False,
 ) -> None:
-    """Score given translations by their log-probability and write one line to out for each.
+    """Score given translations by their log-probability; write one line to `out` for each translation.
 
-    A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With by_token it is a
-    JSON list of [piece, log_prob] pairs, with null instead of minus infinity.
+    A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With `by_token`, a line
+    is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null.
 
-    tag is put before each source; without one, sources that lack the tag that the model was trained with are warned
-    about. A path in texts may be `-`, standard input. line_buffered, pipes and signals are handled as in translate().
-    Raises the errors of Translator.score_lines() and of texts.pairs().
+    `tag` is put before each source. Without `tag`, warnings are printed for sources whose tag is unknown or missing. A
+    path in `texts` may be `-`, which is standard input. `line_buffered`, pipes and signals are handled as in
+    `translate`. Raises the errors of `Translator.score_lines` and of `texts.pairs`.
     """
     if tag is not None:
         translator.require_tag(tag)
@@ -274,9 +280,9 @@ def _score_text(line: ScoredTranslation, by_token: bool) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file, compressed or not, or standard input (`-`), and yields a binary stream of the uncompressed text.
+    """Context manager that opens a file, or standard input if `path` is `-`, and gives a binary stream of its text.
 
-    Raises DataError if it cannot be opened.
+    A compressed file is decompressed. Raises DataError if the file cannot be opened.
     """
     try:
         stream = open_to_read(path)
@@ -293,10 +299,11 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Yields a binary stream that writes to PATH.part, which is renamed to path if the block ends without an error.
+    """Context manager that gives a binary stream to write to `path`, which appears only when it is complete.
 
-    The suffix of path determines the compression. After an error, PATH.part is kept unless it is empty. If path is a
-    device or a pipe, it is written to directly. Raises MtkitError if path cannot be written.
+    The stream writes to PATH.part, which is renamed to `path` if the block ends without an error. After an error,
+    PATH.part is kept unless it is empty. If `path` is a device or a pipe, the stream writes to `path` directly. The
+    suffix of `path` determines the compression. Raises MtkitError if `path` cannot be written.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -318,7 +325,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
-    """If the block raises, removes the file if it is empty; otherwise keeps it, and a StoppedError says where."""
+    """Context manager that, if the block raises an exception, removes the file `part` if it is empty.
+
+    Otherwise the file is kept; if the exception is a StoppedError, its message then says where the file is.
+    """
     try:
         with undone_when_ended():
             yield
@@ -333,7 +343,7 @@ def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
 
 
 def _is_empty(part: Path) -> bool:
-    """Whether a file contains no text; a compressed file without text has more than 0 bytes."""
+    """Whether a file contains no text; the size would not tell, since compressed files always have some bytes."""
     try:
         with reading(part) as stream:
             return not stream.read(1)

@@ -1,4 +1,4 @@
-"""The Python API: load() opens a model, and the Translator that it returns translates and scores lines."""
+"""The Python API: `load` opens a model; the Translator that it returns translates and scores lines."""
 
 import math
 import os
@@ -39,15 +39,17 @@ from mtkit.text.vocabulary import UNKNOWN_TEXT
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
-# Lines are gathered into windows, which are sorted by length. A window is full if it has this many lines or characters.
+# Lines are gathered into windows, and the lines of a window are sorted by length. A window is full once it has this
+# many lines or this many characters.
 WINDOW_LINES = 4000
 WINDOW_CHARACTERS = 1_000_000
 
-# Maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of batch_tokens.
+# The maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of
+# decoding.batch_tokens.
 STEP_ELEMENTS = 2048
-LONGEST_SHOWN = 40  # maximum number of characters that a message quotes of a prefix
+LONGEST_SHOWN = 40  # messages quote at most this many characters of a prefix
 
-# Notes on a line, which follow "line N" in a message.
+# Descriptions of problems with a line, which follow "line N" in a message.
 NOTHING_FOUND = (
     "has no translation, and is left blank: min_length, no_repeat_ngram or other settings of decoding rule out every "
     "translation"
@@ -64,11 +66,11 @@ BLANK = Hypothesis([], 0.0, 0.0)  # the translation of a blank line, with probab
 
 @dataclass(frozen=True)
 class Translation:
-    """A translation and its score; higher is better.
+    """A translation and its score; a higher score is better.
 
-    With beam search the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
-    With sampling it is the log-probability, with minimum Bayes risk decoding (decoding.mbr_samples) the mean utility,
-    0 to 100. For a line translated in parts, it is the mean over the parts.
+    With beam search, the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
+    With sampling, it is the log-probability. With minimum Bayes risk decoding (`decoding.mbr_samples`), it is the mean
+    utility, 0 to 100. If a line was translated in parts, the score is the mean over the parts.
     """
 
     text: str
@@ -81,7 +83,7 @@ class TranslatedLine:
 
     translations: list[Translation]
     num_parts: int  # greater than 1 if the line was too long for the model and was split
-    notes: tuple[str, ...] = ()  # problems such as a missing translation, worded to follow "line N"
+    notes: tuple[str, ...] = ()  # descriptions of problems, such as a missing translation, worded to follow "line N"
 
     @property
     def text(self) -> str:
@@ -91,18 +93,18 @@ class TranslatedLine:
 
 @dataclass(frozen=True)
 class _Part:
-    """A line, or a part of a line that is too long for the model; each part is translated by itself."""
+    """A line, or one part of a line that is too long for the model; each part is translated by itself."""
 
-    line: int  # index of the line in its window
-    tokens: list[int]  # source tokens; empty if there is nothing to translate
-    separator: str  # put between this part's translation and the next
+    line: int  # the index of the line in its window
+    tokens: list[int]  # the source tokens; empty if there is nothing to translate
+    separator: str  # put between the translation of this part and that of the next part
     prefix: list[int]  # target tokens that the translation must begin with
-    words: list[str] | None = None  # source word of each token, blank for tags; None unless decoding.unknown is copy
-    prefix_texts: list[str] | None = None  # text of each prefix token, which replaces <unk>
+    words: list[str] | None = None  # source word of each token, "" for tags; None unless decoding.unknown is copy
+    prefix_texts: list[str] | None = None  # the text of each prefix token, to be shown in place of <unk>
 
 
 class Translator:
-    """Translates and scores lines with a model, or with an ensemble of models. It is made by load().
+    """Translates and scores lines with a model, or with an ensemble of models; made by `load`.
 
     Example:
         translator = mtkit.load("runs/de-en", ["decoding.beam_size=4"])
@@ -113,8 +115,8 @@ class Translator:
     Lines and texts are ordinary, untokenised str. Arguments of a wrong type raise TypeError; wrong values raise
     MtkitError, or its subclass DataError if lines are wrong.
 
-    Attributes: model; tokenizer; config, the model's settings, where config.decoding controls the search; tags, a tuple
-    of the tags that a multilingual model knows.
+    Attributes: `model`; `tokenizer`; `config`, the model's settings, of which `config.decoding` controls the search;
+    `tags`, a tuple of the tags that a multilingual model knows.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
@@ -128,7 +130,7 @@ class Translator:
         self._forbidden = tuple(token for token in special.never_generated if token != allowed)
         self._replaces = self._unknown is not None and decoding.unknown != "keep"
         untrained = len(model.untrained)
-        # Encodes prefixes and given translations, and does not use the pieces that were added after training.
+        # This tokenizer encodes prefixes and given translations, without the pieces that were added after training.
         self._target_speller = without_last(tokenizer, untrained) if untrained else tokenizer
         # In older models, a tag may consist of several pieces; such tags are found only in the settings.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
@@ -142,14 +144,15 @@ class Translator:
     ) -> list[str]:
         """Return the best translation of each line, in order; a blank line has a blank translation.
 
-        prefixes has, for each line, a text that its translation must begin with, or "". tag is put before each line;
-        <2de>, for example, may tell a multilingual model to translate to German.
+        `prefixes` holds, for each line, a text that its translation must begin with, or "". `tag` is put before each
+        line; "<2de>", for example, may tell a multilingual model to translate to German.
 
-        Issues a UserWarning for each line with a problem, such as a missing translation. Without tag, also issues one
-        if the tag of a line is missing or unknown (see tag_fault()), but only once for each Translator.
+        Issues a UserWarning for each line with a problem, such as a missing translation. If `tag` is not given, also
+        issues a UserWarning for the first line whose tag is missing or unknown (see `tag_fault`), but only once for
+        each Translator.
 
-        Raises TypeError if lines is a single text or an item is not a str; MtkitError if the model does not know the
-        tag; DataError if there are not as many prefixes as lines, or a prefix is too long for the model.
+        Raises TypeError if `lines` is a single text or an item is not a str; MtkitError if the model does not know
+        `tag`; DataError if there are more or fewer prefixes than lines, or a prefix is too long for the model.
         """
         require_list(lines, "lines")
         if tag is None:
@@ -171,22 +174,23 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Yield, for each line in order, a TranslatedLine with up to num_best translations.
+        """Yield, for each line in order, a TranslatedLine with up to `num_best` translations.
 
-        lines may be any iterable of str; memory use does not grow with its length. There may be fewer translations than
-        num_best: minimum Bayes risk decoding returns at most decoding.mbr_samples, and beam search may find fewer,
-        above all if num_best exceeds decoding.beam_size. prefixes and tag are as in translate().
+        `lines` may be any iterable of str; memory use does not grow with its length. `prefixes` and `tag` are as in
+        `translate`. A line may have fewer than `num_best` translations: minimum Bayes risk decoding returns at most
+        `decoding.mbr_samples`, and beam search may find fewer, above all if `num_best` exceeds `decoding.beam_size`.
 
-        Lines are gathered into windows of a few thousand, sorted by length and translated in batches. If at_once is
-        True, each line is translated before the next is read. If it is a function, it is called after each line is
-        read, and if it returns True, the lines read so far are translated. The grouping does not affect translations.
+        A few thousand lines at a time are read, sorted by length and translated in batches. With `at_once=True`, each
+        line is translated before the next is read. If `at_once` is a function, it is called after each line is read;
+        if it returns `True`, the lines read so far are translated. The grouping does not affect the translations.
 
-        A line that is too long for the model is split into parts; each part gets the tag, the first part the prefix.
-        Problems are not issued as warnings: they are in the notes of each TranslatedLine. For tags, see tag_fault().
+        A line that is too long for the model is split into parts. Each part gets the tag; only the first part gets the
+        prefix. Problems are not issued as warnings, but described in `TranslatedLine.notes`. Tags are not checked; see
+        `tag_fault`.
 
-        done, if given, is called after each batch with the number of lines that the batch completed.
+        `done`, if given, is called after each batch with the number of lines that the batch completed.
 
-        Raises the same errors as translate(); those about a line or prefix are raised when it is reached.
+        Raises the same errors as `translate`. An error about a line or prefix is raised when that line is reached.
         """
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
@@ -201,13 +205,14 @@ class Translator:
         return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
 
     def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
-        """Return the log-probabilities of given translations, where targets[i] is the translation of sources[i].
+        """Return the log-probabilities of given translations; `targets[i]` is the translation of `sources[i]`.
 
-        A blank source or target is scored as the end mark alone. tag is put before each source. Lines are never split.
-        Issues a UserWarning, as translate() does, if sources lack a tag.
+        A blank source or target is scored as the end mark alone. `tag` is put before each source. Lines are never
+        split. If `tag` is not given, issues a UserWarning about missing or unknown tags, as `translate` does.
 
         Raises TypeError if an argument is a single text or an item is not a str; MtkitError if the model does not know
-        the tag; DataError if the numbers of lines differ, or a line is longer than the model accepts.
+        `tag`; DataError if there are more sources than targets or vice versa, or if a line is longer than the model
+        accepts.
         """
         require_list(sources, "sources")
         require_list(targets, "targets")
@@ -225,9 +230,9 @@ class Translator:
     ) -> Iterator[ScoredTranslation]:
         """Yield the log-probabilities of given translations, in order.
 
-        pairs may be any iterable of (source, translation); memory use does not grow with its length.
-        at_once is as in translate_lines(), tag as in score(). Raises the same errors as score(). Issues no warnings;
-        see tag_fault().
+        `pairs` may be any iterable of (source, translation); memory use does not grow with its length. `at_once` is as
+        in `translate_lines`, `tag` as in `score`. Raises the same errors as `score`, but issues no warnings about tags;
+        see `tag_fault`.
         """
         require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
         pairs = checked_pairs(pairs)
@@ -238,14 +243,14 @@ class Translator:
         return self._scored(pairs, at_once)
 
     def tag_fault(self, line: str) -> str | None:
-        """What is wrong with a line's tag, such as "begins with none of the model's tags"; None if nothing is.
+        """Return what is wrong with the tag of a line, such as "begins with none of the model's tags", else `None`.
 
-        A missing tag is a fault if the model was trained with a tag before every line. An unknown tag is always one.
+        An unknown tag is always wrong. A missing tag is wrong if the model was trained with a tag before every line.
         """
         return self._expected_tags.fault(line)
 
     def require_tag(self, tag: str) -> None:
-        """Raise MtkitError if the model does not know the tag, TypeError if it is not a str."""
+        """Raise MtkitError if the model does not know the tag; raise TypeError if the tag is not a str."""
         if not isinstance(tag, str):
             raise TypeError(f"tag: found {shown(tag)}, wants a str such as '<2de>'")
         if tag.split() != [tag]:
@@ -261,7 +266,10 @@ class Translator:
 
     @property
     def max_source_length(self) -> int:
-        """Maximum length of an unsplit source, in tokens: data.max_length, or the model's limit if that is lower."""
+        """The maximum length, in tokens, of a source that is not split.
+
+        This is `data.max_length`, or the limit of the model if that is lower.
+        """
         limit = self.model.limits.source
         most = self.config.data.max_length
         return most if limit is None else min(most, limit - 1)
@@ -269,7 +277,7 @@ class Translator:
     def search(
         self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
     ) -> list[list[Hypothesis]]:
-        """Return the hypotheses that decode() finds, with this translator's settings, for one batch of sentences."""
+        """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings."""
         return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
@@ -325,9 +333,9 @@ class Translator:
                 yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
-        """The source word that each token of text is part of; None unless decoding.unknown is copy.
+        """Returns the source word that each token of `text` is part of; `None` unless `decoding.unknown` is "copy".
 
-        The first num_tags tokens are tags, for which the word is blank.
+        The first `num_tags` tokens are tags; instead of a word, they get "".
         """
         if not self._replaces or self.config.decoding.unknown != "copy":
             return None
@@ -336,10 +344,10 @@ class Translator:
     def _parts_of_long_line(
         self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
     ) -> Iterator[_Part]:
-        """Yields the parts of a line that is too long; text is the line without its tags.
+        """Yields the parts of a line that is too long; `text` is the line without its tags.
 
-        The line is split between sentences if possible. Each part begins with the line's tags; only the first has the
-        prefix. If a single character has too many tokens for the model, its tokens are split.
+        The line is split between sentences if possible. Each part begins with the tags of the line; only the first part
+        has the prefix. If even a single character has too many tokens for the model, its tokens are split.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
@@ -366,10 +374,11 @@ class Translator:
         return self.tokenizer.encode_source([text])[0]
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Yields batches of consecutive items of order, which has indices of parts, longest first.
+        """Divides `order`, the indices of parts from the longest to the shortest, into batches of consecutive items.
 
-        The size of a batch, sentences x longest source x beam size or samples, is at most decoding.batch_tokens. With
-        short lines, the log-probabilities of a step need most of the memory, so their number is limited, too.
+        The size of a batch is its number of sentences times the length of its longest source times the beam size or
+        number of samples; it is at most `decoding.batch_tokens`. With short lines, the log-probabilities of a step need
+        most of the memory, so the number of log-probabilities is limited too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
@@ -389,7 +398,7 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """Returns the translations of all lines, joined from those of their parts; found has each part's hypotheses."""
+        """Joins the translations of parts into translations of lines; `found` holds the hypotheses of each part."""
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -406,7 +415,7 @@ class Translator:
         return [replace(line, notes=tuple(own)) if own else line for line, own in zip(joined, notes, strict=True)]
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
-        """Yields notes on problems with the translation of a part."""
+        """Yields descriptions of problems with the translation of a part."""
         if self._unknown is not None and self._unknown in part.prefix and part.tokens:
             yield UNKNOWN_PREFIX
         for hypothesis in hypotheses:
@@ -414,9 +423,9 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """For each hypothesis of all parts, in order, a text to replace each of its <unk> tokens."""
+        """Returns, for each hypothesis of all parts in order, a text for each <unk> token, to be shown in its place."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
-        copied: dict[int, list[str]] = {}  # by index of the pair: the source word that each token attends to most
+        copied: dict[int, list[str]] = {}  # by index of the pair: for each token, the source word it attends to most
         if self.config.decoding.unknown == "copy":
             chosen = [p for p, (part, tokens) in enumerate(pairs) if self._unknown in tokens[len(part.prefix) :]]
             sources, targets = [pairs[p][0].tokens for p in chosen], [pairs[p][1] for p in chosen]
@@ -432,9 +441,10 @@ class Translator:
         return texts
 
     def _ranked(self, translations: list[Translation]) -> list[Translation]:
-        """Returns the translations of a part, best first, without duplicate texts; only sampling keeps duplicates.
+        """Returns the translations of a part, best first.
 
-        Minimum Bayes risk decoding ranks them by utility, which becomes their score.
+        Duplicate texts are removed, except after sampling without minimum Bayes risk decoding. Minimum Bayes risk
+        decoding ranks the translations by utility, which becomes their score.
         """
         if not self.config.decoding.draws:
             return _different(translations)
@@ -473,7 +483,10 @@ class Translator:
                 )
 
     def _warn_of_tags(self, lines: Sequence[str]) -> None:
-        """Issues a UserWarning for the first line whose tag is missing or unknown, once for each Translator."""
+        """Issues a UserWarning for the first line whose tag is missing or unknown.
+
+        A Translator issues this warning only once.
+        """
         if self._has_warned_of_tags:
             return
         for number, line in enumerate(lines, start=1):
@@ -483,7 +496,10 @@ class Translator:
                 return
 
     def _require_own_process(self) -> None:
-        """Raises MtkitError in a forked child process, which cannot use a model that was loaded on a GPU."""
+        """Raises MtkitError if this process was forked after the model was loaded on a GPU.
+
+        A forked process cannot use such a model.
+        """
         if self.model.device.type != "cpu" and os.getpid() != self._process:
             raise MtkitError(
                 f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
@@ -492,14 +508,14 @@ class Translator:
 
 
 def _nothing(_: int) -> None:
-    """Does nothing; the default of the parameter done."""
+    """Does nothing; stands in for the parameter `done` of `translate_lines` if that is not given."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
-    The training data of an imported model is unknown. It is assumed to have had tags if the vocabulary contains
-    Marian's tags, such as >>deu<<, unless these were added after training.
+    The training data of an imported model is unknown. It is assumed to have had tags if the vocabulary contains tags in
+    the style of Marian, such as >>deu<<, unless those were added after training.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
@@ -512,9 +528,10 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
 
 
 def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
-    """For each row of weights (T, S), the word of the source token with the largest weight, tags excepted.
+    """Returns, for each row of `weights` (T, S), the word of the source token with the largest weight.
 
-    words has the word of each source token, blank for tags. Without any word, the result is UNKNOWN_TEXT in each row.
+    `words` holds the word of each source token, and "" for tags, which are never chosen. If there is no word at all,
+    `UNKNOWN_TEXT` is returned for each row.
     """
     places = [place for place, word in enumerate(words) if word]
     if not places:
@@ -523,7 +540,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """Returns the translations without duplicate texts; of duplicates, the first is kept."""
+    """Returns the first translation with each text, in order."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -531,9 +548,10 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """Joins the translations of a line's parts: the line's n-th translation consists of the n-th of each part.
+    """Joins the translations of the parts of a line.
 
-    If a part has fewer translations, its last one is used.
+    The n-th translation of the line consists of the n-th translation of each part, or of the last one of a part that
+    has fewer than n.
     """
     if not parts:  # a line of white space that was too long, which has no parts
         return TranslatedLine([Translation("", BLANK.score)], 1)
@@ -548,9 +566,10 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Yields pairs of the n-th item of lines and the n-th of others.
+    """Yields pairs of the n-th item of `lines` and the n-th item of `others`.
 
-    Raises DataError if their numbers differ; names are the words for lines and others in its message.
+    Raises DataError if one of them has more items. In the message, the items of `lines` are called `names[0]`, and the
+    items of `others` `names[1]`.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
@@ -562,9 +581,10 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
 
 
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
-    """Yields windows: lists of the pairs of lines that are translated or scored together.
+    """Divides the pairs of lines into windows, which are translated or scored together; yields each window as a list.
 
-    A window ends when it is full, or after a pair for which at_once is True or, if it is a function, returns True.
+    A window ends when it is full. If `at_once` is `True`, it ends after each pair; if `at_once` is a function, after a
+    pair for which the function returns `True`.
     """
     window: list[tuple[str, str]] = []
     size = 0
@@ -587,23 +607,24 @@ def load(
 ) -> Translator:
     """Open a model and return its Translator.
 
-    path is a run directory, a checkpoint in one, or a model bundle, in a folder or packed into one file.
+    `path` is a run directory, a checkpoint in a run directory, or a model bundle, which may be a folder or packed into
+    one file.
 
-    overrides are settings that replace the model's own, as "key=value", such as "device=cpu" or
+    `overrides` are settings that replace the model's own, as "key=value", such as "device=cpu" or
     "decoding.beam_size=1".
 
-    precision is "fp32", "bf16" or "fp64". On a CPU in fp32 the weights are memory-mapped and not copied.
+    `precision` is "fp32", "bf16" or "fp64". On a CPU in fp32, the weights are memory-mapped and not copied.
 
-    ensemble has the paths of further models; the probabilities of all models are averaged. All must have the same
-    tokenizer. The settings are those of the model at path.
+    `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
+    same tokenizer. The settings of the model at `path` apply.
 
     Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
-    an ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
+    the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
     CheckpointError and ConfigError are subclasses of MtkitError.
 
-    A process that is forked after loading (by multiprocessing with fork, or a web server that loads before it forks)
-    computes with one CPU thread, since PyTorch's other threads do not survive the fork; there a model on a GPU raises
-    MtkitError. A process that is forked earlier and loads the model itself can use all threads and the GPU.
+    A process may be forked after loading, by multiprocessing or by a web server that loads before it forks. The child
+    then computes with one CPU thread, since PyTorch's other threads do not survive the fork, and a model on a GPU
+    raises MtkitError. A process that is forked earlier and loads the model itself can use all threads and the GPU.
 
     Example:
         import mtkit
@@ -639,7 +660,7 @@ def load(
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
-    """Returns a Translator for an open bundle; overrides, precision and errors are as in load()."""
+    """Returns a Translator for an open bundle; `overrides`, `precision` and the errors raised are as in `load`."""
     return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
 
 
@@ -659,7 +680,7 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """Returns a Translator for weights in memory, without copying them; tokens in untrained are never generated."""
+    """Returns a Translator for weights in memory, without copying them; never generates the tokens in `untrained`."""
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
     model.output.untrained = list(untrained)
