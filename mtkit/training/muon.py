@@ -18,12 +18,12 @@ GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
 class Muon(torch.optim.Adam):
-    """Adam that orthogonalises the updates of hidden matrices.
+    """Muon for hidden matrices, whose updates it orthogonalises, and Adam for all other parameters.
 
-    After Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov momentum. A matrix that stacks several
-    (queries, keys and values; gates) is split into blocks of rows, and each is orthogonalised separately. Updates are
-    scaled by 0.2 sqrt(max(rows, columns)), as in Liu et al. (2025, arXiv:2502.16982), so that learning rates that suit
-    Adam suit them, too.
+    Muon is that of Jordan (2024, https://kellerjordan.github.io/posts/muon), with Nesterov momentum. A matrix that
+    stacks several others (queries, keys and values, or the gates of a recurrent cell) is split into these, and each is
+    orthogonalised separately. Updates are multiplied by 0.2 x sqrt(max(rows, columns)) as in Liu et al. (2025,
+    arXiv:2502.16982), so that a learning rate that suits Adam also suits them.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Muon(torch.optim.Adam):
         matrix_rate: float,
         fused: bool,
     ) -> None:
-        """An optimizer for all parameters of a model, with decoupled weight decay.
+        """Makes an optimizer for all parameters of `model`, with decoupled weight decay.
 
-        betas and eps are those of Adam. The learning rate of hidden matrices is to be multiplied by matrix_rate, which
-        is the entry "rate" of their parameter group.
+        `betas` and `eps` are those of Adam. Whoever sets the learning rate multiplies it by `matrix_rate` for hidden
+        matrices: their parameter group has it as its entry "rate".
         """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
@@ -98,9 +98,10 @@ class Muon(torch.optim.Adam):
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Return the matrices between hidden states, and of how many blocks of rows each consists.
+    """The weights of the linear layers and recurrent cells of a model, each with its number of blocks.
 
-    Embeddings, positions and the output layer are none; neither is what has only one row.
+    A matrix that stacks several of equal size, such as those of queries, keys and values, has as many blocks of rows.
+    Embeddings and the output layer are not hidden matrices, and neither is a matrix with only one row or column.
     """
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
@@ -115,10 +116,10 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices (M, A, B), A <= B, with about the same singular vectors and singular values near 1.
+    """Returns `matrices`, (M, A, B) with A <= B, with the same singular vectors and singular values near 1.
 
-    By Newton and Schulz's iteration on all at once, in the precision of autocast if that is enabled. Singular values
-    end between 0.68 and 1.13, except those below about a thousandth of the norm.
+    The Newton-Schulz iteration runs on all matrices at once, in the precision of autocast if that is enabled. The new
+    singular values lie between 0.68 and 1.13, except where the old ones are less than about a thousandth of the norm.
     """
     a, b, c = COEFFICIENTS
     device = matrices.device.type

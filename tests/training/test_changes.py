@@ -167,7 +167,7 @@ def test_a_run_that_is_changed_and_killed_equals_the_same_changes_without_kills(
         {"warmup_steps": 20},
         {"model": {"dropout": 0.1}},
         {"optimizer": "sgd", "momentum": 0.5},
-        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "muon", "weight_decay": 0.1},
         {"ema_decay": 0.9},
         {"precision": "bf16"},
         {"consistency": "rdrop"},

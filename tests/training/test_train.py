@@ -223,11 +223,12 @@ PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "pla
         {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.3},
         {"optimizer": "sgd", "learning_rate": 0.3},
         {"optimizer": "schedule_free", "schedule": "constant", "weight_decay": 0.01},
+        {"optimizer": "muon", "matrix_learning_rate": 0.02, "weight_decay": 0.1, "weight_decay_of": "matrices"},
         {"schedule": "cosine", "final_learning_rate": 0.001},
         {"schedule": "linear"},
         {**PLATEAU, "learning_rate": 1e-12, "final_learning_rate": 2e-13},
     ],
-    ids=["momentum", "sgd", "schedule_free", "cosine", "linear", "plateau"],
+    ids=["momentum", "sgd", "schedule_free", "muon", "cosine", "linear", "plateau"],
 )
 def test_every_optimizer_and_schedule_resumes_to_the_bit(make, options):
     options = {**options, "max_steps": 12}
@@ -248,7 +249,7 @@ def test_plateau_lowers_the_rate_each_time_nothing_better_came_down_to_the_final
     assert told == ["nothing better in 2 validations: the learning rate is lowered"] * 3
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_run_that_leaves_layers_out_resumes_to_the_bit_and_every_weight_has_seen_every_update(make, optimizer):
     model = {"encoder_layers": 2, "decoder_layers": 1, "layer_dropout": 0.6}
     options = {"model": model, "max_steps": 12, "accumulate": 1, "optimizer": optimizer, "weight_decay": 0.01}
