@@ -13,7 +13,7 @@ from mtkit.exchange.export import FORMATS
 from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITIONS
 from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
-from mtkit.models.transformer import NORMS
+from mtkit.models.transformer import NORMS, RESIDUAL_FACTORS
 from mtkit.search.searches import STOPPING
 from mtkit.search.step import LENGTH_PENALTIES
 from mtkit.text.vocabulary import START_TOKENS
@@ -31,6 +31,7 @@ from mtkit.translation.scores import METRICS, UTILITIES
         (TransformerConfig, "positions", POSITIONS),
         (TransformerConfig, "sinusoid_layout", LAYOUTS),
         (TransformerConfig, "sinusoid_exponent", EXPONENTS),
+        (TransformerConfig, "residual_init", RESIDUAL_FACTORS),
         (TransformerConfig, "start_token", START_TOKENS),
         (RecurrentConfig, "cell", CELLS),
         (RecurrentConfig, "attention", {"none", *ATTENTION_SCORES}),

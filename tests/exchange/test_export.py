@@ -36,7 +36,8 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
     """Runs that have learnt the toy language, in the shapes that travel."""
     runs = {}
     apart = {**MARIAN, "tie_embeddings": "decoder"}
-    for name, model in (("marian", MARIAN), ("apart", apart), ("m2m100", M2M100)):
+    scaled = {**M2M100, "activation": "relu2", "residual_scales": True}
+    for name, model in (("marian", MARIAN), ("apart", apart), ("m2m100", scaled)):
         run = tmp_path_factory.mktemp(name) / "run"
         config = config_with(
             toy_settings(corpus_files, run),

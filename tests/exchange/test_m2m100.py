@@ -114,6 +114,8 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
         ({"sinusoid_exponent": "paper"}, "model.sinusoid_exponent is paper; M2M100 files want tensor2tensor"),
         ({"tie_embeddings": "decoder"}, "model.tie_embeddings is decoder; M2M100 files want all"),
         ({"output_bias": True}, "model.output_bias is true; M2M100 files want false"),
+        ({"embedding_skip": True}, "model.embedding_skip is true; CTranslate2 and the others want false"),
+        ({"logit_softcap": 30.0}, "model.logit_softcap is 30.0; M2M100 files want null; --to ctranslate2 takes it so"),
         ({"start_token": "zero"}, "model.start_token is zero; M2M100 files want begin or end"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

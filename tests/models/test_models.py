@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.data.batch import Rows
+from mtkit.data.batch import NO_LABEL, Rows
 from mtkit.models.interface import Memory, TranslationModel, next_rows
 from mtkit.models.layers import CrossAttention, _attend_unfused
 from mtkit.models.recurrent import RecurrentLayer
 from mtkit.models.registry import empty_model, new_model
 from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.translation.decode import next_log_probs
 
 VOCAB = 23
 
@@ -168,6 +169,19 @@ def test_decoding_token_by_token_gives_the_logits_of_teacher_forcing(model):
             assert state.positions.tolist() == [t + 1] * 3
 
 
+def test_the_likelihood_in_the_loss_is_that_of_the_search(model):
+    source, target = padded(sentences(5, 9, 2)), padded(sentences(7, 3, 6, seed=1))
+    labels = torch.where(target.mask, target.ids, NO_LABEL)
+    with torch.no_grad():
+        _, found = label_smoothed_cross_entropy(model(source, target), model.output, labels, 0.1)
+        state, wanted = model.encode(source), torch.zeros(())
+        for t in range(7):
+            log_probs, state = next_log_probs(model, [], target.ids[:, t : t + 1], state)
+            real = target.mask[:, t]
+            wanted -= log_probs[real, 0].gather(1, target.ids[real, t, None]).sum()
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-5)
+
+
 def test_a_watched_state_tells_how_each_token_looked_at_the_source(model):
     source, target = padded(sentences(5, 9)), padded(sentences(3, 3, seed=1))
     with torch.no_grad():
@@ -294,6 +308,13 @@ def test_fresh_weights_depend_on_the_seed_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.output.weight, other.output.weight)
+
+
+def test_a_mixed_model_has_the_output_layer_of_its_decoder():
+    halves = [TransformerConfig(**TINY, logit_softcap=1.0), RecurrentConfig(**SMALL, logit_softcap=2.0)]
+    for encoder, decoder in itertools.permutations(halves):
+        model = new_model(MixedConfig(encoder=encoder, decoder=decoder), VOCAB, VOCAB, seed=1)
+        assert model.output.softcap == decoder.logit_softcap
 
 
 @pytest.mark.parametrize(("tie", "expected"), [("none", 3), ("decoder", 2), ("all", 1)])

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batch import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel, next_rows
-from mtkit.models.layers import FeedForward, draw_layers, with_zero_gradients
+from mtkit.models.layers import CrossAttention, FeedForward, SelfAttention, draw_layers, with_zero_gradients
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import NORMS, make_norm
+from mtkit.training.muon import hidden_matrices
 
 VOCAB = 23
 
@@ -70,7 +71,10 @@ def test_a_gate_is_the_first_half_of_the_inner_layer_and_multiplies_the_second(n
     torch.testing.assert_close(layer(x), inner @ layer.output.weight.T + layer.output.bias)
 
 
-@pytest.mark.parametrize(("name", "function"), [("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu)])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("relu", F.relu), ("relu2", lambda x: F.relu(x) ** 2), ("gelu", F.gelu), ("silu", F.silu)],
+)
 def test_without_a_gate_there_is_a_nonlinearity_alone(name, function):
     torch.manual_seed(0)
     layer = FeedForward(TransformerConfig(**TINY, activation=name), 24)
@@ -96,6 +100,127 @@ def test_an_output_bias_begins_at_zero_and_is_added_to_the_logits():
     with torch.no_grad():
         model.output.bias.copy_(bias)
     torch.testing.assert_close(model.output(model(batch.source, batch.target)), logits[1] + bias)
+
+
+# Queries and keys, residual connections, bounded logits
+
+
+def logits_of(model: TranslationModel) -> Tensor:
+    batch = example()
+    return model.eval().output(model(batch.source, batch.target))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"query_key_norm": True},
+        {"activation": "relu2"},
+        {"residual_init": "zero"},
+        {"residual_init": "scaled"},
+        {"logit_softcap": 1.0},
+    ],
+    ids=str,
+)
+def test_a_choice_alone_changes_what_a_new_model_says(choice):
+    assert (logits_of(made(**choice)) - logits_of(made())).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("choice", ["embedding_skip", "residual_scales"])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_scales_and_skips_begin_as_if_they_were_not_there_and_then_each_has_its_effect(choice, placement):
+    model, plain = made(norm_placement=placement, **{choice: True}), made(norm_placement=placement)
+    before = logits_of(model)
+    assert torch.equal(before, logits_of(plain))
+    added = set(dict(model.named_parameters())) - set(dict(plain.named_parameters()))
+    assert len(added) == (2 + 2 if choice == "embedding_skip" else 2 * 2 + 2 * 3)
+    for name in added:
+        with torch.no_grad():
+            weight = model.get_parameter(name)
+            weight += torch.linspace(0.5, 1, len(weight))
+            after = logits_of(model)
+            weight -= torch.linspace(0.5, 1, len(weight))
+        assert (after - before).abs().max() > 1e-3, name
+
+
+def test_the_gains_scales_and_skips_are_left_to_adam_by_muon():
+    choices = {"query_key_norm": True, "embedding_skip": True, "residual_scales": True}
+    names = [
+        {name for name, weight in model.named_parameters() if weight in hidden_matrices(model)}
+        for model in (made(), made(**choices))
+    ]
+    assert names[0] == names[1]
+
+
+def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains():
+    torch.manual_seed(0)
+    x, memory = torch.randn(2, 5, 16).double(), torch.randn(2, 7, 16).double()
+    own, other = (
+        SelfAttention(16, 4, 0.0, normalized=True).double(),
+        CrossAttention(16, 4, 0.0, normalized=True).double(),
+    )
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        return own(x, None, causal=True), other(x, *other.project(memory), None)
+
+    before = outputs()
+    with torch.no_grad():
+        own.query_key_value.weight[:32] *= 50
+        own.query_key_value.bias[:32] *= 50
+        for part in (other.query, other.key_value):
+            part.weight[:16] *= 50
+            part.bias[:16] *= 50
+    for found, wanted in zip(outputs(), before, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)  # but for the norm's epsilon
+    for norm in (own.query_norm, own.key_norm, other.query_norm, other.key_norm):
+        with torch.no_grad():
+            norm.weight *= 3
+        assert max((found - wanted).abs().max() for found, wanted in zip(outputs(), before, strict=True)) > 0.01
+        with torch.no_grad():
+            norm.weight /= 3
+
+
+def test_attention_with_normalised_queries_and_keys_is_that_of_the_paper():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16).double()
+    layer = SelfAttention(16, 4, 0.0, normalized=True).double()
+    torch.nn.init.normal_(layer.query_norm.weight)
+    torch.nn.init.normal_(layer.key_norm.weight)
+    query, key, value = layer.query_key_value(x).view(2, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)  # each (R, H, L, K)
+    query, key = (
+        part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+        for part, norm in ((query, layer.query_norm), (key, layer.key_norm))
+    )
+    mixed = (query @ key.mT / 2).softmax(-1) @ value
+    torch.testing.assert_close(layer(x, None), layer.output(mixed.transpose(1, 2).flatten(2)))
+
+
+def test_sublayers_that_begin_at_zero_change_nothing():
+    model, batch = made(residual_init="zero").eval(), example()
+    encoder, decoder = model.encoder, model.decoder
+    memory, wanted = encoder(batch.source).states, encoder.norm(encoder.embedded(batch.source, 4))
+    assert torch.equal(memory, wanted)
+    features = model(batch.source, batch.target)
+    assert torch.equal(features, decoder.norm(decoder.embedded(batch.target, batch.target.ids.shape[1])))
+
+
+def test_scaled_sublayers_are_those_of_the_seed_divided_by_the_root_of_their_number():
+    weights, plain = (dict(made(encoder_layers=3, residual_init=n).named_parameters()) for n in ("scaled", "default"))
+    for name, weight in plain.items():
+        is_last = name.endswith(("attention.output.weight", "feed_forward.output.weight"))
+        num_sublayers = (3 * 2 if name.startswith("encoder") else 2 * 3) if is_last else 1
+        torch.testing.assert_close(weights[name], weight * num_sublayers**-0.5)
+
+
+def test_a_softcap_bounds_the_logits_and_keeps_their_order():
+    features = torch.randn(50, 16, generator=torch.Generator().manual_seed(1)) * 20
+    capped, plain = made(logit_softcap=5.0).output, made().output
+    logits, wanted = capped(features), plain(features)
+    assert wanted.abs().max() > 20
+    assert logits.abs().max() <= 5
+    torch.testing.assert_close(logits, 5 * (wanted / 5).tanh())
+    torch.testing.assert_close(capped(features, torch.tensor([7, 3])), logits[:, [7, 3]])
+    capped.untrained = [VOCAB - 1]
+    assert capped(features)[:, VOCAB - 1].isneginf().all(), "the logits of untrained tokens are not bounded"
 
 
 def test_without_positions_the_encoder_knows_no_order_and_the_decoder_does():
@@ -151,6 +276,10 @@ def test_the_names_of_a_plain_models_weights_are_those_of_older_bundles():
         {"activation": "silu"},
         {"output_bias": True},
         {"embedding_norm": True},
+        {"query_key_norm": True},
+        {"embedding_skip": True},
+        {"residual_scales": True},
+        {"logit_softcap": 1.0},
     ],
     ids=lambda choice: next(iter(choice)),
 )
@@ -165,6 +294,7 @@ def test_a_choice_that_draws_no_weights_leaves_those_of_the_seed_as_they_are(cho
         {"norm": "rms", "activation": "swiglu", "positions": "rotary", "attention_bias": False},
         {"activation": "geglu", "output_bias": True, "embedding_norm": True, "positions": "learned"},
         {"activation": "reglu", "norm": "rms", "norm_placement": "post", "positions": "none"},
+        {"activation": "relu2", "query_key_norm": True, "embedding_skip": True, "residual_scales": True},
     ],
     ids=lambda choices: choices["activation"],
 )
