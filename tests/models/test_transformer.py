@@ -332,6 +332,16 @@ def only(model: TranslationModel, encoder: tuple[int, ...], decoder: tuple[int, 
     return smaller
 
 
+def test_a_skip_with_all_its_weight_on_the_embedded_rows_leaves_out_the_layers_below():
+    model, batch = made(embedding_skip=True).eval(), example()
+    with torch.no_grad():
+        for half in (model.encoder, model.decoder):
+            half.layers[0].skip.weights.copy_(torch.tensor([0.7, 0.2]))
+            half.layers[1].skip.weights.copy_(torch.tensor([0.0, 1.0]))
+    plain = only(made(), (1,), (1,))
+    assert torch.equal(model(batch.source, batch.target), plain(batch.source, batch.target))
+
+
 def test_in_training_the_model_is_at_times_each_of_those_with_fewer_layers():
     model, batch = made(layer_dropout=0.5), example()
     subsets = [kept for size in range(3) for kept in itertools.combinations(range(2), size)]
