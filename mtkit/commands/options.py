@@ -200,7 +200,7 @@ COMMANDS = {
     "--help": "help",
     "info": "show describe",
 }
-TRAINING = ("config", "train-tokenizer", "binarize", "train", "run")  # commands whose argument is CONFIG
+TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race")  # commands whose argument is CONFIG
 
 # For each command, maps advice to the options of other toolkits that it is for; these are without leading dashes, and
 # with - for _.
