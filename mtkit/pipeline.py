@@ -5,15 +5,16 @@ A stage is executed if its result is missing or out of date. This is judged by t
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mtkit.bundle.bundle import open_bundle, read_scores, save_scores
-from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.checkpoints import RACE, checkpoint_steps
 from mtkit.bundle.info import card_text
-from mtkit.bundle.opening import carried_over, has_model, is_begun, start_bundle
+from mtkit.bundle.opening import carried_over, has_model, is_begun, run_config, start_bundle
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, say
 from mtkit.evaluation.evaluate import ScoredSet, evaluate
@@ -38,7 +39,7 @@ from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.testsets import SetFiles, check_names, test_sets
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.log import require_tensorboard
-from mtkit.training.records import changed_since_trained, is_trained
+from mtkit.training.records import changed_since_trained, is_trained, note_scores, read_race, write_race
 from mtkit.training.train import train
 from mtkit.translation.scores import check_language
 from mtkit.translation.translator import load
@@ -114,6 +115,38 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
         return _evaluate(config)
 
 
+def run_race(config: Config, begun: float, fresh: bool = False, test: bool = False) -> dict[str, Any]:
+    """`mtkit race`: train until a validation reaches training.target_score; returns the record, which race.json holds.
+
+    begun is the time.monotonic() at which the command started. test evaluates on the test sets afterwards. Raises
+    CheckpointError if the run has begun without this target, since it might have reached it long ago. Training that
+    has ended with these settings is not repeated, and its record stays but for the scores of the test sets.
+    """
+    config = with_patterns_expanded(carried_over(config))
+    run = config.run_path
+    with _opened(config):
+        config = config if fresh else keep_normalization(config)
+        if not fresh:
+            _require_race(config)
+        has_trained = _train(config, fresh, change=False)
+        is_noted = not has_trained and (run / RACE).exists()
+        record = read_race(run) if is_noted else write_race(config, time.monotonic() - begun)
+        if test:
+            record = note_scores(run, record, [score.as_json() for score in _evaluate(config)])
+    return record
+
+
+def _require_race(config: Config) -> None:
+    """Raise CheckpointError if the run has begun with another target_score, or with none."""
+    run, target = config.run_path, config.training.target_score
+    if is_begun(run) and (noted := run_config(run).training.target_score) != target:
+        found = "no training.target_score" if noted is None else f"training.target_score {noted:g}"
+        raise CheckpointError(
+            f"{run}: was begun with {found}, wants {target:g} from the start, since it may have been better before; "
+            "give the race another name (run_dir), or start anew with --fresh"
+        )
+
+
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
     """Context manager that holds the lock of the run directory, so that no other process writes there.
@@ -135,8 +168,8 @@ def _opened(config: Config) -> Iterator[None]:
         yield
 
 
-def _train(config: Config, fresh: bool, change: bool) -> None:
-    """Make the tokenizer and the data if they are out of date, then train.
+def _train(config: Config, fresh: bool, change: bool) -> bool:
+    """Make the tokenizer and the data if they are out of date, then train; returns whether it has trained.
 
     Training is skipped if the model is up to date.
     """
@@ -155,12 +188,12 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
             train(config, read_validation(config), after_save=start.keep_new)
-        return
+        return True
     _prepare(config)
     if is_trained(config):
         write_file(config.run_path / "config.yaml", config_text(config).encode())
         say(f"training: {config.run_path / 'model'} is up to date")
-        return
+        return False
     if has_model(config.run_path) and not checkpoint_steps(config.run_path / "checkpoints"):
         raise CheckpointError(
             f"{config.run_path}: holds a finished model, but no checkpoints that training could go on from, and this "
@@ -168,6 +201,7 @@ def _train(config: Config, fresh: bool, change: bool) -> None:
             f"(training.start_from={config.run_path} starts it from this model), or replace the model with --fresh"
         )
     train(config, read_validation(config), change)
+    return True
 
 
 def _prepare(config: Config) -> None:

@@ -42,7 +42,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -56,8 +57,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from mtkit.config.load import load_config
 from mtkit.config.section import read_yaml
 from mtkit.config.settings import Config
-from mtkit.errors import ConfigError, MtkitError, duration
-from mtkit.files import link_or_copy, write_file
+from mtkit.errors import ConfigError, MtkitError, duration, whole_number
+from mtkit.files import json_text, link_or_copy, write_file
 
 # The file of the study.
 
@@ -200,6 +201,12 @@ def is_changed(run: Run, record: dict[str, Any]) -> bool:
     return before.model_dump(exclude=NOT_COMPARED) != run.config.model_dump(exclude=NOT_COMPARED)
 
 
+def current_record(run: Run) -> dict[str, Any]:
+    """What is known of a run with its present settings; empty if it has not begun with them."""
+    record = read_record(run)
+    return record if record and not is_changed(run, record) else {}
+
+
 # Results, from log.jsonl.
 
 
@@ -266,9 +273,8 @@ def _measures(event: dict[str, Any], **more: float) -> dict[str, float]:
 
 
 def _training_seconds(events: Sequence[dict[str, Any]]) -> float:
-    """Seconds of training until the last line of the log about it, without those of validations."""
-    minutes, validating = 0.0, 0.0
-    between = 0.0
+    """Seconds of training until its last line in the log, without those of validations before it."""
+    minutes = validating = between = 0.0
     for event in events:
         if event["event"] == "validation":
             between += event["seconds"]
@@ -283,7 +289,6 @@ def _test_scores(run: Run) -> dict[str, float]:
         scores = json.loads((run.path / "model" / "scores.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    scores = scores.get("scores", []) if isinstance(scores, dict) else scores
     return {f"{score['test_set']} {score['metric']}": score["score"] for score in scores}
 
 
@@ -295,7 +300,7 @@ class Trainings:
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self.folder = folder
-        self._cores = allowed_cores()[:]
+        self._cores = allowed_cores()
         self._jobs = jobs
         self._lock = threading.Lock()
         self._prepared: dict[str, threading.Lock] = {}
@@ -316,16 +321,14 @@ class Trainings:
                     return
                 task(self, run, core)
 
-        with ThreadPoolExecutor(max(self._jobs, 1)) as pool:
+        with ThreadPoolExecutor(self._jobs) as pool:
             workers = [pool.submit(work, core) for core in cores]
             try:
-                while not all(worker.done() for worker in workers):
-                    time.sleep(0.05)
+                for worker in as_completed(workers):
+                    worker.result()
             except BaseException:
                 self.stop()
                 raise
-        for worker in workers:
-            worker.result()
 
     def stop(self) -> None:
         """Ask all processes to save their state and end, and let none begin."""
@@ -339,11 +342,6 @@ class Trainings:
         with self._lock:
             self._begun += 1
             return self._begun
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether stop was called."""
-        return self._is_stopped
 
     def mtkit(self, command: str, run: Run, core: int, messages: Path, settings: Sequence[str]) -> str | None:
         """Run a command of mtkit with the recipe of a run; returns its error message, "" if it ended well.
@@ -368,7 +366,8 @@ class Trainings:
                     process_group=None if sys.platform == "win32" else 0,
                 )
                 if hasattr(os, "sched_setaffinity"):
-                    os.sched_setaffinity(process.pid, {core})
+                    with suppress(ProcessLookupError):  # it has ended already
+                        os.sched_setaffinity(process.pid, {core})
                 self._processes.add(process)
             code = process.wait()
             with self._lock:
@@ -396,6 +395,7 @@ class Trainings:
                 if error != "":
                     return error
                 (path / "prepared").touch()
+        shutil.rmtree(run.path / "data", ignore_errors=True)  # of a copy that was interrupted
         shutil.copytree(path / "data", run.path / "data", copy_function=_link)
         shutil.copytree(path / "tokenizer", run.path / "tokenizer")
         return ""
@@ -428,8 +428,7 @@ def has_diverged(error: str) -> bool:
 
 def is_done(run: Run) -> bool:
     """Whether the run has ended with these settings: finished or diverged."""
-    record = read_record(run)
-    return record.get("state") in (TRAINED, DIVERGED) and not is_changed(run, record)
+    return current_record(run).get("state") in (TRAINED, DIVERGED)
 
 
 def train(trainings: Trainings, run: Run, core: int, total: int) -> None:
@@ -516,13 +515,11 @@ def rows_of(study: Study, runs: Sequence[Run], budget: str) -> list[dict[str, An
         if run.budget != budget:
             continue
         wanted[run.variant].append(run.seed)
-        record = read_record(run)
-        if not record or is_changed(run, record):
-            continue
-        if record["state"] in (DIVERGED, FAILED):
+        record = current_record(run)
+        if record.get("state") in (DIVERGED, FAILED):
             error = record["error"].removeprefix(f"{run.path}: ")
             failed[run.variant][run.seed] = f"{record['state']}: {error}"
-        elif record["state"] == TRAINED and (result := read_result(run)):
+        elif record.get("state") == TRAINED and (result := read_result(run)):
             results[run.variant][run.seed] = result
     baseline = results[next(iter(study.variants))]
     rows = []
@@ -598,6 +595,9 @@ def _number(value: float | None, digits: int, sign: str = "") -> str:
 
 def report(study: Study, runs: Sequence[Run], file: Path | None) -> None:
     """Print the tables of all budgets; with file, write them and the results of all runs there as JSON."""
+    changed = [run for run in runs if read_record(run) and not current_record(run)]
+    if changed:
+        tell(f"not in the table, since trained with other settings: {'; '.join(map(str, changed))}")
     budgets = {}
     for budget in study.budgets:
         rows = budgets[budget] = rows_of(study, runs, budget)
@@ -607,13 +607,12 @@ def report(study: Study, runs: Sequence[Run], file: Path | None) -> None:
         return
     known = []
     for run in runs:
-        record = read_record(run)
-        result = read_result(run)
-        if record and not is_changed(run, record):
+        if record := current_record(run):
             about = {"variant": run.variant, "budget": run.budget, "seed": run.seed, "settings": run.settings[:-1]}
+            result = read_result(run)
             state = {"state": record["state"], "error": record["error"]}
             known.append({**about, **state, "result": result.as_json() if result else None})
-    write_file(file, (json.dumps({"budgets": budgets, "runs": known}, indent=1) + "\n").encode())
+    write_file(file, (json_text({"budgets": budgets, "runs": known}, indent=1) + "\n").encode())
 
 
 # The command line.
@@ -623,8 +622,9 @@ def main() -> None:
     """Train what is missing, then print the tables."""
     arguments = parsed()
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
     try:
         study = read_study(arguments.study)
         runs = runs_of(study, arguments.folder, arguments.settings)
@@ -649,13 +649,20 @@ def conduct(arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
     trainings = Trainings(arguments.folder, arguments.jobs)
     trainings.each(lambda trainings, run, core: train(trainings, run, core, len(missing)), missing)
     if arguments.test:
-        trained = [run for run in runs if read_record(run).get("state") == TRAINED and run.config.data.test]
+        trained = [run for run in runs if current_record(run).get("state") == TRAINED and run.config.data.test]
         trainings.each(evaluate, trained)
 
 
 def _is_chosen(run: Run, arguments: argparse.Namespace) -> bool:
     is_named = not arguments.only or any(fnmatchcase(run.variant, pattern) for pattern in arguments.only)
     return is_named and (not arguments.budget or run.budget in arguments.budget)
+
+
+def _count(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not (number := whole_number(text)):
+        raise argparse.ArgumentTypeError(f"found {text}, wants a whole number, at least 1")
+    return number
 
 
 def parsed() -> argparse.Namespace:
@@ -666,7 +673,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("study", type=Path, metavar="STUDY.yaml")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of all runs")
     parser.add_argument("--folder", type=Path, required=True, help="folder of the run directories")
-    parser.add_argument("--jobs", type=int, default=len(allowed_cores()), help="trainings at a time; default: cores")
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", default=len(allowed_cores()), help="trainings at a time; default: cores"
+    )
     parser.add_argument("--only", action="append", metavar="PATTERN", help="train only these variants, such as 'muon*'")
     parser.add_argument("--budget", action="append", metavar="NAME", help="train only with this budget")
     parser.add_argument("--test", action="store_true", help="also score the models on the test sets")

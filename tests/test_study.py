@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
+from mtkit.bundle.checkpoints import Progress
+from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError
 from mtkit.pipeline import run_train
+from mtkit.training.schedule import divergence
 from tests.conftest import CorpusFiles, toy_settings
 from tests.runs import MODEL, TRAINING, events
 
@@ -125,8 +128,11 @@ def test_a_run_is_done_until_its_settings_change(study, write, tmp_path):
 def test_a_run_that_diverged_is_a_row_and_is_not_tried_again(study, write, tmp_path):
     content = study.read_study(write())
     run = study.runs_of(content, tmp_path / "runs", [])[0]
-    error = f"{run.path}: 100 updates in a row, the last at step 120, were not finite; there is no checkpoint yet"
-    study.write_record(run, "diverged" if study.has_diverged(error) else "failed", error)
+    settings = TrainingConfig()
+    assert study.has_diverged(divergence(Progress(step=7), settings, 0.5))
+    error = f"{run.path}: {divergence(Progress(step=120, skipped_in_row=100), settings, 1)}; there is no checkpoint yet"
+    assert study.has_diverged(error)
+    study.write_record(run, "diverged", error)
     assert study.is_done(run)
     (row,) = study.table(study.rows_of(content, [run], "1")).splitlines()[2:]
     assert row.startswith("| adam, seed 1: diverged: 100 updates in a row, the last at step 120, were not finite | - |")

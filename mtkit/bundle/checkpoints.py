@@ -99,6 +99,7 @@ class Progress:
 
     step: int = 0  # updates done
     pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
+    target_tokens: int = 0  # of these pairs, with end marks; those of mtkit 0.1.0 are not counted
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16
     validated_step: int = 0  # the last step that was validated
@@ -393,6 +394,7 @@ def _read(path: Path) -> bytearray:
 # What a run directory records about its training.
 
 TRAINED = "trained.json"  # a run directory has this file once its training is finished
+RACE = "race.json"  # the record of `mtkit race`
 
 
 def noted_validation(run: Path) -> str | None:

@@ -207,7 +207,7 @@ COMMANDS = {
     "--help": "help",
     "info": "show describe",
 }
-TRAINING = ("config", "train-tokenizer", "binarize", "train", "run")  # commands whose argument is CONFIG
+TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race")  # commands whose argument is CONFIG
 
 # For each command, maps pieces of advice to the options of other toolkits for which they are given. The options are
 # written without leading dashes, and with - in place of _.

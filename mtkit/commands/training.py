@@ -1,5 +1,6 @@
-"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run` and `verify`: commands that train a model."""
+"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run`, `race` and `verify`: commands that train a model."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from mtkit.commands.options import (
     UsageError,
     load_settings,
 )
-from mtkit.errors import CheckpointError
+from mtkit.errors import CheckpointError, MtkitError
 
 
 def config(
@@ -105,6 +106,38 @@ def run(
         print(table(scores), end="")
 
 
+def race(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="SCORE", help="Validation score at which training ends.")
+    ] = None,
+    fresh: FreshOption = False,
+    test: Annotated[bool, typer.Option("--test", help="Then also evaluate on the test sets.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train to a target score and record the time.
+
+    The score is BLEU, or what training.select_by names. All stages that are out of date come first, as in mtkit run.
+    race.json in the run directory holds the times, the machine, the versions, the settings and all validations.
+    The exit code is 1 if a limit of the settings ends training before the score is reached.
+    """
+    begun = time.monotonic()
+    from mtkit.config.load import load_config
+    from mtkit.pipeline import run_race
+    from mtkit.training.records import race_text
+
+    given = [] if target is None else [f"training.target_score={target}"]
+    found = load_config(config, [*(settings or []), *given])
+    if found.training.target_score is None:
+        raise UsageError("--target SCORE is missing: the validation score at which training ends")
+    record = run_race(found, begun, fresh, test)
+    if not record["reached"]:
+        limits = "raise the limits of training (max_steps, max_minutes, patience)"
+        raise MtkitError(f"{found.run_path}: {race_text(record, found.run_path)}; {limits}")
+    print(race_text(record, found.run_path))
+
+
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run directory or YAML file.")],
     settings: SettingsArgument = None,
@@ -134,4 +167,5 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)
     app.command(epilog=f"{EXAMPLE}train configs/demo.yaml training.max_minutes=2")(train)
     app.command(epilog=f"{EXAMPLE}run configs/demo.yaml")(run)
+    app.command(epilog=f"{EXAMPLE}race configs/demo.yaml --target 80")(race)
     app.command(epilog=f"{EXAMPLE}verify runs/demo")(verify)

@@ -172,6 +172,12 @@ class TrainingConfig(Section):
     patience: int | None = Field(
         None, ge=1, description="Validations in a row without improvement after which training ends; null: no limit."
     )
+    target_score: float | None = Field(
+        None,
+        ge=0,
+        description="Validation score, of the kind that select_by names, at which training ends; null: it goes on to "
+        "its other limits.",
+    )
     average_checkpoints: int = Field(
         5,
         ge=1,
@@ -232,6 +238,13 @@ class TrainingConfig(Section):
                 f"patience {self.patience} ends training before plateau_patience {self.plateau_patience} lowers the "
                 "learning rate; it must be more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def target_fits(self) -> "TrainingConfig":
+        """Raise a ValueError if target_score is more than select_by can reach."""
+        if self.target_score is not None and self.target_score > 100 and self.select_by != "loss":
+            raise ValueError(f"target_score {self.target_score:g} cannot be reached: {self.select_by} is at most 100")
         return self
 
     @model_validator(mode="after")

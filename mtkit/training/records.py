@@ -4,10 +4,12 @@ The identity of a run is what must match its checkpoints for the run to resume.
 """
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from mtkit import __version__
 from mtkit.bundle.bundle import DESCRIPTION, bundle_at, no_model, open_bundle, save_bundle, save_scores
 from mtkit.bundle.checkpoints import (
+    RACE,
     TRAINED,
     Change,
     Progress,
@@ -47,18 +50,19 @@ from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import ENDING
 from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
 from mtkit.data.plan import EarlierBudget, is_proportional
-from mtkit.errors import CheckpointError, MtkitError, whole_number
+from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
 from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import saves_at
+from mtkit.training.schedule import has_reached_target, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
 # Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
 # on them.
-UNNOTED = {"start_from", "max_minutes", "patience", "log_every", "tensorboard", "keep_checkpoints", "max_skipped"}
+UNNOTED = {"start_from", "max_minutes", "patience", "target_score", "max_skipped"}
+UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints"}
 
 # MEASURES: changes of these make the scores of earlier and later checkpoints incomparable. VALIDATES: changes of these
 # affect the result or the time of validations. FREE: changes of these need no --change, since the weights do not depend
@@ -384,6 +388,96 @@ def _write_json(path: Path, value: object) -> None:
         write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}; make room and start again") from None
+
+
+# `mtkit race`: records how long training took to reach a score.
+
+MEASURED = ("bleu", "chrf", "nll")  # measures of each validation in race.json
+
+
+def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
+    """Write race.json, the record of a race whose training has ended; returns its content.
+
+    command_seconds is the time since the command started. The seconds of training, and those of validation, are summed
+    over all sessions of the run, up to its last validation.
+    """
+    run = config.run_path
+    checkpoints = run / "checkpoints"
+    progress = read_progress_at(step_directory(checkpoints, readable_steps(checkpoints)[-1]))
+    lines = (run / "log.jsonl").read_bytes().splitlines()
+    validations = [event for event in map(json.loads, lines) if event["event"] == "validation"]
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    curve, validating = [], 0.0
+    for event in validations:
+        seconds = round(60 * event["minutes"] - validating, 1)
+        curve.append({"step": event["step"], "training_seconds": seconds, **{name: event[name] for name in MEASURED}})
+        validating += event["seconds"]
+    record = {
+        "target": config.training.target_score,
+        "select_by": config.training.select_by,
+        "reached": has_reached_target(progress, config.training),
+        "best_score": abs(progress.best_score) if progress.has_best else None,
+        "best_step": progress.best_step,
+        "training_seconds": curve[-1]["training_seconds"],
+        "validation_seconds": round(validating, 1),
+        "command_seconds": round(command_seconds, 1),
+        "updates": progress.step,
+        "target_tokens": progress.target_tokens,
+        "processor": processor(),
+        "cores": available_cores(),
+        **{name: facts[name] for name in ("device", "threads", "precision", "parameters", "machine")},
+        **{name: facts[name] for name in ("mtkit", "torch", "python", "command")},
+        "date": datetime.now(UTC).date().isoformat(),
+        "curve": curve,
+        "test": [],
+        "config": config.model_dump(mode="json"),
+    }
+    _write_json(run / RACE, record)
+    return record
+
+
+def read_race(run: Path) -> dict[str, Any]:
+    """The record of a race that write_race wrote; raises CheckpointError if it is damaged or missing."""
+    try:
+        record = json.loads((run / RACE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"{run / RACE}: damaged or missing; start the race anew with --fresh") from None
+    assert isinstance(record, dict)
+    return record
+
+
+def note_scores(run: Path, record: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write race.json again, with the scores of the test sets; returns its content."""
+    record = {**record, "test": scores}
+    _write_json(run / RACE, record)
+    return record
+
+
+def processor() -> str:
+    """The name of the CPU model, or of the kind of CPU if the system does not tell the model."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        facts = ""
+    names = (line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def race_text(record: dict[str, Any], run: Path) -> str:
+    """A record of a race in one line."""
+    score = "no score" if record["best_score"] is None else f"{record['select_by']} {record['best_score']:.2f}"
+    verdict = "reached" if record["reached"] else "did not reach"
+    return (
+        f"{score} at step {record['best_step']:,} {verdict} the target {record['target']:g}: "
+        f"{record['updates']:,} updates and {record['target_tokens']:,} target tokens in "
+        f"{duration(record['training_seconds'])} of training, besides {duration(record['validation_seconds'])} of "
+        f"validation; {duration(record['command_seconds'])} since the command started; {run / RACE}"
+    )
 
 
 # `mtkit bundle`: makes a bundle from the checkpoints of a run, which may still be training.

@@ -115,8 +115,18 @@ def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bo
     )
 
 
+def has_reached_target(progress: Progress, config: TrainingConfig) -> bool:
+    """Whether the best validation so far is at least as good as target_score; False if there is no target_score."""
+    if config.target_score is None or not progress.has_best:
+        return False
+    wanted = -config.target_score if config.select_by == "loss" else config.target_score
+    return progress.best_score >= wanted
+
+
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
     """The limit that training has reached, in words; "" if it has reached none."""
+    if has_reached_target(progress, config):
+        return f"training.target_score {config.target_score:g} is reached"
     if progress.step >= settled(config.max_steps):
         return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:

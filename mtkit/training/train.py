@@ -58,6 +58,7 @@ from mtkit.training.schedule import (
     Plan,
     advice,
     divergence,
+    has_reached_target,
     learning_rate,
     lowers_rate,
     make_plan,
@@ -292,7 +293,8 @@ class Trainer:
             with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
-            if found := shortcomings(self.settings, progress.step):
+            found = [] if has_reached_target(progress, self.settings) else shortcomings(self.settings, progress.step)
+            if found:
                 say(f"mtkit: warning: training ended too early: {'; '.join(found)}. {advice(self.given.training)}")
             if verification:
                 verification.wait(stop.check)
@@ -393,6 +395,7 @@ class Trainer:
         self.is_saved = False
         progress.step += 1
         progress.pairs += sum(batch.num_pairs for batch in batches)
+        progress.target_tokens += sum(batch.target_tokens for batch in batches)
         scale_before = self.updater.scaler.scale
         update = self.updater.update(batches, progress.step, self._rate(progress.step, settings))
         if update.is_finite:
@@ -459,8 +462,8 @@ class Trainer:
             progress.stale_validations += progress.step > settled(self.settings.warmup_steps)
         progress.validated_step = progress.step
         self.is_saved = False
-        seconds = time.monotonic() - begun
-        self.log.write("validation", step=progress.step, **measured, best=better, seconds=round(seconds, 3))
+        clock = {"seconds": round(time.monotonic() - begun, 3), "minutes": round(progress.seconds / 60, 4)}
+        self.log.write("validation", step=progress.step, **measured, best=better, **clock)
         at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
         say(f"{at}: {measures_text(measured)}{' (best)' if better else ''}")
         self._show_samples(translations)

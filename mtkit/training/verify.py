@@ -464,6 +464,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
         "max_steps": steps,
         "max_minutes": None,
         "patience": None,
+        "target_score": None,
         "warmup_steps": warmup_steps,
         "save_every": steps // 4,
         "validate_every": steps // 2,

@@ -26,8 +26,8 @@ from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.exported import write_opus
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "translate", "score", "evaluate"]
-COMMANDS += ["bundle", "pack", "info", "check", "verify"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "translate"]
+COMMANDS += ["score", "evaluate", "bundle", "pack", "info", "check", "verify"]
 COMMANDS += ["export", "extend", "import"]
 
 
@@ -139,8 +139,9 @@ def test_the_example_of_each_command_works(
 ) -> None:
     monkeypatch.chdir(workplace)
     example = call(command, "--help").out.splitlines()[-1].split()
-    # The trainings of verify take half a minute; they have a test of their own.
-    result = call(*example[1:], *(["--files-only"] if command == "verify" else []))
+    # The trainings of verify take half a minute; they have a test of their own. A model of four updates has no BLEU.
+    more = {"verify": ["--files-only"], "race": ["run_dir=runs/race", "--target", "0"]}
+    result = call(*example[1:], *more.get(command, []))
     assert result.code == 0, result.error
     made = {"train-tokenizer": "runs/new/tokenizer", "binarize": "runs/new/data", "train": "runs/new/model"}
     if command in made:
@@ -159,6 +160,17 @@ def test_the_example_of_each_command_works(
 
 
 # What comes out.
+
+
+def test_a_race_ends_with_1_if_the_target_is_not_reached_and_with_2_if_there_is_none(
+    call: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    lost = call("race", "configs/demo.yaml", "run_dir=runs/lost", "--target", "100", "--quiet")
+    assert (lost.code, lost.out) == (1, "")
+    told = r"mtkit: error: runs/lost: bleu \S+ at step \d did not reach the target 100: 4 updates and .*\n"
+    assert re.fullmatch(told, lost.error.splitlines(keepends=True)[-1])
+    assert call("race", "configs/demo.yaml").code == 2
 
 
 def test_the_version_is_that_of_the_package(call: Call) -> None:

@@ -407,6 +407,7 @@ def test_the_settings_stay_valid_and_the_users_own_but_for_the_length(
         "max_steps",
         "max_minutes",
         "patience",
+        "target_score",
         "save_every",
         "validate_every",
         "validation_sentences",
