@@ -33,10 +33,9 @@ from mtkit.preparation.prepare import (
     validation_is_spread,
     validation_text_changes,
 )
-from mtkit.preparation.sources import has_files
+from mtkit.preparation.sources import SetFiles, check_names, has_files, test_sets
 from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.text.parallel import with_patterns_expanded
-from mtkit.text.testsets import SetFiles, check_names, test_sets
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.log import require_tensorboard
 from mtkit.training.records import changed_since_trained, is_trained, note_scores, read_race, write_race

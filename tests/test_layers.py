@@ -39,7 +39,7 @@ HOMES: dict[str, set[str]] = {
     "pydantic": {"config"},
     "pydantic_core": {"config"},
     "sentencepiece": {"text/tokenizer.py", "text/tokenizer_training.py", "text/vocabulary.py"},
-    "sacrebleu": {"translation/scores.py", "text/testsets.py"},
+    "sacrebleu": {"translation/scores.py", "preparation/sources.py"},
     "tensorboard": {"training/log.py"},
     "torch.utils.tensorboard": {"training/log.py"},
     "regex": {"preparation/encoding.py"},

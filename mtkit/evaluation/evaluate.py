@@ -10,9 +10,9 @@ from typing import Any
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
+from mtkit.preparation.sources import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged
-from mtkit.text.testsets import SetFiles, fetch, test_sets
 from mtkit.translation.scores import (
     INSTEAD,
     NUM_RESAMPLES,

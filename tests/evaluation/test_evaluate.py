@@ -14,8 +14,8 @@ from mtkit.cli import main
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
-from mtkit.text.testsets import SetFiles
-from mtkit.text.testsets import test_sets as sets_of
+from mtkit.preparation.sources import SetFiles
+from mtkit.preparation.sources import test_sets as sets_of
 from mtkit.translation.translator import Translator
 from tests.conftest import CorpusFiles, config_with, toy_settings
 

@@ -15,8 +15,8 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.preparation.sources import first_pairs
+from mtkit.preparation.sources import test_sets as sets_of
 from mtkit.text.parallel import read_corpus, with_patterns_expanded
-from mtkit.text.testsets import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
 NAMES = [1, 2, 9, 10]  # of the parts, in natural order, which is not alphabetical

@@ -19,9 +19,9 @@ from mtkit.evaluation.evaluate import evaluate
 from mtkit.exchange.importing import extend
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.preparation.prepare import binarized_is_current, read_validation, tokenizer_is_current
+from mtkit.preparation.sources import SetFiles
 from mtkit.text.parallel import ExpectedTags, describe_tags
 from mtkit.text.segmentation import split_tags
-from mtkit.text.testsets import SetFiles
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import extended
 from mtkit.training.validation import Validation

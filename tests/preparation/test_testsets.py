@@ -27,8 +27,8 @@ from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation.evaluate import Scoring, evaluate_models, translate_set
 from mtkit.pipeline import run_all, run_binarize, run_train
-from mtkit.text.testsets import SetFiles, check_names, fetch, local_test_sets
-from mtkit.text.testsets import test_sets as sets_of
+from mtkit.preparation.sources import SetFiles, check_names, fetch, local_test_sets
+from mtkit.preparation.sources import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings
 
 NAME = "toyset/full"
