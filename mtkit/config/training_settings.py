@@ -68,8 +68,12 @@ class TrainingConfig(Section):
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="Weight decay; adam and sgd add it to the gradient, adamw and schedule_free to the update, muon to "
-        "the update of hidden matrices only.",
+        description="Weight decay; adam and sgd add it to the gradient, adamw, muon and schedule_free to the update.",
+    )
+    weight_decay_of: Literal["all", "matrices"] = Field(
+        "all",
+        description="Weights that decay: all, or hidden matrices alone, without embeddings, output layer, biases and "
+        "gains of norms.",
     )
     schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
         "noam",
@@ -235,6 +239,8 @@ class TrainingConfig(Section):
             raise ValueError(f"matrix_learning_rate is for optimizer muon, not {self.optimizer}")
         if self.matrix_learning_rate is not None and self.learning_rate is None:
             raise ValueError("matrix_learning_rate wants learning_rate, since the schedule moves both alike")
+        if self.weight_decay_of == "matrices" and not self.weight_decay:
+            raise ValueError("weight_decay_of matrices wants a weight_decay above 0")
         if self.optimizer == "schedule_free" and self.schedule != "constant":
             raise ValueError(
                 f"optimizer schedule_free wants schedule constant, not {self.schedule}: after warm-up it needs no other"
@@ -261,6 +267,13 @@ class TrainingConfig(Section):
         if self.unigram_nbest != -1 and self.unigram_alpha is None:
             raise ValueError(f"unigram_nbest {self.unigram_nbest} wants a unigram_alpha, without which none is sampled")
         return self
+
+    @property
+    def matrix_rate_factor(self) -> float:
+        """The learning rate of hidden matrices divided by that of all other weights."""
+        if self.matrix_learning_rate is None or self.learning_rate is None:
+            return 1.0
+        return self.matrix_learning_rate / self.learning_rate
 
     @property
     def samples_subwords(self) -> bool:

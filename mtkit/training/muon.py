@@ -27,16 +27,33 @@ class Muon(torch.optim.Adam):
     """
 
     def __init__(
-        self, model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float, rate: float, fused: bool
+        self,
+        model: nn.Module,
+        betas: tuple[float, float],
+        eps: float,
+        matrix_decay: float,
+        other_decay: float,
+        matrix_rate: float,
+        fused: bool,
     ) -> None:
-        """Optimizer of a model's parameters; hidden matrices have rate x learning rate, and decoupled weight decay."""
+        """An optimizer for all parameters of a model, with decoupled weight decay.
+
+        betas and eps are those of Adam. The learning rate of hidden matrices is to be multiplied by matrix_rate, which
+        is the entry "rate" of their parameter group.
+        """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
         groups: list[dict[str, Any]] = [
-            {"params": others, "blocks": None},
-            {"params": list(blocks), "blocks": list(blocks.values()), "rate": rate, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": other_decay, "blocks": None},
+            {
+                "params": list(blocks),
+                "weight_decay": matrix_decay,
+                "blocks": list(blocks.values()),
+                "rate": matrix_rate,
+            },
         ]
-        super().__init__([group for group in groups if group["params"]], 0.0, betas, eps, fused=fused)
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, 0.0, betas, eps, fused=fused, decoupled_weight_decay=True)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -58,7 +75,9 @@ class Muon(torch.optim.Adam):
             return
         parameters = [parameter for parameter, _ in trained]
         for parameter in parameters:
-            self.state[parameter].setdefault("matrix_momentum", torch.zeros_like(parameter))
+            if not self.state[parameter]:  # Adam expects each state that is loaded to have a step
+                self.state[parameter] = {"step": torch.zeros(()), "matrix_momentum": torch.zeros_like(parameter)}
+        torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
         momenta = [self.state[parameter]["matrix_momentum"] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
@@ -90,7 +109,7 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
             if isinstance(child, nn.Linear) and min(child.weight.shape) > 1:
                 found[child.weight] = blocks.get(name, 1)
         if isinstance(module, nn.RNNBase):
-            weights = (weight for name, weight in module.named_parameters() if name.startswith("weight_"))
+            weights = [parameter for name, parameter in module.named_parameters() if name.startswith("weight_")]
             found.update(dict.fromkeys(weights, GATES[type(module)]))
     return found
 

@@ -346,6 +346,7 @@ class Trainer:
     def _loop(self, stream: Stream, stop: Stop) -> str:
         """Update, validate and save until a limit is reached; returns that limit in words."""
         progress, settings = self.state.progress, self.settings
+        has_matrices = settings.optimizer == "muon"  # with a learning rate of their own
         self.model.train()
         begun = time.monotonic() - progress.seconds
         forecast = Forecast(settings, is_planned=self.given.training.max_steps == "auto")
@@ -379,7 +380,8 @@ class Trainer:
                 if progress.window.updates and (is_logged or shown.is_overdue):
                     record = progress.window.record(progress.seconds)
                     if is_logged:
-                        self.log.write("train", step=progress.step, epoch=epoch, **record)
+                        rates = {"matrix_lr": record["lr"] * settings.matrix_rate_factor} if has_matrices else {}
+                        self.log.write("train", step=progress.step, epoch=epoch, **record, **rates)
                         progress.window = Window(since=progress.seconds)
                     shown.tell(self._epochs(), record)
 

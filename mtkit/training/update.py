@@ -16,21 +16,37 @@ from mtkit.data.batch import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.loss import OBJECTIVES
-from mtkit.training.muon import Muon
+from mtkit.training.muon import Muon, hidden_matrices
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
+    """The parameters of a model in one or two groups, each with its weight decay.
+
+    With weight_decay_of matrices, the first group has the hidden matrices, and the second all other parameters, which
+    do not decay.
+    """
+    parameters = list(model.parameters())
+    if config.weight_decay_of == "all":
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    matrices = hidden_matrices(model)
+    others = [parameter for parameter in parameters if parameter not in matrices]
+    groups = [
+        {"params": list(matrices), "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
-    return torch.optim.Adam(
-        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
-    )
+    return torch.optim.Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
-    return torch.optim.AdamW(
-        model.parameters(), 0.0, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay, fused=fused
-    )
+    return torch.optim.AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
@@ -39,21 +55,18 @@ def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Op
     v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
     learning rate is not part of v, so that a change of it takes full effect at once.
     """
-    return torch.optim.SGD(model.parameters(), 0.0, config.momentum, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(parameter_groups(model, config), 0.0, config.momentum, fused=fused)
 
 
 def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) with decoupled weight decay for hidden matrices, Adam without decay for all other weights."""
-    rate = 1.0
-    if config.matrix_learning_rate is not None:
-        assert config.learning_rate is not None, "the settings check it"
-        rate = config.matrix_learning_rate / config.learning_rate
-    return Muon(model, config.adam_betas, config.adam_eps, config.weight_decay, rate, fused)
+    """Muon (Jordan 2024) for hidden matrices, Adam for all other weights; the weight decay is that of AdamW."""
+    decays = (config.weight_decay, config.weight_decay if config.weight_decay_of == "all" else 0.0)
+    return Muon(model, config.adam_betas, config.adam_eps, *decays, config.matrix_rate_factor, fused)
 
 
 def schedule_free(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Schedule-free AdamW (Defazio et al. 2024); it averages the weights for validation by itself."""
-    return ScheduleFree(model, config.adam_betas, config.adam_eps, config.weight_decay)
+    return ScheduleFree(model, parameter_groups(model, config), config.adam_betas, config.adam_eps)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Optimizer]] = {
@@ -94,8 +107,8 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
     """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
 
-    The memory of sgd is its momentum, that of adam and adamw the averages of the gradient and of its square; muon has
-    those, and a momentum of matrices; schedule_free has weights called z.
+    The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square; muon
+    has such averages, and the momentum of hidden matrices; schedule_free has weights called z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}
@@ -103,7 +116,7 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads the state that optimizer_tensors returned."""
+    """Load the state that optimizer_tensors returned."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -227,32 +240,36 @@ class ScheduleFree(torch.optim.Optimizer):
     validation and the bundle use; the gradient is taken at y, which lies between the two. The model's parameters are y.
     """
 
-    def __init__(self, model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        super().__init__(model.parameters(), {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
         self.average = AveragedWeights(model)  # x
+        self._places = {parameter: place for place, parameter in enumerate(model.parameters())}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update z, x and y by the gradients at y; the closure is not used."""
-        (group,) = self.param_groups
-        trained = [each for each in zip(group["params"], self.average.tensors, strict=True) if each[0].grad is not None]
-        if not trained:
+        groups = [(group, [each for each in group["params"] if each.grad is not None]) for group in self.param_groups]
+        y = [parameter for _, parameters in groups for parameter in parameters]
+        if not y:
             return None
-        y, x = [parameter for parameter, _ in trained], [average for _, average in trained]
+        x = [self.average.tensors[self._places[parameter]] for parameter in y]
         for parameter in y:
             if "z" not in self.state[parameter]:
                 self.state[parameter].update(z=parameter.detach().clone(), exp_avg_sq=torch.zeros_like(parameter))
         z, squares = ([self.state[parameter][key] for parameter in y] for key in ("z", "exp_avg_sq"))
         gradients = [parameter.grad for parameter in y]
 
-        beta1, beta2 = group["betas"]
-        rate, share = self._rate_and_share(group["lr"], beta2)
+        settings = self.param_groups[0]
+        beta1, beta2 = settings["betas"]
+        rate, share = self._rate_and_share(settings["lr"], beta2)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, group["eps"])
-        if group["weight_decay"]:
-            torch._foreach_add_(z, y, alpha=-rate * group["weight_decay"])
+        torch._foreach_add_(divisors, settings["eps"])
+        for group, parameters in groups:
+            if group["weight_decay"] and parameters:
+                decaying = [self.state[parameter]["z"] for parameter in parameters]
+                torch._foreach_add_(decaying, parameters, alpha=-rate * group["weight_decay"])
         torch._foreach_addcdiv_(z, gradients, divisors, -rate)
         torch._foreach_lerp_(x, z, share)
         torch._foreach_copy_(y, z)
@@ -264,7 +281,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
         c is proportional to the square of the largest gamma so far, as in the authors' code.
         """
-        state = self.state[self.param_groups[0]["params"][0]]
+        state = self.state[next(iter(self._places))]
         sums = state.setdefault("sums", torch.zeros(3, dtype=torch.float64))
         updates, largest, total = sums.tolist()
         rate = learning_rate * (1 - beta2 ** (updates + 1)) ** 0.5
@@ -276,9 +293,10 @@ class ScheduleFree(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what state_dict returned."""
         super().load_state_dict(state_dict)
-        for number, state in state_dict["state"].items():
+        first = next(iter(self._places))
+        for state in state_dict["state"].values():
             if "sums" in state:  # in fp64, which PyTorch has just rounded to the precision of the weights
-                self.state[self.param_groups[0]["params"][number]]["sums"] = state["sums"]
+                self.state[first]["sums"] = state["sums"]
 
 
 def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> AveragedWeights | None:
