@@ -41,7 +41,7 @@ from mtkit.bundle.opening import (
 from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import ENDING
+from mtkit.config.training_settings import ENDING, TrainingConfig
 from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
 from mtkit.data.plan import EarlierBudget, is_proportional
 from mtkit.errors import CheckpointError, MtkitError, whole_number
@@ -49,7 +49,7 @@ from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import saves_at
+from mtkit.training.schedule import decay_start, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
@@ -100,7 +100,10 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
     data, tokenizer and validation are checksums; started_from is the checksum of the weights that training started
     from, None if they were random.
     """
-    free = UNNOTED | (set() if config.training.schedule in ENDING else {"max_steps"})
+    schedule = config.training.schedule
+    free = (
+        UNNOTED | (set() if schedule in ENDING else {"max_steps"}) | (set() if schedule == "wsd" else {"decay_steps"})
+    )
     return {
         "data": data,
         "tokenizer": tokenizer,
@@ -143,17 +146,21 @@ def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) ->
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
-def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) -> Changes:
+def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, step: int) -> Changes:
     """The differences between `found`, the identity in a checkpoint, and `now`, by whether training may resume.
 
-    If an earlier version wrote the checkpoint, settings that `found` lacks count as having had their defaults, and a
-    checksum of the validation text that it lacks counts as unchanged.
+    step is that of the checkpoint. If an earlier version wrote it, settings that `found` lacks count as having had
+    their defaults, and a checksum of the validation text that it lacks counts as unchanged.
     """
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
     if not had_max_steps or "max_steps" not in now["training"]:  # may change freely unless both schedules end there
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
+    if "decay_steps" not in now["training"]:
+        found["training"].pop("decay_steps", None)
     free = FREE - (VALIDATES if "plateau" in (found["training"]["schedule"], config.training.schedule) else set())
+    if all(_is_stable(step, each) for each in (config.training, config.training.model_copy(update=found["training"]))):
+        free |= {"training.max_steps", "training.decay_steps"}
     changes = Changes([], [], [])
     for difference in differences(found, now):
         if difference.name in free:
@@ -163,6 +170,11 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
         else:
             changes.fixed.append(difference)
     return changes
+
+
+def _is_stable(step: int, settings: TrainingConfig) -> bool:
+    """Whether the schedule is wsd, and its decay has not begun at a step: no rate so far depends on where that is."""
+    return settings.schedule == "wsd" and step <= decay_start(settings)
 
 
 def _may_be_asked_for(name: str) -> bool:

@@ -47,6 +47,27 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
 
+def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, stays there, and falls linearly to final_learning_rate in the last updates.
+
+    Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes decay_steps updates and ends at
+    max_steps; it is linear as in Hägele et al. (2024, arXiv:2405.18392), who compare its forms.
+    """
+    peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
+    left = (max_steps - step) / (max_steps - decay_start(config))
+    rate = peak if left >= 1 else final + (peak - final) * max(left, 0.0)
+    return min(peak * _warmth(step, config), rate)
+
+
+def decay_start(config: TrainingConfig) -> int:
+    """The last step before the decay of schedule wsd; with decay_steps auto, not before warm-up ends."""
+    max_steps = settled(config.max_steps)
+    if config.decay_steps != "auto":
+        return max_steps - config.decay_steps
+    stable = max_steps - max(round(DECAY_SHARE * max_steps), 1)
+    return min(max(stable, settled(config.warmup_steps), 1), max_steps - 1)
+
+
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate rises linearly to the peak, then stays constant until validations lower it.
 
@@ -72,12 +93,15 @@ def _share_done(step: int, config: TrainingConfig) -> float:
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
 
+DECAY_SHARE = 0.2  # of max_steps; longer decays bring little more (Hägele et al. 2024)
+
 SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "noam": noam,
     "inverse_sqrt": inverse_sqrt,
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
+    "wsd": wsd,
     "plateau": plateau,
 }
 
@@ -217,6 +241,12 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
         raise ConfigError(
             f"training.warmup_steps {warmup_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
             f"{max_steps:,} updates here; leave it out, lower it, or raise training.max_minutes"
+        )
+    if config.decay_steps != "auto" and warmup_steps + config.decay_steps > max_steps:
+        raise ConfigError(
+            f"training.decay_steps {config.decay_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
+            f"{max_steps:,} updates here, {warmup_steps:,} of them warm-up; leave it out, lower it, or raise "
+            "training.max_minutes"
         )
     return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every))
 

@@ -189,7 +189,7 @@ class Trainer:
         self.started_from = start_checksum(self.config, noted)
         if self.settings.start_from and not self.started_from:
             self.started_from = noted or "a model that is not there"
-        self.changes = changes_since(found, self._identity(), self.config)
+        self.changes = changes_since(found, self._identity(), self.config, step)
         require_allowed(self.changes, self.run_path, step, change)
         load_checkpoint(self.checkpoints, step, self.state)
         if plan:
