@@ -49,7 +49,7 @@ from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import decay_start, saves_at
+from mtkit.training.schedule import Ending, decay_start, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
@@ -284,6 +284,7 @@ def write_facts(
         "start_from": started_from,
         **({"changes": progress.changes} if progress.changes else {}),
         **({"plan": progress.plan} if progress.plan else {}),
+        **({"ending": progress.ending} if progress.ending else {}),
         "parameters": model.num_parameters,
         "command": sys.argv,
         "data": corpus.facts(),
@@ -314,12 +315,27 @@ def write_model(
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
 
 
-def write_trained(config: Config, started_from: str | None) -> None:
+def write_trained(config: Config, started_from: str | None, ending: dict[str, Any] | None = None) -> None:
     """Write trained.json, which records that training with these settings is finished.
 
-    started_from is the checksum of the weights that training started from, which may have been deleted since.
+    started_from is the checksum of the weights that training started from, which may have been deleted since; ending is
+    Progress.ending.
     """
-    _write_json(config.run_path / TRAINED, _completion(config, started_from))
+    noted = {"ending": ending} if ending else {}
+    _write_json(config.run_path / TRAINED, {**_completion(config, started_from), **noted})
+
+
+def ending_of(run: Path) -> Ending | None:
+    """The decay by which --end-in ended a finished run; None if it ended otherwise."""
+    ending = _trained(run).get("ending")
+    return Ending(**ending) if ending else None
+
+
+def nothing_to_end(run: Path) -> CheckpointError:
+    """The error for --end-in if a run has no checkpoint."""
+    return CheckpointError(
+        f"{run}: --end-in ends a run from its newest checkpoint, but there is none; train without it"
+    )
 
 
 def is_trained(config: Config) -> bool:
@@ -332,14 +348,11 @@ def changed_since_trained(config: Config) -> list[str]:
 
     If the model that training started from was moved or deleted, that is no change; another model in its place is.
     """
-    done = config.run_path / TRAINED
-    try:
-        found = json.loads(done.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    training = found.get("training") if isinstance(found, dict) else None
+    found = _trained(config.run_path)
+    training = found.get("training")
     if not isinstance(training, dict):
-        return [f"{done} does not tell what it was trained with"]
+        return [f"{config.run_path / TRAINED} does not tell what it was trained with"]
+    found.pop("ending", None)
     # Earlier versions recorded more settings, and the path of the model to start from, sometimes without its checksum.
     path = training.pop("start_from", None)
     found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
@@ -350,6 +363,15 @@ def changed_since_trained(config: Config) -> list[str]:
     now = _completion(config, started_from)
     found.setdefault("validation", now["validation"])
     return list(map(str, differences(with_defaults(found, now, config), now)))
+
+
+def _trained(run: Path) -> dict[str, Any]:
+    """The content of trained.json; empty if it is missing or damaged."""
+    try:
+        found = json.loads((run / TRAINED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _completion(config: Config, started_from: str | None) -> dict[str, Any]:

@@ -125,6 +125,48 @@ def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
     )
 
 
+# The decay that --end-in adds to a run.
+
+ENDED_BY_DECAY = ("constant", "wsd")  # schedules of the runs that --end-in can end
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The decay of the learning rate by which --end-in ends a run; its checkpoints hold it from then on."""
+
+    start: int  # the last step before the decay
+    steps: int  # updates of the decay
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the decay, and training, ends."""
+        return self.start + self.steps
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """A copy of the settings with the schedule wsd and this decay, which no other limit cuts short."""
+        decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
+        return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
+
+
+def no_ending(config: TrainingConfig, step: int | None = None) -> str:
+    """Why --end-in cannot end a run with these settings, in words; "" if it can.
+
+    With a step, also why the decay cannot begin after it.
+    """
+    if config.schedule not in ENDED_BY_DECAY:
+        return f"found schedule {config.schedule}, wants {' or '.join(ENDED_BY_DECAY)}"
+    if config.optimizer == "schedule_free":
+        return "optimizer schedule_free needs no decay; lower training.max_steps to end the run"
+    if step is None:
+        return ""
+    if step < max(settled(config.warmup_steps), 1):
+        return f"step {step:,} is before the end of warm-up (training.warmup_steps {settled(config.warmup_steps):,})"
+    if config.schedule == "wsd" and step > decay_start(config):
+        start, end = decay_start(config), settled(config.max_steps)
+        return f"step {step:,} is in the decay of schedule wsd already, which goes from step {start + 1:,} to {end:,}"
+    return ""
+
+
 # When training saves, and when it ends.
 
 
@@ -142,6 +184,8 @@ def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bo
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
     """The limit that training has reached, in words; "" if it has reached none."""
     if progress.step >= settled(config.max_steps):
+        if progress.ending:
+            return f"the decay of --end-in {Ending(**progress.ending).steps} is done"
         return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
