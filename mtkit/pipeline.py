@@ -38,7 +38,15 @@ from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.log import require_tensorboard
-from mtkit.training.records import changed_since_trained, is_trained, note_scores, read_race, write_race
+from mtkit.training.records import (
+    changed_since_trained,
+    ending_of,
+    is_trained,
+    note_scores,
+    nothing_to_end,
+    read_race,
+    write_race,
+)
 from mtkit.training.train import train
 from mtkit.translation.scores import check_language
 from mtkit.translation.translator import load
@@ -90,16 +98,16 @@ def run_binarize(config: Config) -> None:
         binarize(config, told)
 
 
-def run_train(config: Config, fresh: bool = False, change: bool = False) -> None:
+def run_train(config: Config, fresh: bool = False, change: bool = False, end_in: int | None = None) -> None:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
     With `fresh`, the run is started anew. With `change`, training may resume although settings that affect the weights
-    have changed.
+    have changed. With `end_in`, the run ends by a decay of the learning rate over that many updates.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
         config = config if fresh else keep_normalization(config)
-        _train(config, fresh, change)
+        _train(config, fresh, change, end_in)
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
@@ -167,7 +175,7 @@ def _opened(config: Config) -> Iterator[None]:
         yield
 
 
-def _train(config: Config, fresh: bool, change: bool) -> bool:
+def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns whether it has trained.
 
     Training is skipped if the model is up to date.
@@ -181,6 +189,8 @@ def _train(config: Config, fresh: bool, change: bool) -> bool:
     pick_device(config.device)  # so that a device that does not exist is reported before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
+    if end_in is not None and not is_begun(config.run_path):
+        raise nothing_to_end(config.run_path)
     if fresh or not is_begun(config.run_path):
         start_bundle(config)  # likewise, to report a model to start from that does not fit
     if fresh:
@@ -189,17 +199,21 @@ def _train(config: Config, fresh: bool, change: bool) -> bool:
             train(config, read_validation(config), after_save=start.keep_new)
         return True
     _prepare(config)
-    if is_trained(config):
+    ended = ending_of(config.run_path)
+    if is_trained(config) and (end_in is None or (ended and ended.steps == end_in)):
         write_file(config.run_path / "config.yaml", config_text(config).encode())
-        say(f"training: {config.run_path / 'model'} is up to date")
+        how = f"; --end-in {ended.steps} ended the run at step {ended.last_step:,}" if ended else ""
+        say(f"training: {config.run_path / 'model'} is up to date{how}")
         return False
     if has_model(config.run_path) and not checkpoint_steps(config.run_path / "checkpoints"):
+        if end_in is not None:
+            raise nothing_to_end(config.run_path)
         raise CheckpointError(
             f"{config.run_path}: holds a finished model, but no checkpoints that training could go on from, and this "
             f"changed: {'; '.join(changed_since_trained(config))}. Change it back, give the run another name "
             f"(training.start_from={config.run_path} starts it from this model), or replace the model with --fresh"
         )
-    train(config, read_validation(config), change)
+    train(config, read_validation(config), change, end_in=end_in)
     return True
 
 

@@ -14,6 +14,7 @@ from mtkit.commands.options import (
     QuietOption,
     SettingsArgument,
     UsageError,
+    count,
     load_settings,
 )
 from mtkit.errors import CheckpointError, MtkitError
@@ -67,22 +68,29 @@ def train(
     settings: SettingsArgument = None,
     fresh: FreshOption = False,
     change: ChangeOption = False,
+    end_in: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="End the run: let the learning rate fall over its next N updates."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train, resuming where the run stopped.
 
     Tokenizer and data are made first if they are missing. Ctrl-C saves the state and stops; SIGUSR1 only saves it.
     """
-    _require_one_way(fresh, change)
+    updates = None if end_in is None else count("--end-in", end_in)
+    _require_one_way(fresh, change, end_in is not None)
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_train
 
-    run_train(load_config(config, settings or []), fresh, change)
+    run_train(load_config(config, settings or []), fresh, change, updates)
 
 
-def _require_one_way(fresh: bool, change: bool) -> None:
+def _require_one_way(fresh: bool, change: bool, ends: bool = False) -> None:
     if fresh and change:
         raise UsageError("--fresh starts anew and --change resumes; give one of them")
+    if fresh and ends:
+        raise UsageError("--fresh starts anew and --end-in ends the run that is there; give one of them")
 
 
 def run(

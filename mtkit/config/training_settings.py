@@ -16,7 +16,7 @@ WarmupUpdates = Annotated[
 ]
 
 # Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
-ENDING = ("linear", "cosine")
+ENDING = ("linear", "cosine", "wsd")
 
 # Settings that, unless given, are auto if max_steps is auto.
 SHARES = ("warmup_steps", "validate_every", "save_every")
@@ -44,8 +44,8 @@ class TrainingConfig(Section):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="Minutes after which training ends; null: no limit. linear and cosine still end at max_steps: "
-        "set that to auto, or to what fits into the minutes.",
+        description="Minutes after which training ends; null: no limit. linear, cosine and wsd still end at "
+        "max_steps: set that to auto, or to what fits into the minutes.",
     )
     optimizer: Literal["adam", "adamw", "sgd", "muon", "schedule_free"] = Field(
         "adam",
@@ -75,10 +75,10 @@ class TrainingConfig(Section):
         description="Weights that decay: all, or hidden matrices alone, without embeddings, output layer, biases and "
         "gains of norms.",
     )
-    schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "plateau"] = Field(
+    schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "wsd", "plateau"] = Field(
         "noam",
-        description="How the learning rate changes after warm-up; linear and cosine fall until max_steps, plateau "
-        "when validations stop improving.",
+        description="How the learning rate changes after warm-up; linear and cosine fall until max_steps, wsd "
+        "(warm-up, stable, decay) only in the last decay_steps, plateau when validations stop improving.",
     )
     warmup_steps: WarmupUpdates = Field(
         4000,
@@ -91,7 +91,10 @@ class TrainingConfig(Section):
         description="Peak of the learning rate, whatever the schedule; null: noam with the paper's factor of 1.",
     )
     final_learning_rate: float = Field(
-        0.0, ge=0, description="Learning rate at which linear, cosine and plateau stop falling."
+        0.0, ge=0, description="Learning rate at which linear, cosine, wsd and plateau stop falling."
+    )
+    decay_steps: Updates = Field(
+        "auto", description="Updates at the end during which wsd falls in a line; auto: a fifth of max_steps."
     )
     plateau_factor: float = Field(0.7, gt=0, lt=1, description="Factor by which plateau multiplies the learning rate.")
     plateau_patience: int = Field(
@@ -216,7 +219,9 @@ class TrainingConfig(Section):
         if self.learning_rate is None and not self.warmup_steps:
             raise ValueError("noam without a learning_rate wants warmup_steps of 1 or more")
         if self.schedule not in (*ENDING, "plateau") and (said := self.first_changed("final_learning_rate")):
-            raise ValueError(f"{said} wants schedule linear, cosine or plateau, not {self.schedule}")
+            raise ValueError(f"{said} wants schedule linear, cosine, wsd or plateau, not {self.schedule}")
+        if self.schedule != "wsd" and (said := self.first_changed("decay_steps")):
+            raise ValueError(f"{said} wants schedule wsd, not {self.schedule}")
         if self.schedule != "plateau" and (said := self.first_changed("plateau_factor", "plateau_patience")):
             raise ValueError(f"{said} wants schedule plateau, not {self.schedule}")
         if self.learning_rate is not None and self.final_learning_rate > self.learning_rate:
@@ -233,6 +238,13 @@ class TrainingConfig(Section):
                 f"schedule {self.schedule} wants max_steps above warmup_steps {self.warmup_steps} and 1, found "
                 f"{self.max_steps}"
             )
+        if "auto" not in (steps := (self.max_steps, self.warmup_steps, self.decay_steps)):
+            max_steps, warmup_steps, decay_steps = map(settled, steps)
+            if warmup_steps + decay_steps > max_steps:
+                raise ValueError(
+                    f"decay_steps {decay_steps} and warmup_steps {warmup_steps} are together more than max_steps "
+                    f"{max_steps}"
+                )
         if self.schedule == "plateau" and self.patience is not None and self.patience <= self.plateau_patience:
             raise ValueError(
                 f"patience {self.patience} ends training before plateau_patience {self.plateau_patience} lowers the "

@@ -21,7 +21,7 @@ from mtkit.data.batch import padded_batch, ragged
 from mtkit.errors import DataError, MtkitError, say, whole_number
 from mtkit.files import write_file
 from mtkit.models.layers import SinusoidalPositions
-from mtkit.training.schedule import learning_rate, with_shares
+from mtkit.training.schedule import decay_start, learning_rate, with_shares
 from mtkit.translation.translator import Translator
 
 if TYPE_CHECKING:
@@ -340,14 +340,17 @@ def paper_schedule(text: str) -> Schedule:
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
     """Returns steps from 1 to `num_steps`, at most about `MOST_POINTS` of them, and the learning rate at each step.
 
-    The end of warm-up is one of these steps.
+    The steps at which warm-up ends and a decay begins are among them, so that the curve has sharp corners.
     """
     stride = -(-num_steps // MOST_POINTS)
+    corners = [settled(schedule.training.warmup_steps)]
+    if schedule.training.schedule == "wsd":
+        corners.append(decay_start(schedule.training))
     steps = sorted(
         {
             1,
             *range(stride, num_steps, stride),
-            min(max(settled(schedule.training.warmup_steps), 1), num_steps),
+            *(min(max(corner, 1), num_steps) for corner in corners),
             num_steps,
         }
     )

@@ -87,8 +87,9 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 
 
 def _as_json(progress: Progress) -> dict[str, Any]:
-    """The progress as a dict for JSON; changes and plan are left out if empty, so that earlier versions can read it."""
-    return {name: value for name, value in asdict(progress).items() if value or name not in ("changes", "plan")}
+    """The progress as a dict for JSON; fields that earlier versions do not know are left out if they are empty."""
+    recent = ("changes", "plan", "ending")
+    return {name: value for name, value in asdict(progress).items() if value or name not in recent}
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:

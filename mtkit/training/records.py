@@ -47,7 +47,7 @@ from mtkit.bundle.opening import (
 from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import ENDING
+from mtkit.config.training_settings import ENDING, TrainingConfig
 from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
 from mtkit.data.plan import EarlierBudget, is_proportional
 from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
@@ -55,7 +55,7 @@ from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import has_reached_target, saves_at
+from mtkit.training.schedule import Ending, decay_start, has_reached_target, saves_at
 from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
@@ -108,7 +108,10 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
     `data`, `tokenizer` and `validation` are checksums. `started_from` is the checksum of the weights that training
     started from; `None` if they were random.
     """
-    free = UNNOTED | (set() if config.training.schedule in ENDING else {"max_steps"})
+    schedule = config.training.schedule
+    free = (
+        UNNOTED | (set() if schedule in ENDING else {"max_steps"}) | (set() if schedule == "wsd" else {"decay_steps"})
+    )
     return {
         "data": data,
         "tokenizer": tokenizer,
@@ -152,8 +155,8 @@ def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) ->
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
-def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) -> Changes:
-    """Returns the differences between `found`, the identity in a checkpoint, and `now`, the present identity.
+def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, step: int) -> Changes:
+    """Returns the differences between `found`, the identity in the checkpoint of `step`, and `now`, the current one.
 
     They are grouped by whether training may resume. If an earlier version of mtkit wrote the checkpoint, `found` may
     lack some entries: a missing setting counts as having had its default, and a missing checksum of the validation text
@@ -164,7 +167,11 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
     # Unless the schedules before and after both end at max_steps, that may change freely.
     if not had_max_steps or "max_steps" not in now["training"]:
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
+    if "decay_steps" not in now["training"]:
+        found["training"].pop("decay_steps", None)
     free = FREE - (VALIDATES if "plateau" in (found["training"]["schedule"], config.training.schedule) else set())
+    if all(_is_stable(step, each) for each in (config.training, config.training.model_copy(update=found["training"]))):
+        free |= {"training.max_steps", "training.decay_steps"}
     changes = Changes([], [], [])
     for difference in differences(found, now):
         if difference.name in free:
@@ -174,6 +181,11 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config) ->
         else:
             changes.fixed.append(difference)
     return changes
+
+
+def _is_stable(step: int, settings: TrainingConfig) -> bool:
+    """Whether the schedule is wsd, and its decay has not begun at a step: no rate so far depends on where that is."""
+    return settings.schedule == "wsd" and step <= decay_start(settings)
 
 
 def _may_be_asked_for(name: str) -> bool:
@@ -291,6 +303,7 @@ def write_facts(
         "start_from": started_from,
         **({"changes": progress.changes} if progress.changes else {}),
         **({"plan": progress.plan} if progress.plan else {}),
+        **({"ending": progress.ending} if progress.ending else {}),
         "parameters": model.num_parameters,
         "command": sys.argv,
         "data": corpus.facts(),
@@ -325,13 +338,27 @@ def write_model(
     save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
 
 
-def write_trained(config: Config, started_from: str | None) -> None:
+def write_trained(config: Config, started_from: str | None, ending: dict[str, Any] | None = None) -> None:
     """Write trained.json, which records that training with these settings is finished.
 
     `started_from` is the checksum of the weights that training started from; `None` if they were random. The file with
-    these weights may have been deleted since.
+    these weights may have been deleted since. `ending` is Progress.ending.
     """
-    _write_json(config.run_path / TRAINED, _completion(config, started_from))
+    noted = {"ending": ending} if ending else {}
+    _write_json(config.run_path / TRAINED, {**_completion(config, started_from), **noted})
+
+
+def ending_of(run: Path) -> Ending | None:
+    """The decay by which --end-in ended a finished run; None if it ended otherwise."""
+    ending = _trained(run).get("ending")
+    return Ending(**ending) if ending else None
+
+
+def nothing_to_end(run: Path) -> CheckpointError:
+    """The error for --end-in if a run has no checkpoint."""
+    return CheckpointError(
+        f"{run}: --end-in ends a run from its newest checkpoint, but there is none; train without it"
+    )
 
 
 def is_trained(config: Config) -> bool:
@@ -345,14 +372,11 @@ def changed_since_trained(config: Config) -> list[str]:
     It does not count as a change if the model that training started from was moved or deleted, but it does if another
     model has taken its place.
     """
-    done = config.run_path / TRAINED
-    try:
-        found = json.loads(done.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    training = found.get("training") if isinstance(found, dict) else None
+    found = _trained(config.run_path)
+    training = found.get("training")
     if not isinstance(training, dict):
-        return [f"{done} does not tell what it was trained with"]
+        return [f"{config.run_path / TRAINED} does not tell what it was trained with"]
+    found.pop("ending", None)
     # Earlier versions recorded more settings, and the path of the model to start from, sometimes without its checksum.
     path = training.pop("start_from", None)
     found["training"] = {name: value for name, value in training.items() if name not in WITHOUT_EFFECT}
@@ -363,6 +387,15 @@ def changed_since_trained(config: Config) -> list[str]:
     now = _completion(config, started_from)
     found.setdefault("validation", now["validation"])
     return list(map(str, differences(with_defaults(found, now, config), now)))
+
+
+def _trained(run: Path) -> dict[str, Any]:
+    """The content of trained.json; empty if it is missing or damaged."""
+    try:
+        found = json.loads((run / TRAINED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _completion(config: Config, started_from: str | None) -> dict[str, Any]:

@@ -47,6 +47,27 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
 
+def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, stays there, and falls linearly to final_learning_rate in the last updates.
+
+    Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes decay_steps updates and ends at
+    max_steps; it is linear as in Hägele et al. (2024, arXiv:2405.18392), who compare its forms.
+    """
+    peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
+    left = (max_steps - step) / (max_steps - decay_start(config))
+    rate = peak if left >= 1 else final + (peak - final) * max(left, 0.0)
+    return min(peak * _warmth(step, config), rate)
+
+
+def decay_start(config: TrainingConfig) -> int:
+    """The last step before the decay of schedule wsd; with decay_steps auto, not before warm-up ends."""
+    max_steps = settled(config.max_steps)
+    if config.decay_steps != "auto":
+        return max_steps - config.decay_steps
+    stable = max_steps - max(round(DECAY_SHARE * max_steps), 1)
+    return min(max(stable, settled(config.warmup_steps), 1), max_steps - 1)
+
+
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate rises linearly to the peak, then stays constant until validations lower it.
 
@@ -72,12 +93,15 @@ def _share_done(step: int, config: TrainingConfig) -> float:
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
 
+DECAY_SHARE = 0.2  # of max_steps; longer decays bring little more (Hägele et al. 2024)
+
 SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "noam": noam,
     "inverse_sqrt": inverse_sqrt,
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
+    "wsd": wsd,
     "plateau": plateau,
 }
 
@@ -99,6 +123,48 @@ def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
         and stale >= config.plateau_patience
         and _peak(config) * config.plateau_factor**lowered > config.final_learning_rate
     )
+
+
+# The decay that --end-in adds to a run.
+
+ENDED_BY_DECAY = ("constant", "wsd")  # schedules of the runs that --end-in can end
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The decay of the learning rate by which --end-in ends a run; its checkpoints hold it from then on."""
+
+    start: int  # the last step before the decay
+    steps: int  # updates of the decay
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the decay, and training, ends."""
+        return self.start + self.steps
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """A copy of the settings with the schedule wsd and this decay, which no other limit cuts short."""
+        decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
+        return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
+
+
+def no_ending(config: TrainingConfig, step: int | None = None) -> str:
+    """Why --end-in cannot end a run with these settings, in words; "" if it can.
+
+    With a step, also why the decay cannot begin after it.
+    """
+    if config.schedule not in ENDED_BY_DECAY:
+        return f"found schedule {config.schedule}, wants {' or '.join(ENDED_BY_DECAY)}"
+    if config.optimizer == "schedule_free":
+        return "optimizer schedule_free needs no decay; lower training.max_steps to end the run"
+    if step is None:
+        return ""
+    if step < max(settled(config.warmup_steps), 1):
+        return f"step {step:,} is before the end of warm-up (training.warmup_steps {settled(config.warmup_steps):,})"
+    if config.schedule == "wsd" and step > decay_start(config):
+        start, end = decay_start(config), settled(config.max_steps)
+        return f"step {step:,} is in the decay of schedule wsd already, which goes from step {start + 1:,} to {end:,}"
+    return ""
 
 
 # When training saves, and when it ends.
@@ -128,6 +194,8 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
     if has_reached_target(progress, config):
         return f"training.target_score {config.target_score:g} is reached"
     if progress.step >= settled(config.max_steps):
+        if progress.ending:
+            return f"the decay of --end-in {Ending(**progress.ending).steps} is done"
         return f"training.max_steps {settled(config.max_steps):,} is reached"
     if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
         return f"training.max_minutes {config.max_minutes:g} is reached"
@@ -227,6 +295,12 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
         raise ConfigError(
             f"training.warmup_steps {warmup_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
             f"{max_steps:,} updates here; leave it out, lower it, or raise training.max_minutes"
+        )
+    if config.decay_steps != "auto" and warmup_steps + config.decay_steps > max_steps:
+        raise ConfigError(
+            f"training.decay_steps {config.decay_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
+            f"{max_steps:,} updates here, {warmup_steps:,} of them warm-up; leave it out, lower it, or raise "
+            "training.max_minutes"
         )
     return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every))
 

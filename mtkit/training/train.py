@@ -44,6 +44,7 @@ from mtkit.training.records import (
     changes_since,
     earlier_budgets,
     identity_of,
+    nothing_to_end,
     require_allowed,
     validation_digest,
     with_changes,
@@ -53,6 +54,7 @@ from mtkit.training.records import (
 )
 from mtkit.training.schedule import (
     FEW_UPDATES,
+    Ending,
     Forecast,
     Pace,
     Plan,
@@ -62,6 +64,7 @@ from mtkit.training.schedule import (
     learning_rate,
     lowers_rate,
     make_plan,
+    no_ending,
     reason_to_end,
     saves_at,
     shortcomings,
@@ -82,11 +85,13 @@ def train(
     validation: tuple[list[str], list[str]],
     change: bool = False,
     after_save: Callable[[], None] = nothing,
+    end_in: int | None = None,
 ) -> None:
     """Train until a limit of the settings is reached, and write the bundle into the run directory.
 
     validation holds the sources and the references. Training resumes from the newest checkpoint if there is one; change
-    (--change) allows other settings than those of the checkpoint. after_save is called after each checkpoint. Raises
+    (--change) allows other settings than those of the checkpoint. after_save is called after each checkpoint. end_in
+    (--end-in) ends the run by a decay of the learning rate over so many updates from its newest checkpoint on. Raises
     StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     run = config.run_path
@@ -95,7 +100,7 @@ def train(
     corpus.require_tokenizer(tokenizer.hash)
     with Verification(corpus) as verification:
         measured = Validation.prepare(config, tokenizer, *validation)
-        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save)
+        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save, end_in)
         with stopping_by_signal() as stop:
             trainer.run(stop, verification)
 
@@ -111,6 +116,7 @@ class Trainer:
         validation: Validation,
         change: bool = False,
         after_save: Callable[[], None] = nothing,
+        end_in: int | None = None,
     ) -> None:
         self.given = config
         self.config = config  # as given, with numbers in place of auto once they are known
@@ -136,7 +142,8 @@ class Trainer:
         self.started_from: str | None = None  # checksum of the weights that training started from
         self.validates_start = False  # whether to validate the model that training starts from, before any update
         self.changes = Changes([], [], [])  # differences from the checkpoint that training resumes from
-        self._resume(change)
+        self.begins_ending = False  # whether this session begins the decay of --end-in
+        self._resume(change, end_in)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
         self.updater = Updater(self.state, self.settings, scaler)
@@ -171,14 +178,17 @@ class Trainer:
                 self.state.average.restore(weights)
             say(f"starting from the weights of {bundle.path}")
 
-    def _resume(self, change: bool) -> None:
+    def _resume(self, change: bool, end_in: int | None) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError if settings changed in a way that is never allowed, or that needs change to be True.
+        Raises CheckpointError if settings changed in a way that is never allowed, or that needs change to be True, and
+        if the run cannot end in end_in updates.
         """
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
+            if end_in is not None:
+                raise nothing_to_end(self.run_path)
             self._begin()
             return
         step = steps[-1]
@@ -186,17 +196,24 @@ class Trainer:
         plan = self._plan_of(saved, step) if self.settings.max_steps == "auto" else None
         if plan:
             self._settle(plan.settings(self.given.training))
+        ending = self._ending_of(saved, end_in)
         noted = found["training"].get("start_from")
         self.started_from = start_checksum(self.config, noted)
         if self.settings.start_from and not self.started_from:
             self.started_from = noted or "a model that is not there"
-        self.changes = changes_since(found, self._identity(), self.config)
+        self.changes = changes_since(found, self._identity(), self.config, step)
         require_allowed(self.changes, self.run_path, step, change)
+        if end_in is not None and not ending:
+            ending = self._begin_ending(step, end_in)
+            self.changes = changes_since(found, self._identity(), self.config, step)
         load_checkpoint(self.checkpoints, step, self.state)
         if plan:
             self.state.progress.plan = asdict(plan)
+        self.state.progress.ending = asdict(ending) if ending else None
         self.is_saved = True
         say(f"going on from step {step:,} in {self.run_path}")
+        if ending and step < ending.last_step:
+            self._tell_ending(ending)
         progress = self.state.progress
         if progress.has_best and progress.best_step not in steps:
             say(f"the best checkpoint, step {progress.best_step:,}, is gone: the search for the best one starts again")
@@ -218,6 +235,47 @@ class Trainer:
         assert minutes is not None, "the settings check it"
         plan = Plan(**progress.plan)
         return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
+
+    def _ending_of(self, progress: Progress, end_in: int | None) -> Ending | None:
+        """The decay that --end-in began before the checkpoint with this progress, now part of the settings; or None.
+
+        Raises CheckpointError if it does not fit the settings, or if end_in asks for another one.
+        """
+        if progress.ending is None:
+            return None
+        ending = Ending(**progress.ending)
+        begun = f"{self.run_path}: the run {'ended' if progress.step >= ending.last_step else 'is ending'} by"
+        if end_in not in (None, ending.steps):
+            raise CheckpointError(
+                f"{begun} --end-in {ending.steps}, from step {ending.start + 1:,} to {ending.last_step:,}; found "
+                f"--end-in {end_in}, wants {ending.steps} or no --end-in. training.start_from={self.run_path} starts "
+                "another run from these weights"
+            )
+        if fault := no_ending(self.settings):
+            raise CheckpointError(f"{begun} --end-in {ending.steps}, and now: {fault}")
+        self._settle(ending.settings(self.settings))
+        return ending
+
+    def _begin_ending(self, step: int, end_in: int) -> Ending:
+        """Begin the decay of --end-in after a step, as part of the settings.
+
+        Raises CheckpointError if the settings do not allow it.
+        """
+        if fault := no_ending(self.settings, step):
+            raise CheckpointError(f"{self.run_path}: --end-in {end_in}: {fault}")
+        self.begins_ending = True
+        ending = Ending(step, end_in)
+        self._settle(ending.settings(self.settings))
+        return ending
+
+    def _tell_ending(self, ending: Ending) -> None:
+        """Report the decay of --end-in, and which limits it overrides."""
+        limits = [name for name in ("max_minutes", "patience") if getattr(self.given.training, name) is not None]
+        ignored = f"; training.{' and '.join(limits)} cannot end it earlier" if limits else ""
+        say(
+            f"--end-in {ending.steps}: the learning rate falls to {self.settings.final_learning_rate:g} from step "
+            f"{ending.start + 1:,} to {ending.last_step:,}, where training ends{ignored}"
+        )
 
     def _identity(self) -> dict[str, Any]:
         validation = validation_digest(self.config)
@@ -287,7 +345,8 @@ class Trainer:
             if self.changes.all:
                 told = {change.name: [change.before, change.after] for change in self.changes.all}
                 self.log.write("change", step=progress.step, settings=told)
-                self._save()  # so that --change need not be given again
+            if self.changes.all or self.begins_ending:
+                self._save()  # so that --change and --end-in need not be given again
             if self.validates_start:
                 self._validate_start(stop)
             with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
@@ -558,7 +617,7 @@ class Trainer:
                 "training.learning_rate, or on text that is more like data.valid"
             )
         self._write_bundle(weights, steps)
-        write_trained(self.given, self.started_from)
+        write_trained(self.given, self.started_from, progress.ending)
 
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():

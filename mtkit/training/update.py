@@ -249,7 +249,6 @@ class ScheduleFree(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update z, x and y by the gradients at y; the closure is not used."""
-        group = self.param_groups[0]  # all groups have the same settings but for weight_decay
         trained = [(parameter, parameter.grad) for parameter in self._places if parameter.grad is not None]
         if not trained:
             return None
@@ -261,18 +260,18 @@ class ScheduleFree(torch.optim.Optimizer):
                 self.state[parameter].update(z=parameter.detach().clone(), exp_avg_sq=torch.zeros_like(parameter))
         z, squares = ([self.state[parameter][key] for parameter in y] for key in ("z", "exp_avg_sq"))
 
-        beta1, beta2 = group["betas"]
-        rate, share = self._rate_and_share(group["lr"], beta2)
+        settings = self.param_groups[0]  # all groups have the same but for weight_decay
+        beta1, beta2 = settings["betas"]
+        rate, share = self._rate_and_share(settings["lr"], beta2)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, group["eps"])
-        for each in self.param_groups:
-            if each["weight_decay"]:
-                decaying = [parameter for parameter in each["params"] if parameter.grad is not None]
-                torch._foreach_add_(
-                    [self.state[parameter]["z"] for parameter in decaying], decaying, alpha=-rate * each["weight_decay"]
-                )
+        torch._foreach_add_(divisors, settings["eps"])
+        for group in self.param_groups:
+            decaying = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["weight_decay"] and decaying:
+                of_decaying = [self.state[parameter]["z"] for parameter in decaying]
+                torch._foreach_add_(of_decaying, decaying, alpha=-rate * group["weight_decay"])
         torch._foreach_addcdiv_(z, gradients, divisors, -rate)
         torch._foreach_lerp_(x, z, share)
         torch._foreach_copy_(y, z)
@@ -296,10 +295,10 @@ class ScheduleFree(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what state_dict returned."""
         super().load_state_dict(state_dict)
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, state in state_dict["state"].items():
+        first = next(iter(self._places))
+        for state in state_dict["state"].values():
             if "sums" in state:  # in fp64, which PyTorch has just rounded to the precision of the weights
-                self.state[parameters[number]]["sums"] = state["sums"]
+                self.state[first]["sums"] = state["sums"]
 
 
 def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> AveragedWeights | None:

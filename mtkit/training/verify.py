@@ -466,6 +466,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
         "patience": None,
         "target_score": None,
         "warmup_steps": warmup_steps,
+        "decay_steps": "auto",
         "save_every": steps // 4,
         "validate_every": steps // 2,
         "validation_sentences": min(training.validation_sentences, 4),

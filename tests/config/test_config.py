@@ -222,11 +222,11 @@ LINES_OF_VALUES = [
     ),
     (
         "training: {schedule: off}",
-        "training.schedule: found false, wants one of noam, inverse_sqrt, constant, linear, cosine, plateau",
+        "training.schedule: found false, wants one of noam, inverse_sqrt, constant, linear, cosine, wsd, plateau",
     ),
     (
         "training: {schedule: cosin}",
-        "training.schedule: found cosin, wants one of noam, inverse_sqrt, constant, linear, cosine, plateau",
+        "training.schedule: found cosin, wants one of noam, inverse_sqrt, constant, linear, cosine, wsd, plateau",
     ),
     ("tokenizer: {type: words}", "tokenizer.type: found words, wants one of bpe, unigram, char, word"),
     ("tokenizer: {shared: 'yes'}", "tokenizer.shared: found 'yes', wants true or false"),
@@ -550,7 +550,7 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
         ),
         (
             "training:\n  final_learning_rate: 0.1\n",
-            "x.yaml:2: training: final_learning_rate 0.1 wants schedule linear, cosine or plateau, not noam",
+            "x.yaml:2: training: final_learning_rate 0.1 wants schedule linear, cosine, wsd or plateau, not noam",
         ),
         (
             "training:\n  optimizer: sgd\n  adam_betas: [0.9, 0.99]\n",

@@ -212,6 +212,44 @@ def test_what_no_weight_depends_on_is_free_and_changes_no_weight(make, finished_
     ]
 
 
+WSD = {"schedule": "wsd", "final_learning_rate": 0.001}
+
+
+@pytest.mark.parametrize("longer", [{"decay_steps": 8}, {"decay_steps": "auto"}], ids=["given", "auto"])
+def test_before_the_decay_of_wsd_its_place_is_free_and_changes_no_weight_before_it(make, longer):
+    wanted = trained(make("wanted", **WSD, max_steps=24, **longer))
+    stopped_at(make(**WSD, max_steps=20, decay_steps=9), 11)
+    run = trained(make(**WSD, max_steps=24, **longer))
+    found = read_weights(run / "checkpoints", 24)
+    assert all(torch.equal(found[name], weight) for name, weight in read_weights(wanted / "checkpoints", 24).items())
+    (change,) = read_progress(run / "checkpoints", 24)[0].changes
+    assert change["settings"]["training.max_steps"] == [20, 24]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "step"),
+    [
+        ({"max_steps": 20, "decay_steps": 9}, {"max_steps": 24, "decay_steps": 9}, 12),  # it falls already
+        ({"max_steps": 24, "decay_steps": 9}, {"max_steps": 20, "decay_steps": 9}, 12),  # it should fall already
+        ({"max_steps": 20, "decay_steps": 9}, {"max_steps": 20, "decay_steps": 4}, 12),
+    ],
+)
+def test_once_wsd_falls_its_place_must_be_asked_for(make, before, after, step):
+    stopped_at(make(**WSD, **before), step)
+    with pytest.raises(CheckpointError, match=r"training\.(max|decay)_steps was .*--change"):
+        trained(make(**WSD, **after))
+    trained(make(**WSD, **after), change=True)
+
+
+@pytest.mark.parametrize("schedules", [("constant", "wsd"), ("wsd", "constant")])
+def test_to_and_from_wsd_is_asked_for(make, schedules):
+    first, second = ({"schedule": name, **({"decay_steps": 9} if name == "wsd" else {})} for name in schedules)
+    stopped_at(make(**first), 10)
+    with pytest.raises(CheckpointError, match=r"training\.schedule was (\w+), is (?!\1)\w+.*--change"):
+        trained(make(**second))
+    trained(make(**second), change=True)
+
+
 def test_where_validations_lower_the_rate_how_they_measure_is_not_free(make):
     stopped_at(make(schedule="plateau"), 10)
     with pytest.raises(CheckpointError, match=r"validate_every was 8, is 3.*--change"):

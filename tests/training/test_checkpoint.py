@@ -358,7 +358,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
 def test_progress_says_all_of_itself_in_json(tmp_path):
     state = state_at(2)
     state.progress.changes = [{"step": 1, "pairs": 10, "settings": {"training.clip_norm": [None, 1.0]}}]
-    state.progress.plan = {"max_steps": 5}
+    state.progress.plan, state.progress.ending = {"max_steps": 5}, {"start": 2, "steps": 3}
     save_checkpoint(tmp_path, state, IDENTITY)
     content = json.loads((step_directory(tmp_path, 2) / PROGRESS).read_text())
     assert set(content["progress"]) == set(Progress.__dataclass_fields__)

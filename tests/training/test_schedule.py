@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.training.schedule import ENDING, SCHEDULES, learning_rate, lowers_rate
+from mtkit.training.schedule import ENDING, SCHEDULES, decay_start, learning_rate, lowers_rate
 from mtkit.training.update import make_optimizer, optimizer_tensors, restore_optimizer
 
 D_MODEL = 64
@@ -73,7 +73,30 @@ def test_cosine_is_equation_5_of_its_paper_from_warm_up_to_max_steps():
     assert (found[0], found[200], found[-1]) == pytest.approx((0.005, 0.003, 0.001))
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_wsd_stays_and_then_falls_in_a_line_over_its_last_updates():
+    config = TrainingConfig.model_validate({"schedule": "wsd", **FALLING, "decay_steps": 50})
+    found = [learning_rate(step, config, D_MODEL) for step in range(1, 501)]
+    rising, stable, falling = found[:99], found[99:450], found[449:]
+    assert rising == pytest.approx([0.005 * step / 100 for step in range(1, 100)])
+    assert stable == [0.005] * 351, "to the bit"
+    assert falling == pytest.approx([0.005 - 0.004 * done / 50 for done in range(51)])
+    assert found[-1] == 0.001
+    assert learning_rate(501, config, D_MODEL) == 0.001
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "warmup_steps", "start"),
+    [(500, 100, 400), (500, 450, 450), (3, 0, 2), (2, 0, 1), (100_000, 4000, 80_000)],
+)
+def test_a_decay_that_is_auto_is_the_last_fifth_that_is_not_warm_up(max_steps, warmup_steps, start):
+    values = {"schedule": "wsd", "learning_rate": 0.005, "max_steps": max_steps, "warmup_steps": warmup_steps}
+    config = TrainingConfig.model_validate(values)
+    assert decay_start(config) == start
+    assert learning_rate(start, config, D_MODEL) == 0.005
+    assert learning_rate(start + 1, config, D_MODEL) == pytest.approx(0.005 * (1 - 1 / (max_steps - start)))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_without_a_final_rate_the_last_update_has_none(schedule):
     config = TrainingConfig.model_validate({"schedule": schedule, **FALLING, "final_learning_rate": 0.0})
     assert learning_rate(499, config, D_MODEL) > 0
@@ -123,6 +146,11 @@ def test_the_schedules_that_end_at_max_steps_are_those_that_ask_for_it(schedule)
             {"schedule": "plateau", "learning_rate": 0.1, "patience": 5},
             "patience 5 ends training before plateau_patience 5 lowers the learning rate; it must be more",
         ),
+        (
+            {"schedule": "wsd", "learning_rate": 0.1, "warmup_steps": 60, "decay_steps": 50, "max_steps": 100},
+            "decay_steps 50 and warmup_steps 60 are together more than max_steps 100",
+        ),
+        ({"decay_steps": 50}, "decay_steps 50 wants schedule wsd, not noam"),
         ({"momentum": 0.9}, "momentum 0.9 is for optimizer sgd; adam has adam_betas"),
     ],
 )

@@ -13,7 +13,14 @@ from mtkit.files import Stop
 from mtkit.training.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.training.schedule import learning_rate
 from mtkit.training.train import Trainer
-from mtkit.training.update import MovingAverage, ScheduleFree, TrainState, make_average, make_optimizer
+from mtkit.training.update import (
+    MovingAverage,
+    ScheduleFree,
+    TrainState,
+    make_average,
+    make_optimizer,
+    optimizer_tensors,
+)
 from mtkit.translation.translator import load
 from tests.runs import Killed, at_step, doing, events, kill, outcome, trained, trainer_of
 
@@ -25,7 +32,7 @@ def state_of(dtype: torch.dtype = torch.float64, **settings: object) -> TrainSta
     """A layer and its optimizer, before any update; the weights are always the same."""
     config = TrainingConfig.model_validate({**SETTINGS, **settings})
     torch.manual_seed(1)
-    model = nn.Linear(3, 2, dtype=dtype)
+    model = nn.Sequential(nn.Linear(3, 2, dtype=dtype))
     optimizer = make_optimizer(model, config, CPU)
     return TrainState(model, optimizer, Progress(precision="fp32"), make_average(model, optimizer, config))
 
@@ -33,9 +40,10 @@ def state_of(dtype: torch.dtype = torch.float64, **settings: object) -> TrainSta
 def update(state: TrainState, rate: float) -> None:
     """One update by a gradient that depends on the weights and on the number of the update."""
     state.progress.step += 1
-    state.optimizer.param_groups[0]["lr"] = rate
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
     state.optimizer.zero_grad()
-    x = torch.full((4, 3), float(state.progress.step), dtype=state.model.weight.dtype)
+    x = torch.full((4, 3), float(state.progress.step), dtype=state.model[0].weight.dtype)
     (state.model(x) + 1).pow(3).sum().backward()
     state.optimizer.step()
     if state.average is not None:
@@ -84,12 +92,29 @@ def test_weights_without_a_gradient_stay():
     state = state_of()
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
     state.optimizer.step()
-    state.model.weight.grad = torch.ones_like(state.model.weight)
+    state.model[0].weight.grad = torch.ones_like(state.model[0].weight)
     state.optimizer.param_groups[0]["lr"] = 0.1
     state.optimizer.step()
-    assert torch.equal(state.model.bias, before["bias"])
-    assert torch.equal(state.average.weights["bias"], before["bias"])
-    assert not torch.equal(state.model.weight, before["weight"])
+    assert torch.equal(state.model[0].bias, before["0.bias"])
+    assert torch.equal(state.average.weights["0.bias"], before["0.bias"])
+    assert not torch.equal(state.model[0].weight, before["0.weight"])
+
+
+def test_of_a_model_whose_matrices_alone_decay_the_other_weights_do_not():
+    without, partly, all_over = (
+        state_of(weight_decay=decay, weight_decay_of=which)
+        for decay, which in ((0.0, "all"), (0.1, "matrices"), (0.1, "all"))
+    )
+    for state in (without, partly, all_over):
+        for group in state.optimizer.param_groups:
+            group["lr"] = 0.1
+        for parameter in state.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        state.optimizer.step()
+    assert torch.equal(partly.model[0].weight, all_over.model[0].weight)
+    assert torch.equal(partly.model[0].bias, without.model[0].bias)
+    assert not torch.equal(partly.model[0].weight, without.model[0].weight)
+    assert not torch.equal(partly.model[0].bias, all_over.model[0].bias)
 
 
 # Checkpoints.
@@ -102,6 +127,8 @@ def test_a_checkpoint_brings_back_all_that_the_next_updates_depend_on(tmp_path):
     save_checkpoint(tmp_path, saved, {})
     found = state_of(torch.float32, weight_decay=0.1)
     load_checkpoint(tmp_path, 5, found)
+    memory, loaded = (optimizer_tensors(state.optimizer, state.model) for state in (saved, found))
+    assert all(torch.equal(memory[name], loaded[name]) for name in memory | loaded)
     for _ in range(3):
         for state in (saved, found):
             update(state, 0.1)
@@ -167,6 +194,16 @@ def test_the_average_is_what_is_validated_and_bundled_and_training_goes_on_from_
     trainer.log.close()
     validation = next(event for event in events(run, "validation") if event["step"] == best)
     assert measured == {name: validation[name] for name in measured}
+
+
+def test_all_of_a_checkpoint_is_loaded_though_other_weights_decay_from_there_on(tmp_path):
+    saved = state_of(torch.float32, weight_decay=0.1)
+    update(saved, 0.1)
+    save_checkpoint(tmp_path, saved, {})
+    found = state_of(torch.float32, weight_decay=0.1, weight_decay_of="matrices")
+    load_checkpoint(tmp_path, 1, found)
+    memory, loaded = (optimizer_tensors(state.optimizer, state.model) for state in (saved, found))
+    assert all(torch.equal(memory[name], loaded[name]) for name in memory | loaded)
 
 
 @pytest.mark.parametrize("optimizers", [("adam", "schedule_free"), ("schedule_free", "adam")])

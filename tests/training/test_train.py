@@ -227,9 +227,10 @@ PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "pla
         {"optimizer": "muon", "matrix_learning_rate": 0.02, "weight_decay": 0.1, "weight_decay_of": "matrices"},
         {"schedule": "cosine", "final_learning_rate": 0.001},
         {"schedule": "linear"},
+        {"schedule": "wsd", "decay_steps": 3, "final_learning_rate": 0.001},
         {**PLATEAU, "learning_rate": 1e-12, "final_learning_rate": 2e-13},
     ],
-    ids=["momentum", "sgd", "schedule_free", "muon", "cosine", "linear", "plateau"],
+    ids=["momentum", "sgd", "schedule_free", "muon", "cosine", "linear", "wsd", "plateau"],
 )
 def test_every_optimizer_and_schedule_resumes_to_the_bit(make, options):
     options = {**options, "max_steps": 12}

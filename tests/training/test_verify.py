@@ -18,6 +18,7 @@ from mtkit.bundle.checkpoints import PROGRESS, checkpoint_steps, step_directory
 from mtkit.cli import _run
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config, config_text
+from mtkit.config.training_settings import ENDING
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import link_or_copy
 from mtkit.pipeline import run_train
@@ -401,6 +402,7 @@ def test_the_settings_stay_valid_and_the_users_own_but_for_the_length(
     tiny_run: Path, corpus_files: CorpusFiles, tmp_path: Path, schedule: str
 ) -> None:
     own = {"schedule": schedule, "warmup_steps": 4000, "max_steps": 90_000, "max_minutes": 5.0, "accumulate": 2}
+    own |= {"decay_steps": 1000} if schedule == "wsd" else {}
     config = config_with(toy_settings(corpus_files, tiny_run), training=own)
     short = _short(config, 12, tmp_path, from_run=True)
     changed = {
@@ -413,7 +415,7 @@ def test_the_settings_stay_valid_and_the_users_own_but_for_the_length(
         "validation_sentences",
         "log_every",
     }
-    changed |= {"warmup_steps"} if schedule in ("linear", "cosine") else set()
+    changed |= {"warmup_steps", "decay_steps"} if schedule in ENDING else set()
     kept = short.training.model_dump(exclude=changed)
     assert kept == config.training.model_dump(exclude=changed)
     assert (short.model, short.tokenizer, short.device) == (config.model, config.tokenizer, config.device)
