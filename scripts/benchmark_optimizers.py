@@ -22,7 +22,8 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import Batch, padded_batch, ragged
 from mtkit.models.registry import new_model, pick_device, pick_precision
 from mtkit.text.vocabulary import NUM_SPECIAL
-from mtkit.training.update import LossScaler, TrainState, Updater, make_optimizer
+from mtkit.training.optimizers import make_optimizer
+from mtkit.training.update import LossScaler, TrainState, Updater
 
 VOCABULARY = 8_000
 

@@ -35,7 +35,7 @@ from mtkit.models.registry import mixed_precision, new_model, pick_device
 from mtkit.preparation.prepare import binarize, make_tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, PAD
 from mtkit.training.loss import label_smoothed_cross_entropy
-from mtkit.training.update import make_optimizer
+from mtkit.training.optimizers import make_optimizer
 
 Step = Callable[[Batch], None]
 

@@ -43,7 +43,8 @@ from mtkit.files import (
     undone_when_ended,
     write_file,
 )
-from mtkit.training.update import ScheduleFree, TrainState, optimizer_tensors, remembers_alike, restore_optimizer
+from mtkit.training.optimizers import ScheduleFree, optimizer_tensors, remembers_alike, restore_optimizer
+from mtkit.training.update import TrainState
 
 LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
 

@@ -38,6 +38,7 @@ from mtkit.models.registry import new_model, pick_device, pick_precision, requir
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
 from mtkit.training.log import Board, Log, ShownTraining
+from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import (
     MEASURES,
     Changes,
@@ -70,7 +71,7 @@ from mtkit.training.schedule import (
     shortcomings,
     with_shares,
 )
-from mtkit.training.update import LossScaler, TrainState, Updater, make_average, make_optimizer
+from mtkit.training.update import LossScaler, TrainState, Updater
 from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
 
 NUM_SAMPLES = 3  # number of translations shown at each validation

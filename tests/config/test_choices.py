@@ -18,8 +18,8 @@ from mtkit.search.searches import STOPPING
 from mtkit.search.step import LENGTH_PENALTIES
 from mtkit.text.vocabulary import START_TOKENS
 from mtkit.training.loss import OBJECTIVES
+from mtkit.training.optimizers import OPTIMIZERS
 from mtkit.training.schedule import SCHEDULES
-from mtkit.training.update import OPTIMIZERS
 from mtkit.translation.scores import METRICS, UTILITIES
 
 

@@ -26,7 +26,7 @@ from mtkit.models.registry import DTYPES, mixed_precision, new_model, pick_devic
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.loss import OBJECTIVES
-from mtkit.training.update import MovingAverage
+from mtkit.training.optimizers import MovingAverage
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 from tests.models.test_models import CHOICES, VOCAB, name_of

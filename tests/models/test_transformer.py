@@ -14,7 +14,7 @@ from mtkit.models.interface import TranslationModel, next_rows
 from mtkit.models.layers import CrossAttention, FeedForward, SelfAttention, draw_layers, with_zero_gradients
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import NORMS, make_norm
-from mtkit.training.muon import hidden_matrices
+from mtkit.training.optimizers import hidden_matrices
 
 VOCAB = 23
 

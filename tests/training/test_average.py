@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.training.update import MovingAverage
+from mtkit.training.optimizers import MovingAverage
 
 
 @pytest.fixture

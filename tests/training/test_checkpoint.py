@@ -32,7 +32,7 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import CheckpointError
 from mtkit.training import checkpoint
 from mtkit.training.checkpoint import TrainState, clear_leftovers, delete_old, load_checkpoint, save_checkpoint
-from mtkit.training.update import MovingAverage, make_optimizer, optimizer_tensors
+from mtkit.training.optimizers import MovingAverage, make_optimizer, optimizer_tensors
 
 IDENTITY = {"data": "these"}
 

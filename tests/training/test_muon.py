@@ -7,8 +7,16 @@ from torch import Tensor, nn
 from mtkit.config.model_settings import RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.models.registry import new_model
-from mtkit.training.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, RMS, Muon, hidden_matrices, orthogonalized
-from mtkit.training.update import make_optimizer
+from mtkit.training.optimizers import (
+    COEFFICIENTS,
+    ITERATIONS,
+    MOMENTUM,
+    RMS,
+    Muon,
+    hidden_matrices,
+    make_optimizer,
+    orthogonalized,
+)
 
 CPU = torch.device("cpu")
 

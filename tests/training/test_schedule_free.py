@@ -11,16 +11,10 @@ from mtkit.bundle.checkpoints import Progress, read_weights, step_directory
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.files import Stop
 from mtkit.training.checkpoint import load_checkpoint, save_checkpoint
+from mtkit.training.optimizers import MovingAverage, ScheduleFree, make_average, make_optimizer, optimizer_tensors
 from mtkit.training.schedule import learning_rate
 from mtkit.training.train import Trainer
-from mtkit.training.update import (
-    MovingAverage,
-    ScheduleFree,
-    TrainState,
-    make_average,
-    make_optimizer,
-    optimizer_tensors,
-)
+from mtkit.training.update import TrainState
 from mtkit.translation.translator import load
 from tests.runs import Killed, at_step, doing, events, kill, outcome, trained, trainer_of
 
