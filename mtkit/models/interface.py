@@ -1,4 +1,4 @@
-"""The interface that every model implements (encode, decode and output), and ensembles, which implement it too.
+"""The interface of every model (the methods `encode`, `decode` and `output`), and ensembles, which have it too.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, Q tokens decoded in one call,
 L either S or T, W hypotheses per sentence, H heads, D model width, V vocabulary size.
@@ -22,18 +22,18 @@ from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Spec
 class SearchState(Protocol):
     """The methods of a decoding state that a search calls; the state covers R sentences with W hypotheses each.
 
-    branch, keep and every decoding step return a new state. The old state must not be used afterwards: both may share
-    caches, which are modified in place.
+    `branch`, `keep` and every decoding step return a new state. The old state must not be used afterwards: the two may
+    share caches, which are modified in place.
     """
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w] of this state.
+        """Returns a state whose hypothesis w of sentence r continues hypothesis `parents[r, w]` of this state.
 
-        parents is (R, W') int64; W' may differ from W, for example when one hypothesis becomes a beam.
+        `parents` is (R, W') int64. W' may differ from W, for example when one hypothesis becomes a beam.
         """
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
 
 
 class State(SearchState, Protocol):
@@ -41,14 +41,14 @@ class State(SearchState, Protocol):
 
     @property
     def positions(self) -> Tensor:
-        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
+        """For each row, the number of tokens decoded so far per hypothesis, including the start token; (R,) int64."""
 
     @property
     def attention(self) -> list[Tensor]:
-        """The attention over the source of the Q tokens that the last call of decode read.
+        """The weights with which the tokens of the last `decode` call attended to the source.
 
-        One tensor (R, H, Q, S) per layer, whose weights sum to 1 over S. The list is empty if the source was encoded
-        without watch or the model has no attention.
+        There is one tensor (R, H, Q, S) per layer, whose weights sum to 1 over S. The list is empty if `encode` was
+        called without `watch=True` or the model has no attention.
         """
 
 
@@ -56,7 +56,7 @@ class State(SearchState, Protocol):
 
 
 class Embedding(nn.Module):
-    """A matrix of token embeddings; layers that share the matrix share this module."""
+    """A matrix of token embeddings; layers with tied embeddings share one such module."""
 
     def __init__(self, vocab_size: int, d_model: int, scaled: bool) -> None:
         super().__init__()
@@ -66,12 +66,13 @@ class Embedding(nn.Module):
     def initialize(self) -> None:
         """Draws the matrix from a normal distribution of variance 1/D.
 
-        Scaled embeddings then have variance 1, and so have logits computed with the same matrix.
+        Embeddings that are multiplied by sqrt(D) then have variance 1. So have logits that are computed with this
+        matrix from features of variance 1.
         """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def keep_zero(self, token: int) -> None:
-        """Sets the embedding of a token to zero and zeroes its gradient, so that training does not change it."""
+        """Sets the embedding of `token` to zero, and its gradients too, so that training does not change it."""
         with torch.no_grad():
             self.weight[token] = 0
 
@@ -83,7 +84,7 @@ class Embedding(nn.Module):
         self.weight.register_hook(without_token)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
-        """Returns the embeddings of rows, (R, L, D); they are zero where rows.cut is True."""
+        """Returns the embeddings (R, L, D) of the tokens in `rows`; they are zero where `rows.cut` is True."""
         x = F.embedding(rows.ids, self.weight) * self.scale
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
@@ -91,8 +92,8 @@ class Embedding(nn.Module):
 class Output(nn.Module):
     """The output layer, which maps features to logits with an embedding matrix and an optional bias.
 
-    With a softcap c, logits z become c tanh(z / c), as in Gemma 2 (Gemma Team 2024, section 2), so that they stay
-    between -c and c.
+    If `softcap` is a number c, each logit z becomes c tanh(z / c) and so stays between -c and c, as in Gemma 2 (Gemma
+    Team 2024, section 2).
     """
 
     def __init__(self, table: Embedding, has_bias: bool = False, softcap: float | None = None) -> None:
@@ -113,9 +114,9 @@ class Output(nn.Module):
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Returns the logits (…, V) of features (…, D); with columns, only the logits of these token ids.
+        """Returns the logits (…, V) of `features` (…, D); if `columns` is given, only the logits of these token ids.
 
-        Without columns, the logits of untrained tokens are -inf.
+        If `columns` is `None`, the logits of untrained tokens are -inf.
         """
         if columns is None:
             logits = self._capped(F.linear(features, self.weight, self.bias))
@@ -129,7 +130,7 @@ class Output(nn.Module):
 
 
 def log_probs_from(logits: Tensor) -> Tensor:
-    """Returns the log-softmax of logits (…, V) over V, as float64 if the logits are float64, else as float32."""
+    """Returns the log-softmax of `logits` (…, V) over V: float64 if the logits are float64, else float32."""
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
@@ -142,8 +143,9 @@ def tied_embeddings(
 ) -> tuple[Embedding, Embedding, Output]:
     """Returns the source embedding, the target embedding and the output layer.
 
-    tie is the setting tie_embeddings: with "all" the three share one matrix, with "none" they share nothing, otherwise
-    the target embedding and the output layer share one. source and target create a new embedding of their side.
+    `tie` is the setting `tie_embeddings`. With "all", all three share one matrix; with "decoder", the target embedding
+    and the output layer share one; with "none", nothing is shared. `source` and `target` are functions that create an
+    embedding for the source side and for the target side.
     """
     embedding = target()
     output = Output(target() if tie == "none" else embedding, output_bias, logit_softcap)
@@ -180,24 +182,24 @@ class Decoder(Protocol):
         """The target embedding."""
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> State:
-        """Returns the state before the first token; with watch, this and all later states record attention."""
+        """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
 
     def __call__(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
+        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The maximum lengths of the rows that a model accepts, in tokens; None means no limit."""
+    """The maximum lengths of the rows that a model accepts, in tokens; `None` means no limit."""
 
     source: int | None = None
     target: int | None = None
 
 
 class TranslationModel(nn.Module):
-    """An encoder and a decoder.
+    """A model that consists of an encoder and a decoder.
 
-    start is the kind of token that the decoder reads first, a key of START_TOKENS.
+    `start` names the token that the decoder reads first; it is a key of START_TOKENS.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin") -> None:
@@ -209,28 +211,28 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the special ids of the vocabularies; the default is those of vocabularies trained by mtkit."""
+        """Sets the ids of the special tokens; a new model has those of vocabularies that mtkit trains."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
         self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
 
     def keep_start_zero(self) -> None:
-        """If start is "zero", sets the embedding of the start token to zero and excludes it from training."""
+        """If `start` is "zero", sets the embedding of the start token to zero and excludes it from training."""
         if self.start == "zero":
             self.decoder.embedding.keep_zero(self.boundaries.start)
 
     def encode(self, source: Rows, watch: bool = False) -> State:
         """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
 
-        With watch, this state and all later ones record attention weights.
+        With `watch=True`, this state and all later ones record attention weights.
         """
         return self.decoder.start(self.encoder(source), source, watch)
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
-        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token.
+        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token.
 
-        Teacher forcing passes all target tokens in one call, a search one token per hypothesis in each call.
+        Teacher forcing passes all target tokens in one call; a search passes one token per hypothesis in each call.
         """
         return self.decoder(target, state)
 
@@ -245,7 +247,7 @@ class TranslationModel(nn.Module):
 
     @property
     def elements_per_token(self) -> int:
-        """The number of logits that predict one token: the size of the target vocabulary."""
+        """The number of logits computed for one target token, which is the size of the target vocabulary."""
         return len(self.output.weight)
 
     @property
@@ -275,9 +277,9 @@ class TranslationModel(nn.Module):
 
 
 def next_rows(ids: Tensor, state: State) -> Rows:
-    """Returns ids (R, W), the next token of each hypothesis of a state, as target rows with one segment per hypothesis.
+    """Returns target rows that hold `ids` (R, W), the next token of each hypothesis; each hypothesis is a segment.
 
-    Their positions are those that follow the tokens decoded so far.
+    The position of each token is the one after the tokens that `state` has decoded so far.
     """
     num_hypotheses = ids.shape[1]
     segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)
@@ -289,38 +291,38 @@ def next_rows(ids: Tensor, state: State) -> Rows:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The decoding states of all members of an ensemble; branch and keep apply to each of them."""
+    """The decoding states of all members of an ensemble; `branch` and `keep` are applied to every member's state."""
 
     states: list[State]
 
     @property
     def positions(self) -> Tensor:
-        """The number of tokens decoded so far for each row, including the start token; (R,) int64."""
+        """For each row, the number of tokens decoded so far per hypothesis, including the start token; (R,) int64."""
         return self.states[0].positions
 
     @property
     def attention(self) -> list[Tensor]:
-        """One tensor (R, 1, Q, S): the attention of the members' last layers, averaged over heads and members.
+        """One tensor (R, 1, Q, S): the attention weights of the members' last layers, averaged over heads and members.
 
-        The list is empty if any member records no attention.
+        The list is empty if at least one member records no attention.
         """
         if not all(state.attention for state in self.states):
             return []
         return [torch.stack([state.attention[-1].mean(1, keepdim=True) for state in self.states]).mean(0)]
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
         return type(self)([state.branch(parents) for state in self.states])
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         return type(self)([state.keep(sentences) for state in self.states])
 
 
 class Ensemble:
     """Models with the same vocabulary, used like a single model.
 
-    decode returns log-probabilities instead of features, and output returns them unchanged.
+    `decode` returns log-probabilities instead of features, and `output` returns its input unchanged.
     """
 
     def __init__(self, members: Sequence[TranslationModel]) -> None:
@@ -341,20 +343,20 @@ class Ensemble:
 
     @property
     def elements_per_token(self) -> int:
-        """The number of logits that predict one token: the sum of the members' vocabulary sizes."""
+        """The number of logits computed for one target token, which is the sum of the members' vocabulary sizes."""
         return sum(member.elements_per_token for member in self.members)
 
     def encode(self, source: Rows, watch: bool = False) -> EnsembleState:
         """Encodes the source; returns the state before the first target token, with one hypothesis per sentence.
 
-        With watch, this state and all later ones record attention weights.
+        With `watch=True`, this state and all later ones record attention weights.
         """
         return EnsembleState([member.encode(source, watch) for member in self.members])
 
     def decode(self, target: Rows, state: State) -> tuple[Tensor, EnsembleState]:
-        """Returns log-probabilities (R, T, V) of the token after each target token, and the state after the last token.
+        """Returns, for each target token, the log-probabilities (R, T, V) of the next token, and the new state.
 
-        They are the logarithm of the mean of the members' probabilities.
+        The probability of a token is the mean of the members' probabilities.
         """
         assert isinstance(state, EnsembleState)
         states, log_probs = [], []
@@ -366,11 +368,11 @@ class Ensemble:
         return mean, EnsembleState(states)
 
     def output(self, log_probs: Tensor) -> Tensor:
-        """Returns the log-probabilities unchanged, since their log-softmax is equal to them."""
+        """Returns `log_probs` unchanged, since the log-softmax of log-probabilities is equal to them."""
         return log_probs
 
 
 def _smallest(limits: list[int | None]) -> int | None:
-    """Returns the smallest limit; None, which means no limit, if all are None."""
+    """Returns the smallest limit that is not `None`; `None` (no limit) if all are `None`."""
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None

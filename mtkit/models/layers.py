@@ -15,9 +15,9 @@ from mtkit.config.model_settings import TransformerConfig
 
 # Positions.
 
-# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D as in
-# the paper, or i/(D/2 - 1), so that the last one is 1, as in the paper's first implementation (tensor2tensor), fairseq
-# and M2M100.
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D, as in
+# the paper, or i/(D/2 - 1), which makes the last exponent 1, as in the paper's first implementation (tensor2tensor),
+# fairseq and M2M100.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
@@ -33,11 +33,11 @@ LAYOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def sinusoids(
     num_positions: int, d_model: int, layout: str = "halves", exponent: str = "paper", first: int = 0
 ) -> Tensor:
-    """Returns sinusoidal embeddings (P, D) of P positions, starting at first (Vaswani et al. 2017, section 3.5).
+    """Returns the sinusoidal embeddings (P, D) of P positions, from `first` on (Vaswani et al. 2017, section 3.5).
 
     By default, the row of position p holds sin(p / 10000^(2i/D)) for i < D/2, then the cosines of the same angles. The
-    paper interleaves sines and cosines, which differs only by a fixed permutation of the columns. layout is a key of
-    LAYOUTS, exponent a key of EXPONENTS.
+    paper interleaves sines and cosines instead, which only permutes the columns. `layout` is a key of LAYOUTS,
+    `exponent` a key of EXPONENTS.
     """
     exponents = EXPONENTS[exponent](torch.arange(d_model // 2, dtype=torch.float64, device="cpu"))
     positions = torch.arange(first, first + num_positions, dtype=torch.float64, device="cpu")
@@ -46,7 +46,7 @@ def sinusoids(
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal position embeddings, in a table that is neither learned nor saved and grows with longer sentences."""
+    """Sinusoidal position embeddings; their table is neither learned nor saved, and grows for longer sentences."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -55,21 +55,21 @@ class SinusoidalPositions(nn.Module):
         self.table: Tensor
 
     def make_table(self, num_positions: int) -> Tensor:
-        """Returns the embeddings (P, D) of positions 0 to P - 1, all shifted by the setting sinusoid_first."""
+        """Returns the embeddings (P, D) of P positions, which are numbered from the setting `sinusoid_first` on."""
         config = self.config
         return sinusoids(
             num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
         )
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
+        """Returns the embeddings (R, L, D) of `positions` (R, L), all of which must be less than `length`."""
         if length > len(self.table):
             self.table = self.make_table(2 * length).to(self.table)
         return F.embedding(positions, self.table)
 
 
 class LearnedPositions(nn.Module):
-    """Learned position embeddings, one for each of max_positions positions (Gehring et al. 2017)."""
+    """Learned position embeddings, one for each of `max_positions` positions (Gehring et al. 2017)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Returns the embeddings (R, L, D) of positions (R, L), all of which are less than length."""
+        """Returns the embeddings (R, L, D) of `positions` (R, L), all of which must be less than `length`."""
         assert length <= len(self.weight), "callers keep to the model's limits"
         return F.embedding(positions, self.weight)
 
@@ -96,10 +96,10 @@ class Rotation:
     cosines: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns queries or keys x, (R, H, L, K), rotated; the shape stays the same.
+        """Rotates queries or keys `x`, (R, H, L, K); returns them in the same shape.
 
-        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns, which differs
-        only by a fixed permutation of the columns of queries and keys.
+        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns instead. The
+        two ways differ only by a fixed permutation of the columns of queries and keys.
         """
         first, second = x.chunk(2, -1)
         rotated = torch.cat(
@@ -109,7 +109,7 @@ class Rotation:
 
 
 class RotaryPositions(nn.Module):
-    """Rotary positions; the table of their sines and cosines is neither learned nor saved, and grows as needed."""
+    """Rotary position encoding; its table of sines and cosines is neither learned nor saved, and grows as needed."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class RotaryPositions(nn.Module):
         self.table = sinusoids(256, head_width)
 
     def forward(self, positions: Tensor, length: int) -> Rotation:
-        """Returns the rotation for positions (R, L), all of which are less than length."""
+        """Returns the rotation for `positions` (R, L), all of which must be less than `length`."""
         if length > len(self.table):
             self.table = sinusoids(2 * length, self.table.shape[1])
         self.table = self.table.to(positions.device)
@@ -126,9 +126,9 @@ class RotaryPositions(nn.Module):
         return Rotation(sines, cosines)
 
 
-# The modules whose output is added to the token embeddings, by the setting positions. None: nothing is added. Rotary
-# positions are applied in the attention instead. With "none", the encoder has no information about the order of tokens,
-# and the decoder knows only which tokens came before.
+# For each value of the setting `positions`, the module whose output is added to the token embeddings; None: nothing is
+# added. Rotary position encoding is applied in the attention instead. With "none", the encoder has no information about
+# the order of tokens, and the decoder knows only which tokens came before.
 POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
@@ -137,16 +137,16 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 }
 
 
-# Dropout (Srivastava et al. 2014). On a CPU it draws 16 random bits per value, which is several times faster than
-# PyTorch's dropout, which draws floats.
+# Dropout (Srivastava et al. 2014). On a CPU it draws 16 random bits per value. PyTorch's dropout draws floats, which
+# takes several times as long.
 
 LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Returns x with each value set to zero with probability rate, else divided by 1 - rate to keep the expected value.
+    """Returns `x` with each value set to zero with probability `rate`; the other values are divided by 1 - `rate`.
 
-    Returns x itself if not training or if rate is 0.
+    The division keeps the expected value. Outside training, or if `rate` is 0, returns `x` itself.
     """
     if not training or rate == 0.0:
         return x
@@ -174,19 +174,19 @@ class HeadNorm(nn.RMSNorm):
         super().__init__(head_width, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x, (R, H, L, K), normalised in the precision of the gains, in the dtype of x."""
+        """Normalises `x`, (R, H, L, K), in the dtype of the gains; returns the result in the dtype of `x`."""
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def head_norms(d_model: int, num_heads: int, normalized: bool) -> tuple[nn.Module, nn.Module]:
-    """Returns the norms of queries and of keys; if not normalized, each is an nn.Identity."""
+    """Returns a norm for queries and one for keys; with `normalized=False`, both are an `nn.Identity`."""
     if not normalized:
         return nn.Identity(), nn.Identity()
     return HeadNorm(d_model // num_heads), HeadNorm(d_model // num_heads)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Reshapes x from (R, L, D) to (R, H, L, K), where K = D / H."""
+    """Reshapes `x` from (R, L, D) to (R, H, L, K), where K = D / H."""
     rows, length, width = x.shape
     return x.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
 
@@ -194,8 +194,9 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
     """Returns the attention-weighted sums of the values, with the heads concatenated: (R, Q, D).
 
-    query is (R, H, Q, K), key and value are (R, H, N, K). mask is (R, 1, 1 or Q, N), True where a query may attend to a
-    key; None allows all keys, or, with causal, keys up to the query's own position.
+    `query` is (R, H, Q, K); `key` and `value` are (R, H, N, K). `mask` is (R, 1, 1 or Q, N), True where a query may
+    attend to a key. If `mask` is `None`, a query may attend to all keys or, with `causal=True`, to keys up to its own
+    position.
     """
     if query.device.type == "cpu" and dropout == 0 and _is_faster_unfused(query):
         attended = _attend_unfused(query, key, value, mask, causal)
@@ -222,7 +223,7 @@ def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Returns the attention weights (R, H, Q, N) of each query, which sum to 1 over the N keys; see attend."""
+    """Returns the attention weights (R, H, Q, N), which sum to 1 over the N keys; the arguments are as in `attend`."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -235,7 +236,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 class Cache:
     """The keys and values of all tokens decoded so far; new ones are appended in place.
 
-    When a beam branches, nothing is moved.
+    When the hypotheses of a beam branch, no keys or values are moved.
     """
 
     def __init__(self) -> None:
@@ -244,7 +245,7 @@ class Cache:
         self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of Q tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
+        """Appends the keys and values of Q tokens, (R, H, Q, K); returns the keys and values of all N, (R, H, N, K)."""
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
             self.keys, self.values = key, value  # no copy: teacher forcing appends only once
@@ -258,23 +259,23 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, sentences: Tensor) -> None:
-        """Keeps only the rows whose indices are in sentences, (R',) int64, in that order."""
+        """Keeps only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, sentences)
             self.values = self.values.index_select(0, sentences)
 
 
 def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
-    """Returns a tensor with room for capacity tokens, which starts with the first length tokens of old."""
+    """Returns a tensor with room for `capacity` tokens, which starts with the first `length` tokens of `old`."""
     new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
     new[:, :, :length] = old[:, :, :length]
     return new
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of the tokens of a row to one another."""
+    """Multi-head attention among the tokens of a row."""
 
-    BLOCKS: ClassVar = {"query_key_value": 3}  # matrices that consist of several, for optimizers that treat each alone
+    BLOCKS: ClassVar = {"query_key_value": 3}  # number of matrices stacked in this one; Muon treats each separately
 
     def __init__(
         self, d_model: int, num_heads: int, dropout: float, bias: bool = True, normalized: bool = False
@@ -294,11 +295,11 @@ class SelfAttention(nn.Module):
         cache: Cache | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Returns the attention's output for tokens x, (R, Q, D), in the same shape.
+        """Returns the output of the attention for the tokens `x`; both are (R, Q, D).
 
-        mask and causal are those of attend. With a cache, the tokens also attend to the cached tokens and are appended
-        to the cache. Queries and keys are normalised, if the settings say so, then rotated by a rotation, before the
-        keys are cached.
+        `mask` and `causal` are as in `attend`. If `cache` is given, the tokens also attend to the cached tokens, and
+        their keys and values are appended to the cache. Before that, queries and keys are normalised, if the settings
+        say so, and then rotated, if `rotation` is given.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         query, key = self.query_norm(query), self.key_norm(key)
@@ -312,7 +313,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of target tokens to the source; project computes the source's keys and values once."""
+    """Multi-head attention of target tokens to the source, whose keys and values `project` computes once."""
 
     BLOCKS: ClassVar = {"key_value": 2}
 
@@ -328,9 +329,9 @@ class CrossAttention(nn.Module):
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the keys, normalised if the settings say so, and the values of the encoder's states memory.
+        """Returns the keys and the values, each (R, H, S, K), of the encoder's states `memory`, (R, S, D).
 
-        memory is (R, S, D), keys and values are (R, H, S, K).
+        The keys are normalised if the settings say so.
         """
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
         return self.key_norm(key), value
@@ -338,9 +339,10 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None
     ) -> Tensor:
-        """Returns the attention's output for target tokens x, (R, Q, D), in the same shape.
+        """Returns the output of the attention for the target tokens `x`; both are (R, Q, D).
 
-        key and value come from project. Appends the attention weights (R, H, Q, S) to watched, unless it is None.
+        `key` and `value` come from `project`. If `watched` is a list, the attention weights (R, H, Q, S) are appended
+        to it.
         """
         query = self.query_norm(split_heads(self.query(x), self.num_heads))
         if watched is not None:
@@ -372,8 +374,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"reglu": F.relu, "geglu": F.gelu
 class FeedForward(nn.Module):
     """Two linear layers with an activation, or a gate, between them (Vaswani et al. 2017, equation 2).
 
-    With a gate, the matrix of the inner layer has 2 d_ff rows: first those of the gate, then those of the values that
-    the gate is multiplied with.
+    With a gate, the matrix of the inner layer has 2 d_ff rows: first the rows of the gate, then the rows of the values
+    that the gate is multiplied with.
     """
 
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
@@ -386,14 +388,14 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x, (R, L, D), to an output of the same shape."""
+        """Maps `x`, (R, L, D), to an output of the same shape."""
         y: Tensor = self.output(dropout(self.activate(self.inner(x)), self.dropout, self.training))
         return y
 
     def activate(self, inner: Tensor) -> Tensor:
         """Applies the activation, or the gate, to the inner layer's output; returns (R, L, d_ff).
 
-        inner is (R, L, d_ff), or (R, L, 2 d_ff) with a gate.
+        `inner` is (R, L, d_ff), or (R, L, 2 d_ff) with a gate.
         """
         if not self.is_gated:
             return self.activation(inner)
@@ -407,7 +409,7 @@ AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 
 class LayerList(nn.ModuleList, Generic[AnyLayer]):
-    """A ModuleList whose modules all have the type AnyLayer, which type checkers then know."""
+    """A ModuleList of modules that all have the type `AnyLayer`, so that type checkers know the type of its items."""
 
     def __init__(self, layers: Iterable[AnyLayer]) -> None:
         super().__init__(layers)
@@ -417,9 +419,10 @@ class LayerList(nn.ModuleList, Generic[AnyLayer]):
 
 
 def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
-    """Returns for each layer whether it takes part in this forward pass; in training, a layer is skipped at this rate.
+    """Draws which layers take part in a forward pass; returns True or False for each layer.
 
-    Draws on the CPU, so as not to wait for the device.
+    In training, each layer is skipped with probability `rate`; otherwise none is skipped. The random numbers are drawn
+    on the CPU, so as not to wait for the device.
     """
     if not training or rate == 0.0:
         return [True] * num_layers
@@ -428,7 +431,7 @@ def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
 
 
 class _ZeroGradients(torch.autograd.Function):
-    """The autograd function of with_zero_gradients."""
+    """The autograd function of `with_zero_gradients`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *unused: Tensor) -> Tensor:
@@ -441,7 +444,7 @@ class _ZeroGradients(torch.autograd.Function):
 
 
 def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
-    """Returns x unchanged; the backward pass through it gives the unused tensors gradients of zeros.
+    """Returns `x` unchanged; the backward pass through the result gives each tensor in `unused` a gradient of zeros.
 
     Without a gradient, an optimizer would skip these tensors: their optimizer state would be missing from a checkpoint
     or would have counted fewer updates. In distributed training, ranks that drew different layers would wait for each

@@ -19,7 +19,8 @@ from mtkit.data.batch import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import LayerList, dropout
 
-# Attention: each query scores the source states; the result is their mean, weighted by the softmax of the scores.
+# Attention: each query scores the source states; the result is the mean of these states, weighted by the softmax of
+# the scores.
 
 
 class DotScore(nn.Module):
@@ -29,11 +30,11 @@ class DotScore(nn.Module):
         super().__init__()
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
         return states
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
+        """Returns the score of each key for each query, (R, Q, S); `query` is (R, Q, D), `keys` is (R, S, D)."""
         return query @ keys.transpose(1, 2)
 
 
@@ -46,7 +47,7 @@ class GeneralScore(DotScore):
         self.key = nn.Linear(d_model, d_model, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
@@ -54,7 +55,8 @@ class GeneralScore(DotScore):
 class AdditiveScore(nn.Module):
     """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    The query is the decoder's state at the current step, as for the other scores; the paper uses the previous step's.
+    As for the other scores, the query is the decoder's state at the current step; the paper takes the state at the
+    previous step.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -64,12 +66,12 @@ class AdditiveScore(nn.Module):
         self.score = nn.Linear(d_model, 1, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source states (R, S, D), which are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Returns the score of each key for each query, (R, Q, S); query is (R, Q, D), keys is (R, S, D)."""
+        """Returns the score of each key for each query, (R, Q, S); `query` is (R, Q, D), `keys` is (R, S, D)."""
         pairs = torch.tanh(self.query(query)[:, :, None] + keys[:, None])  # (R, Q, S, D)
         scores: Tensor = self.score(pairs)[..., 0]
         return scores
@@ -85,7 +87,7 @@ ATTENTION_SCORES: dict[str, type[DotScore | AdditiveScore]] = {
 def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the weighted mean of the source states for each query, (R, Q, D), and the attention weights, (R, Q, S).
 
-    scores is (R, Q, S), states is (R, S, D); mask is (R, S), True for source tokens and False for padding.
+    `scores` is (R, Q, S), `states` is (R, S, D); `mask` is (R, S), True for source tokens and False for padding.
     """
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
     return weights.to(states.dtype) @ states, weights
@@ -95,22 +97,22 @@ def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-# By device, the autocast dtype under which cells are computed in fp32 instead. On CUDA, autocast to bf16 would run
-# cuDNN's cells in fp16, in which small gradients vanish without loss scaling. Few CPUs support cells in fp16.
+# For each device, the autocast dtype under which cells are computed in fp32 nevertheless. On CUDA, autocast to bf16
+# would run cuDNN's cells in fp16, in which small gradients vanish without loss scaling. Few CPUs support cells in fp16.
 CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
-    """Returns a context that switches autocast off if the cells stay in fp32 (CELLS_IN_FP32), else does nothing."""
+    """Returns a context that switches autocast off if its dtype is in CELLS_IN_FP32; otherwise it does nothing."""
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
 
 class RecurrentLayer(nn.Module):
-    """One layer of cells, computed by PyTorch's fused kernels.
+    """One layer of recurrent cells, computed by PyTorch's fused kernels.
 
-    In a bidirectional layer, each direction has half of the width. A stack consists of several such modules: the
-    fused kernel for a stack would draw its dropout on a GPU from a random state that no seed resets.
+    In a bidirectional layer, each direction has half of the width. A stack of layers consists of several such modules,
+    since PyTorch's fused kernel for a stack would draw its dropout on a GPU from a random state that no seed resets.
     """
 
     def __init__(self, cell: str, input_width: int, d_model: int, bidirectional: bool = False) -> None:
@@ -123,8 +125,8 @@ class RecurrentLayer(nn.Module):
     def initialize(self) -> None:
         """Draws orthogonal recurrent weights (Saxe et al. 2014) and Glorot-uniform input weights, separately per gate.
 
-        Biases are zero, except that those of an LSTM's forget gates are 1, so that it remembers at first (Jozefowicz et
-        al. 2015).
+        Sets biases to zero, but those of an LSTM's forget gates to 1, so that an untrained LSTM remembers (Jozefowicz
+        et al. 2015).
         """
         for name, parameter in self.cells.named_parameters():
             gates = torch.split(parameter.detach(), self.cells.hidden_size)
@@ -138,9 +140,9 @@ class RecurrentLayer(nn.Module):
                     nn.init.constant_(gate, 1.0 if forget else 0.0)
 
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads complete rows x, (R, S, D); returns the outputs (R, S, D) and the final state of each row, (R, G * D).
+        """Reads complete rows `x`, (R, S, D); returns outputs (R, S, D) and the final state of each row, (R, G * D).
 
-        lengths, (R,) on the CPU, holds the number of tokens of each row. Padding is not read, so that the backward
+        `lengths`, (R,) on the CPU, holds the number of tokens of each row. Padding is not read, so that the backward
         direction starts at the last token of each row.
         """
         with _autocast_of_cells(x.device.type):
@@ -155,13 +157,13 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns x in the dtype of the weights; if autocast is on, which converts by itself, returns x unchanged."""
+        """Returns `x` in the dtype of the weights; under autocast, which converts it later, returns `x` unchanged."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads tokens x, (R, L, D), starting in state, (R, G * D); returns the outputs (R, L, D) and the new state."""
+        """Reads tokens `x`, (R, L, D), starting in `state`, (R, G * D); returns outputs (R, L, D) and the new state."""
         vectors = tuple(part[None].contiguous() for part in state.to(x.dtype).chunk(self.num_vectors, dim=1))
         with _autocast_of_cells(x.device.type):
             vectors = tuple(map(self._in_dtype_of_cells, vectors))
@@ -210,11 +212,12 @@ class RecurrentEncoder(nn.Module):
 class InitialStates(nn.Module):
     """Maps an encoder's memory to the initial states of the decoder's layers.
 
-    If encoder and decoder have the same number of layers, each decoder layer gets the final state of the encoder layer
-    at the same depth (Sutskever et al. 2014), else all get that of the encoder's top layer. If the encoder has no final
-    states, they get the mean of its states (Sennrich et al. 2017). A linear layer projects each of these to the width
-    of the decoder layer's state. The part that is the layer's output passes through a tanh (Bahdanau et al. 2015,
-    appendix A.2.2), the cell state of an LSTM does not.
+    If the encoder and the decoder have the same number of layers, each decoder layer gets the final state of the
+    encoder layer at the same depth (Sutskever et al. 2014). Otherwise, all decoder layers get the final state of the
+    encoder's top layer. If the encoder has no final states, all decoder layers get the mean of its states for the
+    source tokens (Sennrich et al. 2017). For each decoder layer, a linear layer projects this vector to the width of
+    the initial state. The output in this state then passes through a tanh (Bahdanau et al. 2015, appendix A.2.2); the
+    cell state of an LSTM does not.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:
@@ -226,9 +229,10 @@ class InitialStates(nn.Module):
         self.d_model = d_model
 
     def forward(self, memory: Memory, source: Rows) -> tuple[list[Tensor], Tensor | None]:
-        """Returns the initial state of each decoder layer, (R, G * D), and the context (R, D) or None.
+        """Returns the initial state of each decoder layer, (R, G * D), and the context, (R, D).
 
-        The context is an input of the decoder at every step (Cho et al. 2014); None if the settings ask for none.
+        The context is an input of the decoder at every step (Cho et al. 2014); it is `None` if
+        `has_context` was False.
         """
         finals = memory.finals or [_mean(memory.states, source.mask)]
         finals = finals if len(finals) == len(self.layers) else [finals[-1]] * len(self.layers)
@@ -240,7 +244,7 @@ class InitialStates(nn.Module):
 
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean (R, D) of states (R, S, D) over the tokens where mask, (R, S), is True."""
+    """Returns the mean (R, D) of `states` (R, S, D) over the tokens where `mask`, (R, S), is True."""
     return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
@@ -250,7 +254,7 @@ class RecurrentState:
 
     layers: list[Tensor]  # for each layer, (R, W, G * D)
     features: Tensor  # (R, W, D): those of the last step, for input feeding
-    context: Tensor | None  # (R, 1, D), an input of every step; None if the settings ask for none
+    context: Tensor | None  # (R, 1, D), an input of every step; None if there is no context
     keys: Tensor | None  # (R, S, D); None without attention
     source_states: Tensor | None  # (R, S, D); None without attention
     source_mask: Tensor  # (R, S), True for source tokens, False for padding
@@ -261,7 +265,7 @@ class RecurrentState:
     last_mask: Tensor | None = None  # (R, T): target mask of the last call, if it read several tokens per hypothesis
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
 
         def chosen(values: Tensor) -> Tensor:
             return values.gather(1, parents[:, :, None].expand(-1, -1, values.shape[2]))
@@ -274,7 +278,7 @@ class RecurrentState:
         )
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
 
         def chosen(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[sentences]
@@ -293,7 +297,7 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns a state with positions advanced by these target tokens; forward then updates the layers' states."""
+        """Returns a state whose `positions` include the tokens in `target`; its `layers` are still the old ones."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
         assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"
@@ -309,8 +313,8 @@ class RecurrentDecoder(nn.Module):
     """Embeds the target and decodes it with a stack of recurrent layers, whose top layer attends to the source.
 
     The features are tanh(W [top layer's output; attended source; context]) (Luong et al. 2015, equation 5). With
-    neither attention nor context, they are the top layer's output itself. They are computed for all tokens at once,
-    except with input feeding, where the features of each step are an input of the next.
+    neither attention nor context, the features are the top layer's output itself. All tokens are computed at once,
+    except with input feeding, where the features of each step are an input of the next step.
     """
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:
@@ -332,7 +336,7 @@ class RecurrentDecoder(nn.Module):
         self.output = output
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> RecurrentState:
-        """Returns the state before the first token; with watch, this and all later states record attention."""
+        """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
         layers, context = self.begin(memory, source)
         return RecurrentState(
             layers=[layer[:, None] for layer in layers],
@@ -346,7 +350,7 @@ class RecurrentDecoder(nn.Module):
         )
 
     def forward(self, target: Rows, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
+        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
         state = state.advance(target)
         rows = len(target.ids)
         x = dropout(self.embedding(target), self.dropout, self.training)  # (R, T, D)
@@ -373,9 +377,9 @@ class RecurrentDecoder(nn.Module):
         return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], after
 
     def _read(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Runs all layers on inputs x from these states; returns the top layer's outputs and the layers' new states.
+        """Runs all layers on `x`, starting from `states`; returns the top layer's outputs and the layers' new states.
 
-        x has one row per hypothesis; the states before and after are (R, W, G * D) for each layer.
+        `x` has one row per hypothesis. The old and the new state of each layer are (R, W, G * D).
         """
         after = []
         for number, (layer, before) in enumerate(zip(self.layers, states, strict=True)):
@@ -386,9 +390,9 @@ class RecurrentDecoder(nn.Module):
         return x, after
 
     def _features(self, top: Tensor, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
-        """Computes features (R, Q, D) from the top layer's outputs (R, Q, D).
+        """Returns the features (R, Q, D) and the attention weights (R, Q, S) for the top layer's outputs (R, Q, D).
 
-        Returns them and the attention weights (R, Q, S), or None without attention.
+        The attention weights are `None` if the model has no attention.
         """
         parts, weights = [top], None
         if self.score is not None:
@@ -406,7 +410,7 @@ class RecurrentDecoder(nn.Module):
 
 
 def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """Builds the recurrent model that config describes, with uninitialised weights."""
+    """Builds the recurrent model that `config` describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
@@ -427,7 +431,7 @@ def initialize_recurrent(model: nn.Module) -> None:
     """Initialises the weights of a recurrent model.
 
     Linear layers get Glorot-uniform weights (Glorot & Bengio 2010) and zero biases. Embeddings, the output layer and
-    recurrent layers are initialised by their own initialize methods.
+    recurrent layers are initialised by their own `initialize` methods.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

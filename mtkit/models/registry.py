@@ -43,13 +43,13 @@ class ProjectedEncoder(nn.Module):
         self.final_widths = encoder.final_widths
 
     def forward(self, source: Rows) -> Memory:
-        """Returns the projected states (R, S, D), where D is the decoder's width, and the finals of the encoder."""
+        """Returns the encoder's memory with its states projected to (R, S, D), where D is the decoder's width."""
         memory = self.encoder(source)
         return replace(memory, states=self.bridge(memory.states))
 
 
 def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """Builds the hybrid model that config describes, with uninitialised weights."""
+    """Builds the hybrid model that `config` describes, with uninitialised weights."""
 
     def table(half: HalfConfig, vocab_size: int) -> Embedding:
         return Embedding(vocab_size, half.d_model, half.scale_embeddings)
@@ -83,12 +83,12 @@ def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_wid
 
 
 def _longest(config: HalfConfig) -> int | None:
-    """Returns the maximum length of a row, in tokens, for an encoder or decoder with these settings; None: no limit."""
+    """Returns the maximum length of a row, in tokens, for this encoder or decoder; `None` if there is no limit."""
     return min(config.position_limits.values(), default=None)
 
 
 def initialize_hybrid(model: nn.Module) -> None:
-    """Initialises encoder and decoder each in the way of its own architecture."""
+    """Initialises the weights of the encoder and of the decoder, each in the way of its own architecture."""
     initialize_recurrent(model)
     for half in model.modules():
         if isinstance(half, TransformerEncoder | TransformerDecoder):
@@ -112,7 +112,7 @@ OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 def empty_model(
     config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
 ) -> TranslationModel:
-    """Returns a model without weights (on the meta device, so they take no memory); fill_model gives it weights."""
+    """Returns a model on the meta device, without weights and thus small in memory; `fill_model` gives it weights."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
         model = build(config, source_vocab_size, target_vocab_size)
@@ -127,7 +127,7 @@ def new_model(
     seed: int,
     specials: Specials = OWN_SPECIALS,
 ) -> TranslationModel:
-    """Returns a model with random weights that depend only on the seed; leaves the global random state unchanged."""
+    """Returns a model with random weights, which `seed` determines; leaves the global random state unchanged."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
         # Weights are drawn on the CPU, so only its generator is seeded. The modulo is needed because torch accepts no
@@ -141,18 +141,19 @@ def new_model(
 
 
 def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Makes these tensors, without copying them, the weights of a model from empty_model.
+    """Gives a model from `empty_model` its weights; the tensors in `weights` are not copied.
 
-    Raises CheckpointError, with a message that begins with where, if their names or shapes differ from the model's.
+    Raises CheckpointError, with a message that begins with `where`, if the names or shapes of the tensors differ from
+    those of the model's parameters.
     """
     require_weights_of(model, weights, where)
     model.load_state_dict(weights, strict=False, assign=True)
 
 
 def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Raises CheckpointError, with a message that begins with where, if weights do not fit the model.
+    """Raises CheckpointError, with a message that begins with `where`, if `weights` do not fit the model.
 
-    They fit if they have the names and shapes of the model's parameters.
+    Weights fit if they have the names and shapes of the model's parameters.
     """
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -165,10 +166,11 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
 
 
 def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
-    """Raises CheckpointError, with a message that begins with where, if the settings are too large for the weights.
+    """Raises CheckpointError if the settings describe a larger model than the one that the weights belong to.
 
-    That is, if they ask for more layers than the weights have, or for a matrix with more elements than all weights
-    together. Building such a model could take hours or all memory; this check only looks at names and shapes.
+    Such settings ask for more layers than the weights have, or for a matrix with more elements than all weights
+    together. Building such a model could take hours or all memory, whereas this check looks only at names and shapes.
+    The message of the error begins with `where`.
     """
     encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
     num_weights = sum(map(Tensor.numel, weights.values()))
@@ -190,9 +192,9 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: str) -> list[int]:
-    """Returns row counts, other than d_model, of some matrices with d_model columns in this encoder or decoder.
+    """Returns the feed-forward width and the number of learned positions of this encoder or decoder.
 
-    They are the feed-forward width and the number of learned positions; 1 stands for a matrix that does not exist.
+    Each number is the row count of a matrix with `d_model` columns; it is 1 if there is no such matrix.
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -202,7 +204,7 @@ def _other_widths(half: HalfConfig, side: str) -> list[int]:
 
 # Device and precision.
 
-# By device, a function that returns whether it is available.
+# For each device, a function that returns whether the device is available.
 AVAILABLE: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
@@ -215,9 +217,9 @@ TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix pro
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the torch device of this name; auto means the first available of cuda, mps and cpu.
+    """Returns the torch device called `name`; "auto" means the first available of cuda, mps and cpu.
 
-    For cuda, also switches off two features of cuDNN. Raises MtkitError if the device is not available.
+    If the device is cuda, also switches off two features of cuDNN. Raises MtkitError if the device is not available.
     """
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
@@ -247,18 +249,18 @@ def use_one_thread_after_fork() -> None:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of a precision, a key of DTYPES. Raises MtkitError for fp64 on mps, which lacks it."""
+    """Returns the dtype of `precision`, a key of DTYPES. Raises MtkitError for fp64 on mps, which does not have it."""
     if precision == "fp64" and device.type == "mps":
         raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
     return DTYPES[precision]
 
 
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """Returns name unchanged unless it is auto, else the fastest suitable precision: bf16, fp16 or fp32.
+    """Returns the precision called `name`; "auto" means the fastest suitable one of bf16, fp16 and fp32.
 
-    auto means bf16 if the device has instructions for it; on a CPU only for a d_model of 128 or more, since smaller
-    models gain nothing. On a GPU without bf16, auto means fp16 if the GPU has fast matrix products in it. In all other
-    cases, auto means fp32.
+    It is bf16 if the device has instructions for bf16. On a CPU, `d_model` must also be at least 128, since smaller
+    models gain nothing from bf16. On a GPU without bf16, "auto" means fp16 if the GPU has fast matrix products in fp16.
+    In all other cases, "auto" means fp32.
     """
     if name != "auto":
         return name
@@ -273,9 +275,9 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Returns the autocast context of bf16 or fp16; for fp32, a context that does nothing.
+    """Returns a context of autocast to `precision`, bf16 or fp16; for fp32, a context that does nothing.
 
-    Under autocast, matrix products are computed in that precision, and weights stay in fp32.
+    Under autocast, matrix products are computed in bf16 or fp16, while the weights stay in fp32.
     """
     if precision == "fp32":
         return nullcontext()

@@ -33,17 +33,18 @@ from mtkit.models.layers import (
 
 # Parts that the encoder and the decoder both use: norms, sublayers and embedded rows.
 
-# By the setting norm: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang & Sennrich 2019).
+# The values of the setting `norm`: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang &
+# Sennrich 2019).
 NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """Returns a new norm over the model width, of the kind that the settings name."""
+    """Returns a new LayerNorm or RMSNorm over the model width, as the setting `norm` says."""
     return NORMS[config.norm](config.d_model, eps=NORM_EPS)
 
 
 def final_norm(config: TransformerConfig) -> nn.Module:
-    """Returns the norm after the last layer of a pre-norm model; for a post-norm model, an nn.Identity.
+    """Returns the norm after the last layer of a pre-norm model; for a post-norm model, an `nn.Identity`.
 
     The layers of a post-norm model end with a norm already.
     """
@@ -51,16 +52,16 @@ def final_norm(config: TransformerConfig) -> nn.Module:
 
 
 def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositions | None:
-    """Returns rotary positions for this number of heads, or None if the settings choose other positions."""
+    """Returns the rotary position encoding for `num_heads` heads; `None` if the settings name another encoding."""
     return RotaryPositions(config.d_model // num_heads) if config.positions == "rotary" else None
 
 
 class Sublayer(nn.Module):
     """The residual connection around a sublayer f, with norm and dropout.
 
-    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), else norm(x + dropout(f(x))). With the
-    setting residual_scales, the output of f is multiplied by a learned scale for each channel, as LayerScale does
-    (Touvron et al. 2021, "Going deeper with image transformers", equation 4); it starts at 1.
+    Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), and norm(x + dropout(f(x))) in a post-norm
+    model. With the setting `residual_scales`, each channel of the output of f is multiplied by a learned scale, as in
+    LayerScale (Touvron et al. 2021, "Going deeper with image transformers", equation 4). All scales start at 1.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -71,12 +72,12 @@ class Sublayer(nn.Module):
         self.dropout = config.dropout
 
     def initialize(self) -> None:
-        """Sets the scale to 1, if there is one."""
+        """Sets the scales of all channels to 1, if there are any."""
         if self.scale is not None:
             nn.init.ones_(self.scale)
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Applies the sublayer function with its residual connection to x, (R, L, D); the shape stays the same."""
+        """Applies the sublayer `function` with its residual connection to `x`, (R, L, D); the shape stays the same."""
         y = function(self.norm(x) if self.norm_first else x)
         if self.scale is not None:
             y = y * self.scale
@@ -85,9 +86,9 @@ class Sublayer(nn.Module):
 
 
 class EmbeddingSkip(nn.Module):
-    """Mixes the input x of a layer with the embedded rows e: a x + b e, with learned scalars a and b.
+    """Computes a x + b e from the input x of a layer and the embedded rows e, with learned numbers a and b.
 
-    They start at 1 and 0. Jordan et al. (2024) train GPT-2 with such a skip
+    At first, a is 1 and b is 0. Jordan et al. (2024) train GPT-2 with such skip connections
     (https://github.com/KellerJordan/modded-nanogpt).
     """
 
@@ -101,17 +102,17 @@ class EmbeddingSkip(nn.Module):
             self.weights.copy_(torch.tensor([1.0, 0.0]))
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """Returns the mixture of x and the embedded rows, all (R, L, D)."""
+        """Returns the weighted sum of `x` and `embedded`; both, and the sum, are (R, L, D)."""
         return self.weights[0] * x + self.weights[1] * embedded
 
 
 def make_skip(config: TransformerConfig) -> EmbeddingSkip | None:
-    """Returns a new skip connection from the embedded rows to a layer, or None if the settings want none."""
+    """Returns a new skip connection from the embedded rows to a layer; `None` if the settings do not ask for it."""
     return EmbeddingSkip() if config.embedding_skip else None
 
 
 class EmbeddedRows(nn.Module):
-    """Token embeddings plus position embeddings, with dropout; optionally normalised, as in mBART."""
+    """Token embeddings plus position embeddings, optionally normalised as in mBART, then dropout."""
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ class EmbeddedRows(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, rows: Rows, length: int) -> Tensor:
-        """Returns the embedded rows, (R, L, D); all positions must be less than length."""
+        """Returns the embedded rows, (R, L, D); all positions must be less than `length`."""
         x = self.embedding(rows)
         if self.positions is not None:
             x = x + self.positions(rows.positions, length).to(x.dtype)
@@ -132,9 +133,9 @@ class EmbeddedRows(nn.Module):
 def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
     """Returns a mask (R, 1, 1 or L, S) that is True where a query may attend to a source token.
 
-    That is where the source token is not padding and, in packed rows, belongs to the same segment as the query.
-    query_segments is (R, L). In packed rows, queries that are padding may attend to everything: their output is never
-    used, and without any key the softmax would give NaN.
+    The source token must not be padding; in packed rows, it must also belong to the same segment as the query.
+    `query_segments`, (R, L), holds the segment of each query. In packed rows, queries that are padding may attend to
+    everything: their output is never used, and a softmax over no key would give NaN.
     """
     if not source.packed:
         return source.mask[:, None, None, :]
@@ -143,7 +144,7 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """Draws layer dropout; returns the layers that take part in this forward pass and the weights of the others."""
+    """Draws layer dropout; returns the layers that take part in a forward pass and the weights of the skipped ones."""
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
     left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
@@ -151,7 +152,7 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
 
 
 def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool]:
-    """Returns the arguments of SelfAttention and CrossAttention for this number of heads."""
+    """Returns the arguments with which SelfAttention and CrossAttention are built for `num_heads` heads."""
     return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm
 
 
@@ -170,9 +171,9 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config)
 
     def forward(self, x: Tensor, embedded: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """Maps x, (R, S, D), to the layer's output of the same shape.
+        """Maps `x`, (R, S, D), to the layer's output of the same shape.
 
-        embedded is the input of the first layer; mask says which tokens may be attended to.
+        `embedded` is the input of the first layer; `mask` says which tokens may be attended to.
         """
         if self.skip is not None:
             x = self.skip(x, embedded)
@@ -235,11 +236,11 @@ class DecoderLayer(nn.Module):
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """Maps target tokens x, (R, T, D), to the layer's output of the same shape.
+        """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
-        Appends their keys and values to the cache. Unless watched is None, appends the weights of the attention to the
-        source to it. embedded is the input of the first layer; mask comes from TransformerState.advance; memory holds
-        the keys and values of the source.
+        The keys and values of these tokens are appended to `cache`. If `watched` is a list, the weights of the
+        attention to the source are appended to it. `embedded` is the input of the first layer, `mask` comes from
+        `TransformerState.advance`, and `memory` holds the keys and values of the source.
         """
         if self.skip is not None:
             x = self.skip(x, embedded)
@@ -251,10 +252,10 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerState:
-    """A decoding state: keys and values of the source for each sentence, and a cache of those of all target tokens.
+    """A decoding state: the keys and values of the source, and caches of the keys and values of all target tokens.
 
-    The mask ancestors says which cached tokens belong to each hypothesis. branch only reorders this mask; the cache,
-    which is append-only, stays as it is.
+    The mask `ancestors` says which cached tokens belong to each hypothesis. `branch` changes only this mask; it moves
+    nothing in the caches, to which keys and values are only ever appended.
     """
 
     layers: list[DecoderLayer]  # the decoder's layers, without those that layer dropout skips
@@ -267,17 +268,17 @@ class TransformerState:
     attention: list[Tensor] = field(default_factory=list)
     num_hypotheses: int = 1  # W
     ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
-    length: int = 0  # an upper bound on positions that can be read without waiting for the device
+    length: int = 0  # an upper bound of `positions` that can be read without waiting for the device
 
     def branch(self, parents: Tensor) -> Self:
-        """Returns a state whose hypothesis w of sentence r continues hypothesis parents[r, w]; parents is (R, W')."""
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
         ancestors = self.ancestors
         if ancestors is not None:
             ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
         return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns a state with only the rows whose indices are in sentences, (R',) int64, in that order."""
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         for cache in self.caches:  # in place, since there may not be enough memory for a second copy of all caches
             cache.keep(sentences)
         source = self.source
@@ -290,12 +291,12 @@ class TransformerState:
         )
 
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
-        """Returns a state with positions and ancestors advanced by these target tokens, and their attention mask.
+        """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
 
-        The layers append keys and values to the caches afterwards. The mask, (R, 1, T, N) bool, says which of the N
-        cached and new tokens each new token may attend to; None stands for a causal mask. The same rule applies to
-        teacher forcing, packed rows and search steps: a token attends to the cached tokens of its hypothesis, and to
-        new tokens of its own segment (sentence or hypothesis) up to its own position.
+        The mask, (R, 1, T, N) bool, says which of the N cached and new tokens each new token may attend to; `None`
+        stands for a causal mask. The same rule applies to teacher forcing, packed rows and search steps: a token
+        attends to the cached tokens of its hypothesis, and to new tokens of its own segment (sentence or hypothesis) up
+        to its own position. The new state has new `positions` and `ancestors`; the layers append to its caches later.
         """
         query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
@@ -337,7 +338,7 @@ class TransformerDecoder(nn.Module):
         return self.embedded.embedding
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
-        """Returns the state before the first token; with watch, this and all later states record attention."""
+        """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         if unused:
             unused.append(memory.states)  # if all layers are skipped, it gets no gradient either
@@ -352,7 +353,7 @@ class TransformerDecoder(nn.Module):
         )
 
     def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """Returns features (R, T, D), each of which predicts the next token, and the state after the last token."""
+        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
         state, mask = state.advance(target)
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
@@ -368,7 +369,7 @@ class TransformerDecoder(nn.Module):
 
 
 def build_transformer(config: TransformerConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """Builds the Transformer that config describes, with uninitialised weights."""
+    """Builds the Transformer that `config` describes, with uninitialised weights."""
 
     def table(vocab_size: int) -> Embedding:
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
@@ -387,11 +388,12 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
 
 
 def initialize_transformer(model: nn.Module) -> None:
-    """Draws Glorot-uniform weights (Glorot & Bengio 2010), with zero biases, as the Transformer's first implementation.
+    """Draws Glorot-uniform weights (Glorot & Bengio 2010) and sets biases to zero, as in tensor2tensor.
 
-    The projections to queries, keys and values are drawn as a single matrix, which makes their weights smaller by a
-    factor of sqrt(2), as in fairseq. The two halves of a gated layer are drawn as a single matrix, too. The last matrix
-    of each sublayer is then multiplied by the factor that the setting residual_init names.
+    The projections of self-attention to queries, keys and values are drawn as a single matrix, which makes their
+    weights smaller by a factor of sqrt(2), as in fairseq. The key and value projections of the attention to the source,
+    and the two halves of a gated layer, are also drawn as a single matrix each. The last matrix of each sublayer is
+    then multiplied by a factor that depends on the setting `residual_init` (RESIDUAL_FACTORS).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -407,10 +409,10 @@ def initialize_transformer(model: nn.Module) -> None:
             multiply_residual_outputs(stack)
 
 
-# For each value of residual_init, the factor of the initial weights of a sublayer's last matrix in a stack of so many
-# sublayers. Zero, as in Zhang et al. (2019, "Fixup initialization"), makes each sublayer of a pre-norm model the
-# identity at first. With the factor of GPT-2 (Radford et al. 2019, section 2.3), the variance of a stack's output does
-# not grow with its depth.
+# For each value of `residual_init`, a function from the number of sublayers of a stack to the factor by which the
+# initial weights of each sublayer's last matrix are multiplied. The factor 0, as in Zhang et al. (2019, "Fixup
+# initialization"), makes each sublayer of a pre-norm model the identity at first. With the factor of GPT-2 (Radford et
+# al. 2019, section 2.3), the variance of a stack's output does not grow with its depth.
 RESIDUAL_FACTORS: dict[str, Callable[[int], float]] = {
     "default": lambda num_sublayers: 1.0,
     "zero": lambda num_sublayers: 0.0,
@@ -419,7 +421,7 @@ RESIDUAL_FACTORS: dict[str, Callable[[int], float]] = {
 
 
 def multiply_residual_outputs(stack: "TransformerEncoder | TransformerDecoder") -> None:
-    """Multiplies the last matrix of each sublayer by the factor that the setting residual_init names."""
+    """Multiplies the last matrix of each sublayer by the factor in RESIDUAL_FACTORS for the setting `residual_init`."""
     sublayers = [m for m in stack.modules() if isinstance(m, SelfAttention | CrossAttention | FeedForward)]
     factor = RESIDUAL_FACTORS[stack.residual_init](len(sublayers))
     for sublayer in sublayers:

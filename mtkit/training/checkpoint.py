@@ -52,7 +52,7 @@ LEFTOVER = re.compile(r"\.(step-\d{8,})\.(new|old)")
 def clear_leftovers(checkpoints: Path) -> None:
     """Restore or remove checkpoints that a killed process left half written or half deleted.
 
-    Only the process that holds the lock of the run may call it.
+    Only the process that holds the lock of the run may call this function.
     """
     for leftover in list(checkpoints.glob(".step-*")):
         if name := LEFTOVER.fullmatch(leftover.name):
@@ -66,7 +66,7 @@ def clear_leftovers(checkpoints: Path) -> None:
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write the checkpoint of the current step. Raises CheckpointError if it cannot be written.
 
-    identity has the settings and checksums that must match for a run to resume from the checkpoint (see identity_of).
+    `identity` has the settings and checksums that must match for a run to resume from the checkpoint (`identity_of`).
     """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
@@ -88,17 +88,17 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 
 
 def _as_json(progress: Progress) -> dict[str, Any]:
-    """The progress as a dict for JSON; fields that earlier versions do not know are left out if they are empty."""
+    """Returns `progress` as a dict for JSON, without empty fields that earlier versions of mtkit do not know."""
     recent = ("changes", "plan", "ending")
     return {name: value for name, value in asdict(progress).items() if value or name not in recent}
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Load the checkpoint of a step into state: model, moving average, optimizer and progress.
+    """Load the checkpoint of `step` into `state`: weights, their average, the state of the optimizer, and progress.
 
-    If the checkpoint has no average of the weights, the average is set to the weights. If the checkpoint is from
-    another kind of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded; schedule_free then
-    begins its average anew, too. Raises CheckpointError if a file is damaged or missing.
+    If the checkpoint has no average, the average is set to the weights. If the checkpoint was written with another kind
+    of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded. The average of schedule_free is
+    then set to the weights, too. Raises CheckpointError if a file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -118,8 +118,9 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` ones.
 
-    Needed are the newest `keep` checkpoints, the best one, those that are averaged with it, and the last `average`
-    scheduled ones, which may be averaged with a later best one. Call this after the newest checkpoint is written.
+    The newest `keep` checkpoints are needed; so are the best checkpoint and those that are averaged with it. The last
+    `average` checkpoints in `scheduled` are also needed, since they may be averaged with a later best checkpoint. Call
+    this function after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -154,7 +155,7 @@ class FreshStart:
     """The replacement of an old run by a new one in the same directory."""
 
     def __init__(self, run: Path) -> None:
-        """Change no files yet; begin sets the old run aside."""
+        """Change no files yet; `begin` sets the old run aside."""
         self.run = run
         self.is_over = False
 
@@ -170,12 +171,12 @@ class FreshStart:
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Set aside the named items of PREPARED, since they will be made again."""
+        """Set aside `names`, the items of PREPARED that will be made again."""
         for name in names:
             put_aside(self.run / name)
 
     def keep_new(self) -> None:
-        """Delete the old run, unless that is done already; to be called once the new run has a checkpoint."""
+        """Delete the old run, unless it is deleted already; call this once the new run has a checkpoint."""
         if not self.is_over:
             _keep_new(self.run)
             self.is_over = True
@@ -183,7 +184,7 @@ class FreshStart:
 
 @contextmanager
 def fresh_start(run: Path) -> Iterator[FreshStart]:
-    """A context that sets the old run aside, and at its end brings it back unless keep_new was called."""
+    """Returns a context that sets the old run aside; at its end, brings it back unless `keep_new` was called."""
     start = FreshStart(run)
     with undone_when_ended():
         try:
@@ -195,9 +196,10 @@ def fresh_start(run: Path) -> Iterator[FreshStart]:
 
 
 def settle_fresh(run: Path) -> None:
-    """Finish a fresh start that was interrupted: bring back the old run, or delete it if the new one has a checkpoint.
+    """Finish an interrupted fresh start: delete the old run if the new run has a checkpoint, else bring it back.
 
-    Only the process that holds the lock of the run may call it. Does nothing if no fresh start was interrupted.
+    Does nothing if no fresh start was interrupted. Only the process that holds the lock of the run may call this
+    function.
     """
     marker = run / MARKER
     if not marker.exists():
@@ -246,7 +248,7 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """The state in the marker; "begun" if it cannot be read, so that the old run is brought back."""
+    """Returns the state in `marker`; "begun" if the file cannot be read, so that the old run is brought back."""
     try:
         content = json.loads(marker.read_bytes())
     except ValueError:

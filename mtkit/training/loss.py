@@ -17,7 +17,7 @@ from mtkit.models.interface import Output, TranslationModel
 
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk on a CPU: 8 MB in fp32, which fit into its cache
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
-DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk there: at most 1 GB in fp32
+DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shares:
     cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
     divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
     weight: float = 0.0  # weight of the consistency loss in the total, where the cross-entropy has weight 1
-    z_loss: float = 0.0  # weight of the z-loss in the total, summed over the passes with the weights of cross_entropy
+    z_loss: float = 0.0  # weight of the z-loss in the total; like cross-entropy, it is summed over the passes
 
 
 ONE_PASS = Shares(cross_entropy=(1.0,))
@@ -36,9 +36,9 @@ ONE_PASS = Shares(cross_entropy=(1.0,))
 def label_smoothed_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The label-smoothed cross-entropy and the negative log-likelihood, each summed over the target tokens, in nats.
+    """Returns the label-smoothed cross-entropy and the negative log-likelihood, summed over the target tokens, in nats.
 
-    features is (R, T, D), labels (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
+    `features` is (R, T, D), `labels` (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
     tokens (Szegedy et al. 2016); some tools spread it over the V - 1 wrong tokens, and their losses are not comparable.
     Only the cross-entropy has a gradient; second derivatives are not supported.
     """
@@ -49,14 +49,16 @@ def label_smoothed_cross_entropy(
 def consistent_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Total loss, cross-entropy, negative log-likelihood and consistency, each summed over the target tokens, in nats.
+    """Returns total loss, cross-entropy, negative log-likelihood and consistency, summed over the target tokens.
 
-    The total is cross-entropy + shares.weight x consistency + shares.z_loss x z-loss. features is (P, R, T, D), the
-    features of each forward pass; labels is (R, T). Cross-entropy and negative log-likelihood are those of
-    label_smoothed_cross_entropy, and shares.cross_entropy weights them over the passes, as well as the z-loss: the sum
-    of log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). The consistency is the divergence
-    of two passes, weighted by shares.divergence; it is 0 for one pass. Only the total has a gradient, which reaches all
-    passes.
+    All are in nats. `features` is (P, R, T, D), the features of each forward pass; `labels` is (R, T). The total is
+    cross-entropy + `shares.weight` x consistency + `shares.z_loss` x z-loss.
+
+    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`. The z-loss of a token is
+    log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). Each of these three is summed over
+    the passes with the weights in `shares.cross_entropy`. The consistency of two passes is their KL divergences in both
+    directions, summed with the weights in `shares.divergence`; for one pass it is 0. Only the total has a gradient,
+    which reaches all passes.
     """
     real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -80,16 +82,17 @@ def _autocast(features: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     """The label-smoothed cross-entropy of one or two forward passes, and the divergence of two, in little memory.
 
-    The gradients are computed in forward, chunk by chunk, so that the logits of only one chunk at a time are in memory.
+    `forward` computes the gradients too, chunk by chunk, so that only the logits of one chunk are in memory at a time.
 
-    With z = W h + b and p = softmax(z), the cross-entropy of a token is lse(z) - (1 - s) z_y - s mean(z), where y is
-    its label and s the smoothing. Its gradient with respect to h is W'(p - (1 - s) e_y) - s mean(W), so that only one
-    log-softmax has to be computed over V; with respect to b it is p - (1 - s) e_y - s/V. With respect to z, the
-    gradient of KL(p || q) is p (log(p / q) - KL(p || q)), that of KL(q || p) is p - q, and that of the z-loss, which is
-    lse(z)^2, is 2 lse(z) p. Sums are in fp32, or in fp64 if the features are.
+    Let z = W h + b be the logits of a token with label y, p = softmax(z), lse(z) = log sum exp(z), and s the smoothing.
+    The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
+    W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
+    p - (1 - s) e_y - s/V. So only one log-softmax over V has to be computed. With respect to z, KL(p || q) has the
+    gradient p (log(p / q) - KL(p || q)), KL(q || p) has p - q, and the z-loss, lse(z)^2, has 2 lse(z) p. Sums are in
+    fp64 if the features are in fp64, else in fp32.
 
-    With a softcap c, z = c t, where t = tanh((W h + b) / c). The gradient with respect to W h + b is then that with
-    respect to z, which contains - s/V for each token, times 1 - t^2.
+    With a softcap c, z = c t, where t = tanh((W h + b) / c). The gradient with respect to W h + b is then the gradient
+    with respect to z, including its term -s/V, times 1 - t^2.
     """
 
     @staticmethod
@@ -190,7 +193,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
-    """The sum of values (P, ...) over the passes, weighted by shares.cross_entropy."""
+    """Returns the sum of `of_passes`, (P, ...), over the passes, weighted by `shares.cross_entropy`."""
     first, *others = (share * value for share, value in zip(shares.cross_entropy, of_passes, strict=True))
     total: Tensor = sum(others, first)
     return total
@@ -199,11 +202,11 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
 def _by_logits(
     probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares, by_lse: Sequence[float | Tensor]
 ) -> Tensor:
-    """The gradient with respect to the logits, (2, C, V), without the terms of the labels and of the smoothing.
+    """Returns the gradient with respect to the logits, (2, C, V), without the terms of the labels and the smoothing.
 
-    probs (2, C, V) are p and q, log_ratio (C, V) is log(p / q), and divergences (2, C) are KL(p || q) and KL(q || p).
-    by_lse has the gradient of the loss with respect to the lse of each pass: a number, or one for each token, (C, 1).
-    To save memory, log_ratio is negated in place; it has its old values again at the end.
+    `probs` (2, C, V) is p and q, `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) is KL(p || q) and
+    KL(q || p). For each pass, `by_lse` has the gradient of the loss with respect to lse: one number, or a tensor (C, 1)
+    with a number for each token. To save memory, `log_ratio` is negated in place; in the end it is as before.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
@@ -216,10 +219,10 @@ def _by_logits(
 
 
 def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
-    """Add by_logits.T @ h to by_weight (V, D) in place; by_logits is (P x C, V), h is (P x C, D).
+    """Add `by_logits.T @ h` to `by_weight` (V, D) in place; `by_logits` is (P x C, V), `h` is (P x C, D).
 
-    If they are in fp16, the product is computed in the precision of by_weight: its sums over the tokens may exceed the
-    range of fp16, and the loss scale cannot prevent that, since it is applied later. bf16 has enough range.
+    If `by_logits` is in fp16, the product is computed in the precision of `by_weight`, since its sums over the tokens
+    may exceed the range of fp16. The loss scale cannot prevent that, since it is applied later. bf16 has enough range.
     """
     if by_logits.dtype == by_weight.dtype:
         by_weight.addmm_(by_logits.T, h)
@@ -232,7 +235,7 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
 
 
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """The number of tokens of a chunk, each of which has num_passes x vocab_size logits."""
+    """Returns the number of tokens of a chunk; each token has `num_passes` x `vocab_size` logits."""
     if device == "cpu":
         return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
@@ -250,7 +253,7 @@ class BatchLoss:
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """The label-smoothed cross-entropy of one forward pass."""
+    """Returns the label-smoothed cross-entropy of one forward pass, with the z-loss if the settings ask for it."""
     features = model(batch.source, batch.target)[None]
     shares = Shares(cross_entropy=(1.0,), z_loss=settings.z_loss)
     total, loss, nll, _ = consistent_cross_entropy(
@@ -264,7 +267,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 
     The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2, and its code divides that by the number of
     tokens of one pass. The loss here is half of the paper's, so that loss and gradient have the same scale as without
-    R-Drop, and the same learning rate fits. alpha is consistency_weight, 5 by default.
+    R-Drop, and the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2, z_loss=settings.z_loss)
@@ -274,11 +277,11 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 
 
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with a pass p with all of them.
+    """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with an ordinary pass p.
 
-    The loss is CE(p) + alpha KL(p || q), with gradients through both p and q, which the paper finds to matter. As in
-    the paper's code, tokens of source and target are cut, but not the source's end mark or the target's start mark.
-    alpha is consistency_weight, 3 by default.
+    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q, which the paper finds to matter. As in
+    the paper's code, source and target embeddings are set to zero, but never those of the end token of the source or of
+    the start token of the target. alpha is the setting `consistency_weight`, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha, z_loss=settings.z_loss)
@@ -295,13 +298,13 @@ OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchL
 
 
 def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
-    """A random mask (R, L), True for tokens to cut: each with probability share, never padding or the token `mark`."""
+    """Returns a random mask (R, L), True with probability `share`, but never for padding or the token `mark`."""
     drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
     return drawn & rows.mask & (rows.ids != mark)
 
 
 def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
-    """The rows followed by a copy of them, (2R, L); cut (R, L) is True for tokens to cut in the copy."""
+    """Returns `rows` followed by a copy, (2R, L); in the copy, tokens in the mask `cut` (R, L) get zero embeddings."""
     return replace(
         rows,
         ids=rows.ids.repeat(2, 1),
@@ -312,7 +315,7 @@ def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
 
 
 def _halves(rows: Rows) -> list[Rows]:
-    """The two copies in rows that _twice returned, each (R, L)."""
+    """Returns the two copies in `rows`, which `_twice` returned; each is (R, L)."""
     parts = [rows.ids.chunk(2), rows.segments.chunk(2), rows.positions.chunk(2)]
     cuts = (None, None) if rows.cut is None else rows.cut.chunk(2)
     return [
@@ -324,7 +327,7 @@ def _halves(rows: Rows) -> list[Rows]:
 def _two_passes(
     model: TranslationModel, source: Rows, target: Rows, labels: Tensor, smoothing: float, shares: Shares
 ) -> BatchLoss:
-    """The loss of two forward passes; source and target are doubled by _twice, (2R, L), labels is (R, T)."""
+    """Returns the loss of two passes; `source` and `target` come from `_twice`, (2R, L); `labels` is (R, T)."""
     if model.drops_layers:  # a call draws the layers to drop once, and each pass needs a draw of its own
         features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
     else:

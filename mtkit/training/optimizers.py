@@ -1,6 +1,6 @@
 """Optimizers: Adam, AdamW, SGD, Muon and schedule-free AdamW; their state in checkpoints, and averages of the weights.
 
-Shapes: M matrices of one shape, A rows, B columns.
+Shapes: M matrices of the same shape, with A rows and B columns.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from mtkit.config.training_settings import TrainingConfig
 class AveragedWeights:
     """An average of the weights, in fp32, which validation uses instead of the weights themselves.
 
-    It begins as a copy of the weights.
+    The average starts as a copy of the weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,23 +29,23 @@ class AveragedWeights:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The averages, by parameter name."""
+        """The average of each parameter, by parameter name."""
         return dict(zip(self._parameters, self.tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Set the average to the given weights, by parameter name, such as those of a checkpoint."""
+        """Set the average to `weights`, by parameter name; they come from a checkpoint, for example."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
     def update(self, step: int) -> None:
-        """Update the average after update number step; here nothing, since the optimizer has updated it."""
+        """Update the average after update number `step`; here, do nothing, since the optimizer updates the average."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A context in which the parameters of the model are the average; after it they are the weights again.
+        """Returns a context in which the model's parameters are the average; after it, they are the weights again.
 
-        The tensors are swapped, not copied; only recurrent cells on a GPU copy them, since they need their weights in
-        one block of memory.
+        The tensors are swapped, not copied. Only recurrent cells on a GPU copy tensors, since these cells need their
+        weights in one block of memory.
         """
         self._swap()
         for cells in self._cells:
@@ -63,7 +63,7 @@ class AveragedWeights:
 class MovingAverage(AveragedWeights):
     """The exponential moving average of the weights (Polyak & Juditsky 1992).
 
-    After each update it becomes decay x average + (1 - decay) x weights.
+    After each update, the average becomes decay x average + (1 - decay) x weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -72,10 +72,10 @@ class MovingAverage(AveragedWeights):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average from the weights that the model has after update number step.
+        """Update the average from the weights that the model has after update number `step`.
 
-        The decay is min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten, as in
-        TensorFlow's ExponentialMovingAverage and in Marian.
+        The decay is the smaller of `decay` and (1 + `step`) / (10 + `step`), so that the first weights are soon
+        forgotten, as in TensorFlow's ExponentialMovingAverage and in Marian.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.tensors, list(self._parameters.values()), 1 - decay)
@@ -87,17 +87,17 @@ class MovingAverage(AveragedWeights):
 COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 EPSILON = 1e-7
 MOMENTUM = 0.95  # as in Jordan (2024)
-RMS = 0.2  # of an update's entries, about that of Adam's, so that one learning rate suits both (Liu et al. 2025)
+RMS = 0.2  # root mean square of an update, about as in Adam, so that one learning rate suits both (Liu et al. 2025)
 GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
 class Muon(torch.optim.Adam):
-    """Muon for hidden matrices, whose updates it orthogonalises, and Adam for all other parameters.
+    """Muon, which orthogonalises updates, for hidden matrices, and Adam for all other parameters.
 
-    Muon is that of Jordan (2024, https://kellerjordan.github.io/posts/muon), with Nesterov momentum. A matrix that
-    stacks several others (queries, keys and values, or the gates of a recurrent cell) is split into these, and each is
-    orthogonalised separately. Updates are multiplied by 0.2 x sqrt(max(rows, columns)) as in Liu et al. (2025,
-    arXiv:2502.16982), so that a learning rate that suits Adam also suits them.
+    Muon follows Jordan (2024, https://kellerjordan.github.io/posts/muon), with Nesterov momentum. If a matrix stacks
+    several others (those for queries, keys and values, or the gates of a recurrent cell), each of the stacked matrices
+    is treated separately. Orthogonalised updates are multiplied by 0.2 x sqrt(max(rows, columns)) as in Liu et al.
+    (2025, arXiv:2502.16982), so that a learning rate that suits Adam also suits Muon.
     """
 
     def __init__(
@@ -112,8 +112,9 @@ class Muon(torch.optim.Adam):
     ) -> None:
         """Makes an optimizer for all parameters of `model`, with decoupled weight decay.
 
-        `betas` and `eps` are those of Adam. Whoever sets the learning rate multiplies it by `matrix_rate` for hidden
-        matrices: their parameter group has it as its entry "rate".
+        `betas` and `eps` are those of Adam. The weight decay is `matrix_decay` for hidden matrices and `other_decay`
+        for all other parameters. `matrix_rate` is stored as "rate" in the parameter group of hidden matrices, so that
+        `Updater.update` multiplies the learning rate of this group by it.
         """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
@@ -131,7 +132,7 @@ class Muon(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters by their gradients."""
+        """Update all parameters from their gradients."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if group["blocks"] is None]
         try:
@@ -172,10 +173,11 @@ class Muon(torch.optim.Adam):
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """The weights of the linear layers and recurrent cells of a model, each with its number of blocks.
+    """Returns the matrices of the linear layers and recurrent cells of a model, each with its number of blocks.
 
-    A matrix that stacks several of equal size, such as those of queries, keys and values, has as many blocks of rows.
-    Embeddings and the output layer are not hidden matrices, and neither is a matrix with only one row or column.
+    A matrix that stacks several matrices of equal size, such as those for queries, keys and values, has one block of
+    rows for each of them. Every other matrix is one block. Embeddings and the output layer are not hidden matrices, and
+    neither is a matrix with only one row or column.
     """
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
@@ -190,10 +192,11 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Returns `matrices`, (M, A, B) with A <= B, with the same singular vectors and singular values near 1.
+    """Returns matrices with the singular vectors of `matrices`, (M, A, B), and singular values near 1.
 
-    The Newton-Schulz iteration runs on all matrices at once, in the precision of autocast if that is enabled. The new
-    singular values lie between 0.68 and 1.13, except where the old ones are less than about a thousandth of the norm.
+    A must be at most B. The Newton-Schulz iteration runs on all matrices at once, in the precision of autocast if
+    autocast is enabled, else in fp32. The new singular values lie between 0.68 and 1.13, except for those that were
+    less than about a thousandth of the norm of the matrix.
     """
     a, b, c = COEFFICIENTS
     device = matrices.device.type
@@ -213,10 +216,10 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
-    """The parameters of a model in one or two groups, each with its weight decay.
+    """Returns the parameters of a model in one or two groups, each with its weight decay.
 
-    With weight_decay_of matrices, the first group has the hidden matrices, and the second all other parameters, which
-    do not decay.
+    If the setting `weight_decay_of` is "matrices", the first group has the hidden matrices, and the second has all
+    other parameters, whose weight decay is 0.
     """
     parameters = list(model.parameters())
     if config.weight_decay_of == "all":
@@ -236,19 +239,20 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
 class ScheduleFree(torch.optim.Optimizer):
     """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1).
 
-    It has three sets of weights, named as in the paper: the gradient moves z; x, the average of all z so far, is what
-    validation and the bundle use; the gradient is taken at y, which lies between the two. The model's parameters are y.
+    The algorithm has three sets of weights, named as in the paper. The gradient updates z. The weights x are an average
+    of all z so far; validation and the bundle use x. The weights y lie between z and x; they are the parameters of the
+    model, so the gradient is computed at y.
     """
 
     def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], eps: float) -> None:
-        """An optimizer for all parameters of a model; groups has them all, each group with its weight_decay."""
+        """Makes an optimizer for all parameters of `model`; `groups` is what `parameter_groups` returns for it."""
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
         self.average = AveragedWeights(model)  # x
         self._places = {parameter: place for place, parameter in enumerate(model.parameters())}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update z, x and y by the gradients at y; the closure is not used."""
+        """Update z, x and y from the gradients at y; `closure` is not used."""
         trained = [(parameter, parameter.grad) for parameter in self._places if parameter.grad is not None]
         if not trained:
             return None
@@ -260,7 +264,7 @@ class ScheduleFree(torch.optim.Optimizer):
                 self.state[parameter].update(z=parameter.detach().clone(), exp_avg_sq=torch.zeros_like(parameter))
         z, squares = ([self.state[parameter][key] for parameter in y] for key in ("z", "exp_avg_sq"))
 
-        settings = self.param_groups[0]  # all groups have the same but for weight_decay
+        settings = self.param_groups[0]  # the groups differ only in weight_decay
         beta1, beta2 = settings["betas"]
         rate, share = self._rate_and_share(settings["lr"], beta2)
         torch._foreach_mul_(squares, beta2)
@@ -279,9 +283,9 @@ class ScheduleFree(torch.optim.Optimizer):
         return None
 
     def _rate_and_share(self, learning_rate: float, beta2: float) -> tuple[float, float]:
-        """The paper's gamma, the learning rate with Adam's bias correction, and c, the share of the new z in x.
+        """Returns the paper's gamma, the learning rate with Adam's bias correction, and c, the share of the new z in x.
 
-        c is proportional to the square of the largest gamma so far, as in the authors' code.
+        As in the authors' code, c is proportional to the square of the largest gamma so far.
         """
         state = self.state[next(iter(self._places))]
         sums = state.setdefault("sums", torch.zeros(3, dtype=torch.float64))
@@ -293,11 +297,11 @@ class ScheduleFree(torch.optim.Optimizer):
         return rate, largest**2 / total if total else 0.0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what state_dict returned."""
+        """Load a state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         first = next(iter(self._places))
         for state in state_dict["state"].values():
-            if "sums" in state:  # in fp64, which PyTorch has just rounded to the precision of the weights
+            if "sums" in state:  # PyTorch has just rounded the sums from fp64 to the precision of the weights
                 self.state[first]["sums"] = state["sums"]
 
 
@@ -305,32 +309,32 @@ class ScheduleFree(torch.optim.Optimizer):
 
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015); the weight decay is added to the gradient."""
+    """Returns Adam (Kingma & Ba 2015); weight decay x weights is added to the gradient."""
     return torch.optim.Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); learning rate x weight decay x weights is subtracted from the weights."""
+    """Returns AdamW (Loshchilov & Hutter 2019); the weights are reduced by learning rate x weight decay x weights."""
     return torch.optim.AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum (Polyak 1964).
+    """Returns stochastic gradient descent with momentum (Polyak 1964).
 
-    v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As in PyTorch, the
-    learning rate is not part of v, so that a change of it takes full effect at once.
+    An update is v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As
+    usual in PyTorch, the learning rate is not part of v, so that a new learning rate takes full effect at once.
     """
     return torch.optim.SGD(parameter_groups(model, config), 0.0, config.momentum, fused=fused)
 
 
 def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) for hidden matrices, Adam for all other weights; the weight decay is that of AdamW."""
+    """Returns Muon (Jordan 2024) for hidden matrices and Adam for all other weights, with the weight decay of AdamW."""
     decays = (config.weight_decay, config.weight_decay if config.weight_decay_of == "all" else 0.0)
     return Muon(model, config.adam_betas, config.adam_eps, *decays, config.matrix_rate_factor, fused)
 
 
 def schedule_free(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Schedule-free AdamW (Defazio et al. 2024); it averages the weights for validation by itself."""
+    """Returns schedule-free AdamW (Defazio et al. 2024), which itself averages the weights for validation."""
     return ScheduleFree(model, parameter_groups(model, config), config.adam_betas, config.adam_eps)
 
 
@@ -344,12 +348,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig, bool], torch.optim.Op
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that config.optimizer names; its learning rate is 0 until Updater.update sets it."""
+    """Returns the optimizer that `config.optimizer` names; its learning rate is 0 until `Updater.update` sets it."""
     return OPTIMIZERS[config.optimizer](model, config, device.type in ("cpu", "cuda"))
 
 
 def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> AveragedWeights | None:
-    """The average of the weights that validation uses; None if it uses the weights themselves."""
+    """Returns the average of the weights that validation uses; `None` if validation uses the weights themselves."""
     if isinstance(optimizer, ScheduleFree):
         return optimizer.average
     return MovingAverage(model, config.ema_decay) if config.ema_decay else None
@@ -359,9 +363,9 @@ def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tra
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The state of the optimizer of a model as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
+    """Returns the state of a model's optimizer as tensors named KEY/PARAMETER, such as `exp_avg/output.weight`.
 
-    It may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
+    The dict may be empty: sgd without momentum has no state, and no optimizer has any before its first update.
     """
     names = _names(optimizer, model)
     state = optimizer.state_dict()["state"]
@@ -374,16 +378,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """The names of the parameters, in the order of the optimizer's parameter groups."""
+    """Returns the names of the parameters, in the order of the optimizer's parameter groups."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether the tensors, from optimizer_tensors, can be loaded into this optimizer; an empty dict always can.
+    """Whether `tensors`, which `optimizer_tensors` returned, can be loaded into this optimizer; {} always can.
 
-    The state of sgd is its momentum; the state of adam and adamw is averages of the gradient and of its square; muon
-    has such averages, and the momentum of hidden matrices; schedule_free has weights called z.
+    The state of sgd is momentum. The state of adam and adamw is averages of the gradient and of its square. The state
+    of muon is such averages and, for hidden matrices, momentum. The state of schedule_free includes weights called z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}
@@ -391,7 +395,7 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load the state that optimizer_tensors returned."""
+    """Load the state `tensors`, which `optimizer_tensors` returned, into the optimizer of a model."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

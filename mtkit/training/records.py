@@ -157,13 +157,13 @@ def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) ->
 def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, step: int) -> Changes:
     """Returns the differences between `found`, the identity in the checkpoint of `step`, and `now`, the current one.
 
-    They are grouped by whether training may resume. If an earlier version of mtkit wrote the checkpoint, `found` may
-    lack some entries: a missing setting counts as having had its default, and a missing checksum of the validation text
-    counts as unchanged.
+    The differences are grouped by whether training may resume. If an earlier version of mtkit wrote the checkpoint,
+    `found` may lack some entries: a missing setting counts as having had its default, and a missing checksum of the
+    validation text counts as unchanged.
     """
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
-    # Unless the schedules before and after both end at max_steps, that may change freely.
+    # Unless both the earlier and the current schedule end at max_steps, max_steps may change freely.
     if not had_max_steps or "max_steps" not in now["training"]:
         found["training"] = {**found["training"], "max_steps": now["training"].get("max_steps")}
     if "decay_steps" not in now["training"]:
@@ -183,7 +183,7 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, st
 
 
 def _is_stable(step: int, settings: TrainingConfig) -> bool:
-    """Whether the schedule is wsd, and its decay has not begun at a step: no rate so far depends on where that is."""
+    """Whether the schedule is wsd and its decay has not begun at `step`; so far, no rate depends on the decay."""
     return settings.schedule == "wsd" and step <= decay_start(settings)
 
 
@@ -341,20 +341,20 @@ def write_trained(config: Config, started_from: str | None, ending: dict[str, An
     """Write trained.json, which records that training with these settings is finished.
 
     `started_from` is the checksum of the weights that training started from; `None` if they were random. The file with
-    these weights may have been deleted since. `ending` is Progress.ending.
+    these weights may have been deleted since. `ending` is `Progress.ending`: the decay by which --end-in ended the run.
     """
     noted = {"ending": ending} if ending else {}
     _write_json(config.run_path / TRAINED, {**_completion(config, started_from), **noted})
 
 
 def ending_of(run: Path) -> Ending | None:
-    """The decay by which --end-in ended a finished run; None if it ended otherwise."""
+    """Returns the decay by which --end-in ended a finished run; `None` if the run ended otherwise."""
     ending = _trained(run).get("ending")
     return Ending(**ending) if ending else None
 
 
 def nothing_to_end(run: Path) -> CheckpointError:
-    """The error for --end-in if a run has no checkpoint."""
+    """Returns the error of --end-in for a run that has no checkpoint."""
     return CheckpointError(
         f"{run}: --end-in ends a run from its newest checkpoint, but there is none; train without it"
     )
@@ -389,7 +389,7 @@ def changed_since_trained(config: Config) -> list[str]:
 
 
 def _trained(run: Path) -> dict[str, Any]:
-    """The content of trained.json; empty if it is missing or damaged."""
+    """Returns the content of trained.json; {} if the file is missing or damaged."""
     try:
         found = json.loads((run / TRAINED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -428,10 +428,10 @@ MEASURED = ("bleu", "chrf", "nll")  # measures of each validation in race.json
 
 
 def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
-    """Write race.json, the record of a race whose training has ended; returns its content.
+    """Write race.json, the record of a race (`mtkit race`) whose training has ended; returns the record.
 
-    command_seconds is the time since the command started. The seconds of training, and those of validation, are summed
-    over all sessions of the run, up to its last validation.
+    `command_seconds` is the time since the command started. The recorded times of training and of validation are those
+    of the whole run up to its last validation, even if the run was interrupted and resumed.
     """
     run = config.run_path
     checkpoints = run / "checkpoints"
@@ -469,7 +469,7 @@ def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
 
 
 def read_race(run: Path) -> dict[str, Any]:
-    """The record of a race that write_race wrote; raises CheckpointError if it is damaged or missing."""
+    """Returns the record that `write_race` wrote; raises CheckpointError if race.json is damaged or missing."""
     try:
         record = json.loads((run / RACE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -479,14 +479,14 @@ def read_race(run: Path) -> dict[str, Any]:
 
 
 def note_scores(run: Path, record: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write race.json again, with the scores of the test sets; returns its content."""
+    """Write race.json again, with `scores`, those of the test sets; returns the new record."""
     record = {**record, "test": scores}
     _write_json(run / RACE, record)
     return record
 
 
 def processor() -> str:
-    """The name of the CPU model, or of the kind of CPU if the system does not tell the model."""
+    """Returns the model name of the CPU, or the kind of CPU if the system does not tell the model."""
     try:
         facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -496,12 +496,12 @@ def processor() -> str:
 
 
 def available_cores() -> int:
-    """The number of cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def race_text(record: dict[str, Any], run: Path) -> str:
-    """A record of a race in one line."""
+    """Returns one line that sums up the record of a race."""
     score = "no score" if record["best_score"] is None else f"{record['select_by']} {record['best_score']:.2f}"
     verdict = "reached" if record["reached"] else "did not reach"
     return (

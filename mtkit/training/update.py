@@ -22,7 +22,8 @@ from mtkit.training.optimizers import AveragedWeights
 class LossScaler:
     """PyTorch's dynamic loss scale: an overflow halves it; 2,000 updates in a row without an overflow double it.
 
-    In other precisions than fp16 it does nothing. Its state is the scale and the number of updates since that changed.
+    In precisions other than fp16, this class does nothing. Its state is the scale and the number of updates since the
+    scale changed.
     """
 
     def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
@@ -31,25 +32,25 @@ class LossScaler:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": updates})
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss multiplied by the scale; backward is to be called on this product."""
+        """Returns the loss multiplied by the scale; `backward` is to be called on this product."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the scale; to be called once in each update, before anything else reads them."""
+        """Divide the gradients by the scale; to be called once in each update, before the gradients are read."""
         self._scaler.unscale_(optimizer)
 
     def adapt(self) -> None:
-        """Lower the scale if unscale found an overflow; raise it if there has been none for 2,000 updates."""
+        """Lower the scale if `unscale` found an overflow; raise it after 2,000 updates without an overflow."""
         self._scaler.update()
 
     @property
     def scale(self) -> float:
-        """The current scale; in other precisions than fp16 it is FIRST_SCALE, but unused."""
+        """The current scale; in precisions other than fp16, it is FIRST_SCALE and has no effect."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[float, int]:
-        """The scale and the number of updates since it changed, for a checkpoint; (FIRST_SCALE, 0) except in fp16."""
+        """The scale and the number of updates since it changed, for a checkpoint; without fp16, (FIRST_SCALE, 0)."""
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()
@@ -61,7 +62,7 @@ class LossScaler:
 
 @dataclass
 class TrainState:
-    """Everything that changes during training and that a checkpoint holds."""
+    """Everything that changes during training; a checkpoint holds all of it."""
 
     model: TranslationModel
     optimizer: torch.optim.Optimizer
@@ -79,10 +80,10 @@ class Updater:
         self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
-        """Make update number step with learning rate `rate`; returns its statistics.
+        """Make update number `step` with learning rate `rate`; returns the statistics of the update.
 
-        The gradient is that of the loss summed over all batches, divided by their number of target tokens. If the loss
-        or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
+        The loss is summed over all batches, then divided by the number of target tokens in them. If the loss or the
+        gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
@@ -105,7 +106,7 @@ class Updater:
         padding = sum(batch.padding for batch in batches) / len(batches)
         update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
-            with mixed_precision(state.model.device, state.progress.precision):  # of muon's matrix products
+            with mixed_precision(state.model.device, state.progress.precision):  # for muon's matrix products
                 state.optimizer.step()
             if state.average is not None:
                 state.average.update(step)
@@ -115,7 +116,7 @@ class Updater:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed the random numbers that a forward pass on the device draws."""
+    """Seed the random numbers that a forward pass on `device` draws."""
     if device.type == "cpu":
         # torch.manual_seed seeds every kind of device, and formats the call stack for each one that is not in use.
         torch.default_generator.manual_seed(seed)
@@ -124,5 +125,5 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The seed for the forward pass of one batch; it depends only on the arguments, so that training can resume."""
+    """Returns the seed for the forward pass of one batch, from the arguments alone, so that training can resume."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
