@@ -15,7 +15,7 @@ WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
 
-# Schedules that end at max_steps: every rate depends on it, so a change of it needs --change.
+# Schedules that end at max_steps: rates depend on it, so a change of it needs --change (with wsd, once the rate falls).
 ENDING = ("linear", "cosine", "wsd")
 
 # Settings that, unless given, are auto if max_steps is auto.
@@ -58,8 +58,8 @@ class TrainingConfig(Section):
     )
     adam_betas: tuple[float, float] = Field(
         (0.9, 0.98),
-        description="Decay of Adam's averages of the gradient and of its square; in schedule_free, the closer the "
-        "first is to 1, the closer to the averaged weights the gradient is computed.",
+        description="Decay of Adam's averages of the gradient and of its square; with schedule_free, the first is the "
+        "share of the averaged weights in the mixture of weights at which the gradient is computed.",
     )
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
     momentum: float = Field(

@@ -109,9 +109,8 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
     started from; `None` if they were random.
     """
     schedule = config.training.schedule
-    free = (
-        UNNOTED | (set() if schedule in ENDING else {"max_steps"}) | (set() if schedule == "wsd" else {"decay_steps"})
-    )
+    without_effect = {"max_steps": schedule not in ENDING, "decay_steps": schedule != "wsd"}
+    free = UNNOTED | {name for name, has_none in without_effect.items() if has_none}
     return {
         "data": data,
         "tokenizer": tokenizer,

@@ -51,7 +51,7 @@ def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate rises linearly to the peak, stays there, and falls linearly to final_learning_rate in the last updates.
 
     Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes decay_steps updates and ends at
-    max_steps; it is linear as in Hägele et al. (2024, arXiv:2405.18392), who compare its forms.
+    max_steps; Hägele et al. (2024, arXiv:2405.18392) compare a linear one with others.
     """
     peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
     left = (max_steps - step) / (max_steps - decay_start(config))
@@ -93,7 +93,7 @@ def _share_done(step: int, config: TrainingConfig) -> float:
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
 
-DECAY_SHARE = 0.2  # of max_steps; longer decays bring little more (Hägele et al. 2024)
+DECAY_SHARE = 0.2  # of max_steps, as in Hägele et al. (2024)
 
 SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
     "noam": noam,

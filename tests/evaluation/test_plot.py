@@ -95,6 +95,10 @@ def test_the_learning_rate_drawn_is_that_of_training_with_its_peak(tiny_config: 
     training = TrainingConfig(warmup_steps=8000)
     steps, rates = schedule_points(paper_schedule("512:8000"), 20_000)
     assert rates == [learning_rate(step, training, 512) for step in steps]
+    values = {"schedule": "wsd", "learning_rate": 0.1, "max_steps": 100_001, "decay_steps": 7_654}
+    decaying = tiny_config.model_copy(update={"training": TrainingConfig.model_validate(values)})
+    steps, rates = schedule_points(schedule_of("toy", decaying, None), 100_001)
+    assert rates[steps.index(92_347)] == max(rates) > rates[steps.index(92_347) + 1]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError, StoppedError
 from mtkit.evaluation.plot import schedule_of
 from mtkit.training.records import is_trained
-from mtkit.training.schedule import Forecast, Pace, Plan, advice, make_plan, shortcomings, with_shares
+from mtkit.training.schedule import Forecast, Pace, Plan, advice, decay_start, make_plan, shortcomings, with_shares
 from mtkit.training.train import Trainer
 from tests.runs import Make, at_step, doing, interrupt, outcome, trained
 
@@ -57,6 +57,14 @@ def test_warmup_that_is_longer_than_a_falling_schedule_is_refused():
     config = settings(schedule="linear", warmup_steps=4000)
     with pytest.raises(ConfigError, match=r"^training.warmup_steps 4,000 does not fit: 10 minutes are about \d+ upd"):
         make_plan(config, Pace(2.0, 1.0), 0.0)
+
+
+def test_a_decay_that_leaves_no_room_for_warm_up_is_refused():
+    config = settings(schedule="wsd", warmup_steps=100, decay_steps=170)
+    with pytest.raises(ConfigError, match=r"^training.decay_steps 170 does not fit: 10 minutes are about \d+ upd"):
+        make_plan(config, Pace(2.0, 1.0), 0.0)
+    plan = make_plan(settings(schedule="wsd"), Pace(2.0, 1.0), 0.0)
+    assert decay_start(plan.settings(settings(schedule="wsd"))) == round(0.8 * plan.max_steps)
 
 
 def test_shares_of_a_given_number_of_updates():
