@@ -23,7 +23,8 @@ LogitSoftcap = Annotated[
     float | None,
     Field(
         gt=0,
-        description="Bound c of the logits, which become c tanh(logits / c), as in Gemma 2, where c is 30; null: none.",
+        description="Bound c of the logits: a logit z becomes c tanh(z / c), as in Gemma 2, where c is 30; null: no "
+        "bound.",
     ),
 ]
 StartToken = Annotated[
@@ -50,7 +51,7 @@ class TransformerConfig(CarriedSection):
     )
     attention_bias: bool = Field(True, description="Whether the four projections of attention have biases.")
     query_key_norm: bool = Field(
-        False, description="RMSNorm of the queries and keys of each attention head (Henry et al. 2020)."
+        False, description="Normalise the queries and keys of each attention head by RMSNorm (Henry et al. 2020)."
     )
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
         "sinusoidal", description="How the position of a token in its sentence is encoded; none: not at all."
@@ -71,17 +72,19 @@ class TransformerConfig(CarriedSection):
     embedding_norm: bool = Field(False, description="Normalise the input of the first layer, as mBART does.")
     embedding_skip: bool = Field(
         False,
-        description="The input x of each layer becomes a x + b e, where e is the input of the first layer, and a and b "
-        "are learned, at first 1 and 0.",
+        description="Replace the input x of each layer by a x + b e, where e is the input of the first layer; a and b "
+        "are learned and start at 1 and 0.",
     )
     residual_scales: bool = Field(
         False,
-        description="A learned factor, at first 1, for each channel of a sublayer's output (Touvron et al. 2021).",
+        description="Multiply each channel of a sublayer's output by a learned factor, which starts at 1 (Touvron et "
+        "al. 2021).",
     )
     residual_init: Literal["default", "zero", "scaled"] = Field(
         "default",
-        description="Initial weights of the last matrix of each sublayer: as all others, zero, or divided by the "
-        "square root of the number of sublayers in the stack, as in GPT-2.",
+        description="Initial weights of the last matrix of each sublayer: drawn like all others (default), zero, or "
+        "drawn and divided by the square root of the number of sublayers in the encoder or decoder, as in GPT-2 "
+        "(scaled).",
     )
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False

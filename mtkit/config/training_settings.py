@@ -49,17 +49,17 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adam", "adamw", "sgd", "muon", "schedule_free"] = Field(
         "adam",
-        description="Optimizer; muon orthogonalises the updates of hidden matrices, and trains all other weights with "
-        "Adam; schedule_free is AdamW that averages the weights instead of lowering the learning rate (Defazio et al. "
-        "2024), with the schedule constant.",
+        description="Optimizer; muon orthogonalises the updates of hidden matrices and trains all other weights with "
+        "Adam; schedule_free is AdamW that averages the weights instead of lowering the learning rate, with schedule "
+        "constant (Defazio et al. 2024).",
     )
     matrix_learning_rate: float | None = Field(
-        None, gt=0, description="Peak of the learning rate of hidden matrices with muon; null: learning_rate."
+        None, gt=0, description="Peak of muon's learning rate for hidden matrices; null: as learning_rate."
     )
     adam_betas: tuple[float, float] = Field(
         (0.9, 0.98),
-        description="Decay of Adam's averages of the gradient and of its square; the first is, with schedule_free, the "
-        "share of the averaged weights in those at which the gradient is taken.",
+        description="Decay of Adam's averages of the gradient and of its square; with schedule_free, the first is the "
+        "share of the averaged weights in the mixture of weights at which the gradient is computed.",
     )
     adam_eps: float = Field(1e-9, gt=0, description="Adam's guard against division by zero.")
     momentum: float = Field(
@@ -72,13 +72,13 @@ class TrainingConfig(Section):
     )
     weight_decay_of: Literal["all", "matrices"] = Field(
         "all",
-        description="Weights that decay: all, or hidden matrices alone, without embeddings, output layer, biases and "
-        "gains of norms.",
+        description="Which weights decay: all, or only hidden matrices, which leaves out embeddings, the output layer, "
+        "biases and the gains of norms.",
     )
     schedule: Literal["noam", "inverse_sqrt", "constant", "linear", "cosine", "wsd", "plateau"] = Field(
         "noam",
-        description="How the learning rate changes after warm-up; linear and cosine fall until max_steps, wsd "
-        "(warm-up, stable, decay) only in the last decay_steps, plateau when validations stop improving.",
+        description="How the learning rate changes after warm-up; linear and cosine lower it until max_steps, wsd "
+        "(warm-up, stable, decay) only in the last decay_steps updates, plateau whenever validations stop improving.",
     )
     warmup_steps: WarmupUpdates = Field(
         4000,
@@ -94,7 +94,9 @@ class TrainingConfig(Section):
         0.0, ge=0, description="Learning rate at which linear, cosine, wsd and plateau stop falling."
     )
     decay_steps: Updates = Field(
-        "auto", description="Updates at the end during which wsd falls in a line; auto: a fifth of max_steps."
+        "auto",
+        description="Updates before max_steps during which wsd lowers the learning rate linearly; auto: a fifth of "
+        "max_steps.",
     )
     plateau_factor: float = Field(0.7, gt=0, lt=1, description="Factor by which plateau multiplies the learning rate.")
     plateau_patience: int = Field(
@@ -123,8 +125,9 @@ class TrainingConfig(Section):
     z_loss: float = Field(
         0.0,
         ge=0,
-        description="Weight of log(Z)^2 of each target token in the loss, where Z is the sum of exp(logits), which "
-        "keeps log(Z) near 0 (Chowdhery et al. 2022 have 0.0001); logged losses are without it.",
+        description="Weight of the z-loss, which keeps log(Z) near 0: log(Z)^2 of each target token, where Z is the "
+        "sum of exp(logits), is added to the loss (Chowdhery et al. 2022, with weight 0.0001); logged losses are "
+        "without it.",
     )
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         "none",
@@ -178,8 +181,8 @@ class TrainingConfig(Section):
     target_score: float | None = Field(
         None,
         ge=0,
-        description="Validation score, of the kind that select_by names, at which training ends; null: it goes on to "
-        "its other limits.",
+        description="Validation score (bleu, chrf or loss, as select_by says) at which training ends; null: training "
+        "goes on to its other limits.",
     )
     average_checkpoints: int = Field(
         5,
@@ -254,7 +257,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def target_fits(self) -> "TrainingConfig":
-        """Raise a ValueError if target_score is more than select_by can reach."""
+        """Raise ValueError if `target_score` is higher than the highest possible score of the kind `select_by`."""
         if self.target_score is not None and self.target_score > 100 and self.select_by != "loss":
             raise ValueError(f"target_score {self.target_score:g} cannot be reached: {self.select_by} is at most 100")
         return self
