@@ -12,8 +12,8 @@ from mtkit.errors import ConfigError, counted, say
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate is factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
 
-    If learning_rate is set, it is the peak: factor = learning_rate x sqrt(d_model x warmup_steps). If not, factor is 1,
-    as in the paper.
+    If the setting `learning_rate` is given, it is the peak: factor = learning_rate x sqrt(d_model x warmup). Otherwise,
+    factor is 1, as in the paper.
     """
     warmup = max(settled(config.warmup_steps), 1)
     factor = 1.0 if config.learning_rate is None else config.learning_rate * (d_model * warmup) ** 0.5
@@ -32,13 +32,13 @@ def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> f
 
 
 def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then falls linearly to final_learning_rate at max_steps."""
+    """The rate rises linearly to the peak, then falls linearly to `final_learning_rate` at `max_steps`."""
     final, left = config.final_learning_rate, 1 - _share_done(step, config)
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
 
 def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then falls along half a cosine to final_learning_rate at max_steps.
+    """The rate rises linearly to the peak, then falls along half a cosine to `final_learning_rate` at `max_steps`.
 
     Loshchilov & Hutter 2017, equation 5, without restarts.
     """
@@ -48,10 +48,10 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 
 
 def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, stays there, and falls linearly to final_learning_rate in the last updates.
+    """The rate rises linearly to the peak, stays there, then falls linearly to `final_learning_rate` at the end.
 
-    Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes decay_steps updates and ends at
-    max_steps; Hägele et al. (2024, arXiv:2405.18392) compare a linear one with others.
+    The schedule is called warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes `decay_steps`
+    updates and ends at `max_steps`. Hägele et al. (2024, arXiv:2405.18392) compare linear decay with other forms.
     """
     peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
     left = (max_steps - step) / (max_steps - decay_start(config))
@@ -60,7 +60,10 @@ def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
 
 
 def decay_start(config: TrainingConfig) -> int:
-    """The last step before the decay of schedule wsd; with decay_steps auto, not before warm-up ends."""
+    """Returns the last step before the decay of schedule wsd.
+
+    If `decay_steps` is "auto", the decay does not begin before the end of warm-up.
+    """
     max_steps = settled(config.max_steps)
     if config.decay_steps != "auto":
         return max_steps - config.decay_steps
@@ -71,7 +74,7 @@ def decay_start(config: TrainingConfig) -> int:
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate rises linearly to the peak, then stays constant until validations lower it.
 
-    Each lowering multiplies the rate by plateau_factor, but not to less than final_learning_rate.
+    Each lowering multiplies the rate by `plateau_factor`, but the rate never falls below `final_learning_rate`.
     """
     rate = max(_peak(config) * config.plateau_factor**lowered, config.final_learning_rate)
     return rate * _warmth(step, config)
@@ -83,12 +86,12 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """The fraction of warm-up that is done, 0 to 1."""
+    """Returns the fraction of warm-up that is done, 0 to 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
-    """The fraction of the steps between warm-up and max_steps that are done, 0 to 1."""
+    """Returns the fraction of the steps between warm-up and `max_steps` that are done, 0 to 1."""
     warmup = max(settled(config.warmup_steps), 1)
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
@@ -107,16 +110,19 @@ SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
 
 
 def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:
-    """The learning rate of update number step, counted from 1; lowered is how often validations have lowered it."""
+    """Returns the learning rate of update number `step`, counted from 1.
+
+    `lowered` is the number of times that validations have lowered the rate (schedule plateau).
+    """
     return SCHEDULES[config.schedule](step, config, d_model, lowered)
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
     """Whether the schedule is plateau and lowers the learning rate after `stale` stale validations.
 
-    A validation is stale if it is no better than the best one; stale ones are counted since the best one or since the
-    rate was last lowered. A rate at final_learning_rate is not lowered. PyTorch's ReduceLROnPlateau, which JoeyNMT
-    uses, waits for one validation more than its patience.
+    A validation is stale if it is no better than the best validation so far. Stale validations are counted since the
+    best one, or since the rate was last lowered. A rate at `final_learning_rate` is not lowered. PyTorch's
+    ReduceLROnPlateau, which JoeyNMT uses, waits for one validation more than its patience.
     """
     return (
         config.schedule == "plateau"
@@ -143,15 +149,15 @@ class Ending:
         return self.start + self.steps
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """A copy of the settings with the schedule wsd and this decay, which no other limit cuts short."""
+        """Returns a copy of the settings with the schedule wsd and this decay, but without limits that cut it short."""
         decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
         return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
 
 
 def no_ending(config: TrainingConfig, step: int | None = None) -> str:
-    """Why --end-in cannot end a run with these settings, in words; "" if it can.
+    """Returns the reason why --end-in cannot end a run with these settings, in words; "" if it can.
 
-    With a step, also why the decay cannot begin after it.
+    If `step` is given, the decay must also be able to begin after this step.
     """
     if config.schedule not in ENDED_BY_DECAY:
         return f"found schedule {config.schedule}, wants {' or '.join(ENDED_BY_DECAY)}"
@@ -171,9 +177,9 @@ def no_ending(config: TrainingConfig, step: int | None = None) -> str:
 
 
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
-    """Whether a checkpoint was due at a step, by the settings that the run had at that step.
+    """Whether a checkpoint was due at `step` under the settings that the run had at that step.
 
-    Checkpoints that were not due, but written because the run was stopped, are not averaged.
+    A checkpoint that was not due, but was written because the run was stopped, is not averaged.
     """
     return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
@@ -182,7 +188,7 @@ def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bo
 
 
 def has_reached_target(progress: Progress, config: TrainingConfig) -> bool:
-    """Whether the best validation so far is at least as good as target_score; False if there is no target_score."""
+    """Whether the best validation so far is at least as good as `target_score`; False if no target is set."""
     if config.target_score is None or not progress.has_best:
         return False
     wanted = -config.target_score if config.select_by == "loss" else config.target_score
@@ -190,7 +196,7 @@ def has_reached_target(progress: Progress, config: TrainingConfig) -> bool:
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
-    """The limit that training has reached, in words; "" if it has reached none."""
+    """Returns the limit that training has reached, in words; "" if it has reached none."""
     if has_reached_target(progress, config):
         return f"training.target_score {config.target_score:g} is reached"
     if progress.step >= settled(config.max_steps):
@@ -207,14 +213,14 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
 
 
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
-    """The step at which max_steps or max_minutes will end training, if its speed stays the same."""
+    """Returns the step at which `max_steps` or `max_minutes` will end training, if its speed stays the same."""
     if config.max_minutes is None:
         return settled(config.max_steps)
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
-    """Why training counts as diverged, in words; "" if it does not."""
+    """Returns the reason why training counts as diverged, in words; "" if it does not."""
     if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
@@ -222,7 +228,7 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
     return ""
 
 
-# Plans for max_minutes: the numbers that auto settings get, and warnings of what does not fit.
+# Plans for max_minutes: the numbers that replace "auto" in settings, and warnings about settings that do not fit.
 
 MOST_VALIDATIONS = 10  # maximum in a plan
 VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, which always has one
@@ -246,7 +252,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that replace auto in a run whose max_steps is auto; every checkpoint holds them."""
+    """The numbers that replace "auto" in the settings of a run whose `max_steps` is "auto"; checkpoints hold them."""
 
     max_minutes: float
     max_steps: int
@@ -255,12 +261,12 @@ class Plan:
     save_every: int
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """A copy of the settings with the numbers of the plan in place of auto."""
+        """Returns a copy of the settings in which the numbers of the plan replace "auto"."""
         numbers = {name: value for name, value in asdict(self).items() if getattr(config, name) == "auto"}
         return config.model_copy(update=numbers)
 
     def told(self, pace: Pace) -> str:
-        """The plan in words, with the pace that was measured for it."""
+        """Returns the plan in words, with `pace`, the speed that was measured for it."""
         return (
             f"{_minutes_are(self.max_minutes)} {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
             f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
@@ -268,15 +274,16 @@ class Plan:
         )
 
     def for_minutes(self, max_minutes: float) -> "Plan":
-        """A copy of the plan for another max_minutes: max_steps is scaled in proportion, the other numbers stay."""
+        """Returns the plan for another `max_minutes`: `max_steps` is scaled in proportion, the other numbers stay."""
         max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
         return replace(self, max_minutes=max_minutes, max_steps=max_steps)
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
-    """The plan for a run of max_minutes, of which `spent` seconds are used before its first update.
+    """Returns the plan for a run of `max_minutes`, of which `spent` seconds are used before the first update.
 
-    If validate_every is auto, max_steps is a multiple of it. Raises ConfigError if warmup_steps is given but too large.
+    If `validate_every` is "auto", `max_steps` becomes a multiple of the number chosen for it. Raises ConfigError if
+    `warmup_steps` or `decay_steps` is given but too large.
     """
     assert config.max_minutes is not None, "the settings check it"
     seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
@@ -306,7 +313,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """A copy of the settings; warmup_steps, validate_every and save_every that were auto are shares of max_steps."""
+    """Returns a copy of the settings in which each of `SHARES` that is "auto" becomes a share of `max_steps`."""
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
     shares = {
@@ -318,24 +325,24 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 
 
 class Forecast:
-    """Reports once, when the speed is known, how many updates fit into max_minutes, if these are fewer than max_steps.
+    """Reports, once the speed is known, how many updates fit into `max_minutes`, if fewer than `max_steps` do.
 
-    It warns if that is too few for the settings. If is_planned, max_steps was chosen to fit max_minutes, and nothing is
-    reported.
+    Warns if that number is too small for the other settings. With `is_planned=True`, `max_steps` was chosen to fit into
+    `max_minutes`, and nothing is reported.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
         self._config = config
-        self._first: tuple[int, float] | None = None  # the first step that see was called with, and its seconds
+        self._first: tuple[int, float] | None = None  # the step and the seconds of the first call of `see`
         self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
-        """To be called when training begins or resumes; without max_minutes, warns if max_steps is too small."""
+        """To be called when training begins or resumes; without `max_minutes`, warns if `max_steps` is too small."""
         if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
-        """To be called after each update with its step and the seconds of training so far; reports at most once."""
+        """To be called after each update with its `step` and the `seconds` of training so far; reports at most once."""
         if self._is_told or self._config.max_minutes is None:
             return
         if self._first is None:
@@ -354,7 +361,7 @@ class Forecast:
 
 
 def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
-    """Which settings do not fit into a training that ends at last_step, in words; empty if all fit."""
+    """Returns, in words, which settings do not fit a training run that ends at `last_step`; empty if all fit."""
     warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
     found = []
     if warmup > 1 and last_step <= warmup:
@@ -367,7 +374,7 @@ def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
 
 
 def advice(config: TrainingConfig) -> str:
-    """Advice for a warning: give the run more time or updates, or change the settings that do not fit."""
+    """Returns advice for a warning: to give the run more time or updates, or to change settings that do not fit."""
     if config.max_minutes is None:
         return "Raise training.max_steps, or lower the others"
     if config.max_steps == "auto":
@@ -385,14 +392,14 @@ def advice(config: TrainingConfig) -> str:
 
 
 def _shares(config: TrainingConfig, update_seconds: float) -> str:
-    """The part of the forecast that says how many updates warm-up takes and when the first validation comes."""
+    """Returns the part of the forecast that says how long warm-up takes and when the first validation comes."""
     every = settled(config.validate_every)
     first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
     return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
 
 
 def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
-    """Warn if a training that ends at last_step is too short for its settings; returns whether it warned.
+    """Warn if a training run that ends at `last_step` is too short for its settings; returns whether it warned.
 
     The warning begins with `told`, which says how many updates there are.
     """
@@ -403,13 +410,13 @@ def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
 
 
 def _minutes_are(minutes: float) -> str:
-    """The minutes in words with a verb: "3 minutes are", "1 minute is"."""
+    """Returns the minutes in words, with a verb: "3 minutes are", "1 minute is"."""
     told = _in_minutes(minutes)
     return f"{told} {'is' if told.startswith('1 ') else 'are'}"
 
 
 def _in_minutes(minutes: float) -> str:
-    """The minutes in words: "30 seconds", "1 minute", "2.5 minutes"."""
+    """Returns the minutes in words: "30 seconds", "1 minute", "2.5 minutes"."""
     if minutes < 1:
         return counted(round(60 * minutes), "second")
     amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"

@@ -78,7 +78,7 @@ NUM_SAMPLES = 3  # number of translations shown at each validation
 
 
 def nothing() -> None:
-    """Does nothing: the default for after_save."""
+    """Does nothing; this is the default of `after_save`."""
 
 
 def train(
@@ -90,10 +90,10 @@ def train(
 ) -> None:
     """Train until a limit of the settings is reached, and write the bundle into the run directory.
 
-    validation holds the sources and the references. Training resumes from the newest checkpoint if there is one; change
-    (--change) allows other settings than those of the checkpoint. after_save is called after each checkpoint. end_in
-    (--end-in) ends the run by a decay of the learning rate over so many updates from its newest checkpoint on. Raises
-    StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
+    `validation` holds the source sentences and the references. Training resumes from the newest checkpoint if there is
+    one; `change=True` (--change) allows settings that differ from those of the checkpoint. `after_save` is called after
+    each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over that many updates from the newest
+    checkpoint on, and the run then ends. Raises StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -107,7 +107,7 @@ def train(
 
 
 class Trainer:
-    """Trains one run, from its first update or its newest checkpoint to its bundle."""
+    """Trains one run, from its first update, or from its newest checkpoint, to its bundle."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Trainer:
         end_in: int | None = None,
     ) -> None:
         self.given = config
-        self.config = config  # as given, with numbers in place of auto once they are known
+        self.config = config  # as given, with numbers in place of "auto" once they are known
         self.after_save = after_save
         self.run_path = config.run_path
         self.checkpoints = config.run_path / "checkpoints"
@@ -143,7 +143,7 @@ class Trainer:
         self.started_from: str | None = None  # checksum of the weights that training started from
         self.validates_start = False  # whether to validate the model that training starts from, before any update
         self.changes = Changes([], [], [])  # differences from the checkpoint that training resumes from
-        self.begins_ending = False  # whether this session begins the decay of --end-in
+        self.begins_ending = False  # whether the decay of --end-in begins now; False if it began earlier
         self._resume(change, end_in)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
@@ -153,21 +153,21 @@ class Trainer:
 
     @property
     def settings(self) -> TrainingConfig:
-        """The training settings, with numbers in place of auto once they are known."""
+        """The training settings, with numbers in place of "auto" once they are known."""
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Use these training settings, which have numbers in place of auto."""
+        """Use these training settings, which have numbers in place of "auto"."""
         self.config = self.given.model_copy(update={"training": training})
 
     def _rate(self, step: int, settings: TrainingConfig) -> float:
-        """The learning rate of update number step under the given settings."""
+        """Returns the learning rate of update number `step` under the given settings."""
         return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
 
     # How a run begins: new, from another model, or from its newest checkpoint.
 
     def _begin(self) -> None:
-        """Begin a new run: load the weights of training.start_from if it is set, else keep the random ones."""
+        """Begin a new run: load the weights of `training.start_from` if that is given, else keep the random weights."""
         if bundle := start_bundle(self.config):
             weights = bundle.weights()
             require_weights_of(self.model, weights, str(bundle.path))
@@ -182,8 +182,8 @@ class Trainer:
     def _resume(self, change: bool, end_in: int | None) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError if settings changed in a way that is never allowed, or that needs change to be True, and
-        if the run cannot end in end_in updates.
+        Raises CheckpointError if a setting changed that must never change, or that may change only with `change=True`.
+        Also raises CheckpointError if the run cannot end in `end_in` updates.
         """
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
@@ -223,9 +223,9 @@ class Trainer:
             self._change(found)
 
     def _plan_of(self, progress: Progress, step: int) -> Plan:
-        """The plan in the progress of a checkpoint, scaled if max_minutes has changed since the run began.
+        """Returns the plan in the `progress` of a checkpoint, scaled if `max_minutes` has changed since the run began.
 
-        Raises CheckpointError if the run began with numbers instead of auto.
+        Raises CheckpointError if the run began with numbers instead of "auto".
         """
         if progress.plan is None:
             raise CheckpointError(
@@ -238,9 +238,10 @@ class Trainer:
         return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
 
     def _ending_of(self, progress: Progress, end_in: int | None) -> Ending | None:
-        """The decay that --end-in began before the checkpoint with this progress, now part of the settings; or None.
+        """Returns the decay of --end-in that had begun when a checkpoint was written; `None` if there was none.
 
-        Raises CheckpointError if it does not fit the settings, or if end_in asks for another one.
+        The decay becomes part of the settings. Raises CheckpointError if it does not fit the settings, or if `end_in`
+        asks for another decay.
         """
         if progress.ending is None:
             return None
@@ -258,9 +259,9 @@ class Trainer:
         return ending
 
     def _begin_ending(self, step: int, end_in: int) -> Ending:
-        """Begin the decay of --end-in after a step, as part of the settings.
+        """Begin the decay of --end-in after `step`; the decay becomes part of the settings.
 
-        Raises CheckpointError if the settings do not allow it.
+        Raises CheckpointError if the settings do not allow the decay.
         """
         if fault := no_ending(self.settings, step):
             raise CheckpointError(f"{self.run_path}: --end-in {end_in}: {fault}")
@@ -270,7 +271,7 @@ class Trainer:
         return ending
 
     def _tell_ending(self, ending: Ending) -> None:
-        """Report the decay of --end-in, and which limits it overrides."""
+        """Report the decay of --end-in, and the limits that it overrides."""
         limits = [name for name in ("max_minutes", "patience") if getattr(self.given.training, name) is not None]
         ignored = f"; training.{' and '.join(limits)} cannot end it earlier" if limits else ""
         say(
@@ -283,7 +284,7 @@ class Trainer:
         return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.started_from)
 
     def _change(self, found: dict[str, Any]) -> None:
-        """Record, report and apply the changes since the checkpoint; found is the identity in the checkpoint."""
+        """Record, report and apply the changes since the checkpoint; `found` is the identity in the checkpoint."""
         progress, differences = self.state.progress, self.changes.all
         changed = {difference.name for difference in differences}
         chain = progress.changes
@@ -308,8 +309,8 @@ class Trainer:
     def _find_best_again(self, is_logged: bool) -> None:
         """Choose the best checkpoint again after a change of the measure, since old and new scores are not comparable.
 
-        If is_logged, the best one of all checkpoints is chosen by the scores in the log. Otherwise, or if the log does
-        not have these scores, the best checkpoint so far stays the best, and its score is measured again.
+        With `is_logged=True`, the best of all checkpoints is chosen by the scores in the log. Otherwise, or if the log
+        lacks these scores, the best checkpoint so far stays the best one, and its score is measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
@@ -320,7 +321,7 @@ class Trainer:
         say(f"the best checkpoint so far by the new measure is that of step {progress.best_step:,}")
 
     def _measure_best_again(self) -> None:
-        """Validate the best checkpoint so far with the current settings, and set progress.best_score."""
+        """Validate the best checkpoint so far with the current settings, and set `progress.best_score`."""
         progress = self.state.progress
         weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._set_weights(measured_weights(self.checkpoints, progress.best_step))
@@ -372,7 +373,7 @@ class Trainer:
             self.log.close()
 
     def _make_plan(self, stop: Stop) -> None:
-        """Measure the speed of training, and replace auto by numbers that fit; that time counts as training time."""
+        """Measure the speed, which counts as training time, and replace "auto" in the settings by numbers that fit."""
         begun = time.monotonic()
         progress = self.state.progress
         try:
@@ -406,7 +407,7 @@ class Trainer:
     # The loop.
 
     def _loop(self, stream: Stream, stop: Stop) -> str:
-        """Update, validate and save until a limit is reached; returns that limit in words."""
+        """Update, validate and save until a limit is reached; returns this limit in words."""
         progress, settings = self.state.progress, self.settings
         has_matrices = settings.optimizer == "muon"  # with a learning rate of their own
         self.model.train()
@@ -490,13 +491,13 @@ class Trainer:
         self.log.write("overflow", step=progress.step, loss_scale=self.updater.scaler.scale)
 
     def _epochs(self) -> float:
-        """The number of pairs consumed so far, divided by the number of pairs in the corpus."""
+        """Returns the number of pairs consumed so far, divided by the number of pairs in the corpus."""
         return self.state.progress.pairs / len(self.corpus)
 
     # Validation.
 
     def _validate_start(self, stop: Stop) -> None:
-        """Validate and save the model that a new run starts from, as the best one until there is a better one."""
+        """Validate and save the model that a new run starts from; it counts as the best until another is better."""
         progress, begun = self.state.progress, time.monotonic()
         self._validate_or_save(stop)
         progress.seconds += time.monotonic() - begun
@@ -506,7 +507,7 @@ class Trainer:
     def _validate(self, stop: Stop) -> None:
         """Validate the model, note whether it is the best one so far, and log and report the result.
 
-        With the schedule plateau, this also lowers the learning rate after plateau_patience stale validations.
+        With the schedule plateau, also lowers the learning rate after `plateau_patience` stale validations.
         """
         progress = self.state.progress
         begun = time.monotonic()
@@ -533,7 +534,7 @@ class Trainer:
             say(f"nothing better in {validations}: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
-        """Show and log NUM_SAMPLES translations; the step alone determines which, and each validation has others."""
+        """Show and log NUM_SAMPLES translations, others at each validation; the step alone determines which."""
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
             i %= len(translations)
@@ -549,7 +550,7 @@ class Trainer:
     # Saving.
 
     def _save(self) -> None:
-        """Write a checkpoint, delete those that are no longer needed, and call after_save."""
+        """Write a checkpoint, delete checkpoints that are no longer needed, and call `after_save`."""
         progress = self.state.progress
         progress.log_bytes = self.log.length
         progress.loss_scale, progress.scale_updates = self.updater.scaler.state
@@ -561,12 +562,12 @@ class Trainer:
         self.after_save()
 
     def _save_what_is_new(self) -> None:
-        """Write a checkpoint if there are unsaved updates, unless the last one was skipped."""
+        """Write a checkpoint if there are unsaved updates, unless the last update was skipped."""
         if not self.is_saved and self._is_savable and self.state.progress.step:
             self._save()
 
     def _last_saved(self) -> int | None:
-        """The step of the newest checkpoint that training can resume from; None if there is none."""
+        """Returns the step of the newest checkpoint that training can resume from; `None` if there is none."""
         return max(checkpoint_steps(self.checkpoints, resumable=True), default=None)
 
     def _saved_text(self) -> str:
@@ -574,7 +575,7 @@ class Trainer:
         return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
 
     def _scheduled(self) -> list[int]:
-        """The steps of the existing checkpoints that were saved on schedule, not only because the run was stopped."""
+        """Returns the steps of checkpoints that were saved on schedule, not only because the run was stopped."""
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
@@ -590,8 +591,8 @@ class Trainer:
     def _finish(self, stop: Stop) -> None:
         """Write the bundle, then trained.json.
 
-        The bundle has the weights of the best checkpoint or, if they validate better, the average of the weights of
-        the last checkpoints up to the best one.
+        The bundle gets the weights of the best checkpoint. If the average weights of the last checkpoints up to the
+        best one validate better, the bundle gets these instead.
         """
         progress, settings = self.state.progress, self.settings
         if progress.validated_step < progress.step or not progress.has_best:
@@ -645,7 +646,7 @@ class Trainer:
     def _update_or_save(self, stream: Stream) -> int:
         """Make an update; returns the epoch of its last batch.
 
-        If memory runs out, the state before the update is saved, and MtkitError is raised, which says what to change.
+        If memory runs out, saves the state before the update, and raises MtkitError with advice on what to change.
         """
         progress = self.state.progress
         before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
@@ -664,7 +665,7 @@ class Trainer:
         )
 
     def _validate_or_save(self, stop: Stop) -> None:
-        """Validate; if memory runs out, save the state and raise MtkitError, which says what to change."""
+        """Validate; if memory runs out, save the state, and raise MtkitError with advice on what to change."""
         try:
             self._validate(stop)
             return
@@ -678,7 +679,7 @@ class Trainer:
         )
 
     def _less_memory(self) -> str:
-        """The advice for updates that run out of memory, a clause for _out_of_memory."""
+        """Returns the argument `advice` of `_out_of_memory` for an update that ran out of memory."""
         return (
             f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
             f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
@@ -686,14 +687,14 @@ class Trainer:
         )
 
     def _out_of_memory(self, where: str, advice: str) -> MtkitError:
-        """Save the state, and return the error to raise; where and advice become parts of its message."""
+        """Save the state; returns the error to raise, whose message contains `where` and `advice`."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._save_what_is_new()
         return MtkitError(f"{self.run_path}: out of memory {where}; {self._saved_text()}. To go on, {advice}")
 
     def _with_remedy(self, divergence: str) -> str:
-        """The error message for a training that diverged, with advice on what to do."""
+        """Returns the error message for a training run that diverged, with advice on what to do."""
         remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         if steps:
@@ -723,13 +724,13 @@ SHARE, LONGEST = 0.03, 60.0
 def measure_pace(
     model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
 ) -> Pace:
-    """Measure the seconds of an update and of a validation; leaves model and progress unchanged."""
+    """Returns the measured seconds of an update and of a validation; leaves `model` and `progress` unchanged."""
     update = _update_seconds(model, feed, progress, stop)
     return Pace(update, validation.expected_seconds(model, tokenizer, stop))
 
 
 def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
-    """The mean seconds per update, made on a copy of the model; the first, which allocates memory, is not timed."""
+    """Returns the mean seconds of an update of a copy of `model`, without the first, which allocates memory."""
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
     state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
