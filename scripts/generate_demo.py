@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -118,48 +117,52 @@ def write(corpus: Corpus, folder: Path, alignment: bool) -> None:
 # ---- the look-up baseline
 
 
-def ngrams(line: str) -> Iterator[str]:
-    """Every character n-gram of the line, spaces left out, as chrF counts them."""
-    letters = "".join(line.split())
-    return (letters[i : i + n] for n in range(1, CHRF_ORDER + 1) for i in range(len(letters) - n + 1))
-
-
 class Lookup:
     """Finds the line most like a query by chrF (sacreBLEU's: orders 1 to 6, beta 2, the line as the hypothesis).
 
-    An inverted index from n-grams to lines makes it exact and quick: no line is left out beforehand.
+    It is exact: a table of every character n-gram, in which lines it stands and how often.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
         import numpy as np  # which comes with sacrebleu
 
         self.np = np
-        postings: defaultdict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-        for index, line in enumerate(lines):
-            for ngram, count in Counter(ngrams(line)).items():
-                postings[ngram][0].append(index)
-                postings[ngram][1].append(count)
-        self.postings = {
-            ngram: (np.array(where, dtype=np.int32), np.array(counts, dtype=np.int16))
-            for ngram, (where, counts) in postings.items()
-        }
-        lengths = np.array([len("".join(line.split())) for line in lines])
+        texts = ["".join(line.split()) for line in lines]  # chrF leaves spaces out
+        lengths = np.array([len(text) for text in texts])
         self.totals = np.maximum(lengths - np.arange(CHRF_ORDER)[:, None], 0)  # (order, line)
+        letters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
+        where = np.repeat(np.arange(len(texts)), lengths)
+        self.alphabet, ids = np.unique(letters, return_inverse=True)
+        assert (len(self.alphabet) + 1) ** CHRF_ORDER * max(len(texts), 1) < 2**63
+        # For each order, rows of n-gram, line and count, sorted by the n-gram, which is its letters read as one number.
+        self.postings = []
+        for order in range(1, CHRF_ORDER + 1):
+            first, last = where[: len(where) - order + 1], where[order - 1 :]
+            codes = self.codes(ids, order)[first == last]
+            pairs, counts = np.unique(codes * len(texts) + first[first == last], return_counts=True)
+            self.postings.append((pairs // len(texts), pairs % len(texts), counts))
+
+    def codes(self, ids: Any, order: int) -> Any:
+        """The number of each n-gram of that order, one starting at each letter."""
+        codes = self.np.zeros(max(len(ids) - order + 1, 0), dtype=self.np.int64)
+        for place in range(order):
+            codes = codes * (len(self.alphabet) + 1) + ids[place : place + len(codes)]
+        return codes
 
     def scores(self, query: str) -> Any:
         """The chrF of every line against the query, from 0 to 100."""
         np = self.np
+        letters = np.frombuffer("".join(query.split()).encode("utf-32-le"), dtype=np.uint32)
+        ids = np.searchsorted(self.alphabet, letters)
+        ids = np.where(np.isin(letters, self.alphabet), ids, len(self.alphabet))  # a letter that no line has
         matches, query_totals = np.zeros(self.totals.shape), np.zeros((CHRF_ORDER, 1))
-        found: list[list[Any]] = [[] for _ in range(CHRF_ORDER)]
-        for ngram, count in Counter(ngrams(query)).items():
-            query_totals[len(ngram) - 1] += count
-            if ngram in self.postings:
-                where, counts = self.postings[ngram]
-                found[len(ngram) - 1].append((where, np.minimum(counts, count)))
-        for order, hits in enumerate(found):
-            if hits:
-                where, counts = (np.concatenate(arrays) for arrays in zip(*hits, strict=True))
-                matches[order] = np.bincount(where, counts, self.totals.shape[1])
+        for order, (codes, where, counts) in enumerate(self.postings):
+            wanted, wanted_counts = np.unique(self.codes(ids, order + 1), return_counts=True)
+            query_totals[order] = wanted_counts.sum()
+            begins, ends = (np.searchsorted(codes, wanted, side) for side in ("left", "right"))
+            rows = np.concatenate([np.arange(0), *map(np.arange, begins, ends)])
+            found = np.minimum(counts[rows], np.repeat(wanted_counts, ends - begins))
+            matches[order] = np.bincount(where[rows], found, self.totals.shape[1])
         counted = (self.totals > 0) & (query_totals > 0)
         orders = np.maximum(counted.sum(axis=0), 1)
         precision = np.where(counted, matches / np.maximum(self.totals, 1), 0).sum(axis=0) / orders
