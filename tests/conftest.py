@@ -101,6 +101,11 @@ def toy_settings(corpus: CorpusFiles, run_dir: Path) -> dict[str, object]:
     }
 
 
+# Under nohup, SIGHUP is ignored, and mtkit leaves it so; the tests send it.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 # A rate that falls to nothing has the toy language learnt in a few hundred updates.
 LEARNING = {"schedule": "linear"}
 
