@@ -1,10 +1,11 @@
 """A signal ends every command with one line and leaves nothing half written."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mtkit.errors import StoppedError
 from mtkit.files import counted_when_ended, ended_by_signal, replaced_directory, replaced_file
 from mtkit.translation.stream import writing
 from tests.conftest import write_lines
+from tests.forked import MTKIT, Forked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -71,35 +73,6 @@ COMMANDS = {
     "plot": (["plot", "training", "RUN", "-o", "out.png"], "mtkit.evaluation.plot", "write_file", NOTHING),
 }
 
-# Runs each command in a child, which need not import PyTorch again, and has a signal come where that calls a function
-# of mtkit; prints the exit codes.
-PROGRAM = """
-import json, os, signal, sys, time
-from importlib import import_module
-from mtkit.cli import main
-
-codes = {}
-for name, (arguments, owner, function, number, text, folder, errors) in json.load(sys.stdin).items():
-    module = import_module(owner)
-    child = os.fork()
-    if child:
-        codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        continue
-    os.chdir(folder)
-    os.dup2(os.open(text, os.O_RDONLY), 0)
-    for path, descriptor in ((os.devnull, 1), (errors, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-
-    def wait(*_, **__):
-        signal.raise_signal(number)
-        time.sleep(60)
-
-    setattr(module, function, wait)
-    sys.argv = ["mtkit", *arguments]
-    main()
-print(json.dumps(codes))
-"""
-
 
 def signal_of(command: str) -> signal.Signals:
     return signal.SIGTERM if command in ("translate-packed", "bundle") else signal.SIGINT
@@ -111,28 +84,24 @@ def ended_commands(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("ended")
     write_lines(root / "text", ["one two", "three"])
     given = {"RUN": str(tiny_run), "TEXT": str(root / "text")}
-    jobs = {}
+    found = {}
     for command, (arguments, owner, function, _) in COMMANDS.items():
-        (root / command).mkdir()
-        words = [given.get(word, word) for word in arguments]
-        number = int(signal_of(command))
-        paths = root / "text", root / command, root / f"{command}.errors"
-        jobs[command] = (words, owner, function, number, *map(str, paths))
-    if find_spec("matplotlib") is None:
-        del jobs["plot"]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=hear_ctrl_c,
-    )
-    return {
-        command: (code, (root / f"{command}.errors").read_text("utf-8"), root / command)
-        for command, code in json.loads(done.stdout).items()
-    }
+        if command == "plot" and find_spec("matplotlib") is None:
+            continue
+        folder, errors = root / command, root / f"{command}.errors"
+        folder.mkdir()
+
+        def wait(*_: object, command: str = command, **__: object) -> None:
+            signal.raise_signal(signal_of(command))
+            time.sleep(60)
+
+        with pytest.MonkeyPatch.context() as patch, (root / "text").open("rb") as text, errors.open("wb") as error:
+            patch.chdir(folder)
+            patch.setattr(import_module(owner), function, wait)
+            words = [given.get(word, word) for word in arguments]
+            code = Forked([*MTKIT, *words], stdin=text, stderr=error).wait()
+        found[command] = code, errors.read_text("utf-8"), folder
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)

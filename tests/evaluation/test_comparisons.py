@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from mtkit.errors import MtkitError
 from mtkit.evaluation.evaluate import Bucket, Scoring, System, buckets, score_set, table
 from mtkit.translation.scores import TESTS, Score, SignificanceTest, corpus_scores, count_words, paired_scores
 from tests.conftest import CorpusFiles
+from tests.forked import SACREBLEU, output_of
 
 Json = list[dict[str, object]]
 Run = Callable[..., tuple[object, str, str]]
@@ -71,9 +71,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 def sacrebleu(*arguments: object) -> str:
     """What the command prints."""
-    command = [sys.executable, "-m", "sacrebleu", *map(str, arguments), "-m", "bleu", "chrf", "ter"]
-    environment = {**os.environ, "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_COLOR", "1")
+        return output_of([*SACREBLEU, *map(str, arguments), "-m", "bleu", "chrf", "ter"])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from mtkit.text.testsets import SetFiles
 from mtkit.text.testsets import test_sets as sets_of
 from mtkit.translation.translator import Translator
 from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.forked import SACREBLEU, output_of
 
 Json = list[dict[str, object]]
 Evaluate = Callable[..., tuple[Json, str]]
@@ -42,10 +42,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixtur
 
 def sacrebleu(hypothesis: Path, references: list[Path], *options: str) -> list[tuple[str, float, str]]:
     """Metric, score and signature of the command."""
-    command = [sys.executable, "-m", "sacrebleu", *map(str, references), "-i", str(hypothesis), *options]
-    metrics = ["-m", "bleu", "chrf", "ter", "-w", "10", "--format", "json"]
-    result = subprocess.run([*command, *metrics], capture_output=True, text=True, check=True)
-    return [(figure["name"], figure["score"], figure["signature"]) for figure in json.loads(result.stdout)]
+    command = [*SACREBLEU, *map(str, references), "-i", str(hypothesis), *options]
+    figures = json.loads(output_of([*command, "-m", "bleu", "chrf", "ter", "-w", "10", "--format", "json"]))
+    return [(figure["name"], figure["score"], figure["signature"]) for figure in figures]
 
 
 def rows(scores: Json) -> list[tuple[object, object, object]]:

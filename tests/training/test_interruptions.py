@@ -22,6 +22,7 @@ from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.update import LossScaler
 from mtkit.training.validation import Validation
+from tests.forked import MTKIT, Forked
 from tests.runs import Trainer, doing, events, outcome, trained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such signals")
@@ -72,14 +73,6 @@ def test_a_hangup_that_nohup_ignores_stays_ignored():
 
 # A stderr that is gone.
 
-TRAIN = """
-import sys
-from pathlib import Path
-from mtkit.cli import main
-sys.argv = ["mtkit", "train", sys.argv[1]]
-main()
-"""
-
 
 @contextmanager
 def gone_reader() -> Iterator[int]:
@@ -100,12 +93,9 @@ def closed() -> Iterator[None]:
 def test_training_goes_on_where_its_messages_cannot_be_printed(make, tmp_path, stderr):
     config = make(max_steps=6, validate_every=2)
     (tmp_path / "config.yaml").write_text(config_text(config), "utf-8")
-    command = [sys.executable, "-c", TRAIN, str(tmp_path / "config.yaml")]
     with stderr() as place:
-        if place is None:
-            command = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command]
-        done = subprocess.run(command, stderr=place, stdout=subprocess.PIPE)
-    assert done.returncode == 0
+        process = Forked([*MTKIT, "train", str(tmp_path / "config.yaml")], stderr=place)
+        assert process.wait() == 0
     assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 6
     assert len(events(config.run_path, "validation")) == 3
 

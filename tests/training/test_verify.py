@@ -6,9 +6,12 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,8 +50,9 @@ from mtkit.training.verify import (
     verify_settings,
 )
 from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.forked import Forked
 from tests.runs import Killed as EndOfProcess
-from tests.runs import at_step, doing, kill
+from tests.runs import always, at_step, doing, kill
 
 Make = Callable[..., Config]
 
@@ -506,12 +510,25 @@ def test_trainings_start_from_the_model_of_the_settings_or_from_random_weights_w
 # The command.
 
 
-@pytest.mark.slow  # four trainings in processes of their own
+class SlowTraining(Forked):
+    """A training that takes its time for updates and for files, so that it can be caught at them on any machine."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        def rest() -> None:
+            time.sleep(0.05)
+
+        with doing(rest, Trainer, "_update", always), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: rest())
+            super().__init__(*arguments, **options)
+
+
+@pytest.mark.slow  # four trainings
 def test_a_killed_training_of_a_run_is_proved_to_end_as_one_that_was_left_alone(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(tiny_run)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", SlowTraining)
     assert _run(["verify", str(tiny_run), "training.ema_decay=0.9", "training.schedule=linear"]) == 0
     lines = capsys.readouterr().out.splitlines()
     [first] = [number for number, line in enumerate(lines) if line.startswith("trained 12 updates twice: ")]

@@ -16,6 +16,8 @@ import mtkit.translation.scores
 from mtkit.errors import MtkitError
 from mtkit.translation.scores import bleu, tokenizer_of, unspaced
 from tests.evaluation.test_comparisons import Run, corpus, corrupted, run, write
+from tests.forked import SACREBLEU as COMMAND
+from tests.forked import output_of
 
 __all__ = ["run"]  # a fixture
 
@@ -128,9 +130,14 @@ SACREBLEU_METRICS = {"bleu": ["bleu"], "chrf": ["chrf"], "chrf++": ["chrf", "--c
 
 def by_sacrebleu(*arguments: object, **environment: str) -> list[tuple[str, float, str]]:
     """Name, score and signature as the command prints them."""
-    command = [sys.executable, "-m", "sacrebleu", *map(str, arguments), "-w", "9", "-f", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
-    printed = json.loads(done.stdout)
+    command = [*COMMAND, *map(str, arguments), "-w", "9", "-f", "json"]
+    if environment:  # which it reads when it starts
+        out = subprocess.run(
+            command, capture_output=True, check=True, env={**os.environ, **environment}
+        ).stdout.decode()
+    else:
+        out = output_of(command)
+    printed = json.loads(out)
     return [
         (one["name"], one["score"], one["signature"]) for one in (printed if isinstance(printed, list) else [printed])
     ]

@@ -1,7 +1,6 @@
 """Scores are those of the sacrebleu command, to the last digit that it prints."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mtkit.translation.scores import (
     looks_processed,
     validation_score,
 )
+from tests.forked import SACREBLEU, output_of
 
 GERMAN = [
     "Der Hund läuft über die Straße.",
@@ -62,8 +62,8 @@ def command(
         "8",
         *options,
     ]
-    printed = subprocess.run([sys.executable, "-m", "sacrebleu", *arguments], capture_output=True, check=True).stdout
-    return [(score["name"], score["score"], score["signature"]) for score in json.loads(printed)]
+    printed = json.loads(output_of([*SACREBLEU, *arguments]))
+    return [(score["name"], score["score"], score["signature"]) for score in printed]
 
 
 @pytest.mark.parametrize("lowercase", [False, True])

@@ -4,7 +4,6 @@ import gzip
 import io
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import mtkit
 from mtkit.text.lines import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, ReadAhead
 from mtkit.translation.stream import ParallelFiles, reading, score, translate
 from mtkit.translation.translator import Translator
+from tests.forked import MTKIT, Forked
 
 LONGEST_WAIT = 120  # seconds; a machine may be busy
 
@@ -30,10 +30,10 @@ def translator(tiny_run: Path) -> Translator:
 class Program:
     """A process of `mtkit ARGUMENTS` to exchange lines with; killed if it does not answer."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mtkit", *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(
+        self, *arguments: object, start: "type[Forked] | type[subprocess.Popen[bytes]]" = subprocess.Popen
+    ) -> None:
+        self.process = start([*MTKIT, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.timer = threading.Timer(LONGEST_WAIT, self.process.kill)
         self.timer.start()
 
@@ -65,7 +65,7 @@ class Program:
 def test_a_program_that_waits_for_each_answer_gets_it(translator: Translator, tiny_run: Path) -> None:
     lines = ["one two", "", "three four five", "six", "seven eight"]
     wanted = [f"{line}\n" for line in translator.translate(lines)]
-    program = Program("translate", tiny_run, "--beam-size", 1, "--device", "cpu")
+    program = Program("translate", tiny_run, "--beam-size", 1, "--device", "cpu", start=Forked)
     for line, answer in zip(lines[:3], wanted[:3], strict=True):
         program.write(f"{line}\n")
         assert program.answer() == answer
@@ -91,7 +91,7 @@ def test_a_reader_that_goes_away_ends_a_program_that_has_answered_by_the_line(
 
 def test_a_program_that_waits_for_each_score_gets_it(translator: Translator, tiny_run: Path) -> None:
     pairs = [("one two", "1 2"), ("", ""), ("three", "3")]
-    program = Program("score", tiny_run, "--tsv", "-", "--device", "cpu")
+    program = Program("score", tiny_run, "--tsv", "-", "--device", "cpu", start=Forked)
     for source, target in pairs:
         program.write(f"{source}\t{target}\n")
         [wanted] = translator.score([source], [target])

@@ -1,0 +1,121 @@
+"""Programs in children by fork, which need not import PyTorch again, as a program that is started anew must."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from subprocess import DEVNULL, PIPE
+from typing import IO
+
+MTKIT = [sys.executable, "-m", "mtkit"]
+SACREBLEU = [sys.executable, "-m", "sacrebleu"]
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class Forked:
+    """A child that does what `python -m PROGRAM ARGUMENTS` does, and is used as subprocess.Popen is.
+
+    It has imported what this process has, and keeps what tests have replaced. For tests of what a program does, not of
+    how it starts, nor of how Python ends while threads still wait. Where stderr is None, the child has none.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        stdin: int | IO[bytes] = DEVNULL,
+        stdout: int | IO[bytes] = DEVNULL,
+        stderr: int | IO[bytes] | None = DEVNULL,
+    ) -> None:
+        assert command[:2] == [sys.executable, "-m"]
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+        others: list[int] = []  # descriptors that only one of the two processes must have
+        given: list[int | None] = []
+        for place, stream in enumerate((stdin, stdout, stderr)):
+            if stream == PIPE:
+                reader, writer = os.pipe()
+                ours, theirs = (writer, reader) if place == 0 else (reader, writer)
+                if place == 0:
+                    self.stdin = os.fdopen(ours, "wb")
+                else:
+                    self.stdout = os.fdopen(ours, "rb")
+                others.append(ours)
+            elif stream == DEVNULL:
+                theirs = os.open(os.devnull, os.O_RDWR)
+            else:
+                theirs = None if stream is None else os.dup(stream if isinstance(stream, int) else stream.fileno())
+            given.append(theirs)
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=_run, args=(command[2:], given, others))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of pytest-xdist, which hold no lock of ours
+            self.process.start()
+        for descriptor in given:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or minus the signal that ended it; None as long as it runs."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, when it has ended; raises TimeoutExpired if it does not end in so many seconds."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("a forked child", timeout or 0)
+        return self.process.exitcode
+
+    def communicate(self) -> tuple[bytes, None]:
+        """Close its stdin and wait for its end; returns what else it writes to stdout."""
+        if self.stdin:
+            self.stdin.close()
+        out = b""
+        if self.stdout:
+            with self.stdout:
+                out = self.stdout.read()
+        self.wait()
+        return out, None
+
+
+def output_of(command: Sequence[str]) -> str:
+    """What a program prints; it must succeed."""
+    process = Forked(command, stdout=PIPE, stderr=2)
+    out, _ = process.communicate()
+    assert process.returncode == 0, command
+    return out.decode()
+
+
+def _run(command: Sequence[str], given: Sequence[int | None], others: Sequence[int]) -> None:
+    """Run `python -m COMMAND` in the child, with these descriptors for stdin, stdout and stderr."""
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in others:
+        os.close(descriptor)
+    for place, descriptor in enumerate(given):
+        if descriptor is None:
+            os.close(place)
+        else:
+            os.dup2(descriptor, place)
+            os.close(descriptor)
+    # As Python's own, they outlive a program that puts others in their place.
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = None if given[2] is None else os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
