@@ -55,10 +55,10 @@ SMALL = {"d_model": 16, "dropout": 0.0}
 BOTH_WAYS = [True, False]
 RECURRENT = [
     *(
-        RecurrentConfig(**SMALL, cell=cell, attention=attention, input_feeding=feeding, bidirectional=both)
-        for cell, (attention, feeding), both in itertools.product(
-            ["lstm", "gru", "tanh"], [("none", False), ("general", False), ("general", True)], BOTH_WAYS
-        )
+        # Every pair of two of the choices, for which half of all combinations are enough.
+        RecurrentConfig(**SMALL, cell=cell, attention=attention, input_feeding=feeding, bidirectional=(i + j) % 2 == 0)
+        for i, cell in enumerate(["lstm", "gru", "tanh"])
+        for j, (attention, feeding) in enumerate([("none", False), ("general", False), ("general", True)])
     ),
     *(
         RecurrentConfig(**SMALL, attention=attention, input_feeding=feeding, context="every_step", reverse_source=True)
@@ -193,11 +193,11 @@ def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would
         alive = torch.arange(4)
         for t in range(6):
             features, state = model.decode(next_rows(ids, state), state)
-            for r, sentence in enumerate(alive.tolist()):
-                for w, history in enumerate(histories[r]):
-                    one = Rows(*(x[sentence : sentence + 1] for x in (source.ids, source.segments, source.positions)))
-                    alone = model(one, padded([torch.tensor(history)]))[0, -1]
-                    torch.testing.assert_close(features[r, w], alone, atol=1e-5, rtol=0)
+            # Each hypothesis with its source, in a row of its own.
+            rows = alive.repeat_interleave(len(histories[0]))
+            sources = Rows(source.ids[rows], source.segments[rows], source.positions[rows])
+            alone = model(sources, padded([torch.tensor(history) for beam in histories for history in beam]))[:, -1]
+            torch.testing.assert_close(features.flatten(0, 1), alone, atol=1e-5, rtol=0)
             if t == 2:
                 kept = torch.tensor([2, 0, 3])
                 state, histories, alive = state.keep(kept), [histories[i] for i in kept], alive[kept]
