@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,14 +84,16 @@ _Dumper.add_representer(str, _text_on_one_line)
 
 def read_yaml(text: str, name: str) -> Document:
     """Parse a YAML text. Raises ConfigError if the text is not valid; the message begins with `name`."""
-    return _read(_Loader, text, name)
+    document = _read(_Loader, text, name)
+    return Document(deepcopy(document.data), document.lines)
 
 
 def read_value(text: str, name: str) -> Any:
     """Parse a value from the command line: YAML without comments. Raises ConfigError as `read_yaml` does."""
-    return _read(_ValueLoader, text, name).data
+    return deepcopy(_read(_ValueLoader, text, name).data)
 
 
+@lru_cache(maxsize=32)  # PyYAML takes 20 ms for the settings of a run, which commands read several times
 def _read(make_loader: type[_Loader], text: str, name: str) -> Document:
     try:
         loader = make_loader(text)
@@ -157,10 +161,17 @@ def _build_pairs(
 
 def write_yaml(value: Any) -> str:
     """Returns the value as one line of YAML, without a newline; when read again, it gives an equal value."""
+    return _written(value) if isinstance(value, int | str | None) else _dumped(value)
+
+
+def _dumped(value: Any) -> str:
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
     )
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+_written = lru_cache(maxsize=1024, typed=True)(_dumped)  # typed, because 1 and true are equal
 
 
 # Sections.
