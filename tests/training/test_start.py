@@ -50,12 +50,17 @@ def parent(tiny_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "parent"
 
 
+def write_reversed(root: Path, num_pairs: int) -> Path:
+    """A corpus in which the digits are in reversed order."""
+    for path in write_toy_corpus(root, num_pairs).glob("*.tgt"):
+        write_lines(path, [line[::-1] for line in path.read_text("utf-8").splitlines()])
+    return root
+
+
 @pytest.fixture
 def make(make_config: Make, parent: Path, tmp_path: Path) -> Make:
     """Makes the settings of a run that starts from the parent and reads numbers from right to left."""
-    root = write_toy_corpus(tmp_path / "reversed", 1000)
-    for path in root.glob("*.tgt"):
-        write_lines(path, [line[::-1] for line in path.read_text("utf-8").splitlines()])
+    root = write_reversed(tmp_path / "reversed", 300)
 
     def made(name: str = "child", start_from: Path | None = parent, **sections: dict[str, object]) -> Config:
         training = {**TRAINING, "start_from": str(start_from) if start_from else None, **sections.pop("training", {})}
@@ -97,7 +102,8 @@ def test_at_step_0_the_model_is_the_bundle(make, parent, capsys):
     assert not trainer.state.optimizer.state_dict()["state"]
 
 
-def test_training_learns_from_there_what_is_new(make, parent):
+def test_training_learns_from_there_what_is_new(make, parent, tmp_path):
+    write_reversed(tmp_path / "reversed", 1000)
     once = {"validate_every": 150, "save_every": 150, "batch_tokens": 512}
     config = make(training={**LEARNING, **once, "max_steps": 150})
     run_train(config)
