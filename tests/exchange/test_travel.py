@@ -25,22 +25,30 @@ from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translation.canaries import check
 from mtkit.translation.translator import load, load_bundle
-from tests.conftest import config_with, toy_settings
+from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from tests.exported import write_opus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
-SHORT = {"max_steps": 30, "validate_every": 30, "save_every": 30}
+SHORT = {"batch_tokens": 256, "max_steps": 30, "validate_every": 30, "save_every": 30}
 ALIKE = re.compile(r"from text to text: (\d+) of (\d+) lines have the same ids, (\d+) the same greedy translation[;(]?")
 
 
-def tagged_run(corpus_files, run: Path, tags: tuple[str, ...], model: dict[str, Any], **tokenizer: Any) -> Path:
+@pytest.fixture(scope="module")
+def few_files(tmp_path_factory) -> CorpusFiles:
+    """A small corpus; must not be changed."""
+    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("few"), 200))
+
+
+def tagged_run(files: CorpusFiles, run: Path, tags: tuple[str, ...], model: dict[str, Any], **tokenizer: Any) -> Path:
     """A young model whose corpora begin with tags, if there are any."""
-    settings = toy_settings(corpus_files, run)
+    settings = toy_settings(files, run)
     for part in ("train", "valid"):
         [corpus] = settings["data"][part]
         settings["data"][part] = [{**corpus, "tag": tag} for tag in tags] or [corpus]
-    config = config_with(settings, model={**model, "d_ff": 64}, training=SHORT, tokenizer=tokenizer)
+    config = config_with(
+        settings, model={**model, "d_ff": 64}, training=SHORT, tokenizer={"vocab_size": 340, **tokenizer}
+    )
     run_train(config)
     return run
 
@@ -69,8 +77,8 @@ KINDS = {
 
 @pytest.mark.parametrize("to", ["marian", "m2m100"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_tags_of_every_kind_travel_from_text_to_text(kind, to, corpus_files, tmp_path, capsys):
-    run = tagged_run(corpus_files, tmp_path / "run", KINDS[kind], MARIAN if to == "marian" else M2M100)
+def test_tags_of_every_kind_travel_from_text_to_text(kind, to, few_files, tmp_path, capsys):
+    run = tagged_run(few_files, tmp_path / "run", KINDS[kind], MARIAN if to == "marian" else M2M100)
     text = told(to, run, tmp_path / "out", capsys)
     require_alike(text, least=16)  # without tags, too
     if to == "marian":
@@ -78,10 +86,10 @@ def test_tags_of_every_kind_travel_from_text_to_text(kind, to, corpus_files, tmp
 
 
 @pytest.mark.parametrize("kind", ["shared", "apart", "char"])
-def test_a_model_without_bytes_is_compared_under_the_same_conditions(kind, corpus_files, tmp_path, capsys):
+def test_a_model_without_bytes_is_compared_under_the_same_conditions(kind, few_files, tmp_path, capsys):
     tokenizer = {"byte_fallback": False, "shared": kind != "apart", "type": "char" if kind == "char" else "bpe"}
     model = {**MARIAN, **({"tie_embeddings": "decoder"} if kind == "apart" else {})}
-    run = tagged_run(corpus_files, tmp_path / "run", (), model, **tokenizer)
+    run = tagged_run(few_files, tmp_path / "run", (), model, **tokenizer)
     _always_unknown(run)
     for to in ("marian", "ctranslate2"):
         text = told(to, run, tmp_path / to, capsys)
@@ -103,9 +111,9 @@ def _always_unknown(run: Path) -> None:
     save_bundle(run / "model", weights, bundle.config, tokenizer.save, about, canaries)
 
 
-def test_tags_that_only_sentencepiece_sees_are_refused_where_no_tokenizer_reads_them(corpus_files, tmp_path):
+def test_tags_that_only_sentencepiece_sees_are_refused_where_no_tokenizer_reads_them(few_files, tmp_path):
     model = {**MARIAN, "tie_embeddings": "decoder"}
-    run = tagged_run(corpus_files, tmp_path / "run", KINDS["opus"], model, shared=False)
+    run = tagged_run(few_files, tmp_path / "run", KINDS["opus"], model, shared=False)
     with pytest.raises(MtkitError, match="tag >>eng<<: a MarianTokenizer would read it as other ids, and with"):
         export(run, "marian", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -464,9 +472,9 @@ def _end_of_pieces(model: bytes) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_tokenizer_that_transformers_saved_in_its_own_form_is_named(corpus_files, tmp_path):
+def test_a_tokenizer_that_transformers_saved_in_its_own_form_is_named(few_files, tmp_path):
     transformers: Any = pytest.importorskip("transformers")
-    run = tagged_run(corpus_files, tmp_path / "run", (), M2M100)
+    run = tagged_run(few_files, tmp_path / "run", (), M2M100)
     export(run, "m2m100", tmp_path / "out")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
@@ -478,9 +486,9 @@ def test_a_tokenizer_that_transformers_saved_in_its_own_form_is_named(corpus_fil
     import_model(tmp_path / "again", tmp_path / "model")
 
 
-def test_an_imported_model_with_two_vocabularies_asks_for_no_tag_that_no_training_has_seen(corpus_files, tmp_path):
+def test_an_imported_model_with_two_vocabularies_asks_for_no_tag_that_no_training_has_seen(few_files, tmp_path):
     model = {**MARIAN, "tie_embeddings": "decoder"}
-    run = tagged_run(corpus_files, tmp_path / "run", (), model, shared=False)
+    run = tagged_run(few_files, tmp_path / "run", (), model, shared=False)
     export(run, "marian", tmp_path / "out")
     import_model(tmp_path / "out", tmp_path / "model")
     extend(tmp_path / "model", tmp_path / "larger", [], [">>epo<<"])
