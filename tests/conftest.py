@@ -1,5 +1,6 @@
 """A toy language that a small model learns in seconds, and fixtures: the source spells the digits of the target."""
 
+import gc
 import json
 import os
 import random
@@ -118,6 +119,16 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
         assert isinstance(original, dict)
         changed[name] = values if "architecture" in values else {**original, **values}
     return Config.model_validate_json(json.dumps(changed))
+
+
+# What imports and collection have made stays to the end; the collector need not go through it again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Have garbage collected from here on, among what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
