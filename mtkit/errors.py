@@ -218,8 +218,8 @@ def shows_bars() -> bool:
 def bar_size() -> tuple[int | None, int | None]:
     """The width and height of a progress bar, in characters, for tqdm; `None` where tqdm finds the size itself.
 
-    If the terminal reports no size, they are 80 and 24, because tqdm would show nothing without a size. `script` in a
-    job queue, `docker exec -t` and some CI systems provide such terminals.
+    If the terminal reports no size, they are 80 and 24, because tqdm would show nothing without a size. Such terminals
+    are made by the command `script` when it runs in a job queue, by `docker exec -t`, and by some CI systems.
     """
     if not shows_bars():
         return None, None

@@ -298,9 +298,10 @@ def _raw_text_is_gone(config: Config) -> bool:
 
 
 def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
-    """Raise DataError if there are changes and the run has begun, unless the folder is missing or empty.
+    """Raise DataError if training has begun and what a folder of the run was prepared from has changed since.
 
-    `folder` is "tokenizer" or "data/train". If the user deleted that folder, it may be made again.
+    `folder` is "tokenizer" or "data/train"; `changes` describes the changes for the message. A folder that is missing
+    or empty, because the user deleted it, may be made again.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(

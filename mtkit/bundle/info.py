@@ -77,7 +77,7 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """The section of the card on training data; an empty string if `data` is empty."""
+    """The section of the card that describes the training data; an empty string if `data` is empty."""
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"

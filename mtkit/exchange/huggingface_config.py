@@ -117,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
-    """Writes config.json and generation_config.json; `own` has the keys of config.json that only this layout has."""
+    """Writes config.json and generation_config.json; `own` is what only this architecture has there."""
     config, special = model.config, model.target.special
     transformer = config.model
     assert isinstance(transformer, TransformerConfig)

@@ -86,9 +86,9 @@ class Sublayer(nn.Module):
 
 
 class EmbeddingSkip(nn.Module):
-    """Computes a x + b e from the input x of a layer and the embedded rows e, with learned numbers a and b.
+    """Computes `a * x + b * e` from a layer's input `x` and the embedded rows `e`; `a` and `b` are learned numbers.
 
-    At first, a is 1 and b is 0. Jordan et al. (2024) train GPT-2 with such skip connections
+    At first, `a` is 1 and `b` is 0. Jordan et al. (2024) train GPT-2 with such skip connections
     (https://github.com/KellerJordan/modded-nanogpt).
     """
 

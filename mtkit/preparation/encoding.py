@@ -215,7 +215,7 @@ class UnknownShares:
             self._unknown[name] += row.count(unknown)
 
     def shares(self) -> dict[str, float]:
-        """Returns, by name of the text, the fraction of its tokens that are unknown, 0 to 1.
+        """Returns a dict from the name of each text to the fraction of its tokens that are unknown, between 0 and 1.
 
         The texts are in the order in which they were first added.
         """
@@ -314,7 +314,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the pairs of the validation text, and counts their tokens and unknown tokens in `unknown`."""
+    """Encodes the pairs of the validation text, and adds the numbers of all and of unknown tokens to `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
@@ -324,7 +324,9 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 def _count_unknown(
     unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
 ) -> None:
-    """Counts the tokens of each side in `unknown`, as the texts "NAME source" and "NAME target".
+    """Adds the numbers of all and of unknown tokens of each side to `unknown`.
+
+    The sides are the texts "NAME source" and "NAME target" there.
 
     A side whose tokenizer never produces unknown tokens is not counted.
     """

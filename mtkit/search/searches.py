@@ -52,10 +52,11 @@ def sample_search(
 ) -> list[list[Hypothesis]]:
     """Returns `num_samples` sampled hypotheses for each sentence, in the order of the samples.
 
-    `draw`, called like a `Draw`, chooses the tokens; `uniform`, called like a `UniformNumbers`, returns the random
-    numbers for `draw`. `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses
-    for each sentence, in tokens without the end mark. `end` is the id of the end mark. The score of a hypothesis is its
-    log-probability under the model, regardless of the temperature and the truncation that `draw` applies.
+    `draw` chooses the tokens; it takes the same arguments as `Draw.__call__`. `uniform` returns the random numbers for
+    `draw`; it takes the same arguments as `UniformNumbers.__call__`. `start` (N,) holds the start tokens. `max_lengths`
+    (N,) holds the maximum length of hypotheses for each sentence, in tokens without the end mark. `end` is the id of
+    the end mark. The score of a hypothesis is its log-probability under the model, regardless of the temperature and
+    the truncation that `draw` applies.
     """
 
     def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:

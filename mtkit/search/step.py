@@ -183,7 +183,7 @@ def power(length: Tensor, exponent: float) -> Tensor:
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """Returns ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
+    """Returns the length penalty ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
     return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 

@@ -368,7 +368,7 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """Make the thread end once it has read the item that it is waiting for; does not wait for the thread."""
+        """Make the thread end once it has read the item that it is waiting for. Returns before that."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

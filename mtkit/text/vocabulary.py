@@ -183,7 +183,11 @@ def _offset(unit: int) -> int:
 
 
 def cuts_at_spaces(model: bytes) -> bool:
-    """Whether a model segments each word separately: one space mark (▁) before each word, and none inside a piece."""
+    """Whether a SentencePiece model segments each word separately.
+
+    It does if its normaliser puts exactly one space mark (▁) before each word, and no piece has a space mark after its
+    first character.
+    """
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
     usual &= not _last_number(_submessage(model, TRAINER), MARK_AS_SUFFIX, default=0)

@@ -80,16 +80,19 @@ def _autocast(features: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The label-smoothed cross-entropy of one or two forward passes, and the divergence of two, in little memory.
+    """The label-smoothed cross-entropy of one or two forward passes, computed in little memory.
+
+    For two passes, it also computes the KL divergence between them, in both directions.
 
     `forward` computes the gradients too, chunk by chunk, so that only the logits of one chunk are in memory at a time.
 
     Let z = W h + b be the logits of a token with label y, p = softmax(z), lse(z) = log sum exp(z), and s the smoothing.
     The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
     W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
-    p - (1 - s) e_y - s/V. So only one log-softmax over V has to be computed. With respect to z, KL(p || q) has the
-    gradient p (log(p / q) - KL(p || q)), KL(q || p) has p - q, and the z-loss, lse(z)^2, has 2 lse(z) p. Sums are in
-    fp64 if the features are in fp64, else in fp32.
+    p - (1 - s) e_y - s/V, where V is the vocabulary size. So only one log-softmax over V has to be computed. Let q be
+    the distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q),
+    p - q for KL(q || p), and 2 lse(z) p for the z-loss, lse(z)^2. Sums are in fp64 if the features are in fp64, else in
+    fp32.
 
     With a softcap c, z = c t, where t = tanh((W h + b) / c). The gradient with respect to W h + b is then the gradient
     with respect to z, including its term -s/V, times 1 - t^2.

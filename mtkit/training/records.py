@@ -441,7 +441,7 @@ def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     curve, validating = [], 0.0
     for event in validations:
-        seconds = round(60 * event["minutes"] - validating, 1)
+        seconds = round(60 * event["minutes"] - validating, 3)
         curve.append({"step": event["step"], "training_seconds": seconds, **{name: event[name] for name in MEASURED}})
         validating += event["seconds"]
     record = {
@@ -451,7 +451,7 @@ def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
         "best_score": abs(progress.best_score) if progress.has_best else None,
         "best_step": progress.best_step,
         "training_seconds": curve[-1]["training_seconds"],
-        "validation_seconds": round(validating, 1),
+        "validation_seconds": round(validating, 3),
         "command_seconds": round(command_seconds, 1),
         "updates": progress.step,
         "target_tokens": progress.target_tokens,
