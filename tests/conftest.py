@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -252,3 +254,13 @@ def config(make_config: Callable[..., Config], corpus_files: CorpusFiles, place:
         shutil.rmtree(place / name, ignore_errors=True)
     shutil.copytree(corpus_files.root, place / "data")
     return make_config(place / "run", training=SHORT, data={"root": str(place / "data")})
+
+
+@pytest.fixture
+def without_mecab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tokenizers for Japanese and Korean are not installed."""
+    for package, language in (("MeCab", "ja"), ("mecab_ko", "ko")):
+        module = f"sacrebleu.tokenizers.tokenizer_{language}_mecab"
+        import_module(module)  # so that it is in its place again afterwards, not one that found no package
+        monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, package, None)

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -214,9 +213,7 @@ def test_without_validation_text_training_says_so(config):
         run_train(config)
 
 
-def test_a_language_whose_bleu_cannot_be_measured_is_told_before_training(config, monkeypatch):
-    monkeypatch.setitem(sys.modules, "MeCab", None)
-    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+def test_a_language_whose_bleu_cannot_be_measured_is_told_before_training(config, without_mecab):
     languages = config.languages.model_copy(update={"target": "ja"})
     with pytest.raises(MtkitError, match=r"mtkit\[ja\]"):
         run_train(config.model_copy(update={"languages": languages}))

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -261,10 +260,8 @@ def test_metrics_and_tokenizers_that_are_none_are_refused(
 
 
 def test_a_tokenizer_that_is_missing_is_told_before_anything_is_translated(
-    run: Run, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny_run: Path, without_mecab: None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "MeCab", None)
-    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
     needed = "needs the tokenizer ja-mecab, which is not installed; install it with: pip install 'mtkit[ja]'"
     instead = "or choose another with --tokenize, or leave BLEU out of --metrics"
     for options, of in (("--languages", "en-ja-JP"), " of 'ja-JP'"), (("--tokenize", "ja-mecab"), ""):
