@@ -123,11 +123,12 @@ def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[S
 
 
 def run_race(config: Config, begun: float, fresh: bool = False, test: bool = False) -> dict[str, Any]:
-    """`mtkit race`: train until a validation reaches training.target_score; returns the record, which race.json holds.
+    """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
-    begun is the time.monotonic() at which the command started. test evaluates on the test sets afterwards. Raises
-    CheckpointError if the run has begun without this target, since it might have reached it long ago. Training that
-    has ended with these settings is not repeated, and its record stays but for the scores of the test sets.
+    `begun` is the time at which the command started, by time.monotonic(). With `test`, the model is then evaluated on
+    the test sets, and the record gets their scores. A training run that has ended with these settings is not repeated;
+    the rest of its record stays as it is. Raises CheckpointError if the run began without this target, since it might
+    have reached the target long ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path

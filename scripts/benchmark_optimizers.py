@@ -13,32 +13,18 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from benchmark_training import random_batches
 
 from mtkit.bundle.checkpoints import Progress
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import Batch, padded_batch, ragged
+from mtkit.data.batch import Batch
 from mtkit.models.registry import new_model, pick_device, pick_precision
-from mtkit.text.vocabulary import NUM_SPECIAL
 from mtkit.training.optimizers import make_optimizer
 from mtkit.training.update import LossScaler, TrainState, Updater
 
 VOCABULARY = 8_000
-
-
-def batches_of(batch_tokens: int, number: int) -> list[Batch]:
-    """Random batches, each of rows of similar length, as after sorting by length."""
-    rng = np.random.default_rng(1)
-    batches = []
-    for length in rng.integers(8, 60, number):
-        sides = []
-        for _ in range(2):
-            lengths = rng.integers(max(1, length - 3), length + 1, batch_tokens // (length + 1))
-            sides.append(ragged([rng.integers(NUM_SPECIAL, VOCABULARY, n).tolist() for n in lengths]))
-        batches.append(padded_batch(*sides))
-    return batches
 
 
 def updates_of(
@@ -78,7 +64,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=4, help="of each optimizer in a round")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
-    batches = batches_of(arguments.batch_tokens, arguments.updates)
+    batches = random_batches(arguments.batch_tokens, arguments.updates, VOCABULARY)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads\n")
     print("| width | optimizer | ms per update | ratio | range |\n|---:|---|---:|---:|---|", flush=True)

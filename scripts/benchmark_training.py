@@ -84,17 +84,17 @@ def real_batches(config: Config) -> tuple[list[Batch], int]:
     return batches, corpus.manifest.source.vocab_size
 
 
-def random_batches(batch_tokens: int) -> tuple[list[Batch], int]:
-    """Random batches, each of rows of similar length as after sorting by length, and their vocabulary size."""
+def random_batches(batch_tokens: int, number: int, vocab_size: int) -> list[Batch]:
+    """Random batches, each of rows of similar length, as after sorting by length."""
     rng = np.random.default_rng(1)
     batches = []
-    for length in rng.integers(5, 60, NUM_BATCHES):
+    for length in rng.integers(5, 60, number):
         sides = []
         for _ in range(2):
             lengths = rng.integers(max(1, length - 3), length + 1, batch_tokens // (length + 1))
-            sides.append(ragged([rng.integers(NUM_SPECIAL, RANDOM_VOCABULARY, n).tolist() for n in lengths]))
+            sides.append(ragged([rng.integers(NUM_SPECIAL, vocab_size, n).tolist() for n in lengths]))
         batches.append(padded_batch(*sides))
-    return batches, RANDOM_VOCABULARY
+    return batches
 
 
 def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
@@ -219,7 +219,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = settings(Path(folder), arguments.size, arguments.batch_tokens, arguments.device)
         is_random = arguments.size == "base" and "MTKIT_DATA" not in os.environ
-        batches, vocab_size = random_batches(arguments.batch_tokens) if is_random else real_batches(config)
+        if is_random:
+            batches, vocab_size = (
+                random_batches(arguments.batch_tokens, NUM_BATCHES, RANDOM_VOCABULARY),
+                RANDOM_VOCABULARY,
+            )
+        else:
+            batches, vocab_size = real_batches(config)
         device = pick_device(config.device)
         name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
         print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads", flush=True)
