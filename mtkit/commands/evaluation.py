@@ -158,7 +158,10 @@ class Given:
 def _check_options(
     given: Given, test: str | None, confidence: bool, languages: str | None, target_language: str | None
 ) -> None:
-    """Raise UsageError if options exclude each other, no matter whether a model or given translations are scored."""
+    """Raise UsageError if options do not go together.
+
+    These checks apply both to scoring a model and to scoring given translations.
+    """
     if (given.model is None) == (given.hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
     if test is not None and given.against is None:

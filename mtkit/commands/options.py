@@ -66,9 +66,10 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
-    """Returns the settings of a YAML file, or the defaults if `config` is `None`, overridden by key=value settings.
+    """Returns the settings of a YAML file, overridden by key=value settings.
 
-    If `training.start_from` names a model, settings that are not given are taken from that model.
+    If `config` is `None`, the defaults take the place of the file. If `training.start_from` names a model,
+    settings that are not given are taken from that model.
     """
     from mtkit.config.load import load_config
 
@@ -111,7 +112,8 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-# A language code as in BCP 47: a language (one code, or two as in zh-yue), then a script, a region, variants.
+# A language code as in BCP 47: a language (one code, or two as in zh-yue), then optionally a script, a region and
+# variants.
 _CODE = re.compile(
     r"[a-z]{2,3}(-[a-z]{3})?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*", re.IGNORECASE
 )
@@ -209,7 +211,7 @@ COMMANDS = {
 }
 TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race")  # commands whose argument is CONFIG
 
-# For each command, maps pieces of advice to the options of other toolkits for which they are given. The options are
+# For each command, maps a piece of advice to the options of other toolkits that call for this advice. The options are
 # written without leading dashes, and with - in place of _.
 _MODEL = "m model models checkpoint path ckpt"
 _MORE = {

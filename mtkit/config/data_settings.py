@@ -298,7 +298,8 @@ class CorpusConfig(Section):
     def one_form_is_given(self) -> "CorpusConfig":
         """Raise ValueError unless the files of the corpus are given in one of the two possible ways.
 
-        Either `source` and `target` are given, with equally many parts, or `tsv`, with two different columns.
+        One way is to give `source` and `target`, with equally many parts. The other is to give `tsv`, with two
+        different columns.
         """
         given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
         if given not in (["source", "target"], ["tsv"]):
@@ -364,7 +365,7 @@ class TestSetConfig(Section):
 
     @model_validator(mode="after")
     def files_or_a_name(self) -> "TestSetConfig":
-        """Raise ValueError unless either `source` and `target` are given, or `sacrebleu`."""
+        """Raise ValueError unless the test set has either `source` and `target`, or `sacrebleu` alone."""
         if self.sacrebleu is not None and (self.source is not None or self.target):
             raise ValueError("a test set has source and target, or a name in sacrebleu, not both")
         if self.sacrebleu is None and (self.source is None or not self.target):

@@ -1,4 +1,4 @@
-"""Loads settings: the defaults, overridden by a YAML file, overridden by `section.key=value` arguments.
+"""Loads settings: a YAML file overrides the defaults, and `section.key=value` arguments override both.
 
 All faults are reported together. The line for each fault says where it is, what was found, and what is wanted.
 """
@@ -33,8 +33,8 @@ from mtkit.config.settings import (
 )
 from mtkit.errors import ConfigError
 
-# Maps the keys of each setting that was given to the place where it was given, such as "recipe.yaml:12" or
-# "training.max_steps=100". The order is that in which the settings were given.
+# Maps the keys of each setting that the user gave to its place, such as "recipe.yaml:12" or "training.max_steps=100".
+# The order is that in which the settings were given.
 Places = dict[Keys, str]
 
 ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, used only for advice
@@ -186,9 +186,11 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
 def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
     """Returns a copy of `data`, the content of a section, in which the setting at `keys` is `value`.
 
-    `section` holds the keys of that section, and `keys` are relative to it. If `data` is not a mapping, there are two
-    cases. If the setting may have other forms than a section, `data` is replaced by a mapping. Otherwise `data` is
-    returned unchanged, and validation will report it.
+    `section` holds the keys of that section, and `keys` are relative to it.
+
+    If `data` is not a mapping, no setting can be added to it. A mapping then replaces `data` if `data` is `None`, or if
+    the section may also be given as a value of another type. Otherwise `data` is returned unchanged, and validation
+    will report it.
     """
     if not keys:
         return value
@@ -324,8 +326,9 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
 def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> list[str]:
     """Returns quoted suggestions for an unknown key: names of settings that may have been meant.
 
-    If other sections have settings with the same key, these are suggested. Otherwise, the most similar key of the same
-    section, whose keys are `here`, is suggested, or else the most similar of all `names`, if any is similar.
+    If other sections have settings with this key, those settings are suggested. Otherwise, the most similar key in
+    `here`, the keys of the section itself, is suggested. If none of these is similar, the settings in `names` with the
+    most similar key are suggested, if any.
     """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
@@ -344,16 +347,17 @@ def _lines(faults: list[_Fault], places: Places) -> list[str]:
 def _place(keys: Keys, places: Places) -> str:
     """Returns the place where the setting at `keys` was given.
 
-    If the setting was not given, this is the place of the innermost section around it that was given, or else "".
+    If the setting was not given, returns the place of the innermost given section around the setting. If no such
+    section was given, returns "".
     """
     return next((places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places), "")
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Returns the place where the setting that a message names was given.
+    """Returns the place of the setting that is named in a message.
 
-    If the message names several settings, this is the place of the one that was given last. If none of them was given,
-    it is the place of their section.
+    If the message names several settings, returns the place of the setting that was given last. If none of them was
+    given, returns the place of their section.
     """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))

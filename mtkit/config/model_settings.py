@@ -142,7 +142,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The maximum sentence length in tokens, by name of the setting that imposes it; empty if there is none."""
+        """The limits of the sentence length, in tokens; the keys are names of settings. Empty if there is no limit."""
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
@@ -200,7 +200,7 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """Limits of the sentence length by name of the setting; always empty, since recurrent models have no limit."""
+        """Limits of the sentence length; always empty, since recurrent models have no limit."""
         return {}
 
 
@@ -264,7 +264,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The maximum sentence lengths in tokens, by name of the setting, such as "encoder.max_positions"."""
+        """The limits of the sentence length, in tokens; the keys are such as "encoder.max_positions"."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

@@ -40,7 +40,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """If each side has its own vocabulary, set `tie_embeddings`, unless it is given, to "decoder".
+        """Set `tie_embeddings` to "decoder" if each side has its own vocabulary and `tie_embeddings` is not given.
 
         Raises ValueError if a mixed model cannot tie its embeddings in the given way.
         """
@@ -177,8 +177,8 @@ def config_schema() -> dict[str, object]:
 def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
     """Returns the JSON schema of the setting or section at `keys`; `None` if there is no such setting or section.
 
-    The keys of some sections depend on the architecture. This is looked up in `data`, the settings given so far; if
-    none is given, the first architecture is assumed.
+    The keys of some sections depend on the architecture. The architecture is looked up in `data`, the settings given so
+    far. Where `data` gives no architecture, the first one is assumed.
     """
     schema: Schema | None = _root()
     for key in keys:
@@ -222,9 +222,9 @@ def keys_of(schema: Schema) -> list[str] | None:
 
 
 def without_kinds(places: Keys) -> Keys:
-    """Returns the keys in the settings file for the location in a pydantic error.
+    """Converts the location in a pydantic error to the keys of the setting, as in a settings file.
 
-    Pydantic adds to the location the names of architectures and of the forms of a setting; these are dropped.
+    Pydantic adds names of architectures, and of the forms of a setting, to the location; these names are dropped.
     """
     keys: Keys = ()
     schema: Schema | None = _root()
@@ -243,8 +243,8 @@ def without_kinds(places: Keys) -> Keys:
 def setting_names(data: Any = None) -> list[tuple[str, ...]]:
     """Returns the keys of every section and setting; leaves out the items of lists and tables.
 
-    The keys of some sections depend on the architecture. This is looked up in `data`, the settings given so far; if
-    none is given, the first architecture is assumed.
+    The keys of some sections depend on the architecture. The architecture is looked up in `data`, the settings given so
+    far. Where `data` gives no architecture, the first one is assumed.
     """
     return list(_names((), _root(), data))
 
@@ -274,7 +274,8 @@ def _root() -> Schema:
 def _resolved(schema: Schema) -> Schema:
     """Returns the schema; if it has a $ref, the $ref is replaced by the definition that it refers to.
 
-    Entries of the definition take precedence, so the description of a section is that of its class, not of its field.
+    Entries of the definition take precedence over entries beside the $ref. So the description of a section is that of
+    its class, not that of the field that holds the section.
     """
     if "$ref" not in schema:
         return schema
@@ -303,7 +304,7 @@ def _forms(schema: Schema) -> list[Schema]:
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
-    """Returns the schema of a section for each architecture; empty if it does not depend on the architecture."""
+    """Maps each architecture to the schema of a section; empty if the section does not depend on the architecture."""
     kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
     architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
     return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
@@ -395,7 +396,8 @@ def _each_item(schema: Schema) -> str:
 def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
     """Returns the lines of a section as commented YAML.
 
-    `told` holds the titles of those schemas of items whose keys have already been explained; it is updated in place.
+    The keys of the items of a list or table are explained only once. `told` holds the titles of the item schemas that
+    have been explained so far; it is updated in place.
     """
     lines: list[str] = []
     for key, value in data.items():
@@ -465,7 +467,10 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def _as_said(value: Any, schema: Schema) -> Any:
-    """Returns a copy of a list or table; if its items are sections, settings at their defaults are left out of them."""
+    """Returns a copy of a list or table without the settings that are at their defaults.
+
+    Only items that are sections have such settings; other items are copied unchanged.
+    """
     if isinstance(value, list):
         return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
     if isinstance(value, dict) and "properties" in schema:

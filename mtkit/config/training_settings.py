@@ -15,10 +15,11 @@ WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
 
-# Schedules that end at max_steps: rates depend on it, so a change of it needs --change (with wsd, once the rate falls).
+# Schedules that end at max_steps. Their rates depend on max_steps, so changing max_steps in a run needs --change. With
+# wsd, this holds only once the rate falls.
 ENDING = ("linear", "cosine", "wsd")
 
-# Settings that, unless given, are auto if max_steps is auto.
+# If max_steps is auto, each of these settings is auto, too, unless it is given.
 SHARES = ("warmup_steps", "validate_every", "save_every")
 
 
@@ -202,7 +203,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """If `max_steps` is "auto", set those settings in `SHARES` that are not given to "auto" too.
+        """If `max_steps` is "auto", make "auto" the value of every setting in `SHARES` that is not given.
 
         Raises ValueError if `max_steps` is "auto" but `max_minutes` is not given.
         """
@@ -257,7 +258,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def target_fits(self) -> "TrainingConfig":
-        """Raise ValueError if `target_score` is higher than the highest possible score of the kind `select_by`."""
+        """Raise ValueError if no score of the kind that `select_by` names can reach `target_score`."""
         if self.target_score is not None and self.target_score > 100 and self.select_by != "loss":
             raise ValueError(f"target_score {self.target_score:g} cannot be reached: {self.select_by} is at most 100")
         return self

@@ -35,7 +35,10 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A score on a test set or on a length bucket: those lines of the test set whose source length is in a range."""
+    """A score on a test set or on a length bucket.
+
+    A length bucket consists of the lines of the test set whose source length is in a given range.
+    """
 
     test_set: str
     metric: str
@@ -105,11 +108,11 @@ class TestData:
 def score_models(
     model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
 ) -> list[ScoredSet]:
-    """Translate the test data with a model and score the translations; compare them with those of model `against`.
+    """Translate the test data with a model, or with two models that are compared, and score the translations.
 
-    If `against` is `None`, only the first model is scored. The languages are those of the first model. `overrides`, as
-    in `load`, change the settings of both models. Raises MtkitError if a model, the test data or a setting is wrong or
-    missing, if possible before anything is translated.
+    The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
+    first model. `overrides`, as in `load`, change the settings of both models. Raises MtkitError if a model, the test
+    data or a setting is wrong or missing. Such errors are raised before anything is translated, where possible.
     """
     _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
@@ -224,7 +227,7 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
-    """Return the translations of the sources; warn of problems.
+    """Return the translations of the sources; warn of problems with tags and with translations.
 
     The tag is put before each source that is not blank. `name` is the name of the test set, for messages.
     """
@@ -407,7 +410,7 @@ def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
     """Divide lines into length buckets; `counts` holds the number of words in each line.
 
     `edges` holds the maximum number of words in each bucket but the last. If it is empty, there are three buckets with
-    similar numbers of lines. There are fewer if most lines are equally long, since such lines share a bucket.
+    similar numbers of lines, or fewer buckets if most lines are equally long, since such lines share a bucket.
     """
     if not edges:
         ordered = sorted(counts)

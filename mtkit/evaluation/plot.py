@@ -67,7 +67,7 @@ def check_output(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Returns an empty figure of the given size, in inches, whose layout keeps its parts from overlapping."""
+    """Returns an empty figure of the given width and height in inches; its parts will not overlap."""
     _matplotlib()
     from matplotlib.figure import Figure
 
@@ -77,7 +77,7 @@ def new_figure(width: float, height: float) -> "Figure":
 def style(texts: Iterable[str] = ()) -> Any:
     """Returns a context manager that sets the style of figures, with fonts that can show `texts`.
 
-    Figures must be both drawn and saved within its block.
+    Figures must be both drawn and saved in the block of the context manager.
     """
     import matplotlib as mpl
 
@@ -113,7 +113,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Returns the names of installed fonts that have the characters missing from `MAIN_FONT`.
+    """Returns the names of installed fonts that supply the characters that `MAIN_FONT` lacks.
 
     Warns of characters that no installed font has.
     """
@@ -273,7 +273,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
     """Returns the indices of the dimensions to draw.
 
-    For each number in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to it.
+    For each number in `CROSSINGS`, the dimension whose number of zero crossings is nearest to that number is drawn.
     """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
@@ -305,7 +305,7 @@ MOST_POINTS = 2000  # the maximum number of points of a curve, about; more could
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule, which depends on the settings of training and the model width, and its label."""
+    """A learning-rate schedule and its label; the rates depend on the settings of training and on the model width."""
 
     label: str
     training: TrainingConfig
@@ -315,8 +315,8 @@ class Schedule:
 def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
     """Returns the schedule in the settings of a run.
 
-    If `training.max_steps` is "auto", `num_steps` is used in its place; other settings that are "auto" become fractions
-    of it. Raises MtkitError if `training.max_steps` is "auto" and `num_steps` is `None`.
+    If `training.max_steps` is "auto", `num_steps` is used in its place, and other settings that are "auto" become
+    fractions of `num_steps`. Raises MtkitError if `training.max_steps` is "auto" and `num_steps` is `None`.
     """
     training = config.training
     if training.max_steps == "auto":
@@ -396,8 +396,9 @@ class History:
 def read_history(run: Path) -> History:
     """Read the training and validation events in the log.jsonl of a run directory.
 
-    An incomplete last line is ignored. Raises CheckpointError if `run` is a run directory without a log, since training
-    has only just begun; DataError if `run` is no run directory, or if the log is damaged or has no such events.
+    An incomplete last line is ignored. Raises CheckpointError if `run` is a run directory that has no log yet, because
+    training has only just begun. Raises DataError if `run` is not a run directory, or if the log is damaged or has no
+    such events.
     """
     path = run / "log.jsonl"
     try:

@@ -131,8 +131,8 @@ FIRST = 128  # a nucleus is first looked for among this many of the most probabl
 class Draw:
     """Samples tokens from the model's distribution, optionally at a temperature and truncated.
 
-    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, of the remaining tokens only the nucleus
-    that holds the fraction `top_p` of their probability mass remains.
+    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, the remaining tokens are reduced to the
+    nucleus: the most probable of them, as many as are needed to hold the fraction `top_p` of their probability mass.
     """
 
     temperature: float = 1.0
@@ -221,7 +221,7 @@ class UniformNumbers:
 
 
 def _key(seed: int, sentence: list[int]) -> int:
-    """Returns a 64-bit hash of the seed and the tokens of a sentence, the same on every machine."""
+    """Returns a 64-bit hash of the seed and the tokens of a sentence; the hash is the same on every machine."""
     text = f"{seed} {' '.join(map(str, sentence))}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -297,7 +297,8 @@ def _continue_group(
 ) -> tuple[Continuations, Continuations]:
     """Does what `continue_beam` does, for one group of W = `width` hypotheses; each result is (R, W).
 
-    Continuations are ranked by the log-probabilities `ranked`; those returned are computed from `log_probs`.
+    Continuations are ranked by the log-probabilities `ranked`, but the log-probabilities that are returned are computed
+    from `log_probs`.
     """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf
@@ -322,8 +323,8 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
-    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). The number is 2W so that W hypotheses stay alive even if W
-    end. If a sentence has fewer than 2W continuations, the remaining log-probabilities are -inf.
+    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). There are 2W continuations so that W hypotheses stay alive
+    even if W others end. If a sentence has fewer than 2W continuations, the remaining log-probabilities are -inf.
     """
     # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
     # and sorted.
@@ -353,7 +354,10 @@ def _candidates(
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """The state of the search for each sentence, by which stopping rules decide; each tensor is (R,)."""
+    """The state of the search for each sentence, from which a stopping rule decides whether the sentence is done.
+
+    Each tensor is (R,).
+    """
 
     worst_kept: Tensor  # the num_best-th best score of the hypotheses that have ended; -inf while there are fewer
     best_possible: Tensor  # an upper bound on the final score of the hypotheses still alive; -inf if none is

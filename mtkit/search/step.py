@@ -205,7 +205,7 @@ class Coverage(Generic[AnyState]):
 
     @classmethod
     def empty(cls, state: AnyState, source_mask: Tensor, dtype: torch.dtype) -> Self:
-        """Returns the coverage before the first step: one hypothesis per sentence, whose sums are all zero."""
+        """Returns the coverage before the first step, with one hypothesis per sentence and sums of zero."""
         return cls(state, torch.zeros_like(source_mask, dtype=dtype)[:, None], source_mask)
 
     def branch(self, parents: Tensor) -> Self:
@@ -225,7 +225,7 @@ def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> S
     """Returns a step function that calls `step` and also sums up the attention.
 
     `attention(state)` returns, for the state after a step, the weights (R, W, S) that were used to predict the next
-    token. So the sums already include the next token, which is the end mark if the hypothesis ends there.
+    token. So the sums after a step include the attention for the next token, even if that token is the end mark.
     """
 
     def covering_step(ids: Tensor, coverage: Coverage[AnyState]) -> tuple[Tensor, Coverage[AnyState]]:

@@ -1,6 +1,6 @@
-"""Canaries: sentences that are stored with a model, together with its translations of them.
+"""Canaries: sentences that are stored with a model, together with the model's translations.
 
-They serve to check that the model gives the same translations on another machine.
+Canaries serve to check that the model gives the same translations on another machine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,9 +53,9 @@ class CanaryResult:
 
     @property
     def is_tie(self) -> bool:
-        """Whether the new translation differs from the stored one, but is a tie for the model.
+        """Whether the new translation differs from the stored one, but only because of a tie.
 
-        It is a tie if, at the first token that differs, the log-probabilities of the two tokens differ by less than
+        There is a tie if, at the first token that differs, the log-probabilities of the two tokens differ by less than
         `TIE`.
         """
         return not self.same_tokens and abs(self.gap) < TIE
@@ -67,11 +67,11 @@ class CanaryResult:
 
 
 def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
-    """Translate up to `NUM_CANARIES` of the lines, chosen to cover the range of lengths, and return them as canaries.
+    """Choose up to `NUM_CANARIES` of the lines, translate them, and return a canary for each.
 
-    The choice does not depend on the order of the lines. Blank lines, and lines too long for the model, are not
-    chosen. A translation whose log-probability is infinite or NaN is left out. The translator must be on a CPU, in
-    fp32.
+    The chosen lines cover the range of lengths; the choice does not depend on the order of the lines. Blank lines, and
+    lines too long for the model, are not chosen. A translation whose log-probability is infinite or NaN is left out.
+    The translator must be on a CPU, in fp32.
     """
     encoded = translator.tokenizer.encode_source(lines)
     fitting = sorted(
@@ -115,7 +115,7 @@ def _gap(expected: list[int], old: list[float], found: list[int], new: list[floa
     """Compares two translations at the first token that differs.
 
     Returns the log-probability of the token in `found` minus that of the token in `expected`; 0 if no token differs.
-    `old` holds the log-probabilities of the tokens of `expected` and its end mark, `new` those of `found`.
+    `old` holds the log-probabilities of the tokens in `expected` and of the end mark; `new` holds those for `found`.
     """
     for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
@@ -156,7 +156,7 @@ class Report:
 def check(model: Path, device: str | None = None) -> Report:
     """Compare every file of a model with its checksum; if all match, translate the canaries again.
 
-    Returns a report of what was found. Infinite or NaN weights are a fault too. The canaries are translated on
+    Returns a report of the results and faults. Infinite or NaN weights count as a fault. The canaries are translated on
     `device`, by default the device in the model's settings. Raises MtkitError if the model cannot be read or loaded.
     """
     storage = find_model(model)

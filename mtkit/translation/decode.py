@@ -281,11 +281,11 @@ def _batch_log_probs(
 def source_attention(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[Tensor]:
-    """Returns, for each pair, the attention weights (T, S) of the target tokens over the source tokens, on the CPU.
+    """Returns, for each pair of a source and a target, the attention weights (T, S) of the target tokens, on the CPU.
 
-    Row t holds the weights with which target token t was predicted. The weights are averaged over the heads of the last
-    layer; the end marks of both sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises
-    MtkitError if the model has no attention.
+    Row t holds the weights that the source tokens had when target token t was predicted. The weights are averaged over
+    the heads of the last layer; the end marks of both sides are left out. `batch_tokens` limits batches as in
+    `log_probs_of`. Raises MtkitError if the model has no attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))

@@ -98,9 +98,10 @@ def bleu(
 
 @contextmanager
 def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
-    """Context manager that first downloads the SentencePiece model of the tokenizer if it is needed and missing.
+    """Context manager that first downloads the SentencePiece model of a tokenizer if the model file is missing.
 
-    Raises MtkitError if the download fails, or if the block cannot read the model; the message ends with `or_else`.
+    Does nothing if the tokenizer needs no model. Raises MtkitError if the download fails, or if the block cannot read
+    the model; the message ends with `or_else`.
     """
     if tokenizer not in SPM_MODELS:
         yield
@@ -229,7 +230,10 @@ def corpus_scores(
 
 
 def validation_score(hypotheses: Sequence[str], references: Sequence[str], metric: str, target_language: str) -> float:
-    """Returns BLEU or chrF of the translated validation text, 0 to 100, by which checkpoints are chosen."""
+    """Returns the BLEU or chrF score, from 0 to 100, of the translated validation text.
+
+    Checkpoints are chosen by this score.
+    """
     return corpus_scores(hypotheses, [references], target_language, (metric,))[0].score
 
 
@@ -299,7 +303,7 @@ TESTS: dict[SignificanceTest, str] = {"bootstrap": "bs", "randomization": "ar"}
 NUM_TRIALS = 10_000  # the default of the sacrebleu command
 TRIALS_AT_ONCE = 100  # the number of trials computed together, limited to save memory
 
-# Scores, from 0 to 100, that differ by at most this count as equal, since the difference is due to rounding.
+# Scores, from 0 to 100, count as equal if they differ by at most this amount, since rounding explains the difference.
 TOLERANCE = 1e-9
 
 Statistics = NDArray[np.float64]  # (N, K)
@@ -319,7 +323,7 @@ def paired_scores(
 
     The second score has the p-value of the difference between the two. With paired bootstrap resampling (Koehn, 2004),
     both scores also have a mean and a confidence interval. Paired approximate randomization (Riezler & Maxwell, 2005)
-    makes fewer type I errors. Raises the errors of `corpus_scores`.
+    makes fewer type I errors than bootstrap resampling. Raises the errors of `corpus_scores`.
     """
     for lines in (hypotheses, baseline):
         _check_lengths(lines, references, ())
@@ -393,9 +397,9 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
     """Returns the p-value of paired bootstrap resampling (Koehn, 2004).
 
     `baseline` and `system` are the scores (B,) of the two systems on the resamples; `difference` is the absolute
-    difference of their scores on the original test set. The p-value is the fraction of resamples whose absolute
-    difference exceeds the mean absolute difference by at least `difference` (Riezler & Maxwell, 2005), with add-one
-    smoothing. It is 1 if the scores on the original test set are equal.
+    difference of their scores on the original test set. The p-value is the fraction of resamples on which
+    the absolute difference exceeds its mean over all resamples by at least `difference` (Riezler & Maxwell, 2005), with
+    add-one smoothing. The p-value is 1 if the scores on the original test set are equal.
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -482,7 +486,7 @@ UTILITIES: dict[str, Callable[[str], Metric]] = {
 }
 
 
-# Text for which BLEU is meaningless, since it is tokenised or has no spaces between words.
+# Text for which BLEU is meaningless, since the text is tokenised or has no spaces between words.
 
 
 def looks_processed(lines: Sequence[str]) -> str | None:
@@ -544,7 +548,10 @@ class Unspaced:
 
 
 def unspaced(lines: Sequence[str], tokenizer: str) -> Unspaced | None:
-    """Returns the script of lines without spaces between words if the tokenizer cannot segment them, else `None`."""
+    """Returns the script of the lines if they have no spaces between words and the tokenizer cannot segment them.
+
+    Otherwise returns `None`.
+    """
     if tokenizer in _ANY_SCRIPT:
         return None
     separated = _SEPARATED.get(tokenizer, "")

@@ -175,7 +175,7 @@ class NBestList:
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
         """Yields (source line, translation) in the order of the list; keeps all source lines in memory.
 
-        Raises DataError if a line of the list is malformed, or if there is no source line with its number.
+        Raises DataError if a line of the list is malformed, or names a source line that does not exist.
         """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
@@ -325,9 +325,9 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
-    """Context manager that, if the block raises an exception, removes the file `part` if it is empty.
+    """Context manager that removes the file `part` if the block raises an exception and the file is empty.
 
-    Otherwise the file is kept; if the exception is a StoppedError, its message then says where the file is.
+    Otherwise the file is kept. If the exception is a StoppedError, its message then says where the file is.
     """
     try:
         with undone_when_ended():

@@ -178,7 +178,8 @@ class Translator:
 
         `lines` may be any iterable of str; memory use does not grow with its length. `prefixes` and `tag` are as in
         `translate`. A line may have fewer than `num_best` translations: minimum Bayes risk decoding returns at most
-        `decoding.mbr_samples`, and beam search may find fewer, above all if `num_best` exceeds `decoding.beam_size`.
+        `decoding.mbr_samples`; beam search may find fewer than `num_best`, above all if `num_best` exceeds
+        `decoding.beam_size`.
 
         A few thousand lines at a time are read, sorted by length and translated in batches. With `at_once=True`, each
         line is translated before the next is read. If `at_once` is a function, it is called after each line is read;
@@ -550,8 +551,8 @@ def _different(translations: list[Translation]) -> list[Translation]:
 def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
     """Joins the translations of the parts of a line.
 
-    The n-th translation of the line consists of the n-th translation of each part, or of the last one of a part that
-    has fewer than n.
+    The n-th translation of the line consists of the n-th translation of each part. A part that has fewer than n
+    translations contributes its last one.
     """
     if not parts:  # a line of white space that was too long, which has no parts
         return TranslatedLine([Translation("", BLANK.score)], 1)
@@ -568,8 +569,8 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yields pairs of the n-th item of `lines` and the n-th item of `others`.
 
-    Raises DataError if one of them has more items. In the message, the items of `lines` are called `names[0]`, and the
-    items of `others` `names[1]`.
+    Raises DataError if one of them has more items than the other. In its message, `names[0]` stands for the items of
+    `lines`, and `names[1]` stands for the items of `others`.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
@@ -583,8 +584,8 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
     """Divides the pairs of lines into windows, which are translated or scored together; yields each window as a list.
 
-    A window ends when it is full. If `at_once` is `True`, it ends after each pair; if `at_once` is a function, after a
-    pair for which the function returns `True`.
+    A window ends when it is full. If `at_once` is `True`, every pair is a window. If `at_once` is a function, it is
+    called after each pair, and the window also ends if the function returns `True`.
     """
     window: list[tuple[str, str]] = []
     size = 0
@@ -680,7 +681,10 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """Returns a Translator for weights in memory, without copying them; never generates the tokens in `untrained`."""
+    """Returns a Translator for weights in memory, without copying them.
+
+    The Translator never generates the tokens in `untrained`.
+    """
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)
     model.output.untrained = list(untrained)
