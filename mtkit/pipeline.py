@@ -1,6 +1,7 @@
 """The stages of a run: tokenizer, data, training and evaluation.
 
-A stage is executed if its result is missing or out of date. This is judged by the content of files, not by their times.
+A stage is executed if its result is missing or out of date. Whether a result is out of date is judged by the content of
+files, not by their times.
 """
 
 import hashlib
@@ -101,8 +102,9 @@ def run_binarize(config: Config) -> None:
 def run_train(config: Config, fresh: bool = False, change: bool = False, end_in: int | None = None) -> None:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
-    With `fresh`, the run is started anew. With `change`, training may resume although settings that affect the weights
-    have changed. With `end_in`, the run ends by a decay of the learning rate over that many updates.
+    With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
+    the weights have changed. If `end_in` is given, the learning rate decays over `end_in` updates, and the run then
+    ends.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -221,7 +223,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None)
 def _prepare(config: Config) -> None:
     """Make the tokenizer and the data again if they are out of date.
 
-    Raises DataError if the run has begun and this would change its tokenizer or training data.
+    Raises DataError if the run has begun and making them again would change its tokenizer or its training data.
     """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
@@ -252,7 +254,7 @@ def _prepare(config: Config) -> None:
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
 
-    The old tokenizer and data are put aside until the new run has a checkpoint.
+    What is made again replaces the old tokenizer or data, which are set aside until the new run has a checkpoint.
     """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
@@ -299,10 +301,10 @@ def _raw_text_is_gone(config: Config) -> bool:
 
 
 def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
-    """Raise DataError if training has begun and what a folder of the run was prepared from has changed since.
+    """Raise DataError if training has begun and the settings or texts behind a folder of the run have changed.
 
-    `folder` is "tokenizer" or "data/train"; `changes` describes the changes for the message. A folder that is missing
-    or empty, because the user deleted it, may be made again.
+    `folder` is "tokenizer" or "data/train". `changes` describes, for the message, what has changed. No error is raised
+    if the folder is missing or empty because the user deleted it: it may be made again.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
@@ -352,7 +354,8 @@ def _evaluation_inputs(
 ) -> str:
     """Returns JSON of all that the scores depend on.
 
-    This is the checksum of the weights, the decoding settings, the target language and the content of the test sets.
+    The scores depend on the weights, of which the JSON has a checksum, on the decoding settings, on the target language
+    and on the content of the test sets.
     """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,8 +66,8 @@ class Embedding(nn.Module):
     def initialize(self) -> None:
         """Draws the matrix from a normal distribution of variance 1/D.
 
-        Embeddings that are multiplied by sqrt(D) then have variance 1. So have logits that are computed with this
-        matrix from features of variance 1.
+        Embeddings that are multiplied by sqrt(D) then have variance 1. If an output layer computes logits with this
+        matrix from features of variance 1, the logits have variance 1 too.
         """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
@@ -114,9 +114,9 @@ class Output(nn.Module):
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Returns the logits (…, V) of `features` (…, D); if `columns` is given, only the logits of these token ids.
+        """Returns the logits (…, V) of `features` (…, D); the logits of untrained tokens are -inf.
 
-        If `columns` is `None`, the logits of untrained tokens are -inf.
+        If `columns` is given, it holds token ids; only the logits of these are returned, and none is set to -inf.
         """
         if columns is None:
             logits = self._capped(F.linear(features, self.weight, self.bias))
@@ -211,7 +211,7 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the ids of the special tokens; a new model has those of vocabularies that mtkit trains."""
+        """Sets the ids of the special tokens; until then, a model has the ids of vocabularies that mtkit trains."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target

@@ -15,9 +15,9 @@ from mtkit.config.model_settings import TransformerConfig
 
 # Positions.
 
-# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. The exponent is 2i/D, as in
-# the paper, or i/(D/2 - 1), which makes the last exponent 1, as in the paper's first implementation (tensor2tensor),
-# fairseq and M2M100.
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. In the paper, the exponent is
+# 2i/D. In the paper's first implementation (tensor2tensor), in fairseq and in M2M100, it is i/(D/2 - 1), so that the
+# last exponent is 1.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
@@ -209,9 +209,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 def _is_faster_unfused(query: Tensor) -> bool:
     """Whether plain matrix products are faster than the fused kernel on a CPU.
 
-    Measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64. In bf16, plain
-    products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel is faster, 20 ms
-    instead of 24 ms, except in search steps: it takes about as long for a few queries as for many.
+    The times were measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64.
+    In bf16, plain products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel
+    is faster: 20 ms instead of 24 ms. Search steps are an exception, since they have few queries, for which the fused
+    kernel takes about as long as for many.
     """
     return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
 
@@ -236,7 +237,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 class Cache:
     """The keys and values of all tokens decoded so far; new ones are appended in place.
 
-    When the hypotheses of a beam branch, no keys or values are moved.
+    Keys and values are not moved when a search continues one hypothesis in several ways.
     """
 
     def __init__(self) -> None:
@@ -245,7 +246,7 @@ class Cache:
         self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of Q tokens, (R, H, Q, K); returns the keys and values of all N, (R, H, N, K)."""
+        """Appends the keys and values of Q tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
             self.keys, self.values = key, value  # no copy: teacher forcing appends only once
@@ -297,9 +298,9 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Returns the output of the attention for the tokens `x`; both are (R, Q, D).
 
-        `mask` and `causal` are as in `attend`. If `cache` is given, the tokens also attend to the cached tokens, and
-        their keys and values are appended to the cache. Before that, queries and keys are normalised, if the settings
-        say so, and then rotated, if `rotation` is given.
+        `mask` and `causal` are as in `attend`. If the settings say so, queries and keys are normalised. If `rotation`
+        is given, they are then rotated. If `cache` is given, the keys and values of the tokens are then appended to the
+        cache, and the tokens attend to all tokens in the cache.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         query, key = self.query_norm(query), self.key_norm(key)

@@ -55,8 +55,8 @@ class GeneralScore(DotScore):
 class AdditiveScore(nn.Module):
     """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    As for the other scores, the query is the decoder's state at the current step; the paper takes the state at the
-    previous step.
+    The query is the decoder's state at the current step, as it is for the other scores. In the paper, it is the state
+    at the previous step.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -97,8 +97,9 @@ def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-# For each device, the autocast dtype under which cells are computed in fp32 nevertheless. On CUDA, autocast to bf16
-# would run cuDNN's cells in fp16, in which small gradients vanish without loss scaling. Few CPUs support cells in fp16.
+# For each device, an autocast dtype that is not used for cells: under autocast to this dtype, cells are computed in
+# fp32. On CUDA, autocast to bf16 would run cuDNN's cells in fp16, in which small gradients vanish, since bf16 training
+# has no loss scaling. Few CPUs support cells in fp16.
 CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
@@ -157,7 +158,7 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns `x` in the dtype of the weights; under autocast, which converts it later, returns `x` unchanged."""
+        """Returns `x` in the dtype of the weights, or unchanged if autocast is enabled, which converts `x` later."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
@@ -215,9 +216,11 @@ class InitialStates(nn.Module):
     If the encoder and the decoder have the same number of layers, each decoder layer gets the final state of the
     encoder layer at the same depth (Sutskever et al. 2014). Otherwise, all decoder layers get the final state of the
     encoder's top layer. If the encoder has no final states, all decoder layers get the mean of its states for the
-    source tokens (Sennrich et al. 2017). For each decoder layer, a linear layer projects this vector to the width of
-    the initial state. The output in this state then passes through a tanh (Bahdanau et al. 2015, appendix A.2.2); the
-    cell state of an LSTM does not.
+    source tokens (Sennrich et al. 2017).
+
+    For each decoder layer, a linear layer projects the vector that the decoder layer gets to the width of the initial
+    state. A tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, it is
+    applied only to the half that is the initial output, not to the half that is the initial cell state.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:

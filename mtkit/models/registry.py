@@ -258,9 +258,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
     """Returns the precision called `name`; "auto" means the fastest suitable one of bf16, fp16 and fp32.
 
-    It is bf16 if the device has instructions for bf16. On a CPU, `d_model` must also be at least 128, since smaller
-    models gain nothing from bf16. On a GPU without bf16, "auto" means fp16 if the GPU has fast matrix products in fp16.
-    In all other cases, "auto" means fp32.
+    "auto" means bf16 if the device has instructions for bf16. On a CPU, `d_model` must also be at least 128, since
+    smaller models gain nothing from bf16. On a GPU without bf16, "auto" means fp16 if the GPU has fast matrix products
+    in fp16. In all other cases, "auto" means fp32.
     """
     if name != "auto":
         return name

@@ -97,7 +97,7 @@ class EmbeddingSkip(nn.Module):
         self.weights = nn.Parameter(torch.empty(2))  # a and b
 
     def initialize(self) -> None:
-        """Sets a to 1 and b to 0."""
+        """Sets `a` to 1 and `b` to 0."""
         with torch.no_grad():
             self.weights.copy_(torch.tensor([1.0, 0.0]))
 
@@ -196,7 +196,7 @@ class TransformerEncoder(nn.Module):
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
-        """Returns a memory with the states (R, S, D) and an empty list of finals."""
+        """Returns a memory with the states (R, S, D); its list `finals` is empty."""
         length = source.ids.shape[1]
         embedded = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
@@ -293,10 +293,11 @@ class TransformerState:
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
         """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
 
-        The mask, (R, 1, T, N) bool, says which of the N cached and new tokens each new token may attend to; `None`
-        stands for a causal mask. The same rule applies to teacher forcing, packed rows and search steps: a token
-        attends to the cached tokens of its hypothesis, and to new tokens of its own segment (sentence or hypothesis) up
-        to its own position. The new state has new `positions` and `ancestors`; the layers append to its caches later.
+        The mask, (R, 1, T, N) bool, says which of the N tokens, cached or new, each new token may attend to; `None`
+        stands for a causal mask. A new token attends to the cached tokens of its hypothesis. It also attends to those
+        new tokens that belong to its own segment (sentence or hypothesis) and do not come after it. This rule covers
+        teacher forcing, packed rows and search steps. The returned state has new `positions` and `ancestors`; the
+        layers append to its caches later.
         """
         query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
@@ -409,10 +410,10 @@ def initialize_transformer(model: nn.Module) -> None:
             multiply_residual_outputs(stack)
 
 
-# For each value of `residual_init`, a function from the number of sublayers of a stack to the factor by which the
-# initial weights of each sublayer's last matrix are multiplied. The factor 0, as in Zhang et al. (2019, "Fixup
-# initialization"), makes each sublayer of a pre-norm model the identity at first. With the factor of GPT-2 (Radford et
-# al. 2019, section 2.3), the variance of a stack's output does not grow with its depth.
+# For each value of `residual_init`, a function that returns a factor for a stack, given its number of sublayers. The
+# initial weights of each sublayer's last matrix are multiplied by the factor. "zero", as in Zhang et al. (2019, "Fixup
+# initialization"), makes each sublayer of a pre-norm model the identity at first. With "scaled", as in GPT-2 (Radford
+# et al. 2019, section 2.3), the variance of a stack's output does not grow with the depth of the stack.
 RESIDUAL_FACTORS: dict[str, Callable[[int], float]] = {
     "default": lambda num_sublayers: 1.0,
     "zero": lambda num_sublayers: 0.0,

@@ -88,7 +88,10 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 
 
 def _as_json(progress: Progress) -> dict[str, Any]:
-    """Returns `progress` as a dict for JSON, without empty fields that earlier versions of mtkit do not know."""
+    """Returns `progress` as a dict for JSON.
+
+    Fields that earlier versions of mtkit do not know are left out if they are empty.
+    """
     recent = ("changes", "plan", "ending")
     return {name: value for name, value in asdict(progress).items() if value or name not in recent}
 
@@ -96,9 +99,9 @@ def _as_json(progress: Progress) -> dict[str, Any]:
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
     """Load the checkpoint of `step` into `state`: weights, their average, the state of the optimizer, and progress.
 
-    If the checkpoint has no average, the average is set to the weights. If the checkpoint was written with another kind
-    of optimizer, such as sgd instead of Adam, the state of the optimizer is not loaded. The average of schedule_free is
-    then set to the weights, too. Raises CheckpointError if a file is damaged or missing.
+    If the checkpoint has no average, the average in `state` is set to the weights. If another kind of optimizer wrote
+    the checkpoint, such as sgd instead of Adam, the state of the optimizer is not loaded; if the optimizer in `state`
+    is schedule_free, its average is set to the weights. Raises CheckpointError if a file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -116,11 +119,11 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
-    """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` ones.
+    """Delete checkpoints that are no longer needed; of the others, only the newest `keep` keep their optimizer state.
 
-    The newest `keep` checkpoints are needed; so are the best checkpoint and those that are averaged with it. The last
-    `average` checkpoints in `scheduled` are also needed, since they may be averaged with a later best checkpoint. Call
-    this function after the newest checkpoint is written.
+    Three kinds of checkpoints are needed: the newest `keep` checkpoints; the best checkpoint, and those that are
+    averaged with it; and the last `average` checkpoints in `scheduled`, which may be averaged with a later best
+    checkpoint. Call this function after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -171,7 +174,7 @@ class FreshStart:
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Set aside `names`, the items of PREPARED that will be made again."""
+        """Set aside the old tokenizer or data: `names` are those items of `PREPARED` that will be made again."""
         for name in names:
             put_aside(self.run / name)
 
@@ -184,7 +187,10 @@ class FreshStart:
 
 @contextmanager
 def fresh_start(run: Path) -> Iterator[FreshStart]:
-    """Returns a context that sets the old run aside; at its end, brings it back unless `keep_new` was called."""
+    """Returns a context that sets the old run aside when it begins.
+
+    When the context ends, the old run is brought back, unless `keep_new` was called.
+    """
     start = FreshStart(run)
     with undone_when_ended():
         try:
@@ -212,7 +218,10 @@ def settle_fresh(run: Path) -> None:
 
 
 def _bring_back(run: Path) -> None:
-    """Rename the files of the old run back, then delete the marker; calling it again finishes an interrupted call."""
+    """Give the files of the old run their names back, then delete the file `MARKER`.
+
+    If a call is interrupted, another call does the rest.
+    """
     for hidden in _hidden_steps(run / "checkpoints"):
         directory = hidden.with_name(_visible(hidden))
         remove(directory)
@@ -223,7 +232,10 @@ def _bring_back(run: Path) -> None:
 
 
 def _keep_new(run: Path) -> None:
-    """Delete the hidden files of the old run, then the marker; calling it again finishes an interrupted call."""
+    """Delete the hidden files of the old run, then the file `MARKER`.
+
+    If a call is interrupted, another call does the rest.
+    """
     for hidden in _hidden_steps(run / "checkpoints"):
         remove(hidden)
     for name in (*PREPARED, *NAMES):
@@ -248,7 +260,10 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """Returns the state in `marker`; "begun" if the file cannot be read, so that the old run is brought back."""
+    """Returns the state of the old run, which the file `marker` holds: "begun" or "aside".
+
+    If the file is damaged, returns "begun", so that the old run is brought back.
+    """
     try:
         content = json.loads(marker.read_bytes())
     except ValueError:

@@ -14,8 +14,8 @@ from mtkit.errors import CheckpointError, MtkitError, bar_size, duration, is_sho
 from mtkit.files import json_text
 from mtkit.training.schedule import expected_steps
 
-# TensorBoard draws the values of the events in CURVES that are numbers, each as a curve called EVENT/NAME. Values whose
-# names are in NOT_DRAWN are not drawn.
+# For each event in CURVES, TensorBoard draws those values that are numbers, each as a curve called EVENT/NAME. Values
+# whose names are in NOT_DRAWN are not drawn.
 CURVES = {"train", "validation", "average"}
 NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
 
@@ -33,7 +33,10 @@ class Board:
     """Writes the events of a training log for TensorBoard."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Open the files; hide what an earlier process drew after `step`, since training will draw it again."""
+        """Open the files for TensorBoard in `directory`.
+
+        What an earlier process drew for steps after `step` is hidden, since training will draw these steps again.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.directory = directory
@@ -41,7 +44,7 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw an event: the numbers of an event in `CURVES` as curves, a "sample" as text; ignore other events."""
+        """Draw an event that is in `CURVES` as curves, and a "sample" as text; other events are not drawn."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
@@ -165,14 +168,14 @@ class ShownTraining:
     def is_overdue(self) -> bool:
         """Whether a line should be shown before `training.log_every` updates are done.
 
-        This is so once `MOST_SECONDS` have passed since the last line, the last log entry and the last validation.
+        A line is overdue once `MOST_SECONDS` have passed without a line, a log entry or a validation.
         """
         progress = self._progress
         is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show the means over the latest updates in `record` (see `Window.record`), and the epochs trained so far."""
+        """Show `record`, which holds means over the latest updates (see `Window.record`), and the epochs so far."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

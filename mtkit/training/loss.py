@@ -39,8 +39,8 @@ def label_smoothed_cross_entropy(
     """Returns the label-smoothed cross-entropy and the negative log-likelihood, summed over the target tokens, in nats.
 
     `features` is (R, T, D), `labels` (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
-    tokens (Szegedy et al. 2016); some tools spread it over the V - 1 wrong tokens, and their losses are not comparable.
-    Only the cross-entropy has a gradient; second derivatives are not supported.
+    tokens (Szegedy et al. 2016). Some tools spread it over the V - 1 wrong tokens instead; their losses cannot be
+    compared with these. Only the cross-entropy has a gradient; second derivatives are not supported.
     """
     loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
     return loss, negative_log_likelihood
@@ -55,9 +55,10 @@ def consistent_cross_entropy(
     cross-entropy + `shares.weight` x consistency + `shares.z_loss` x z-loss.
 
     Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`. The z-loss of a token is
-    log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). Each of these three is summed over
-    the passes with the weights in `shares.cross_entropy`. The consistency of two passes is their KL divergences in both
-    directions, summed with the weights in `shares.divergence`; for one pass it is 0. Only the total has a gradient,
+    log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). Cross-entropy, negative
+    log-likelihood and z-loss are summed over the passes with the weights in `shares.cross_entropy`. The consistency of
+    two passes is the sum of their KL divergences in both directions, with the weights in `shares.divergence`; the
+    consistency of one pass is 0. Only the total has a gradient,
     which reaches all passes.
     """
     real = labels != NO_LABEL
@@ -209,7 +210,7 @@ def _by_logits(
 
     `probs` (2, C, V) is p and q, `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) is KL(p || q) and
     KL(q || p). For each pass, `by_lse` has the gradient of the loss with respect to lse: one number, or a tensor (C, 1)
-    with a number for each token. To save memory, `log_ratio` is negated in place; in the end it is as before.
+    with a number for each token. To save memory, `log_ratio` is negated in place twice, and so keeps its values.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
@@ -238,7 +239,7 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
 
 
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """Returns the number of tokens of a chunk; each token has `num_passes` x `vocab_size` logits."""
+    """Returns how many tokens the loss is computed for at a time; each token has `num_passes` x `vocab_size` logits."""
     if device == "cpu":
         return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
@@ -268,9 +269,9 @@ def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfi
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
 
-    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2, and its code divides that by the number of
-    tokens of one pass. The loss here is half of the paper's, so that loss and gradient have the same scale as without
-    R-Drop, and the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
+    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2; the authors' code divides this sum by the
+    number of tokens of one pass. The loss here is half of the paper's. Loss and gradient then have the same scale as
+    without R-Drop, so that the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2, z_loss=settings.z_loss)

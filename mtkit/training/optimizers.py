@@ -38,7 +38,10 @@ class AveragedWeights:
             tensor.copy_(weights[name])
 
     def update(self, step: int) -> None:
-        """Update the average after update number `step`; here, do nothing, since the optimizer updates the average."""
+        """Update the average after update number `step`.
+
+        This class does nothing here, since its average is updated by the optimizer; `MovingAverage` updates its own.
+        """
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -83,7 +86,8 @@ class MovingAverage(AveragedWeights):
 
 # Muon, and the hidden matrices that it trains.
 
-# The polynomial a x + b x^3 + c x^5 that is applied to the singular values, and how many times (Jordan 2024).
+# The coefficients a, b and c of the polynomial a x + b x^3 + c x^5, which is applied to the singular values, and the
+# number of times that it is applied (Jordan 2024).
 COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 EPSILON = 1e-7
 MOMENTUM = 0.95  # as in Jordan (2024)
@@ -92,7 +96,7 @@ GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
 class Muon(torch.optim.Adam):
-    """Muon, which orthogonalises updates, for hidden matrices, and Adam for all other parameters.
+    """Updates hidden matrices by Muon, which orthogonalises the updates, and all other parameters by Adam.
 
     Muon follows Jordan (2024, https://kellerjordan.github.io/posts/muon), with Nesterov momentum. If a matrix stacks
     several others (those for queries, keys and values, or the gates of a recurrent cell), each of the stacked matrices
@@ -195,8 +199,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """Returns matrices with the singular vectors of `matrices`, (M, A, B), and singular values near 1.
 
     A must be at most B. The Newton-Schulz iteration runs on all matrices at once, in the precision of autocast if
-    autocast is enabled, else in fp32. The new singular values lie between 0.68 and 1.13, except for those that were
-    less than about a thousandth of the norm of the matrix.
+    autocast is enabled, else in fp32. The new singular values lie between 0.68 and 1.13. Only singular values that were
+    less than about a thousandth of the norm of their matrix may stay below that range.
     """
     a, b, c = COEFFICIENTS
     device = matrices.device.type
@@ -309,7 +313,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Returns Adam (Kingma & Ba 2015); weight decay x weights is added to the gradient."""
+    """Returns Adam (Kingma & Ba 2015); the product of weight decay and weights is added to the gradient."""
     return torch.optim.Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
@@ -384,10 +388,11 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether `tensors`, which `optimizer_tensors` returned, can be loaded into this optimizer; {} always can.
+    """Whether `tensors`, which `optimizer_tensors` returned, can be loaded into this optimizer.
 
-    The state of sgd is momentum. The state of adam and adamw is averages of the gradient and of its square. The state
-    of muon is such averages and, for hidden matrices, momentum. The state of schedule_free includes weights called z.
+    An empty dict can be loaded into every optimizer. The state of sgd is momentum. The state of adam and adamw consists
+    of averages of the gradient and of its square. The state of muon consists of momentum for hidden matrices, and of
+    the same averages as in adam for all other parameters. The state of schedule_free includes the weights z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}

@@ -64,9 +64,10 @@ from mtkit.translation.translator import translator_of
 UNNOTED = {"start_from", "max_minutes", "patience", "target_score", "max_skipped"}
 UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints"}
 
-# MEASURES: changes of these make the scores of earlier and later checkpoints incomparable. VALIDATES: changes of these
-# affect the result or the time of validations. FREE: changes of these need no --change, since the weights do not depend
-# on them. With the schedule "plateau", however, validations lower the learning rate, so VALIDATES are not free.
+# If a setting in MEASURES changes, the scores of earlier and later checkpoints cannot be compared. If a setting in
+# VALIDATES changes, validations have other results or come at other times. Settings in FREE may change without
+# --change, since the weights do not depend on them. With the schedule "plateau", however, validations lower the
+# learning rate, so that the settings in VALIDATES are not free.
 MEASURES = {"validation", "training.validation_sentences", "training.select_by"}
 VALIDATES = {*MEASURES, "training.validate_every"}
 FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
@@ -146,10 +147,10 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Returns a stored result of `identity_of` or `completion_of`, completed by defaults.
+    """Returns `saved`, a stored result of `identity_of` or `completion_of`, completed by defaults.
 
     If `saved` was written by an earlier version of mtkit, it may lack settings of the model or of training that did not
-    exist then. Those that are in `now` are added with their defaults.
+    exist then. Missing settings that `now`, the current result, contains are added with their defaults.
     """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
@@ -183,7 +184,10 @@ def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, st
 
 
 def _is_stable(step: int, settings: TrainingConfig) -> bool:
-    """Whether the schedule is wsd and its decay has not begun at `step`; so far, no rate depends on the decay."""
+    """Whether the schedule is wsd and its decay has not begun at `step`.
+
+    If so, no learning rate up to `step` depended on when the decay begins or ends.
+    """
     return settings.schedule == "wsd" and step <= decay_start(settings)
 
 
@@ -199,7 +203,7 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns `saved` with defaults added for keys that are missing but are in `now`, also in nested dicts."""
+    """Returns `saved`, to which each key of `now` that it lacks is added with its default, also in nested dicts."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -224,9 +228,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def _mixing(config: Config) -> dict[str, Any]:
-    """Returns the weights and the temperature of the corpora under the key "mixing".
+    """Returns a dict whose key "mixing" holds the weights of the corpora and the temperature.
 
-    Returns an empty dict if an epoch has every pair once.
+    The dict is empty if every pair occurs exactly once in an epoch.
     """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
@@ -257,10 +261,10 @@ def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool)
 
 
 def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Sequence[Difference]) -> list[Change]:
-    """Returns the list of changes of a run, `chain`, extended by the differences found at a step.
+    """Returns `chain`, the list of changes of a run, extended by the `differences` found at `step`.
 
-    `pairs` is the number of pairs trained on until that step. If a setting changed twice at the step, its first and its
-    last value are recorded, or nothing if these are equal.
+    `pairs` is the number of pairs trained on up to `step`. If a setting changed twice at `step`, its first and its last
+    value are recorded; if the two are equal, nothing is recorded.
     """
     chain = list(chain)
     settings: dict[str, list[Any]] = {}
@@ -340,8 +344,8 @@ def write_model(
 def write_trained(config: Config, started_from: str | None, ending: dict[str, Any] | None = None) -> None:
     """Write trained.json, which records that training with these settings is finished.
 
-    `started_from` is the checksum of the weights that training started from; `None` if they were random. The file with
-    these weights may have been deleted since. `ending` is `Progress.ending`: the decay by which --end-in ended the run.
+    `started_from` is the checksum of the weights that training started from, even if their file has been deleted since;
+    `None` if the weights were random. `ending` is `Progress.ending`: the decay by which --end-in ended the run.
     """
     noted = {"ending": ending} if ending else {}
     _write_json(config.run_path / TRAINED, {**_completion(config, started_from), **noted})
@@ -368,8 +372,8 @@ def is_trained(config: Config) -> bool:
 def changed_since_trained(config: Config) -> list[str]:
     """Returns the changes since training finished, in words; [] if training again would give the same model.
 
-    It does not count as a change if the model that training started from was moved or deleted, but it does if another
-    model has taken its place.
+    If the model that training started from was moved or deleted, this is not counted as a change. If another model has
+    taken its place, this is counted.
     """
     found = _trained(config.run_path)
     training = found.get("training")
@@ -479,7 +483,7 @@ def read_race(run: Path) -> dict[str, Any]:
 
 
 def note_scores(run: Path, record: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write race.json again, with `scores`, those of the test sets; returns the new record."""
+    """Add `scores`, the scores on the test sets, to the record of a race and to race.json; returns the new record."""
     record = {**record, "test": scores}
     _write_json(run / RACE, record)
     return record

@@ -86,12 +86,12 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """Returns the fraction of warm-up that is done, 0 to 1."""
+    """Returns the fraction of warm-up that is done at `step`, between 0 and 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
-    """Returns the fraction of the steps between warm-up and `max_steps` that are done, 0 to 1."""
+    """Returns the fraction, between 0 and 1, of the steps from the end of warm-up to `max_steps` that are done."""
     warmup = max(settled(config.warmup_steps), 1)
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
@@ -118,11 +118,12 @@ def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int 
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
-    """Whether the schedule is plateau and lowers the learning rate after `stale` stale validations.
+    """Whether the schedule plateau, if it is used, lowers the learning rate now.
 
-    A validation is stale if it is no better than the best validation so far. Stale validations are counted since the
-    best one, or since the rate was last lowered. A rate at `final_learning_rate` is not lowered. PyTorch's
-    ReduceLROnPlateau, which JoeyNMT uses, waits for one validation more than its patience.
+    `stale` is the number of stale validations: those that were no better than the best validation before them. The
+    count begins again with each new best validation, and whenever the rate is lowered. A rate at `final_learning_rate`
+    is not lowered. The rate is lowered after `plateau_patience` stale validations; PyTorch's ReduceLROnPlateau, which
+    JoeyNMT uses, waits for one more than its patience.
     """
     return (
         config.schedule == "plateau"
@@ -138,7 +139,7 @@ ENDED_BY_DECAY = ("constant", "wsd")  # schedules of the runs that --end-in can 
 
 @dataclass(frozen=True)
 class Ending:
-    """The decay of the learning rate by which --end-in ends a run; its checkpoints hold it from then on."""
+    """The decay of the learning rate by which --end-in ends a run; later checkpoints of the run hold the decay."""
 
     start: int  # the last step before the decay
     steps: int  # updates of the decay
@@ -149,7 +150,10 @@ class Ending:
         return self.start + self.steps
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """Returns a copy of the settings with the schedule wsd and this decay, but without limits that cut it short."""
+        """Returns a copy of the settings with the schedule wsd and this decay.
+
+        The copy has no `max_minutes` and no `patience`, which could end training before the decay is done.
+        """
         decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
         return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
 
@@ -213,7 +217,7 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
 
 
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
-    """Returns the step at which `max_steps` or `max_minutes` will end training, if its speed stays the same."""
+    """Returns the step at which `max_steps` or `max_minutes` will end training if training keeps its present speed."""
     if config.max_minutes is None:
         return settled(config.max_steps)
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
@@ -237,7 +241,7 @@ WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
 MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
 FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
 RESERVE = 0.1  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
-# A forecast is made after MOST_SEEN updates, or after SECONDS_SEEN and LEAST_SEEN updates.
+# A forecast is made after MOST_SEEN updates, or earlier, once SECONDS_SEEN have passed and LEAST_SEEN updates are done.
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
 FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
 
@@ -282,8 +286,8 @@ class Plan:
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
     """Returns the plan for a run of `max_minutes`, of which `spent` seconds are used before the first update.
 
-    If `validate_every` is "auto", `max_steps` becomes a multiple of the number chosen for it. Raises ConfigError if
-    `warmup_steps` or `decay_steps` is given but too large.
+    If `validate_every` is "auto", a number is chosen for `validate_every`, and `max_steps` becomes a multiple of this
+    number. Raises ConfigError if `warmup_steps` or `decay_steps` is given but too large.
     """
     assert config.max_minutes is not None, "the settings check it"
     seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
@@ -313,7 +317,10 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """Returns a copy of the settings in which each of `SHARES` that is "auto" becomes a share of `max_steps`."""
+    """Returns a copy of the settings in which numbers replace "auto" in the settings that `SHARES` names.
+
+    Each number is a fraction of `max_steps`.
+    """
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
     shares = {
@@ -325,10 +332,10 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 
 
 class Forecast:
-    """Reports, once the speed is known, how many updates fit into `max_minutes`, if fewer than `max_steps` do.
+    """Reports how many updates fit into `max_minutes`, as soon as the speed of training is known.
 
-    Warns if that number is too small for the other settings. With `is_planned=True`, `max_steps` was chosen to fit into
-    `max_minutes`, and nothing is reported.
+    Reports nothing if `max_steps` updates fit. Warns if the updates that fit are too few for the other settings. With
+    `is_planned=True`, `max_steps` was chosen to fit into `max_minutes`, and the number of updates is not reported.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:

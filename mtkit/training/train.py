@@ -182,8 +182,8 @@ class Trainer:
     def _resume(self, change: bool, end_in: int | None) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError if a setting changed that must never change, or that may change only with `change=True`.
-        Also raises CheckpointError if the run cannot end in `end_in` updates.
+        Raises CheckpointError in three cases: a setting that must never change has changed; a setting that may change
+        only with `change=True` has changed without it; or the run cannot end in `end_in` updates.
         """
         clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
@@ -240,8 +240,8 @@ class Trainer:
     def _ending_of(self, progress: Progress, end_in: int | None) -> Ending | None:
         """Returns the decay of --end-in that had begun when a checkpoint was written; `None` if there was none.
 
-        The decay becomes part of the settings. Raises CheckpointError if it does not fit the settings, or if `end_in`
-        asks for another decay.
+        If there is one, it becomes part of the settings. Raises CheckpointError if the settings no longer allow the
+        decay, or if `end_in` asks for another decay.
         """
         if progress.ending is None:
             return None
@@ -373,7 +373,10 @@ class Trainer:
             self.log.close()
 
     def _make_plan(self, stop: Stop) -> None:
-        """Measure the speed, which counts as training time, and replace "auto" in the settings by numbers that fit."""
+        """Measure the speed of training, and replace "auto" in the settings by numbers that fit the minutes.
+
+        The time that this takes counts as training time.
+        """
         begun = time.monotonic()
         progress = self.state.progress
         try:
@@ -497,7 +500,10 @@ class Trainer:
     # Validation.
 
     def _validate_start(self, stop: Stop) -> None:
-        """Validate and save the model that a new run starts from; it counts as the best until another is better."""
+        """Validate and save the model that a new run starts from.
+
+        This model counts as the best one until a validation has a better score.
+        """
         progress, begun = self.state.progress, time.monotonic()
         self._validate_or_save(stop)
         progress.seconds += time.monotonic() - begun
@@ -534,7 +540,10 @@ class Trainer:
             say(f"nothing better in {validations}: the learning rate is lowered")
 
     def _show_samples(self, translations: list[str]) -> None:
-        """Show and log NUM_SAMPLES translations, others at each validation; the step alone determines which."""
+        """Show and log `NUM_SAMPLES` of the translations.
+
+        Each validation shows the translations of other sentences, which the step alone determines.
+        """
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
             i %= len(translations)
@@ -583,7 +592,7 @@ class Trainer:
 
     @property
     def _is_savable(self) -> bool:
-        """Whether the state may be saved: not if the last update was skipped, since training may be diverging."""
+        """Whether the state may be saved; False if the last update was skipped, since training may be diverging."""
         return self.state.progress.skipped_in_row == 0
 
     # The end: choose the weights, write the bundle.
@@ -717,7 +726,8 @@ def _shape(batch: Batch | None) -> str:
 # Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
 
 LEAST, MOST = 3, 50  # minimum and maximum of timed updates, after a first one that is not timed
-# Timing ends after this share of max_minutes or this many seconds, but only after LEAST updates.
+# Timing ends after the fraction SHARE of max_minutes, or after LONGEST seconds if these are fewer. It never ends before
+# LEAST updates.
 SHARE, LONGEST = 0.03, 60.0
 
 
@@ -730,7 +740,10 @@ def measure_pace(
 
 
 def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
-    """Returns the mean seconds of an update of a copy of `model`, without the first, which allocates memory."""
+    """Returns the mean seconds of an update, measured on a copy of `model`.
+
+    The first update is not timed, since it also allocates memory.
+    """
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
     state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))

@@ -125,5 +125,8 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Returns the seed for the forward pass of one batch, from the arguments alone, so that training can resume."""
+    """Returns the seed for the forward pass of one batch.
+
+    The seed depends on the arguments alone, so that training draws the same numbers after it was resumed.
+    """
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -178,7 +178,7 @@ def _warn_of_unspaced(config: Config, references: list[str]) -> None:
 def best_logged(
     path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
 ) -> tuple[int, float, int] | None:
-    """Returns the step in `steps` with the best score in the log, its score, and the number of later validations.
+    """Returns the step in `steps` with the best logged score, this score, and the number of validations after the step.
 
     `path` is the log file. Returns `None` if the log is damaged or missing, or has no validation at any of `steps`.
     """

@@ -223,7 +223,7 @@ def _require_success(code: int, messages: Path) -> None:
 def _began_at(run: Path) -> int:
     """Returns the time, in ns, when training last began or resumed; 0 if it never began.
 
-    This is the time of the file run.json, which training then writes.
+    The time is that of the file run.json, which training writes whenever it begins or resumes.
     """
     try:
         return (run / "run.json").stat().st_mtime_ns
@@ -266,9 +266,9 @@ def _tensor_files(run: Path) -> dict[str, str]:
 
 
 def _logged(run: Path) -> list[dict[str, Any]]:
-    """Returns the events of the log without what differs from one run to another.
+    """Returns the events of the log, without the parts that differ between any two runs.
 
-    That is the event that each process writes at its start, and the fields in `CLOCKS`.
+    These parts are the event that each process writes at its start, and the fields in `CLOCKS`.
     """
     return [
         {name: value for name, value in event.items() if name not in CLOCKS}
@@ -288,7 +288,7 @@ def _events(run: Path) -> list[dict[str, Any]]:
 
 # The command: checks the files, then trains twice, with and without kills, and compares the results.
 
-# The number of updates to train. If training ends before it can be killed, the next number is tried.
+# Numbers of updates to train, tried in turn: if training ends before it can be killed, the next number is tried.
 STEPS = (12, 96, 768)
 
 MOST_PAIRS = 2000  # the number of training pairs to use if the run has no data yet
@@ -425,8 +425,9 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
 def _with_data(config: Config) -> tuple[Config, bool]:
     """Returns the settings to train with, and whether the tokenizer and data of the run are used.
 
-    They are used if they were made with these settings. If so, and if the model named by `training.start_from` no
-    longer exists, that setting is reset to `None`, so that training starts from random weights.
+    The tokenizer and data are used if they were made with these settings. In that case, the model that
+    `training.start_from` names is not needed: if it no longer exists, the setting is reset to `None`, and training
+    starts from random weights.
     """
     if not is_prepared(config):
         inform(
@@ -445,8 +446,8 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
     """Write a few sentence pairs to `folder` and return the settings of a training run of `steps` updates on them.
 
-    With `from_run`, training reads the data of the run instead. But settings must name text files, so one pair is
-    written for each corpus.
+    With `from_run=True`, training reads the data of the run that is verified, not the pairs. One pair is written for
+    each training corpus all the same, since the settings must name text files.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {
@@ -483,7 +484,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 def _texts_of_run(config: Config) -> Texts:
     """Returns one pair for each training corpus, and the shortest pairs from the validation text of the run.
 
-    The validation text is stored with tags, so no tags are set for it.
+    The stored validation text contains its tags already, so the returned settings name no tag for it.
     """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
