@@ -218,8 +218,9 @@ def shows_bars() -> bool:
 def bar_size() -> tuple[int | None, int | None]:
     """The width and height of a progress bar, in characters, for tqdm; `None` where tqdm finds the size itself.
 
-    If the terminal reports no size, they are 80 and 24, because tqdm would show nothing without a size. Such terminals
-    are made by the command `script` when it runs in a job queue, by `docker exec -t`, and by some CI systems.
+    If the terminal reports no size, the width is 80 and the height 24, because tqdm would show nothing without a size.
+    Terminals without a size are made by the command `script` when it runs in a job queue, by `docker exec -t`, and by
+    some CI systems.
     """
     if not shows_bars():
         return None, None

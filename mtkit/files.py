@@ -352,7 +352,10 @@ def require_folder(path: Path, replaced: bool = True) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    """The hidden path next to `path`, such as .model.new for model; if `path` is a link, it is next to its target."""
+    """The hidden path next to `path`, such as .model.new for model.
+
+    If `path` is a link, the hidden path is next to the link's target.
+    """
     path = followed(path)
     return path.with_name(f".{path.name}.{kind}")
 

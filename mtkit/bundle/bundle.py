@@ -81,9 +81,9 @@ def sealed(content: dict[str, Any]) -> bytes:
 def read_description(data: bytes, path: Path) -> dict[str, Any]:
     """Parses `data`, the bytes of bundle.json, and returns its content without the checksum.
 
-    Raises CheckpointError if `data` is damaged: from format 2 on, it must be byte for byte what mtkit wrote. Also
-    raises it if the format is newer than this version of mtkit can read. `path` is the path of bundle.json, for
-    messages.
+    Raises CheckpointError if `data` is damaged, or if the bundle has a newer format than this version of mtkit can
+    read. From format 2 on, `data` counts as damaged unless it is byte for byte what mtkit wrote. `path` is the path of
+    bundle.json, for messages.
     """
     try:
         content = json.loads(data)
@@ -252,8 +252,8 @@ class Bundle:
     def weights(self) -> dict[str, Tensor]:
         """The weights by parameter name, memory-mapped rather than copied.
 
-        Raises CheckpointError if the file is missing or damaged, or if the settings describe a larger model than these
-        weights can fill: one with more layers or larger matrices.
+        Raises CheckpointError if the file of weights is missing or damaged. Also raises CheckpointError if the settings
+        describe a larger model than the weights can fill, that is, a model with more layers or larger matrices.
         """
         path = self.path / WEIGHTS
         try:
@@ -299,9 +299,9 @@ class Bundle:
 
 
 def bundle_at(path: Path) -> Path | None:
-    """The bundle at `path`: `path` itself, or the folder model in it if `path` is a run directory.
+    """The path of the bundle at `path`: `path` itself or, if `path` is a run directory, the folder `model` in it.
 
-    `None` if there is no bundle. Any file that begins like a zip archive counts as a bundle.
+    Returns `None` if there is no bundle. Any file that begins like a zip archive counts as a bundle.
     """
     if is_packed(path):
         return path

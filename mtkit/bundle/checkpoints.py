@@ -202,12 +202,15 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name; these are the weights themselves, not their average."""
+    """The weights of a checkpoint by parameter name: never their average over updates, even if there is one."""
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights that validation evaluated at `step`: their average if the checkpoint has one."""
+    """The weights that validation evaluated at `step`.
+
+    If the checkpoint has an average of the weights over updates, this is the average.
+    """
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
 
@@ -237,12 +240,13 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
     """The steps to average, ascending: the best step and up to `count - 1` scheduled steps immediately before it.
 
-    `scheduled` has the steps of all checkpoints except those that were saved only because the run was stopped. It may
-    lack the best step, if an earlier session of the run ended there because of a lower step limit.
+    `scheduled` has the steps of all checkpoints except those that were saved only because the run was stopped. The best
+    step may be missing from `scheduled`: an earlier session of the run may have ended at that step, because its step
+    limit was lower.
 
-    Step 0 is the model that training started from. It is returned only if it is the best step, and then alone:
-    averaging evens out the noise of updates, and the model at step 0 has no such noise; it would only pull the average
-    back.
+    Step 0 is the model that training started from. If it is the best step, only step 0 is returned; else step 0 is left
+    out. The reason is that averaging evens out the noise of updates. The model at step 0 has no such noise, so it would
+    only pull the average back towards the start.
     """
     if best_step == 0:
         return [0]
@@ -295,7 +299,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory, with the weights that validation evaluated: their average if there is one."""
+    """A checkpoint in memory, with the weights that validation evaluated (see `measured_weights`)."""
 
     progress: Progress
     identity: dict[str, Any]

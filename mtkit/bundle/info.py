@@ -99,7 +99,7 @@ def _files(config: Config, data: dict[str, Any]) -> str:
     """The rows of a table of training files: name, number of pairs and checksum.
 
     The number of pairs used is known only for a corpus that consists of one part (a pair of files, or one tab-separated
-    file). For other corpora, and in bundles of earlier versions of mtkit, its cell is empty.
+    file). The cell for this number is empty for other corpora, and in bundles of earlier versions of mtkit.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
     counts = list(
@@ -408,9 +408,9 @@ def _align_at(storage: Storage, name: str) -> int | None:
 def pack(model: Path, output: Path) -> int:
     """Packs the bundle at the path `model` into the file `output`, and returns the size of that file in bytes.
 
-    Equal bundles give equal bytes: only the bundle's files and their names are stored, and nothing else, such as a
-    date. Raises CheckpointError if the bundle is damaged, if it has weights that are not finite, or if `output` cannot
-    be written.
+    Equal bundles give equal bytes, since only the bundle's files and their names are stored; no date is stored, for
+    example. Raises CheckpointError if the bundle is damaged, if it has weights that are not finite, or if `output`
+    cannot be written.
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")

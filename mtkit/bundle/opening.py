@@ -256,8 +256,9 @@ def _score_text(select_by: str, score: float) -> str:
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
     """The settings in the config.yaml of a run.
 
-    If `identity`, the identity stored in a checkpoint, is given, the section model comes from there. Raises
-    CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings are not valid.
+    `identity` is the identity stored in a checkpoint. If it is given, the section `model` is taken from `identity`
+    instead of config.yaml. Raises CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings
+    are not valid.
     """
     path = standing(run / CONFIG)
     try:
@@ -274,7 +275,7 @@ def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> To
     """The tokenizer of a run.
 
     `identity` is the identity stored in the checkpoint in `directory`. Raises CheckpointError if that checkpoint was
-    trained with another tokenizer, and FileNotFoundError if it no longer exists.
+    trained with another tokenizer. If the checkpoint has been deleted meanwhile, raises FileNotFoundError instead.
     """
     place = standing(run / TOKENIZER)
     tokenizer = Tokenizer.load(place)
@@ -286,7 +287,7 @@ def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> To
 
 
 def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str | None) -> dict[str, Any]:
-    """The value of the key training in bundle.json.
+    """The value of the key `training` in bundle.json: facts about the training of the model.
 
     `steps` are the steps of the averaged checkpoints, and `newest` is the checkpoint of the last of these steps.
     `choice` is the value of `CheckpointStorage.choice`.
@@ -315,7 +316,8 @@ def _noted(run: Path) -> dict[str, Any]:
 
 # The model that training starts from (training.start_from): its weights, its tokenizer and its settings.
 
-# The end of noted_start for a checkpoint that was chosen from an unfinished run: later, another one may be the best.
+# The end of the text that noted_start returns for a checkpoint that mtkit chose from an unfinished run. Later, another
+# checkpoint of that run may be the best.
 UNFINISHED = "of a run that was not finished"
 
 
@@ -519,11 +521,11 @@ def start_tokenizer(config: Config) -> Tokenizer | None:
 def start_checksum(config: Config, noted: object = None) -> str | None:
     """The checksum of the weights at training.start_from, to tell whether they have changed since the run started.
 
-    Returns `None` if training.start_from is not set, if it names an unfinished run, or if no model is there any more
-    (only step 0 needs one).
+    Returns `None` if training.start_from is not set, if it names an unfinished run, or if the model no longer exists.
+    A missing model is no error, because training needs it only at step 0.
 
-    `noted` is what `noted_start` returned at step 0. If it was for an unfinished run, it is returned unchanged, because
-    the best checkpoint of that run may be another one by now.
+    `noted` is the text that `noted_start` returned at step 0. If that text is about a checkpoint of an unfinished run,
+    `noted` is returned unchanged, because another checkpoint of that run may be the best by now.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted

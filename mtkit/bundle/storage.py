@@ -68,8 +68,8 @@ class Layout:
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
     """The layout of an archive with the files `members`, in this order.
 
-    Each header is padded so that, in the file after it, the byte at `Member.align_at` has an offset in the archive that
-    is a multiple of `alignment`.
+    `Member.align_at` is the offset of a byte within a file. The header before each file is padded so that this byte's
+    offset in the archive is a multiple of `alignment`.
     """
     heads, entries, place = [], [], 0
     for member in members:

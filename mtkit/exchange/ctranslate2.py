@@ -1,7 +1,7 @@
-"""Writes models for CTranslate2, without the library, and translates with the library to check them.
+"""Writes models for CTranslate2 without using the library; checks the written models by translating with the library.
 
-model.bin is a list of named arrays, in binary version 6, TransformerSpec revision 7. In shapes, V is the vocabulary
-size, D the model width and P the number of positions.
+The file model.bin is a list of named arrays. It is written in version 6 of CTranslate2's binary format, with revision 7
+of its TransformerSpec. In shapes, V is the vocabulary size, D the model width and P the number of positions.
 """
 
 import json
@@ -35,8 +35,8 @@ UNCONSTRAINED = DecodingConfig()
 
 Variables = dict[str, Tensor]  # by CTranslate2's names; scalars are tensors of dimension 0
 
-# For each quantization, the type of matrices and that of other float arrays (None: unchanged), as in CTranslate2's own
-# converter.
+# For each quantization, the type of matrices, then the type of all other float arrays (None: their type does not
+# change). The types are those of CTranslate2's own converter.
 QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
     "int8": ("int8", None),
     "int8_float32": ("int8", "float32"),
@@ -50,7 +50,7 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 
 
 def check_ctranslate2(config: Config) -> None:
-    """Raises CheckpointError if the model is not a Transformer, or one with settings that CTranslate2 does not have."""
+    """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 lacks."""
     model = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
@@ -192,7 +192,8 @@ def _sinusoids(config: TransformerConfig, _: Tensor | None, places: int) -> Tens
 
 
 # For each value of model.positions, a function that returns the table (P, D) that is added to embeddings. Rotary
-# positions have none. A model without positions has zeros, since without a table CTranslate2 adds sinusoids.
+# positions have no table. A model without positions gets a table of zeros, since CTranslate2 would otherwise add
+# sinusoids.
 POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | None]] = {
     "sinusoidal": _sinusoids,
     "learned": lambda config, weight, places: weight,

@@ -65,9 +65,9 @@ class Format:
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
     """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
-    Then prints whether the other library translates as mtkit does. Raises MtkitError if the format does not have the
-    quantization, or if `directory` has files that no export wrote. Raises CheckpointError if the model cannot be
-    exported.
+    Afterwards, prints whether the other library translates as mtkit does. Raises MtkitError if the format does not
+    offer `quantization`, or if `directory` has files that no export wrote. Raises CheckpointError if the model cannot
+    be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -163,8 +163,8 @@ def _comparison(
 ) -> Iterator[str]:
     """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries.
 
-    Canaries are the sentences stored in a bundle for such checks. Each program encodes their text with its own
-    tokenizer.
+    Canaries are sentences that a bundle stores for checks. mtkit and the other library each encode the text of the
+    canaries with their own tokenizer.
     """
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
@@ -252,8 +252,8 @@ def compare(
     """Translates `lines` by greedy search with mtkit and with another library, and compares the translations.
 
     `directory` has the files that were exported for the library, `texts` is the library's tokenizer, and `observe`
-    translates with the library. `model` is the exported model as it was before the format changed the order of its ids.
-    Returns `None` if the library is not installed.
+    translates with the library. `model` is the exported model with the ids that it has in mtkit; in the exported files,
+    the ids may be ordered differently. Returns `None` if the library is not installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
@@ -286,7 +286,8 @@ def _greedy(decoding: DecodingConfig) -> DecodingConfig:
 
 # Cards. A card is the README.md of an exported model; it shows how to translate with the other library.
 
-# Code in a card for tags that the SentencePiece model lacks: at the start of a line, each is one token.
+# Code that a card shows if the SentencePiece model lacks some tags. The code makes each of these tags one token at the
+# start of a line.
 _CUT_TAGS = """    tags = {tags}
     def pieces(line):
         first, _, rest = line.partition(" ")
@@ -331,9 +332,9 @@ lines, which need no translation.{form}
 
 
 def _ctranslate2_search(decoding: DecodingConfig) -> str:
-    """Returns the search arguments of translate_batch, as code.
+    """Returns, as code, the search arguments for CTranslate2's translate_batch.
 
-    There, sampling_topk=0 means that tokens are sampled from the whole vocabulary.
+    For translate_batch, sampling_topk=0 means that tokens are sampled from the whole vocabulary.
     """
     if decoding.method == "beam":
         return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"

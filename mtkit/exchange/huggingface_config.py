@@ -58,7 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 FIRST_BYTE = "<0x00>"  # only in vocabularies with byte fallback
 LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 
-# The restrictions of both layouts.
+# Restrictions that apply to both layouts of Hugging Face's files, marian and m2m100.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
     "activation": ("relu", "relu2", "gelu", "silu"),
@@ -90,9 +90,9 @@ NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
 
 def require_expressible(config: Config, layout: str) -> None:
-    """Raises CheckpointError if the files of this layout cannot express the model.
+    """Raises CheckpointError if files of the layout `layout` cannot express the model.
 
-    The message names the setting that they cannot express, and the other values of --to that can express it.
+    The message names the setting that the files cannot express, and the other values of --to that support the setting.
     """
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
@@ -117,7 +117,10 @@ def _shown(value: Any) -> str:
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
-    """Writes config.json and generation_config.json; `own` is what only this architecture has there."""
+    """Writes config.json and generation_config.json to `directory`.
+
+    `own` has the keys and values of config.json that only models of this architecture have.
+    """
     config, special = model.config, model.target.special
     transformer = config.model
     assert isinstance(transformer, TransformerConfig)
@@ -188,7 +191,7 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
 
 
 def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
-    """Returns the generation settings for sampling; empty if the method is not sample.
+    """Returns the generation settings for sampling; empty if decoding.method is not `sample`.
 
     In Hugging Face transformers, top_k is 50 by default, and 0 means that tokens are sampled from the whole vocabulary.
     """
@@ -212,7 +215,8 @@ _NOWHERE = (
     "mbr_samples",
     "mbr_utility",
 )
-# Sampling settings, which are exported only for the method sample. MBR decoding uses them, too, but no format has MBR.
+# Sampling settings, which are exported only if decoding.method is "sample". MBR decoding uses them too, but no format
+# supports MBR decoding.
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -231,7 +235,7 @@ def not_carried(config: Config, to: str) -> list[str]:
 def silent_ids(model: PortableModel) -> list[int]:
     """Returns the target ids that are never generated: padding, the begin mark, and in some models <unk>.
 
-    <unk> is never generated if decoding.unknown is ban or if the vocabulary has byte fallback.
+    <unk> is never generated if decoding.unknown is `ban` or if the vocabulary has byte fallback.
     """
     vocabulary = model.target
     is_shown = FIRST_BYTE not in vocabulary.pieces and model.config.decoding.unknown != "ban"
@@ -319,7 +323,7 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """Returns the whole number, 0 or more, under `key`; `default` if it is null or missing."""
+        """Returns the non-negative integer under `key`; `default` if the value is null or missing."""
         value = self.content.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 0:
@@ -327,9 +331,9 @@ class TheirConfig:
         return value
 
     def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """Returns the token id under `key`, also if it is in a list of one.
+        """Returns the token id under `key`, where the value is the id itself or a list of one id.
 
-        `default` if the key is missing, `None` if the value is null.
+        Returns `default` if the key is missing, and `None` if the value is null.
         """
         value = _one(self.content.get(key, default))
         if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
@@ -352,7 +356,10 @@ class TheirConfig:
             )
 
     def rate(self, key: str) -> float:
-        """Returns the dropout rate under `key`, or 0 if it is missing or invalid; it does not affect translations."""
+        """Returns the dropout rate under `key`, or 0 if the rate is missing or invalid.
+
+        No error is raised, since dropout does not affect translations.
+        """
         value = self.content.get(key, 0.0)
         return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
@@ -373,7 +380,8 @@ class TheirConfig:
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
         """Returns mtkit's settings for the checkpoint; raises CheckpointError if mtkit does not support the model.
 
-        `model` has the model settings that depend on the layout. The model gets the name of the folder `directory`.
+        `model` has the model settings that depend on the layout. The setting `name` is set to the name of the
+        folder `directory`.
         """
         self._check_generation()
         beam_size, length_penalty = self.generation_value("num_beams"), self.generation_value("length_penalty")

@@ -48,8 +48,8 @@ FEED_FORWARD = {
     "around_feed_forward.norm": ("final_layer_norm",),
 }
 
-# For each value of tie_embeddings, our names of the embeddings with theirs. COPIES has other names under which a
-# checkpoint may store one of these matrices again, each with the name of that matrix.
+# For each value of tie_embeddings, {our name: their name} for each matrix of embeddings. A checkpoint may store such a
+# matrix a second time under another name: COPIES has {other name: their name}.
 EMBEDDINGS = {
     "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
     "decoder": {
@@ -78,9 +78,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # the types whose value
 
 
 def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """For each weight of mtkit, yields its name and the names of the Hugging Face weights that it concatenates.
+    """Yields, for each weight of mtkit, its name and the names of the Hugging Face weights that it consists of.
 
-    The output bias is left out.
+    If there are several Hugging Face weights, the weight of mtkit is their concatenation. The output bias is left out.
     """
     yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
@@ -220,8 +220,8 @@ def _shards(path: Path) -> dict[str, str]:
 def _load_pickled(path: Path) -> dict[str, Tensor]:
     """Returns the tensors in a pickle file, loaded by torch.load with weights_only=True.
 
-    Raises CheckpointError if that fails, without PyTorch's own message, which may advise to load the file in a way that
-    runs code.
+    Raises CheckpointError if the file cannot be loaded or has other content. The error does not quote PyTorch's
+    message, since that may advise the user to load the file in a way that runs code.
     """
     require_fetched(path)
     if not path.is_file():
@@ -280,8 +280,8 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
     If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary.
 
-    No id changes if padding has the last id of a shared vocabulary already, or the same id above 0 in two different
-    vocabularies, as in models imported from Marian.
+    No id changes if a shared vocabulary already ends with padding, or if padding has the same id, above 0, in two
+    different vocabularies. Models imported from Marian usually meet one of these conditions.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -331,7 +331,8 @@ def write_marian_weights(model: PortableModel, directory: Path) -> None:
 def read_marian(directory: Path) -> PortableModel:
     """Returns the MarianMTModel in `directory`; raises CheckpointError if it cannot be imported.
 
-    All pieces of its vocabularies are empty strings, since the pieces are in other files.
+    In the vocabularies of the returned model, every piece is an empty string: the texts of the pieces are in other
+    files, which are not read here.
     """
     theirs = TheirConfig(directory)
     for key, wanted in OTHERS.items():
@@ -450,7 +451,8 @@ def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
 def read_m2m100(directory: Path) -> PortableModel:
     """Returns the M2M100 model in `directory`; raises CheckpointError if it cannot be imported.
 
-    All pieces of its vocabularies are empty strings, since the pieces are in other files.
+    In the vocabularies of the returned model, every piece is an empty string: the texts of the pieces are in other
+    files, which are not read here.
     """
     theirs = TheirConfig(directory)
     theirs.require("tie_word_embeddings", True)

@@ -127,9 +127,10 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 
 
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
-    """Returns the user-defined pieces that an export by mtkit listed as placeholders (tokenizer.symbols).
+    """Returns the user-defined pieces that are placeholders, that is, values of the setting tokenizer.symbols.
 
-    The other user-defined pieces may be tags.
+    Placeholders are known only if mtkit exported the model: then mtkit.json (MARKER) lists them. All other user-defined
+    pieces may be tags.
     """
     noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
     return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []

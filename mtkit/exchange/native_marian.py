@@ -45,8 +45,8 @@ WANTED: dict[str, tuple[Any, ...]] = {
     "transformer-train-positions": (False,),
 }
 
-# Other options named transformer-…, without this prefix: they are read below, or do not affect a trained model's
-# translations.
+# Other options whose names begin with transformer-; the names are listed without this prefix. Each option is read below
+# or does not affect the translations of a trained model.
 KNOWN = {
     *("heads", "dim-ffn", "decoder-dim-ffn", "ffn-activation", "disable-position-embeddings", "no-bias", "no-affine"),
     *("preprocess", "postprocess", "postprocess-emb", "postprocess-top"),
@@ -57,11 +57,12 @@ KNOWN = {
     *("dim-aan", "aan-depth", "aan-activation", "aan-nogate", "rnn-projection", "alibi-shift", "alibi-trainable"),
 }
 
-# norm_placement by the operations before a sublayer, after it and after the last layer (a: add, n: normalise).
+# {operations: value of norm_placement}. The operations (a: add, n: normalise) are those before a sublayer, those after
+# a sublayer, and those after the last layer.
 PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
 
 ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
-# Before this version Marian's gelu(x) was x sigmoid(1.702 x), which is silu(1.702 x) / 1.702.
+# In versions of Marian before this one, gelu(x) was x sigmoid(1.702 x), which is silu(1.702 x) / 1.702.
 EXACT_GELU = (1, 12)
 GELU_SLOPE = 1.702
 
@@ -244,7 +245,8 @@ def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 # The output bias of padding, a token that Marian does not have. It makes the probability of padding 0, in fp16 as well.
 NEVER = -1e4
 
-# Linear layers of mtkit, each with the names of Marian's that it concatenates; {} becomes W (weight) or b (bias).
+# For each linear layer of mtkit, the names of the tensors of Marian that are concatenated to form it. In these names,
+# {} stands for W (weight) or b (bias).
 LINEARS = {
     "attention.query_key_value": ("self_{}q", "self_{}k", "self_{}v"),
     "attention.output": ("self_{}o",),
@@ -487,7 +489,7 @@ def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str
 
 
 def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
-    """Returns the path of the file called `name` in decoder.yml; raises CheckpointError if the file is missing.
+    """Returns the path of a file that decoder.yml calls `name`; raises CheckpointError if the file is missing.
 
     `name` may be a path on another machine, so three places are tried in this order: the path `name` within the folder,
     the bare file name in the folder, and the path `name` itself.

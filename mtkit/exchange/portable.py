@@ -1,4 +1,4 @@
-"""The form of a model that imports and exports share; tokenizer.json; translation with Hugging Face transformers."""
+"""What imports and exports share: the form of a model, tokenizer.json, translation with Hugging Face transformers."""
 
 import base64
 import json
@@ -53,8 +53,8 @@ def reordered(model: PortableModel, source_order: Sequence[int], target_order: S
     """Returns `model` with its ids permuted: new id n stands for the piece that had the old id `order[n]`.
 
     `order` is `source_order` for the source and `target_order` for the target. The rows of embeddings, output layer and
-    output bias and the special ids change accordingly. Ids that are not in an order are removed; special ids must be in
-    it. For a shared vocabulary, both orders must be the same.
+    output bias are permuted too, and the special ids are changed accordingly. Old ids that are missing from `order` are
+    removed, so `order` must contain all special ids. For a shared vocabulary, both orders must be equal.
     """
     sizes = len(model.source.pieces), len(model.target.pieces)
     if list(source_order) == list(range(sizes[0])) and list(target_order) == list(range(sizes[1])):
@@ -105,9 +105,10 @@ def require_known_settings(config: TransformerConfig) -> None:
 
 
 def with_folded_scales(config: Config, weights: dict[str, Tensor]) -> tuple[Config, dict[str, Tensor]]:
-    """Returns settings and weights of the same model without residual_scales, if it has them.
+    """Returns the settings and weights of an equivalent model without residual_scales.
 
-    Each scale is multiplied into the matrix and the bias whose output it scales, which changes rounding errors only.
+    Each scale is multiplied into the matrix and the bias of the layer whose output it scales, so results differ only by
+    rounding errors. A model that has no residual_scales is returned unchanged.
     """
     model = config.model
     if not isinstance(model, TransformerConfig) or not model.residual_scales:
@@ -139,15 +140,15 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
     """Returns the content of a tokenizer.json that encodes and decodes as SentencePiece does and appends the end mark.
 
     `loose_tags` are the tags that the SentencePiece model lacks. In Hugging Face transformers, split_special_tokens
-    must be true, or text that is written like a special token becomes that token. In rare cases, the result differs
-    from that of SentencePiece:
+    must be true; otherwise, text that is written like a special token becomes that token. In rare cases, the result
+    differs from that of SentencePiece:
 
-    - With a normalisation rule, several combining marks in a row are put in Unicode's order, marks after a character
-      that the rule removes join the character before it, and U+FDD0 is lost.
-    - With BPE, where text written like a special piece such as </s> directly follows a user-defined piece, the first
-      character of that text is a piece of its own.
+    - With a normalisation rule, several combining marks in a row are put in Unicode's order, and U+FDD0 is lost. If the
+      rule removes a character, combining marks after it join the character before it.
+    - With BPE, text written like a special piece, such as </s>, may directly follow a user-defined piece. Then the
+      first character of that text becomes a piece of its own.
     - With unigram, if two segmentations have the same pieces in different orders, their scores may differ only by
-      rounding, and another one than SentencePiece's may be chosen.
+      rounding, and SentencePiece may choose one of them where the tokenizer.json leads to the other.
     - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
@@ -188,9 +189,9 @@ def added_token(content: str, special: bool) -> Part:
 
 
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
-    """Returns the pieces by id; those that the SentencePiece model lacks become control pieces.
+    """Returns the pieces of `vocabulary` in the order of their ids.
 
-    No text contains control pieces.
+    Pieces that the SentencePiece model lacks become control pieces, which no text is ever encoded as.
     """
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]

@@ -38,9 +38,10 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     - Unknown text that is written like a special token becomes that token.
     - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
 
-    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. Raises ConfigError if
-    this is not possible, because the vocabulary is not shared. Also raises ConfigError if the special tokens of source
-    and target differ, and for a tokenizer of words, because several unknown words in a row would become one.
+    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. As these files need a
+    shared vocabulary, raises ConfigError if the model has misread tags but no shared vocabulary. Also raises
+    ConfigError if the special tokens of source and target differ, and for a tokenizer of words, because several unknown
+    words in a row would become one.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -79,8 +80,8 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
 
     AutoTokenizer then encodes as `Tokenizer.encode_source` does and appends the end mark, except in the cases that
     `tokenizer_json` lists and in two more: a tag that the SentencePiece model lacks is one token anywhere in a line,
-    and target texts are normalised by the rule of the source. Raises ConfigError for a tokenizer of words, if the
-    vocabulary is not shared, and if the SentencePiece model does not split text at spaces.
+    and target texts are normalised by the rule of the source. Raises ConfigError in each of three cases: the tokenizer
+    is one of words, the vocabulary is not shared, or the SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
