@@ -86,7 +86,7 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """The fraction, 0 to 1, of the positions of both sides together that are padding."""
+        """The fraction of positions, between 0 and 1, that are padding; both sides are counted together."""
         num_positions = self.source.ids.numel() + self.target.ids.numel()
         return 1 - (self.source_tokens + self.target_tokens) / num_positions
 

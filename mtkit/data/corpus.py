@@ -589,8 +589,9 @@ def length_statistics(
 ) -> dict[str, Any]:
     """Returns the mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
 
-    `manifests` and `offsets` have one entry per side; an array of offsets is (num_pairs + 1,). Mean and maximum are
-    exact. The quantiles are computed from at most `most_pairs` pairs; the entry "measured" is how many these are.
+    `manifests` and `offsets` have one entry per side; each array of offsets has the shape (num_pairs + 1,). Mean and
+    maximum are exact. The quantiles are computed from at most `most_pairs` pairs; the entry "measured" is the number of
+    pairs that they are computed from.
     """
     num_pairs = len(next(iter(offsets.values()))) - 1
     blocks = _blocks(num_pairs, most_pairs)
@@ -610,8 +611,8 @@ def length_statistics(
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
     """Returns (begin, end) of each block of pairs to measure.
 
-    If there are at most `most_pairs` pairs, this is a single block of all pairs; otherwise, these are evenly spaced
-    blocks of `BLOCK_PAIRS` pairs.
+    If there are at most `most_pairs` pairs, a single block holds all of them. Otherwise, there are several blocks of
+    `BLOCK_PAIRS` pairs, evenly spaced over the corpus.
     """
     if num_pairs <= most_pairs:
         return [(0, num_pairs)]

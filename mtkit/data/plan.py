@@ -200,9 +200,10 @@ def batches_from(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yields (epoch, pairs) for each batch after the first `consumed` pairs of the run, without end.
 
-    Epochs count from 0. Without `mixture`, each pair occurs once per epoch. `earlier` lists the values that
-    `batch_tokens` had before; where its value changed, the pairs left in the window are divided into new batches.
-    Raises ValueError if no batch ends after exactly `consumed` pairs: then the run used other data or settings.
+    Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
+    and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` that the
+    run used before. Where the value changed within a window, the rest of the window is divided into new batches. Raises
+    ValueError if no batch ends after exactly `consumed` pairs: then the run used other data or settings.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -245,9 +246,8 @@ def _batches_of_window(
 ) -> Iterator[NDArray[np.int64]]:
     """Yields the pairs of each batch of a window, which is a set of pairs that are divided into batches together.
 
-    If `batch_tokens` changed within the window, the pairs after that are divided into new batches. `begin` is the
-    number of pairs from the start of training to the window. Raises ValueError if no batch ends where `batch_tokens`
-    changed.
+    If `batch_tokens` changed within the window, the pairs after the change are divided into new batches. `begin` is the
+    number of pairs from the start of training to the window. Raises ValueError if no batch ends at the change.
     """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)

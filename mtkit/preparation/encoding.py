@@ -95,7 +95,10 @@ def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
 
 
 def share_of_letters(text: str) -> float:
-    """Returns the fraction, 0 to 1, of characters that are letters or combining marks; white space is not counted."""
+    """Returns the fraction of characters, between 0 and 1, that are letters or combining marks.
+
+    White space is not counted as characters.
+    """
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
@@ -314,7 +317,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the pairs of the validation text, and adds the numbers of all and of unknown tokens to `unknown`."""
+    """Encodes the pairs of the validation text; adds its number of tokens, and how many are unknown, to `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
@@ -324,10 +327,9 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 def _count_unknown(
     unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
 ) -> None:
-    """Adds the numbers of all and of unknown tokens of each side to `unknown`.
+    """Adds the number of tokens of each side, and how many of them are unknown, to `unknown`.
 
-    The sides are the texts "NAME source" and "NAME target" there.
-
+    In `unknown`, the two sides are the texts called "NAME source" and "NAME target", where NAME is the argument `name`.
     A side whose tokenizer never produces unknown tokens is not counted.
     """
     if tokenizer.source_shows_unknown:

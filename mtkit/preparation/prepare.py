@@ -76,9 +76,9 @@ from mtkit.text.tokenizer_training import (
 def make_tokenizer(config: Config) -> list[str]:
     """Makes the run's tokenizer; returns the warnings about oversights in the text, which have also been printed.
 
-    If `training.start_from` is set, the tokenizer is copied from that model. Otherwise, if `tokenizer.model` is set, it
-    is made from those SentencePiece models. Otherwise it is trained on the training corpora. Oversights are header
-    lines that are read as pairs, and sources that are copied as their own translations.
+    If `training.start_from` names a model, the tokenizer is copied from that model. Otherwise, if `tokenizer.model`
+    names SentencePiece models, the tokenizer is made from them. Otherwise, it is trained on the training corpora.
+    Oversights are header lines that are read as pairs, and sources that are copied as their own translations.
     """
     oversights = new_oversights(config)
     check_held_out(config, oversights)
@@ -581,7 +581,7 @@ PROVENANCE_FORMAT = 1
 def _trained_provenance(config: Config, text: Any = None) -> dict[str, Any]:
     """Returns the provenance of a tokenizer trained with these settings: everything that the tokenizer depends on.
 
-    If the files of `tokenizer.text` no longer exist, `text` must be the entry about them that was stored earlier.
+    If the files of `tokenizer.text` no longer exist, `text` must be the entry "text" of the provenance stored earlier.
     """
     raw_files = fingerprint_files(resolve_corpora(config, config.data.train))
     tags, text = config.data.train_tags, text or _more_text_fingerprints(config)

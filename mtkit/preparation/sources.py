@@ -142,8 +142,8 @@ def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -
 def tag_changes(section: str, corpora: Sequence[CorpusConfig], before: dict[str, Any]) -> list[str]:
     """Returns a line of text for each corpus whose tag differs from the stored tag in `before["tags"]`.
 
-    `section` is the setting that lists the corpora. If the number of corpora has changed, the tags are not compared,
-    since `text_changes` reports that.
+    `section` is the setting that lists the corpora. If the number of corpora has changed, the tags are not compared:
+    `text_changes` already reports the files that were added or removed.
     """
     tags = before.get("tags") or [None] * len(corpora)
     if not isinstance(tags, list) or len(tags) != len(corpora):
@@ -304,8 +304,8 @@ def _pair(languages: LanguagesConfig) -> str:
 def _dataset(name: str, languages: LanguagesConfig) -> "tuple[Dataset, str]":
     """Returns sacreBLEU's dataset called `name` and the language pair to use.
 
-    The pair of the full language codes is tried first, then that of the codes without script and region. Raises
-    ConfigError if there is no such dataset or pair.
+    First, the full language codes of the settings are tried as a pair, then the codes without script and region. Raises
+    ConfigError if sacreBLEU has no such dataset, or if the dataset has neither pair.
     """
     from sacrebleu.dataset import DATASETS  # imported here, since test sets in files do not need it
 

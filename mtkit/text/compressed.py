@@ -131,8 +131,9 @@ COMPRESSIONS = {
     ),
 }
 
-# The first bytes of zip archives, and of formats that are not supported, with a description for messages.
+# The first bytes of zip archives.
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+# The first bytes of each format that is not supported, with a description of the format for messages.
 REFUSED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -198,8 +199,8 @@ def path_may_pause(path: Path) -> bool:
 def open_to_write(path: Path, name: Path) -> BinaryIO:
     """Open the file at `path` for writing bytes.
 
-    The bytes are compressed if `name`, not `path`, ends in .gz, .bz2, .xz or .zst. Raises DataError if the package
-    zstandard is needed but not installed.
+    `name` is the name that the file will have once it is complete. The bytes are compressed if `name` ends in .gz,
+    .bz2, .xz or .zst, whatever `path` ends in. Raises DataError if the package zstandard is needed but not installed.
     """
     compression = COMPRESSIONS.get(name.suffix.lower())
     try:
@@ -274,8 +275,8 @@ class _Frames(RawIOBase):
 class _Decompressed(RawIOBase):
     """A stream of the decompressed bytes of another stream, which may have been compressed several times.
 
-    The compression is detected at the first read, not earlier, since a pipe may contain no data before. Reading raises
-    DataError if the data is damaged or in a format that is not supported.
+    The compression is detected at the first read, not when the stream is created, since a pipe may have no data yet at
+    that time. Reading raises DataError if the data is damaged or in a format that is not supported.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
@@ -354,9 +355,9 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if a file ends within the magic bytes of the compression that its name implies.
+        """Raise _DamageError if a file is too short to show the compression that its name implies.
 
-        `head` is the beginning of the file.
+        Each compression begins with fixed bytes, within which such a file ends. `head` is the beginning of the file.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (

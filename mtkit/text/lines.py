@@ -174,7 +174,7 @@ class _CarriageReturns:
     def see(self, number: int, line: bytes, is_last: bool) -> None:
         """Count the carriage returns within `line`, whose line end has been removed; `number` is its line number.
 
-        `is_last` means that the file ends after this line, without a line feed; `check` is then called as well.
+        `is_last` means that the file ends after this line, without a line feed. If so, this method also calls `check`.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -296,7 +296,10 @@ def _converter(path: Path, separator: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as a Python string literal in double quotes, since the shell command has it within single quotes."""
+    """`text` as a Python string literal in double quotes.
+
+    Single quotes are not used, since the shell command has them around the whole Python program.
+    """
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -354,8 +357,8 @@ class ReadAhead(Generic[T]):
     def pauses(self) -> bool:
         """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
 
-        `True` means that the items taken so far should be answered. Once PATIENCE_SECONDS have passed since the first
-        call after the last `True`, calls no longer wait, even if items keep arriving.
+        `True` means that the items taken so far should be answered. Items that keep arriving cannot delay this for
+        long: the calls between one `True` and the next wait only until PATIENCE_SECONDS after the first of these calls.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -368,7 +371,7 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """Make the thread end once it has read the item that it is waiting for. Returns before that."""
+        """Tell the thread to end, without waiting for it; it ends once the item that it is reading has arrived."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

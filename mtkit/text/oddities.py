@@ -127,8 +127,8 @@ class Finding:
 def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
     """Yields (line number, line) for a sample of the first `most` lines; numbers begin at 1.
 
-    The sample has all of the first LEADING_LINES lines, then every second line (LEADING_LINES / 2 of them), then every
-    fourth line (as many again), and so on.
+    The sample has the first LEADING_LINES lines. Then it takes every second line until it has taken LEADING_LINES / 2
+    lines, then every fourth line until it has taken another LEADING_LINES / 2 lines, then every eighth, and so on.
     """
     numbered = enumerate(islice(lines, most), start=1)
     yield from islice(numbered, LEADING_LINES)
@@ -141,8 +141,8 @@ def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
     """The signs that occur in many of `lines`, in the order of SIGNS; a single line is never enough.
 
-    `lines` are pairs of a line number and a line. If a text is cut into subwords, the subwords are joined before the
-    later signs in SIGNS are looked for.
+    `lines` are pairs of a line number and a line. If a sign of subwords is found, the subwords are joined before the
+    signs that come later in SIGNS are looked for.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -190,7 +190,8 @@ def _excerpt(match: re.Match[str]) -> str:
 LARGE_SHARE = 0.5  # of lines that are numbers or names; a text with a larger share is not sentences
 LONGEST_SHOWN = 20  # largest number of characters of a column that messages show
 
-# Numbers, names such as doc-12, and URLs. A digit is required, since a sentence may be written without spaces.
+# Numbers, names such as doc-12, and URLs. Numbers and names must contain a digit: without this rule, a sentence that is
+# written without spaces would match.
 LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
 
 
@@ -326,7 +327,10 @@ class Oversights:
             )
 
     def warnings(self) -> Iterator[str]:
-        """Yields, for each kind, the first NUM_NAMED warnings and then a line with the number of further ones."""
+        """Yields the first NUM_NAMED warnings of each kind, and a line with the number of further warnings, if any.
+
+        The kinds are header lines and sources identical to their targets.
+        """
         for found in (self._headers, self._copies):
             yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
             if len(found) > NUM_NAMED:

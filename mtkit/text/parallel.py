@@ -68,8 +68,7 @@ def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> It
     """Yields the pairs of all corpora, with tags, taking one pair from each corpus in turn.
 
     A corpus that has no pairs left is skipped. With `is_spread=True`, the pairs of each corpus are first reordered by
-    `spread`, so that the first few pairs, however many, are spread evenly over the corpus. Otherwise they keep their
-    order.
+    `spread`: for any n, the first n pairs are then spread evenly over the corpus. Otherwise, pairs keep their order.
 
     The corpora are read into memory one after the other, since they may have more files than a process may open at
     once.
@@ -106,10 +105,10 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns what `fingerprints` returns, but with an older fingerprint for a side if `known` contains only that one.
+    """Returns what `fingerprints` returns, or older fingerprints of the same files if only these are in `known`.
 
-    The older one is `compressed_fingerprint`: earlier versions of mtkit recorded the checksum of the bytes before
-    decompression.
+    An older fingerprint is the checksum that `compressed_fingerprint` returns: earlier versions of mtkit recorded the
+    checksum of the file before decompression. Source and target are decided separately.
     """
     found = fingerprints(part)
     if all(fingerprint in known for _, fingerprint in found):
@@ -206,9 +205,9 @@ class _Matches:
 def with_patterns_expanded(config: Config) -> Config:
     """`config` with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    A pattern that matches no file is kept, since the run may no longer need the text; if it does, `data_file` raises
-    DataError. Raises DataError for a folder, for a test set with several source files, and if the source and target
-    files of a corpus do not correspond.
+    A pattern that matches no file is kept, since the run may no longer need the files. If it still needs them,
+    `data_file` raises DataError later. Raises DataError for a folder, for a test set with several source files, and if
+    the source and target files of a corpus do not correspond.
     """
     data = config.data
     sections = {

@@ -70,11 +70,11 @@ def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """Join `parts`, the translations of the parts of a line; `separators` are those of the source parts.
+    """Join `parts`, the translations of the parts of a line; `separators[i]` follows `parts[i]`.
 
-    The last separator is not used. A source without spaces may be translated into a language with spaces. So a space is
-    inserted after a translation that ends like a sentence, even if the separator is empty, unless the next translation
-    is in a script without spaces.
+    The separators are those of the source (`Part.separator`); the last one is not used. A source without spaces may be
+    translated into a language with spaces. So if a separator is empty but the translation before it ends like a
+    sentence, a space is inserted, unless the next translation is in a script without spaces.
     """
     joined = ""
     separator = ""

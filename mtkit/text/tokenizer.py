@@ -296,9 +296,10 @@ class Tokenizer:
     def source_sentencepiece(self) -> bytes:
         """A SentencePiece model, as bytes, that normalises source lines and segments them as `encode_source` does.
 
-        In rare cases, its segmentation differs. It keeps a space mark (▁) that occurs in the text next to other spaces.
-        It keeps a symbol (a piece that is never split) that the normalisation would join with a following combining
-        mark. For type word, it makes one token of several consecutive unknown words.
+        In three rare cases, the model segments differently from `encode_source`. The model keeps a space mark (▁) that
+        occurs in the text next to other spaces. It keeps a symbol (a piece that is never split) that the normalisation
+        would join with a following combining mark. For type word, it makes one token of several consecutive unknown
+        words.
         """
         return self._source.sentencepiece_model()
 
@@ -318,11 +319,17 @@ class Tokenizer:
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
-        """The source line after normalisation, which is also what decoding its ids returns, except for unknown text."""
+        """The source line after normalisation.
+
+        Decoding the ids of the line returns this text, too, except for unknown text.
+        """
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
-        """The target line after normalisation, which is also what decoding its ids returns, except for unknown text."""
+        """The target line after normalisation.
+
+        Decoding the ids of the line returns this text, too, except for unknown text.
+        """
         return self._target.normalizer(line)
 
 
@@ -503,7 +510,7 @@ def _user_defined(model: bytes) -> list[str]:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of tokenizer.json, except its keys format and hash; the fields have the names of the other keys."""
+    """The content of tokenizer.json: for each key except `format` and `hash`, a field of the same name."""
 
     type: ModelType
     shared: bool

@@ -37,7 +37,7 @@ from mtkit.text.vocabulary import (
 MAX_WORD_CHARACTERS = 16_000
 MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, with its count
 
-# Replaces characters that have a special meaning in SentencePiece's training by spaces.
+# Puts a space in place of each character that has a special meaning when SentencePiece is trained.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
 # SentencePiece itself splits off ASCII and full-width digits; other digits are put between boundaries, which no piece

@@ -85,7 +85,8 @@ PIECE_TYPES: dict[int, PieceType] = {
 }
 MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
-# Field numbers: in order of the lines, those of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.
+# Field numbers in protobuf messages. The first line has those of ModelProto, the second those of SentencePiece, the
+# third those of TrainerSpec, and the fourth those of NormalizerSpec.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, VOCAB_SIZE, MARK_AS_SUFFIX = 3, 4, 24
@@ -343,7 +344,7 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """Returns `message` with all fields of this number replaced by `fields`, which are already encoded.
+    """Returns `message` with all fields of number `number` replaced by `fields`, which are already encoded.
 
     If the message has no such field, `fields` are added at the end.
     """

@@ -284,7 +284,10 @@ class Trainer:
         return identity_of(self.config, self.corpus.digest, self.tokenizer.hash, validation, self.started_from)
 
     def _change(self, found: dict[str, Any]) -> None:
-        """Record, report and apply the changes since the checkpoint; `found` is the identity in the checkpoint."""
+        """Record, report and apply the changes of settings and data since the checkpoint was written.
+
+        `found` is the identity in the checkpoint: the settings and checksums that it was written with.
+        """
         progress, differences = self.state.progress, self.changes.all
         changed = {difference.name for difference in differences}
         chain = progress.changes
@@ -373,9 +376,9 @@ class Trainer:
             self.log.close()
 
     def _make_plan(self, stop: Stop) -> None:
-        """Measure the speed of training, and replace "auto" in the settings by numbers that fit the minutes.
+        """Measure the speed of training; replace "auto" in the settings by numbers that suit `max_minutes`.
 
-        The time that this takes counts as training time.
+        The time that the measurement takes counts as training time.
         """
         begun = time.monotonic()
         progress = self.state.progress
@@ -513,7 +516,8 @@ class Trainer:
     def _validate(self, stop: Stop) -> None:
         """Validate the model, note whether it is the best one so far, and log and report the result.
 
-        With the schedule plateau, also lowers the learning rate after `plateau_patience` stale validations.
+        With the schedule "plateau", also lowers the learning rate after `plateau_patience` validations without a new
+        best score; validations during the warm-up do not count.
         """
         progress = self.state.progress
         begun = time.monotonic()
@@ -542,7 +546,7 @@ class Trainer:
     def _show_samples(self, translations: list[str]) -> None:
         """Show and log `NUM_SAMPLES` of the translations.
 
-        Each validation shows the translations of other sentences, which the step alone determines.
+        Successive validations show different sentences. Which sentences these are depends only on the step.
         """
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
@@ -726,7 +730,7 @@ def _shape(batch: Batch | None) -> str:
 # Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
 
 LEAST, MOST = 3, 50  # minimum and maximum of timed updates, after a first one that is not timed
-# Timing ends after the fraction SHARE of max_minutes, or after LONGEST seconds if these are fewer. It never ends before
+# Timing ends after the fraction SHARE of max_minutes, or after LONGEST seconds, whichever is earlier, but not before
 # LEAST updates.
 SHARE, LONGEST = 0.03, 60.0
 
