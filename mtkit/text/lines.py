@@ -253,7 +253,7 @@ def is_named_csv(path: Path) -> bool:
 
 
 def csv_separator(lines: Sequence[str]) -> str | None:
-    """The separator that splits each of the first lines into the same number of fields (two or more), or `None`.
+    """The separator that splits the first of `lines` into equally many fields, at least two, or `None` if none does.
 
     At least LEAST_ROWS different lines are needed.
     """

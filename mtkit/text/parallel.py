@@ -205,9 +205,9 @@ class _Matches:
 def with_patterns_expanded(config: Config) -> Config:
     """`config` with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    A pattern that matches no file is kept, since the run may no longer need the files. If it still needs them,
-    `data_file` raises DataError later. Raises DataError for a folder, for a test set with several source files, and if
-    the source and target files of a corpus do not correspond.
+    Raises DataError for a folder, for a test set with several source files, and if the source and target files of a
+    corpus do not correspond. A pattern that matches no file raises nothing here and is kept, since a run that is
+    prepared already needs no files; if they are needed, `data_file` raises DataError later.
     """
     data = config.data
     sections = {

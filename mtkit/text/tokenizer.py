@@ -296,10 +296,12 @@ class Tokenizer:
     def source_sentencepiece(self) -> bytes:
         """A SentencePiece model, as bytes, that normalises source lines and segments them as `encode_source` does.
 
-        In three rare cases, the model segments differently from `encode_source`. The model keeps a space mark (▁) that
-        occurs in the text next to other spaces. It keeps a symbol (a piece that is never split) that the normalisation
-        would join with a following combining mark. For type word, it makes one token of several consecutive unknown
-        words.
+        In three rare cases, the model segments differently from `encode_source`:
+
+        - If the text has a space mark (▁) beside a space, the model keeps the mark; `encode_source` takes both as one space.
+        - If a symbol (a piece that is never split) is followed by a combining mark, the model keeps the symbol;
+          `encode_source` joins the two, as the normalisation does.
+        - For type word, the model makes one token of several consecutive unknown words; `encode_source` makes several.
         """
         return self._source.sentencepiece_model()
 

@@ -352,7 +352,7 @@ def write_trained(config: Config, started_from: str | None, ending: dict[str, An
 
 
 def ending_of(run: Path) -> Ending | None:
-    """Returns the decay by which --end-in ended a finished run; `None` if the run ended otherwise."""
+    """Returns how --end-in lowered the learning rate to end a finished run; `None` if it ended without --end-in."""
     ending = _trained(run).get("ending")
     return Ending(**ending) if ending else None
 
