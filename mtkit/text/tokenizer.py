@@ -298,7 +298,8 @@ class Tokenizer:
 
         In three rare cases, the model segments differently from `encode_source`:
 
-        - If the text has a space mark (▁) beside a space, the model keeps the mark; `encode_source` takes both as one space.
+        - If the text has a space mark (▁) beside a space, the model keeps the mark; `encode_source` takes both as one
+          space.
         - If a symbol (a piece that is never split) is followed by a combining mark, the model keeps the symbol;
           `encode_source` joins the two, as the normalisation does.
         - For type word, the model makes one token of several consecutive unknown words; `encode_source` makes several.
