@@ -101,11 +101,38 @@ class Rotation:
         Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns instead. The
         two ways differ only by a fixed permutation of the columns of queries and keys.
         """
-        first, second = x.chunk(2, -1)
-        rotated = torch.cat(
-            [first * self.cosines - second * self.sines, second * self.cosines + first * self.sines], dim=-1
-        )
-        return rotated.to(x.dtype)
+        rotated: Tensor = _Rotate.apply(x, self.sines, self.cosines)  # type: ignore[no-untyped-call]
+        return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotates the pairs of columns of `x`, (R, H, L, K), by the angles of a `Rotation`.
+
+    The gradient is rotated back by the same angles, so `x` need not be kept. Second derivatives are not supported.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
+        ctx.save_for_backward(sines, cosines)
+        return _rotated(x, sines, cosines)
+
+    @staticmethod
+    def backward(ctx: Any, by_rotated: Tensor) -> tuple[Tensor, None, None]:
+        sines, cosines = ctx.saved_tensors
+        return _rotated(by_rotated, -sines, cosines), None, None
+
+
+def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
+    """Computes the rotation of `_Rotate` in the precision of the sines, or of `x` if that is higher."""
+    exact = torch.promote_types(x.dtype, sines.dtype)
+    sines, cosines = sines.to(exact), cosines.to(exact)
+    first, second = x.to(exact).chunk(2, -1)
+    rotated = torch.empty(x.shape, dtype=exact, device=x.device)
+    new_first, new_second = rotated.chunk(2, -1)
+    # Products are written to their places at once: joining them afterwards would take as long again.
+    torch.mul(first, cosines, out=new_first).addcmul_(second, sines, value=-1)
+    torch.mul(second, cosines, out=new_second).addcmul_(first, sines)
+    return rotated.to(x.dtype)
 
 
 class RotaryPositions(nn.Module):

@@ -57,6 +57,19 @@ def test_a_rotation_turns_pairs_of_columns_by_place_over_wavelength():
         torch.testing.assert_close(after, before * torch.polar(torch.ones_like(angle), angle), atol=1e-6, rtol=0)
 
 
+def test_the_gradient_of_a_rotation_is_that_of_finite_differences():
+    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    rotation = RotaryPositions(6)(torch.tensor([[0, 1, 5, 300], [7, 2, 0, 299]]), 301)
+    assert torch.autograd.gradcheck(rotation, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rotation_in_half_precision_rounds_only_its_result(dtype):
+    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rotation = RotaryPositions(6)(torch.tensor([[0, 1, 5, 300], [7, 2, 0, 299]]), 301)
+    assert torch.equal(rotation(x), rotation(x.float()).to(dtype))
+
+
 def test_rotated_scores_depend_on_distance_alone():
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rotary = RotaryPositions(8)
