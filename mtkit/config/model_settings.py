@@ -19,14 +19,6 @@ TieEmbeddings = Annotated[
     ),
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
-LogitSoftcap = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        description="Bound c of the logits: a logit z becomes c tanh(z / c), as in Gemma 2, where c is 30; null: no "
-        "bound.",
-    ),
-]
 StartToken = Annotated[
     Literal["begin", "pad", "end", "zero"],
     Field(description="What the decoder reads first; zero, as in Marian, is padding, whose embedding stays zero."),
@@ -46,8 +38,8 @@ class TransformerConfig(CarriedSection):
     decoder_d_ff: int | None = Field(None, ge=1, description="Feed-forward width in the decoder; null: d_ff.")
     norm_placement: Literal["pre", "post"] = Field("pre", description="Normalise before or after each sublayer.")
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which only scales.")
-    activation: Literal["relu", "relu2", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
-        "relu", description="Nonlinearity of the feed-forward layers; relu2 is relu squared, those in glu are gated."
+    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
+        "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
     attention_bias: bool = Field(True, description="Whether the four projections of attention have biases.")
     query_key_norm: bool = Field(
@@ -70,16 +62,6 @@ class TransformerConfig(CarriedSection):
     )
     scale_embeddings: ScaleEmbeddings = True
     embedding_norm: bool = Field(False, description="Normalise the input of the first layer, as mBART does.")
-    embedding_skip: bool = Field(
-        False,
-        description="Replace the input x of each layer by a x + b e, where e is the input of the first layer; a and b "
-        "are learned and start at 1 and 0.",
-    )
-    residual_scales: bool = Field(
-        False,
-        description="Multiply each channel of a sublayer's output by a learned factor, which starts at 1 (Touvron et "
-        "al. 2021).",
-    )
     residual_init: Literal["default", "zero", "scaled"] = Field(
         "default",
         description="Initial weights of the last matrix of each sublayer: drawn like all others (default), zero, or "
@@ -88,7 +70,6 @@ class TransformerConfig(CarriedSection):
     )
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
-    logit_softcap: LogitSoftcap = None
     start_token: StartToken = "begin"
     dropout: float = Field(
         0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings and of each sublayer's output."
@@ -172,7 +153,6 @@ class RecurrentConfig(CarriedSection):
     scale_embeddings: ScaleEmbeddings = True
     tie_embeddings: TieEmbeddings = "all"
     output_bias: OutputBias = False
-    logit_softcap: LogitSoftcap = None
     start_token: StartToken = "begin"
     dropout: float = Field(
         0.1, ge=0, le=MOST_DROPOUT, description="Dropout of embeddings, between layers and of features."

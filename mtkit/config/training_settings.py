@@ -123,13 +123,6 @@ class TrainingConfig(Section):
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Share of a label's probability that is spread evenly over the vocabulary."
     )
-    z_loss: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of the z-loss, which keeps log(Z) near 0: log(Z)^2 of each target token, where Z is the "
-        "sum of exp(logits), is added to the loss (Chowdhery et al. 2022, with weight 0.0001); logged losses are "
-        "without it.",
-    )
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         "none",
         description="Train a second pass, under other dropout (rdrop: Liang et al. 2021) or with tokens cut "

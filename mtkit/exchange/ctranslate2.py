@@ -20,13 +20,12 @@ from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError
-from mtkit.exchange.portable import Observed, PortableModel, most_tokens, require_known_settings
+from mtkit.exchange.portable import Observed, PortableModel, most_tokens, require_no_query_key_norm
 
 BINARY_VERSION, NAME, REVISION = 6, "TransformerSpec", 7
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # the index of a type is its number in model.bin
 
-# relu2 is written as reglu whose gate and values have the same weights, since relu(x)^2 = relu(x) x.
-ACTIVATIONS = {"relu": 0, "relu2": 0, "silu": 2, "gelu": 3, "reglu": 0, "swiglu": 2, "geglu": 3}
+ACTIVATIONS = {"relu": 0, "silu": 2, "gelu": 3, "reglu": 0, "swiglu": 2, "geglu": 3}
 GATED = ("reglu", "geglu", "swiglu")
 NORM_EPS = 1e-5  # the epsilon of mtkit's norms
 LEAST_POSITIONS = 1024  # least rows of a table of sinusoids, which CTranslate2 does not extend
@@ -56,7 +55,7 @@ def check_ctranslate2(config: Config) -> None:
         raise CheckpointError(
             f"model.architecture is {model.architecture}; CTranslate2 and the others take Transformers alone"
         )
-    require_known_settings(model)
+    require_no_query_key_norm(model)
 
 
 def write_ctranslate2(model: PortableModel, directory: Path, quantization: str | None = None) -> None:
@@ -102,8 +101,6 @@ def variables_of(model: PortableModel) -> Variables:
             for flag in ("alibi", "alibi_use_positive_positions", "scale_alibi", "start_from_zero_embedding")
         },
     }
-    if config.logit_softcap is not None:  # CTranslate2 4.8 has it; older versions may ignore it
-        found["decoder/final_logit_softcapping"] = _scalar(config.logit_softcap, "float32")
     if config.output_bias:
         found["decoder/projection/bias"] = weights["decoder.output.bias"]
     for side, depth, heads in (
@@ -151,8 +148,6 @@ def _layer(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, 
             found |= {f"{theirs}/ffn/linear_0{name}": gate, f"{theirs}/ffn/linear_0_noact{name}": rest}
         else:
             found[f"{theirs}/ffn/linear_0{name}"] = value
-            if config.activation == "relu2":
-                found[f"{theirs}/ffn/linear_0_noact{name}"] = value
     if config.positions == "rotary":
         found |= {
             f"{theirs}/self_attention/rotary_dim": _scalar(0, "int32"),  # all of a head

@@ -32,7 +32,6 @@ from mtkit.exchange.portable import (
     Vocabulary,
     observe_with_transformers,
     texts_of_transformers,
-    with_folded_scales,
 )
 from mtkit.exchange.tokenizers import misread_tags, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.files import replaced_directory
@@ -102,10 +101,7 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
 
 
 def portable(bundle: Bundle, translator: Translator) -> PortableModel:
-    """Returns `bundle` as a PortableModel, with the vocabularies and tags of the translator's tokenizer.
-
-    Scales of residual connections are folded into the weights.
-    """
+    """Returns `bundle` as a PortableModel, with the vocabularies and tags of the translator's tokenizer."""
     tokenizer = translator.tokenizer
     source = Vocabulary(
         tokenizer.source_pieces(range(tokenizer.source_vocab_size)),
@@ -120,7 +116,7 @@ def portable(bundle: Bundle, translator: Translator) -> PortableModel:
         tokenizer.target_scores(),
     )
     weights = {name: weight.float() for name, weight in bundle.weights().items()}
-    return PortableModel(*with_folded_scales(bundle.config, weights), source, target, tokenizer.tags)
+    return PortableModel(bundle.config, weights, source, target, tokenizer.tags)
 
 
 def _no_quantization(to: str, quantization: str) -> str:

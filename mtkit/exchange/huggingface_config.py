@@ -9,11 +9,11 @@ from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError
-from mtkit.exchange.portable import PortableModel, require_known_settings
+from mtkit.exchange.portable import PortableModel, require_no_query_key_norm
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
-ACTIVATIONS = {"relu": "relu", "relu2": "relu2", "gelu": "gelu", "silu": "swish"}  # mtkit's names to theirs
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # mtkit's names to theirs
 ACTIVATIONS_READ = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"silu": "silu"}  # theirs to mtkit's
 
 # JSON files.
@@ -61,12 +61,11 @@ LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 # Restrictions that apply to both layouts of Hugging Face's files, marian and m2m100.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
-    "activation": ("relu", "relu2", "gelu", "silu"),
+    "activation": ("relu", "gelu", "silu"),
     "attention_bias": (True,),
     "positions": ("sinusoidal",),
     "sinusoid_layout": ("halves",),
     "embedding_norm": (False,),
-    "logit_softcap": (None,),
 }
 # For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
 WANTED: dict[str, dict[str, Collection[Any]]] = {
@@ -99,7 +98,7 @@ def require_expressible(config: Config, layout: str) -> None:
         raise CheckpointError(
             f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
         )
-    require_known_settings(model)
+    require_no_query_key_norm(model)
     for setting, values in WANTED[layout].items():
         found = getattr(model, setting)
         if found not in values:
@@ -113,7 +112,7 @@ def require_expressible(config: Config, layout: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:

@@ -89,41 +89,13 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
     )
 
 
-# Model settings for which no format has layers, each with the value that all formats want. CTranslate2 has norms of
-# queries and keys in self-attention only.
-UNKNOWN = {"query_key_norm": False, "embedding_skip": False}
+def require_no_query_key_norm(config: TransformerConfig) -> None:
+    """Raises CheckpointError if the model normalises queries and keys, for which no format has layers.
 
-
-def require_known_settings(config: TransformerConfig) -> None:
-    """Raises CheckpointError if the model has a setting that no format can express."""
-    for setting, wanted in UNKNOWN.items():
-        found = getattr(config, setting)
-        if found != wanted:
-            raise CheckpointError(
-                f"model.{setting} is {json.dumps(found)}; CTranslate2 and the others want {json.dumps(wanted)}"
-            )
-
-
-def with_folded_scales(config: Config, weights: dict[str, Tensor]) -> tuple[Config, dict[str, Tensor]]:
-    """Returns the settings and weights of an equivalent model without residual_scales.
-
-    Each scale is multiplied into the matrix and the bias of the layer whose output it scales, so results differ only by
-    rounding errors. A model that has no residual_scales is returned unchanged.
+    CTranslate2 has such norms in self-attention, but not in the attention to the source.
     """
-    model = config.model
-    if not isinstance(model, TransformerConfig) or not model.residual_scales:
-        return config, weights
-    folded = dict(weights)
-    for name in weights:
-        layer, around, sublayer = name.removesuffix(".scale").rpartition(".around_")
-        if name.endswith(".scale") and around:
-            scale = folded.pop(name)  # (D,)
-            output = f"{layer}.{sublayer}.output"
-            folded[f"{output}.weight"] = folded[f"{output}.weight"] * scale[:, None]
-            if f"{output}.bias" in folded:
-                folded[f"{output}.bias"] = folded[f"{output}.bias"] * scale
-    plain = model.model_copy(update={"residual_scales": False})
-    return config.model_copy(update={"model": plain}), folded
+    if config.query_key_norm:
+        raise CheckpointError("model.query_key_norm is true; CTranslate2 and the others want false")
 
 
 # tokenizer.json, a file of the library tokenizers, which can express a SentencePiece model.

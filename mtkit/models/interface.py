@@ -90,17 +90,12 @@ class Embedding(nn.Module):
 
 
 class Output(nn.Module):
-    """The output layer, which maps features to logits with an embedding matrix and an optional bias.
+    """The output layer, which maps features to logits with an embedding matrix and an optional bias."""
 
-    If `softcap` is a number c, each logit z becomes c tanh(z / c) and so stays between -c and c, as in Gemma 2 (Gemma
-    Team 2024, section 2).
-    """
-
-    def __init__(self, table: Embedding, has_bias: bool = False, softcap: float | None = None) -> None:
+    def __init__(self, table: Embedding, has_bias: bool = False) -> None:
         super().__init__()
         self.table = table
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
-        self.softcap = softcap
         self.untrained: list[int] = []  # tokens added after training; their logits are -inf
 
     def initialize(self) -> None:
@@ -119,14 +114,11 @@ class Output(nn.Module):
         If `columns` is given, it holds token ids; only the logits of these are returned, and none is set to -inf.
         """
         if columns is None:
-            logits = self._capped(F.linear(features, self.weight, self.bias))
+            logits = F.linear(features, self.weight, self.bias)
             if self.untrained:
                 logits[..., self.untrained] = float("-inf")
             return logits
-        return self._capped(F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns]))
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 
 def log_probs_from(logits: Tensor) -> Tensor:
@@ -135,11 +127,7 @@ def log_probs_from(logits: Tensor) -> Tensor:
 
 
 def tied_embeddings(
-    tie: str,
-    source: Callable[[], Embedding],
-    target: Callable[[], Embedding],
-    output_bias: bool,
-    logit_softcap: float | None,
+    tie: str, source: Callable[[], Embedding], target: Callable[[], Embedding], output_bias: bool
 ) -> tuple[Embedding, Embedding, Output]:
     """Returns the source embedding, the target embedding and the output layer.
 
@@ -148,7 +136,7 @@ def tied_embeddings(
     embedding for the source side and for the target side.
     """
     embedding = target()
-    output = Output(target() if tie == "none" else embedding, output_bias, logit_softcap)
+    output = Output(target() if tie == "none" else embedding, output_bias)
     return embedding if tie == "all" else source(), embedding, output
 
 

@@ -383,14 +383,8 @@ class CrossAttention(nn.Module):
 # Feed-forward layers.
 
 
-def squared_relu(x: Tensor) -> Tensor:
-    """Returns relu(x)^2 (So et al. 2021, "Primer")."""
-    return F.relu(x).square()
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
-    "relu2": squared_relu,
     "gelu": F.gelu,
     "silu": F.silu,
 }

@@ -419,11 +419,7 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
     source, target, output = tied_embeddings(
-        config.tie_embeddings,
-        lambda: table(source_vocab_size),
-        lambda: table(target_vocab_size),
-        config.output_bias,
-        config.logit_softcap,
+        config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
     encoder = RecurrentEncoder(config, source)
     decoder = RecurrentDecoder(config, target, output, encoder.final_widths)

@@ -61,7 +61,6 @@ def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size:
         lambda: table(config.encoder, source_vocab_size),
         lambda: table(config.decoder, target_vocab_size),
         config.decoder.output_bias,
-        config.decoder.logit_softcap,
     )
     encoder = _encoder(config.encoder, source, config.decoder.d_model)
     decoder = _decoder(config.decoder, target, output, encoder.final_widths)

@@ -60,55 +60,20 @@ class Sublayer(nn.Module):
     """The residual connection around a sublayer f, with norm and dropout.
 
     Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), and norm(x + dropout(f(x))) in a post-norm
-    model. With the setting `residual_scales`, each channel of the output of f is multiplied by a learned scale, as in
-    LayerScale (Touvron et al. 2021, "Going deeper with image transformers", equation 4). All scales start at 1.
+    model.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = make_norm(config)
         self.norm_first = config.norm_placement == "pre"
-        self.scale = nn.Parameter(torch.empty(config.d_model)) if config.residual_scales else None  # (D,)
         self.dropout = config.dropout
-
-    def initialize(self) -> None:
-        """Sets the scales of all channels to 1, if there are any."""
-        if self.scale is not None:
-            nn.init.ones_(self.scale)
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies the sublayer `function` with its residual connection to `x`, (R, L, D); the shape stays the same."""
         y = function(self.norm(x) if self.norm_first else x)
-        if self.scale is not None:
-            y = y * self.scale
         x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else self.norm(x)
-
-
-class EmbeddingSkip(nn.Module):
-    """Computes `a * x + b * e` from a layer's input `x` and the embedded rows `e`; `a` and `b` are learned numbers.
-
-    At first, `a` is 1 and `b` is 0. Jordan et al. (2024) train GPT-2 with such skip connections
-    (https://github.com/KellerJordan/modded-nanogpt).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.empty(2))  # a and b
-
-    def initialize(self) -> None:
-        """Sets `a` to 1 and `b` to 0."""
-        with torch.no_grad():
-            self.weights.copy_(torch.tensor([1.0, 0.0]))
-
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """Returns the weighted sum of `x` and `embedded`; both, and the sum, are (R, L, D)."""
-        return self.weights[0] * x + self.weights[1] * embedded
-
-
-def make_skip(config: TransformerConfig) -> EmbeddingSkip | None:
-    """Returns a new skip connection from the embedded rows to a layer; `None` if the settings do not ask for it."""
-    return EmbeddingSkip() if config.embedding_skip else None
 
 
 class EmbeddedRows(nn.Module):
@@ -164,19 +129,13 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.skip = make_skip(config)
         self.attention = SelfAttention(*attention_settings(config, config.num_heads))
         self.feed_forward = FeedForward(config, config.d_ff)
         self.around_attention = Sublayer(config)
         self.around_feed_forward = Sublayer(config)
 
-    def forward(self, x: Tensor, embedded: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """Maps `x`, (R, S, D), to the layer's output of the same shape.
-
-        `embedded` is the input of the first layer; `mask` says which tokens may be attended to.
-        """
-        if self.skip is not None:
-            x = self.skip(x, embedded)
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
+        """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` says which tokens may be attended to."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
         return y
@@ -198,13 +157,13 @@ class TransformerEncoder(nn.Module):
     def forward(self, source: Rows) -> Memory:
         """Returns a memory with the states (R, S, D); its list `finals` is empty."""
         length = source.ids.shape[1]
-        embedded = self.embedded(source, length)
+        x = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
         rotation = None if self.rotary is None else self.rotary(source.positions, length)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
-        x = embedded = with_zero_gradients(embedded, unused)
+        x = with_zero_gradients(x, unused)
         for layer in layers:
-            x = layer(x, embedded, mask, rotation)
+            x = layer(x, mask, rotation)
         return Memory(self.norm(x), finals=[])
 
 
@@ -217,7 +176,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         num_heads = config.decoder_num_heads or config.num_heads
-        self.skip = make_skip(config)
         self.attention = SelfAttention(*attention_settings(config, num_heads))
         self.source_attention = CrossAttention(*attention_settings(config, num_heads))
         self.feed_forward = FeedForward(config, config.decoder_d_ff or config.d_ff)
@@ -228,7 +186,6 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        embedded: Tensor,
         mask: Tensor | None,
         cache: Cache,
         rotation: Rotation | None,
@@ -239,11 +196,9 @@ class DecoderLayer(nn.Module):
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
         The keys and values of these tokens are appended to `cache`. If `watched` is a list, the weights of the
-        attention to the source are appended to it. `embedded` is the input of the first layer, `mask` comes from
-        `TransformerState.advance`, and `memory` holds the keys and values of the source.
+        attention to the source are appended to it. `mask` comes from `TransformerState.advance`, and `memory` holds the
+        keys and values of the source.
         """
-        if self.skip is not None:
-            x = self.skip(x, embedded)
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
         y: Tensor = self.around_feed_forward(x, self.feed_forward)
@@ -358,11 +313,11 @@ class TransformerDecoder(nn.Module):
         state, mask = state.advance(target)
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
-        x = embedded = with_zero_gradients(self.embedded(target, state.length), state.unused)
+        x = with_zero_gradients(self.embedded(target, state.length), state.unused)
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
-            x = layer(x, embedded, mask, cache, rotation, memory, source_mask, watched)
+            x = layer(x, mask, cache, rotation, memory, source_mask, watched)
         return self.norm(x), replace(state, attention=attention)
 
 
@@ -376,11 +331,7 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
         return Embedding(vocab_size, config.d_model, config.scale_embeddings)
 
     source, target, output = tied_embeddings(
-        config.tie_embeddings,
-        lambda: table(source_vocab_size),
-        lambda: table(target_vocab_size),
-        config.output_bias,
-        config.logit_softcap,
+        config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
     longest = min(config.position_limits.values(), default=None)
     encoder = TransformerEncoder(config, source)
@@ -401,7 +352,7 @@ def initialize_transformer(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, Embedding | LearnedPositions | Output | Sublayer | EmbeddingSkip):
+        elif isinstance(module, Embedding | LearnedPositions | Output):
             module.initialize()
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()

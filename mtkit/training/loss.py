@@ -1,6 +1,6 @@
 """Training objectives: the label-smoothed cross-entropy of one forward pass, or of two with a consistency loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,6 @@ class Shares:
     cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
     divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
     weight: float = 0.0  # weight of the consistency loss in the total, where the cross-entropy has weight 1
-    z_loss: float = 0.0  # weight of the z-loss in the total; like cross-entropy, it is summed over the passes
 
 
 ONE_PASS = Shares(cross_entropy=(1.0,))
@@ -52,21 +51,18 @@ def consistent_cross_entropy(
     """Returns total loss, cross-entropy, negative log-likelihood and consistency, summed over the target tokens.
 
     All are in nats. `features` is (P, R, T, D), the features of each forward pass; `labels` is (R, T). The total is
-    cross-entropy + `shares.weight` x consistency + `shares.z_loss` x z-loss.
+    cross-entropy + `shares.weight` x consistency.
 
-    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`. The z-loss of a token is
-    log(Z)^2, where Z is the sum of exp(logits) (Chowdhery et al. 2022, section 5). Cross-entropy, negative
-    log-likelihood and z-loss are summed over the passes with the weights in `shares.cross_entropy`. The consistency of
-    two passes is the sum of their KL divergences in both directions, with the weights in `shares.divergence`; the
-    consistency of one pass is 0. Only the total has a gradient,
-    which reaches all passes.
+    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, and are summed over the passes
+    with the weights in `shares.cross_entropy`. The consistency of two passes is the sum of their KL divergences in both
+    directions, with the weights in `shares.divergence`; the consistency of one pass is 0. Only the total has a
+    gradient, which reaches all passes.
     """
     real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         _autocast(features)[:, real],
         output.weight,
         output.bias,
-        output.softcap,
         labels[real],
         smoothing,
         shares,
@@ -91,12 +87,8 @@ class _CrossEntropy(torch.autograd.Function):
     The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
     W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
     p - (1 - s) e_y - s/V, where V is the vocabulary size. So only one log-softmax over V has to be computed. Let q be
-    the distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q),
-    p - q for KL(q || p), and 2 lse(z) p for the z-loss, lse(z)^2. Sums are in fp64 if the features are in fp64, else in
-    fp32.
-
-    With a softcap c, z = c t, where t = tanh((W h + b) / c). The gradient with respect to W h + b is then the gradient
-    with respect to z, including its term -s/V, times 1 - t^2.
+    the distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q)
+    and p - q for KL(q || p). Sums are in fp64 if the features are in fp64, else in fp32.
     """
 
     @staticmethod
@@ -105,7 +97,6 @@ class _CrossEntropy(torch.autograd.Function):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        softcap: float | None,
         labels: Tensor,
         smoothing: float,
         shares: Shares,
@@ -120,7 +111,6 @@ class _CrossEntropy(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
         by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_gradient else None
         log_likelihood, sum_lse = features.new_zeros(2, num_passes, dtype=exact)
-        sum_capped, z_loss = features.new_zeros(2, num_passes, dtype=exact)
         divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
         chunk = chunk_tokens(features.device.type, num_passes, len(weight))
@@ -128,19 +118,10 @@ class _CrossEntropy(torch.autograd.Function):
             h = features[:, start : start + chunk]  # (P, C, D)
             y = labels[start : start + chunk, None].expand(num_passes, -1, 1)  # (P, C, 1)
             logits = F.linear(h.flatten(0, 1), table, added).view(num_passes, -1, len(weight))  # (P, C, V)
-            if softcap is not None:
-                tanh = logits.to(exact).div_(softcap).tanh_()
-                logits = tanh * softcap
-                sum_capped += logits.sum((1, 2))
             log_probs = F.log_softmax(logits, -1, dtype=exact)
             y_log_probs = log_probs.gather(2, y)
             log_likelihood += y_log_probs.sum((1, 2))
-            lse = logits.gather(2, y).to(exact) - y_log_probs  # (P, C, 1)
-            sum_lse += lse.sum((1, 2))
-            by_lse: Sequence[float | Tensor] = shares.cross_entropy  # gradient by the lse of each pass
-            if shares.z_loss:
-                z_loss += lse.square().sum((1, 2))
-                by_lse = [share * (1 + 2 * shares.z_loss * lse[i]) for i, share in enumerate(shares.cross_entropy)]
+            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
             if num_passes == 2:
                 log_ratio = log_probs[0] - log_probs[1]
                 probs = log_probs.exp_()
@@ -148,18 +129,9 @@ class _CrossEntropy(torch.autograd.Function):
                 divergence += divergences.sum(1)
             if by_features is None or by_weight is None:
                 continue
-            if num_passes == 2:
-                by_logits = _by_logits(probs, log_ratio, divergences, shares, by_lse)
-            else:
-                by_logits = log_probs.exp_()
-                if shares.z_loss:
-                    by_logits *= by_lse[0]
+            by_logits = log_probs.exp_() if num_passes == 1 else _by_logits(probs, log_ratio, divergences, shares)
             for i, share in enumerate(shares.cross_entropy):
                 by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
-            if softcap is not None:
-                for i, share in enumerate(shares.cross_entropy):
-                    by_logits[i] -= smoothing / len(weight) * share
-                by_logits *= tanh.square_().neg_().add_(1)
             if by_bias is not None:
                 by_bias += by_logits.sum((0, 1))
             by_logits = by_logits.to(dtype).flatten(0, 1)
@@ -170,30 +142,24 @@ class _CrossEntropy(torch.autograd.Function):
         mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not with @, which would round under autocast
         if bias is not None:
             mean_log_probs += num_tokens * bias.to(exact).mean()
-        if softcap is not None:
-            mean_log_probs = sum_capped / len(weight) - sum_lse
-        spread = smoothing if softcap is None else 0.0  # with a softcap, by_logits has its gradient already
         if by_features is not None and by_weight is not None:
             for i, share in enumerate(shares.cross_entropy):
-                by_features[i] -= spread * share * mean_row
-            by_weight -= spread / len(weight) * _sum(shares, sums_h)
+                by_features[i] -= smoothing * share * mean_row
+            by_weight -= smoothing / len(weight) * _sum(shares, sums_h)
             if bias is not None and by_bias is not None:
-                by_bias = (by_bias - spread / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
+                by_bias = (by_bias - smoothing / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
             ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
         cross_entropy = _sum(shares, (smoothing - 1) * log_likelihood - smoothing * mean_log_probs)
         negative_log_likelihood = -_sum(shares, log_likelihood)
         consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
         ctx.mark_non_differentiable(cross_entropy, negative_log_likelihood, consistency)
-        total = cross_entropy + shares.weight * consistency
-        if shares.z_loss:
-            total = total + shares.z_loss * _sum(shares, z_loss)
-        return total, cross_entropy, negative_log_likelihood, consistency
+        return cross_entropy + shares.weight * consistency, cross_entropy, negative_log_likelihood, consistency
 
     @staticmethod
     def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         by_features, by_weight, by_bias = ctx.saved_tensors
         by_bias = None if by_bias is None else by_bias * by_total
-        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None, None
+        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
 
 
 def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
@@ -203,21 +169,18 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
     return total
 
 
-def _by_logits(
-    probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares, by_lse: Sequence[float | Tensor]
-) -> Tensor:
+def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
     """Returns the gradient with respect to the logits, (2, C, V), without the terms of the labels and the smoothing.
 
     `probs` (2, C, V) is p and q, `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) is KL(p || q) and
-    KL(q || p). For each pass, `by_lse` has the gradient of the loss with respect to lse: one number, or a tensor (C, 1)
-    with a number for each token. To save memory, `log_ratio` is negated in place twice, and so keeps its values.
+    KL(q || p). To save memory, `log_ratio` is negated in place twice, and so keeps its values.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
         # The weights of KL(this || other) and of KL(other || this).
         ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
         part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
-        part.mul_(ours).add_(by_lse[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
+        part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
         log_ratio.neg_()
     return by_logits
 
@@ -257,13 +220,10 @@ class BatchLoss:
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """Returns the label-smoothed cross-entropy of one forward pass, with the z-loss if the settings ask for it."""
-    features = model(batch.source, batch.target)[None]
-    shares = Shares(cross_entropy=(1.0,), z_loss=settings.z_loss)
-    total, loss, nll, _ = consistent_cross_entropy(
-        features, model.output, batch.labels, settings.label_smoothing, shares
-    )
-    return BatchLoss(total, torch.stack([loss, nll]))
+    """Returns the label-smoothed cross-entropy of one forward pass."""
+    features = model(batch.source, batch.target)
+    loss, nll = label_smoothed_cross_entropy(features, model.output, batch.labels, settings.label_smoothing)
+    return BatchLoss(loss, torch.stack([loss.detach(), nll]))
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
@@ -274,7 +234,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
     without R-Drop, so that the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
-    shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2, z_loss=settings.z_loss)
+    shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)
     return _two_passes(
         model, _twice(batch.source), _twice(batch.target), batch.labels, settings.label_smoothing, shares
     )
@@ -288,7 +248,7 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     the start token of the target. alpha is the setting `consistency_weight`, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
-    shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha, z_loss=settings.z_loss)
+    shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
     source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.boundaries.source_end))
     target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.boundaries.start))
     return _two_passes(model, source, target, batch.labels, settings.label_smoothing, shares)

@@ -38,7 +38,6 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no G
 SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
 
 ROTARY = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "query_key_norm": True}
-ROTARY |= {"embedding_skip": True, "residual_scales": True, "logit_softcap": 10.0}
 
 ARCHITECTURES: dict[str, AnyModelConfig] = {
     "transformer": TransformerConfig(**SMALL),

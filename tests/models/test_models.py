@@ -28,16 +28,6 @@ TRANSFORMERS = [
     ]
 ] + [TransformerConfig(**{**TINY, "decoder_layers": 1}, decoder_num_heads=2, decoder_d_ff=8, scale_embeddings=False)]
 
-# Choices of the Transformers of language models, such as modded-nanogpt, PaLM and Gemma 2.
-NEW_CHOICES = {
-    "query_key_norm": True,
-    "activation": "relu2",
-    "embedding_skip": True,
-    "residual_scales": True,
-    "residual_init": "scaled",
-    "logit_softcap": 2.0,
-}
-
 # Each other choice alone, and some that are made together: as Llama, Marian, M2M100 and mBART have them.
 TRANSFORMERS += [
     TransformerConfig(**{**TINY, **others})
@@ -59,8 +49,8 @@ TRANSFORMERS += [
         {"norm_placement": "post", "activation": "gelu", "output_bias": True, "start_token": "zero"},
         {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
         {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
-        NEW_CHOICES,
-        {**NEW_CHOICES, "positions": "rotary", "norm": "rms", "norm_placement": "post", "output_bias": True},
+        {"query_key_norm": True, "residual_init": "scaled"},
+        {"query_key_norm": True, "positions": "rotary", "norm": "rms", "norm_placement": "post", "output_bias": True},
     ]
 ]
 
@@ -77,7 +67,7 @@ RECURRENT = [
         RecurrentConfig(**SMALL, attention=attention, input_feeding=feeding, context="every_step", reverse_source=True)
         for attention, feeding in [("none", False), *itertools.product(["additive", "dot"], BOTH_WAYS)]
     ),
-    RecurrentConfig(**SMALL, output_bias=True, start_token="pad", logit_softcap=2.0),
+    RecurrentConfig(**SMALL, output_bias=True, start_token="pad"),
     *(
         RecurrentConfig(**SMALL, encoder_layers=up, decoder_layers=down, cell=cell, context=context, tie_embeddings=tie)
         for up, down, cell, context, tie in [
@@ -311,10 +301,10 @@ def test_fresh_weights_depend_on_the_seed_alone():
 
 
 def test_a_mixed_model_has_the_output_layer_of_its_decoder():
-    halves = [TransformerConfig(**TINY, logit_softcap=1.0), RecurrentConfig(**SMALL, logit_softcap=2.0)]
+    halves = [TransformerConfig(**TINY, output_bias=True), RecurrentConfig(**SMALL)]
     for encoder, decoder in itertools.permutations(halves):
         model = new_model(MixedConfig(encoder=encoder, decoder=decoder), VOCAB, VOCAB, seed=1)
-        assert model.output.softcap == decoder.logit_softcap
+        assert (model.output.bias is not None) == decoder.output_bias
 
 
 @pytest.mark.parametrize(("tie", "expected"), [("none", 3), ("decoder", 2), ("all", 1)])

@@ -1,7 +1,5 @@
 """Two passes that must agree: R-Drop and SimCut are what their papers say, in value and gradient."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -92,52 +90,6 @@ def test_with_a_bias_sums_and_gradients_are_those_of_autograd_on_all_logits(monk
     weights = (features, output.weight, output.bias)
     for by_found, by_wanted in zip(gradients(found[0], *weights), gradients(wanted[0], *weights), strict=True):
         assert distance(by_found, by_wanted) < tolerance
-
-
-@pytest.mark.parametrize("tokens_of_a_chunk", [3, 1000])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize(("softcap", "z_loss"), [(2.0, 0.0), (None, 0.3), (2.0, 0.3)])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_a_softcap_and_a_z_loss_are_those_of_autograd_on_all_logits(
-    monkeypatch, smoothing, softcap, z_loss, passes, biased, tokens_of_a_chunk
-):
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", tokens_of_a_chunk * passes * V)
-    output = (biased_output_layer if biased else output_layer)(torch.float64)
-    output.softcap = softcap
-    features, labels = example()
-    features = features[:passes].detach().requires_grad_()
-    real = labels != NO_LABEL
-    shares = replace(SHARES["any"] if passes == 2 else Shares((1.0,)), z_loss=z_loss)
-    logits = output(features[:, real])
-    if passes == 2:
-        total, *reported = plain(logits, labels[real], smoothing, shares)
-    else:
-        total, likelihood = (cross_entropy(logits[0], labels[real], s) for s in (smoothing, 0.0))
-        reported = [total, likelihood, torch.zeros(())]
-    squares = logits.logsumexp(-1).square().sum(1)
-    total = total + z_loss * sum(share * square for share, square in zip(shares.cross_entropy, squares, strict=True))
-
-    found = consistent_cross_entropy(features, output, labels, smoothing, shares)
-    for value, wanted in zip(found, (total, *reported), strict=True):
-        assert abs(value - wanted) < 1e-11 * abs(total)
-    weights = (features, *output.parameters())
-    for by_found, by_wanted in zip(gradients(found[0], *weights), gradients(total, *weights), strict=True):
-        assert distance(by_found, by_wanted) < 1e-12
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_z_loss_is_in_the_objective_and_not_in_what_is_reported(model, batch, name):
-    model.eval()
-    settings = TrainingConfig(consistency=name)
-    plain, punished = (
-        OBJECTIVES[name](model, batch, settings.model_copy(update={"z_loss": weight, "cutoff": 0.0}))
-        for weight in (0.0, 0.5)
-    )
-    assert torch.equal(plain.sums, punished.sums)
-    logits = model.output(model(batch.source, batch.target))[batch.labels != NO_LABEL]
-    assert distance(punished.total - plain.total, 0.5 * logits.logsumexp(-1).square().sum()) < 1e-12
-    assert not torch.equal(*(gradients(found.total, model.output.weight)[0] for found in (plain, punished)))
 
 
 def test_the_gradient_is_that_of_finite_differences():

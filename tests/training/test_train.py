@@ -43,7 +43,6 @@ from mtkit.training.update import LossScaler, random_seed
 from mtkit.training.validation import Validation, selection_score
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING
-from tests.models.test_models import NEW_CHOICES
 from tests.runs import (
     DEVICES,
     MIXED,
@@ -254,16 +253,7 @@ def test_plateau_lowers_the_rate_each_time_nothing_better_came_down_to_the_final
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_run_that_leaves_layers_out_resumes_to_the_bit_and_every_weight_has_seen_every_update(make, optimizer):
     model = {"encoder_layers": 2, "decoder_layers": 1, "layer_dropout": 0.6}
-    if optimizer == "adamw":
-        model |= {**NEW_CHOICES, "residual_init": "zero"}
-    options = {
-        "model": model,
-        "z_loss": 0.01,
-        "max_steps": 12,
-        "accumulate": 1,
-        "optimizer": optimizer,
-        "weight_decay": 0.01,
-    }
+    options = {"model": model, "max_steps": 12, "accumulate": 1, "optimizer": optimizer, "weight_decay": 0.01}
     wanted = outcome(trained(make("uninterrupted", **options)))
     config = make(**options)
     with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
