@@ -6,7 +6,7 @@ All faults are reported together. The line for each fault says where it is, what
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -107,7 +107,7 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
     Raises a ConfigError that lists all faults.
     """
     document = read_yaml(text, name)
-    data = {} if document.data is None else document.data
+    data = {} if document.data is None else _without_retired(document.data)
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
     if not isinstance(data, dict):
         raise ConfigError(f"{places[()]}: found {_shown(data)}, wants keys and values")
@@ -138,6 +138,30 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
     if faults or refused:
         raise ConfigError("\n".join([*_lines(faults, places), *refused]))
     return config, places
+
+
+# Settings of earlier versions that no longer exist, each with the value that stands for what is done now.
+RETIRED: dict[str, dict[str, object]] = {
+    "model": {"embedding_skip": False, "residual_scales": False, "logit_softcap": None},
+    "training": {"z_loss": 0.0},
+}
+
+
+def _without_retired(data: Any, retired: Mapping[str, Any] = RETIRED) -> Any:
+    """Returns `data` without retired settings that stand for what is done now, which runs and models may still name.
+
+    Retired settings with other values stay, and are reported as unknown. The settings of a model may also be those of
+    its encoder or decoder.
+    """
+    if not isinstance(data, dict):
+        return data
+    kept = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            kept[name] = _without_retired(value, retired if name in ("encoder", "decoder") else retired.get(name, {}))
+        elif name not in retired or value != retired[name]:
+            kept[name] = value
+    return kept
 
 
 def _read_text(path: Path) -> str:

@@ -15,7 +15,9 @@ from mtkit.models.interface import Output, TranslationModel
 # In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
 # C tokens of a chunk, P passes, 1 or 2.
 
-CHUNK_ELEMENTS = 1 << 21  # logits of a chunk on a CPU: 8 MB in fp32, which fit into its cache
+# On a CPU, matrix products are computed for a chunk of tokens at a time; what comes between them, for a slice of it.
+CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
+SLICE_ELEMENTS = 1 << 19  # logits of a slice: 2 MB in fp32, which fit into the cache of a core
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
 DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
 
@@ -53,8 +55,8 @@ def consistent_cross_entropy(
     All are in nats. `features` is (P, R, T, D), the features of each forward pass; `labels` is (R, T). The total is
     cross-entropy + `shares.weight` x consistency.
 
-    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, and are summed over the passes
-    with the weights in `shares.cross_entropy`. The consistency of two passes is the sum of their KL divergences in both
+    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
+    weights in `shares.cross_entropy`. The consistency of two passes is the sum of their KL divergences in both
     directions, with the weights in `shares.divergence`; the consistency of one pass is 0. Only the total has a
     gradient, which reaches all passes.
     """
@@ -114,29 +116,42 @@ class _CrossEntropy(torch.autograd.Function):
         divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
         chunk = chunk_tokens(features.device.type, num_passes, len(weight))
+        part = slice_tokens(features.device.type, num_passes, len(weight))
+        # Memory that is used again is faster than new memory, which a CPU has to map page by page.
+        elements_per_token = num_passes * len(weight)
+        all_logits = features.new_empty(min(chunk, num_tokens) * elements_per_token)
+        scratch = features.new_empty(min(part, num_tokens) * elements_per_token, dtype=exact)
         for start in range(0, num_tokens, chunk):
-            h = features[:, start : start + chunk]  # (P, C, D)
-            y = labels[start : start + chunk, None].expand(num_passes, -1, 1)  # (P, C, 1)
-            logits = F.linear(h.flatten(0, 1), table, added).view(num_passes, -1, len(weight))  # (P, C, V)
-            log_probs = F.log_softmax(logits, -1, dtype=exact)
-            y_log_probs = log_probs.gather(2, y)
-            log_likelihood += y_log_probs.sum((1, 2))
-            sum_lse += (logits.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
-            if num_passes == 2:
-                log_ratio = log_probs[0] - log_probs[1]
-                probs = log_probs.exp_()
-                divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])  # (2, C)
-                divergence += divergences.sum(1)
-            if by_features is None or by_weight is None:
-                continue
-            by_logits = log_probs.exp_() if num_passes == 1 else _by_logits(probs, log_ratio, divergences, shares)
-            for i, share in enumerate(shares.cross_entropy):
-                by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
-            if by_bias is not None:
-                by_bias += by_logits.sum((0, 1))
-            by_logits = by_logits.to(dtype).flatten(0, 1)
-            by_features[:, start : start + chunk] = (by_logits @ table).view(h.shape)
-            _add_product(by_weight, by_logits, h.flatten(0, 1))
+            h = features[:, start : start + chunk].flatten(0, 1)  # (P x C, D)
+            logits = all_logits[: len(h) * len(weight)].view(-1, len(weight))  # (P x C, V)
+            if added is None:
+                torch.mm(h, table.T, out=logits)
+            else:
+                torch.addmm(added, h, table.T, out=logits)
+            chunk_labels = labels[start : start + chunk]
+            slices = torch.split(logits.view(num_passes, -1, len(weight)), part, dim=1)
+            for z, slice_labels in zip(slices, torch.split(chunk_labels, part), strict=True):  # (P, C', V) and (C',)
+                y = slice_labels[:, None].expand(num_passes, -1, 1)  # (P, C', 1)
+                log_probs = _log_softmax(z, scratch)
+                y_log_probs = log_probs.gather(2, y)
+                log_likelihood += y_log_probs.sum((1, 2))
+                sum_lse += (z.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
+                if num_passes == 2:
+                    log_ratio = log_probs[0] - log_probs[1]
+                    probs = log_probs.exp_()
+                    divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])
+                    divergence += divergences.sum(1)  # `divergences` is (2, C')
+                if by_weight is None:
+                    continue
+                by_logits = _by_logits(probs, log_ratio, divergences, shares) if num_passes == 2 else log_probs.exp_()
+                for i, share in enumerate(shares.cross_entropy):
+                    by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
+                if by_bias is not None:
+                    by_bias += by_logits.sum((0, 1))
+                z.copy_(by_logits)
+            if by_features is not None and by_weight is not None:  # `logits` now holds the gradient by the logits
+                by_features[:, start : start + chunk] = (logits @ table).view(num_passes, -1, h.shape[1])
+                _add_product(by_weight, logits, h)
 
         sums_h = features.to(exact).sum(1)  # (P, D)
         mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not with @, which would round under autocast
@@ -201,8 +216,23 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
         by_weight.addmm_(by_logits.T.to(by_weight.dtype), h.to(by_weight.dtype))
 
 
+def _log_softmax(logits: Tensor, scratch: Tensor) -> Tensor:
+    """Returns the log-softmax of `logits` in the dtype of `scratch`; on a CPU, it is written into `scratch`."""
+    if logits.device.type != "cpu":
+        return F.log_softmax(logits, -1, dtype=scratch.dtype)
+    log_probs = scratch[: logits.numel()].view(logits.shape)
+    return torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
+
+
+def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
+    """Returns how many tokens of a chunk the softmax is computed for at a time: on devices other than CPUs, for all."""
+    if device == "cpu":
+        return max(1, SLICE_ELEMENTS // (num_passes * vocab_size))
+    return chunk_tokens(device, num_passes, vocab_size)
+
+
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """Returns how many tokens the loss is computed for at a time; each token has `num_passes` x `vocab_size` logits."""
+    """Returns for how many tokens logits are in memory at a time; each token has `num_passes` x `vocab_size` logits."""
     if device == "cpu":
         return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
@@ -221,9 +251,11 @@ class BatchLoss:
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """Returns the label-smoothed cross-entropy of one forward pass."""
-    features = model(batch.source, batch.target)
-    loss, nll = label_smoothed_cross_entropy(features, model.output, batch.labels, settings.label_smoothing)
-    return BatchLoss(loss, torch.stack([loss.detach(), nll]))
+    features = model(batch.source, batch.target)[None]
+    total, loss, nll, _ = consistent_cross_entropy(
+        features, model.output, batch.labels, settings.label_smoothing, ONE_PASS
+    )
+    return BatchLoss(total, torch.stack([loss, nll]))
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:

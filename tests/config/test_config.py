@@ -1114,3 +1114,19 @@ def test_the_json_schema_lets_the_architecture_be_left_out() -> None:
 def test_settings_are_never_edited() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().training.seed = 5  # type: ignore[misc]
+
+
+def test_settings_of_earlier_versions_are_dropped_if_they_mean_what_is_done_now():
+    retired = {"embedding_skip": False, "residual_scales": False, "logit_softcap": None}
+    text = json.dumps({"model": retired, "training": {"z_loss": 0}})
+    assert config_from_text(text, "c.yaml") == config_from_text("", "c.yaml")
+    halves = {"architecture": "mixed", "encoder": {"d_ff": 64, **retired}, "decoder": {"architecture": "rnn"}}
+    found = config_from_text(json.dumps({"model": halves}), "c.yaml")
+    assert isinstance(found.model, MixedConfig)
+    assert found.model.encoder.d_ff == 64
+
+
+@pytest.mark.parametrize(("section", "name", "value"), [("model", "logit_softcap", 15.0), ("training", "z_loss", 0.1)])
+def test_settings_of_earlier_versions_with_another_value_are_unknown(section, name, value):
+    with pytest.raises(ConfigError, match=f"c.yaml:.*: unknown key '{section}.{name}'"):
+        config_from_text(json.dumps({section: {name: value}}), "c.yaml")
