@@ -60,6 +60,7 @@ def test_sums_and_gradients_are_those_of_autograd_on_all_logits(
     monkeypatch, dtype, tolerance, smoothing, name, tokens_of_a_chunk, device
 ):
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", tokens_of_a_chunk * 2 * V)
+    monkeypatch.setattr(loss, "SLICE_ELEMENTS", 2 * 2 * V)
     output, shares = output_layer(dtype, device), SHARES[name]
     features, labels = example(dtype, device)
     real = labels != NO_LABEL
@@ -80,6 +81,7 @@ def test_sums_and_gradients_are_those_of_autograd_on_all_logits(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_with_a_bias_sums_and_gradients_are_those_of_autograd_on_all_logits(monkeypatch, dtype, name):
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 3 * 2 * V)
+    monkeypatch.setattr(loss, "SLICE_ELEMENTS", 2 * V)
     output, shares, tolerance = biased_output_layer(dtype), SHARES[name], 1e-5 if dtype == torch.float32 else 1e-13
     features, labels = example(dtype)
     real = labels != NO_LABEL
