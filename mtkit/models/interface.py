@@ -121,9 +121,43 @@ class Output(nn.Module):
         return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
 
 
-def log_probs_from(logits: Tensor) -> Tensor:
-    """Returns the log-softmax of `logits` (…, V) over V: float64 if the logits are float64, else float32."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB in fp32, which fit into a core's cache
+
+
+class Scratch:
+    """Memory that is used again in each step of a search; new memory would have to be mapped page by page on a CPU."""
+
+    def __init__(self) -> None:
+        self.vector = torch.empty(0)
+
+    def at_least(self, length: int) -> Tensor:
+        """Returns a vector of at least `length` float32 numbers on the CPU; all calls share its memory."""
+        if length > len(self.vector):
+            self.vector = torch.empty(length)
+        return self.vector
+
+
+def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """Returns the log-softmax of `logits` (…, V) over V: float64 if the logits are float64, else float32.
+
+    Has no gradient. The logits must not be used afterwards, since the result may be written over them. If the result
+    needs memory of its own, it takes that of `scratch`, which the next call with `scratch` overwrites.
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    if logits.device.type != "cpu":
+        return logits.log_softmax(-1, dtype=exact)
+    if logits.dtype == exact:
+        log_probs = logits.detach()
+    else:
+        memory = (scratch or Scratch()).at_least(logits.numel())
+        log_probs = memory[: logits.numel()].view(logits.shape)
+    num_rows = max(1, SLICE_ELEMENTS // logits.shape[-1])
+    slices = (torch.split(x.view(-1, logits.shape[-1]), num_rows) for x in (logits.detach(), log_probs))
+    for before, after in zip(*slices, strict=True):
+        if logits.dtype != exact:
+            after.copy_(before)
+        torch.log_softmax(after, -1, out=after)
+    return log_probs
 
 
 def tied_embeddings(

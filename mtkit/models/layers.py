@@ -362,7 +362,10 @@ class CrossAttention(nn.Module):
         The keys are normalised if the settings say so.
         """
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, -1))
-        return self.key_norm(key), value
+        key = self.key_norm(key)
+        if torch.is_grad_enabled():
+            return key, value
+        return key.contiguous(), value.contiguous()  # a search multiplies with them in every step
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watched: list[Tensor] | None = None

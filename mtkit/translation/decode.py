@@ -16,7 +16,7 @@ from torch import Tensor
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batch import Ragged, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
-from mtkit.models.interface import Ensemble, State, TranslationModel, log_probs_from, next_rows
+from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
 from mtkit.search.searches import STOPPING, Draw, Groups, UniformNumbers, beam_search, greedy_search, sample_search
 from mtkit.search.step import (
     LENGTH_PENALTIES,
@@ -72,7 +72,7 @@ def decode(
         constraints = [begin_with(_padded(prefixes).to(model.device), constraints)]
 
     source = source_rows(sources, model.boundaries.source_end).to(model.device)
-    step: Step[Any] = partial(next_log_probs, model, forbidden)
+    step: Step[Any] = partial(next_log_probs, model, forbidden, scratch=Scratch())
     state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
     extra_score: Callable[[Any], Tensor] | None = None
     if constraints:
@@ -139,13 +139,17 @@ def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]
     ]
 
 
-def next_log_probs(model: Model, forbidden: Sequence[int], ids: Tensor, state: State) -> tuple[Tensor, State]:
+def next_log_probs(
+    model: Model, forbidden: Sequence[int], ids: Tensor, state: State, scratch: Scratch | None = None
+) -> tuple[Tensor, State]:
     """Returns the log-probabilities (R, W, V) of the token that follows each of `ids` (R, W), and the next state.
 
-    This is one step of a search. The log-probabilities of forbidden tokens are -inf.
+    This is one step of a search. The log-probabilities of forbidden tokens are -inf. With `scratch`, the next step may
+    overwrite the log-probabilities of this one.
     """
     features, state = model.decode(next_rows(ids, state), state)
-    log_probs = log_probs_from(model.output(features))
+    logits = model.output(features)
+    log_probs = log_probs_from(logits, scratch)
     for token in forbidden:
         log_probs[:, :, token] = float("-inf")
     return log_probs, state

@@ -14,6 +14,7 @@ from mtkit.config.model_settings import MixedConfig, RecurrentConfig, Transforme
 from mtkit.data.batch import Rows
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
+from mtkit.search import searches
 from mtkit.search.searches import beam_search, greedy_search
 from mtkit.search.step import LENGTH_PENALTIES, Hypothesis, gnmt, power
 from mtkit.text.vocabulary import BEGIN, END, PAD, UNKNOWN
@@ -323,3 +324,28 @@ def test_a_beam_as_wide_as_the_space_finds_what_trying_every_output_of_a_real_mo
                 total = sum(float(log_probs[place, token]) for place, token in enumerate([*tokens, END]))
                 tried.append((tokens, total / (len(tokens) + 1) ** 0.7))
             assert_same(hypotheses, sorted(tried, key=lambda one: -one[1]))
+
+
+# The largest values of a large vocabulary, found block by block.
+
+
+@pytest.mark.parametrize("vocab_size", [100, 128, 129, 1000])
+@pytest.mark.parametrize("levels", [3, 1 << 20])  # with few levels, most values are equal
+def test_the_largest_of_blocks_is_the_largest_of_all_and_the_first_of_equals(vocab_size, levels):
+    values = torch.randint(levels, (4, 3, vocab_size), generator=torch.Generator().manual_seed(vocab_size)).float()
+    wanted = [[row.index(max(row)) for row in rows] for rows in values.tolist()]
+    assert searches._argmax(values).tolist() == wanted
+    values[1, 2, vocab_size - 1] = torch.nan
+    assert searches._argmax(values)[1, 2] == vocab_size - 1
+
+
+@pytest.mark.parametrize("vocab_size", [100, 1000, 2048])
+@pytest.mark.parametrize("levels", [3, 1 << 20])
+def test_the_top_of_blocks_is_the_top_of_all(vocab_size, levels):
+    values = torch.randint(levels, (4, 3, vocab_size), generator=torch.Generator().manual_seed(vocab_size)).float()
+    values[0, 0, 5:] = -torch.inf
+    values[2, 1, 77] = torch.nan
+    found, tokens = searches._topk(values, 6)
+    torch.testing.assert_close(found, values.topk(6).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(values.gather(2, tokens), found, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row)) == 6 for rows in tokens.tolist() for row in rows)
