@@ -76,7 +76,7 @@ def main() -> NoReturn:
 
 
 def _opened_null(descriptor: int) -> int:
-    """Make the file descriptor refer to the null device instead of its present file, and return the descriptor."""
+    """Make `descriptor`, a file descriptor, refer to the null device from now on; return `descriptor`."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)

@@ -74,7 +74,7 @@ MOST_DIGITS = 100  # in a number that whole_number accepts; Python itself refuse
 
 
 def shown(value: object) -> str:
-    """The type and the shortened repr of `value`, for messages, such as "int 5"."""
+    """A text such as "int 5" for use in messages: the type of `value`, then its repr, shortened if it is long."""
     if value is None:
         return "None"
     text = repr(value)
@@ -175,9 +175,9 @@ class Warnings:
         self.counts: dict[str, int] = {}
 
     def add(self, what: str, number: int) -> None:
-        """Warn about the line with this number, counted from 1.
+        """Warn about line `number`; lines are counted from 1.
 
-        `what` is the kind of warning and ends its sentence, such as "is not valid UTF-8".
+        `what` is the kind of warning. It is also the end of the message "line 5 …", for example "is not valid UTF-8".
         """
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:
@@ -239,7 +239,7 @@ def inform(text: str) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Print, before the block, that work begins and, after it, how long it took.
+    """Print a line before the block to say that work begins, and a line after the block to say how long the work took.
 
     `what` names the work. Use this for work without items to count; Meter counts items.
     """

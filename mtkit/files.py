@@ -125,7 +125,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 @dataclass
 class Stop:
-    """What signals have asked training to do; training checks this between batches."""
+    """Records what signals ask training to do; training looks at the record between batches."""
 
     signal: int = 0  # number of the signal that asked training to stop; 0: none
     save: bool = False  # whether SIGUSR1 asked for a checkpoint; training continues after it

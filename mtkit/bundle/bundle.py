@@ -29,7 +29,7 @@ MOST_PIECES = 1 << 31
 
 @dataclass(frozen=True)
 class Table:
-    """In `KINDS`, stands for a dict with arbitrary keys whose values are all of the kind `of`."""
+    """An entry of `KINDS` for a dict that may have any keys, and whose values are all of the kind `of`."""
 
     of: Any
 
@@ -39,8 +39,8 @@ NEEDED = {"weights_bytes", "tokenizer_sha256", "source_vocab_size", "target_voca
 
 LENGTHS = {"mean": float, "longest": int, "quantiles": Table(int)}
 
-# The kind of value of each known key, as _fits checks it; other keys may have any value. Numbers must be finite and not
-# negative.
+# Maps each known key of a description to the kind of its value; see _fits. Other keys may have any value. Numbers must
+# be finite and not negative.
 KINDS = {
     "mtkit": str,
     "name": str,
@@ -196,11 +196,12 @@ WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "tokenizer",
 )
 
-# Keys of bundle.json that list the target ids and the tags that were added to the vocabulary and have not been trained
-# since. These ids are never generated.
+# Two keys of bundle.json. The first lists the target ids that were added to the vocabulary and have not been trained
+# since; these ids are never generated. The second lists the tags that were added and have not been trained since.
 UNTRAINED, UNTRAINED_TAGS = "untrained", "untrained_tags"
 
-# Files and folders that only a run directory has, not a bundle; training creates some of them as soon as it starts.
+# Files and folders that tell a run directory from a bundle, which has none of them. Training creates some of them as
+# soon as it starts.
 RUN_SIGNS = (".lock", "checkpoints", "run.json", "tokenizer/provenance.json")
 
 SCORE = {"test_set", "metric", "score", "signature"}  # the keys of each score in scores.json
@@ -253,7 +254,7 @@ class Bundle:
         """The weights by parameter name, memory-mapped rather than copied.
 
         Raises CheckpointError if the file of weights is missing or damaged. Also raises CheckpointError if the settings
-        describe a larger model than the weights can fill, that is, a model with more layers or larger matrices.
+        describe a model with more layers or larger matrices than the weights have.
         """
         path = self.path / WEIGHTS
         try:
@@ -279,7 +280,7 @@ class Bundle:
     def untrained(self) -> list[int]:
         """Ids that were added to the target vocabulary and have not been trained since.
 
-        Raises CheckpointError if their entry in bundle.json is not a list of valid ids.
+        Raises CheckpointError if bundle.json has no valid list of ids under the key `untrained`.
         """
         ids = self.description.get(UNTRAINED, [])
         size = self.description["target_vocab_size"]
@@ -465,7 +466,10 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in scores.json; an empty list if it is missing or damaged, since scores can be measured again."""
+    """The scores in scores.json.
+
+    If the file is missing or damaged, returns an empty list and raises no error, since scores can be measured again.
+    """
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
     except (FileNotFoundError, ValueError, RecursionError):

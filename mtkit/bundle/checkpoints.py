@@ -121,7 +121,7 @@ class Progress:
 
     @property
     def has_best(self) -> bool:
-        """Whether there is a best model so far: some validation had a score above -inf."""
+        """Whether training has found a best model, that is, whether any validation so far had a score above -inf."""
         return self.best_step > 0 or self.best_score > float("-inf")
 
 
@@ -174,7 +174,7 @@ def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
 
 
 def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """The progress in a checkpoint, the identity of its run, and the SHA-256 of each of its files by name.
+    """The progress in a checkpoint, the identity of its run, and {file name: SHA-256} for the checkpoint's files.
 
     The identity consists of the settings and checksums that must match for the run to resume. Raises CheckpointError if
     progress.json is damaged or missing.
@@ -202,7 +202,10 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
 
 
 def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name: never their average over updates, even if there is one."""
+    """The weights of a checkpoint as they were after update `step`, by parameter name.
+
+    A checkpoint may also have an average of the weights over updates, which this function does not read.
+    """
     return read_tensors_of(checkpoints, step, WEIGHTS)
 
 
@@ -241,8 +244,8 @@ def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int
     """The steps to average, ascending: the best step and up to `count - 1` scheduled steps immediately before it.
 
     `scheduled` has the steps of all checkpoints except those that were saved only because the run was stopped. The best
-    step may be missing from `scheduled`: an earlier session of the run may have ended at that step, because its step
-    limit was lower.
+    step may be missing from `scheduled`: an earlier session of the run, with a lower limit on the number of steps, may
+    have ended at that step.
 
     Step 0 is the model that training started from. If it is the best step, only step 0 is returned; else step 0 is left
     out. The reason is that averaging evens out the noise of updates. The model at step 0 has no such noise, so it would
@@ -403,10 +406,10 @@ RACE = "race.json"  # the record of `mtkit race`
 
 
 def noted_validation(run: Path) -> str | None:
-    """The checksum of the validation text of a run, as its newest readable checkpoint records it.
+    """The checksum of the validation text of a run, as recorded in the run's newest readable checkpoint.
 
-    If no checkpoint can be read, trained.json is read instead. Returns "" if an earlier version of mtkit recorded no
-    checksum, and `None` if neither a checkpoint nor trained.json can be read.
+    If no checkpoint can be read, the checksum in trained.json is returned instead. Returns "" if an earlier version of
+    mtkit recorded no checksum, and `None` if neither a checkpoint nor trained.json can be read.
     """
     for step in reversed(checkpoint_steps(run / "checkpoints")):
         try:

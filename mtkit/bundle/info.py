@@ -116,7 +116,10 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> str:
-    """A table of sentence lengths in tokens, with a row for each side: their mean, quantiles and maximum."""
+    """A table of sentence lengths in tokens.
+
+    It has a row for the source and a row for the target, each with the mean, the quantiles and the maximum.
+    """
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
     rows = [
@@ -180,7 +183,11 @@ def _change(name: str, sides: list[Any]) -> str:
 
 
 def decoding_text(decoding: DecodingConfig) -> str:
-    """A phrase on how translations are found: beam search or sampling, then other settings that are not the default."""
+    """A phrase on how translations are found.
+
+    The phrase first names the method, beam search or sampling. Other settings follow if they differ from their
+    defaults.
+    """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)
@@ -316,7 +323,10 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
-    """A phrase, after a comma, on how the weights were chosen; empty for a checkpoint that the user named."""
+    """A phrase, beginning with a comma, on how the weights were chosen.
+
+    If the model is a checkpoint that the user named, returns an empty string.
+    """
     if "choice" in training:
         return f", {training['choice']}"
     is_checkpoint = "finished" in training
@@ -428,7 +438,10 @@ def pack(model: Path, output: Path) -> int:
 
 
 def _write_packed(storage: Storage, sums: Mapping[str, Sums], output: Path) -> None:
-    """Packs the files into `output` atomically; raises CheckpointError if it cannot be written."""
+    """Packs the files in `sums` into the file `output`, atomically.
+
+    Raises CheckpointError if `output` cannot be written.
+    """
     members = members_of(storage, sums)
     contents = [storage.view(member.name) for member in members]
     try:

@@ -56,8 +56,8 @@ from mtkit.text.tokenizer_training import bundled_settings
 class CheckpointStorage:
     """A checkpoint presented as the files of a bundle.
 
-    The tokenizer and the settings come from its run. All files are held in memory, since training may delete the
-    checkpoint.
+    The tokenizer and the settings come from the run that the checkpoint belongs to. All files are held in memory, since
+    training may delete the checkpoint.
     """
 
     path: Path  # of the checkpoint
@@ -86,7 +86,7 @@ class CheckpointStorage:
         return self.files[name]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always `None`: there are no bytes around the files."""
+        """Always `None`: only an archive has bytes before, between and after its files."""
         return None
 
 
@@ -224,7 +224,9 @@ def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
 
 
 def best_step(run: Path) -> tuple[int, str]:
-    """The step of the checkpoint to use for a run (the best so far, else the newest), and a phrase on why.
+    """The step of the checkpoint to use for a run, and a phrase that gives the reason for this choice.
+
+    This is the best checkpoint so far, or the newest one if there is no best or if the best has been deleted.
 
     Raises CheckpointError if the run has no checkpoint.
     """
@@ -244,7 +246,11 @@ def best_step(run: Path) -> tuple[int, str]:
 
 
 def _score_text(select_by: str, score: float) -> str:
-    """A validation score with its name, such as "BLEU 31.20"; for loss, whose score is -nll, "nll 2.1000"."""
+    """A validation score with the name of the metric, such as "BLEU 31.20".
+
+    If `select_by` is "loss", `score` is the negative of the loss. The text then has the loss itself: "nll 2.1000" for a
+    score of -2.1.
+    """
     if select_by == "loss":
         return f"nll {-score:.4f}"
     return f"{ {'bleu': 'BLEU', 'chrf': 'chrF'}[select_by] } {score:.2f}"
@@ -355,10 +361,11 @@ def carried_over(config: Config) -> Config:
     """Returns `config`, completed with settings of the model that training.start_from names.
 
     The sections model, tokenizer, languages and decoding are filled in. Settings that `config` gives explicitly take
-    precedence, but those in model and tokenizer must equal the other model's, which `start_bundle` checks. Only dropout
-    may differ: it is not part of the weights, and its best value depends on the amount of data.
+    precedence. However, those in model and tokenizer must equal the settings of the model to start from; `start_bundle`
+    checks this. Only dropout may differ: it is not part of the weights, and its best value depends on the amount of
+    data.
 
-    If the other model no longer exists, the sections are read from the run's own config.yaml. Without
+    If the model to start from no longer exists, the four sections are read from the run's own config.yaml. Without
     training.start_from, `config` is returned unchanged. Raises ConfigError if the architecture differs or a tag is
     unknown (see `_check_tags`).
     """
@@ -417,9 +424,10 @@ def _own_run(config: Config) -> ConfigError:
 def _check_tags(config: Config) -> None:
     """Raises ConfigError if the model to start from does not know a tag that the settings use.
 
-    A tag of a validation or test set may instead be a tag of data.train. Tags of data.train are not checked once the
-    run has begun: earlier versions of mtkit accepted unknown tags, which the tokenizer splits into pieces, and such a
-    run must be able to continue.
+    A tag of a validation or test set is also accepted if it is a tag of data.train.
+
+    Tags of data.train are checked only before the run begins. Earlier versions of mtkit accepted unknown tags, which
+    the tokenizer splits into pieces, and a run that began with one of these versions must be able to continue.
     """
     if not config.data.train_tags and not any(config.data.untrained_tags(())):
         return
@@ -451,7 +459,10 @@ def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _known_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from, or else the run's copy of it; `None` if neither can be read."""
+    """The tokenizer of the model to start from.
+
+    If it cannot be read, returns the copy of the tokenizer in the run directory; `None` if that cannot be read either.
+    """
     try:
         if tokenizer := start_tokenizer(config):
             return tokenizer
@@ -468,11 +479,13 @@ def _other_model(config: Config, different: list[str]) -> ConfigError:
 
 
 def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]:
-    """Yields a message for each architecture in our settings that differs from that of the model to start from.
+    """Yields a message for each architecture in `ours` that differs from the one in `carried`.
 
-    Only architectures that our settings give explicitly count. In a mixed model, encoder and decoder are compared
-    separately. Architectures are compared before other settings, because models of different architectures have
-    different settings.
+    `ours` has the settings of the run, and `carried` has those of the model to start from. An architecture that `ours`
+    does not give explicitly is not compared. In a mixed model, encoder and decoder are compared separately.
+
+    Architectures are compared before all other settings, because models of different architectures have different
+    settings.
     """
     if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
         theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
@@ -510,7 +523,9 @@ def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> I
 
 
 def start_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from; `None` if training.start_from is not set or has no readable model.
+    """The tokenizer of the model to start from.
+
+    Returns `None` if training.start_from is not set, or if the model that it names is missing or damaged.
 
     Raises CheckpointError if the tokenizer itself is damaged.
     """
@@ -557,7 +572,10 @@ def _was_chosen(storage: Storage) -> bool:
 
 
 def _start_storage(config: Config) -> Storage | None:
-    """The storage of the model to start from; `None` if training.start_from is not set or has no readable model."""
+    """The storage of the model to start from.
+
+    Returns `None` if training.start_from is not set, or if the model that it names is missing or damaged.
+    """
     if config.training.start_from is None:
         return None
     try:

@@ -88,7 +88,10 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """An extra field that moves the byte at offset `place` to a multiple of `alignment`."""
+    """An extra field for the header of a file, which moves a byte of the archive to an aligned offset.
+
+    Without the field, the byte is at offset `place`; with the field, its offset is a multiple of `alignment`.
+    """
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
     return struct.pack("<3H", PADDING, 2 + zeros, alignment) + bytes(zeros)
@@ -214,7 +217,10 @@ class Storage(Protocol):
         """The content of the file called `name`, not copied; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message if the bytes around the files are not those that `mtkit pack` writes for `members`; else `None`."""
+        """A message if an archive is not as `mtkit pack` writes it; else `None`.
+
+        Only the bytes before, between and after the contents of its files, which are `members`, are compared.
+        """
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ class Folder:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always `None`: in a folder, there are no bytes around the files."""
+        """Always `None`: only an archive has bytes before, between and after its files."""
         return None
 
 
@@ -285,9 +291,10 @@ class Packed:
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message if the bytes around the files are not those that `mtkit pack` writes; else `None`.
+        """A message if the archive is not as `mtkit pack` writes it; else `None`.
 
-        The message gives the offset of the first such byte.
+        Only the bytes before, between and after the contents of its files, which are `members`, are compared. The
+        message gives the offset of the first byte that differs.
         """
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
@@ -365,7 +372,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class _Entry:
-    """The entry of one tensor in the header."""
+    """The entry of one tensor in the header of a safetensors file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -374,10 +381,10 @@ class _Entry:
 
 
 def numbers_begin(data: memoryview) -> int:
-    """The offset in a safetensors file at which the header ends and the first tensor begins.
+    """The offset at which the first tensor begins in `data`, the content of a safetensors file.
 
-    Raises ValueError if the file says that its header is longer than the rest of the file, or longer than
-    LONGEST_HEADER.
+    The header ends at the same offset. Its length is given at the beginning of the file. Raises ValueError if the
+    header would be longer than the rest of the file or than LONGEST_HEADER.
     """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
@@ -422,7 +429,10 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _entries(header: bytes) -> dict[str, _Entry]:
-    """Parses the header and returns its entries by tensor name; raises ValueError if the header is damaged."""
+    """Parses `header`, the header of a safetensors file, and returns its entries by tensor name.
+
+    Raises ValueError if the header is damaged.
+    """
     try:
         content = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError:

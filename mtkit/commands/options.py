@@ -86,7 +86,7 @@ def decoding_settings(
 ) -> list[str]:
     """Returns the options that were given, as key=value settings.
 
-    So they are checked like settings, with the same messages.
+    In this form, the options are checked in the way that settings are, and errors have the same messages.
     """
     found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
     return found if device is None else [*found, f"device={device}"]

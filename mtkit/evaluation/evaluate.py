@@ -58,7 +58,7 @@ class ScoredSet:
 
     @property
     def words(self) -> str:
-        """The range of source lengths in the bucket, such as "1-10 words"; "" if the test set is not split."""
+        """The range of source lengths in the bucket, such as "1-10 words"; "" for a score on a whole test set."""
         return "" if self.min_words is None else _words(self.min_words, self.max_words)
 
 
@@ -111,8 +111,9 @@ def score_models(
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
-    first model. `overrides`, as in `load`, change the settings of both models. Raises MtkitError if a model, the test
-    data or a setting is wrong or missing. Such errors are raised before anything is translated, where possible.
+    first model. `overrides` are settings such as decoding.beam_size=1, and apply to both models. Raises MtkitError if a
+    model, the test data or a setting is wrong or missing. Where possible, the error is raised before anything is
+    translated.
     """
     _require_seed(scoring, against)
     systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
@@ -218,7 +219,7 @@ def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
 
 
 def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
-    """Raises MtkitError if the model does not know the tag; the message begins with `where`."""
+    """Raises MtkitError, with a message that begins with `where`, if the model does not know `tag`."""
     if tag is not None:
         try:
             translator.require_tag(tag)
@@ -227,9 +228,9 @@ def _require_tag(translator: Translator, where: str, tag: str | None) -> None:
 
 
 def translate_set(translator: Translator, name: str, sources: Sequence[str], tag: str | None = None) -> list[str]:
-    """Return the translations of the sources; warn of problems with tags and with translations.
+    """Return the translations of `sources`; warn of problems with tags and with translations.
 
-    The tag is put before each source that is not blank. `name` is the name of the test set, for messages.
+    If `tag` is given, it is put before each source that is not blank. `name` is the name of the test set, for messages.
     """
     tagged_sources = [tagged(line, tag) for line in sources]
     _warn_of_tags(translator, name, tagged_sources)
@@ -287,10 +288,11 @@ def evaluate_texts(
     scoring: Scoring,
     source_path: Path | None = None,
 ) -> list[ScoredSet]:
-    """Score existing translations of the test set called `name`, by one system or by two that are compared.
+    """Score existing translations of the test set called `name`.
 
-    `source_path` is needed if `scoring.by_length` is true. Raises DataError if a file is unreadable, or if the files
-    have different numbers of lines.
+    `systems` holds the translations of one system, or of two systems, which are then compared. `source_path` is needed
+    if `scoring.by_length` is true. Raises DataError if a file is unreadable, or if the files have different numbers of
+    lines.
     """
     references = _read_references(reference_paths)
     for system in systems:
@@ -409,8 +411,9 @@ class Bucket:
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
     """Divide lines into length buckets; `counts` holds the number of words in each line.
 
-    `edges` holds the maximum number of words in each bucket but the last. If it is empty, there are three buckets with
-    similar numbers of lines, or fewer buckets if most lines are equally long, since such lines share a bucket.
+    For each bucket except the last, `edges` holds the number of words that a line in that bucket may have at most. If
+    `edges` is empty, there are usually three buckets with similar numbers of lines. Lines of equal length always share
+    a bucket, so if most lines are equally long, there may be only one or two buckets.
     """
     if not edges:
         ordered = sorted(counts)

@@ -85,7 +85,7 @@ def style(texts: Iterable[str] = ()) -> Any:
 
 
 def curve_style(number: int) -> dict[str, Any]:
-    """Returns the colour and dashes of curve number `number`, from 0, as keyword arguments of matplotlib."""
+    """Returns the colour and dashes of a curve as keyword arguments of matplotlib; `number` counts curves from 0."""
     round_, place = divmod(number, len(COLOURS))  # when colours repeat, the dashes differ
     return {"color": COLOURS[place], "linestyle": LINES[(place + round_) % len(LINES)]}
 
@@ -162,7 +162,8 @@ END_LABEL = "</s>"
 class Attention:
     """Attention weights of a sentence pair.
 
-    Row q holds the weights over the source pieces with which target piece q was predicted.
+    When the model predicts target piece q, it gives a weight to each source piece; row q of a matrix holds these
+    weights. In shapes, Q is the number of target pieces and S the number of source pieces.
     """
 
     source: list[str]  # pieces; the last one is the end mark
@@ -229,8 +230,8 @@ def plot_attention(
 ) -> None:
     """Write a plot of heat maps to the file `output`.
 
-    `pictures` holds a title and weights (Q, S) for each heat map, as `Attention.of` returns them. The heat maps are
-    drawn in a grid with the given number of columns; they must fill all rows of the grid.
+    `pictures` holds a title and a matrix of weights (target pieces, source pieces) for each heat map, as `Attention.of`
+    returns them. The heat maps are drawn in a grid of `columns` columns, and must fill all rows of the grid.
     """
     rows = -(-len(pictures) // columns)
     # Inches per piece: enough to read the labels if there is a single map, less in a grid.
@@ -252,12 +253,13 @@ def plot_attention(
 
 # Position encodings. Shapes: P positions, D model width.
 
-# For each of these numbers of zero crossings, one dimension is drawn as a curve, from the fastest wave to the slowest.
+# Only some dimensions of the encodings are drawn as curves: for each number here, the one that crosses zero about that
+# many times. The first number gives the fastest wave, the last number the slowest.
 CROSSINGS = (16, 8, 4, 2)
 
 
 def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
-    """Returns the sinusoidal encodings (P, D) of the first `num_positions` positions of a Transformer.
+    """Returns a table of the sinusoidal encodings of a Transformer: a row for each of `num_positions` positions.
 
     Raises MtkitError if the model has other position encodings, or none.
     """
@@ -271,16 +273,19 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Returns the indices of the dimensions to draw.
+    """Returns the indices of the dimensions to draw as curves.
 
-    For each number in `CROSSINGS`, the dimension whose number of zero crossings is nearest to that number is drawn.
+    For each number in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to that number.
     """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
 
 
 def plot_positions(table: NDArray[np.float32], output: Path) -> None:
-    """Write a plot of the encodings (P, D) to the file `output`: a heat map, and a few dimensions as curves."""
+    """Write a plot of position encodings to the file `output`: a heat map, and a few dimensions as curves.
+
+    `table` has a row for each position and a column for each dimension.
+    """
     with style():
         figure = new_figure(9, 7)
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -338,9 +343,11 @@ def paper_schedule(text: str) -> Schedule:
 
 
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
-    """Returns steps from 1 to `num_steps`, at most about `MOST_POINTS` of them, and the learning rate at each step.
+    """Returns steps from 1 to `num_steps`, and the learning rate at each of these steps.
 
-    The steps at which warm-up ends and a decay begins are among them, so that the curve has sharp corners.
+    There are not many more than `MOST_POINTS` steps. They include the last step of warm-up. With the schedule
+    "wsd", they also include the last step before the decay, in which the learning rate falls at the end of training.
+    Without these steps, the curve would have no sharp corners.
     """
     stride = -(-num_steps // MOST_POINTS)
     corners = [settled(schedule.training.warmup_steps)]
@@ -375,8 +382,9 @@ def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) 
 
 # Training curves, from log.jsonl.
 
-# The panels of the figure: the event and key in the log, and the title. Both losses are without label smoothing, so
-# they can be compared.
+# The panels of the figure. Each is given by three texts: the kind of event in the log, the key of the value in that
+# event, and the title of the panel. Training loss and validation loss can be compared, since both are without label
+# smoothing.
 PANELS = (
     ("train", "nll", "training loss (nats a token)"),
     ("train", "lr", "learning rate"),
@@ -453,7 +461,7 @@ def _minutes(history: History, steps: Iterable[int]) -> list[float]:
 def plot_training(histories: Sequence[History], by: str, output: Path) -> None:
     """Write a plot of training loss, learning rate, validation loss and validation BLEU of several runs.
 
-    It is written to the file `output`. The horizontal axes show the quantity `by`: "step" or "minutes".
+    The plot is written to the file `output`. The horizontal axes show the quantity `by`: "step" or "minutes".
     """
     with style([history.label for history in histories]):
         figure = new_figure(10, 7)

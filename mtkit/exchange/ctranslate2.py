@@ -34,8 +34,8 @@ UNCONSTRAINED = DecodingConfig()
 
 Variables = dict[str, Tensor]  # by CTranslate2's names; scalars are tensors of dimension 0
 
-# For each quantization, the type of matrices, then the type of all other float arrays (None: their type does not
-# change). The types are those of CTranslate2's own converter.
+# Maps each quantization to two types: that of matrices, and that of all other float arrays. If the second is None, the
+# other arrays keep their type. The types are the same as in CTranslate2's own converter.
 QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
     "int8": ("int8", None),
     "int8_float32": ("int8", "float32"),
@@ -116,7 +116,7 @@ def variables_of(model: PortableModel) -> Variables:
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
     """Returns the arrays and scalars of the encoder or decoder (`side`), except those of its layers.
 
-    `heads` is the number of attention heads, `places` the number of positions for sinusoids.
+    `heads` is the number of attention heads. `places` is the number of rows in a computed table of positions.
     """
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
@@ -175,7 +175,7 @@ def _norm(weights: Mapping[str, Tensor], ours: str, theirs: str) -> Variables:
 
 
 def _sinusoids(config: TransformerConfig, _: Tensor | None, places: int) -> Tensor:
-    """Returns the sinusoids (P, D) of `places` positions, starting at the position of the first token."""
+    """Returns the table (P, D) of the sinusoids of the first `places` positions that tokens can have."""
     waves = torch.arange(config.d_model // 2, dtype=torch.float64)
     last = len(waves) if config.sinusoid_exponent == "paper" else max(len(waves) - 1, 1)
     positions = torch.arange(config.sinusoid_first, config.sinusoid_first + places, dtype=torch.float64)
@@ -198,7 +198,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def _longest(config: Config) -> int:
-    """Returns how many tokens, including the end mark, a translation of the longest source may have."""
+    """Returns the largest number of tokens, with the end mark, that a translation of the longest source may have."""
     return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
 
 
@@ -207,7 +207,11 @@ def _scalar(value: float, dtype: str) -> Tensor:
 
 
 def _aliases(variables: Variables) -> dict[str, str]:
-    """Returns {name: earlier name} for each array that equals an array with an alphabetically earlier name."""
+    """Returns {name: other name} for all repeated arrays.
+
+    Of several equal arrays, the one whose name is alphabetically first counts as the original. The others are repeated
+    arrays: the result maps their names to the name of the original.
+    """
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], list[str]] = {}
     for name in sorted(variables):
@@ -224,11 +228,13 @@ def _aliases(variables: Variables) -> dict[str, str]:
 
 
 def _quantized(variables: Variables, matrices: str, others: str | None) -> Variables:
-    """Returns `variables` with matrices in the type `matrices` and other arrays in the type `others`.
+    """Returns `variables`, converted to other types.
 
-    Matrices are the arrays whose names end in /weight. If `others` is `None`, other arrays do not change. Scalars never
-    change. For each int8 matrix, an array with a scale for each row is added; for each int16 matrix, a single scale.
-    The name of a scale is the name of its matrix followed by _scale.
+    Matrices, which are the arrays whose names end in /weight, get the type `matrices`. Other arrays get the type
+    `others`, or do not change if `others` is `None`. Scalars never change.
+
+    Matrices of integers get scales. An int8 matrix has one scale for each row; an int16 matrix has a single scale. The
+    scales are added under the name of the matrix followed by _scale.
     """
     found = {}
     for name, value in variables.items():
@@ -314,9 +320,9 @@ def observe_with_ctranslate2(
 ) -> Observed | None:
     """Translates `sources` with CTranslate2 by greedy search, and scores `targets` as translations of `sources`.
 
-    Returns `None` if CTranslate2 is not installed. `sources` and `targets` are rows of pieces; `directory` has the
-    exported model. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the pieces in
-    `silent`.
+    Returns `None` if CTranslate2 is not installed. Each source and each target is a list of pieces. `directory`
+    has the exported model. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the
+    pieces in `silent`.
     """
     try:
         with warnings.catch_warnings():

@@ -47,7 +47,7 @@ Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observ
 
 @dataclass(frozen=True)
 class Format:
-    """A format that models are exported to: functions that check, write and try out a model."""
+    """A format to which models are exported, given by functions that check, write and try out a model."""
 
     check: Callable[[Config], None]  # raises CheckpointError if the format cannot express a model
     write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
@@ -65,8 +65,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
     Afterwards, prints whether the other library translates as mtkit does. Raises MtkitError if the format does not
-    offer `quantization`, or if `directory` has files that no export wrote. Raises CheckpointError if the model cannot
-    be exported.
+    offer `quantization`, or if `directory` has any file that was not written by an export. Raises CheckpointError if
+    the model cannot be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -126,7 +126,7 @@ def _no_quantization(to: str, quantization: str) -> str:
 
 
 def _require_free(directory: Path) -> None:
-    """Raises MtkitError if `directory` is a file, or a folder with files that no export wrote."""
+    """Raises MtkitError if `directory` is a file, or a folder with any file that was not written by an export."""
     if directory.is_file():
         raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():
@@ -179,7 +179,7 @@ def _comparison(
 
 @dataclass(frozen=True)
 class Line:
-    """A source line with its translations by mtkit (here) and by the other library (there)."""
+    """A source line with its translations: `here` is by mtkit, and `there` is by the other library."""
 
     text: str
     same_ids: bool  # both tokenizers encode the line as the same ids
@@ -207,7 +207,11 @@ class Agreement:
         return sum(line.here == line.there for line in self.lines)
 
     def report(self) -> Iterator[str]:
-        """Yields the lines of the report: the counts, then the first lines that differ."""
+        """Yields the report, line by line.
+
+        A line with the counts comes first. Then come the first few source lines that mtkit and the other library encode
+        as different ids, and the first few that they translate differently in spite of equal ids.
+        """
         num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
         respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
         drift = f"; log-probabilities of tokens differ by at most {self.furthest:.1e}" if self.num_same_ids else ""
@@ -224,10 +228,13 @@ class Agreement:
 
 
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
-    """Returns `texts` and, if the model has tags, also the texts without tags and some texts with one tag each.
+    """Returns the lines to translate: `texts` and, if the model has tags, variants of `texts`.
 
-    Up to MOST_TAGGED lines get a tag; the tags are used in turn. Lines that are blank, consist of tags only, are too
-    long for the model or repeat an earlier line are left out.
+    The variants are each text without its tags, and some of these bare texts with one tag each. At most MOST_TAGGED
+    variants have a tag, and the tags of the model are used in turn.
+
+    Some lines are left out: those that are blank, consist of tags only, are too long for the model, or repeat an
+    earlier line.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -248,8 +255,8 @@ def compare(
     """Translates `lines` by greedy search with mtkit and with another library, and compares the translations.
 
     `directory` has the files that were exported for the library, `texts` is the library's tokenizer, and `observe`
-    translates with the library. `model` is the exported model with the ids that it has in mtkit; in the exported files,
-    the ids may be ordered differently. Returns `None` if the library is not installed.
+    translates with the library. `model` is the exported model before its ids were put in the order
+    of the exported files. Returns `None` if the library is not installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
@@ -282,8 +289,8 @@ def _greedy(decoding: DecodingConfig) -> DecodingConfig:
 
 # Cards. A card is the README.md of an exported model; it shows how to translate with the other library.
 
-# Code that a card shows if the SentencePiece model lacks some tags. The code makes each of these tags one token at the
-# start of a line.
+# Code that the card of a model has if the SentencePiece model lacks some tags. The code makes each of the missing tags
+# one token at the start of a line.
 _CUT_TAGS = """    tags = {tags}
     def pieces(line):
         first, _, rest = line.partition(" ")
@@ -391,7 +398,7 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
 
 
 def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """Returns a tokenizer that uses the exported SentencePiece models in the way that the card shows."""
+    """Returns a tokenizer that uses the exported SentencePiece models as the code in the README.md does."""
     source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
     known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
     tags = model.loose_tags

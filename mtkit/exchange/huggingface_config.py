@@ -58,7 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 FIRST_BYTE = "<0x00>"  # only in vocabularies with byte fallback
 LEAST_POSITIONS = 512  # least max_position_embeddings of an exported model
 
-# Restrictions that apply to both layouts of Hugging Face's files, marian and m2m100.
+# The part of WANTED that is the same for both layouts of Hugging Face's files, marian and m2m100.
 _BOTH: dict[str, Collection[Any]] = {
     "norm": ("layer",),
     "activation": ("relu", "gelu", "silu"),
@@ -67,7 +67,8 @@ _BOTH: dict[str, Collection[Any]] = {
     "sinusoid_layout": ("halves",),
     "embedding_norm": (False,),
 }
-# For each layout (a value of --to), the model settings that it restricts, with the values that it can express.
+# The settings that a model must have to be exported. For each layout (a value of --to), this maps the names of settings
+# to the values that files of that layout can express.
 WANTED: dict[str, dict[str, Collection[Any]]] = {
     "marian": {
         "norm_placement": ("post",),
@@ -118,7 +119,7 @@ def _shown(value: Any) -> str:
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
     """Writes config.json and generation_config.json to `directory`.
 
-    `own` has the keys and values of config.json that only models of this architecture have.
+    `own` has the keys and values of config.json that are specific to the architecture of `model`.
     """
     config, special = model.config, model.target.special
     transformer = config.model
@@ -178,8 +179,9 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
 def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
     """Returns min_length and no_repeat_ngram as generation settings of Hugging Face transformers.
 
-    There, the start token counts as part of the translation. If the start token is the end mark (`starts_with_end`), a
-    no_repeat_ngram of 1 is left out, since it would forbid the end mark.
+    In Hugging Face transformers, the start token counts as part of the translation, so min_length is increased by 1.
+    If the start token is the end mark (`starts_with_end`), a no_repeat_ngram of 1 would forbid any other end mark, so
+    it is left out.
     """
     found = {}
     if decoding.min_length:
@@ -494,7 +496,10 @@ class TheirConfig:
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Raises CheckpointError if a first token is forced, or if the two files disagree on a special id."""
+        """Raises CheckpointError if a first token is forced, or if a special id differs between the files.
+
+        The files are config.json and generation_config.json.
+        """
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")
         for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):

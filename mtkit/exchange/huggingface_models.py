@@ -48,8 +48,9 @@ FEED_FORWARD = {
     "around_feed_forward.norm": ("final_layer_norm",),
 }
 
-# For each value of tie_embeddings, {our name: their name} for each matrix of embeddings. A checkpoint may store such a
-# matrix a second time under another name: COPIES has {other name: their name}.
+# For each value of tie_embeddings, EMBEDDINGS maps mtkit's names of the embedding matrices to the names in Hugging Face
+# transformers. A checkpoint may store such a matrix again under a second name. COPIES maps each second name to the name
+# in EMBEDDINGS.
 EMBEDDINGS = {
     "all": {"encoder.embedded.embedding.weight": "model.shared.weight"},
     "decoder": {
@@ -208,7 +209,10 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _shards(path: Path) -> dict[str, str]:
-    """Returns {weight name: file name} from an index; raises CheckpointError if a file is not in the index's folder."""
+    """Returns {weight name: file name} from `path`, the index of a checkpoint that is split into several files.
+
+    Raises CheckpointError if the index is damaged, or names a file outside its own folder.
+    """
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in [*shards.values(), *([] if shards else [None])]
@@ -278,10 +282,11 @@ def check_marian(config: Config) -> None:
 def in_marian_order(model: PortableModel) -> PortableModel:
     """Returns the model with the special ids that Marian models usually have: end mark 0, <unk> 1, padding last.
 
-    If the vocabularies differ, padding gets the same id in both: the last id of the smaller vocabulary.
+    A shared vocabulary that already ends with padding is not changed.
 
-    No id changes if a shared vocabulary already ends with padding, or if padding has the same id, above 0, in two
-    different vocabularies. Models imported from Marian usually meet one of these conditions.
+    If source and target have separate vocabularies, padding gets the same id in both: the last id of the smaller
+    vocabulary. No id changes if padding already has the same id in both, and that id is not 0. Models imported from
+    Marian usually need no change.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -293,9 +298,10 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
 
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
-    """Returns the old ids in their new order: end mark, <unk>, all others, with padding at index `pad`.
+    """Returns the old ids in their new order.
 
-    If padding already has the id `pad`, no id changes.
+    The end mark comes first, then <unk>, then all other ids; padding is inserted at index `pad`. If padding already has
+    the id `pad`, no id changes.
     """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
@@ -371,9 +377,10 @@ def read_marian(directory: Path) -> PortableModel:
 def _start(
     theirs: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
 ) -> str:
-    """Returns the value of model.start_token: pad, zero (padding with an embedding of zeros), end or begin.
+    """Returns the value of model.start_token: "pad", "zero", "end" or "begin".
 
-    `start` is the id of the start token. Raises CheckpointError if it is none of `pad`, `end` and `begin`.
+    "zero" means that the decoder starts with padding, and that the embedding of padding is all zeros. `start` is the id
+    of the start token. Raises CheckpointError if `start` is none of the ids `pad`, `end` and `begin`.
     """
     if start == pad:
         tables = ("model.decoder.embed_tokens.weight", "model.shared.weight", "lm_head.weight")
@@ -407,7 +414,10 @@ def _are_sinusoids(weight: Tensor) -> bool:
 
 
 def _sinusoids(num_positions: int, d_model: int) -> Tensor:
-    """Returns Marian's sinusoids (P, D): for each position p, the sines, then the cosines of p / 10000^(2i/D)."""
+    """Returns Marian's sinusoids (P, D).
+
+    The row of position p has the sines of p / 10000^(2i/D) for i from 0 to D/2 - 1, then the cosines of these angles.
+    """
     waves = 10000.0 ** (-2 * torch.arange(d_model // 2, dtype=torch.float64) / d_model)
     angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * waves
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
@@ -428,7 +438,7 @@ def check_m2m100(config: Config) -> None:
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
-    """Returns the model with the special ids first, in fairseq's order.
+    """Returns the model with the special ids of fairseq: begin mark 0, padding 1, end mark 2, <unk> 3.
 
     Raises CheckpointError if the vocabulary has no begin mark.
     """

@@ -81,9 +81,9 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """Returns the model, its vocabularies, its files, and its layout.
+    """Returns the model in `directory`, its vocabularies, the paths of its files, and their layout.
 
-    The layout is a key of READERS, or native-marian for Marian's own files.
+    The layout is a key of READERS or, for Marian's own files, "native-marian".
     """
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
@@ -96,10 +96,11 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 
 
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
-    """Returns the tokenizer of an imported model; raises CheckpointError if a special id is outside its vocabulary.
+    """Returns the tokenizer of an imported model.
 
-    The special ids of the source are those in the tokenizer's files. On the target side, the ids of padding and the end
-    mark are those in config.json, as in Hugging Face transformers.
+    The special ids are those in the tokenizer's files, with one exception. On the target side, the ids of padding and
+    of the end mark are those in config.json, as in Hugging Face transformers. Raises CheckpointError if a special id of
+    the source or the target is larger than the last id of that side's vocabulary.
     """
     named, configured = found.target.special, model.target.special
     target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
@@ -137,7 +138,7 @@ def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """Returns `begin`, the id of the begin mark, or `None` if it is also the id of padding or of the end mark."""
+    """Returns `begin`, the id of the begin mark; `None` if padding or the end mark has the same id."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -182,7 +183,7 @@ def _provenance(files: list[Path], layout: str) -> dict[str, Any]:
 
 
 def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
-    """Returns NUM_LINES lines of random source pieces, which are no real text; every call returns the same lines."""
+    """Returns NUM_LINES lines that consist of random source pieces; every call returns the same lines."""
     special = tokenizer.specials.source.all
     plain = [id_ for id_ in range(tokenizer.source_vocab_size) if id_ not in special]
     generator = random.Random(0)

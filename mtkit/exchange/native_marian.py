@@ -26,8 +26,8 @@ from mtkit.text.vocabulary import pieces_of
 
 # Options of the architecture, and settings of the search.
 
-# Options of which mtkit imports only these values, since its Transformer can do nothing else. A missing option counts
-# as the first value.
+# Maps options of Marian to the only values that mtkit can import, because mtkit's Transformer supports no others. If a
+# model does not give one of these options, the first value is assumed.
 WANTED: dict[str, tuple[Any, ...]] = {
     "type": ("transformer",),
     "right-left": (False,),
@@ -57,8 +57,9 @@ KNOWN = {
     *("dim-aan", "aan-depth", "aan-activation", "aan-nogate", "rnn-projection", "alibi-shift", "alibi-trainable"),
 }
 
-# {operations: value of norm_placement}. The operations (a: add, n: normalise) are those before a sublayer, those after
-# a sublayer, and those after the last layer.
+# Maps the operations of a model to the value of norm_placement. Each key has three parts: the operations before each
+# sublayer, after each sublayer, and after the last layer. The operation a
+# adds the residual, and n normalises.
 PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
 
 ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
@@ -143,7 +144,10 @@ class MarianOptions:
 
     @property
     def slope(self) -> float:
-        """The s in the activation function f(s x) / s: 1.702 for gelu in older versions of Marian, else 1."""
+        """The factor s, if the activation function is written as f(s x) / s.
+
+        It is 1.702 for gelu in models of older versions of Marian, where gelu was silu(1.702 x) / 1.702; else it is 1.
+        """
         version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
         is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
         return GELU_SLOPE if self.content.get("transformer-ffn-activation") == "gelu" and not is_exact else 1.0
@@ -242,7 +246,8 @@ def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 
 # Tensors: "ours" are those of mtkit, "theirs" those of Marian.
 
-# The output bias of padding, a token that Marian does not have. It makes the probability of padding 0, in fp16 as well.
+# The output bias of padding, a token that Marian does not have. With this bias, padding has a probability of zero, even
+# in fp16.
 NEVER = -1e4
 
 # For each linear layer of mtkit, the names of the tensors of Marian that are concatenated to form it. In these names,
@@ -516,7 +521,10 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[MarianOptions, dict[str, Tensor]]:
-    """Returns the options of a model and its tensors in float32; raises CheckpointError if it cannot be imported."""
+    """Returns the options of the model in an .npz file, and its tensors in float32.
+
+    Raises CheckpointError if the file is missing or damaged, or cannot be imported.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}

@@ -1,4 +1,7 @@
-"""What imports and exports share: the form of a model, tokenizer.json, translation with Hugging Face transformers."""
+"""What imports and exports share.
+
+These are the class PortableModel, the content of a tokenizer.json, and translation with Hugging Face transformers.
+"""
 
 import base64
 import json
@@ -119,8 +122,8 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
       rule removes a character, combining marks after it join the character before it.
     - With BPE, text written like a special piece, such as </s>, may directly follow a user-defined piece. Then the
       first character of that text becomes a piece of its own.
-    - With unigram, if two segmentations have the same pieces in different orders, their scores may differ only by
-      rounding, and SentencePiece may choose one of them where the tokenizer.json leads to the other.
+    - With unigram, two segmentations of a word may have the same pieces in different orders. Their scores then differ
+      by rounding errors at most, and SentencePiece may choose one segmentation, the tokenizer.json the other.
     - Decoding with skip_special_tokens drops <unk>.
     """
     pieces = _pieces(vocabulary)
@@ -152,9 +155,10 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 
 
 def added_token(content: str, special: bool) -> Part:
-    """Returns the entry of an added token in a tokenizer.json.
+    """Returns the entry of one token for the list added_tokens in a tokenizer.json.
 
-    An added token is found in text before normalisation, unless it is special and split_special_tokens is true.
+    The tokens in this list are found in text before the text is normalised. If split_special_tokens is true, this
+    holds only for the tokens that are not `special`.
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
@@ -334,9 +338,11 @@ def observe_with_transformers(
 ) -> Observed | None:
     """Translates `sources` with Hugging Face transformers by greedy search, and scores `targets` as translations.
 
-    Returns `None` if Hugging Face transformers is not installed. `sources` and `targets` are rows of pieces; each
-    target is scored as a translation of its source. The pieces in `silent` are never generated. The constraints in the
-    checkpoint's generation_config.json, such as no_repeat_ngram_size, apply.
+    Returns `None` if Hugging Face transformers is not installed. Each source and each target is a list of pieces, and
+    each target is scored as a translation of its source.
+
+    The pieces in `silent` are never generated. The constraints in the checkpoint's generation_config.json, such as
+    no_repeat_ngram_size, apply.
     """
     transformers = _transformers()
     if transformers is None:

@@ -40,8 +40,8 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 
     If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. As these files need a
     shared vocabulary, raises ConfigError if the model has misread tags but no shared vocabulary. Also raises
-    ConfigError if the special tokens of source and target differ, and for a tokenizer of words, because several unknown
-    words in a row would become one.
+    ConfigError if the special tokens of source and target differ. Finally, raises ConfigError for a tokenizer of words,
+    because a MarianTokenizer would encode several unknown words in a row as a single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -67,8 +67,10 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 def misread_tags(model: PortableModel) -> list[str]:
     """Returns the tags that a MarianTokenizer would encode as other ids than mtkit does.
 
-    There are two kinds. Tags written like >>eng<< that the SentencePiece model has would lose the space mark (▁) before
-    them. Tags written in another way that the SentencePiece model lacks would be split into pieces.
+    There are two kinds of such tags:
+
+    - Tags written like >>eng<<, if the SentencePiece model has them: they would lose the space mark (▁) before them.
+    - Tags written in another way, if the SentencePiece model lacks them: they would be split into pieces.
     """
     pieces = pieces_of(model.source.sentencepiece)
     known = [piece.text for piece in pieces if piece.type == "user_defined" and _is_language(piece.text)]
@@ -357,8 +359,8 @@ def read_vocabularies(
     """Returns Marian's vocabularies of source and target, and the files that they were read from.
 
     Padding is added to each vocabulary as the last piece. `named` are the vocabulary files that a decoder.yml names;
-    without any, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model. Raises
-    CheckpointError if files are missing, damaged or of other sizes.
+    without any, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model, without
+    padding. Raises CheckpointError if a file is missing or damaged, or has another number of pieces.
     """
     paths = list(named) or _find(directory)
     source, target = (
@@ -404,7 +406,7 @@ def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
 
     `size` is the number of pieces without padding. `model` is the path of the SentencePiece model that splits text; it
     is not read if the vocabulary file is a SentencePiece model itself. Raises CheckpointError if a file is missing,
-    damaged, of an unsupported kind or of another size.
+    damaged or of an unsupported kind, or if the vocabulary does not have `size` pieces.
     """
     if path.suffix == FACTORED:
         raise CheckpointError(f"{path}: a factored vocabulary; mtkit imports those of .yml and .spm files")
