@@ -173,7 +173,7 @@ def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DE
 # The batches of a corpus in the order of training, either with the ids of the corpus or with newly sampled
 # segmentations.
 
-# For each batch of an update: the epoch, and the parts that the batch is divided into, usually one.
+# For each batch: the epoch to which it belongs, and the parts into which it is divided (usually only one).
 Stream = Iterator[tuple[int, tuple[Batch, ...]]]
 
 
@@ -204,12 +204,13 @@ def micro_batches(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Stream:
-    """Yields (epoch, parts) for each batch after the first `consumed` pairs of the run, without end.
+    """Yields (epoch, parts) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Pairs are assigned to batches by their lengths in the corpus. A batch has one part, unless sampled segmentations
-    make it larger than `batch_tokens`: then it is divided into several parts, which belong to the same update. Sampled
-    segmentations depend only on the text, the seed and the number of pairs before the batch. `earlier` lists the values
-    of `batch_tokens` that the run used before. Raises ValueError if no batch ends after exactly `consumed` pairs.
+    Pairs are assigned to batches by their lengths in the corpus, even if segmentations are sampled. So a batch may turn
+    out larger than `batch_tokens` with the sampled segmentations. Such a batch is divided into several parts, which
+    belong to the same update; any other batch has one part. Sampled segmentations depend only on the text, the seed and
+    the number of pairs before the batch. `earlier` lists the values of `batch_tokens` that the run used before. Raises
+    ValueError if no batch ends after exactly `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):

@@ -175,10 +175,10 @@ class Budgets:
     batch_tokens: int
 
     def after(self, consumed: int) -> tuple[int, int | None]:
-        """Returns the maximum batch size that applies after `consumed` pairs, and how long it applies.
+        """Returns the maximum batch size after `consumed` pairs, and the number of pairs at which this maximum changes.
 
-        The second value is the number of pairs, counted from the start of training, after which the next maximum
-        applies; `None` if this maximum is the last.
+        Both numbers of pairs are counted from the start of training. The second value is `None` if the maximum does not
+        change any more.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -198,12 +198,12 @@ def batches_from(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields (epoch, pairs) for each batch after the first `consumed` pairs of the run, without end.
+    """Yields (epoch, pairs) for each batch after the first `consumed` pairs of the run; never ends.
 
     Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
     and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` that the
     run used before. Where the value changed within a window, the rest of the window is divided into new batches. Raises
-    ValueError if no batch ends after exactly `consumed` pairs: then the run used other data or settings.
+    ValueError if no batch ends after exactly `consumed` pairs: then the data or settings have changed during the run.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)

@@ -49,9 +49,10 @@ _NOT_SPACE = regex.compile(r"\S")
 def drop_reason(source: str, target: str, source_length: int, target_length: int, rules: DataConfig) -> str | None:
     """Returns the reason to leave a pair out, or `None` if the pair passes; does not check for duplicates.
 
-    If several reasons apply, the first one in `REASONS` is returned. Lengths are in tokens, without end marks. A side
-    is blank if it consists only of white space or of characters that normalisation removes. The length ratio is the
-    length of the longer side divided by the length of the shorter side.
+    If several reasons apply, the first one in `REASONS` is returned. `source_length` and `target_length` are in tokens,
+    without end marks. "blank source" means that the source consists only of white space or of characters that
+    normalisation removes; "blank target" means the same of the target. "length ratio" means that the length of the
+    longer side, divided by the length of the shorter side, exceeds `rules.max_length_ratio`.
     """
     if not source_length or not source.strip():
         return "blank source"
@@ -88,7 +89,7 @@ def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
 def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
     """Returns a pattern that matches a letter of any script other than `scripts`.
 
-    Letters shared by several scripts do not match, such as ー, which occurs in Hiragana and Katakana.
+    Letters shared by several scripts, such as ー (which occurs in Hiragana and Katakana), do not match.
     """
     known = "".join(rf"\p{{Script={script}}}" for script in scripts)
     return regex.compile(rf"[\p{{L}}--[{known}\p{{Script=Common}}\p{{Script=Inherited}}]]", regex.VERSION1)
@@ -144,8 +145,8 @@ def _on_one_line(text: str, width: int) -> str:
 NUM_SHARDS = 64  # digests are divided into shards by their first bits, so that each merge copies little
 DIGEST_BYTES = 16  # among a hundred million different pairs, any two share a digest with probability below 10^-22
 
-# Digests in ascending order. NumPy ignores trailing zero bytes of such strings. That does no harm, since digests all
-# have the same length: those that differ still compare as different.
+# An array of digests as byte strings, in ascending order. NumPy ignores zero bytes at the end of a byte string. That
+# does no harm: all digests have the same length, so two different digests still compare as different.
 Digests = NDArray[np.bytes_]
 
 
@@ -176,7 +177,7 @@ def _digest(source: str, target: str) -> bytes:
 
 
 def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
-    """Returns a bool array that is `True` for each digest that occurs in none of the levels."""
+    """Returns a bool array that is `True` for each digest that is in none of `levels`, the arrays of known digests."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
         places = np.searchsorted(level, digests)
@@ -185,9 +186,9 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
 
 
 def _insert(digests: Digests, levels: list[Digests]) -> None:
-    """Adds sorted digests as a new level, then merges levels of similar size.
+    """Appends sorted digests to `levels`, the list of the arrays of known digests; then merges arrays of similar size.
 
-    As a result, inserting n digests copies each digest only O(log n) times.
+    Because of this merging, each of n digests is copied only O(log n) times, however many calls insert them.
     """
     if not len(digests):
         return

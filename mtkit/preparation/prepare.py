@@ -74,11 +74,11 @@ from mtkit.text.tokenizer_training import (
 
 
 def make_tokenizer(config: Config) -> list[str]:
-    """Makes the run's tokenizer; returns the warnings about oversights in the text, which have also been printed.
+    """Makes the run's tokenizer; prints and returns the warnings about oversights in the text.
 
     If `training.start_from` names a model, the tokenizer is copied from that model. Otherwise, if `tokenizer.model`
     names SentencePiece models, the tokenizer is made from them. Otherwise, it is trained on the training corpora.
-    Oversights are header lines that are read as pairs, and sources that are copied as their own translations.
+    Oversights are header lines that are read as pairs, and pairs whose source and target are identical.
     """
     oversights = new_oversights(config)
     check_held_out(config, oversights)
@@ -286,8 +286,8 @@ def validation_is_spread(config: Config) -> bool:
 def _write_validation(config: Config, directory: Path) -> None:
     """Writes the text of `data.valid` and its manifest to a directory.
 
-    The lines are in the order `SPREAD`, since validation may translate only the first lines. Earlier versions of mtkit
-    kept the order of the files; a run whose training began with that order keeps it.
+    The lines are in the order `SPREAD`, since validation may translate only the first n of these lines. Earlier
+    versions of mtkit kept the order of the files; a run whose training began with the order of the files keeps it.
     """
     corpora = resolve_corpora(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
@@ -481,8 +481,8 @@ def validation_text_changes(config: Config) -> list[str]:
 def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """Returns a line of text for each setting that differs from its value in `before`.
 
-    `before` holds the settings in the manifest of the corpora: those that decide which pairs are kept and how they are
-    stored. Tags are not compared here.
+    `before` holds the settings stored in the manifest of the corpora. These are the settings that decide which pairs
+    are kept and how the pairs are stored. Tags are not compared here.
     """
     rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
     named = {"tags", "text"}
@@ -663,7 +663,7 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
 
 
 def _validation_provenance(config: Config) -> dict[str, Any]:
-    """Returns what the validation text was made from: fingerprints and paths of its files, and tags.
+    """Returns what the validation text was made from: fingerprints and paths of the files of `data.valid`, and tags.
 
     The paths are used only in messages.
     """

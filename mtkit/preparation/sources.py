@@ -196,13 +196,13 @@ def _joined(names: Iterable[str]) -> str:
     return " and ".join(sorted(name for name in names if name))
 
 
-# Oversights, which are detected while pairs are read: header lines, and sources copied as their own translations.
+# Oversights, which are detected while pairs are read: header lines, and pairs whose source and target are identical.
 
 
 def new_oversights(config: Config) -> Oversights:
     """Returns an empty record of oversights, to be filled while the text that the settings name is read.
 
-    Oversights are header lines that are read as pairs, and sources that are copied as their own translations.
+    Oversights are header lines that are read as pairs, and pairs whose source and target are identical.
     """
     return Oversights(config.languages, config.data.drop_identical)
 
@@ -210,8 +210,8 @@ def new_oversights(config: Config) -> Oversights:
 def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
     """Returns a function that yields the pairs of a part of a corpus.
 
-    The function also records in `oversights` any header line and copied sources. `section` is "data.train" or
-    "data.valid".
+    While it yields the pairs, the function records in `oversights` header lines, and pairs whose source and target are
+    identical. `section` is "data.train" or "data.valid".
     """
     return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
 
@@ -274,7 +274,7 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError if sacreBLEU lacks a test set that the settings name, or has it in other languages only.
+    """Raise ConfigError if sacreBLEU lacks a test set that the settings name, or lacks it for `config.languages`.
 
     Training calls this before it prepares data, so that a wrong name is found early.
     """
@@ -331,7 +331,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def _is_cached(name: str, languages: LanguagesConfig) -> bool:
     """Whether the test set called `name` is in sacreBLEU's cache.
 
-    Checks that the files exist, since sacreBLEU knows the fields of some test sets only after downloading them.
+    Looks for a source file and a reference file only, since, for some test sets, sacreBLEU has no list of all files
+    before it has downloaded them.
     """
     dataset, pair = _dataset(name, languages)
     start = Path(dataset._get_txt_file_path(pair, "src"))
@@ -340,7 +341,10 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Within the block, turn errors and exits of sacreBLEU into DataError, which quotes what sacreBLEU logged."""
+    """Within the block, turn errors of sacreBLEU into DataError.
+
+    If sacreBLEU tries to exit, the message of the DataError quotes the first message that sacreBLEU logged.
+    """
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
@@ -514,9 +518,9 @@ class _InspectedText:
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
     """Prints warnings about text that does not consist of plain sentences; such text is used nevertheless.
 
-    Warns of text that is cut into subwords, tokenised or escaped, of tables and labels, and of lower-cased text if
-    other text is not lower-cased. Looks at a sample of each file of the corpora and of the test sets. The corpora must
-    come from `resolve_corpora`.
+    Warns of text that is cut into subwords, tokenised or escaped, and of tables and labels. Warns of lower-cased files
+    only if other files are not lower-cased. Looks at a sample of each file of the corpora and of the test sets. The
+    corpora must come from `resolve_corpora`.
     """
     texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
     by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}
@@ -613,7 +617,10 @@ def _case_warning(texts: list[_InspectedText]) -> str | None:
 
 
 def _others(names: list[str]) -> str:
-    """Returns text such as " (and A, B, C and 2 more files)", or "" without names; at most `MOST_NAMED` are shown."""
+    """Returns text such as " (and A, B, C and 2 more files)", with at most `MOST_NAMED` names.
+
+    Returns "" if `names` is empty.
+    """
     if not names:
         return ""
     more = len(names) - MOST_NAMED

@@ -74,7 +74,11 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens until all have ended."""
+    """Returns `num_hypotheses` hypotheses for each sentence, which consist of tokens that `choose` returns.
+
+    A hypothesis is complete when it gets the end mark. If it has the maximum length, it always gets the end mark. A
+    hypothesis is not extended further once its log-probability is -inf or NaN.
+    """
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)
@@ -169,8 +173,9 @@ FIRST = 128  # a nucleus is first looked for among this many of the most probabl
 class Draw:
     """Samples tokens from the model's distribution, optionally at a temperature and truncated.
 
-    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, the remaining tokens are reduced to the
-    nucleus: the most probable of them, as many as are needed to hold the fraction `top_p` of their probability mass.
+    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, which is applied after `top_k`, the
+    remaining tokens are reduced to the nucleus. The nucleus holds just enough of the most probable tokens to reach the
+    fraction `top_p` of the probability that all the remaining tokens have together.
     """
 
     temperature: float = 1.0
@@ -300,10 +305,10 @@ class Continuations:
 def continue_beam(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int, groups: Groups
 ) -> tuple[Continuations, Continuations]:
-    """Returns the best continuations that end, and the best that stay alive, each (R, `beam_size`).
+    """Returns the best continuations by the end mark, and the best by other tokens, each (R, `beam_size`).
 
     `log_probs` (R, 1 or W, V) are the log-probabilities of the next token, `totals` (R, 1 or W) those of the hypotheses
-    so far. `full` (R,) is `True` for sentences whose hypotheses have reached the maximum length and can only end.
+    so far. `full` (R,) is `True` for sentences whose hypotheses have the maximum length: only the end mark may follow.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
@@ -361,8 +366,9 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
-    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). There are 2W continuations so that W hypotheses stay alive
-    even if W others end. If a sentence has fewer than 2W continuations, the remaining log-probabilities are -inf.
+    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). Of the 2W continuations, at most W are by the end mark, so
+    at least W are by other tokens. If a sentence has fewer than 2W continuations, the remaining log-probabilities are
+    -inf.
     """
     # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
     # and sorted.
@@ -410,12 +416,12 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis still alive can become one of the `num_best` best hypotheses (see `beam_search`)."""
+    """Stops when no hypothesis without an end mark can become one of the `num_best` best (see `beam_search`)."""
     return progress.worst_kept >= progress.best_possible
 
 
 def count(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when `beam_size` hypotheses have ended, or when the rule `exact` would stop.
+    """Stops when `beam_size` hypotheses have an end mark, or when the rule `exact` would stop.
 
     This is algorithm 1 of Kasai et al. (2022) with patience 1.
     """
@@ -432,7 +438,7 @@ ONE_GROUP = Groups()  # the beam is not divided
 
 @dataclass(frozen=True)
 class _Finished:
-    """For each sentence, the best hypotheses that have ended so far, best first.
+    """For each sentence, the best hypotheses with an end mark that have been found so far, best first.
 
     Each tensor is (R, `num_best + num_spare`); `scores` and `log_probs` are -inf where there is no hypothesis yet.
     """
@@ -519,12 +525,13 @@ def beam_search(
     tokens without the end mark. `end` is the id of the end mark.
 
     The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
-    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that end at a
-    step; `state` is the state after the step, and the result is (R, W) and at most 0.
+    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that get the
+    end mark at a step; `state` is the state after the step, and the result is (R, W) and at most 0.
 
-    `stopping` decides when a sentence is done. With the rule `exact`, the first `num_best` hypotheses are those that a
-    search up to `max_lengths` would find; the `num_spare` hypotheses after them may differ. The result for a sentence
-    does not depend on the other sentences of the batch.
+    `stopping` decides when a sentence is done, which may be before its hypotheses have the maximum length. With the
+    rule `exact`, the first `num_best` hypotheses are nevertheless those that a search up to the maximum length would
+    find; the `num_spare` hypotheses after them may differ. The result for a sentence does not depend on the other
+    sentences of the batch.
 
     Ties between continuations are broken in favour of the better parent hypothesis, then the more probable token, then
     the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens it keeps.

@@ -143,7 +143,7 @@ def no_repeat_ngram(size: int) -> Constraint:
 def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constraint:
     """Returns a constraint that forces each hypothesis to begin with the prefix for its sentence.
 
-    `prefixes` is (N, P), padded with -1. The other `constraints` are applied only to the tokens after the prefix.
+    `prefixes` is (N, P), padded with -1. `constraints` are applied only to the tokens after the prefix.
     """
 
     def force_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
@@ -177,7 +177,8 @@ class LengthPenalty(Protocol):
 def power(length: Tensor, exponent: float) -> Tensor:
     """Returns length^exponent.
 
-    With exponent 1, a score is the mean log-probability per token; with exponent 0, it is the sum.
+    With exponent 1, the score of a hypothesis is its mean log-probability per token. With exponent 0, the score is the
+    sum of the log-probabilities.
     """
     return (length**exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 

@@ -50,7 +50,7 @@ class _Decompressor(Protocol):
         """The bytes after the end of the frame, among those given to `decompress`."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """Decompress `data`, the next part of the frame; may return b"" if more data is needed for any output."""
+        """Decompress `data`, the next part of the frame; may return b"" until it has been given more data."""
 
 
 if sys.version_info >= (3, 14):
@@ -133,7 +133,7 @@ COMPRESSIONS = {
 
 # The first bytes of zip archives.
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-# The first bytes of each format that is not supported, with a description of the format for messages.
+# For each format that is not supported, the bytes with which its files begin, and a description for messages.
 REFUSED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -164,9 +164,10 @@ def open_to_read(path: Path) -> BinaryIO:
 
 
 def _standard_input() -> IO[bytes]:
-    """A stream of standard input, separate from sys.stdin if standard input has a file descriptor.
+    """A stream of standard input.
 
-    Python cannot close sys.stdin at exit while a thread is still waiting to read from it.
+    If standard input has a file descriptor, the stream is separate from sys.stdin, because Python cannot close
+    sys.stdin at exit while a thread is still waiting to read from it.
     """
     try:
         descriptor = sys.stdin.fileno()
@@ -228,7 +229,7 @@ class _DamageError(Exception):
 class _Frames(RawIOBase):
     """A stream of the decompressed bytes of all frames of a compressed stream.
 
-    Reads no more compressed data than needed to return some bytes, since a pipe may pause.
+    A read returns as soon as it has some decompressed bytes, since a pipe may not deliver more data for a while.
     """
 
     def __init__(self, stream: RawIOBase, compression: Compression) -> None:
@@ -306,7 +307,7 @@ class _Decompressed(RawIOBase):
         return count
 
     def _decompress(self) -> Any:
-        """Detect and undo all compressions; returns a stream of the decompressed bytes, which has readinto1."""
+        """Detect and undo all compressions; returns a stream (with the method readinto1) of the resulting bytes."""
         text: Any = self._stream
         while True:
             head = _head(text)
@@ -355,9 +356,9 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if a file is too short to show the compression that its name implies.
+        """Raise _DamageError if a file is cut off within the fixed bytes with which its compression begins.
 
-        Each compression begins with fixed bytes, within which such a file ends. `head` is the beginning of the file.
+        The compression is known from the file name. `head` is the beginning of the file. An empty file is accepted.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (
@@ -408,8 +409,8 @@ class _Rejoined(RawIOBase):
 def _head(stream: Any) -> bytes:
     """The first bytes of `stream`, at most HEAD_BYTES.
 
-    Reading stops after the first line, or as soon as a known format is recognised, since a pipe may send no more for
-    now.
+    Reading stops as soon as the first line is complete or a known format is recognised, since a pipe may not deliver
+    more data for a while.
     """
     head = b""
     while len(head) < HEAD_BYTES and b"\n" not in head and not head.startswith(KNOWN):

@@ -27,8 +27,8 @@ MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text 
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 file without their line ends; the path `-` means standard input.
 
-    Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has old
-    Mac line ends.
+    Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has the
+    line ends of an old Mac (carriage returns without line feeds).
     """
     returns = _CarriageReturns(path)
     number = 0
@@ -174,7 +174,7 @@ class _CarriageReturns:
     def see(self, number: int, line: bytes, is_last: bool) -> None:
         """Count the carriage returns within `line`, whose line end has been removed; `number` is its line number.
 
-        `is_last` means that the file ends after this line, without a line feed. If so, this method also calls `check`.
+        `is_last` tells whether the file ends after this line, without a line feed. If it does, `check` is called, too.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -184,10 +184,10 @@ class _CarriageReturns:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """At the end of the file, raise DataError if carriage returns are the line ends in all or part of it.
+        """Raise DataError if carriage returns serve as line ends in the whole file or in a part of it.
 
-        `num_lines` is the number of lines read. `most` is the number of carriage returns that ordinary text may
-        contain; `None` means one per line.
+        This method must be called at the end of the file. `num_lines` is the number of lines read. `most` is the number
+        of carriage returns that ordinary text may contain; `None` means one per line.
         """
         remedy = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
         if self._total > (num_lines if most is None else most):
@@ -232,8 +232,8 @@ CONVERTER = (
 def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
     """Advice on how to convert a CSV file to tab-separated columns; `None` if the file does not look like CSV.
 
-    `lines` are the first lines of the file. The file looks like CSV if its name says so, if its lines have equal
-    numbers of fields, or if its first line is in quotes and contains a separator.
+    `lines` are the first lines of the file. The file looks like CSV if its name says so, if all of `lines` have the
+    same number of fields, or if the first line is in quotes and contains a separator.
     """
     separator = csv_separator(lines) or _separator_in_line(lines[0])
     if separator is None and not is_named_csv(path):
@@ -253,9 +253,9 @@ def is_named_csv(path: Path) -> bool:
 
 
 def csv_separator(lines: Sequence[str]) -> str | None:
-    """The separator that splits the first of `lines` into equally many fields, at least two, or `None` if none does.
+    """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    At least LEAST_ROWS different lines are needed.
+    Only the first FIRST_LINES of `lines` are split. If fewer than LEAST_ROWS of them are different, returns `None`.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -274,7 +274,10 @@ def _separator_in_line(line: str) -> str | None:
 
 
 def _field_counts(lines: Sequence[str], separator: str) -> list[int]:
-    """The number of fields of each row, up to the first row that is not valid CSV or ends within a field."""
+    """The number of fields of each row of CSV in `lines`.
+
+    Counting stops before the first row that is not valid CSV, or that ends within a field in quotes.
+    """
     rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
     counts: list[int] = []
     while True:
@@ -357,8 +360,9 @@ class ReadAhead(Generic[T]):
     def pauses(self) -> bool:
         """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
 
-        `True` means that the items taken so far should be answered. Items that keep arriving cannot delay this for
-        long: the calls between one `True` and the next wait only until PATIENCE_SECONDS after the first of these calls.
+        `True` means that the items taken so far should be answered. Items that keep arriving one by one cannot delay
+        this for long: once PATIENCE_SECONDS have passed since the first call after the previous `True`, calls no longer
+        wait.
         """
         now = monotonic()
         if self._first_taken is None:

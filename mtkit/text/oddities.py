@@ -41,9 +41,9 @@ class Sign:
     undone: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) pairs that undo it, if it hides other signs
 
 
-# Measured: raw text of 21 languages has subword marks and escapes in at most 0.2 % of its lines, and the spaces of
-# tokenised text in at most 2 %; tokenised text has such spaces in 80 % or more. Spaces before ? ! ; and : are no sign
-# of tokenisation, since they are correct French.
+# Measured on text of 21 languages: in raw text, at most 0.2 % of the lines have subword marks or escapes, and at most
+# 2 % have spaces such as a tokeniser inserts. In tokenised text, 80 % or more of the lines have such spaces. Spaces
+# before ? ! ; and : are no sign of tokenisation, since they are correct French.
 SIGNS = (
     Sign(
         "cut into subwords",
@@ -139,10 +139,10 @@ def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, 
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that occur in many of `lines`, in the order of SIGNS; a single line is never enough.
+    """The signs that occur in many of `lines` (at least two), in the order of SIGNS.
 
-    `lines` are pairs of a line number and a line. If a sign of subwords is found, the subwords are joined before the
-    signs that come later in SIGNS are looked for.
+    `lines` are pairs of a line number and a line. If the text turns out to be cut into subwords, the subwords are
+    joined before the text is searched for the later signs.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -238,7 +238,7 @@ def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[st
 def sentence_columns(rows: Sequence[str]) -> tuple[int, int] | None:
     """The numbers, from 1, of the first two columns that hold sentences; `None` if there are fewer than two.
 
-    A column holds sentences if at least half of its texts are neither numbers nor names.
+    A column holds sentences if at least half of its texts are neither numbers nor names (such as doc-12).
     """
     columns = list(zip(*(row.split("\t") for row in rows), strict=False))
     found = [
@@ -354,7 +354,8 @@ class Oversights:
 def _deleting(files: Sequence[Path]) -> str:
     """Shell commands that delete the first line of each file, and the file names to use in the settings afterwards.
 
-    The commands store compressed files decompressed, so the names of these files change.
+    In place of a compressed file, the commands write a decompressed file, whose name lacks the extension of the
+    compression.
     """
     plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
     compressed = [file for file in files if read_command(file)]

@@ -67,11 +67,12 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
 def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
     """Yields the pairs of all corpora, with tags, taking one pair from each corpus in turn.
 
-    A corpus that has no pairs left is skipped. With `is_spread=True`, the pairs of each corpus are first reordered by
-    `spread`: for any n, the first n pairs are then spread evenly over the corpus. Otherwise, pairs keep their order.
+    A corpus that has no pairs left is skipped. With `is_spread=True`, the pairs of each corpus are taken in the order
+    of `spread`, so that, for any n, the first n pairs are spread evenly over the corpus. With `is_spread=False`, the
+    pairs are taken in the order of the corpus.
 
-    The corpora are read into memory one after the other, since they may have more files than a process may open at
-    once.
+    Each corpus is read into memory before the next one is opened, since all corpora together may have more files than
+    a process may open at once.
     """
     texts = [list(tagged_pairs([corpus])) for corpus in corpora]
     if is_spread:
@@ -81,7 +82,7 @@ def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> It
 
 
 def spread(count: int) -> list[int]:
-    """The numbers from 0 to `count - 1`, ordered so that, for any n, the first n numbers are spread evenly.
+    """The numbers from 0 to `count - 1`, ordered so that the first n, for any n, are spread evenly over the range.
 
     The numbers are sorted by their reversed bits (van der Corput, 1935): for `count=8`, the order is 0 4 2 6 1 5 3 7.
     """
@@ -105,10 +106,10 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns what `fingerprints` returns, or older fingerprints of the same files if only these are in `known`.
+    """Returns what `fingerprints` returns, or a file's older fingerprint if only the older one is in `known`.
 
     An older fingerprint is the checksum that `compressed_fingerprint` returns: earlier versions of mtkit recorded the
-    checksum of the file before decompression. Source and target are decided separately.
+    checksum of the file before decompression. It may replace the fingerprint of the source, of the target, or of both.
     """
     found = fingerprints(part)
     if all(fingerprint in known for _, fingerprint in found):
@@ -142,7 +143,7 @@ class ExpectedTags:
     """Checks whether source lines begin with a tag that the model knows."""
 
     def __init__(self, tags: Sequence[str], needed: bool) -> None:
-        """`tags` are those of a model; `needed` means that it was trained with a tag before every source line."""
+        """`tags` are the tags of a model; `needed` tells whether training put a tag before every source line."""
         self._tags = tags
         self._needed = needed
         brackets = {_brackets(tag) for tag in tags}
@@ -205,9 +206,9 @@ class _Matches:
 def with_patterns_expanded(config: Config) -> Config:
     """`config` with every file pattern replaced by the files that it matches, in natural order (2 before 10).
 
-    Raises DataError for a folder, for a test set with several source files, and if the source and target files of a
-    corpus do not correspond. A pattern that matches no file raises nothing here and is kept, since a run that is
-    prepared already needs no files; if they are needed, `data_file` raises DataError later.
+    Raises DataError if a path is a folder, if a test set has several source files, or if the source and target files of
+    a corpus do not correspond. A pattern that matches no file is kept and raises no error here, since a run
+    that has been prepared no longer needs its text files. If the files are needed, `data_file` raises DataError later.
     """
     data = config.data
     sections = {
@@ -319,7 +320,11 @@ def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConf
 
 
 def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[TokenizerTextConfig]:
-    """Expands an entry of tokenizer.text into one entry per file, since its source and target need not be parallel."""
+    """Expands an entry of tokenizer.text into one entry for each of its source files and target files.
+
+    The files are not paired, since the source and target text of an entry need not be parallel. If no pattern in the
+    entry matches a file, the entry is returned unchanged.
+    """
     sides = {
         side: _match(config, path, f"{name}.{side}", getattr(config.languages, side))
         for side, path in (("source", text.source), ("target", text.target))
@@ -394,7 +399,7 @@ def _natural(text: str) -> list[str | int]:
 def _pattern_in(folder: Path, ending: str) -> str:
     """A pattern, such as *.en.gz, for the most frequent extension of the files in `folder`.
 
-    Extensions that include `ending`, such as en, take precedence.
+    Extensions that include `ending` take precedence; for example, .en.gz does so if `ending` is en.
     """
     endings: Counter[str] = Counter()
     for path in folder.iterdir():
@@ -453,9 +458,10 @@ def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str)
 
 
 def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches], name: str) -> None:
-    """Raise DataError if both sides list the same parts in different orders.
+    """Raise DataError if the source files and the target files list the same parts in different orders.
 
-    To recognise a part by its path, the beginning and end that all paths of the same side share are ignored.
+    A part is recognised by the middle of its path, without the beginning and the end that all source paths, or all
+    target paths, have in common.
     """
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):

@@ -40,9 +40,9 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
     """Split `line` into parts for which `fits` is true, each as long as possible.
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
-    characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. Only a part
-    of a single character may fail to fit. The search assumes that if a text fits, its beginnings fit, too. For a line
-    of n characters, all texts passed to `fits` have O(n log n) characters in total.
+    characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. A part
+    that does not fit can only be a single character. If a text fits, any shorter text with the same beginning is
+    assumed to fit, too. For a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -172,9 +172,10 @@ class SubwordModel:
     encode: Callable[[str], list[int]]  # takes a word without its space mark; returns the ids of its best segmentation
 
     def can_vary(self, word: str) -> bool:
-        """Whether `word` may have several segmentations: its characters are pieces, and it contains none of `symbols`.
+        """Whether `word` may have several segmentations.
 
-        Unknown characters and characters spelled in bytes have only one segmentation.
+        It may if each of its characters is a piece of the model and it contains none of `symbols`. A character that is
+        not a piece is unknown or spelled in bytes, so it has only one segmentation.
         """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 

@@ -247,7 +247,7 @@ class Tokenizer:
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """The sampler for these arguments; equal arguments give the same sampler, since it caches words."""
+        """The sampler for these arguments; it is kept for later calls with equal arguments, since it caches words."""
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
             subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
@@ -301,7 +301,7 @@ class Tokenizer:
         - If the text has a space mark (▁) beside a space, the model keeps the mark; `encode_source` takes both as one
           space.
         - If a symbol (a piece that is never split) is followed by a combining mark, the model keeps the symbol;
-          `encode_source` joins the two, as the normalisation does.
+          `encode_source` normalises the line first, which joins symbol and mark.
         - For type word, the model makes one token of several consecutive unknown words; `encode_source` makes several.
         """
         return self._source.sentencepiece_model()

@@ -40,8 +40,8 @@ MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, w
 # Puts a space in place of each character that has a special meaning when SentencePiece is trained.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
 
-# SentencePiece itself splits off ASCII and full-width digits; other digits are put between boundaries, which no piece
-# may cross.
+# SentencePiece itself splits off only ASCII and full-width digits. Any other digit is put between two BOUNDARY
+# characters, which no piece may cross.
 OTHER_DIGIT = re.compile(r"(?![0-9\uff10-\uff19])\d")
 BOUNDARY = "\ufdd1"  # a Unicode noncharacter, which no text contains
 
@@ -68,10 +68,11 @@ def train_tokenizer(
 ) -> list[VocabularyReport]:
     """Train a tokenizer and save it in `directory`; returns a report for each SentencePiece model trained.
 
-    If settings.shared is true, one model is trained on both sides, else one on each side. `source` and `target` return
-    a new iterator over the lines at each call; each of the two is called twice. The same lines and settings give the
-    same bytes. `tags` are words of the source that become one piece each, even if they do not occur in the lines.
-    Raises ConfigError for unsuitable settings, tags and symbols, and DataError if there is no text.
+    If settings.shared is true, one model is trained on both sides, else one on each side. `source` and `target` are
+    functions that return a new iterator over the lines at each call; each function is called twice. The same lines and
+    settings give files with the same bytes. `tags` are words of the source that become one piece each, even if they do
+    not occur in the lines. Raises ConfigError for unsuitable settings, tags and symbols, and DataError if there is no
+    text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -382,8 +383,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
     """The tokenizer settings that a bundle stores.
 
-    If the setting tokenizer.model names an existing SentencePiece model, its path is replaced by the type, vocabulary
-    size and other properties of the tokenizer.
+    If the setting tokenizer.model names an existing SentencePiece model, this setting is left out. Instead, the type,
+    the vocabulary size and other settings are those of `tokenizer`.
     """
     if settings.model is None:
         return settings
@@ -424,7 +425,8 @@ def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
     """A copy of `tokenizer` without the last `count` target pieces, which `extended` added.
 
-    The copy encodes target text as before these pieces were added; its source side must not be used.
+    The copy encodes target text as the tokenizer did before these pieces were added. The source side of the copy must
+    not be used.
     """
     new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
     model = tokenizer.models[1]

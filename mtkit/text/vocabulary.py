@@ -51,8 +51,8 @@ class Specials:
     target: SpecialIds = DEFAULT_IDS
 
 
-# Functions that return the id of the decoder's start token, by its name in the settings. "zero" is the padding token
-# with an embedding that stays zero (Marian).
+# For each start token of the decoder that the settings can name, a function that returns the token's id. "zero" is the
+# padding token with an embedding that stays zero (Marian).
 START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
     "begin": lambda special: special.begin,
     "pad": lambda special: special.pad,
@@ -85,8 +85,8 @@ PIECE_TYPES: dict[int, PieceType] = {
 }
 MODEL_TYPES: dict[int, ModelType] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
-# Field numbers in protobuf messages. The first line has those of ModelProto, the second those of SentencePiece, the
-# third those of TrainerSpec, and the fourth those of NormalizerSpec.
+# Field numbers in protobuf messages. Of the four lines below, the first has the fields of ModelProto, the second those
+# of SentencePiece, the third those of TrainerSpec, and the fourth those of NormalizerSpec.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, VOCAB_SIZE, MARK_AS_SUFFIX = 3, 4, 24
@@ -143,8 +143,8 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
     Raises ValueError if the rule does not replace `text` in the first place.
 
     A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
-    of the trie contains the byte that leads to this unit, a flag that tells whether a sequence ends there, and the
-    offset of the units for the next bytes. Clearing the flag disables the replacement.
+    of the trie contains the byte that leads to this unit, a flag that tells whether a text that the rule replaces
+    ends there, and the offset of the units for the next bytes. Clearing the flag disables the replacement.
     """
     charsmap = bytearray(_submessage(rule, CHARSMAP))
     position = 0
@@ -209,7 +209,8 @@ def with_pieces(model: bytes, new: Sequence[Piece]) -> bytes:
 def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
     """Returns `model`, changed so that it never splits any of `texts`.
 
-    A text that is already a piece gets another type; other texts are added after the last piece.
+    Each text becomes a piece of type "user_defined": a text that is already a piece gets this type, and any other text
+    is added after the last piece.
     """
     old = [field.encoded for field in _fields(model) if field.number == PIECES]
     pieces = pieces_of(model)
@@ -470,7 +471,10 @@ class MappedModel:
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to decode for an id: none for a special token, unless it is an unknown token that is shown."""
+        """The pieces to decode for an id; none for a special token that is not shown.
+
+        Of the special tokens, only the unknown token is shown, and only if `shows_unknown` is true.
+        """
         if id_ == self._special.unknown and self.shows_unknown:
             # In two pieces, since SentencePiece shows its own <unk> as a question mark.
             return UNKNOWN_TEXT[:1], UNKNOWN_TEXT[1:]

@@ -22,8 +22,9 @@ from mtkit.translation.translator import BREAKS, Translator, load_bundle
 NUM_CANARIES = 8
 BATCH_TOKENS = 4096
 
-# The length limit is tight because a model early in training may never generate the end mark. Other settings may give
-# other translations, so that the canaries of existing bundles would fail.
+# The settings for translating canaries. They must never change: other settings may give other translations, and the
+# canaries of existing bundles would fail. The length limit is tight because a model early in training may never
+# generate the end mark.
 GREEDY = DecodingConfig(beam_size=1, length_penalty=0.0, max_length_ratio=1.5, max_length_extra=10)
 
 # If the log-probabilities of two tokens differ by less than this, rounding may decide which of them the search chooses.
@@ -138,10 +139,11 @@ def _fits(translator: Translator, tokens: Sequence[int]) -> bool:
     return 0 < len(tokens) <= translator.max_source_length
 
 
-# `mtkit check`: whether a bundle's files are unchanged, and whether its canaries are translated as before.
+# `mtkit check`: whether a bundle's files are unchanged, and whether its model still gives the translations that are
+# stored in the canaries.
 
-# The largest drift that is accepted per token, where the end mark counts as a token. It is more than rounding causes on
-# any device in fp32.
+# The largest drift that is accepted per token, where the end mark counts as a token. In fp32, rounding causes less
+# drift than this on any device.
 MOST_DRIFT = 0.01
 
 

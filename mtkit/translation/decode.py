@@ -51,8 +51,8 @@ def decode(
     """Translate sentences, each a sequence of source tokens, as one batch.
 
     Returns a list of hypotheses for each sentence, with at least one hypothesis. Sampling returns `num_best`
-    hypotheses, in the order drawn. Beam search returns the best hypotheses, best first. If `num_best` is 1, it returns
-    one; otherwise it returns up to twice `num_best`, since different tokens may spell the same text.
+    hypotheses, in the order drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1,
+    otherwise up to `2 * num_best`, since several hypotheses may spell the same text with different tokens.
 
     `prefixes` holds, for each sentence, the target tokens that its hypotheses must begin with. The tokens in
     `forbidden`, by default all special ids except the end mark, are not generated, except as part of a prefix. Raises

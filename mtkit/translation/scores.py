@@ -436,7 +436,7 @@ def randomization_p_value(differences: NDArray[np.float64], difference: float) -
 
 
 def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
-    """Returns a lower bound for the p-value: min(1, 2^(1-M)), where M is the number of lines whose statistics differ.
+    """Returns a lower bound for the p-value: min(1, 2^(1-M)) if the systems differ in the statistics of M lines.
 
     If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
     2^M possible outcomes, at least two have a score difference as large as the observed difference: the observed
@@ -450,7 +450,7 @@ def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
 def _share(statistics: NDArray[np.float64], difference: float) -> float:
     """Returns the fraction of the statistics that are at least `difference`, with add-one smoothing.
 
-    That is (count + 1) / (total + 1).
+    If c of n statistics are at least `difference`, returns (c + 1) / (n + 1).
     """
     at_least = int((statistics >= difference - TOLERANCE).sum())
     return (at_least + 1) / (len(statistics) + 1)
@@ -466,7 +466,7 @@ class Utility:
         self._metric = UTILITIES[metric](target_language)
 
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """Returns a matrix whose entry [h][r] is the score, 0 to 100, of text h with text r as the reference."""
+        """Returns a matrix whose entry [h][r] is the score (from 0 to 100) of text h with text r as the reference."""
         # The steps of sentence_score, but the slowest step, counting n-grams, is done only once per reference.
         prepared = [self._metric._preprocess_segment(text.rstrip()) for text in texts]
         references = [self._metric._extract_reference_info([text]) for text in prepared]
@@ -517,7 +517,8 @@ _SCRIPTS = {
 }
 _LANGUAGE_OF = {"Chinese": "zh", "Japanese": "ja"}
 
-# The characters that a tokenizer separates or segments into words. The tokenizers in _ANY_SCRIPT handle any script.
+# For some tokenizers, the characters that the tokenizer separates or segments into words. The tokenizers in _ANY_SCRIPT
+# handle any script.
 _SEPARATED = {"zh": _HAN, "ja-mecab": _HAN + _KANA}
 _ANY_SCRIPT = {"char", *SPM_MODELS}
 
@@ -525,7 +526,8 @@ _ANY_SCRIPT = {"char", *SPM_MODELS}
 _LARGE_SHARE = 0.25
 # Text counts as segmented into words if at least this fraction of neighbouring characters is separated by spaces.
 _SPACED_SHARE = 0.1
-# Japanese mixes kana with Chinese characters. Text counts as Japanese if at least this fraction of both is kana.
+# Japanese mixes kana with Chinese characters. Text counts as Japanese if kana are at least this fraction of its kana
+# and Chinese characters taken together.
 _KANA_SHARE = 0.1
 _MOST_LINES = 2_000  # the maximum number of lines inspected
 

@@ -48,8 +48,8 @@ def translate(
     line arrives for a moment, the lines read so far are translated and flushed. The grouping does not affect the
     translations.
 
-    `num_lines` is the total for the progress display, if known. If a signal ends the program, raises StoppedError,
-    which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
+    `num_lines`, if known, is the number of lines in `source`, for the progress display. If a signal ends the program,
+    raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
     """
     warnings = Warnings()
     with InputStreams(out.flush, line_buffered) as streams:
@@ -327,7 +327,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
     """Context manager that removes the file `part` if the block raises an exception and the file is empty.
 
-    Otherwise the file is kept. If the exception is a StoppedError, its message then says where the file is.
+    A file that holds text is kept. If the exception is a StoppedError, its message then says where the kept file is.
     """
     try:
         with undone_when_ended():
@@ -343,7 +343,10 @@ def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
 
 
 def _is_empty(part: Path) -> bool:
-    """Whether a file contains no text; the size would not tell, since compressed files always have some bytes."""
+    """Whether a file contains no text.
+
+    The size of the file does not tell, since a compressed file has some bytes even if it contains no text.
+    """
     try:
         with reading(part) as stream:
             return not stream.read(1)

@@ -70,7 +70,7 @@ class Translation:
 
     With beam search, the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
     With sampling, it is the log-probability. With minimum Bayes risk decoding (`decoding.mbr_samples`), it is the mean
-    utility, 0 to 100. If a line was translated in parts, the score is the mean over the parts.
+    utility, from 0 to 100. If a line was translated in parts, the score is the mean over the parts.
     """
 
     text: str
@@ -515,8 +515,8 @@ def _nothing(_: int) -> None:
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
     """Whether the model was trained with a tag before every line.
 
-    The training data of an imported model is unknown. It is assumed to have had tags if the vocabulary contains tags in
-    the style of Marian, such as >>deu<<, unless those were added after training.
+    The training data of an imported model is unknown. The data is assumed to have had tags if the vocabulary contains
+    tags in the style of Marian, such as >>deu<<. Tags that were added after training do not count.
     """
     if config.data.train:
         return all(corpus.tag is not None for corpus in config.data.train)
@@ -569,8 +569,8 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yields pairs of the n-th item of `lines` and the n-th item of `others`.
 
-    Raises DataError if one of them has more items than the other. In its message, `names[0]` stands for the items of
-    `lines`, and `names[1]` stands for the items of `others`.
+    Raises DataError if `lines` and `others` have different numbers of items. In its message, `names[0]` stands for
+    the items of `lines`, and `names[1]` stands for the items of `others`.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
