@@ -58,8 +58,8 @@ REPLACED = ("tokenizer", "data/train", "data/valid", "model")  # folders of a ru
 def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train the tokenizer unless it is up to date.
 
-    A damaged tokenizer is replaced with a warning. Once training has begun, however, the tokenizer is not replaced: if
-    it is damaged, CheckpointError is raised; if it is out of date, DataError is raised.
+    If the tokenizer is damaged, prints a warning and makes a new tokenizer. Once training has begun, however, the
+    tokenizer is not replaced: if it is damaged, CheckpointError is raised; if it is out of date, DataError is raised.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -81,8 +81,8 @@ def run_tokenizer(config: Config) -> None:
 def run_binarize(config: Config) -> None:
     """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora in any case.
 
-    The corpora are encoded even if their ids are up to date. The same text and settings give the same ids, so damaged
-    data is repaired in this way, and training can resume with it.
+    The corpora are encoded even if the encoded corpora of the run are up to date. The same text and settings give the
+    same token ids, so this command repairs damaged data, and training can resume with the repaired data.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -103,8 +103,8 @@ def run_train(config: Config, fresh: bool = False, change: bool = False, end_in:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
     With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
-    the weights have changed. If `end_in` is given, the learning rate decays over `end_in` updates, and the run then
-    ends.
+    the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the
+    run then ends.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -128,9 +128,9 @@ def run_race(config: Config, begun: float, fresh: bool = False, test: bool = Fal
     """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
     `begun` is the time at which the command started, by time.monotonic(). With `test`, the model is then evaluated on
-    the test sets, and the record gets their scores. A training run that has ended with these settings is not repeated;
-    the rest of its record stays as it is. Raises CheckpointError if the run began without this target, since it might
-    have reached the target long ago.
+    the test sets, and the scores are added to race.json. If training has already ended with these settings, it is not
+    repeated, and nothing else in race.json changes. Raises CheckpointError if the run began without this target, since
+    a validation might have reached the target long ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
@@ -147,7 +147,7 @@ def run_race(config: Config, begun: float, fresh: bool = False, test: bool = Fal
 
 
 def _require_race(config: Config) -> None:
-    """Raise CheckpointError if the run has begun with another target_score, or with none."""
+    """Raise CheckpointError if the run began with a `target_score` other than the present one, or without any."""
     run, target = config.run_path, config.training.target_score
     if is_begun(run) and (noted := run_config(run).training.target_score) != target:
         found = "no training.target_score" if noted is None else f"training.target_score {noted:g}"
@@ -163,7 +163,7 @@ def _opened(config: Config) -> Iterator[None]:
 
     Half-written files that a killed process left are removed first: they may be large, and the stage that wrote them
     may never be repeated. Users may keep other files in the run directory, so only files with names that mtkit uses are
-    removed. What is left of half-written checkpoints is removed by training.
+    removed. Half-written checkpoints are not removed here, but by training.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -179,9 +179,9 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None) -> bool:
-    """Make the tokenizer and the data if they are out of date, then train; returns whether it has trained.
+    """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
-    Training is skipped if the model is up to date.
+    Training is skipped if the model is up to date, unless `fresh` is true.
     """
     if not config.data.valid:
         raise ConfigError(
@@ -254,7 +254,7 @@ def _prepare(config: Config) -> None:
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
 
-    What is made again replaces the old tokenizer or data, which are set aside until the new run has a checkpoint.
+    Before anything is made again, the old version is set aside. It is kept until the new run has a checkpoint.
     """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
@@ -292,19 +292,20 @@ def _renew_tokenizer(config: Config) -> list[str]:
 
 
 def _raw_text_is_gone(config: Config) -> bool:
-    """Whether the run has begun, but none of the files of its training text exists, for example on another machine.
+    """Whether the run has begun, but none of the files of its training text exists any more.
 
-    Such a run continues with its binarized data.
+    This happens if the run was moved to another machine, for example. Such a run continues with its binarized data.
     """
     raw = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     return is_begun(config.run_path) and bool(raw) and not any(path.exists() for path in raw)
 
 
 def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
-    """Raise DataError if training has begun and the settings or texts behind a folder of the run have changed.
+    """Raise DataError if training has begun, but a folder of the run was made from settings or texts that have changed.
 
-    `folder` is "tokenizer" or "data/train". `changes` describes, for the message, what has changed. No error is raised
-    if the folder is missing or empty because the user deleted it: it may be made again.
+    `folder` is "tokenizer" or "data/train". `changes` describes for the message what has changed; an empty list means
+    that nothing has changed. If the folder is missing or empty, the user deleted its files. The folder may then be made
+    again, so no error is raised.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
@@ -354,8 +355,8 @@ def _evaluation_inputs(
 ) -> str:
     """Returns JSON of all that the scores depend on.
 
-    The scores depend on the weights, of which the JSON has a checksum, on the decoding settings, on the target language
-    and on the content of the test sets.
+    The JSON has a checksum of the weights, the decoding settings, the target language, and the checksums and tags of
+    the test sets.
     """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()

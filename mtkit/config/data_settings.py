@@ -489,7 +489,7 @@ class DataConfig(Section):
         return sorted({corpus.tag for corpus in self.train if corpus.tag is not None})
 
     def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yields (keys, tag) for each tag of a validation corpus or test set that is not in `known`.
+        """Yields (keys, tag) for each validation corpus or test set whose tag is not in `known`.
 
         The keys say where in the data section the tag is set, such as ("valid", 0, "tag").
         """

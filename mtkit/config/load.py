@@ -33,8 +33,8 @@ from mtkit.config.settings import (
 )
 from mtkit.errors import ConfigError
 
-# Maps the keys of each setting that the user gave to its place, such as "recipe.yaml:12" or "training.max_steps=100".
-# The order is that in which the settings were given.
+# For each setting that the user gave, the place where it was given, such as "recipe.yaml:12" or
+# "training.max_steps=100". The settings are in the order in which they were given.
 Places = dict[Keys, str]
 
 ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, used only for advice
@@ -45,12 +45,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Returns the settings of a YAML file, with overrides applied.
 
     If `path` is `-`, standard input is read; if `path` is `None`, the overrides are applied to the defaults. An
-    override is `key=value` or `section.key=value`. Its value is parsed as YAML and replaces the whole value in the
-    file, even if that is a section, list or table. Raises a ConfigError that lists all faults.
+    override is `key=value` or `section.key=value`. The value is parsed as YAML. If the setting is a section, list or
+    table, the value replaces the whole of it. Raises a ConfigError that lists all faults.
 
-    If `training.start_from` is given, every CarriedSection is still incomplete and unchecked. Tags are not checked
-    either, since the model to start from may know more tags. `carried_over` in `mtkit.bundle.opening` completes the
-    sections and makes these checks.
+    If `training.start_from` names a model, settings of every CarriedSection may still have to be taken from that model,
+    so these sections are not checked yet. Tags are not checked either, since the model may know tags that `data.train`
+    lacks. `carried_over` in `mtkit.bundle.opening` completes the sections and makes these checks.
     """
     config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -140,7 +140,8 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
     return config, places
 
 
-# Settings of earlier versions that no longer exist, each with the value that stands for what is done now.
+# Settings that earlier versions of mtkit had and this version lacks. Each has the value with which the earlier versions
+# did what this version always does.
 RETIRED: dict[str, dict[str, object]] = {
     "model": {"embedding_skip": False, "residual_scales": False, "logit_softcap": None},
     "training": {"z_loss": 0.0},
@@ -148,10 +149,10 @@ RETIRED: dict[str, dict[str, object]] = {
 
 
 def _without_retired(data: Any, retired: Mapping[str, Any] = RETIRED) -> Any:
-    """Returns `data` without retired settings that stand for what is done now, which runs and models may still name.
+    """Returns `data` without those settings in `retired` that have the values listed there.
 
-    Retired settings with other values stay, and are reported as unknown. The settings of a model may also be those of
-    its encoder or decoder.
+    Existing runs and models may still name such settings. Retired settings with other values stay in `data`, so that
+    they are reported as unknown. Settings listed for the model are also removed from its encoder and decoder.
     """
     if not isinstance(data, dict):
         return data
@@ -351,8 +352,8 @@ def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> l
     """Returns quoted suggestions for an unknown key: names of settings that may have been meant.
 
     If other sections have settings with this key, those settings are suggested. Otherwise, the most similar key in
-    `here`, the keys of the section itself, is suggested. If none of these is similar, the settings in `names` with the
-    most similar key are suggested, if any.
+    `here`, the keys of the section itself, is suggested. If no key in `here` is similar, those settings in `names` are
+    suggested whose key is most similar. The list is empty if there are none.
     """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):

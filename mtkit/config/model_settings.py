@@ -7,7 +7,8 @@ from pydantic import Discriminator, Field, Tag
 
 from mtkit.config.section import CarriedSection, Section
 
-# Dropout divides the values that it keeps by 1 - rate, which rounds to 0 on some devices if the rate is closer to 1.
+# The highest allowed dropout rate. Dropout divides the values that it keeps by 1 - rate. On some devices, this
+# divisor would round to 0 if the rate were higher.
 MOST_DROPOUT = 0.999
 
 ScaleEmbeddings = Annotated[bool, Field(description="Multiply embeddings by sqrt(d_model).")]
@@ -244,7 +245,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The limits of the sentence length, in tokens; the keys are such as "encoder.max_positions"."""
+        """The limits of the sentence length, in tokens; the keys are names such as "encoder.max_positions"."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

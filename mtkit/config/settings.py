@@ -450,7 +450,7 @@ def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _item_schema(schema: Schema) -> Schema:
-    """Returns the schema of the items of a list or table; empty for other schemas."""
+    """Returns the schema of the items of a list or table; returns {} if `schema` is that of another setting."""
     return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
 
 

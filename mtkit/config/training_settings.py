@@ -15,8 +15,8 @@ WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
 
-# Schedules that end at max_steps. Their rates depend on max_steps, so changing max_steps in a run needs --change. With
-# wsd, this holds only once the rate falls.
+# Schedules that end at max_steps. Since their rates depend on max_steps, a run needs --change to change max_steps. With
+# wsd, it needs --change only once the rate has begun to fall.
 ENDING = ("linear", "cosine", "wsd")
 
 # If max_steps is auto, each of these settings is auto, too, unless it is given.

@@ -1,4 +1,4 @@
-"""The interface of every model (the methods `encode`, `decode` and `output`), and ensembles, which have it too.
+"""The interface of all models (the methods `encode`, `decode` and `output`), and ensembles, which share this interface.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, Q tokens decoded in one call,
 L either S or T, W hypotheses per sentence, H heads, D model width, V vocabulary size.
@@ -20,7 +20,7 @@ from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Spec
 
 
 class SearchState(Protocol):
-    """The methods of a decoding state that a search calls; the state covers R sentences with W hypotheses each.
+    """The methods that a search calls on a decoding state, which covers R sentences with W hypotheses each.
 
     `branch`, `keep` and every decoding step return a new state. The old state must not be used afterwards: the two may
     share caches, which are modified in place.
@@ -109,9 +109,10 @@ class Output(nn.Module):
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Returns the logits (…, V) of `features` (…, D); the logits of untrained tokens are -inf.
+        """Returns the logits (…, V) of `features` (…, D); the logits of tokens in `untrained` are -inf.
 
-        If `columns` is given, it holds token ids; only the logits of these are returned, and none is set to -inf.
+        If `columns` is given, it holds token ids. Only the logits of these tokens are returned, and no logit is set
+        to -inf.
         """
         if columns is None:
             logits = F.linear(features, self.weight, self.bias)
@@ -221,7 +222,7 @@ class Limits:
 class TranslationModel(nn.Module):
     """A model that consists of an encoder and a decoder.
 
-    `start` names the token that the decoder reads first; it is a key of START_TOKENS.
+    `start`, a key of START_TOKENS, names the token that the decoder reads first.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin") -> None:
@@ -233,7 +234,7 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the ids of the special tokens; until then, a model has the ids of vocabularies that mtkit trains."""
+        """Sets the ids of the special tokens; a new model has the ids of these tokens in mtkit's own vocabularies."""
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
@@ -360,7 +361,7 @@ class Ensemble:
 
     @property
     def untrained(self) -> list[int]:
-        """The ids of tokens at the end of the vocabulary that no member has been trained on."""
+        """The ids of those tokens, at the end of the vocabulary, with which no member has been trained."""
         return min((member.untrained for member in self.members), key=len)
 
     @property
@@ -390,7 +391,7 @@ class Ensemble:
         return mean, EnsembleState(states)
 
     def output(self, log_probs: Tensor) -> Tensor:
-        """Returns `log_probs` unchanged, since the log-softmax of log-probabilities is equal to them."""
+        """Returns `log_probs` unchanged, since a log-softmax would not change log-probabilities."""
         return log_probs
 
 

@@ -15,9 +15,9 @@ from mtkit.config.model_settings import TransformerConfig
 
 # Positions.
 
-# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. In the paper, the exponent is
-# 2i/D. In the paper's first implementation (tensor2tensor), in fairseq and in M2M100, it is i/(D/2 - 1), so that the
-# last exponent is 1.
+# The exponents of the D/2 sinusoids; sinusoid i has the wavelength 2 pi * 10000^exponent. In the paper (Vaswani et al.
+# 2017), the exponent is 2i/D. In the paper's first implementation (tensor2tensor), in fairseq and in M2M100, the
+# exponent is i/(D/2 - 1), which is 1 for the last sinusoid.
 EXPONENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "paper": lambda i: i / len(i),
     "tensor2tensor": lambda i: i / max(len(i) - 1, 1),
@@ -78,7 +78,7 @@ class LearnedPositions(nn.Module):
     def initialize(self) -> None:
         """Draws the embeddings from a normal distribution with standard deviation 0.02, as in fairseq and BERT.
 
-        That is small compared with token embeddings, whose standard deviation is 1 if they are scaled.
+        The standard deviation of token embeddings is much larger: it is 1 if the setting `scale_embeddings` is true.
         """
         nn.init.normal_(self.weight, std=0.02)
 
@@ -123,7 +123,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
-    """Computes the rotation of `_Rotate` in the precision of the sines, or of `x` if that is higher."""
+    """Computes the rotation of `_Rotate` in the precision of the sines or of `x`, whichever is higher."""
     exact = torch.promote_types(x.dtype, sines.dtype)
     sines, cosines = sines.to(exact), cosines.to(exact)
     first, second = x.to(exact).chunk(2, -1)
@@ -153,9 +153,9 @@ class RotaryPositions(nn.Module):
         return Rotation(sines, cosines)
 
 
-# For each value of the setting `positions`, the module whose output is added to the token embeddings; None: nothing is
-# added. Rotary position encoding is applied in the attention instead. With "none", the encoder has no information about
-# the order of tokens, and the decoder knows only which tokens came before.
+# For each value of the setting `positions`, the module whose output is added to the token embeddings, or None if no
+# output is added. Rotary position encoding is applied in the attention instead. With "none", the encoder has no
+# information about the order of tokens, and the decoder knows only which tokens came before.
 POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
@@ -164,8 +164,8 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 }
 
 
-# Dropout (Srivastava et al. 2014). On a CPU it draws 16 random bits per value. PyTorch's dropout draws floats, which
-# takes several times as long.
+# Dropout (Srivastava et al. 2014). On a CPU, mtkit's own dropout is used, which draws 16 random bits per value.
+# PyTorch's dropout draws floats, which takes several times as long.
 
 LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
@@ -238,8 +238,8 @@ def _is_faster_unfused(query: Tensor) -> bool:
 
     The times were measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64.
     In bf16, plain products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel
-    is faster: 20 ms instead of 24 ms. Search steps are an exception, since they have few queries, for which the fused
-    kernel takes about as long as for many.
+    is faster: 20 ms instead of 24 ms. In the steps of a search, however, plain products are faster in fp32 too: such
+    steps have few queries, and the fused kernel takes about as long for few queries as for many.
     """
     return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
 
@@ -264,7 +264,8 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 class Cache:
     """The keys and values of all tokens decoded so far; new ones are appended in place.
 
-    Keys and values are not moved when a search continues one hypothesis in several ways.
+    Keys and values are never moved from one hypothesis to another: `TransformerState.ancestors` says which of them
+    belong to which hypothesis.
     """
 
     def __init__(self) -> None:

@@ -97,14 +97,14 @@ def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-# For each device, an autocast dtype that is not used for cells: under autocast to this dtype, cells are computed in
-# fp32. On CUDA, autocast to bf16 would run cuDNN's cells in fp16, in which small gradients vanish, since bf16 training
-# has no loss scaling. Few CPUs support cells in fp16.
+# For each device, the autocast dtype under which recurrent cells are computed in fp32 instead. On CUDA, autocast to
+# bf16 would run cuDNN's cells in fp16. Small gradients would then vanish, since training in bf16 has no loss scaling.
+# Few CPUs support cells in fp16.
 CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
-    """Returns a context that switches autocast off if its dtype is in CELLS_IN_FP32; otherwise it does nothing."""
+    """Returns a context that switches off autocast to the dtype in CELLS_IN_FP32, and otherwise does nothing."""
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
@@ -126,8 +126,8 @@ class RecurrentLayer(nn.Module):
     def initialize(self) -> None:
         """Draws orthogonal recurrent weights (Saxe et al. 2014) and Glorot-uniform input weights, separately per gate.
 
-        Sets biases to zero, but those of an LSTM's forget gates to 1, so that an untrained LSTM remembers (Jozefowicz
-        et al. 2015).
+        Sets biases to 0, except that the biases of an LSTM's forget gates are set to 1. An untrained LSTM then keeps
+        most of its cell state from step to step (Jozefowicz et al. 2015).
         """
         for name, parameter in self.cells.named_parameters():
             gates = torch.split(parameter.detach(), self.cells.hidden_size)
@@ -158,7 +158,7 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns `x` in the dtype of the weights, or unchanged if autocast is enabled, which converts `x` later."""
+        """Returns `x` in the dtype of the weights; under autocast, returns `x` itself, since autocast converts it."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
@@ -234,8 +234,8 @@ class InitialStates(nn.Module):
     def forward(self, memory: Memory, source: Rows) -> tuple[list[Tensor], Tensor | None]:
         """Returns the initial state of each decoder layer, (R, G * D), and the context, (R, D).
 
-        The context is an input of the decoder at every step (Cho et al. 2014); it is `None` if
-        `has_context` was False.
+        The context is an input of the decoder at every step (Cho et al. 2014). The context is `None` if this module
+        was built with `has_context=False`.
         """
         finals = memory.finals or [_mean(memory.states, source.mask)]
         finals = finals if len(finals) == len(self.layers) else [finals[-1]] * len(self.layers)
@@ -300,7 +300,7 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns a state whose `positions` include the tokens in `target`; its `layers` are still the old ones."""
+        """Returns a state whose `positions` include the tokens in `target`; `layers` and `features` are unchanged."""
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
         assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"

@@ -220,7 +220,7 @@ TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix pro
 def pick_device(name: str) -> torch.device:
     """Returns the torch device called `name`; "auto" means the first available of cuda, mps and cpu.
 
-    If the device is cuda, also switches off two features of cuDNN. If it is the CPU, calls `keep_freed_memory`. Raises
+    For cuda, also switches off cuDNN's attention, and TF32 in cuDNN. For cpu, also calls `keep_freed_memory`. Raises
     MtkitError if the device is not available.
     """
     if name == "auto":
@@ -271,7 +271,7 @@ def use_one_thread_after_fork() -> None:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of `precision`, a key of DTYPES. Raises MtkitError for fp64 on mps, which does not have it."""
+    """Returns the dtype of `precision`, a key of DTYPES. Raises MtkitError for fp64 on mps, which has no such dtype."""
     if precision == "fp64" and device.type == "mps":
         raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
     return DTYPES[precision]
@@ -297,7 +297,7 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Returns a context of autocast to `precision`, bf16 or fp16; for fp32, a context that does nothing.
+    """Returns an autocast context for bf16 or fp16, and a context that does nothing for fp32.
 
     Under autocast, matrix products are computed in bf16 or fp16, while the weights stay in fp32.
     """

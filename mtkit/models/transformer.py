@@ -209,8 +209,8 @@ class DecoderLayer(nn.Module):
 class TransformerState:
     """A decoding state: the keys and values of the source, and caches of the keys and values of all target tokens.
 
-    The mask `ancestors` says which cached tokens belong to each hypothesis. `branch` changes only this mask; it moves
-    nothing in the caches, to which keys and values are only ever appended.
+    The mask `ancestors` says which cached tokens belong to each hypothesis. `branch` changes only this mask; the caches
+    stay as they are.
     """
 
     layers: list[DecoderLayer]  # the decoder's layers, without those that layer dropout skips
@@ -343,9 +343,9 @@ def initialize_transformer(model: nn.Module) -> None:
     """Draws Glorot-uniform weights (Glorot & Bengio 2010) and sets biases to zero, as in tensor2tensor.
 
     The projections of self-attention to queries, keys and values are drawn as a single matrix, which makes their
-    weights smaller by a factor of sqrt(2), as in fairseq. The key and value projections of the attention to the source,
-    and the two halves of a gated layer, are also drawn as a single matrix each. The last matrix of each sublayer is
-    then multiplied by a factor that depends on the setting `residual_init` (RESIDUAL_FACTORS).
+    weights smaller by a factor of sqrt(2), as in fairseq. The key and value projections of the attention to the source
+    are likewise drawn as one matrix, and so are the two halves of a gated feed-forward layer. Finally, the last matrix
+    of each sublayer is multiplied by a factor that depends on the setting `residual_init` (RESIDUAL_FACTORS).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -99,9 +99,10 @@ def _as_json(progress: Progress) -> dict[str, Any]:
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
     """Load the checkpoint of `step` into `state`: weights, their average, the state of the optimizer, and progress.
 
-    If the checkpoint has no average, the average in `state` is set to the weights. If another kind of optimizer wrote
-    the checkpoint, such as sgd instead of Adam, the state of the optimizer is not loaded; if the optimizer in `state`
-    is schedule_free, its average is set to the weights. Raises CheckpointError if a file is damaged or missing.
+    If the checkpoint was written with another kind of optimizer, such as sgd instead of Adam, the state of the
+    optimizer is not loaded. The average in `state` is set to the weights in two cases: if the checkpoint has no
+    average, or if the optimizer is schedule_free and its state is not loaded. Raises CheckpointError if a file is
+    damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -119,7 +120,7 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 
 
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
-    """Delete checkpoints that are no longer needed; of the others, only the newest `keep` keep their optimizer state.
+    """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
     Three kinds of checkpoints are needed: the newest `keep` checkpoints; the best checkpoint, and those that are
     averaged with it; and the last `average` checkpoints in `scheduled`, which may be averaged with a later best

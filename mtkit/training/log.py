@@ -44,7 +44,7 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw an event that is in `CURVES` as curves, and a "sample" as text; other events are not drawn."""
+        """Draw one event: as curves if it is in `CURVES`, as text if it is a "sample", otherwise not at all."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)

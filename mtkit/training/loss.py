@@ -15,7 +15,8 @@ from mtkit.models.interface import Output, TranslationModel
 # In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
 # C tokens of a chunk, P passes, 1 or 2.
 
-# On a CPU, matrix products are computed for a chunk of tokens at a time; what comes between them, for a slice of it.
+# On a CPU, each matrix product is computed for one chunk of tokens at a time. Everything between two matrix products,
+# such as the softmax, is computed for one slice of the chunk at a time.
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
 SLICE_ELEMENTS = 1 << 19  # logits of a slice: 2 MB in fp32, which fit into the cache of a core
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
@@ -40,8 +41,8 @@ def label_smoothed_cross_entropy(
     """Returns the label-smoothed cross-entropy and the negative log-likelihood, summed over the target tokens, in nats.
 
     `features` is (R, T, D), `labels` (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
-    tokens (Szegedy et al. 2016). Some tools spread it over the V - 1 wrong tokens instead; their losses cannot be
-    compared with these. Only the cross-entropy has a gradient; second derivatives are not supported.
+    tokens (Szegedy et al. 2016). Some tools spread it over the V - 1 wrong tokens instead; the losses of such tools
+    cannot be compared with mtkit's. Only the cross-entropy has a gradient; second derivatives are not supported.
     """
     loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
     return loss, negative_log_likelihood
@@ -185,10 +186,11 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
 
 
 def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
-    """Returns the gradient with respect to the logits, (2, C, V), without the terms of the labels and the smoothing.
+    """Returns the gradient of the total loss with respect to the logits, (2, C, V), except for two terms.
 
-    `probs` (2, C, V) is p and q, `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) is KL(p || q) and
-    KL(q || p). To save memory, `log_ratio` is negated in place twice, and so keeps its values.
+    The caller adds these two terms, which come from the labels and from the smoothing. `probs` (2, C, V) holds p and q,
+    `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) holds KL(p || q) and KL(q || p). To save memory,
+    `log_ratio` is negated in place; a second negation restores its values.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
@@ -225,7 +227,7 @@ def _log_softmax(logits: Tensor, scratch: Tensor) -> Tensor:
 
 
 def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """Returns how many tokens of a chunk the softmax is computed for at a time: on devices other than CPUs, for all."""
+    """Returns for how many tokens the softmax is computed at a time: for a slice on a CPU, else for a whole chunk."""
     if device == "cpu":
         return max(1, SLICE_ELEMENTS // (num_passes * vocab_size))
     return chunk_tokens(device, num_passes, vocab_size)
@@ -261,9 +263,9 @@ def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfi
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
 
-    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2; the authors' code divides this sum by the
-    number of tokens of one pass. The loss here is half of the paper's. Loss and gradient then have the same scale as
-    without R-Drop, so that the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
+    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2; the authors' code divides this loss by the
+    number of tokens of one pass. The loss here is half of the paper's loss. Loss and gradient then have the same scale
+    as without R-Drop, so that the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)

@@ -33,14 +33,15 @@ class AveragedWeights:
         return dict(zip(self._parameters, self.tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Set the average to `weights`, by parameter name; they come from a checkpoint, for example."""
+        """Set the average to `weights`, which come from a checkpoint, for example; the keys are parameter names."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
     def update(self, step: int) -> None:
         """Update the average after update number `step`.
 
-        This class does nothing here, since its average is updated by the optimizer; `MovingAverage` updates its own.
+        In this class, the method does nothing, since the optimizer updates the average. `MovingAverage` overrides the
+        method.
         """
 
     @contextmanager
@@ -86,8 +87,8 @@ class MovingAverage(AveragedWeights):
 
 # Muon, and the hidden matrices that it trains.
 
-# The coefficients a, b and c of the polynomial a x + b x^3 + c x^5, which is applied to the singular values, and the
-# number of times that it is applied (Jordan 2024).
+# To orthogonalise a matrix, the polynomial a x + b x^3 + c x^5 is applied to its singular values several times (Jordan
+# 2024). COEFFICIENTS are a, b and c; ITERATIONS is how many times the polynomial is applied.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 EPSILON = 1e-7
 MOMENTUM = 0.95  # as in Jordan (2024)
@@ -287,9 +288,10 @@ class ScheduleFree(torch.optim.Optimizer):
         return None
 
     def _rate_and_share(self, learning_rate: float, beta2: float) -> tuple[float, float]:
-        """Returns the paper's gamma, the learning rate with Adam's bias correction, and c, the share of the new z in x.
+        """Returns the two numbers that the paper calls gamma and c.
 
-        As in the authors' code, c is proportional to the square of the largest gamma so far.
+        gamma is the learning rate with Adam's bias correction; c is the share of the new z in x. As in the authors'
+        code, c is proportional to the square of the largest gamma so far.
         """
         state = self.state[next(iter(self._places))]
         sums = state.setdefault("sums", torch.zeros(3, dtype=torch.float64))
@@ -363,7 +365,7 @@ def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tra
     return MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
 
-# Their state, for checkpoints.
+# The state of optimizers, for checkpoints.
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -203,7 +203,7 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns `saved`, to which each key of `now` that it lacks is added with its default, also in nested dicts."""
+    """Returns `saved` plus those keys that only `now` has, with their defaults; nested dicts are filled likewise."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -372,8 +372,8 @@ def is_trained(config: Config) -> bool:
 def changed_since_trained(config: Config) -> list[str]:
     """Returns the changes since training finished, in words; [] if training again would give the same model.
 
-    If the model that training started from was moved or deleted, this is not counted as a change. If another model has
-    taken its place, this is counted.
+    It counts as a change if the model that training started from was replaced by another model, but not if it was
+    moved or deleted.
     """
     found = _trained(config.run_path)
     training = found.get("training")
@@ -537,9 +537,9 @@ def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     """Write a bundle from the checkpoints of a run; returns a line that says where the bundle is and what it holds.
 
     `wanted` is "best", "average" or a step. `output` is the path of the bundle, by default in the folder `bundles` of
-    the run directory; all other files of the run stay unchanged. If training deletes a checkpoint while it is being
-    read, the steps are chosen again. Raises MtkitError if there is no such checkpoint, or if a bundle must not be
-    written to `output`.
+    the run directory; all other files of the run stay unchanged. If training deletes a checkpoint while this function
+    reads it, the checkpoints are chosen and read again. Raises MtkitError if the wanted checkpoint does not exist, or
+    if a bundle must not be written to `output`.
     """
     _require_run(run)
     if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:

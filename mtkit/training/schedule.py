@@ -40,7 +40,7 @@ def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate rises linearly to the peak, then falls along half a cosine to `final_learning_rate` at `max_steps`.
 
-    Loshchilov & Hutter 2017, equation 5, without restarts.
+    This is equation 5 of Loshchilov & Hutter (2017), without restarts.
     """
     final, share = config.final_learning_rate, _share_done(step, config)
     left = (1 + math.cos(math.pi * share)) / 2
@@ -48,10 +48,10 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 
 
 def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, stays there, then falls linearly to `final_learning_rate` at the end.
+    """The rate rises linearly to the peak, stays there, then falls linearly to `final_learning_rate` at `max_steps`.
 
-    The schedule is called warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes `decay_steps`
-    updates and ends at `max_steps`. Hägele et al. (2024, arXiv:2405.18392) compare linear decay with other forms.
+    The name wsd stands for the three phases: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes
+    the last `decay_steps` updates. Hägele et al. (2024, arXiv:2405.18392) compare linear decay with other forms.
     """
     peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
     left = (max_steps - step) / (max_steps - decay_start(config))
@@ -86,12 +86,12 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """Returns the fraction of warm-up that is done at `step`, between 0 and 1."""
+    """Returns how much of warm-up is done at `step`, as a fraction between 0 and 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
 def _share_done(step: int, config: TrainingConfig) -> float:
-    """Returns the fraction, between 0 and 1, of the steps from the end of warm-up to `max_steps` that are done."""
+    """Returns how much of the time from the end of warm-up to `max_steps` is over at `step`, as a fraction."""
     warmup = max(settled(config.warmup_steps), 1)
     return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
 
@@ -122,8 +122,8 @@ def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
 
     `stale` is the number of stale validations: those that were no better than the best validation before them. The
     count begins again with each new best validation, and whenever the rate is lowered. A rate at `final_learning_rate`
-    is not lowered. The rate is lowered after `plateau_patience` stale validations; PyTorch's ReduceLROnPlateau, which
-    JoeyNMT uses, waits for one more than its patience.
+    is not lowered. The rate is lowered after `plateau_patience` stale validations. With the same patience, PyTorch's
+    ReduceLROnPlateau, which JoeyNMT uses, waits for one stale validation more.
     """
     return (
         config.schedule == "plateau"
@@ -183,7 +183,7 @@ def no_ending(config: TrainingConfig, step: int | None = None) -> str:
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
     """Whether a checkpoint was due at `step` under the settings that the run had at that step.
 
-    A checkpoint that was not due, but was written because the run was stopped, is not averaged.
+    Checkpoints that were not due, but were written because the run was stopped, take no part in averages.
     """
     return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
@@ -319,7 +319,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 def with_shares(config: TrainingConfig) -> TrainingConfig:
     """Returns a copy of the settings in which numbers replace "auto" in the settings that `SHARES` names.
 
-    Each number is a fraction of `max_steps`.
+    `warmup_steps` and `validate_every` become fractions of `max_steps`; `save_every` becomes equal to `validate_every`.
     """
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
@@ -334,8 +334,8 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 class Forecast:
     """Reports how many updates fit into `max_minutes`, as soon as the speed of training is known.
 
-    Reports nothing if `max_steps` updates fit. Warns if the updates that fit are too few for the other settings. With
-    `is_planned=True`, `max_steps` was chosen to fit into `max_minutes`, and the number of updates is not reported.
+    Reports nothing if `max_steps` updates fit. Otherwise, it warns if the updates that fit are too few for warm-up, for
+    a validation or for the schedule. With `is_planned=True`, it reports nothing, since `max_steps` was chosen to fit.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
@@ -344,7 +344,10 @@ class Forecast:
         self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
-        """To be called when training begins or resumes; without `max_minutes`, warns if `max_steps` is too small."""
+        """To be called when training begins or resumes; warns if `max_steps` is too small for other settings.
+
+        If `max_minutes` is given, this method does not warn, since `see` may warn later.
+        """
         if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 

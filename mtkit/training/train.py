@@ -310,9 +310,10 @@ class Trainer:
             self._find_best_again(is_logged)
 
     def _find_best_again(self, is_logged: bool) -> None:
-        """Choose the best checkpoint again after a change of the measure, since old and new scores are not comparable.
+        """Choose the best checkpoint again, since a setting in `MEASURES` has changed.
 
-        With `is_logged=True`, the best of all checkpoints is chosen by the scores in the log. Otherwise, or if the log
+        Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best of all
+        checkpoints is chosen by the logged scores of the kind that `select_by` now names. Otherwise, or if the log
         lacks these scores, the best checkpoint so far stays the best one, and its score is measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
@@ -604,8 +605,9 @@ class Trainer:
     def _finish(self, stop: Stop) -> None:
         """Write the bundle, then trained.json.
 
-        The bundle gets the weights of the best checkpoint. If the average weights of the last checkpoints up to the
-        best one validate better, the bundle gets these instead.
+        The bundle gets the weights of the best checkpoint, unless the average of the best checkpoint and the last
+        checkpoints before it (see `averaged_steps`) has a better validation score. In that case, the bundle gets the
+        average.
         """
         progress, settings = self.state.progress, self.settings
         if progress.validated_step < progress.step or not progress.has_best:
@@ -692,7 +694,7 @@ class Trainer:
         )
 
     def _less_memory(self) -> str:
-        """Returns the argument `advice` of `_out_of_memory` for an update that ran out of memory."""
+        """Returns advice on what to do if an update runs out of memory; it is passed to `_out_of_memory`."""
         return (
             f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
             f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "

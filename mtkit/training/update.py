@@ -50,7 +50,10 @@ class LossScaler:
 
     @property
     def state(self) -> tuple[float, int]:
-        """The scale and the number of updates since it changed, for a checkpoint; without fp16, (FIRST_SCALE, 0)."""
+        """What a checkpoint stores: the scale, and the number of updates since the scale changed.
+
+        In precisions other than fp16, this is (FIRST_SCALE, 0).
+        """
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
         state = self._scaler.state_dict()

@@ -79,8 +79,8 @@ class Validation:
     def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
         """Validate the model; returns the results by name, and the model's greedy translations of the sources.
 
-        The results are "loss", with the label smoothing of training, and "nll", without label smoothing, both in nats
-        per token; "perplexity", which is exp(nll); and "bleu" and "chrf" of the translations. Raises StoppedError if a
+        The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
+        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations. Raises StoppedError if a
         signal asks training to stop.
         """
         model.eval()

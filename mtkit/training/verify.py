@@ -293,7 +293,7 @@ STEPS = (12, 96, 768)
 
 MOST_PAIRS = 2000  # the number of training pairs to use if the run has no data yet
 MOST_VALIDATION = 20  # the number of validation pairs to use
-SEARCHED_VALIDATION = 200  # the validation pairs of a run from which the shortest are taken
+SEARCHED_VALIDATION = 200  # the shortest pairs are chosen from this many validation pairs of a run
 
 Pairs = list[tuple[str, str]]
 Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for "train" and "valid": settings and pairs of each corpus
@@ -482,9 +482,9 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """Returns one pair for each training corpus, and the shortest pairs from the validation text of the run.
+    """Returns a pair for each training corpus, and several for validation, all from the validation text of the run.
 
-    The stored validation text contains its tags already, so the returned settings name no tag for it.
+    The shortest pairs are taken. The stored text already contains its tags, so no tag is returned with these pairs.
     """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
