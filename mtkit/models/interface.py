@@ -139,10 +139,11 @@ class Scratch:
 
 
 def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
-    """Returns the log-softmax of `logits` (…, V) over V: float64 if the logits are float64, else float32.
+    """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
-    Has no gradient. The logits must not be used afterwards, since the result may be written over them. If the result
-    needs memory of its own, it takes that of `scratch`, which the next call with `scratch` overwrites.
+    The result is in fp64 if the logits are, otherwise in fp32, and has no gradient. The logits must not be used
+    afterwards, since the result may be written over them. If the result needs memory of its own, it takes the memory of
+    `scratch`, which the next call with `scratch` overwrites.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":
