@@ -46,7 +46,7 @@ class StoppedError(MtkitError):
 class SignalError(BaseException):
     """Raised when a signal asks the program to end.
 
-    `code` is the exit code of the program. Like KeyboardInterrupt, this is not a subclass of Exception, so that
+    `code` is the exit code of the program. Like KeyboardInterrupt, SignalError is not a subclass of Exception, so that
     libraries do not catch it.
     """
 
@@ -74,7 +74,7 @@ MOST_DIGITS = 100  # in a number that whole_number accepts; Python itself refuse
 
 
 def shown(value: object) -> str:
-    """A text such as "int 5" for use in messages: the type of `value`, then its repr, shortened if it is long."""
+    """A text for messages, for example "int 5": the type of `value`, then its repr, shortened if it is long."""
     if value is None:
         return "None"
     text = repr(value)
@@ -87,9 +87,10 @@ def whole_number(text: str) -> int | None:
 
 
 def require_list(value: object, name: str, wanted: str = "a list of lines; give it [line] for a single one") -> None:
-    """Raise TypeError if `value` is not iterable, or is a single string, whose items would be its characters.
+    """Raise TypeError if `value` is not iterable or is a single string.
 
-    For the message, `name` says which argument it is, and `wanted` what it should be.
+    Iterating over a string would give characters. In the message, `name` is the name of the argument, and `wanted` says
+    what the argument should be.
     """
     if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: found {shown(value)}, wants {wanted}")
@@ -112,7 +113,7 @@ def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def require_count(value: Any, name: str) -> int:
-    """`value` as an int; raises TypeError if it is not an integer, and MtkitError if it is below 1."""
+    """`value` as an int; raises TypeError if `value` is not an integer, and MtkitError if it is below 1."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -169,7 +170,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class Warnings:
-    """Prints warnings about numbered lines: the first NUM_NAMED of each kind; further ones are only counted."""
+    """Prints warnings about numbered lines: of each kind, only the first NUM_NAMED; the rest are counted."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -177,7 +178,8 @@ class Warnings:
     def add(self, what: str, number: int) -> None:
         """Warn about line `number`; lines are counted from 1.
 
-        `what` is the kind of warning. It is also the end of the message "line 5 …", for example "is not valid UTF-8".
+        `what` is the kind of warning and also the end of the message: "line 5 is not valid UTF-8" for "is not valid
+        UTF-8".
         """
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:
@@ -218,7 +220,7 @@ def shows_bars() -> bool:
 def bar_size() -> tuple[int | None, int | None]:
     """The width and height of a progress bar, in characters, for tqdm; `None` where tqdm finds the size itself.
 
-    If the terminal reports no size, the width is 80 and the height 24, because tqdm would show nothing without a size.
+    Some terminals report no size, and tqdm would then show nothing, so the width is set to 80 and the height to 24.
     Terminals without a size are made by the command `script` when it runs in a job queue, by `docker exec -t`, and by
     some CI systems.
     """
@@ -241,7 +243,7 @@ def inform(text: str) -> None:
 def working(what: str) -> Iterator[None]:
     """Print a line before the block to say that work begins, and a line after the block to say how long the work took.
 
-    `what` names the work. Use this for work without items to count; Meter counts items.
+    `what` names the work. This is for work without items to count; Meter counts items.
     """
     begun = monotonic()
     inform(f"{what} …")

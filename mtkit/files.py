@@ -179,9 +179,9 @@ def stopping_by_signal() -> Iterator[Stop]:
 
 @contextmanager
 def without_usr1() -> Iterator[None]:
-    """Within the block, answer SIGUSR1 with a message, because there is nothing to save outside of training.
+    """Within the block, SIGUSR1 only prints a message: outside of training, there is nothing to save.
 
-    Without a handler, the signal would end the process.
+    Without this, SIGUSR1 would end the process.
     """
 
     def ignore(number: int, frame: FrameType | None) -> None:
@@ -223,7 +223,8 @@ def sync(path: Path) -> None:
 def replaced_directory(path: Path) -> Iterator[Path]:
     """Yields a new directory for the block to fill.
 
-    If the block ends without an error, the new directory replaces the one at `path`; otherwise it is deleted.
+    If the block ends without an error, the new directory replaces the one at `path`; otherwise, the new directory is
+    deleted.
     """
     with undone_when_ended():
         try:
@@ -249,7 +250,7 @@ def new_directory(path: Path) -> Path:
 def put_in_place(path: Path) -> None:
     """Replace the directory at `path` by the one that `new_directory(path)` created.
 
-    The new directory is flushed to disk before it is renamed to `path`; then the old one is deleted.
+    The new directory is flushed to disk and then renamed to `path`; at the end, the old directory is deleted.
     """
     path = followed(path)
     new, old = _beside(path, "new"), _beside(path, "old")
@@ -385,7 +386,7 @@ def write_file(path: Path, data: bytes) -> None:
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """Yields a new binary file for the block to write.
 
-    If the block ends without an error, the new file replaces the one at `path`; otherwise it is deleted.
+    If the block ends without an error, the new file replaces the one at `path`; otherwise, the new file is deleted.
     """
     path = followed(path)
     new = _beside(path, "new")
@@ -402,7 +403,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Within the block, add `path` to any OSError that names no file, such as that of a full disk."""
+    """Within the block, add `path` to any OSError that names no file, for example the error of a full disk."""
     try:
         yield
     except OSError as error:

@@ -29,7 +29,7 @@ MOST_PIECES = 1 << 31
 
 @dataclass(frozen=True)
 class Table:
-    """An entry of `KINDS` for a dict that may have any keys, and whose values are all of the kind `of`."""
+    """Describes a dict that may have any keys; all its values have the kind `of` (see `_fits` for kinds)."""
 
     of: Any
 
@@ -111,15 +111,19 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 def _are_sizes(content: dict[str, Any]) -> bool:
-    """Whether both vocabulary sizes in a description are positive and below MOST_PIECES."""
+    """Whether both vocabulary sizes in `content`, the content of bundle.json, are positive and below MOST_PIECES."""
     return all(0 < content[f"{side}_vocab_size"] < MOST_PIECES for side in ("source", "target"))
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether `value` has the structure that `kind` describes.
 
-    `kind` is a type, a list with one element (the kind of every item), a dict (which gives the kinds of the values of
-    known keys; keys may be missing), or a Table.
+    `kind` is one of these:
+
+    - a type;
+    - a list with one element, which is the kind of every item;
+    - a dict that maps known keys to the kinds of their values; keys may be missing;
+    - a Table.
     """
     if isinstance(kind, Table):
         return isinstance(value, dict) and all(_fits(each, kind.of) for each in value.values())
@@ -149,14 +153,14 @@ class Canary:
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """The content of the file canaries.json for `canaries`."""
+    """The content of the file canaries.json, as bytes, for the given `canaries`."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """Parses `data`, the content of canaries.json, and returns the canaries in it.
+    """Parses `data`, the content of canaries.json, and returns the canaries in `data`.
 
-    Raises CheckpointError, whose message begins with `where`, if `data` is damaged or has ids outside the vocabularies.
+    Raises CheckpointError if `data` is damaged or has ids outside the vocabularies; the message begins with `where`.
     """
     try:
         content = json.loads(data)
@@ -217,7 +221,7 @@ class Bundle:
 
     @property
     def path(self) -> Path:
-        """The path of the folder or of the packed file."""
+        """The path of the bundle, which is a folder or a packed file."""
         return self.storage.path
 
     @property
@@ -226,14 +230,14 @@ class Bundle:
         return self.storage.place(TOKENIZER)
 
     def read(self, name: str) -> bytes:
-        """The content of the file called `name`, such as tokenizer/tokenizer.json, in the bundle.
+        """The content of the bundle's file called `name`, for example tokenizer/tokenizer.json.
 
         Raises CheckpointError if the file is missing or cannot be read.
         """
         return _read(self.storage, name)
 
     def config_with(self, overrides: Sequence[str]) -> Config:
-        """The settings in the bundle's config.yaml, with `overrides` such as decoding.beam_size=1 applied."""
+        """The settings in the bundle's config.yaml, changed by `overrides`, for example decoding.beam_size=1."""
         return _config(self.storage, overrides) if overrides else self.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -272,13 +276,13 @@ class Bundle:
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:
-        """Tags that were added to the vocabulary and have not been trained since."""
+        """The tags that were added to the vocabulary and have not been trained since."""
         tags = self.description.get(UNTRAINED_TAGS, [])
         return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def untrained(self) -> list[int]:
-        """Ids that were added to the target vocabulary and have not been trained since.
+        """The ids that were added to the target vocabulary and have not been trained since.
 
         Raises CheckpointError if bundle.json has no valid list of ids under the key `untrained`.
         """
@@ -328,7 +332,7 @@ def no_model(path: Path) -> CheckpointError:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run directory, even if its training has only just started."""
+    """Whether `path` is a run directory, even one whose training has only just started."""
     return any((path / name).exists() for name in RUN_SIGNS)
 
 
@@ -423,7 +427,8 @@ def save_bundle(
 def carried_config(config: Config) -> bytes:
     """The content of a bundle's config.yaml.
 
-    These are the settings in `config`, but run_dir, training.start_from and device have their defaults.
+    The file has the settings in `config`, except that run_dir, training.start_from and device have their default
+    values.
     """
     training = config.training.model_copy(update={"start_from": None})
     return config_text(config.model_copy(update={"device": "auto", "run_dir": None, "training": training})).encode()
@@ -454,7 +459,7 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
     """Writes `scores` to scores.json, `card` to README.md, and the checksums of these two files to bundle.json.
 
     The bundle must be a folder. The checksums are written last: if the process is killed before that, bundle.json keeps
-    the checksums of the older files until scores are saved again.
+    the checksums of the earlier scores.json and README.md until scores are saved again.
     """
     new = {SCORES: (json.dumps(scores, indent=1) + "\n").encode(), CARD: card.encode()}
     for name, content in new.items():
@@ -466,9 +471,9 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in scores.json.
+    """The scores in scores.json; an empty list if the file is missing or damaged.
 
-    If the file is missing or damaged, returns an empty list and raises no error, since scores can be measured again.
+    Scores can be measured again, so a missing or damaged file raises no error.
     """
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
@@ -488,7 +493,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _checksum(files: Mapping[str, bytes]) -> str:
-    """One hexadecimal SHA-256 over the names and contents of all `files`, sorted by name."""
+    """A single SHA-256, in hexadecimal digits, over the names and contents of all `files`, sorted by name."""
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(name.encode() + b"\0")

@@ -43,9 +43,9 @@ class Update:
 
 @dataclass
 class Window:
-    """Sums over the updates since the last line of the log.
+    """Statistics summed over the training updates since the last line of the log.
 
-    A checkpoint includes the window, so that a resumed run logs the same values as an uninterrupted one.
+    A checkpoint includes these sums, so that a resumed run logs the same values as an uninterrupted one.
     """
 
     updates: int = 0
@@ -95,7 +95,7 @@ Change = dict[str, Any]
 
 @dataclass
 class Progress:
-    """How far training has come, and the values that settings given as `auto` were resolved to."""
+    """How far training has come, and the values that mtkit chose for settings given as `auto`."""
 
     step: int = 0  # updates done
     pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
@@ -151,7 +151,7 @@ def step_directory(checkpoints: Path, step: int) -> Path:
 
 
 def step_directories(checkpoints: Path) -> list[Path]:
-    """The directories named like a checkpoint, complete or not, in ascending order of step."""
+    """The directories in `checkpoints` with names of checkpoints, complete or not, in ascending order of step."""
     found = (path for path in checkpoints.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=_step_of)
 
@@ -212,7 +212,7 @@ def read_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
 def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
     """The weights that validation evaluated at `step`.
 
-    If the checkpoint has an average of the weights over updates, this is the average.
+    If the checkpoint has an average of the weights over updates, validation evaluated this average.
     """
     _, _, checksums = read_progress(checkpoints, step)
     return read_tensors_of(checkpoints, step, AVERAGE if AVERAGE in checksums else WEIGHTS)
@@ -229,7 +229,7 @@ def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor
 def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of several sets of weights, computed in fp64 and returned in fp32.
 
-    `checkpoints` may be a generator, since only one set of weights is needed in memory at a time.
+    Only one set of weights is needed in memory at a time, so `checkpoints` may be a generator.
     """
     total: dict[str, Tensor] = {}
     count = 0
@@ -241,15 +241,15 @@ def mean_weights(checkpoints: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int]:
-    """The steps to average, ascending: the best step and up to `count - 1` scheduled steps immediately before it.
+    """The steps of the checkpoints to average: `best_step` and up to `count - 1` scheduled steps immediately before it.
 
-    `scheduled` has the steps of all checkpoints except those that were saved only because the run was stopped. The best
-    step may be missing from `scheduled`: an earlier session of the run, with a lower limit on the number of steps, may
-    have ended at that step.
+    The steps are in ascending order. `scheduled` has the steps of all checkpoints except those that were saved only
+    because the run was stopped. `best_step` may be missing from `scheduled`: an earlier session of the run, with a
+    lower limit on the number of steps, may have ended at that step.
 
-    Step 0 is the model that training started from. If it is the best step, only step 0 is returned; else step 0 is left
-    out. The reason is that averaging evens out the noise of updates. The model at step 0 has no such noise, so it would
-    only pull the average back towards the start.
+    Step 0 is the model that training started from. If `best_step` is 0, only step 0 is returned; else step 0 is left
+    out. Averaging evens out the noise of updates. The model at step 0 has no such noise, so it would only pull the
+    average back towards the start.
     """
     if best_step == 0:
         return [0]
@@ -329,7 +329,8 @@ def is_checkpoint(directory: Path) -> bool:
 def read_progress_at(directory: Path) -> Progress:
     """The progress in the checkpoint at `directory`.
 
-    Raises FileNotFoundError if training has just deleted the checkpoint, and CheckpointError if it is damaged.
+    Raises FileNotFoundError if training has just deleted the checkpoint, and CheckpointError if the checkpoint is
+    damaged.
     """
     path = standing(directory) / PROGRESS
     return _parsed(_read(path), path)[0]
@@ -338,8 +339,8 @@ def read_progress_at(directory: Path) -> Progress:
 def read_snapshot(directory: Path) -> Snapshot:
     """Reads the checkpoint in `directory` and verifies its checksums.
 
-    Raises FileNotFoundError if training has just deleted or replaced the checkpoint, and CheckpointError if it is
-    damaged.
+    Raises FileNotFoundError if training has just deleted or replaced the checkpoint, and CheckpointError if the
+    checkpoint is damaged.
     """
     directory = standing(directory)
     noted = _read(directory / PROGRESS)
@@ -359,9 +360,9 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """Calls `read` and returns its result, trying again if it raises FileNotFoundError.
+    """Calls `read` and returns the result; if `read` raises FileNotFoundError, tries again.
 
-    Training may delete a checkpoint while `read` is reading it. Raises CheckpointError after TRIES failed calls.
+    `read` reads a checkpoint, which training may delete meanwhile. Raises CheckpointError after TRIES failed calls.
     """
     for _ in range(TRIES - 1):
         try:
@@ -385,8 +386,8 @@ def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict
 def _read(path: Path) -> bytearray:
     """The content of a file.
 
-    Raises FileNotFoundError if the file is missing, or if a network disk reports that it was deleted while it was read.
-    Raises CheckpointError for any other error.
+    Raises FileNotFoundError if the file is missing, or if a network disk reports that the file has been deleted
+    meanwhile. Raises CheckpointError for any other error.
     """
     try:
         with path.open("rb") as file:

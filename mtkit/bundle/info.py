@@ -32,7 +32,10 @@ from mtkit.files import replaced_file
 
 
 def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> str:
-    """The model card, which is README.md in the bundle; each score is (test set, metric, value, signature)."""
+    """The model card, which is the README.md of a bundle.
+
+    Each item of `scores` is (test set, metric, value, signature).
+    """
     config, about = bundle.config, bundle.description
     source, target = config.languages.source, config.languages.target
     training = about.get("training", {})
@@ -165,7 +168,7 @@ def _cell(text: str) -> str:
 
 
 def changes_text(training: dict[str, Any]) -> str:
-    """A phrase on which settings changed during training, and after which update; empty if none did."""
+    """A phrase that tells which settings changed during training, and after which update; empty if none changed."""
     return "; ".join(
         f"after update {change['step']:,} "
         + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
@@ -206,7 +209,7 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 def weights_text(steps: Sequence[int], settings: TrainingConfig) -> str:
     """A phrase that says after which updates of training the weights were taken.
 
-    `steps` are the steps of the averaged checkpoints.
+    `steps` are the steps of the checkpoints that were averaged.
     """
     what = "those" if settings.ema_decay is None else f"the moving average (decay {settings.ema_decay:g})"
     if settings.optimizer == "schedule_free":
@@ -240,9 +243,9 @@ class Info:
 
 
 def info_of(model: Path) -> Info:
-    """Opens the model at the path `model` and returns the facts about it; raises MtkitError if it cannot be read.
+    """Opens the model at the path `model` and returns the facts about it.
 
-    Of the weights in a bundle, only the header of the file is read.
+    Of the file of weights, only the header is read. Raises MtkitError if the model cannot be read.
     """
     bundle = open_model(model)
     num_parameters = sum(tensor.numel() for tensor in bundle.weights().values())
@@ -253,7 +256,7 @@ def info_of(model: Path) -> Info:
 
 
 def info_json(info: Info) -> dict[str, Any]:
-    """All facts as an object to write as JSON, for `mtkit info --json`."""
+    """All facts in `info` as a dict that can be written as JSON, for `mtkit info --json`."""
     bundle, config = info.bundle, info.bundle.config
     return {
         "path": str(bundle.path),
@@ -271,7 +274,7 @@ def info_json(info: Info) -> dict[str, Any]:
 
 
 def info_text(info: Info) -> str:
-    """The main facts as text, for `mtkit info`.
+    """The main facts in `info` as text, for `mtkit info`.
 
     Lines have at most WIDTH characters, except lines with a long path or signature.
     """
@@ -334,7 +337,10 @@ def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
 
 
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields, for each side, (side, text) with the number of tokens and any known statistics of sentence lengths."""
+    """Yields (side, text) for source and target, where the text has the number of tokens and statistics of lengths.
+
+    The statistics are left out if they are not known.
+    """
     for side in ("source", "target"):
         if lengths := data.get("lengths", {}).get(side):
             quantiles = ", ".join(f"{name} {value}" for name, value in lengths.get("quantiles", {}).items())
@@ -350,7 +356,7 @@ def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _counted(facts: dict[str, Any], name: str, noun: str) -> str:
-    """The number `facts[name]` followed by its noun, such as "2,000 pairs"; if the number is missing, "? pairs"."""
+    """The number `facts[name]` followed by `noun`, for example "2,000 pairs"; if the number is missing, "? pairs"."""
     return counted(facts[name], noun) if name in facts else f"? {noun}s"
 
 
@@ -377,8 +383,8 @@ PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
     """A line for each file that is missing, changed, or not part of the bundle; an empty list if there is no fault.
 
-    `description` is the content of bundle.json, and `sums` has the checksums that `all_sums` returned. A description of
-    format 1 lists no files, so missing and changed files are not noticed.
+    `description` is the content of bundle.json, and `sums` has the checksums of the files in `storage`. A description
+    of format 1 lists no files, so missing and changed files are not noticed.
     """
     faults = []
     listed: Mapping[str, Any] = description.get("files", {})
@@ -418,9 +424,8 @@ def _align_at(storage: Storage, name: str) -> int | None:
 def pack(model: Path, output: Path) -> int:
     """Packs the bundle at the path `model` into the file `output`, and returns the size of that file in bytes.
 
-    Equal bundles give equal bytes, since only the bundle's files and their names are stored; no date is stored, for
-    example. Raises CheckpointError if the bundle is damaged, if it has weights that are not finite, or if `output`
-    cannot be written.
+    Only the bundle's files and their names are stored, without dates, so equal bundles give equal bytes. Raises
+    CheckpointError if the bundle is damaged, if it has weights that are not finite, or if `output` cannot be written.
     """
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; wants the name of a file, such as model.mtkit")

@@ -56,8 +56,8 @@ from mtkit.text.tokenizer_training import bundled_settings
 class CheckpointStorage:
     """A checkpoint presented as the files of a bundle.
 
-    The tokenizer and the settings come from the run that the checkpoint belongs to. All files are held in memory, since
-    training may delete the checkpoint.
+    The tokenizer and the settings come from the run that the checkpoint belongs to. Training may delete the checkpoint,
+    so all files are held in memory.
     """
 
     path: Path  # of the checkpoint
@@ -86,7 +86,7 @@ class CheckpointStorage:
         return self.files[name]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always `None`: only an archive has bytes before, between and after its files."""
+        """Always `None`: only an archive can differ from what `mtkit pack` writes, and this is no archive."""
         return None
 
 
@@ -96,7 +96,7 @@ def has_model(run: Path) -> bool:
 
 
 def is_begun(run: Path) -> bool:
-    """Whether a run has made any progress that could be lost: it has a checkpoint or a finished model."""
+    """Whether a run has a checkpoint or a finished model, that is, progress that could be lost."""
     return bool(step_directories(run / "checkpoints")) or has_model(run)
 
 
@@ -104,7 +104,7 @@ def find_model(path: Path) -> Storage:
     """The storage of the model at `path`, which is a bundle, a run directory or a checkpoint.
 
     For an unfinished run, the model is the checkpoint that `best_step` chooses. Raises CheckpointError if there is no
-    model or if it is damaged.
+    model or if the model is damaged.
     """
     if bundle := bundle_at(path):
         return open_storage(bundle)
@@ -114,7 +114,8 @@ def find_model(path: Path) -> Storage:
 def open_model(path: Path) -> Bundle:
     """Opens the model at `path`, which is a bundle, a run directory or a checkpoint.
 
-    Raises CheckpointError if there is no model or its files are damaged, and ConfigError if its settings are not valid.
+    Raises CheckpointError if there is no model or the model's files are damaged, and ConfigError if the model's
+    settings are not valid.
     """
     return bundle_of(find_model(path))
 
@@ -122,7 +123,7 @@ def open_model(path: Path) -> Bundle:
 def open_and_tell(path: Path) -> Bundle:
     """Opens the model at `path` as `open_model` does.
 
-    If mtkit chose a checkpoint from an unfinished run, prints on stderr which one.
+    If mtkit chose a checkpoint from an unfinished run, prints on stderr which checkpoint.
     """
     bundle = open_model(path)
     tell(bundle.storage)
@@ -130,7 +131,7 @@ def open_and_tell(path: Path) -> Bundle:
 
 
 def tell(storage: Storage) -> None:
-    """If mtkit chose a checkpoint from an unfinished run, prints on stderr which one; else does nothing."""
+    """If mtkit chose a checkpoint from an unfinished run, prints on stderr which checkpoint; else does nothing."""
     if isinstance(storage, CheckpointStorage) and storage.choice:
         say(f"{storage.run}: not finished; using step {storage.step:,}, {storage.choice}")
 
@@ -151,8 +152,8 @@ def is_finished(run: Path) -> bool:
 def _find_checkpoint(path: Path) -> CheckpointStorage:
     """Reads the checkpoint at `path` or, if `path` is a run directory, the checkpoint that `best_step` chooses.
 
-    Raises CheckpointError if there is no checkpoint, and FileNotFoundError if training deletes it while it is being
-    read.
+    Raises CheckpointError if there is no checkpoint, and FileNotFoundError if training deletes the checkpoint
+    meanwhile.
     """
     if is_checkpoint(path):
         run = _run_around(path)
@@ -175,7 +176,7 @@ def _find_checkpoint(path: Path) -> CheckpointStorage:
 
 
 def _run_around(checkpoint: Path) -> Path | None:
-    """The run directory that contains `checkpoint`, or `None` if there is none.
+    """The run directory that contains `checkpoint`, or `None` if `checkpoint` is not in a run directory.
 
     Both the checkpoint and the folder that contains it may be symbolic links.
     """
@@ -188,7 +189,7 @@ def _run_around(checkpoint: Path) -> Path | None:
 def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointStorage:
     """Reads the checkpoint in `directory`, which belongs to the run directory `run`.
 
-    `choice` is the value of `CheckpointStorage.choice`.
+    `choice` is a phrase on why mtkit chose this checkpoint; `None` if the user named the checkpoint.
     """
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
@@ -218,7 +219,7 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
 def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
     """The weights in `snapshot`, by parameter name.
 
-    Raises CheckpointError, whose message begins with `directory`, if they are damaged.
+    Raises CheckpointError if the weights are damaged; the message begins with `directory`.
     """
     return read_tensors(memoryview(snapshot.weights), str(directory))
 
@@ -226,7 +227,8 @@ def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
 def best_step(run: Path) -> tuple[int, str]:
     """The step of the checkpoint to use for a run, and a phrase that gives the reason for this choice.
 
-    This is the best checkpoint so far, or the newest one if there is no best or if the best has been deleted.
+    The best checkpoint so far is chosen, or the newest checkpoint if no checkpoint is the best yet or if the best one
+    has been deleted.
 
     Raises CheckpointError if the run has no checkpoint.
     """
@@ -246,9 +248,9 @@ def best_step(run: Path) -> tuple[int, str]:
 
 
 def _score_text(select_by: str, score: float) -> str:
-    """A validation score with the name of the metric, such as "BLEU 31.20".
+    """A validation score with the name of the metric, for example "BLEU 31.20".
 
-    If `select_by` is "loss", `score` is the negative of the loss. The text then has the loss itself: "nll 2.1000" for a
+    If `select_by` is "loss", `score` is the negative of the loss, and the text has the loss itself: "nll 2.1000" for a
     score of -2.1.
     """
     if select_by == "loss":
@@ -262,9 +264,9 @@ def _score_text(select_by: str, score: float) -> str:
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
     """The settings in the config.yaml of a run.
 
-    `identity` is the identity stored in a checkpoint. If it is given, the section `model` is taken from `identity`
-    instead of config.yaml. Raises CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings
-    are not valid.
+    `identity` is the identity stored in a checkpoint (see `read_progress`). If `identity` is given, the section `model`
+    is taken from `identity` instead of config.yaml. Raises CheckpointError if config.yaml is damaged or missing, and
+    ConfigError if the settings are not valid.
     """
     path = standing(run / CONFIG)
     try:
@@ -280,8 +282,9 @@ def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
 def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a run.
 
-    `identity` is the identity stored in the checkpoint in `directory`. Raises CheckpointError if that checkpoint was
-    trained with another tokenizer. If the checkpoint has been deleted meanwhile, raises FileNotFoundError instead.
+    `identity` is the identity (see `read_progress`) stored in the checkpoint in `directory`. Raises CheckpointError if
+    that checkpoint was trained with another tokenizer. If the checkpoint has been deleted meanwhile, raises
+    FileNotFoundError instead.
     """
     place = standing(run / TOKENIZER)
     tokenizer = Tokenizer.load(place)
@@ -296,7 +299,7 @@ def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str |
     """The value of the key `training` in bundle.json: facts about the training of the model.
 
     `steps` are the steps of the averaged checkpoints, and `newest` is the checkpoint of the last of these steps.
-    `choice` is the value of `CheckpointStorage.choice`.
+    `choice` is a phrase on why mtkit chose the checkpoint, or `None`.
     """
     progress, data = newest.progress, _noted(run).get("data")
     return {
@@ -328,9 +331,9 @@ UNFINISHED = "of a run that was not finished"
 
 
 def start_bundle(config: Config) -> Bundle | None:
-    """Opens the model that training.start_from names; `None` if this setting is not set.
+    """Opens the model that training.start_from names; `None` if training.start_from is not set.
 
-    Raises CheckpointError if the model is missing or damaged, and ConfigError if it does not fit the settings.
+    Raises CheckpointError if the model is missing or damaged, and ConfigError if the model does not fit the settings.
     """
     path = config.training.start_from
     if path is None:
@@ -361,9 +364,9 @@ def carried_over(config: Config) -> Config:
     """Returns `config`, completed with settings of the model that training.start_from names.
 
     The sections model, tokenizer, languages and decoding are filled in. Settings that `config` gives explicitly take
-    precedence. However, those in model and tokenizer must equal the settings of the model to start from; `start_bundle`
-    checks this. Only dropout may differ: it is not part of the weights, and its best value depends on the amount of
-    data.
+    precedence. However, explicit settings in the sections model and tokenizer must equal those of the model to start
+    from; `start_bundle` checks this. Only dropout may differ: it is not part of the weights, and the best dropout
+    depends on the amount of data.
 
     If the model to start from no longer exists, the four sections are read from the run's own config.yaml. Without
     training.start_from, `config` is returned unchanged. Raises ConfigError if the architecture differs or a tag is
@@ -410,7 +413,7 @@ def _require_complete(config: Config, error: CheckpointError) -> None:
 
 
 def _belongs_to(storage: Storage, config: Config) -> bool:
-    """Whether a model is the bundle or a checkpoint of the run that `config` describes; links are followed."""
+    """Whether the model in `storage` is inside the run directory that `config` names; symbolic links are followed."""
     place = storage.run if isinstance(storage, CheckpointStorage) else storage.path
     return place.resolve().is_relative_to(config.run_path.resolve())
 
@@ -422,7 +425,7 @@ def _own_run(config: Config) -> ConfigError:
 
 
 def _check_tags(config: Config) -> None:
-    """Raises ConfigError if the model to start from does not know a tag that the settings use.
+    """Raises ConfigError if the settings use a tag that the model to start from does not know.
 
     A tag of a validation or test set is also accepted if it is a tag of data.train.
 
@@ -459,9 +462,9 @@ def _require_train_tags(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _known_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer of the model to start from.
+    """The tokenizer of the model to start from, or else the copy of the tokenizer in the run directory.
 
-    If it cannot be read, returns the copy of the tokenizer in the run directory; `None` if that cannot be read either.
+    Returns `None` if the tokenizer cannot be read.
     """
     try:
         if tokenizer := start_tokenizer(config):
@@ -484,8 +487,7 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
     `ours` has the settings of the run, and `carried` has those of the model to start from. An architecture that `ours`
     does not give explicitly is not compared. In a mixed model, encoder and decoder are compared separately.
 
-    Architectures are compared before all other settings, because models of different architectures have different
-    settings.
+    Models of different architectures have different settings, so architectures are compared before all other settings.
     """
     if "architecture" in ours.model_fields_set and type(carried) is not type(ours):
         theirs, said = (kind.model_dump()["architecture"] for kind in (carried, ours))
@@ -498,7 +500,7 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
 
 
 def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
-    """The settings in `carried`, overridden by those that `ours` gives explicitly; nested sections are merged too."""
+    """Returns `carried`, overridden by the settings that `ours` gives explicitly; nested sections are merged too."""
     merged = dict(carried)
     for name in ours.model_fields_set:
         value, before = getattr(ours, name), carried.get(name)
@@ -536,11 +538,11 @@ def start_tokenizer(config: Config) -> Tokenizer | None:
 def start_checksum(config: Config, noted: object = None) -> str | None:
     """The checksum of the weights at training.start_from, to tell whether they have changed since the run started.
 
-    Returns `None` if training.start_from is not set, if it names an unfinished run, or if the model no longer exists.
-    A missing model is no error, because training needs it only at step 0.
+    Returns `None` if training.start_from is not set or names an unfinished run, or if the model no longer exists.
+    Training needs the model only at step 0, so a missing model is no error.
 
     `noted` is the text that `noted_start` returned at step 0. If that text is about a checkpoint of an unfinished run,
-    `noted` is returned unchanged, because another checkpoint of that run may be the best by now.
+    another checkpoint of that run may be the best by now, so `noted` is returned unchanged.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted
@@ -551,7 +553,7 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 
 
 def noted_start(bundle: Bundle) -> str:
-    """The text that training records about the weights it starts from: their checksum.
+    """The text that training records about the weights that it starts from: a checksum of these weights.
 
     For a checkpoint that mtkit chose from an unfinished run, the step and UNFINISHED are appended.
     """

@@ -41,7 +41,7 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive."""
+    """One file in an archive."""
 
     name: str
     size: int  # in bytes
@@ -100,7 +100,7 @@ def _padding(place: int, alignment: int) -> bytes:
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
     """The entry in the central directory for `member`, whose header is at offset `place`.
 
-    `common` has the values of the fields that are also in the header.
+    `common` has the values of the fields that the header and the entry have in common.
     """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
@@ -217,9 +217,10 @@ class Storage(Protocol):
         """The content of the file called `name`, not copied; raises FileNotFoundError if there is no such file."""
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message if an archive is not as `mtkit pack` writes it; else `None`.
+        """A message if an archive differs from what `mtkit pack` would write; else `None`.
 
-        Only the bytes before, between and after the contents of its files, which are `members`, are compared.
+        `members` are the files in the archive. The contents of these files are not compared, only the bytes before,
+        between and after the contents.
         """
 
 
@@ -248,13 +249,13 @@ class Folder:
             return _mapped(file)
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """Always `None`: only an archive has bytes before, between and after its files."""
+        """Always `None`: only an archive can differ from what `mtkit pack` writes, and this is no archive."""
         return None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A bundle in one archive, all of which is mapped into memory."""
+    """A bundle in a single archive; the whole archive is mapped into memory."""
 
     path: Path
     data: memoryview  # the content of the archive
@@ -262,7 +263,10 @@ class Packed:
 
     @staticmethod
     def open(path: Path) -> "Packed":
-        """Opens the archive at `path`; raises CheckpointError if it is damaged or has something that no bundle has."""
+        """Opens the archive at `path`.
+
+        Raises CheckpointError if the archive is damaged or has something that no bundle has.
+        """
         with path.open("rb") as file:
             data = _mapped(file)
             try:
@@ -291,10 +295,10 @@ class Packed:
         return self.data[member.begin : member.begin + member.size]
 
     def strange(self, members: Sequence[Member]) -> str | None:
-        """A message if the archive is not as `mtkit pack` writes it; else `None`.
+        """A message if the archive differs from what `mtkit pack` would write; else `None`.
 
-        Only the bytes before, between and after the contents of its files, which are `members`, are compared. The
-        message gives the offset of the first byte that differs.
+        `members` are the files in the archive. The contents of these files are not compared, only the bytes before,
+        between and after the contents. The message gives the offset of the first byte that differs.
         """
         place = first_difference(self.data, members)
         return None if place is None else f"byte {place:,}, between its files, is not what mtkit pack writes"
@@ -383,8 +387,8 @@ class _Entry:
 def numbers_begin(data: memoryview) -> int:
     """The offset at which the first tensor begins in `data`, the content of a safetensors file.
 
-    The header ends at the same offset. Its length is given at the beginning of the file. Raises ValueError if the
-    header would be longer than the rest of the file or than LONGEST_HEADER.
+    The header ends at this offset. The file begins with the length of the header. Raises ValueError if the header would
+    be longer than the rest of the file or than LONGEST_HEADER.
     """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
@@ -396,10 +400,10 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """The tensors by name in `data`, the content of a safetensors file.
+    """Returns {name: tensor} from `data`, the content of a safetensors file.
 
-    The tensors share the memory of `data`, which must be writable. Raises CheckpointError, whose message begins with
-    `where`, if `data` is damaged; for example, if a byte after the header belongs to no tensor, or to more than one.
+    The tensors share the memory of `data`, which must be writable. Raises CheckpointError if `data` is damaged; for
+    example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
     """
     try:
         begin = numbers_begin(data)
@@ -454,7 +458,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_entry(name: str, value: Any) -> _Entry:
-    """The entry of the tensor called `name`, parsed from `value`; raises ValueError if it is not valid."""
+    """The entry of the tensor called `name`, parsed from `value`; raises ValueError if `value` is not valid."""
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")

@@ -1,7 +1,8 @@
 """Writes models for CTranslate2 without using the library; checks the written models by translating with the library.
 
-The file model.bin is a list of named arrays. It is written in version 6 of CTranslate2's binary format, with revision 7
-of its TransformerSpec. In shapes, V is the vocabulary size, D the model width and P the number of positions.
+The file model.bin is a list of named arrays, in version 6 of CTranslate2's binary format and in the form that revision
+7 of CTranslate2's TransformerSpec wants. In shapes, V is the vocabulary size, D the model width and P the number of
+positions.
 """
 
 import json
@@ -49,7 +50,7 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 
 
 def check_ctranslate2(config: Config) -> None:
-    """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 lacks."""
+    """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 does not support."""
     model = config.model
     if not isinstance(model, TransformerConfig):
         raise CheckpointError(
@@ -59,7 +60,7 @@ def check_ctranslate2(config: Config) -> None:
 
 
 def write_ctranslate2(model: PortableModel, directory: Path, quantization: str | None = None) -> None:
-    """Writes the files of a CTranslate2 model and the SentencePiece models to `directory`.
+    """Writes `model` to the folder `directory` as files for CTranslate2, and adds the SentencePiece models.
 
     `quantization` is a key of QUANTIZATIONS; `None` keeps the weights in float32.
     """
@@ -80,7 +81,10 @@ def write_ctranslate2(model: PortableModel, directory: Path, quantization: str |
 
 
 def variables_of(model: PortableModel) -> Variables:
-    """Returns all arrays and scalars of a CTranslate2 model by name; a shared matrix appears under several names."""
+    """Returns {name: value} for all arrays and scalars of a CTranslate2 model.
+
+    A matrix that is shared appears under several names.
+    """
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     weights = model.weights
@@ -114,9 +118,10 @@ def variables_of(model: PortableModel) -> Variables:
 
 
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
-    """Returns the arrays and scalars of the encoder or decoder (`side`), except those of its layers.
+    """Returns CTranslate2's arrays and scalars of the encoder or decoder (`side`), but not those of the layers.
 
-    `heads` is the number of attention heads. `places` is the number of rows in a computed table of positions.
+    `heads` is the number of attention heads. `places` is the number of positions in a table of positions that is
+    computed, not learned.
     """
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
@@ -175,7 +180,7 @@ def _norm(weights: Mapping[str, Tensor], ours: str, theirs: str) -> Variables:
 
 
 def _sinusoids(config: TransformerConfig, _: Tensor | None, places: int) -> Tensor:
-    """Returns the table (P, D) of the sinusoids of the first `places` positions that tokens can have."""
+    """Returns the table (P, D) of sinusoidal position encodings for the first P positions; P is `places`."""
     waves = torch.arange(config.d_model // 2, dtype=torch.float64)
     last = len(waves) if config.sinusoid_exponent == "paper" else max(len(waves) - 1, 1)
     positions = torch.arange(config.sinusoid_first, config.sinusoid_first + places, dtype=torch.float64)
@@ -198,7 +203,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def _longest(config: Config) -> int:
-    """Returns the largest number of tokens, with the end mark, that a translation of the longest source may have."""
+    """Returns the most tokens, including the end mark, that a translation of the longest allowed source may have."""
     return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
 
 
@@ -207,10 +212,10 @@ def _scalar(value: float, dtype: str) -> Tensor:
 
 
 def _aliases(variables: Variables) -> dict[str, str]:
-    """Returns {name: other name} for all repeated arrays.
+    """Returns {name: name of the original} for every array that is a copy of another array.
 
-    Of several equal arrays, the one whose name is alphabetically first counts as the original. The others are repeated
-    arrays: the result maps their names to the name of the original.
+    Of several equal arrays, the one whose name is alphabetically first counts as the original, and the others as
+    copies.
     """
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], list[str]] = {}
@@ -233,8 +238,8 @@ def _quantized(variables: Variables, matrices: str, others: str | None) -> Varia
     Matrices, which are the arrays whose names end in /weight, get the type `matrices`. Other arrays get the type
     `others`, or do not change if `others` is `None`. Scalars never change.
 
-    Matrices of integers get scales. An int8 matrix has one scale for each row; an int16 matrix has a single scale. The
-    scales are added under the name of the matrix followed by _scale.
+    If `matrices` is an integer type, scales are added under the name of the matrix followed by _scale. An int8 matrix
+    has one scale for each row; an int16 matrix has a single scale.
     """
     found = {}
     for name, value in variables.items():
@@ -320,9 +325,9 @@ def observe_with_ctranslate2(
 ) -> Observed | None:
     """Translates `sources` with CTranslate2 by greedy search, and scores `targets` as translations of `sources`.
 
-    Returns `None` if CTranslate2 is not installed. Each source and each target is a list of pieces. `directory`
-    has the exported model. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the
-    pieces in `silent`.
+    Returns `None` if CTranslate2 is not installed. Each source and each target is a list of pieces. The exported model
+    is in `directory`. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the pieces in
+    `silent`.
     """
     try:
         with warnings.catch_warnings():

@@ -47,7 +47,7 @@ Observe = Callable[[Path, Pieces, Pieces, Sequence[str], DecodingConfig], Observ
 
 @dataclass(frozen=True)
 class Format:
-    """A format to which models are exported, given by functions that check, write and try out a model."""
+    """An export format, given by functions that check and write a model, and that translate with the written model."""
 
     check: Callable[[Config], None]  # raises CheckpointError if the format cannot express a model
     write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
@@ -64,9 +64,9 @@ class Format:
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
     """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
-    Afterwards, prints whether the other library translates as mtkit does. Raises MtkitError if the format does not
-    offer `quantization`, or if `directory` has any file that was not written by an export. Raises CheckpointError if
-    the model cannot be exported.
+    Afterwards, translates with mtkit and with the library that the format is for, and prints whether the translations
+    agree. Raises MtkitError if the format does not offer `quantization`, or if `directory` has any file that was not
+    written by an export. Raises CheckpointError if the model cannot be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -157,10 +157,10 @@ MOST_SHOWN = 3  # most differing lines of each kind that a report shows
 def _comparison(
     format_: Format, bundle: Bundle, translator: Translator, model: PortableModel, directory: Path
 ) -> Iterator[str]:
-    """Yields a report, line by line, on how mtkit and the other library translate the bundle's canaries.
+    """Yields a report, line by line, that compares translations by mtkit with translations by the library of `format_`.
 
-    Canaries are sentences that a bundle stores for checks. mtkit and the other library each encode the text of the
-    canaries with their own tokenizer.
+    The translated lines are the canaries of the bundle: source lines that a bundle stores for checks. Each library
+    encodes the lines with its own tokenizer.
     """
     lines = lines_to_compare(translator, [canary.source for canary in bundle.canaries()])
     if not lines:
@@ -190,7 +190,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result of comparing the translations of some lines."""
+    """The result of comparing mtkit's translations of some lines with another library's translations of these lines."""
 
     library: str  # name and version of the other library
     lines: list[Line]
@@ -198,19 +198,19 @@ class Agreement:
 
     @property
     def num_same_ids(self) -> int:
-        """The number of lines that both tokenizers encode as the same ids."""
+        """The number of lines that mtkit's tokenizer and the other library's tokenizer encode as the same ids."""
         return sum(line.same_ids for line in self.lines)
 
     @property
     def num_same_texts(self) -> int:
-        """The number of lines whose two translations are the same text, character by character."""
+        """The number of lines that mtkit and the other library translate as the same text, character by character."""
         return sum(line.here == line.there for line in self.lines)
 
     def report(self) -> Iterator[str]:
-        """Yields the report, line by line.
+        """Yields a report on the comparison, line by line.
 
-        A line with the counts comes first. Then come the first few source lines that mtkit and the other library encode
-        as different ids, and the first few that they translate differently in spite of equal ids.
+        The first line has the counts. Then follow a few source lines that mtkit and the other library encode as
+        different ids, and a few source lines that have the same ids but different translations.
         """
         num_respelled = sum(line.same_tokens and line.here != line.there for line in self.lines)
         respelled = f" ({num_respelled} more in tokens, but not in how they are written)" if num_respelled else ""
@@ -230,11 +230,10 @@ class Agreement:
 def lines_to_compare(translator: Translator, texts: Sequence[str]) -> list[str]:
     """Returns the lines to translate: `texts` and, if the model has tags, variants of `texts`.
 
-    The variants are each text without its tags, and some of these bare texts with one tag each. At most MOST_TAGGED
-    variants have a tag, and the tags of the model are used in turn.
+    The variants are all texts without their tags, and some texts with one tag each. At most MOST_TAGGED variants have a
+    tag; the tags of the model take turns.
 
-    Some lines are left out: those that are blank, consist of tags only, are too long for the model, or repeat an
-    earlier line.
+    Lines are left out if they are blank, consist of tags only, are too long for the model, or repeat an earlier line.
     """
     tags = translator.tags
     split = [split_tags(text, tags)[1].strip() for text in texts]
@@ -254,9 +253,9 @@ def compare(
 ) -> Agreement | None:
     """Translates `lines` by greedy search with mtkit and with another library, and compares the translations.
 
-    `directory` has the files that were exported for the library, `texts` is the library's tokenizer, and `observe`
-    translates with the library. `model` is the exported model before its ids were put in the order
-    of the exported files. Returns `None` if the library is not installed.
+    `directory` has the files that were exported for the other library, `texts` is the tokenizer of that library, and
+    `observe` translates with that library. `model` is the exported model with the ids in mtkit's order, which may
+    differ from the order in the exported files. Returns `None` if the other library is not installed.
     """
     tokenizer, silent = translator.tokenizer, silent_ids(model)
     sources = tokenizer.encode_source(lines)
@@ -299,7 +298,10 @@ _CUT_TAGS = """    tags = {tags}
 
 
 def ctranslate2_card(model: PortableModel) -> str:
-    """Returns the card of a model for CTranslate2, which shows how to translate with CTranslate2 and SentencePiece."""
+    """Returns the card (the README.md) of a model that is exported for CTranslate2.
+
+    The card shows how to translate with CTranslate2 and SentencePiece.
+    """
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
@@ -335,9 +337,9 @@ lines, which need no translation.{form}
 
 
 def _ctranslate2_search(decoding: DecodingConfig) -> str:
-    """Returns, as code, the search arguments for CTranslate2's translate_batch.
+    """Returns, as Python code, the arguments that make CTranslate2's translate_batch search as `decoding` says.
 
-    For translate_batch, sampling_topk=0 means that tokens are sampled from the whole vocabulary.
+    In these arguments, sampling_topk=0 means that tokens are sampled from the whole vocabulary.
     """
     if decoding.method == "beam":
         return f"beam_size={decoding.beam_size}, length_penalty={decoding.length_penalty:g}"
@@ -349,7 +351,7 @@ def _ctranslate2_search(decoding: DecodingConfig) -> str:
 
 
 def marian_card(model: PortableModel) -> str:
-    """Returns the card (the README.md) of a MarianMTModel."""
+    """Returns the card (the README.md) of a model that is exported as a MarianMTModel."""
     if not (tags := misread_tags(model)):
         return _huggingface(model, "MarianMTModel", "MarianTokenizer")
     return f"""{_huggingface(model, "MarianMTModel", "AutoTokenizer")}
@@ -358,7 +360,7 @@ Take AutoTokenizer, which opens tokenizer.json: a MarianTokenizer would read {",
 
 
 def m2m100_card(model: PortableModel) -> str:
-    """Returns the card (the README.md) of an M2M100 model."""
+    """Returns the card (the README.md) of a model that is exported as an M2M100 model."""
     return _huggingface(model, "M2M100ForConditionalGeneration", "AutoTokenizer")
 
 
@@ -398,7 +400,10 @@ def _write_m2m100(model: PortableModel, directory: Path, _: str | None) -> None:
 
 
 def _texts_of_ctranslate2(directory: Path, model: PortableModel) -> Texts:
-    """Returns a tokenizer that uses the exported SentencePiece models as the code in the README.md does."""
+    """Returns a tokenizer that encodes and decodes with the exported SentencePiece models.
+
+    The tokenizer does the same as the code in the README.md of the exported model.
+    """
     source, target = (open_sentencepiece(directory / name) for name in ("source.spm", "target.spm"))
     known, unknown = {*model.source.pieces}, model.source.pieces[model.source.special.unknown]
     tags = model.loose_tags

@@ -22,7 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_fetched(path: Path) -> None:
-    """Raises CheckpointError if the file at `path` is a Git LFS pointer, which stands in for a file not yet fetched."""
+    """Raises CheckpointError if the file at `path` is a Git LFS pointer, the placeholder for a file not yet fetched."""
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
@@ -35,7 +35,10 @@ def require_fetched(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises CheckpointError if the file is missing, damaged or has no object."""
+    """Returns the JSON object in a file.
+
+    Raises CheckpointError if the file is missing or damaged, or if its content is not a JSON object.
+    """
     require_fetched(path)
     try:
         content = json.loads(path.read_bytes())
@@ -49,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` to a JSON file as Hugging Face transformers does, with sorted keys."""
+    """Writes `content` to a JSON file with sorted keys and an indent of 2, as Hugging Face transformers does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -90,9 +93,10 @@ NAMES = {"marian": "Marian", "m2m100": "M2M100"}
 
 
 def require_expressible(config: Config, layout: str) -> None:
-    """Raises CheckpointError if files of the layout `layout` cannot express the model.
+    """Raises CheckpointError if Hugging Face's files of the kind `layout` cannot express the model.
 
-    The message names the setting that the files cannot express, and the other values of --to that support the setting.
+    `layout` is "marian" or "m2m100", a value of the option --to. The message names the setting that the files cannot
+    express, and the other values of --to that support this setting.
     """
     model: AnyModelConfig = config.model
     if not isinstance(model, TransformerConfig):
@@ -119,7 +123,7 @@ def _shown(value: Any) -> str:
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
     """Writes config.json and generation_config.json to `directory`.
 
-    `own` has the keys and values of config.json that are specific to the architecture of `model`.
+    `own` has the keys and values of config.json that only the architecture of `model` has.
     """
     config, special = model.config, model.target.special
     transformer = config.model
@@ -179,9 +183,9 @@ def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) ->
 def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, int]:
     """Returns min_length and no_repeat_ngram as generation settings of Hugging Face transformers.
 
-    In Hugging Face transformers, the start token counts as part of the translation, so min_length is increased by 1.
-    If the start token is the end mark (`starts_with_end`), a no_repeat_ngram of 1 would forbid any other end mark, so
-    it is left out.
+    In Hugging Face transformers, the start token counts as part of the translation, so min_length is increased by 1. If
+    the start token is the end mark (`starts_with_end`), a no_repeat_ngram of 1 would forbid any other end mark, so
+    no_repeat_ngram is then left out.
     """
     found = {}
     if decoding.min_length:
@@ -192,9 +196,10 @@ def _constraints(decoding: DecodingConfig, starts_with_end: bool) -> dict[str, i
 
 
 def _sampling(decoding: DecodingConfig) -> dict[str, Any]:
-    """Returns the generation settings for sampling; empty if decoding.method is not `sample`.
+    """Returns the generation settings for sampling; an empty dict if decoding.method is not `sample`.
 
-    In Hugging Face transformers, top_k is 50 by default, and 0 means that tokens are sampled from the whole vocabulary.
+    Without top_k, Hugging Face transformers samples from the 50 most probable tokens, so top_k is always given. A top_k
+    of 0 means that tokens are sampled from the whole vocabulary.
     """
     if decoding.method != "sample":
         return {}
@@ -222,7 +227,7 @@ _SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def not_carried(config: Config, to: str) -> list[str]:
-    """Returns the decoding settings that an export to the format `to` loses, each as text with its value."""
+    """Returns a text such as "decoding.seed 1" for each decoding setting that an export to the format `to` loses."""
     decoding, default = config.decoding, DecodingConfig()
     names = _NOWHERE if decoding.method == "sample" else (*_NOWHERE, *_SAMPLING)
     lost = [name for name in names if getattr(decoding, name) != getattr(default, name)]
@@ -245,9 +250,9 @@ def silent_ids(model: PortableModel) -> list[int]:
 
 
 def _positions(config: Config) -> int:
-    """Returns how many tokens a sentence may have, including its end mark.
+    """Returns the most tokens that a sentence may have, including the end mark.
 
-    This is data.max_length + 1, but at least LEAST_POSITIONS.
+    This number is data.max_length + 1, but at least LEAST_POSITIONS.
     """
     return max(LEAST_POSITIONS, config.data.max_length + 1)
 
@@ -314,7 +319,7 @@ def _short(value: Any) -> str:
 class TheirConfig:
     """The config.json and generation_config.json of a checkpoint.
 
-    For a wrong value, methods raise a CheckpointError that names the file, the key and the value.
+    A method that finds a wrong value raises a CheckpointError that names the file, the key and the value.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -324,7 +329,7 @@ class TheirConfig:
         self.generation = read_json(generation) if generation.exists() else {}
 
     def number(self, key: str, default: int | None = None) -> int:
-        """Returns the non-negative integer under `key`; `default` if the value is null or missing."""
+        """Returns the non-negative integer under `key` in config.json; `default` if the value is null or missing."""
         value = self.content.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 0:
@@ -332,7 +337,7 @@ class TheirConfig:
         return value
 
     def token(self, key: str, vocab_size: int, default: int | None = None) -> int | None:
-        """Returns the token id under `key`, where the value is the id itself or a list of one id.
+        """Returns the token id under `key` in config.json, where the value is the id itself or a list of one id.
 
         Returns `default` if the key is missing, and `None` if the value is null.
         """
@@ -342,14 +347,17 @@ class TheirConfig:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns the boolean under `key`; `default` if it is missing."""
+        """Returns the boolean under `key` in config.json; `default` if the key is missing."""
         value = self.content.get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.path}: {key} is {value!r}, wants true or false")
         return value
 
     def require(self, key: str, wanted: object) -> None:
-        """Raises CheckpointError if the value under `key` is not `wanted`, the only value that mtkit supports."""
+        """Raises CheckpointError if the value under `key` in config.json is not `wanted`.
+
+        mtkit supports no other value than `wanted`. A missing key is accepted.
+        """
         value = self.content.get(key, wanted)
         if value != wanted:
             raise CheckpointError(
@@ -357,16 +365,16 @@ class TheirConfig:
             )
 
     def rate(self, key: str) -> float:
-        """Returns the dropout rate under `key`, or 0 if the rate is missing or invalid.
+        """Returns the dropout rate under `key` in config.json, or 0 if the rate is missing or invalid.
 
-        No error is raised, since dropout does not affect translations.
+        Dropout does not affect translations, so an invalid rate raises no error.
         """
         value = self.content.get(key, 0.0)
         return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
 
     @property
     def activation(self) -> str:
-        """The activation function, by mtkit's name; raises CheckpointError if mtkit does not have it."""
+        """The name that mtkit has for the activation function; raises CheckpointError if mtkit lacks the function."""
         value = self.content.get("activation_function")
         if not isinstance(value, str) or value not in ACTIVATIONS_READ:
             raise CheckpointError(
@@ -375,14 +383,14 @@ class TheirConfig:
         return ACTIVATIONS_READ[value]
 
     def generation_value(self, key: str) -> Any:
-        """Returns a generation setting from generation_config.json, else from config.json; `None` if neither has it."""
+        """Returns the generation setting `key` from generation_config.json, else from config.json; else `None`."""
         return self.generation.get(key, self.content.get(key))
 
     def settings(self, directory: Path, model: dict[str, Any]) -> Config:
         """Returns mtkit's settings for the checkpoint; raises CheckpointError if mtkit does not support the model.
 
-        `model` has the model settings that depend on the layout. The setting `name` is set to the name of the
-        folder `directory`.
+        `model` has the model settings that differ between Marian and M2M100. The setting `name` is set to the name of
+        the folder `directory`.
         """
         self._check_generation()
         beam_size, length_penalty = self.generation_value("num_beams"), self.generation_value("length_penalty")
@@ -427,9 +435,9 @@ class TheirConfig:
             raise CheckpointError(f"{self.path}: {message}") from None
 
     def _constraints(self) -> dict[str, int]:
-        """Returns the decoding settings min_length and no_repeat_ngram; leaves out those that the checkpoint lacks.
+        """Returns mtkit's decoding settings min_length and no_repeat_ngram, each only if the checkpoint sets it.
 
-        The min_length of Hugging Face transformers counts the start token as part of the translation.
+        In Hugging Face transformers, min_length counts the start token, so 1 is subtracted.
         """
         found = {}
         least, new, ngram = (
@@ -446,15 +454,15 @@ class TheirConfig:
     def _samples(self) -> bool:
         """Whether the checkpoint's settings make Hugging Face transformers sample without beam search.
 
-        mtkit cannot combine sampling with beam search.
+        Sampling with beam search does not count, since mtkit cannot combine the two.
         """
         return self.generation_value("do_sample") is True and self.generation_value("num_beams") in (None, 1)
 
     def _sampling(self) -> dict[str, Any]:
-        """Returns mtkit's decoding settings for sampling; empty if `_samples` is false.
+        """Returns mtkit's decoding settings for sampling; an empty dict if the checkpoint does not ask for sampling.
 
-        In Hugging Face transformers, top_k is 50 by default, and 0 means that tokens are sampled from the whole
-        vocabulary.
+        In Hugging Face transformers, a missing top_k means 50, and a top_k of 0 means that tokens are sampled from the
+        whole vocabulary.
         """
         if not self._samples:
             return {}
@@ -469,9 +477,10 @@ class TheirConfig:
         return found
 
     def ignored(self, silent: Collection[int]) -> list[str]:
-        """Returns the generation settings that affect translations but that mtkit lacks, each as text with its value.
+        """Returns a text such as "epsilon_cutoff 0.1" for each generation setting that mtkit cannot carry over.
 
-        `silent` has the ids that mtkit never generates; settings that only forbid these ids are left out.
+        Only settings that affect translations are returned. `silent` has the ids that mtkit never generates; settings
+        that only forbid these ids are left out.
         """
         found = {key: value for key in NEUTRAL if (value := self.generation_value(key)) not in (None, *NEUTRAL[key])}
         words = [word for word in _rows(found.pop("bad_words_ids", [])) if not (len(word) == 1 and word[0] in silent)]
@@ -496,9 +505,9 @@ class TheirConfig:
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Raises CheckpointError if a first token is forced, or if a special id differs between the files.
+        """Raises CheckpointError if the checkpoint forces a first token, or gives a special token two different ids.
 
-        The files are config.json and generation_config.json.
+        The two ids are those in config.json and generation_config.json.
         """
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")

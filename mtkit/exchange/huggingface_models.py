@@ -79,9 +79,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # the types whose value
 
 
 def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields, for each weight of mtkit, its name and the names of the Hugging Face weights that it consists of.
+    """Yields (name in mtkit, names in Hugging Face transformers) for each weight of a model, except the output bias.
 
-    If there are several Hugging Face weights, the weight of mtkit is their concatenation. The output bias is left out.
+    A weight with several names in Hugging Face transformers is the concatenation of the weights with these names.
     """
     yield from ((ours, (theirs,)) for ours, theirs in EMBEDDINGS[config.tie_embeddings].items())
     layer = SELF_ATTENTION | FEED_FORWARD
@@ -96,7 +96,7 @@ def names_of(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tuple[int, ...]:
-    """Returns the shape that the weight called `name` in Hugging Face transformers must have.
+    """Returns the shape that the Hugging Face weight called `name` must have in a model with the settings `config`.
 
     `sizes` are the sizes of the source and target vocabularies.
     """
@@ -110,7 +110,7 @@ def shape_of(name: str, config: TransformerConfig, sizes: tuple[int, int]) -> tu
 
 
 def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights, converted from mtkit's names and shapes to those of Hugging Face transformers."""
+    """Returns `weights`, converted from mtkit's names and shapes to those of Hugging Face transformers."""
     found = {}
     for ours, theirs in names_of(config):
         for name, part in zip(theirs, weights[ours].chunk(len(theirs)), strict=True):
@@ -124,10 +124,10 @@ def their_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> d
 def our_weights(
     config: TransformerConfig, weights: dict[str, Tensor], path: Path, sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Returns the weights, converted from the names and shapes of Hugging Face transformers to mtkit's.
+    """Returns `weights`, converted from the names and shapes of Hugging Face transformers to mtkit's.
 
-    `sizes` are the sizes of the source and target vocabularies. Raises CheckpointError, with a message that begins with
-    `path`, if a weight is missing, does not belong to the model or has a wrong shape.
+    `sizes` are the sizes of the source and target vocabularies. Raises CheckpointError if a weight is missing, does not
+    belong to the model or has a wrong shape; the message begins with `path`.
     """
     left = dict(weights)
     for copy, original in COPIES[config.tie_embeddings].items():
@@ -165,14 +165,15 @@ def _require_shape(path: Path, name: str, weight: Tensor, wanted: tuple[int, ...
 
 
 def save_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Writes weights to model.safetensors in `directory`, as Hugging Face transformers does."""
+    """Writes `weights` to the file model.safetensors in `directory`, as Hugging Face transformers does."""
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    """Returns the tensors of a checkpoint in float32, and the path of the file or index that they were read from.
+    """Returns the tensors of a checkpoint in float32, and the path of the file that contains or lists the tensors.
 
-    No code in the checkpoint is run. Raises CheckpointError if weights are missing, damaged or not finite.
+    A checkpoint that is split into several files has an index, which lists the tensors. No code in the checkpoint is
+    run. Raises CheckpointError if weights are missing, damaged or not finite.
     """
     path = next((directory / name for name in READERS if (directory / name).exists()), None)
     if path is None:
@@ -211,7 +212,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _shards(path: Path) -> dict[str, str]:
     """Returns {weight name: file name} from `path`, the index of a checkpoint that is split into several files.
 
-    Raises CheckpointError if the index is damaged, or names a file outside its own folder.
+    Raises CheckpointError if the index is damaged, or names a file outside the folder of the index.
     """
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
@@ -224,8 +225,8 @@ def _shards(path: Path) -> dict[str, str]:
 def _load_pickled(path: Path) -> dict[str, Tensor]:
     """Returns the tensors in a pickle file, loaded by torch.load with weights_only=True.
 
-    Raises CheckpointError if the file cannot be loaded or has other content. The error does not quote PyTorch's
-    message, since that may advise the user to load the file in a way that runs code.
+    Raises CheckpointError if the file cannot be loaded or has other content. PyTorch's message may advise the user to
+    load the file in a way that runs code, so the error does not quote this message.
     """
     require_fetched(path)
     if not path.is_file():
@@ -275,18 +276,18 @@ OTHERS = {
 
 
 def check_marian(config: Config) -> None:
-    """Raises CheckpointError if the files of a MarianMTModel cannot express the model."""
+    """Raises CheckpointError if the files of a MarianMTModel cannot express the model that `config` describes."""
     require_expressible(config, "marian")
 
 
 def in_marian_order(model: PortableModel) -> PortableModel:
-    """Returns the model with the special ids that Marian models usually have: end mark 0, <unk> 1, padding last.
+    """Returns `model` with the ids in the usual order of Marian models: end mark 0, <unk> 1, padding last.
 
     A shared vocabulary that already ends with padding is not changed.
 
     If source and target have separate vocabularies, padding gets the same id in both: the last id of the smaller
-    vocabulary. No id changes if padding already has the same id in both, and that id is not 0. Models imported from
-    Marian usually need no change.
+    vocabulary. No id changes if padding already has the same id in both vocabularies, unless that id is 0. Models
+    imported from Marian usually need no change.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -298,10 +299,10 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 
 
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
-    """Returns the old ids in their new order.
+    """Returns the ids of `vocabulary` in a new order, in which padding is at index `pad`.
 
     The end mark comes first, then <unk>, then all other ids; padding is inserted at index `pad`. If padding already has
-    the id `pad`, no id changes.
+    the id `pad`, the order does not change.
     """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
@@ -312,7 +313,7 @@ def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
 
 
 def write_marian_weights(model: PortableModel, directory: Path) -> None:
-    """Writes the weights and configuration files of a MarianMTModel; the ids are those of `model`."""
+    """Writes `model` to `directory` as the weights and configuration files of a MarianMTModel, without changing ids."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     bias = torch.zeros(len(model.target.pieces))
@@ -335,7 +336,7 @@ def write_marian_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_marian(directory: Path) -> PortableModel:
-    """Returns the MarianMTModel in `directory`; raises CheckpointError if it cannot be imported.
+    """Returns the MarianMTModel in `directory`; raises CheckpointError if the model cannot be imported.
 
     In the vocabularies of the returned model, every piece is an empty string: the texts of the pieces are in other
     files, which are not read here.
@@ -377,7 +378,7 @@ def read_marian(directory: Path) -> PortableModel:
 def _start(
     theirs: TheirConfig, start: int | None, pad: int, end: int, begin: int | None, weights: dict[str, Tensor]
 ) -> str:
-    """Returns the value of model.start_token: "pad", "zero", "end" or "begin".
+    """Returns the value of mtkit's setting model.start_token: "pad", "zero", "end" or "begin".
 
     "zero" means that the decoder starts with padding, and that the embedding of padding is all zeros. `start` is the id
     of the start token. Raises CheckpointError if `start` is none of the ids `pad`, `end` and `begin`.
@@ -395,9 +396,9 @@ def _start(
 
 
 def _without_positions(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Returns the weights without the tables of positions that older versions of Hugging Face transformers store.
+    """Returns `weights` without the tables of positions that older versions of Hugging Face transformers stored.
 
-    Raises CheckpointError if such a table does not have Marian's sinusoids.
+    Raises CheckpointError if such a table does not consist of Marian's sinusoids.
     """
     kept = {}
     for name, weight in weights.items():
@@ -414,7 +415,7 @@ def _are_sinusoids(weight: Tensor) -> bool:
 
 
 def _sinusoids(num_positions: int, d_model: int) -> Tensor:
-    """Returns Marian's sinusoids (P, D).
+    """Returns the table (P, D) of Marian's sinusoidal position encodings.
 
     The row of position p has the sines of p / 10000^(2i/D) for i from 0 to D/2 - 1, then the cosines of these angles.
     """
@@ -433,12 +434,12 @@ BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3  # fairseq's ids; the position of the firs
 
 
 def check_m2m100(config: Config) -> None:
-    """Raises CheckpointError if the files of M2M100 cannot express the model."""
+    """Raises CheckpointError if the files of M2M100 cannot express the model that `config` describes."""
     require_expressible(config, "m2m100")
 
 
 def in_m2m100_order(model: PortableModel) -> PortableModel:
-    """Returns the model with the special ids of fairseq: begin mark 0, padding 1, end mark 2, <unk> 3.
+    """Returns `model` with the special ids of fairseq: begin mark 0, padding 1, end mark 2, <unk> 3; other ids follow.
 
     Raises CheckpointError if the vocabulary has no begin mark.
     """
@@ -451,7 +452,7 @@ def in_m2m100_order(model: PortableModel) -> PortableModel:
 
 
 def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
-    """Writes the weights and configuration files of an M2M100 model; the ids are those of `model`."""
+    """Writes `model` to `directory` as the weights and configuration files of M2M100, without changing ids."""
     config = model.config.model
     assert isinstance(config, TransformerConfig)
     save_weights(their_weights(config, model.weights), directory)
@@ -459,7 +460,7 @@ def write_m2m100_weights(model: PortableModel, directory: Path) -> None:
 
 
 def read_m2m100(directory: Path) -> PortableModel:
-    """Returns the M2M100 model in `directory`; raises CheckpointError if it cannot be imported.
+    """Returns the M2M100 model in `directory`; raises CheckpointError if the model cannot be imported.
 
     In the vocabularies of the returned model, every piece is an empty string: the texts of the pieces are in other
     files, which are not read here.

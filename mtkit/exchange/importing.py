@@ -34,11 +34,11 @@ NUM_LINES, LONGEST_LINE = 64, 40  # canaries are chosen from 64 made-up lines of
 
 
 def import_model(directory: Path, output: Path, languages: tuple[str, str] | None = None) -> None:
-    """Makes a bundle from a Hugging Face MarianMTModel (such as OPUS-MT's) or M2M100, or from Marian's own files.
+    """Makes a bundle from a MarianMTModel or M2M100 of Hugging Face transformers, or from Marian's own files.
 
-    The model is read from `directory`, and the bundle is written to `output`. `languages` are the codes of source and
-    target; by default, those that the checkpoint names. Raises MtkitError if `output` exists and is no bundle, and
-    CheckpointError if the checkpoint cannot be imported.
+    The model is read from `directory`, and the bundle is written to `output`. `languages` are the language codes of
+    source and target; without them, the codes are taken from the checkpoint. Raises MtkitError if `output` exists and
+    is no bundle, and CheckpointError if the checkpoint cannot be imported.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -69,7 +69,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Returns `model` without those rows of its embeddings that belong to no token of the tokenizer."""
+    """Returns `model` without the rows of the embeddings that belong to no token of the tokenizer."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
@@ -81,7 +81,7 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """Returns the model in `directory`, its vocabularies, the paths of its files, and their layout.
+    """Returns the model in `directory`, its vocabularies, the paths of its files, and the layout of these files.
 
     The layout is a key of READERS or, for Marian's own files, "native-marian".
     """
@@ -197,10 +197,10 @@ def _made_up_lines(tokenizer: Tokenizer) -> list[str]:
 def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str]) -> None:
     """Adds pieces and tags to the vocabulary of the bundle at `path`, and writes the new bundle to `output`.
 
-    In the embeddings, the output layer and its bias, the row of a new piece is the mean of the rows of the old pieces
-    that the new piece was split into before. Until a training run starts from the new bundle, new pieces are never
-    generated and are left out of the softmax, so translations and their scores do not change. Raises MtkitError if
-    `output` exists and is no bundle, and ConfigError if a piece or tag cannot be added.
+    The embeddings, the output layer and the output bias get a row for each new piece: the mean of the rows of the old
+    pieces into which the old tokenizer splits the new piece. Until a training run starts from the new bundle, new
+    pieces are never generated and are left out of the softmax, so translations and their scores do not change. Raises
+    MtkitError if `output` exists and is no bundle, and ConfigError if a piece or tag cannot be added.
     """
     if output.exists() and not (output / DESCRIPTION).is_file():
         raise MtkitError(f"{output}: is there already and is no bundle; name a new folder")
@@ -237,9 +237,9 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """For each piece that the new tokenizer adds to one side, returns the ids with which the old tokenizer encodes it.
+    """Returns, for each piece that only the new tokenizer has, the ids that the old tokenizer encodes this piece as.
 
-    The side is the source if `of_source` is true, else the target.
+    If `of_source` is true, the source vocabularies of the tokenizers are compared, else their target vocabularies.
     """
     if of_source:
         ids = range(old.source_vocab_size, new.source_vocab_size)
@@ -249,9 +249,9 @@ def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int
 
 
 def _longer(table: Tensor, spellings: Sequence[Sequence[int]]) -> Tensor:
-    """Returns `table` (V, …) with one row added for each spelling, which is a list of ids.
+    """Returns `table` (V, …) with one new row for each list of ids in `spellings`.
 
-    The new row is the mean of the rows of these ids, or of all rows if the list is empty.
+    A new row is the mean of the old rows with the ids in the list, or of all old rows if the list is empty.
     """
     rows = [table[list(spelling)].mean(0) if spelling else table.mean(0) for spelling in spellings]
     return torch.cat([table, torch.stack(rows)])

@@ -71,7 +71,7 @@ GELU_SLOPE = 1.702
 class MarianOptions:
     """The options with which Marian built a model.
 
-    If mtkit cannot import a value, CheckpointError is raised, with a message that names the option.
+    CheckpointError is raised if mtkit cannot import the value of an option; the message names this option.
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
@@ -89,7 +89,10 @@ class MarianOptions:
                 raise CheckpointError(f"{self.path}: {name} is {_shown(value)}; mtkit knows no option of this name")
 
     def refuse(self, name: str, *wanted: Any) -> None:
-        """Raises CheckpointError, naming the option, its value, and the values that mtkit imports (`wanted`)."""
+        """Raises CheckpointError for the option `name`.
+
+        The message has the value of the option, and the values that mtkit imports (`wanted`).
+        """
         listed = " or ".join(map(_shown, wanted))
         raise CheckpointError(
             f"{self.path}: Marian's option {name} is {_shown(self.content.get(name))}; mtkit imports {listed} alone"
@@ -114,13 +117,19 @@ class MarianOptions:
         return choices[value]
 
     def steps(self, name: str, default: str) -> str:
-        """Returns the value of an option that lists operations, such as "dan", without the d for dropout."""
+        """Returns the operations that the option `name` lists, without dropout: "an" for the value "dan".
+
+        Each letter of the value is one operation: d is dropout, a adds the residual, and n normalises.
+        """
         value = self.content.get(name, default)
         return value.replace("d", "") if isinstance(value, str) else _shown(value)
 
     @property
     def placement(self) -> str:
-        """The value of model.norm_placement; raises CheckpointError for placements other than post and pre."""
+        """The value of mtkit's setting model.norm_placement: post or pre.
+
+        Raises CheckpointError if the model places norms in another way.
+        """
         names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top")
         found = tuple(self.steps(name, default) for name, default in zip(names, ("", "dan", ""), strict=True))
         if found not in PLACEMENTS:
@@ -130,7 +139,7 @@ class MarianOptions:
 
     @property
     def embedding_norm(self) -> bool:
-        """Whether embeddings are normalised; raises CheckpointError if anything else is done to them."""
+        """Whether embeddings are normalised; raises CheckpointError if the model does anything else to embeddings."""
         found = self.steps("transformer-postprocess-emb", "d")
         if found not in ("", "n"):
             self.refuse("transformer-postprocess-emb", "d", "n", "nd")
@@ -138,15 +147,16 @@ class MarianOptions:
 
     @property
     def activation(self) -> str:
-        """The activation function of the feed-forward layers, by mtkit's name for it."""
+        """The activation function of the feed-forward layers, by the name that mtkit has for the function."""
         found = self.choice("transformer-ffn-activation", "swish", ACTIVATIONS)
         return "silu" if self.slope != 1 else found
 
     @property
     def slope(self) -> float:
-        """The factor s, if the activation function is written as f(s x) / s.
+        """The factor s with which the model computes its activation function as f(s x) / s.
 
-        It is 1.702 for gelu in models of older versions of Marian, where gelu was silu(1.702 x) / 1.702; else it is 1.
+        Here f is the function that `activation` names. s is 1.702 for gelu in models of older versions of Marian, which
+        computed gelu(x) as silu(1.702 x) / 1.702. For all other models, s is 1.
         """
         version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
         is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
@@ -154,7 +164,7 @@ class MarianOptions:
 
     @property
     def ties(self) -> str:
-        """The value of model.tie_embeddings: all, decoder or none."""
+        """The value of mtkit's setting model.tie_embeddings: all, decoder or none."""
         source_too = self.flag("tied-embeddings-src")
         if self.flag("tied-embeddings-all") or (source_too and self.flag("tied-embeddings")):
             return "all"
@@ -179,7 +189,7 @@ def _shown(value: Any) -> str:
 def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[str, Any]) -> Config:
     """Returns mtkit's settings for the model; raises CheckpointError if mtkit does not support the model.
 
-    `shared` tells whether both sides have the same vocabulary; `decoding` has the decoding settings.
+    `shared` tells whether source and target have the same vocabulary; `decoding` has the decoding settings.
     """
     d_ff, decoder_d_ff = options.number("transformer-dim-ffn"), options.number("transformer-decoder-dim-ffn", 0)
     settings = {
@@ -217,9 +227,10 @@ def settings_of(options: MarianOptions, name: str, shared: bool, decoding: dict[
 
 
 def search_of(decoder: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """Returns mtkit's decoding settings for `decoder`, the content of a decoder.yml, which may be empty.
+    """Converts `decoder`, the content of a decoder.yml, to mtkit's decoding settings.
 
-    `path` is the path of decoder.yml. Raises CheckpointError if a value is not a number of 0 or more.
+    `decoder` may be empty. `path` is the path of decoder.yml. Raises CheckpointError if a value is not a number of 0 or
+    more.
     """
     numbers: dict[str, float] = {}
     for name in ("beam-size", "normalize", "word-penalty", "max-length-factor"):
@@ -270,7 +281,7 @@ OF_SOURCE = "source_attention"  # part of the names of modules that only decoder
 
 
 class _Taken:
-    """The tensors of a file, which are taken out one by one while their shapes are checked."""
+    """The tensors of a model file; `take` removes them one by one and checks their shapes."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         self.path = path
@@ -291,15 +302,16 @@ class _Taken:
         return weight
 
     def finish(self) -> None:
-        """Raises CheckpointError if tensors are left, because the model then has parts that mtkit does not have."""
+        """Raises CheckpointError if tensors are left: the model then has parts that mtkit does not have."""
         if self.left:
             raise CheckpointError(f"{self.path}: holds {min(self.left)}, which mtkit's Transformer has no place for")
 
 
 def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns Marian's tensors converted to mtkit's, by name; raises CheckpointError if they do not fit the options.
+    """Converts Marian's tensors to mtkit's; raises CheckpointError if the tensors do not fit the options.
 
-    Embeddings and output layer get a row of zeros for padding, which is the decoder's start token.
+    Marian's vocabularies have no padding, but the decoder in mtkit starts with padding. So the embeddings and the
+    output layer get a row of zeros for padding. The result maps mtkit's names to tensors.
     """
     taken = _Taken(options.path, weights)
     found = _embeddings(options, taken)
@@ -349,7 +361,7 @@ def _padded(table: Tensor) -> Tensor:
 
 
 def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Iterator[tuple[str, Tensor]]:
-    """Yields the names and values of mtkit's tensors of one layer of the encoder or decoder (`side`)."""
+    """Yields (name in mtkit, tensor) for all tensors of one layer of the encoder or decoder (`side`)."""
     width, d_ff = options.number("dim-emb"), options.number("transformer-dim-ffn")
     if side == "decoder":
         d_ff = options.number("transformer-decoder-dim-ffn", 0) or d_ff
@@ -396,7 +408,7 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class NativeMarian:
-    """A model, its vocabularies, and the files that it was read from."""
+    """A model that was read from Marian's own files, with its vocabularies and the paths of the files."""
 
     model: PortableModel
     vocabulary: MarianVocabulary
@@ -404,7 +416,7 @@ class NativeMarian:
 
 
 def is_native_marian(path: Path) -> bool:
-    """Whether `path` is a folder with an .npz or decoder.yml file in it, or is itself an .npz or .yml file."""
+    """Whether `path` is a folder that contains an .npz or decoder.yml file, or is itself an .npz or .yml file."""
     if path.is_dir():
         return any(path.glob("*.npz")) or any(path.glob(f"*{DECODER}"))
     return path.suffix == ".npz" or (path.suffix == ".yml" and path.is_file())
@@ -413,7 +425,7 @@ def is_native_marian(path: Path) -> bool:
 def read_native_marian(path: Path) -> NativeMarian:
     """Returns the Marian model at `path`, which is a folder, a decoder.yml or an .npz file.
 
-    Raises CheckpointError if there is not exactly one model or if it cannot be imported.
+    Raises CheckpointError if `path` has no model, has several models, or has a model that cannot be imported.
     """
     found = _Setup.find(path)
     options, weights = _read_npz(found.npz)
@@ -435,7 +447,10 @@ def read_native_marian(path: Path) -> NativeMarian:
 
 
 def _vocabulary(source: Vocabulary, target: Vocabulary) -> MarianVocabulary:
-    """Returns both vocabularies and their tags as a MarianVocabulary; Marian's files name no languages."""
+    """Returns the source and target vocabularies and their tags as a MarianVocabulary, with no languages.
+
+    Marian's files do not name the languages.
+    """
     defined = tuple(piece.text for piece in pieces_of(source.sentencepiece) if piece.type == "user_defined")
     tags = tuple(piece for piece in source.pieces if re.fullmatch(">>.+<<", piece) and piece not in defined)
     return MarianVocabulary(source, target, source.pieces == target.pieces, (None, None), tags, defined)
@@ -496,8 +511,8 @@ def _listed(decoder: Mapping[str, Any], key: str, path: Path | None) -> list[str
 def _beside(directory: Path, name: str, settings_file: Path | None) -> Path:
     """Returns the path of a file that decoder.yml calls `name`; raises CheckpointError if the file is missing.
 
-    `name` may be a path on another machine, so three places are tried in this order: the path `name` within the folder,
-    the bare file name in the folder, and the path `name` itself.
+    `name` may be a path on another machine, so three places are tried in this order: the path `name` within
+    `directory`, the bare file name in `directory`, and the path `name` itself.
     """
     places = directory / name, directory / Path(name).name, Path(name)
     found = next((path for path in places if path.is_file()), None)

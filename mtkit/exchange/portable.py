@@ -93,9 +93,9 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
 
 
 def require_no_query_key_norm(config: TransformerConfig) -> None:
-    """Raises CheckpointError if the model normalises queries and keys, for which no format has layers.
+    """Raises CheckpointError if the model has norms of queries and keys, which no export format fully supports.
 
-    CTranslate2 has such norms in self-attention, but not in the attention to the source.
+    CTranslate2 has norms of queries and keys in self-attention, but not in the attention to the source.
     """
     if config.query_key_norm:
         raise CheckpointError("model.query_key_norm is true; CTranslate2 and the others want false")
@@ -115,11 +115,11 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
     """Returns the content of a tokenizer.json that encodes and decodes as SentencePiece does and appends the end mark.
 
     `loose_tags` are the tags that the SentencePiece model lacks. In Hugging Face transformers, split_special_tokens
-    must be true; otherwise, text that is written like a special token becomes that token. In rare cases, the result
-    differs from that of SentencePiece:
+    must be true; otherwise, text that is written like a special token becomes that token. In rare cases, the
+    tokenizer.json and SentencePiece differ:
 
     - With a normalisation rule, several combining marks in a row are put in Unicode's order, and U+FDD0 is lost. If the
-      rule removes a character, combining marks after it join the character before it.
+      rule removes a character, combining marks after the removed character join the character before it.
     - With BPE, text written like a special piece, such as </s>, may directly follow a user-defined piece. Then the
       first character of that text becomes a piece of its own.
     - With unigram, two segmentations of a word may have the same pieces in different orders. Their scores then differ
@@ -155,10 +155,10 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
 
 
 def added_token(content: str, special: bool) -> Part:
-    """Returns the entry of one token for the list added_tokens in a tokenizer.json.
+    """Returns the entry for the token `content` in the list added_tokens of a tokenizer.json.
 
-    The tokens in this list are found in text before the text is normalised. If split_special_tokens is true, this
-    holds only for the tokens that are not `special`.
+    Added tokens are found in text before the text is normalised. If split_special_tokens is true, special tokens
+    (`special`) are not found in text.
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": content, **flags, "special": special}
@@ -167,7 +167,7 @@ def added_token(content: str, special: bool) -> Part:
 def _pieces(vocabulary: Vocabulary) -> list[Piece]:
     """Returns the pieces of `vocabulary` in the order of their ids.
 
-    Pieces that the SentencePiece model lacks become control pieces, which no text is ever encoded as.
+    Pieces that the SentencePiece model lacks become control pieces. No text is ever encoded as a control piece.
     """
     known = {piece.text: piece for piece in pieces_of(vocabulary.sentencepiece)}
     return [known.get(text, Piece(text, 0.0, "control")) for text in vocabulary.pieces]
@@ -214,9 +214,10 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
 
 
 def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
-    """Returns the pre-tokenizers, which split text into words with their space marks (▁).
+    """Returns the pre-tokenizers of a tokenizer.json.
 
-    They also isolate user-defined pieces.
+    The pre-tokenizers split text into words, each with its space mark (▁), and separate user-defined pieces from the
+    text around them.
     """
     parts: list[Part] = [
         {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True},
@@ -284,8 +285,8 @@ def _unigram(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
     """Returns the BPE model of a tokenizer.json.
 
-    SentencePiece merges any two pieces whose concatenation is a piece, best score first. So the list of merges has all
-    such pairs, ordered by the score of their concatenation.
+    SentencePiece merges any two neighbouring pieces whose concatenation is a piece, best score first. So the list of
+    merges has all pairs of pieces whose concatenation is a piece, ordered by the score of the concatenation.
     """
     scores = {piece.text: piece.score for piece in pieces if piece.type == "normal"}
     return {
@@ -312,7 +313,7 @@ def _bpe(vocabulary: Vocabulary, pieces: list[Piece]) -> Part:
 
 @dataclass(frozen=True)
 class Observed:
-    """A library's translations of some sources, and its log-probabilities of given translations."""
+    """What another library computed: translations of some sources, and log-probabilities of given translations."""
 
     library: str  # its name and version
     translations: list[list[str]]  # pieces without special tokens, found by greedy search
@@ -321,7 +322,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Texts:
-    """A library's tokenizer, loaded from exported files, as two functions."""
+    """Two functions that encode and decode text with another library's tokenizer, loaded from exported files."""
 
     encode: Callable[[Sequence[str]], list[list[str]]]  # lines to pieces, without the end mark
     decode: Callable[[Sequence[Sequence[str]]], list[str]]  # pieces to lines
@@ -338,11 +339,11 @@ def observe_with_transformers(
 ) -> Observed | None:
     """Translates `sources` with Hugging Face transformers by greedy search, and scores `targets` as translations.
 
-    Returns `None` if Hugging Face transformers is not installed. Each source and each target is a list of pieces, and
-    each target is scored as a translation of its source.
+    Returns `None` if Hugging Face transformers is not installed. Each source and each target is a list of pieces. Each
+    target is scored as a translation of the source at the same index.
 
-    The pieces in `silent` are never generated. The constraints in the checkpoint's generation_config.json, such as
-    no_repeat_ngram_size, apply.
+    The pieces in `silent` are never generated. The constraints in generation_config.json, such as no_repeat_ngram_size,
+    apply.
     """
     transformers = _transformers()
     if transformers is None:
@@ -376,7 +377,7 @@ def observe_with_transformers(
 
 
 def texts_of_transformers(directory: Path) -> Texts | None:
-    """Returns the tokenizer that AutoTokenizer loads from a checkpoint.
+    """Returns the tokenizer that AutoTokenizer of Hugging Face transformers loads from the checkpoint in `directory`.
 
     Returns `None` if Hugging Face transformers is not installed.
     """
@@ -402,7 +403,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
 
 def _transformers() -> Any:
-    """Returns the library Hugging Face transformers, with its messages silenced; `None` if it is not installed."""
+    """Returns the Python module of Hugging Face transformers, silenced; `None` if the library is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of the library while it is imported

@@ -38,10 +38,11 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     - Unknown text that is written like a special token becomes that token.
     - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
 
-    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. As these files need a
-    shared vocabulary, raises ConfigError if the model has misread tags but no shared vocabulary. Also raises
-    ConfigError if the special tokens of source and target differ. Finally, raises ConfigError for a tokenizer of words,
-    because a MarianTokenizer would encode several unknown words in a row as a single <unk>.
+    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. Those files need a
+    shared vocabulary, so ConfigError is raised if a model with misread tags has no shared vocabulary.
+
+    ConfigError is also raised if the special tokens of source and target differ, and for a tokenizer of words: a
+    MarianTokenizer would encode several unknown words in a row as a single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -78,12 +79,14 @@ def misread_tags(model: PortableModel) -> list[str]:
 
 
 def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
-    """Writes a tokenizer.json, its settings, and the vocabulary files that mtkit needs to import the model again.
+    """Writes a tokenizer.json, a file of tokenizer settings, and the vocabulary files that mtkit needs for an import.
 
-    AutoTokenizer then encodes as `Tokenizer.encode_source` does and appends the end mark, except in the cases that
-    `tokenizer_json` lists and in two more: a tag that the SentencePiece model lacks is one token anywhere in a line,
-    and target texts are normalised by the rule of the source. Raises ConfigError in each of three cases: the tokenizer
-    is one of words, the vocabulary is not shared, or the SentencePiece model does not split text at spaces.
+    With these files, AutoTokenizer encodes as `Tokenizer.encode_source` does and appends the end mark, except in the
+    cases that `tokenizer_json` lists and in two more: a tag that the SentencePiece model lacks is one token anywhere in
+    a line, and target texts are normalised by the rule of the source.
+
+    Raises ConfigError in each of three cases: the tokenizer is one of words, the vocabulary is not shared, or the
+    SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)
     if model.source.pieces != model.target.pieces:
@@ -209,11 +212,12 @@ def _require_parts(directory: Path) -> None:
 
 
 def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
-    """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit makes them tags.
+    """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit uses these tokens as tags.
 
     Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
-    a token that was added after `pieces` must be written like a tag, for example <2eo>; otherwise CheckpointError is
-    raised. It is also raised if the ids of added tokens contradict those of `pieces` or have gaps.
+    a token whose id is greater than all ids of `pieces` must be written like a tag, for example <2eo>; otherwise,
+    CheckpointError is raised. CheckpointError is also raised if the ids of added tokens contradict those of `pieces` or
+    have gaps.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -247,7 +251,7 @@ def _with_added(side: Vocabulary, added: Sequence[str]) -> Vocabulary:
 
 
 def _is_language(piece: str) -> bool:
-    """Whether a MarianTokenizer treats `piece`, at the start of a line, as a language tag: >>…<<."""
+    """Whether `piece` is written >>…<<, which a MarianTokenizer treats as a language tag at the start of a line."""
     return piece.startswith(">>") and piece.endswith("<<")
 
 
@@ -273,7 +277,7 @@ def _read_side(vocabulary: Path, model: Path, settings: Mapping[str, Any]) -> Vo
 
 
 def _text(token: Any) -> str | None:
-    """Returns the text of `token`, which is a string or an object with a "content"; `None` if it is neither."""
+    """Returns the text of `token`, which is a string or an object with a "content"; `None` for any other value."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
@@ -356,11 +360,12 @@ _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 def read_vocabularies(
     directory: Path, named: Sequence[Path], sizes: tuple[int, int]
 ) -> tuple[Vocabulary, Vocabulary, list[Path]]:
-    """Returns Marian's vocabularies of source and target, and the files that they were read from.
+    """Returns Marian's vocabularies of source and target, and the files that the vocabularies were read from.
 
-    Padding is added to each vocabulary as the last piece. `named` are the vocabulary files that a decoder.yml names;
-    without any, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model, without
-    padding. Raises CheckpointError if a file is missing or damaged, or has another number of pieces.
+    Padding is added to each vocabulary as the last piece. `named` are the vocabulary files that a decoder.yml names; if
+    `named` is empty, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model, without
+    padding. Raises CheckpointError if a file is missing or damaged, or if its number of pieces is not the one in
+    `sizes`.
     """
     paths = list(named) or _find(directory)
     source, target = (
@@ -375,8 +380,8 @@ def read_vocabularies(
 def _find(directory: Path) -> list[Path]:
     """Returns the paths of the source and target vocabularies in `directory`.
 
-    If there is one vocabulary, both paths are the same. If there are two, the name of one must have a word for source,
-    and that of the other a word for target (see SIDES). In any other case, raises CheckpointError.
+    If there is one vocabulary, both paths are the same. If there are two, one file name must contain a word that means
+    source, and the other file name a word that means target (see SIDES). In any other case, raises CheckpointError.
     """
     found = sorted(filter(_is_vocabulary, directory.iterdir()))
     if len(found) == 1:
@@ -404,9 +409,9 @@ def _is_vocabulary(path: Path) -> bool:
 def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
     """Returns the vocabulary in the file at `path`, with padding added as the last piece.
 
-    `size` is the number of pieces without padding. `model` is the path of the SentencePiece model that splits text; it
-    is not read if the vocabulary file is a SentencePiece model itself. Raises CheckpointError if a file is missing,
-    damaged or of an unsupported kind, or if the vocabulary does not have `size` pieces.
+    `size` is the number of pieces without padding. `model` is the path of the SentencePiece model that splits text; if
+    the vocabulary file is a SentencePiece model itself, `model` is not read. Raises CheckpointError if a file is
+    missing, damaged or of an unsupported kind, or if the vocabulary does not have `size` pieces.
     """
     if path.suffix == FACTORED:
         raise CheckpointError(f"{path}: a factored vocabulary; mtkit imports those of .yml and .spm files")
@@ -433,7 +438,10 @@ def _read_marian_side(path: Path, model: Path, size: int) -> Vocabulary:
 
 
 def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
-    """Returns the content of a SentencePiece model file and its pieces; raises CheckpointError if it cannot be read."""
+    """Returns the content and the pieces of a SentencePiece model file.
+
+    Raises CheckpointError if the file cannot be read.
+    """
     try:
         content = path.read_bytes()
     except OSError:
@@ -454,7 +462,7 @@ def _read_marian_model(path: Path) -> tuple[bytes, list[Piece]]:
 def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
     """Returns the ids of the end mark and of <unk> in a SentencePiece model.
 
-    Raises CheckpointError if one of the two is missing.
+    Raises CheckpointError if the end mark or <unk> is missing.
     """
     end = [id_ for id_, piece in enumerate(pieces) if piece.type == "control" and piece.text == END]
     unknown = [id_ for id_, piece in enumerate(pieces) if piece.type == "unknown"]
@@ -464,7 +472,7 @@ def _special_of_model(path: Path, pieces: Sequence[Piece]) -> tuple[int, int]:
 
 
 def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
-    """Returns the ids of </s> and <unk> in a list of pieces; raises CheckpointError if one is missing."""
+    """Returns the ids of </s> and <unk> in a list of pieces; raises CheckpointError if </s> or <unk> is missing."""
     for name in (END, UNKNOWN):
         if name not in pieces:
             raise CheckpointError(f"{path}: has no {name}, which Marian's vocabularies have")
@@ -487,7 +495,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Returns the pieces in a file with one piece on each line; raises CheckpointError if a piece occurs twice."""
+    """Returns the pieces in a file that has one piece on each line; raises CheckpointError if a piece occurs twice."""
     pieces = [line.removesuffix("\r") for line in _read_text(path).removesuffix("\n").split("\n")]
     if len(set(pieces)) < len(pieces):
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
@@ -526,7 +534,7 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Returns the pieces and ids in lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for other lines.
+    """Returns (piece, id) for lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for other lines.
 
     A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
     """
