@@ -1,7 +1,7 @@
 """Batches: padded rows of token ids, made from the pairs of a corpus and prefetched for the training loop.
 
-Shapes: R rows of a batch, S source length, T target length, L either S or T. S and T include padding and the start or
-end mark.
+In the shapes of arrays, R is the number of rows of a batch, S the source length and T the target length; L is either S
+or T. S and T include padding and the start or end mark.
 """
 
 from collections import deque
@@ -33,7 +33,7 @@ NO_LABEL = -1  # the label of padding; no vocabulary has this id
 
 @dataclass(frozen=True)
 class Rows:
-    """One side of a batch: the id of each token, the sentence it belongs to, and its position in that sentence.
+    """One side of a batch: for each token, its id, the number of its sentence, and its position in that sentence.
 
     A row holds one sentence, or several if rows are packed. Tokens may attend to each other if they belong to the same
     sentence, that is, are in the same row and have the same number in `segments`.
@@ -63,9 +63,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentence pairs, as rows of sources and rows of targets.
+    """Sentence pairs: the sources in one set of rows, the targets in another.
 
-    The source and the target of a pair are in rows of the same index, and have the same number in `segments`.
+    The source and the target of a pair are in rows with the same index, and have the same number in `segments`.
     """
 
     source: Rows  # (R, S): the source tokens, then the end mark
@@ -86,7 +86,7 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """The fraction of positions, between 0 and 1, that are padding; both sides are counted together."""
+        """The fraction of all positions that are padding, between 0 and 1; both sides are counted together."""
         num_positions = self.source.ids.numel() + self.target.ids.numel()
         return 1 - (self.source_tokens + self.target_tokens) / num_positions
 
@@ -105,7 +105,7 @@ class Ragged:
 
 
 def ragged(sentences: Sequence[Sequence[int]]) -> Ragged:
-    """Returns the sentences, given as lists of token ids, as a Ragged."""
+    """Converts sentences from lists of token ids to a Ragged."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=np.int64, count=lengths.sum())
     return Ragged(tokens, lengths)
@@ -122,7 +122,7 @@ def gather(tokens: NDArray[np.integer], offsets: NDArray[np.integer], chosen: ND
 
 
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the position, from 0, of each token in its sentence, for all sentences concatenated in one array."""
+    """Returns the position of each token in its sentence, from 0, as one array for all sentences."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
@@ -180,7 +180,7 @@ Stream = Iterator[tuple[int, tuple[Batch, ...]]]
 class SampleSegmentations(Protocol):
     """A function that samples a segmentation of each text and returns the token ids.
 
-    The sample depends only on `texts` and `seed`.
+    The result depends only on `texts` and `seed`.
     """
 
     def __call__(self, texts: Sequence[str], *, seed: int) -> list[list[int]]: ...
@@ -204,13 +204,13 @@ def micro_batches(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
 ) -> Stream:
-    """Yields (epoch, parts) for each batch after the first `consumed` pairs of the run; never ends.
+    """Yields (epoch, parts of the batch) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Pairs are assigned to batches by their lengths in the corpus, even if segmentations are sampled. So a batch may turn
-    out larger than `batch_tokens` with the sampled segmentations. Such a batch is divided into several parts, which
-    belong to the same update; any other batch has one part. Sampled segmentations depend only on the text, the seed and
-    the number of pairs before the batch. `earlier` lists the values of `batch_tokens` that the run used before. Raises
-    ValueError if no batch ends after exactly `consumed` pairs.
+    Even if segmentations are sampled, pairs are assigned to batches by their lengths in the corpus. So a batch may be
+    larger than `batch_tokens` once segmentations have been sampled. Such a batch is divided into several parts, all for
+    the same update of the model; any other batch has one part. Sampled segmentations depend only on the text, the seed
+    and the number of pairs before the batch. `earlier` lists the values of `batch_tokens` that the run used before.
+    Raises ValueError if no batch ends after exactly `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
@@ -231,9 +231,10 @@ def _sampled_parts(
     consumed: int,
     boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
-    """Returns a batch of the pairs with sampled segmentations, divided into parts of at most `batch_tokens` tokens.
+    """Samples a segmentation of each pair; returns the batch as parts of at most `batch_tokens` tokens.
 
-    The samples are seeded with the seed of the run and `consumed`, the number of pairs before the batch.
+    A pair with too long a sample keeps the segmentation of the corpus. The samples are seeded with the seed of the run
+    and `consumed`, the number of pairs before the batch.
     """
     # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
@@ -252,8 +253,8 @@ def _sampled_parts(
 def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
     """Divides the rows of a batch into parts; yields the row numbers of each part, in ascending order.
 
-    `longest` holds, for each row, the length of its longer side. The number of rows of a part times its longest length
-    is at most `batch_tokens`. The first part holds the longest rows.
+    `longest` holds, for each row, the length of its longer side. In each part, the number of rows times the length of
+    the longest row is at most `batch_tokens`. The first part holds the longest rows.
     """
     assert longest.max() <= batch_tokens, "max_length is less than batch_tokens"
     by_length = np.argsort(-longest, kind="stable")
@@ -316,8 +317,8 @@ class Feed:
     def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
         """Returns the feed for the settings in `config`.
 
-        Raises DataError if the settings require something that the binarized corpus does not store: its text, or the
-        number of pairs of each corpus in `data.train`.
+        Raises DataError if the settings require something that `corpus` does not store: the text of the pairs, or the
+        number of pairs from each corpus in `data.train`.
         """
         return Feed(
             config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries

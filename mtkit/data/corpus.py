@@ -72,7 +72,7 @@ class FileWriter:
         return StoredFile(self._size, tuple(self._sha256))
 
     def discard(self) -> None:
-        """Closes an unfinished file; ignores any OSError, such as one from a disk too full for the buffered bytes."""
+        """Closes an unfinished file; ignores any OSError, for example if the disk is full."""
         with suppress(OSError):
             self._stream.close()
 
@@ -89,7 +89,8 @@ def check_size(path: Path, stored: StoredFile) -> None:
 def check_content(path: Path, stored: StoredFile, should_stop: Callable[[], bool]) -> None:
     """Raises DataError if the content of a file does not match the stored checksums.
 
-    Before each piece, `should_stop()` is called; if it returns `True`, the rest of the file is not checked.
+    The file is checked piece by piece. Before each piece, `should_stop()` is called; once that returns `True`, the rest
+    of the file is not checked.
     """
     with path.open("rb") as stream:
         for number, sha256 in enumerate(stored.sha256, start=1):
@@ -109,7 +110,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredText:
-    """The two files with the text of one side: all sentences in UTF-8, concatenated, and their byte offsets."""
+    """The two files with the text of one side: all sentences in UTF-8, concatenated, and the byte offset of each."""
 
     text: StoredFile
     offsets: StoredFile
@@ -117,7 +118,7 @@ class StoredText:
 
 @dataclass(frozen=True)
 class SideManifest:
-    """What the manifest says of one side: vocabulary size, dtype of the ids, length statistics and files."""
+    """The manifest of one side of a corpus: vocabulary size, dtype of the ids, length statistics and files."""
 
     vocab_size: int
     dtype: str  # of the ids
@@ -166,7 +167,7 @@ def checksum(body: object) -> str:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes a manifest to a JSON file, with a checksum of its content."""
+    """Writes a manifest, and a checksum of the manifest, to a JSON file."""
     body = asdict(manifest)
     content = {"format": FORMAT, **body, "sha256": checksum(body)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -192,7 +193,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _side(content: dict[str, Any]) -> SideManifest:
-    """Returns the SideManifest for the JSON object `content`, which is modified."""
+    """Converts the JSON object `content` to a SideManifest; modifies `content`."""
     for name in ("tokens", "offsets"):
         content[name] = _stored(content[name])
     if text := content.get("text"):
@@ -286,7 +287,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """A checksum of all token ids and the stored text; does not depend on the files that they were made from."""
+        """A checksum of all stored token ids and text, but not of the manifest."""
         return checksum([stored.sha256 for stored in self.manifest.files().values()])
 
     @property
@@ -295,7 +296,7 @@ class Corpus:
         return sum(stored.size for stored in self.manifest.files().values())
 
     def facts(self) -> dict[str, Any]:
-        """Returns a description of the corpus for a model card; it names text files without their folders."""
+        """Returns a description of the corpus for a model card; the paths of text files are reduced to file names."""
         manifest = self.manifest
         return {
             "num_pairs": manifest.num_pairs,
@@ -330,7 +331,8 @@ class Corpus:
     def verify(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Compares all files with their checksums. Raises DataError if a file is damaged.
 
-        Before each piece of a file, `should_stop()` is called; if it returns `True`, the rest of the file is skipped.
+        The files are checked piece by piece. Before each piece, `should_stop()` is called; once that returns `True`,
+        the rest is not checked.
         """
         for name, stored in self.manifest.files().items():
             check_content(self.directory / name, stored, should_stop)
@@ -367,7 +369,7 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Returns the lengths of the sentences as int32: the differences between successive offsets."""
+    """Returns the length of each sentence, as int32: the difference between two successive offsets."""
     lengths = np.empty(len(offsets) - 1, np.int32)
     np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
     return lengths
@@ -392,7 +394,7 @@ class CorpusWriter:
         tokenizer_hash: str,
         keeps_text: bool = False,
     ) -> None:
-        """Creates a temporary directory next to `directory`; `commit` will put it in the place of `directory`.
+        """Creates a temporary directory, which `commit` will put in the place of `directory`.
 
         With `keeps_text`, the corpus stores the text of the pairs in addition to the token ids.
         """
@@ -412,7 +414,7 @@ class CorpusWriter:
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        With `keeps_text`, their normalised text is required too; otherwise it is ignored.
+        With `keeps_text`, the normalised text of the pairs is required too; otherwise, any text given is ignored.
         """
         assert len(source) == len(target)
         self._source.add(source, source_text)
@@ -427,7 +429,7 @@ class CorpusWriter:
         corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
     ) -> Manifest:
-        """Finishes the corpus and puts it in place of `directory`; returns the manifest.
+        """Finishes the corpus and puts it in the place of `directory`; returns the manifest of the corpus.
 
         `corpora` holds the number of pairs that were added from each corpus of `data.train`. All arguments are stored
         in the manifest.
@@ -474,7 +476,7 @@ class _SideWriter:
         self._longest = 0
 
     def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
-        """Appends sentences: their token ids, and their text in `lines`, which is ignored without `keeps_text`."""
+        """Appends sentences: their token ids and, with `keeps_text`, their text in `lines`."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
@@ -556,9 +558,9 @@ class Verification:
             self._end.result()
 
     def wait(self, check: Callable[[], None]) -> None:
-        """Waits until the whole corpus is verified. Raises DataError if it is damaged.
+        """Waits until the whole corpus is verified. Raises DataError if the corpus is damaged.
 
-        While waiting, calls `check()` ten times a second; an exception that it raises ends the wait.
+        While waiting, calls `check()` ten times a second; an exception from `check` ends the wait.
         """
         while self._reader and not self._end.done():
             check()
@@ -571,7 +573,7 @@ class Verification:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops the thread."""
+        """Stops the thread that verifies a large corpus, if there is one."""
         self._stopped.set()
         if self._reader:
             self._reader.shutdown()
@@ -590,8 +592,8 @@ def length_statistics(
     """Returns the mean, quantiles and maximum of the sentence lengths of each side, in tokens without end marks.
 
     `manifests` and `offsets` have one entry per side; each array of offsets has the shape (num_pairs + 1,). Mean and
-    maximum are exact. The quantiles are computed from at most `most_pairs` pairs; the entry "measured" is the number of
-    pairs that they are computed from.
+    maximum are exact. The quantiles are computed from at most `most_pairs` pairs; the entry "measured" of the result is
+    the number of these pairs.
     """
     num_pairs = len(next(iter(offsets.values()))) - 1
     blocks = _blocks(num_pairs, most_pairs)
@@ -609,7 +611,7 @@ def length_statistics(
 
 
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
-    """Returns (begin, end) of each block of pairs to measure.
+    """Chooses the blocks of pairs whose lengths are measured; returns (begin, end) of each block.
 
     If there are at most `most_pairs` pairs, a single block holds all of them. Otherwise, there are several blocks of
     `BLOCK_PAIRS` pairs, evenly spaced over the corpus.
@@ -628,7 +630,8 @@ VALIDATION_FORMAT = 1
 def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
     """Returns the sources and the references of the validation text in a directory; writes nothing there.
 
-    Raises DataError if its files are missing, have changed since they were written, or have an unknown format.
+    Raises DataError if the files of the validation text are missing, have changed since they were written, or have an
+    unknown format.
     """
     manifest = read_json_object(directory / MANIFEST)
     if manifest.get("format") != VALIDATION_FORMAT:
@@ -643,7 +646,7 @@ def read_validation_text(directory: Path) -> tuple[list[str], list[str]]:
 def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
     r"""Returns the lines of a file; a `\r` at the end of a line is kept.
 
-    Raises DataError if the file is missing, or if its checksum differs from that in the manifest.
+    Raises DataError if the file is missing, or if the checksum of the file differs from the checksum in the manifest.
     """
     try:
         raw = path.read_bytes()

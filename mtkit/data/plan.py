@@ -38,7 +38,7 @@ class Blocks:
 
 
 def blocks_of(num_pairs: int, first: int = 0) -> Blocks:
-    """Divides `num_pairs` pairs from index `first` on into blocks of `BLOCK` pairs; the last block may be shorter."""
+    """Divides `num_pairs` pairs, beginning with pair `first`, into blocks of `BLOCK` pairs; the last may be shorter."""
     starts = np.arange(first, first + num_pairs, BLOCK)
     return Blocks(starts, np.minimum(starts + BLOCK, first + num_pairs))
 
@@ -52,15 +52,15 @@ class Mixture:
 
     @property
     def shares(self) -> list[float]:
-        """For each corpus, the average fraction of the pairs of an epoch that belong to it."""
+        """For each corpus, the fraction of an epoch that the corpus makes up, on average over many epochs."""
         return [count * repeats / sum(self.counts) for count, repeats in zip(self.counts, self.repeats, strict=True)]
 
     def epoch(self, rng: np.random.Generator) -> Blocks:
         """Returns the blocks of one epoch.
 
         For example, a corpus that is repeated 2.3 times occurs twice as a whole, plus a random 30% of its blocks. The
-        number of these extra blocks is rounded up or down at random, so that its average over many epochs is right even
-        for a corpus smaller than a block. Epochs therefore differ in size by up to one block per corpus.
+        number of these extra blocks is rounded up or down at random, so epochs differ in size by up to one block per
+        corpus. On average over many epochs, even a corpus smaller than a block occurs 2.3 times.
         """
         starts: list[NDArray[np.int64]] = []
         ends: list[NDArray[np.int64]] = []
@@ -125,9 +125,9 @@ def plan_batches(
 ) -> Plan:
     """Divides all pairs into batches of pairs of similar length, and puts the batches in random order.
 
-    The size of a batch is its number of pairs times its longest length on either side; it is at most `batch_tokens`. No
-    pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order, and the batch of the shortest
-    pairs has a random size, so that batches differ between epochs.
+    The size of a batch is its number of pairs times the length of its longest sentence, source or target; no batch is
+    larger than `batch_tokens`. No pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order,
+    and the batch of the shortest pairs has a random size, so that batches differ between epochs.
     """
     longest = np.maximum(source_lengths, target_lengths)
     assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
@@ -142,7 +142,10 @@ def plan_batches(
 
 
 def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Divides pairs whose lengths are in ascending order into batches; returns the end of each batch, exclusive."""
+    """Divides pairs, sorted by length, into batches; returns the end of each batch, exclusive.
+
+    `ascending` holds the lengths of the pairs, in ascending order.
+    """
     ends: list[int] = []
     start, num_pairs = 0, len(ascending)
     while start < num_pairs:
@@ -177,8 +180,8 @@ class Budgets:
     def after(self, consumed: int) -> tuple[int, int | None]:
         """Returns the maximum batch size after `consumed` pairs, and the number of pairs at which this maximum changes.
 
-        Both numbers of pairs are counted from the start of training. The second value is `None` if the maximum does not
-        change any more.
+        Pairs are counted from the start of training. If the maximum does not change any more, the second value is
+        `None`.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -202,8 +205,9 @@ def batches_from(
 
     Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
     and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` that the
-    run used before. Where the value changed within a window, the rest of the window is divided into new batches. Raises
-    ValueError if no batch ends after exactly `consumed` pairs: then the data or settings have changed during the run.
+    run used before. If the value changed within a window, the rest of that window is divided into new batches. If the
+    data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises
+    ValueError.
     """
     budgets = Budgets(tuple(earlier), batch_tokens)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -227,7 +231,7 @@ def batches_from(
 def _windows(blocks: Blocks, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Divides the blocks at random into windows of `WINDOW` blocks; yields the pairs of each window.
 
-    The last window may be smaller. The pairs of a window are then divided into batches together.
+    The last window may be smaller. The caller then divides all pairs of a window into batches.
     """
     order = rng.permutation(len(blocks))
     for first in range(0, len(order), WINDOW):
@@ -244,10 +248,11 @@ def _batches_of_window(
     budgets: Budgets,
     seeds: list[int],
 ) -> Iterator[NDArray[np.int64]]:
-    """Yields the pairs of each batch of a window, which is a set of pairs that are divided into batches together.
+    """Divides a window, a set of pairs, into batches; yields the pairs of each batch.
 
     If `batch_tokens` changed within the window, the pairs after the change are divided into new batches. `begin` is the
-    number of pairs from the start of training to the window. Raises ValueError if no batch ends at the change.
+    number of pairs from the start of training to the window. Raises ValueError if `batch_tokens` changed in the middle
+    of a batch.
     """
     for times_changed in itertools.count():
         batch_tokens, until = budgets.after(begin)

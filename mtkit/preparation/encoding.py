@@ -50,8 +50,8 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
     """Returns the reason to leave a pair out, or `None` if the pair passes; does not check for duplicates.
 
     If several reasons apply, the first one in `REASONS` is returned. `source_length` and `target_length` are in tokens,
-    without end marks. "blank source" means that the source consists only of white space or of characters that
-    normalisation removes; "blank target" means the same of the target. "length ratio" means that the length of the
+    without end marks. The reason "blank source" means that the source consists only of white space or of characters
+    that normalisation removes; "blank target" means the same of the target. "length ratio" means that the length of the
     longer side, divided by the length of the shorter side, exceeds `rules.max_length_ratio`.
     """
     if not source_length or not source.strip():
@@ -96,27 +96,27 @@ def _foreign_letter(scripts: tuple[str, ...]) -> regex.Pattern[str]:
 
 
 def share_of_letters(text: str) -> float:
-    """Returns the fraction of characters, between 0 and 1, that are letters or combining marks.
+    """Returns the fraction of the characters in `text` that are letters or combining marks, between 0 and 1.
 
-    White space is not counted as characters.
+    White space is not counted.
     """
     return len(_LETTER_OR_MARK.findall(text)) / max(len(_NOT_SPACE.findall(text)), 1)
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """Returns the names of the settings in the data section that control the given reasons to leave pairs out."""
+    """For reasons to leave pairs out, returns the names of the responsible settings in the data section."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
 class Drops:
-    """Counts the pairs left out for each reason, and stores the first `NUM_EXAMPLES` pairs for each as examples."""
+    """Counts the pairs left out for each reason, and keeps up to `NUM_EXAMPLES` examples of each reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: Path, line: int, source: str, target: str) -> None:
-        """Counts a pair that is left out; its source is line number `line` of the file `path`."""
+        """Counts one more pair that is left out; the source of the pair is line number `line` of the file `path`."""
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_EXAMPLES:
             place = f"  {reason}: {path}:{line}: "
@@ -157,7 +157,10 @@ class SeenPairs:
         self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # the levels of each shard, largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Adds pairs; returns for each pair whether it is new. If a pair occurs repeatedly, only the first is new."""
+        """Adds pairs; returns for each pair whether it is new.
+
+        If `pairs` contains a pair several times, only the first is new.
+        """
         digests = np.array([_digest(*pair) for pair in pairs], dtype=f"S{DIGEST_BYTES}")
         found, places = np.unique(digests, return_index=True)
         bounds = np.array([bytes([256 // NUM_SHARDS * shard]) for shard in range(NUM_SHARDS)], dtype=found.dtype)
@@ -227,7 +230,7 @@ class UnknownShares:
 
 
 def describe_unknown(shares: dict[str, float]) -> str:
-    """Returns the fractions as text, such as "1.20% of the training source, 0.50% of the training target"."""
+    """Describes fractions of unknown tokens, for example: "1.20% of the training source"."""
     return ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
 
 
@@ -251,8 +254,8 @@ class Encoder:
     ) -> None:
         """Initialises the encoder.
 
-        Pairs that are kept will be passed on to `writer`, `search` and `unknown`. `read` returns the pairs of one part
-        of a corpus; a part is a source file with its target file, or one tab-separated file.
+        The pairs to keep will be passed on to `writer`, `search` and `unknown`. `read` returns the pairs of one part of
+        a corpus; a part is a source file with its target file, or one tab-separated file.
         """
         self._read = read
         self.drops = Drops()
@@ -266,7 +269,7 @@ class Encoder:
         self._num_threads = _num_threads()
 
     def encode(self, corpus: CorpusConfig) -> int:
-        """Encodes a corpus and writes the pairs that are kept; returns their number."""
+        """Encodes a corpus and writes the pairs that pass all rules; returns the number of these pairs."""
         before = self._writer.num_pairs
         paths = [part.paths[0] for part in corpus.parts]
         more = f" and {len(paths) - 1:,} more files" if len(paths) > 1 else ""
@@ -281,9 +284,10 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """Encodes the pairs on consecutive lines of a part, from line `first_line` on, and writes those that are kept.
+        """Encodes the pairs `raw`, which begin at line `first_line` of `part`; writes those that pass all rules.
 
-        If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without it.
+        If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without the
+        tag.
         """
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
@@ -310,7 +314,7 @@ class Encoder:
 
 
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Returns the sources and the targets of the pairs, with the normalisation that the tokenizer applies."""
+    """Returns the sources and the targets of the pairs, normalised by the tokenizer."""
     return (
         [tokenizer.normalize_source(source) for source, _ in pairs],
         [tokenizer.normalize_target(target) for _, target in pairs],
@@ -318,7 +322,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the pairs of the validation text; adds its number of tokens, and how many are unknown, to `unknown`."""
+    """Encodes the validation text; counts its tokens and its unknown tokens in `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
@@ -328,7 +332,7 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 def _count_unknown(
     unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
 ) -> None:
-    """Adds the number of tokens of each side, and how many of them are unknown, to `unknown`.
+    """Counts the tokens of each side, and how many of these tokens are unknown, in `unknown`.
 
     In `unknown`, the two sides are the texts called "NAME source" and "NAME target", where NAME is the argument `name`.
     A side whose tokenizer never produces unknown tokens is not counted.

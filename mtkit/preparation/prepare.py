@@ -1,7 +1,7 @@
 """The stages train-tokenizer and binarize, and checks whether their results are up to date.
 
-A stage checks all of its input before it replaces any file. Its results are up to date if neither the settings nor the
-content of the text files have changed since; modification times of files are not used.
+A stage checks all of its input before it replaces any file. The results of a stage are up to date if neither the
+settings nor the content of the text files have changed since; modification times of files are not used.
 """
 
 import hashlib
@@ -74,11 +74,11 @@ from mtkit.text.tokenizer_training import (
 
 
 def make_tokenizer(config: Config) -> list[str]:
-    """Makes the run's tokenizer; prints and returns the warnings about oversights in the text.
+    """Makes the run's tokenizer; prints and returns warnings about likely mistakes in the text.
 
     If `training.start_from` names a model, the tokenizer is copied from that model. Otherwise, if `tokenizer.model`
-    names SentencePiece models, the tokenizer is made from them. Otherwise, it is trained on the training corpora.
-    Oversights are header lines that are read as pairs, and pairs whose source and target are identical.
+    names SentencePiece models, the tokenizer is made from them. Otherwise, it is trained on the training corpora. The
+    warnings are about header lines that are read as pairs, and pairs whose source and target are identical.
     """
     oversights = new_oversights(config)
     check_held_out(config, oversights)
@@ -149,7 +149,7 @@ def _take_given_models(config: Config) -> None:
 
 
 def _more_text(config: Config, side: Side) -> Iterator[str]:
-    """Yields the lines of one side of `tokenizer.text`, which is additional text for training only the tokenizer."""
+    """Yields the lines of one side of `tokenizer.text`, additional text that only the tokenizer is trained on."""
     paths = (getattr(text, side) for text in config.tokenizer.text)
     return chain.from_iterable(read_lines(data_file(config, path)) for path in paths if path is not None)
 
@@ -163,7 +163,7 @@ def _describe_vocabulary(vocabulary: VocabularyReport) -> str:
 
 
 def _check_sampling(config: Config, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError if the training settings ask for a way of sampling that the tokenizer does not support."""
+    """Raises ConfigError if the training settings ask for random segmentations that the tokenizer cannot produce."""
     check_sampling(tokenizer, config.tokenizer, config.training.bpe_dropout, config.training.unigram_alpha)
 
 
@@ -179,11 +179,11 @@ def _no_training_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 
 
 def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
-    """Encodes the training corpora with the run's tokenizer; stores them and the validation text in the run directory.
+    """Encodes the training corpora; stores the result and the validation text in the run directory.
 
     Reports how many pairs are left out and why, and warns if validation or test sentences occur in the training text.
-    If `make_tokenizer` has just been called, its result should be passed as `warned`: then the validation and test text
-    is not checked again, and the warnings in `warned` are not repeated. Raises DataError if no pair is left.
+    If `make_tokenizer` has just been called, pass its result as `warned`; then the validation and test text is not
+    checked again, and the warnings in `warned` are not repeated. Raises DataError if no pair passes the cleaning rules.
     """
     corpora, oversights = training_corpora(config), new_oversights(config)
     if warned is None:
@@ -261,7 +261,7 @@ SPREAD = "spread"
 def read_validation(config: Config) -> tuple[list[str], list[str]]:
     """Returns the sources and the references of the run's validation text.
 
-    Raises DataError if its files are missing or have changed since they were written.
+    Raises DataError if the files of this text are missing or have changed since they were written.
     """
     directory = _validation_directory(config)
     settle(directory)
@@ -269,7 +269,7 @@ def read_validation(config: Config) -> tuple[list[str], list[str]]:
 
 
 def renew_validation(config: Config) -> None:
-    """Checks the text of `data.valid` and replaces the run's validation text with it; leaves the corpora unchanged."""
+    """Checks the text of `data.valid` and stores it as the run's validation text; leaves the corpora unchanged."""
     oversights = new_oversights(config)
     check_held_out(config, oversights)
     warn_of_processed_text(config, resolve_corpora(config, config.data.valid))
@@ -279,15 +279,16 @@ def renew_validation(config: Config) -> None:
 
 
 def validation_is_spread(config: Config) -> bool:
-    """Whether the first n lines of the run's validation text are, for any n, spread evenly over the original text."""
+    """Whether, for any n, the first n lines of the run's validation text are spread evenly over the whole text."""
     return read_json_object(_validation_directory(config) / MANIFEST).get("order") == SPREAD
 
 
 def _write_validation(config: Config, directory: Path) -> None:
     """Writes the text of `data.valid` and its manifest to a directory.
 
-    The lines are in the order `SPREAD`, since validation may translate only the first n of these lines. Earlier
-    versions of mtkit kept the order of the files; a run whose training began with the order of the files keeps it.
+    Validation may translate only the first n lines. So the lines are in the order called `SPREAD`, in which the first n
+    lines are spread evenly over the text. But a run that earlier versions of mtkit trained with the lines in the order
+    of the files keeps that order.
     """
     corpora = resolve_corpora(config, config.data.valid)
     sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
@@ -421,8 +422,8 @@ def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
 def binarized_is_current(config: Config) -> bool:
     """Whether the run's binarized corpora and validation text are those that `binarize` would make.
 
-    Raises DataError if they are damaged, or if the corpora were encoded by a tokenizer other than the run's: such
-    corpora must neither be trained on nor be replaced silently.
+    Raises DataError if the stored corpora or text are damaged, or if the corpora were encoded by a tokenizer other than
+    the run's. Such corpora must not be used for training, nor be replaced without notice.
     """
     return not binarized_changes(config)
 
@@ -481,8 +482,8 @@ def validation_text_changes(config: Config) -> list[str]:
 def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]:
     """Returns a line of text for each setting that differs from its value in `before`.
 
-    `before` holds the settings stored in the manifest of the corpora. These are the settings that decide which pairs
-    are kept and how the pairs are stored. Tags are not compared here.
+    `before` holds the settings stored in the manifest of the corpora: those that decide which pairs are kept and how
+    the pairs are stored. Tags are not compared here.
     """
     rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
     named = {"tags", "text"}
@@ -503,10 +504,10 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
 
 
 def keep_normalization(config: Config) -> Config:
-    """Returns the settings, with `source_normalization` taken from the run's tokenizer unless it is set explicitly.
+    """Returns the settings; if `source_normalization` is not set explicitly, it is taken from the run's tokenizer.
 
-    So a run that was begun with an earlier version of mtkit keeps the default of that version. A damaged tokenizer is
-    not reported here, but when it is loaded.
+    So a run that was begun with an earlier version of mtkit keeps the default of that version. A damaged tokenizer
+    raises no error here, only later, when the tokenizer is loaded.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -549,11 +550,10 @@ def is_prepared(config: Config) -> bool:
 
 
 def adopt(config: Config, run: Path) -> None:
-    """Copies the tokenizer and the binarized training corpora from another run directory into that of `config`.
+    """Copies the tokenizer and the binarized training corpora from the run directory `run` into that of `config`.
 
-    `run` is the other run directory. The copies are recorded as if they had been made from the text that `config`
-    names. Where possible, the files of the corpora are linked instead of copied. The validation text is not copied but
-    written anew from `data.valid`.
+    The copies are recorded as if they had been made from the text that `config` names. Where possible, the files of the
+    corpora are linked instead of copied. The validation text is not copied but written anew from `data.valid`.
     """
     tokenizer, train = _tokenizer_directory(config), _train_directory(config)
     tokenizer.mkdir(parents=True)
@@ -651,8 +651,8 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 def _corpus_settings(config: Config) -> dict[str, Any]:
     """Returns the settings to store in the manifest of the corpora.
 
-    These are the settings that decide which pairs are kept and how they are stored. Settings of cleaning rules that the
-    first version of mtkit did not have are included only if they differ from their defaults.
+    These settings decide which pairs are kept and how the pairs are stored. Settings of cleaning rules that the first
+    version of mtkit did not have are included only if they differ from their defaults.
     """
     rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
     defaults = DataConfig().model_dump(mode="json")
@@ -699,7 +699,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _writing(config: Config) -> Iterator[None]:
     """Context manager that turns an OSError into a DataError that names the file, and a signal into an exception.
 
-    Because of that exception, the code in the block can undo its work when a signal ends the command.
+    If a signal ends the command, the exception lets the code in the block undo its work first.
     """
     try:
         with undone_when_ended():

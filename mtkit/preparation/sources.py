@@ -1,4 +1,4 @@
-"""The text that mtkit reads: corpora and changes in them, test sets, held-out sentences, and suspicious text.
+"""The text that mtkit reads: corpora, changes in corpora, test sets, held-out sentences, and suspicious text.
 
 A part of a corpus is one source file with its target file, or one tab-separated file.
 """
@@ -99,7 +99,10 @@ def fingerprint_files(corpora: Iterable[CorpusConfig]) -> tuple[RawFile, ...]:
 
 
 def tags_by_corpus(corpora: Iterable[CorpusConfig]) -> dict[str, list[str | None]]:
-    """Returns {"tags": LIST} for a manifest, with the tag, or `None`, of each corpus; {} if no corpus has a tag."""
+    """Returns {"tags": LIST} for a manifest, or {} if no corpus has a tag.
+
+    The list holds the tag of each corpus, or `None` for a corpus without a tag.
+    """
     tags = [corpus.tag for corpus in corpora]
     return {"tags": tags} if any(tags) else {}
 
@@ -161,7 +164,8 @@ def text_changes(
     """Returns a line of text for each file of the corpora that changed, is new, or is no longer listed.
 
     `section` is the setting that lists the corpora. `known` holds the fingerprints stored earlier, in the order source,
-    target, source, target, …; `paths` holds the paths of the same files in the same order, if they were stored too.
+    target, source, target, …; `paths` holds the paths of the same files in the same order, if the paths were stored
+    too.
     """
     parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
     now = [known_fingerprints(part, known) for _, part in parts]
@@ -200,7 +204,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def new_oversights(config: Config) -> Oversights:
-    """Returns an empty record of oversights, to be filled while the text that the settings name is read.
+    """Returns an empty record of oversights (likely mistakes in text), to be filled while the text is read.
 
     Oversights are header lines that are read as pairs, and pairs whose source and target are identical.
     """
@@ -210,14 +214,14 @@ def new_oversights(config: Config) -> Oversights:
 def watching_reader(oversights: Oversights, section: str) -> Callable[[CorpusConfig], Iterator[Pair]]:
     """Returns a function that yields the pairs of a part of a corpus.
 
-    While it yields the pairs, the function records in `oversights` header lines, and pairs whose source and target are
-    identical. `section` is "data.train" or "data.valid".
+    While yielding the pairs, the function adds header lines, and pairs whose source and target are identical, to
+    `oversights`. `section` is the setting that lists the corpus: "data.train" or "data.valid".
     """
     return lambda part: oversights.watched(section, part.paths, read_part(part), section == "data.train")
 
 
 def report_oversights(oversights: Oversights) -> list[str]:
-    """Prints a warning for each oversight recorded so far; returns the warnings."""
+    """Prints a warning for each oversight (a likely mistake in the text) recorded so far; returns the warnings."""
     warnings = list(oversights.warnings())
     for warning in warnings:
         say(warning)
@@ -239,8 +243,8 @@ class SetFiles:
 def test_sets(config: Config) -> dict[str, SetFiles]:
     """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
 
-    Raises ConfigError if the settings name no test set, or one that sacreBLEU does not know. Raises DataError if a file
-    is missing or cannot be downloaded.
+    Raises ConfigError if the settings name no test set, or name a set of sacreBLEU that does not exist. Raises
+    DataError if a file is missing or cannot be downloaded.
     """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
@@ -274,7 +278,7 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError if sacreBLEU lacks a test set that the settings name, or lacks it for `config.languages`.
+    """Raise ConfigError if sacreBLEU lacks a test set that the settings name, or has that set only for other languages.
 
     Training calls this before it prepares data, so that a wrong name is found early.
     """
@@ -343,7 +347,7 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 def _downloading(dataset: "Dataset") -> Iterator[None]:
     """Within the block, turn errors of sacreBLEU into DataError.
 
-    If sacreBLEU tries to exit, the message of the DataError quotes the first message that sacreBLEU logged.
+    If sacreBLEU tries to end the program, the message of the DataError quotes the first message that sacreBLEU logged.
     """
     logged: list[str] = []
     handler = logging.Handler()
@@ -380,7 +384,7 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
 
 
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Reads all validation and test texts, and records oversights in them, such as header lines.
+    """Reads all validation and test texts, and records oversights (likely mistakes) in these texts.
 
     Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. The stages
     train-tokenizer and binarize call this first, so that such an error is raised before anything is written.
@@ -416,7 +420,7 @@ class HeldOutSet:
 
 
 def read_held_out(config: Config) -> list[HeldOutSet]:
-    """Reads the held-out text; returns one set for all validation corpora together, then one for each test set.
+    """Reads the validation and test text; returns one set for all validation corpora, then one for each test set.
 
     A test set that has not been downloaded yet is skipped with a message. Raises DataError if the validation corpora
     have no pairs, or if a file cannot be read.
@@ -441,7 +445,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
 
 
 def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
-    """Returns a held-out set of these rows; a row consists of a source and its references."""
+    """Makes a HeldOutSet from rows of text; a row consists of a source and its references."""
     num_lines = 0
     sources, pairs = [], []
     for source, references in rows:
@@ -453,7 +457,7 @@ def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Held
 
 
 class HeldOutSearch:
-    """Finds sentences of the held-out sets in the training text, without keeping the training text in memory."""
+    """Finds sentences of validation and test sets in the training text, without keeping the training text in memory."""
 
     def __init__(self, sets: list[HeldOutSet]) -> None:
         self._sets = sets
@@ -539,7 +543,7 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
 
 
 def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
-    """Inspects the source and target of each part of the corpora, then those of each test set; yields the results."""
+    """Inspects both sides of each part of the corpora, then all texts of each test set; yields the results."""
     source, target = config.languages.source, config.languages.target
     for corpus in corpora:
         for path in corpus.paths:
@@ -564,7 +568,7 @@ def _inspect(
     most: int = MOST_LINES,
     is_test_set: bool = False,
 ) -> _InspectedText:
-    """Inspects a sample of the first `most` lines of a text."""
+    """Inspects a sample of the first `most` lines of a text for signs of earlier processing."""
     sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
@@ -617,7 +621,7 @@ def _case_warning(texts: list[_InspectedText]) -> str | None:
 
 
 def _others(names: list[str]) -> str:
-    """Returns text such as " (and A, B, C and 2 more files)", with at most `MOST_NAMED` names.
+    """Returns text such as " (and A, B, C and 2 more files)", which gives at most `MOST_NAMED` names.
 
     Returns "" if `names` is empty.
     """

@@ -47,7 +47,7 @@ class _Decompressor(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes after the end of the frame, among those given to `decompress`."""
+        """The bytes that were given to `decompress` but come after the end of the frame."""
 
     def decompress(self, data: bytes, /) -> bytes:
         """Decompress `data`, the next part of the frame; may return b"" until it has been given more data."""
@@ -276,8 +276,8 @@ class _Frames(RawIOBase):
 class _Decompressed(RawIOBase):
     """A stream of the decompressed bytes of another stream, which may have been compressed several times.
 
-    The compression is detected at the first read, not when the stream is created, since a pipe may have no data yet at
-    that time. Reading raises DataError if the data is damaged or in a format that is not supported.
+    The compression is detected at the first read, since a pipe may have no data yet when the stream is created. Reading
+    raises DataError if the data is damaged or in a format that is not supported.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
@@ -356,9 +356,9 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if a file is cut off within the fixed bytes with which its compression begins.
+        """Raise _DamageError if a file is cut off within the fixed bytes with which its compression format begins.
 
-        The compression is known from the file name. `head` is the beginning of the file. An empty file is accepted.
+        The format is known from the file name. `head` is the beginning of the file. An empty file is accepted.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (

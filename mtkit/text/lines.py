@@ -174,7 +174,8 @@ class _CarriageReturns:
     def see(self, number: int, line: bytes, is_last: bool) -> None:
         """Count the carriage returns within `line`, whose line end has been removed; `number` is its line number.
 
-        `is_last` tells whether the file ends after this line, without a line feed. If it does, `check` is called, too.
+        `is_last` tells whether the file ends after this line, without a line feed. In that case, `check` is called,
+        too.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -184,7 +185,7 @@ class _CarriageReturns:
             self.check(number, most=0 if number == 1 else number)
 
     def check(self, num_lines: int, most: int | None = None) -> None:
-        """Raise DataError if carriage returns serve as line ends in the whole file or in a part of it.
+        """Raise DataError if carriage returns serve as line ends in all or part of the file.
 
         This method must be called at the end of the file. `num_lines` is the number of lines read. `most` is the number
         of carriage returns that ordinary text may contain; `None` means one per line.
@@ -255,7 +256,8 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    Only the first FIRST_LINES of `lines` are split. If fewer than LEAST_ROWS of them are different, returns `None`.
+    Only the first FIRST_LINES of `lines` are split. If there are fewer than LEAST_ROWS different lines among these,
+    returns `None`.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -301,7 +303,7 @@ def _converter(path: Path, separator: str) -> str:
 def _quoted(text: str) -> str:
     """`text` as a Python string literal in double quotes.
 
-    Single quotes are not used, since the shell command has them around the whole Python program.
+    Single quotes are not used, since in the shell command they enclose the whole Python program.
     """
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -320,8 +322,8 @@ MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, aft
 class ReadAhead(Generic[T]):
     """Iterator over items that a thread reads ahead, up to MOST_ITEMS items or MOST_CHARACTERS characters.
 
-    If reading an item fails, `__next__` raises the error in place of that item. The thread may be waiting for a line
-    that never comes, so it is a daemon, which does not keep the process alive.
+    If reading an item fails, `__next__` raises the error in place of that item. The thread is a daemon, so that it does
+    not keep the process alive if it waits for a line that never comes.
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
@@ -354,15 +356,15 @@ class ReadAhead(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next item, or the end, has been read, so that `__next__` would not wait."""
+        """Whether `__next__` would return at once: the next item, or the end of the items, has been read."""
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
         """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
 
-        `True` means that the items taken so far should be answered. Items that keep arriving one by one cannot delay
-        this for long: once PATIENCE_SECONDS have passed since the first call after the previous `True`, calls no longer
-        wait.
+        `True` means that the items taken so far should be answered now. Items that keep arriving one by one cannot
+        delay the answers for long: once PATIENCE_SECONDS have passed since the first call after the previous `True`, a
+        call no longer waits.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -375,7 +377,7 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """Tell the thread to end, without waiting for it; it ends once the item that it is reading has arrived."""
+        """Tell the thread to end, but return at once; the thread ends when the item that it is reading has arrived."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -410,7 +412,7 @@ class InputStreams:
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """`before_waiting` flushes the answers; it is called whenever the next line has not arrived yet."""
+        """`before_waiting`, which flushes the answers, is called whenever the next line has not arrived yet."""
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
         self._streams: list[ReadAhead[Any]] = []
@@ -437,7 +439,7 @@ class InputStreams:
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether to answer the lines taken so far before taking more; waits briefly for more lines to arrive."""
+        """Whether the lines taken so far should be answered before the next is taken; waits briefly for more lines."""
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
     def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:

@@ -168,7 +168,7 @@ def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
 def capitals(lines: Iterable[str]) -> float | None:
     """The fraction of capitals among the letters that have case.
 
-    `None` if fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case.
+    If fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case, returns `None`.
     """
     text = "".join(lines)
     letters = [character for character in text if character.isalpha()]
@@ -294,7 +294,7 @@ class Oversights:
     def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
         """`is_copying_dropped` tells whether training drops pairs whose source and target are identical.
 
-        If so, training text needs no warning about such pairs.
+        If training drops these pairs, training text needs no warning about them.
         """
         self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
         self._is_copying_dropped = is_copying_dropped

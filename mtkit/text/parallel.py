@@ -106,10 +106,10 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns what `fingerprints` returns, or a file's older fingerprint if only the older one is in `known`.
+    """Like `fingerprints`, but gives the old fingerprint of a file if `known` contains only the old one.
 
-    An older fingerprint is the checksum that `compressed_fingerprint` returns: earlier versions of mtkit recorded the
-    checksum of the file before decompression. It may replace the fingerprint of the source, of the target, or of both.
+    The old fingerprint is the result of `compressed_fingerprint`: earlier versions of mtkit recorded the checksum of a
+    file before decompression. Source and target are treated separately.
     """
     found = fingerprints(part)
     if all(fingerprint in known for _, fingerprint in found):
@@ -153,7 +153,7 @@ class ExpectedTags:
         self._unknown = f"begins with what looks like a tag, and is none of the model's: {listed}"
 
     def fault(self, line: str) -> str | None:
-        """What is wrong with the tag of `line`, or `None` if nothing is.
+        """What is wrong with the tag of `line`, as text; `None` if the tag is right.
 
         The text is worded to follow "line 3" in a message. Blank lines need no tag.
         """
@@ -233,7 +233,7 @@ def with_patterns_expanded(config: Config) -> Config:
 def data_file(config: Config, path: Path) -> Path:
     """The full path of a text file that the settings name; a relative path starts from data.root.
 
-    Raises DataError, which names the folder that was searched, if the file does not exist.
+    If the file does not exist, raises a DataError that names the folder that was searched.
     """
     here = config.data_path(path)
     if here.exists():
@@ -350,8 +350,8 @@ def _as_given(given: Path | tuple[Path, ...], files: Sequence[tuple[Path, ...]])
 def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
     """The files that `path`, a path from the settings, matches; raises DataError if `path` is a folder.
 
-    `name` is the name of the setting, for messages. `ending` is a likely extension of the files, for advice if `path`
-    is a folder.
+    `name` is the name of the setting, for messages. `ending` is a likely extension of the files, such as a language
+    code; it is used in the advice given if `path` is a folder.
     """
     here = config.data_path(path)
     if here.is_dir():
@@ -460,8 +460,8 @@ def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str)
 def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches], name: str) -> None:
     """Raise DataError if the source files and the target files list the same parts in different orders.
 
-    A part is recognised by the middle of its path, without the beginning and the end that all source paths, or all
-    target paths, have in common.
+    A part is recognised by the middle of its path, that is, without the beginning and end common to all source paths,
+    or to all target paths.
     """
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):

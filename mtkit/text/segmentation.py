@@ -40,8 +40,8 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
     """Split `line` into parts for which `fits` is true, each as long as possible.
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
-    characters. Only white space at the cuts and at the ends of the line is lost; a blank line has no parts. A part
-    that does not fit can only be a single character. If a text fits, any shorter text with the same beginning is
+    characters. Nothing is lost except white space at the cuts and at the ends of the line; a blank line has no parts. A
+    part that does not fit can only be a single character. If a text fits, any shorter text with the same beginning is
     assumed to fit, too. For a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
@@ -96,8 +96,8 @@ def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
 def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits: Callable[[str], bool]) -> int:
     """The position in `line` at which to end the part that starts at `begin`.
 
-    `cuts` are lists of possible positions, the preferred list first; `last` is the end of the line without the white
-    space at its end.
+    `cuts` are lists of possible positions, the preferred list first; `last` is the position where the trailing white
+    space of the line begins.
     """
     reach = _reach(line, begin, last, fits)
     if reach == last:
@@ -138,7 +138,7 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
 def _inside_a_character(line: str, begin: int, position: int) -> bool:
     """Whether a cut at `position` would split a visible character.
 
-    For example, it would cut off an accent from its letter, or half of a flag.
+    For example, such a cut would separate an accent from its letter, or one half of a flag from the other.
     """
     after = line[position]
     if after == _JOINER or line[position - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # skin tones
@@ -174,8 +174,8 @@ class SubwordModel:
     def can_vary(self, word: str) -> bool:
         """Whether `word` may have several segmentations.
 
-        It may if each of its characters is a piece of the model and it contains none of `symbols`. A character that is
-        not a piece is unknown or spelled in bytes, so it has only one segmentation.
+        A word may have several if each of its characters is a piece of the model and none of `symbols` occurs in the
+        word. A character that is not a piece has only one segmentation: the unknown token or its bytes.
         """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 
@@ -332,8 +332,8 @@ def _choice_among(paths: list[tuple[float, list[int]]], alpha: float) -> WordSam
 def group_by_word(pieces: Sequence[str]) -> list[int]:
     """For each piece of a line, the number of the word that the piece belongs to; numbers begin at 0.
 
-    A word begins at a space mark (▁), or after a piece that ends in one. In scripts written without spaces, each piece
-    is a word.
+    A word begins at a space mark (▁), or after a piece that ends in a space mark. In scripts written without spaces,
+    each piece is a word.
     """
     groups: list[int] = []
     number, new = -1, True

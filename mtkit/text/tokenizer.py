@@ -60,8 +60,8 @@ class Tokenizer:
 
     Encoding adds no special tokens, and decoding leaves them out. Decoding the ids of a text returns the normalised
     text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks (▁)
-    turned into spaces. A model without byte fallback shows <unk> for each word, or each run of characters, that has no
-    piece.
+    turned into spaces. Unless the model has byte fallback, each word or run of characters for which there is no piece
+    becomes <unk>.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Tokenizer:
         anywhere on both sides. Each tag and each symbol is one piece.
 
         A tokenizer that mtkit did not train (`is_mapped`) has its own ids for the pieces: `vocabularies` are the pieces
-        of source and target in the order of their ids, and `specials` has the ids of the special tokens. The two models
-        then normalise text themselves (normalization "model").
+        of source and target in the order of their ids, and `specials` has the ids of the special tokens. In that case,
+        the two models themselves normalise text, and `source_normalization` and `target_normalization` are "model".
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
@@ -134,9 +134,9 @@ class Tokenizer:
 
     @staticmethod
     def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
-        """Create a tokenizer from `files`, the contents of its files by file name.
+        """Create a tokenizer from `files`, a mapping from file names to the contents of the files.
 
-        Raises the errors that `load` raises; `directory` is only used in their messages.
+        Raises the errors that `load` raises; `directory` is only used in error messages.
         """
         description = _read_description(files, directory / SETTINGS_FILE)
         content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
@@ -180,7 +180,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """A copy of this tokenizer with other models and tags.
 
-        `vocabularies` are the new vocabularies if mtkit did not train the tokenizer (`is_mapped`), else `None`.
+        `vocabularies` are the new vocabularies of a tokenizer that mtkit did not train (`is_mapped`); for any other
+        tokenizer, `vocabularies` must be `None`.
         """
         description = self._description
         return Tokenizer(
@@ -213,7 +214,7 @@ class Tokenizer:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether mtkit did not train the tokenizer, which then has its own ids for the pieces.
+        """Whether the tokenizer has its own ids for the pieces, that is, was not trained by mtkit.
 
         The ids of any other tokenizer are those of its SentencePiece models.
         """
@@ -247,7 +248,7 @@ class Tokenizer:
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """The sampler for these arguments; it is kept for later calls with equal arguments, since it caches words."""
+        """The sampler of segmentations for these arguments; equal arguments give the same sampler again."""
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
             subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
@@ -268,20 +269,20 @@ class Tokenizer:
     ) -> list[str]:
         """The text of each row of target ids, decoded as `decode_source` does.
 
-        If given, `unknown_texts` has a list of texts for each row. The n-th unknown token of a row is then shown as the
-        n-th text in the list of that row.
+        If `unknown_texts` is given, it has one list of texts for each row, and the n-th unknown token of a row is shown
+        as the n-th text in the list for that row.
         """
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, the list of the words that its ids belong to: one word for each id of `encode_source`."""
+        """For each line, the words to which its tokens belong: one word for each id that `encode_source` returns."""
         return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, the list of the texts of its ids: one text for each id of `encode_target`.
+        """For each line, the texts of its tokens: one text for each id that `encode_target` returns.
 
-        The text of an unknown token is the text of the line that has no piece. Space marks (▁) at the beginning are
-        left out.
+        The text of a known token is its piece; the text of an unknown token is the part of the line that became this
+        token. A space mark (▁) at the beginning of a text is left out.
         """
         return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.pieces_of_lines(lines)]
 
@@ -318,20 +319,20 @@ class Tokenizer:
         return self._source.scores()
 
     def target_scores(self) -> list[float]:
-        """SentencePiece's scores of the target pieces, by id; see `source_scores`."""
+        """SentencePiece's scores of the target pieces, by id; `source_scores` explains the scores."""
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
         """The source line after normalisation.
 
-        Decoding the ids of the line returns this text, too, except for unknown text.
+        Encoding and then decoding a line gives the same normalised line, except where tokens are unknown.
         """
         return self._source.normalizer(line)
 
     def normalize_target(self, line: str) -> str:
         """The target line after normalisation.
 
-        Decoding the ids of the line returns this text, too, except for unknown text.
+        Encoding and then decoding a line gives the same normalised line, except where tokens are unknown.
         """
         return self._target.normalizer(line)
 
@@ -428,7 +429,7 @@ class _Model:
         return SubwordModel(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line; for unknown text, the text itself."""
+        """The pieces of each line; an unknown piece is given as its text, not as <unk>."""
         pieces: list[list[str]] = self._processor.encode([self.normalizer(line) for line in lines], out_type=str)
         return pieces
 
@@ -534,7 +535,7 @@ class _Description:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether mtkit did not train the tokenizer, which then has its own ids for the pieces."""
+        """Whether the tokenizer has its own ids for the pieces, that is, was not trained by mtkit."""
         return bool(self.specials)
 
     @property
@@ -601,7 +602,7 @@ def _known_ids(side: dict[str, Any]) -> list[Any]:
 def _read_vocabulary(content: bytes, path: Path) -> list[str]:
     """The pieces of a tokenizer that mtkit did not train, in the order of their ids.
 
-    `content` is the content of the vocabulary file at `path`. Raises CheckpointError if it is damaged.
+    `content` is the content of the vocabulary file at `path`. Raises CheckpointError if the content is damaged.
     """
     try:
         pieces = json.loads(content)
@@ -613,7 +614,7 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The content `files[path.name]`; raises CheckpointError if it is missing or its checksum is not `sha256`."""
+    """The content `files[path.name]`; raises CheckpointError if it is missing or has a checksum other than `sha256`."""
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]

@@ -141,7 +141,7 @@ def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[st
 def _train_model(
     side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
 ) -> tuple[bytes, VocabularyReport]:
-    """Train the SentencePiece model of one side, or of both (side "shared"); returns its bytes and a report.
+    """Train the SentencePiece model of one side, or of both (side "shared"); returns the model as bytes, and a report.
 
     Raises DataError if all lines are blank, and ConfigError if the vocabulary size or coverage is too small.
     """
@@ -224,7 +224,7 @@ def _text(side: Side) -> str:
 def _count_words(lines: Iterable[str]) -> tuple[Counter[str], int]:
     """Returns (the count of each word, the number of lines that are not blank).
 
-    From word counts, SentencePiece learns the same model as from lines, with less memory.
+    SentencePiece learns the same model from word counts as from lines, but needs less memory.
     """
     words: Counter[str] = Counter()
     num_lines = 0
@@ -297,8 +297,8 @@ def existing_tokenizer(
     """Create a tokenizer from the SentencePiece models in two files.
 
     `shared` means that both sides share one vocabulary. `tags` are words of the source; `symbols` occur on both sides.
-    If a model lacks a tag, a symbol, or the padding, begin or end token, it is added after the model's own pieces.
-    Raises ConfigError for unsuitable models, tags and symbols.
+    Tags, symbols, and padding, begin and end tokens that a model lacks are added after the model's own pieces. Raises
+    ConfigError for unsuitable models, tags and symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -323,7 +323,7 @@ def existing_tokenizer(
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """Returns (the model in a file, with missing special tokens and symbols added; its special ids)."""
+    """Reads a model, and adds missing special tokens and symbols; returns the model as bytes, and its special ids."""
     model = read_model(path)
     _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -363,7 +363,7 @@ def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
     """Raise ConfigError if the tokenizer cannot produce the random segmentations that the settings ask for.
 
-    This concerns only tokenizers that mtkit did not train. `bpe_dropout=0` and `alpha=None` ask for no random
+    Only tokenizers that mtkit did not train are checked. `bpe_dropout=0` and `alpha=None` ask for no random
     segmentations.
     """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
@@ -381,7 +381,7 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 
 
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
-    """The tokenizer settings that a bundle stores.
+    """The tokenizer settings to store in a model bundle.
 
     If the setting tokenizer.model names an existing SentencePiece model, this setting is left out. Instead, the type,
     the vocabulary size and other settings are those of `tokenizer`.
@@ -442,7 +442,7 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
 
 
 def fault_of_new(tokenizer: Tokenizer, piece: str) -> str | None:
-    """An error message on why `piece`, a piece or tag, cannot be added to the tokenizer; `None` if it can."""
+    """An error message on why `piece`, a piece or tag, cannot be added to the tokenizer; `None` if it can be added."""
     return _fault(tokenizer, _known(tokenizer), piece)
 
 
@@ -475,12 +475,12 @@ def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | Non
 
 
 def _splits(piece: str, symbol: str) -> bool:
-    """Whether `piece` could take characters of `symbol` in some text, so that the symbol would not be found."""
+    """Whether, in some text, `piece` could overlap an occurrence of `symbol`, so that the symbol would not be found."""
     return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """`model` with the pieces in `new` added, except those that it already has.
+    """`model` with the pieces in `new` added, except those that `model` already has.
 
     Single characters get the lowest score, so that they do not change how other text is segmented.
     """

@@ -36,7 +36,7 @@ class SpecialIds:
 
     @property
     def never_generated(self) -> tuple[int, ...]:
-        """The special ids that search must never generate: all except the end token."""
+        """The special ids that search must never generate: all special ids except that of the end token."""
         return tuple(id_ for id_ in self.all if id_ != self.end)
 
 
@@ -120,7 +120,7 @@ def is_whole(model: bytes) -> bool:
 
 
 def model_type_of(model: bytes) -> ModelType:
-    """The segmentation algorithm of a model; raises ValueError if the algorithm is unknown."""
+    """The segmentation algorithm of a model; raises ValueError if mtkit does not know the algorithm."""
     number = _last_number(_submessage(model, TRAINER), MODEL_TYPE, default=1)
     if number not in MODEL_TYPES:
         raise ValueError(f"model type {number} is unknown")
@@ -179,15 +179,15 @@ def _unit(charsmap: bytearray, position: int) -> int:
 
 
 def _offset(unit: int) -> int:
-    """The offset of the units for the next bytes, as Darts-clone encodes it in a unit."""
+    """Decodes a unit of the trie: returns the offset of the units for the next bytes."""
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
 def cuts_at_spaces(model: bytes) -> bool:
     """Whether a SentencePiece model segments each word separately.
 
-    It does if its normaliser puts exactly one space mark (▁) before each word, and no piece has a space mark after its
-    first character.
+    The model does so if its normaliser puts exactly one space mark (▁) before each word, and no piece has a space mark
+    after its first character.
     """
     rule = normalizer_of(model)
     usual = all(_last_number(rule, number, default=1) for number in (MARK_FIRST, SINGLE_SPACES, MARK_SPACES))
@@ -270,9 +270,9 @@ def _fields(message: bytes) -> Iterator[_Field]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Returns the number encoded at `position`, and the position after that number.
+    """Reads the number stored as a varint at `position`; returns the number, and the position after the varint.
 
-    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if the number does not end.
+    A varint has seven bits of the number in each byte, lowest first. Raises ValueError if the varint does not end.
     """
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
@@ -319,7 +319,7 @@ def _decode_piece(value: int | bytes) -> Piece:
 
 
 def _encode_piece(piece: Piece) -> bytes:
-    """`piece` as an encoded message; the type "normal" is left out, as SentencePiece does."""
+    """`piece` as an encoded message; the type "normal" is left out, as in SentencePiece's own files."""
     (type_,) = (number for number, name in PIECE_TYPES.items() if name == piece.type)
     score = _write_varint(SCORE << 3 | FIXED32) + struct.pack("<f", piece.score)
     return (
@@ -336,7 +336,7 @@ def _encode_field(number: int, value: int | bytes) -> bytes:
 
 
 def _write_varint(value: int) -> bytes:
-    """`value` as a varint, which `_read_varint` reads."""
+    """`value` encoded as a varint; `_read_varint` is the inverse."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -420,13 +420,13 @@ class MappedModel:
         return rows
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line, tags first; for unknown text, the text itself."""
+        """The pieces of each line, tags first; an unknown piece is given as its text, not as <unk>."""
         split = [split_tags(encodable(line), self._tags) for line in lines]
         rows = self._processor.encode([text for _, text in split], out_type=str)
         return [[*tags.split(), *row] for (tags, _), row in zip(split, rows, strict=True)]
 
     def sentencepiece_model(self) -> bytes:
-        """The SentencePiece model, as bytes and unchanged, since it includes the normalisation."""
+        """The SentencePiece model as bytes, unchanged, with the model's own normalisation."""
         return self._model
 
     def scores(self) -> list[float]:
@@ -452,8 +452,8 @@ class MappedModel:
     ) -> list[str]:
         """The text of each row of ids; of the special tokens, only unknown tokens are shown.
 
-        Unknown tokens are shown as <unk>. If `unknown_texts` is given, it has a list of texts for each row, and the
-        n-th unknown token of a row is shown as the n-th text in the list of that row. A model with byte fallback never
+        Unknown tokens are shown as <unk>. If `unknown_texts` is given, it has one list of texts for each row, and the
+        n-th unknown token of a row is shown as the n-th text in the list for that row. A model with byte fallback never
         shows unknown tokens.
         """
         if not len(tokens):
@@ -471,7 +471,7 @@ class MappedModel:
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to decode for an id; none for a special token that is not shown.
+        """The pieces to decode for an id; none if the id is a special token that is not to be shown.
 
         Of the special tokens, only the unknown token is shown, and only if `shows_unknown` is true.
         """
@@ -488,8 +488,9 @@ class MappedModel:
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
     """Returns the pieces of `tokens` for SentencePiece to decode, with `texts` in place of unknown tokens, in order.
 
-    `unknown` is the id of the unknown token. If there are too few texts, <unk> is used. Texts are inserted character by
-    character, since a complete text might equal a piece that decoding hides, such as <unk>.
+    `unknown` is the id of the unknown token. If there are too few texts, the remaining unknown tokens become <unk>.
+    Texts are inserted character by character, since a complete text might equal a piece that decoding hides, such as
+    <unk>.
     """
     left = iter(texts)
     shown: list[str] = []
