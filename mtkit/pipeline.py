@@ -59,7 +59,7 @@ def run_tokenizer(config: Config) -> None:
     """`mtkit train-tokenizer`: train the tokenizer unless it is up to date.
 
     If the tokenizer is damaged, prints a warning and makes a new tokenizer. Once training has begun, however, the
-    tokenizer is not replaced: if it is damaged, CheckpointError is raised; if it is out of date, DataError is raised.
+    tokenizer is not replaced: a damaged tokenizer then leads to CheckpointError, and an outdated one to DataError.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -128,9 +128,9 @@ def run_race(config: Config, begun: float, fresh: bool = False, test: bool = Fal
     """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
     `begun` is the time at which the command started, by time.monotonic(). With `test`, the model is then evaluated on
-    the test sets, and the scores are added to race.json. If training has already ended with these settings, it is not
-    repeated, and nothing else in race.json changes. Raises CheckpointError if the run began without this target, since
-    a validation might have reached the target long ago.
+    the test sets, and the scores are added to race.json. If training has already ended with these settings, training is
+    not repeated, and nothing else in race.json changes. Raises CheckpointError if the run began without this target,
+    since a validation might have reached the target long ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
@@ -147,7 +147,7 @@ def run_race(config: Config, begun: float, fresh: bool = False, test: bool = Fal
 
 
 def _require_race(config: Config) -> None:
-    """Raise CheckpointError if the run began with a `target_score` other than the present one, or without any."""
+    """Raise CheckpointError if the run began with another `target_score` than the present one, or with none."""
     run, target = config.run_path, config.training.target_score
     if is_begun(run) and (noted := run_config(run).training.target_score) != target:
         found = "no training.target_score" if noted is None else f"training.target_score {noted:g}"
@@ -161,9 +161,9 @@ def _require_race(config: Config) -> None:
 def _opened(config: Config) -> Iterator[None]:
     """Context manager that holds the lock of the run directory, so that no other process writes there.
 
-    Half-written files that a killed process left are removed first: they may be large, and the stage that wrote them
-    may never be repeated. Users may keep other files in the run directory, so only files with names that mtkit uses are
-    removed. Half-written checkpoints are not removed here, but by training.
+    Half-written files that a killed process left are removed first: such files may be large, and the stage that wrote
+    them may never be repeated. Users may keep other files in the run directory, so only files with names that mtkit
+    uses are removed. Half-written checkpoints are not removed here, but by training.
     """
     run = config.run_path
     require_folder(run, replaced=False)
@@ -223,7 +223,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None)
 def _prepare(config: Config) -> None:
     """Make the tokenizer and the data again if they are out of date.
 
-    Raises DataError if the run has begun and making them again would change its tokenizer or its training data.
+    Raises DataError if the run has begun and its tokenizer or training data would change.
     """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
@@ -254,7 +254,8 @@ def _prepare(config: Config) -> None:
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
 
-    Before anything is made again, the old version is set aside. It is kept until the new run has a checkpoint.
+    Before the tokenizer or the data are made again, the old version is set aside. The old version is kept until the new
+    run has a checkpoint.
     """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
@@ -269,7 +270,7 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
-    """Whether the result of a stage is up to date and not damaged; warns if it is damaged."""
+    """Whether the result of a stage is up to date and not damaged; prints a warning if the result is damaged."""
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
@@ -303,9 +304,9 @@ def _raw_text_is_gone(config: Config) -> bool:
 def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> None:
     """Raise DataError if training has begun, but a folder of the run was made from settings or texts that have changed.
 
-    `folder` is "tokenizer" or "data/train". `changes` describes for the message what has changed; an empty list means
-    that nothing has changed. If the folder is missing or empty, the user deleted its files. The folder may then be made
-    again, so no error is raised.
+    `folder` is "tokenizer" or "data/train". `changes` lists in words what has changed, for the error message; the list
+    is empty if nothing has changed. If the folder is missing or empty, the user deleted its files. The folder may then
+    be made again, so no error is raised.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
@@ -315,7 +316,7 @@ def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> Non
 
 
 def _evaluate(config: Config) -> list[ScoredSet]:
-    """Score the model on the test sets, store the scores in the model's bundle, and return them.
+    """Score the model on the test sets, store the scores in the model's bundle, and return the scores.
 
     If nothing has changed since the stored scores were computed, the stored scores are returned.
     """
@@ -353,9 +354,9 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """Returns JSON of all that the scores depend on.
+    """Returns a JSON text with all that the scores depend on.
 
-    The JSON has a checksum of the weights, the decoding settings, the target language, and the checksums and tags of
+    The text has a checksum of the weights, the decoding settings, the target language, and the checksums and tags of
     the test sets.
     """
     with (bundle / "weights.safetensors").open("rb") as file:

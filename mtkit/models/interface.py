@@ -20,10 +20,10 @@ from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Spec
 
 
 class SearchState(Protocol):
-    """The methods that a search calls on a decoding state, which covers R sentences with W hypotheses each.
+    """The methods that a search calls on a decoding state.
 
-    `branch`, `keep` and every decoding step return a new state. The old state must not be used afterwards: the two may
-    share caches, which are modified in place.
+    A state covers R sentences with W hypotheses each. `branch`, `keep` and every decoding step return a new state. The
+    old state must not be used afterwards: the old and the new state may share caches, which are modified in place.
     """
 
     def branch(self, parents: Tensor) -> Self:
@@ -47,7 +47,7 @@ class State(SearchState, Protocol):
     def attention(self) -> list[Tensor]:
         """The weights with which the tokens of the last `decode` call attended to the source.
 
-        There is one tensor (R, H, Q, S) per layer, whose weights sum to 1 over S. The list is empty if `encode` was
+        There is one tensor (R, H, Q, S) per layer; the weights in it sum to 1 over S. The list is empty if `encode` was
         called without `watch=True` or the model has no attention.
         """
 
@@ -72,7 +72,7 @@ class Embedding(nn.Module):
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def keep_zero(self, token: int) -> None:
-        """Sets the embedding of `token` to zero, and its gradients too, so that training does not change it."""
+        """Sets the embedding of `token` to zero, and makes its gradients zero, so that training does not change it."""
         with torch.no_grad():
             self.weight[token] = 0
 
@@ -84,13 +84,13 @@ class Embedding(nn.Module):
         self.weight.register_hook(without_token)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
-        """Returns the embeddings (R, L, D) of the tokens in `rows`; they are zero where `rows.cut` is True."""
+        """Returns the embeddings (R, L, D) of the tokens in `rows`; embeddings are zero where `rows.cut` is True."""
         x = F.embedding(rows.ids, self.weight) * self.scale
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
 
 class Output(nn.Module):
-    """The output layer, which maps features to logits with an embedding matrix and an optional bias."""
+    """The output layer, which maps features to logits by an embedding matrix and an optional bias."""
 
     def __init__(self, table: Embedding, has_bias: bool = False) -> None:
         super().__init__()
@@ -126,13 +126,16 @@ SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB 
 
 
 class Scratch:
-    """Memory that is used again in each step of a search; new memory would have to be mapped page by page on a CPU."""
+    """Memory that every step of a search uses again.
+
+    On a CPU, new memory for every step would have to be mapped page by page.
+    """
 
     def __init__(self) -> None:
         self.vector = torch.empty(0)
 
     def at_least(self, length: int) -> Tensor:
-        """Returns a vector of at least `length` float32 numbers on the CPU; all calls share its memory."""
+        """Returns a vector of at least `length` float32 numbers on the CPU; all calls return the same memory."""
         if length > len(self.vector):
             self.vector = torch.empty(length)
         return self.vector
@@ -141,9 +144,9 @@ class Scratch:
 def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
-    The result is in fp64 if the logits are, otherwise in fp32, and has no gradient. The logits must not be used
+    The result is in fp64 if the logits are in fp64, otherwise in fp32, and has no gradient. The logits must not be used
     afterwards, since the result may be written over them. If the result needs memory of its own, it takes the memory of
-    `scratch`, which the next call with `scratch` overwrites.
+    `scratch`; the next call with the same `scratch` then overwrites the result.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":
@@ -167,9 +170,9 @@ def tied_embeddings(
 ) -> tuple[Embedding, Embedding, Output]:
     """Returns the source embedding, the target embedding and the output layer.
 
-    `tie` is the setting `tie_embeddings`. With "all", all three share one matrix; with "decoder", the target embedding
-    and the output layer share one; with "none", nothing is shared. `source` and `target` are functions that create an
-    embedding for the source side and for the target side.
+    `tie` is the setting `tie_embeddings`. With "all", all three share one matrix; with "decoder", only the target
+    embedding and the output layer share a matrix; with "none", nothing is shared. `source` and `target` are functions
+    that create an embedding for the source side and for the target side.
     """
     embedding = target()
     output = Output(target() if tie == "none" else embedding, output_bias)
@@ -235,7 +238,10 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the ids of the special tokens; a new model has the ids of these tokens in mtkit's own vocabularies."""
+        """Sets the ids of the special tokens.
+
+        A new model has the ids that special tokens have in vocabularies made by mtkit.
+        """
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
@@ -271,17 +277,17 @@ class TranslationModel(nn.Module):
 
     @property
     def elements_per_token(self) -> int:
-        """The number of logits computed for one target token, which is the size of the target vocabulary."""
+        """The number of logits computed for one target token: the size of the target vocabulary."""
         return len(self.output.weight)
 
     @property
     def drops_layers(self) -> bool:
-        """Whether training uses layer dropout, which skips the same layers for all rows of a forward pass."""
+        """Whether training uses layer dropout: all rows of a forward pass then skip the same layers."""
         return any(getattr(half, "layer_dropout", 0.0) > 0 for half in (self.encoder, self.decoder))
 
     @property
     def untrained(self) -> list[int]:
-        """The ids of tokens that were added to the target vocabulary after training; they are never generated."""
+        """The ids of tokens that were added to the target vocabulary after training; the model never generates them."""
         return self.output.untrained
 
     @property
@@ -303,7 +309,7 @@ class TranslationModel(nn.Module):
 def next_rows(ids: Tensor, state: State) -> Rows:
     """Returns target rows that hold `ids` (R, W), the next token of each hypothesis; each hypothesis is a segment.
 
-    The position of each token is the one after the tokens that `state` has decoded so far.
+    A new token gets the position after the last token that `state` has decoded.
     """
     num_hypotheses = ids.shape[1]
     segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)
@@ -315,7 +321,7 @@ def next_rows(ids: Tensor, state: State) -> Rows:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The decoding states of all members of an ensemble; `branch` and `keep` are applied to every member's state."""
+    """The decoding states of all members of an ensemble; `branch` and `keep` apply to the states of all members."""
 
     states: list[State]
 
@@ -362,12 +368,12 @@ class Ensemble:
 
     @property
     def untrained(self) -> list[int]:
-        """The ids of those tokens, at the end of the vocabulary, with which no member has been trained."""
+        """The ids of the tokens that no member was trained with; these ids are at the end of the vocabulary."""
         return min((member.untrained for member in self.members), key=len)
 
     @property
     def elements_per_token(self) -> int:
-        """The number of logits computed for one target token, which is the sum of the members' vocabulary sizes."""
+        """The number of logits computed for one target token: the sum of the members' vocabulary sizes."""
         return sum(member.elements_per_token for member in self.members)
 
     def encode(self, source: Rows, watch: bool = False) -> EnsembleState:
@@ -392,7 +398,7 @@ class Ensemble:
         return mean, EnsembleState(states)
 
     def output(self, log_probs: Tensor) -> Tensor:
-        """Returns `log_probs` unchanged, since a log-softmax would not change log-probabilities."""
+        """Returns `log_probs` unchanged; a log-softmax, which usually follows, does not change log-probabilities."""
         return log_probs
 
 

@@ -46,7 +46,7 @@ def sinusoids(
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal position embeddings; their table is neither learned nor saved, and grows for longer sentences."""
+    """Sinusoidal position embeddings, in a table that is neither learned nor saved, and grows for longer sentences."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SinusoidalPositions(nn.Module):
         self.table: Tensor
 
     def make_table(self, num_positions: int) -> Tensor:
-        """Returns the embeddings (P, D) of P positions, which are numbered from the setting `sinusoid_first` on."""
+        """Returns the embeddings (P, D) of P positions, the first of which has the number `sinusoid_first`."""
         config = self.config
         return sinusoids(
             num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
@@ -136,7 +136,7 @@ def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
 
 
 class RotaryPositions(nn.Module):
-    """Rotary position encoding; its table of sines and cosines is neither learned nor saved, and grows as needed."""
+    """Rotary position encoding; the table of sines and cosines is neither learned nor saved, and grows as needed."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, b
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Returns `x` with each value set to zero with probability `rate`; the other values are divided by 1 - `rate`.
+    """Sets each value of `x` to zero with probability `rate`, and divides the other values by 1 - `rate`.
 
     The division keeps the expected value. Outside training, or if `rate` is 0, returns `x` itself.
     """
@@ -194,7 +194,7 @@ NORM_EPS = 1e-5  # of all norms, as in Marian, M2M100 and CTranslate2
 class HeadNorm(nn.RMSNorm):
     """RMSNorm of queries or keys over the width of a head (Henry et al. 2020; Dehghani et al. 2023, section 2).
 
-    The learned gains are shared by all heads. Attention is still scaled by 1 / sqrt(K).
+    The learned gains are shared by all heads. Attention scores are still scaled by 1 / sqrt(K).
     """
 
     def __init__(self, head_width: int) -> None:
@@ -234,7 +234,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
 
 def _is_faster_unfused(query: Tensor) -> bool:
-    """Whether plain matrix products are faster than the fused kernel on a CPU.
+    """Whether, on a CPU, attention by plain matrix products is faster than the fused kernel.
 
     The times were measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64.
     In bf16, plain products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel
@@ -262,9 +262,9 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 
 
 class Cache:
-    """The keys and values of all tokens decoded so far; new ones are appended in place.
+    """The keys and values of all tokens decoded so far; those of new tokens are appended in place.
 
-    Keys and values are never moved from one hypothesis to another: `TransformerState.ancestors` says which of them
+    Keys and values are never moved from one hypothesis to another: `TransformerState.ancestors` says which tokens
     belong to which hypothesis.
     """
 
@@ -274,7 +274,7 @@ class Cache:
         self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of Q tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
+        """Appends the keys and values of new tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
             self.keys, self.values = key, value  # no copy: teacher forcing appends only once
@@ -327,8 +327,8 @@ class SelfAttention(nn.Module):
         """Returns the output of the attention for the tokens `x`; both are (R, Q, D).
 
         `mask` and `causal` are as in `attend`. If the settings say so, queries and keys are normalised. If `rotation`
-        is given, they are then rotated. If `cache` is given, the keys and values of the tokens are then appended to the
-        cache, and the tokens attend to all tokens in the cache.
+        is given, queries and keys are then rotated. If `cache` is given, the keys and values of the tokens are then
+        appended to the cache, and the tokens attend to all tokens in the cache.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         query, key = self.query_norm(query), self.key_norm(key)
@@ -342,7 +342,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of target tokens to the source, whose keys and values `project` computes once."""
+    """Multi-head attention of target tokens to the source; `project` computes the source's keys and values once."""
 
     BLOCKS: ClassVar = {"key_value": 2}
 
@@ -374,7 +374,7 @@ class CrossAttention(nn.Module):
         """Returns the output of the attention for the target tokens `x`; both are (R, Q, D).
 
         `key` and `value` come from `project`. If `watched` is a list, the attention weights (R, H, Q, S) are appended
-        to it.
+        to the list.
         """
         query = self.query_norm(split_heads(self.query(x), self.num_heads))
         if watched is not None:
@@ -435,7 +435,7 @@ AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 
 class LayerList(nn.ModuleList, Generic[AnyLayer]):
-    """A ModuleList of modules that all have the type `AnyLayer`, so that type checkers know the type of its items."""
+    """A ModuleList whose modules all have the type `AnyLayer`; with it, type checkers know the type of each module."""
 
     def __init__(self, layers: Iterable[AnyLayer]) -> None:
         super().__init__(layers)
@@ -447,8 +447,8 @@ class LayerList(nn.ModuleList, Generic[AnyLayer]):
 def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
     """Draws which layers take part in a forward pass; returns True or False for each layer.
 
-    In training, each layer is skipped with probability `rate`; otherwise none is skipped. The random numbers are drawn
-    on the CPU, so as not to wait for the device.
+    In training, each layer is skipped with probability `rate`; outside training, no layer is skipped. The random
+    numbers are drawn on the CPU, since the CPU would have to wait for numbers drawn on another device.
     """
     if not training or rate == 0.0:
         return [True] * num_layers
@@ -472,9 +472,9 @@ class _ZeroGradients(torch.autograd.Function):
 def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
     """Returns `x` unchanged; the backward pass through the result gives each tensor in `unused` a gradient of zeros.
 
-    Without a gradient, an optimizer would skip these tensors: their optimizer state would be missing from a checkpoint
-    or would have counted fewer updates. In distributed training, ranks that drew different layers would wait for each
-    other's gradients.
+    Without a gradient, an optimizer would skip the unused tensors: their optimizer state would be missing from a
+    checkpoint or would have counted fewer updates. In distributed training, ranks that drew different layers would wait
+    for each other's gradients.
     """
     if not unused:
         return x

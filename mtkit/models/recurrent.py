@@ -24,13 +24,13 @@ from mtkit.models.layers import LayerList, dropout
 
 
 class DotScore(nn.Module):
-    """Scores each source state by its dot product with the query (Luong et al. 2015, equation 8, dot)."""
+    """Scores each source state by its dot product with the query (Luong et al. 2015, "dot" in equation 8)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); the keys are computed once per sentence."""
         return states
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class DotScore(nn.Module):
 
 
 class GeneralScore(DotScore):
-    """Scores a source state by query · W state with a learned matrix W (Luong et al. 2015, equation 8, general)."""
+    """Scores a source state by query · W state with a learned matrix W (Luong et al. 2015, "general" in equation 8)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
@@ -47,7 +47,7 @@ class GeneralScore(DotScore):
         self.key = nn.Linear(d_model, d_model, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); the keys are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
@@ -55,8 +55,8 @@ class GeneralScore(DotScore):
 class AdditiveScore(nn.Module):
     """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    The query is the decoder's state at the current step, as it is for the other scores. In the paper, it is the state
-    at the previous step.
+    The query is the decoder's state at the current step, as for the other scores. In the paper, the query is the
+    decoder's state at the previous step.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -66,7 +66,7 @@ class AdditiveScore(nn.Module):
         self.score = nn.Linear(d_model, 1, bias=False)
 
     def keys(self, states: Tensor) -> Tensor:
-        """Returns the keys (R, S, D) of the source `states`, (R, S, D); they are computed once per sentence."""
+        """Returns the keys (R, S, D) of the source `states`, (R, S, D); the keys are computed once per sentence."""
         keys: Tensor = self.key(states)
         return keys
 
@@ -104,7 +104,10 @@ CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
 
 
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
-    """Returns a context that switches off autocast to the dtype in CELLS_IN_FP32, and otherwise does nothing."""
+    """Returns a context that switches off autocast if recurrent cells on `device` must be computed in fp32.
+
+    They must be if the dtype of autocast is the one in CELLS_IN_FP32. Otherwise, the context does nothing.
+    """
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
@@ -112,8 +115,9 @@ def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
 class RecurrentLayer(nn.Module):
     """One layer of recurrent cells, computed by PyTorch's fused kernels.
 
-    In a bidirectional layer, each direction has half of the width. A stack of layers consists of several such modules,
-    since PyTorch's fused kernel for a stack would draw its dropout on a GPU from a random state that no seed resets.
+    In a bidirectional layer, each direction has half of the width. A stack of layers consists of several such modules.
+    PyTorch also has a fused kernel for a whole stack, but on a GPU, this kernel would draw dropout from a random state
+    that no seed resets.
     """
 
     def __init__(self, cell: str, input_width: int, d_model: int, bidirectional: bool = False) -> None:
@@ -158,7 +162,7 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns `x` in the dtype of the weights; under autocast, returns `x` itself, since autocast converts it."""
+        """Returns `x` in the dtype of the weights; under autocast, returns `x` itself, since autocast converts."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
@@ -191,7 +195,10 @@ class RecurrentEncoder(nn.Module):
         self.final_widths = [layer.state_width for layer in layers]
 
     def forward(self, source: Rows) -> Memory:
-        """Returns a memory: states (R, S, D) in the order of the source, and each layer's final state, (R, G * D)."""
+        """Returns the top layer's outputs, (R, S, D), and the final state of each layer, (R, G * D).
+
+        The outputs are in the order of the source, even if the settings say that the source is read in reverse.
+        """
         assert not source.packed, "a recurrent encoder reads one sentence a row"
         x, lengths = self.embedding(source), source.mask.sum(1)
         reversed_places = (lengths[:, None] - 1 - source.positions).clamp(min=0)  # (R, S)
@@ -215,12 +222,12 @@ class InitialStates(nn.Module):
 
     If the encoder and the decoder have the same number of layers, each decoder layer gets the final state of the
     encoder layer at the same depth (Sutskever et al. 2014). Otherwise, all decoder layers get the final state of the
-    encoder's top layer. If the encoder has no final states, all decoder layers get the mean of its states for the
-    source tokens (Sennrich et al. 2017).
+    encoder's top layer. If the encoder has no final states, all decoder layers get the mean of the encoder's states for
+    the source tokens (Sennrich et al. 2017).
 
     For each decoder layer, a linear layer projects the vector that the decoder layer gets to the width of the initial
-    state. A tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, it is
-    applied only to the half that is the initial output, not to the half that is the initial cell state.
+    state. A tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, the tanh
+    is applied only to the half that is the initial output, not to the half that is the initial cell state.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:
@@ -234,8 +241,8 @@ class InitialStates(nn.Module):
     def forward(self, memory: Memory, source: Rows) -> tuple[list[Tensor], Tensor | None]:
         """Returns the initial state of each decoder layer, (R, G * D), and the context, (R, D).
 
-        The context is an input of the decoder at every step (Cho et al. 2014). The context is `None` if this module
-        was built with `has_context=False`.
+        The context is a vector that the decoder reads at every step (Cho et al. 2014). The context is `None` if this
+        module was built with `has_context=False`.
         """
         finals = memory.finals or [_mean(memory.states, source.mask)]
         finals = finals if len(finals) == len(self.layers) else [finals[-1]] * len(self.layers)

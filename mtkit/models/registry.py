@@ -36,7 +36,7 @@ HalfConfig = TransformerConfig | RecurrentConfig
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder followed by a linear layer that projects its states to the width of the decoder."""
+    """An encoder followed by a linear layer that projects the encoder's states to the width of the decoder."""
 
     def __init__(self, encoder: Encoder, encoder_width: int, decoder_width: int) -> None:
         super().__init__()
@@ -51,7 +51,10 @@ class ProjectedEncoder(nn.Module):
 
 
 def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size: int) -> TranslationModel:
-    """Builds the hybrid model that `config` describes, with uninitialised weights."""
+    """Builds a model whose encoder and decoder differ in architecture, as `config` describes.
+
+    The weights are uninitialised.
+    """
 
     def table(half: HalfConfig, vocab_size: int) -> Embedding:
         return Embedding(vocab_size, half.d_model, half.scale_embeddings)
@@ -113,7 +116,7 @@ OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 def empty_model(
     config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
 ) -> TranslationModel:
-    """Returns a model on the meta device, without weights and thus small in memory; `fill_model` gives it weights."""
+    """Returns a model on the meta device, without weights and thus small in memory; `fill_model` adds the weights."""
     build, _ = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
         model = build(config, source_vocab_size, target_vocab_size)
@@ -128,7 +131,7 @@ def new_model(
     seed: int,
     specials: Specials = OWN_SPECIALS,
 ) -> TranslationModel:
-    """Returns a model with random weights, which `seed` determines; leaves the global random state unchanged."""
+    """Returns a model with random weights determined by `seed`; leaves the global random state unchanged."""
     build, initialize = ARCHITECTURES[config.architecture]
     with torch.random.fork_rng(devices=[]):
         # Weights are drawn on the CPU, so only its generator is seeded. The modulo is needed because torch accepts no
@@ -142,7 +145,7 @@ def new_model(
 
 
 def fill_model(model: TranslationModel, weights: dict[str, Tensor], where: str) -> None:
-    """Gives a model from `empty_model` its weights; the tensors in `weights` are not copied.
+    """Makes `weights` the weights of a model that `empty_model` returned; the tensors are not copied.
 
     Raises CheckpointError, with a message that begins with `where`, if the names or shapes of the tensors differ from
     those of the model's parameters.
@@ -195,7 +198,7 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 def _other_widths(half: HalfConfig, side: str) -> list[int]:
     """Returns the feed-forward width and the number of learned positions of this encoder or decoder.
 
-    Each number is the row count of a matrix with `d_model` columns; it is 1 if there is no such matrix.
+    Each of the two numbers is the row count of a matrix with `d_model` columns, or 1 if there is no such matrix.
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -220,8 +223,8 @@ TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix pro
 def pick_device(name: str) -> torch.device:
     """Returns the torch device called `name`; "auto" means the first available of cuda, mps and cpu.
 
-    For cuda, also switches off cuDNN's attention, and TF32 in cuDNN. For cpu, also calls `keep_freed_memory`. Raises
-    MtkitError if the device is not available.
+    For cuda, also switches off cuDNN's attention, and cuDNN's use of TF32. For cpu, also calls `keep_freed_memory`.
+    Raises MtkitError if the device is not available.
     """
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
@@ -249,8 +252,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 def keep_freed_memory() -> None:
     """Sets glibc to keep up to 1 GB of freed memory for new tensors instead of returning it to the system at once.
 
-    Memory that the system has taken back has to be mapped again, page by page, which took a twentieth of the time of
-    training. Does nothing with other C libraries, or if the environment has settings for malloc.
+    Memory that was returned to the system has to be mapped again, page by page, before it is used again; this took a
+    twentieth of the time of training. Does nothing with other C libraries, or if the environment has settings for
+    malloc.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -271,7 +275,10 @@ def use_one_thread_after_fork() -> None:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of `precision`, a key of DTYPES. Raises MtkitError for fp64 on mps, which has no such dtype."""
+    """Returns the dtype of `precision`, a key of DTYPES.
+
+    Raises MtkitError for fp64 on mps, since mps does not support fp64.
+    """
     if precision == "fp64" and device.type == "mps":
         raise MtkitError("precision fp64: device mps has no such numbers; take fp32, or device cpu")
     return DTYPES[precision]
@@ -297,7 +304,7 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Returns an autocast context for bf16 or fp16, and a context that does nothing for fp32.
+    """Returns an autocast context for bf16 or fp16; for fp32, returns a context that does nothing.
 
     Under autocast, matrix products are computed in bf16 or fp16, while the weights stay in fp32.
     """

@@ -100,7 +100,7 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
     The source token must not be padding; in packed rows, it must also belong to the same segment as the query.
     `query_segments`, (R, L), holds the segment of each query. In packed rows, queries that are padding may attend to
-    everything: their output is never used, and a softmax over no key would give NaN.
+    everything: the output for such queries is never used, and a softmax over no key would give NaN.
     """
     if not source.packed:
         return source.mask[:, None, None, :]
@@ -109,7 +109,7 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """Draws layer dropout; returns the layers that take part in a forward pass and the weights of the skipped ones."""
+    """Draws layer dropout; returns the layers that take part in a forward pass, and the weights of the others."""
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
     left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
@@ -155,7 +155,7 @@ class TransformerEncoder(nn.Module):
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
-        """Returns a memory with the states (R, S, D); its list `finals` is empty."""
+        """Returns a memory that holds the states (R, S, D); the list `finals` of the memory is empty."""
         length = source.ids.shape[1]
         x = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
@@ -196,8 +196,8 @@ class DecoderLayer(nn.Module):
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
         The keys and values of these tokens are appended to `cache`. If `watched` is a list, the weights of the
-        attention to the source are appended to it. `mask` comes from `TransformerState.advance`, and `memory` holds the
-        keys and values of the source.
+        attention to the source are appended to the list. `mask` comes from `TransformerState.advance`, and `memory`
+        holds the keys and values of the source.
         """
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
         x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
@@ -249,10 +249,10 @@ class TransformerState:
         """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
 
         The mask, (R, 1, T, N) bool, says which of the N tokens, cached or new, each new token may attend to; `None`
-        stands for a causal mask. A new token attends to the cached tokens of its hypothesis. It also attends to those
-        new tokens that belong to its own segment (sentence or hypothesis) and do not come after it. This rule covers
-        teacher forcing, packed rows and search steps. The returned state has new `positions` and `ancestors`; the
-        layers append to its caches later.
+        stands for a causal mask. A new token attends to the cached tokens of its hypothesis. A new token also attends
+        to those new tokens that belong to its own segment (sentence or hypothesis) and do not come after it. This rule
+        covers teacher forcing, packed rows and search steps. The returned state has new `positions` and `ancestors`;
+        the layers append to the caches of the state later.
         """
         query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
@@ -342,10 +342,11 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
 def initialize_transformer(model: nn.Module) -> None:
     """Draws Glorot-uniform weights (Glorot & Bengio 2010) and sets biases to zero, as in tensor2tensor.
 
-    The projections of self-attention to queries, keys and values are drawn as a single matrix, which makes their
-    weights smaller by a factor of sqrt(2), as in fairseq. The key and value projections of the attention to the source
-    are likewise drawn as one matrix, and so are the two halves of a gated feed-forward layer. Finally, the last matrix
-    of each sublayer is multiplied by a factor that depends on the setting `residual_init` (RESIDUAL_FACTORS).
+    In self-attention, the three matrices that give queries, keys and values are drawn as a single matrix, which makes
+    their weights smaller by a factor of sqrt(2), as in fairseq. In the attention to the source, the two matrices that
+    give keys and values are likewise drawn as one, and so are the two halves of a gated feed-forward layer. Finally,
+    the last matrix of each sublayer is multiplied by a factor that depends on the setting `residual_init`
+    (RESIDUAL_FACTORS).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -64,9 +64,10 @@ def clear_leftovers(checkpoints: Path) -> None:
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    """Write the checkpoint of the current step. Raises CheckpointError if it cannot be written.
+    """Write the checkpoint of the current step. Raises CheckpointError if a file cannot be written.
 
-    `identity` has the settings and checksums that must match for a run to resume from the checkpoint (`identity_of`).
+    `identity` holds settings and checksums (see `identity_of`). When a run resumes from the checkpoint, the run's
+    settings and checksums are compared with these.
     """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
@@ -90,19 +91,19 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 def _as_json(progress: Progress) -> dict[str, Any]:
     """Returns `progress` as a dict for JSON.
 
-    Fields that earlier versions of mtkit do not know are left out if they are empty.
+    Empty fields are left out if earlier versions of mtkit do not know them.
     """
     recent = ("changes", "plan", "ending")
     return {name: value for name, value in asdict(progress).items() if value or name not in recent}
 
 
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
-    """Load the checkpoint of `step` into `state`: weights, their average, the state of the optimizer, and progress.
+    """Load the checkpoint of `step` into `state`: the weights, their average, the state of the optimizer, and progress.
 
-    If the checkpoint was written with another kind of optimizer, such as sgd instead of Adam, the state of the
-    optimizer is not loaded. The average in `state` is set to the weights in two cases: if the checkpoint has no
-    average, or if the optimizer is schedule_free and its state is not loaded. Raises CheckpointError if a file is
-    damaged or missing.
+    If the optimizer of the checkpoint is of another kind than the one in `state` (sgd instead of Adam, for example),
+    the optimizer's state is not loaded. The average in `state` is set to the weights in two cases: if the
+    checkpoint has no average, or if the optimizer is schedule_free and the optimizer's state is not loaded. Raises
+    CheckpointError if a file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -122,9 +123,9 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
-    Three kinds of checkpoints are needed: the newest `keep` checkpoints; the best checkpoint, and those that are
-    averaged with it; and the last `average` checkpoints in `scheduled`, which may be averaged with a later best
-    checkpoint. Call this function after the newest checkpoint is written.
+    Three kinds of checkpoints are needed. The first is the newest `keep` checkpoints. The second is the best checkpoint
+    and the checkpoints to be averaged with the best one. The third is the last `average` checkpoints in `scheduled`: a
+    later best checkpoint may be averaged with them. Call this function after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -159,12 +160,12 @@ class FreshStart:
     """The replacement of an old run by a new one in the same directory."""
 
     def __init__(self, run: Path) -> None:
-        """Change no files yet; `begin` sets the old run aside."""
+        """Remember the run directory; no file is changed until `begin` is called."""
         self.run = run
         self.is_over = False
 
     def begin(self) -> None:
-        """Rename the checkpoints and records of the old run to hidden names; its model, tokenizer and data stay."""
+        """Rename the checkpoints and records of the old run to hidden names; the old model, tokenizer and data stay."""
         _write_marker(self.run, "begun")
         for directory in step_directories(self.run / "checkpoints"):
             directory.rename(_hidden(directory))
@@ -175,12 +176,12 @@ class FreshStart:
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Set aside the old tokenizer or data: `names` are those items of `PREPARED` that will be made again."""
+        """Set aside the old tokenizer or data before they are made again; `names` are items of `PREPARED`."""
         for name in names:
             put_aside(self.run / name)
 
     def keep_new(self) -> None:
-        """Delete the old run, unless it is deleted already; call this once the new run has a checkpoint."""
+        """Delete the old run, unless it is deleted already. To be called as soon as the new run has a checkpoint."""
         if not self.is_over:
             _keep_new(self.run)
             self.is_over = True
@@ -188,9 +189,9 @@ class FreshStart:
 
 @contextmanager
 def fresh_start(run: Path) -> Iterator[FreshStart]:
-    """Returns a context that sets the old run aside when it begins.
+    """Context manager that sets the old run aside at the beginning, so that a new run can start in the same directory.
 
-    When the context ends, the old run is brought back, unless `keep_new` was called.
+    At the end, the old run is brought back, unless `keep_new` was called.
     """
     start = FreshStart(run)
     with undone_when_ended():
@@ -203,7 +204,7 @@ def fresh_start(run: Path) -> Iterator[FreshStart]:
 
 
 def settle_fresh(run: Path) -> None:
-    """Finish an interrupted fresh start: delete the old run if the new run has a checkpoint, else bring it back.
+    """Finish an interrupted fresh start: delete the old run if the new one has a checkpoint, else restore the old run.
 
     Does nothing if no fresh start was interrupted. Only the process that holds the lock of the run may call this
     function.
@@ -261,7 +262,7 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """Returns the state of the old run, which the file `marker` holds: "begun" or "aside".
+    """Returns "begun" or "aside", read from the file `marker`: how far the old run has been set aside.
 
     If the file is damaged, returns "begun", so that the old run is brought back.
     """

@@ -1,4 +1,4 @@
-"""Logs training to log.jsonl and to TensorBoard, and shows its progress on stderr."""
+"""Logs training to log.jsonl and to TensorBoard, and shows the progress of training on stderr."""
 
 import math
 from contextlib import suppress
@@ -35,7 +35,7 @@ class Board:
     def __init__(self, directory: Path, step: int) -> None:
         """Open the files for TensorBoard in `directory`.
 
-        What an earlier process drew for steps after `step` is hidden, since training will draw these steps again.
+        If an earlier process drew steps after `step`, those steps are hidden, since training will draw them again.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -44,7 +44,7 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw one event: as curves if it is in `CURVES`, as text if it is a "sample", otherwise not at all."""
+        """Draw one event: as curves if `event` is in `CURVES`, as text if `event` is "sample", otherwise not at all."""
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
@@ -75,7 +75,7 @@ class Log:
     """Writes events to log.jsonl, one JSON object per line, and, if there is a board, to TensorBoard."""
 
     def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
-        """Open the log for appending, after truncating it to `length` bytes.
+        """Cut the log file to `length` bytes, then open the file for appending.
 
         When training resumes, `length` is the length that the log had when the checkpoint was written.
         """
@@ -89,7 +89,7 @@ class Log:
     def write(self, event: str, **values: object) -> None:
         """Append an event with its values. Raises CheckpointError if the event cannot be written.
 
-        Infinite values and NaN are written as null, since JSON does not have them.
+        Infinite values and NaN are written as null, since JSON has no such numbers.
         """
         line = json_text({"event": event, **values})
         data = line.encode("utf-8", "replace") + b"\n"
@@ -126,9 +126,10 @@ MOST_SECONDS = 30.0  # after this time without a line, a line is shown early
 class ShownTraining:
     """Shows the progress of training on stderr: loss, learning rate, speed, and the time left.
 
-    On a terminal, this is a bar; elsewhere, it is a line every `training.log_every` updates. A line that would follow
-    another within `LEAST_SECONDS` is left out, unless it is the last line before a validation or before the end. If
-    `training.log_every` updates take longer than `MOST_SECONDS`, an additional line is shown after that time.
+    On a terminal, a progress bar is shown; elsewhere, a line after every `training.log_every` updates. A line that
+    comes less than `LEAST_SECONDS` after another line is left out, unless a validation or the end of training comes
+    next. If `training.log_every` updates take longer than `MOST_SECONDS`, an additional line is shown after
+    `MOST_SECONDS`.
     """
 
     def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
@@ -155,7 +156,7 @@ class ShownTraining:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Print the newest line if it was left out; called before a validation and at the end."""
+        """Print the newest line if it was left out. To be called before a validation and at the end."""
         if self._left_out is not None:
             say(self._left_out)
             self._left_out = None
@@ -175,7 +176,7 @@ class ShownTraining:
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show `record`, which holds means over the latest updates (see `Window.record`), and the epochs so far."""
+        """Show the number of epochs so far and `record`: means over the latest updates (see `Window.record`)."""
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")

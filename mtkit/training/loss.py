@@ -1,4 +1,4 @@
-"""Training objectives: the label-smoothed cross-entropy of one forward pass, or of two with a consistency loss."""
+"""Training objectives: label-smoothed cross-entropy, alone or with a consistency loss between two forward passes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1
 
 @dataclass(frozen=True)
 class Shares:
-    """The weights of the terms of a loss, which is computed from one forward pass p or from two, p and q."""
+    """The weights of the terms of a loss; the loss is computed from one forward pass (p) or from two (p and q)."""
 
     cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
     divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
@@ -41,8 +41,9 @@ def label_smoothed_cross_entropy(
     """Returns the label-smoothed cross-entropy and the negative log-likelihood, summed over the target tokens, in nats.
 
     `features` is (R, T, D), `labels` (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
-    tokens (Szegedy et al. 2016). Some tools spread it over the V - 1 wrong tokens instead; the losses of such tools
-    cannot be compared with mtkit's. Only the cross-entropy has a gradient; second derivatives are not supported.
+    tokens of the vocabulary (Szegedy et al. 2016). Some tools spread the mass over the V - 1 wrong tokens instead; the
+    losses of such tools cannot be compared with mtkit's. Only the cross-entropy has a gradient; second derivatives are
+    not supported.
     """
     loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
     return loss, negative_log_likelihood
@@ -51,14 +52,14 @@ def label_smoothed_cross_entropy(
 def consistent_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns total loss, cross-entropy, negative log-likelihood and consistency, summed over the target tokens.
+    """Returns four sums over target tokens: total loss, cross-entropy, negative log-likelihood and consistency loss.
 
-    All are in nats. `features` is (P, R, T, D), the features of each forward pass; `labels` is (R, T). The total is
-    cross-entropy + `shares.weight` x consistency.
+    All four are in nats. `features` is (P, R, T, D), the features of P forward passes; `labels` is (R, T). The total is
+    cross-entropy + `shares.weight` x consistency loss.
 
     Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
-    weights in `shares.cross_entropy`. The consistency of two passes is the sum of their KL divergences in both
-    directions, with the weights in `shares.divergence`; the consistency of one pass is 0. Only the total has a
+    weights in `shares.cross_entropy`. The consistency loss of two passes is the sum of their KL divergences in both
+    directions, with the weights in `shares.divergence`; for one pass, the consistency loss is 0. Only the total has a
     gradient, which reaches all passes.
     """
     real = labels != NO_LABEL
@@ -82,15 +83,15 @@ def _autocast(features: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     """The label-smoothed cross-entropy of one or two forward passes, computed in little memory.
 
-    For two passes, it also computes the KL divergence between them, in both directions.
+    For two passes, this class also computes the KL divergence between them, in both directions.
 
     `forward` computes the gradients too, chunk by chunk, so that only the logits of one chunk are in memory at a time.
 
     Let z = W h + b be the logits of a token with label y, p = softmax(z), lse(z) = log sum exp(z), and s the smoothing.
     The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
     W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
-    p - (1 - s) e_y - s/V, where V is the vocabulary size. So only one log-softmax over V has to be computed. Let q be
-    the distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q)
+    p - (1 - s) e_y - s/V, where V is the vocabulary size. All of this needs only one log-softmax over V. Let q be the
+    distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q)
     and p - q for KL(q || p). Sums are in fp64 if the features are in fp64, else in fp32.
     """
 
@@ -179,7 +180,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
-    """Returns the sum of `of_passes`, (P, ...), over the passes, weighted by `shares.cross_entropy`."""
+    """Returns the weighted sum of `of_passes`, (P, ...), over its first dimension, the forward passes.
+
+    The weights are `shares.cross_entropy`.
+    """
     first, *others = (share * value for share, value in zip(shares.cross_entropy, of_passes, strict=True))
     total: Tensor = sum(others, first)
     return total
@@ -188,9 +192,9 @@ def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
 def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
     """Returns the gradient of the total loss with respect to the logits, (2, C, V), except for two terms.
 
-    The caller adds these two terms, which come from the labels and from the smoothing. `probs` (2, C, V) holds p and q,
+    The two terms come from the labels and from the smoothing; the caller adds them. `probs` (2, C, V) holds p and q,
     `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) holds KL(p || q) and KL(q || p). To save memory,
-    `log_ratio` is negated in place; a second negation restores its values.
+    `log_ratio` is negated in place, twice, so that it has its old values in the end.
     """
     by_logits = torch.empty_like(probs)
     for this, other in ((0, 1), (1, 0)):
@@ -205,8 +209,9 @@ def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Sh
 def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
     """Add `by_logits.T @ h` to `by_weight` (V, D) in place; `by_logits` is (P x C, V), `h` is (P x C, D).
 
-    If `by_logits` is in fp16, the product is computed in the precision of `by_weight`, since its sums over the tokens
-    may exceed the range of fp16. The loss scale cannot prevent that, since it is applied later. bf16 has enough range.
+    The product sums over tokens, and such sums may exceed the range of fp16. If `by_logits` is in fp16, the product is
+    therefore computed in the precision of `by_weight`. The loss scale cannot prevent such an overflow, since the loss
+    is scaled later. bf16 has enough range.
     """
     if by_logits.dtype == by_weight.dtype:
         by_weight.addmm_(by_logits.T, h)
@@ -219,7 +224,7 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
 
 
 def _log_softmax(logits: Tensor, scratch: Tensor) -> Tensor:
-    """Returns the log-softmax of `logits` in the dtype of `scratch`; on a CPU, it is written into `scratch`."""
+    """Returns the log-softmax of `logits` in the dtype of `scratch`; on a CPU, the result is written into `scratch`."""
     if logits.device.type != "cpu":
         return F.log_softmax(logits, -1, dtype=scratch.dtype)
     log_probs = scratch[: logits.numel()].view(logits.shape)
@@ -227,14 +232,20 @@ def _log_softmax(logits: Tensor, scratch: Tensor) -> Tensor:
 
 
 def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """Returns for how many tokens the softmax is computed at a time: for a slice on a CPU, else for a whole chunk."""
+    """Returns the number of tokens for which the softmax is computed at a time.
+
+    On a CPU, this is fewer tokens than `chunk_tokens` returns; on other devices, as many.
+    """
     if device == "cpu":
         return max(1, SLICE_ELEMENTS // (num_passes * vocab_size))
     return chunk_tokens(device, num_passes, vocab_size)
 
 
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
-    """Returns for how many tokens logits are in memory at a time; each token has `num_passes` x `vocab_size` logits."""
+    """Returns the number of tokens whose logits are in memory at a time.
+
+    Each token has `num_passes` x `vocab_size` logits.
+    """
     if device == "cpu":
         return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
@@ -277,9 +288,10 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with an ordinary pass p.
 
-    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q, which the paper finds to matter. As in
-    the paper's code, source and target embeddings are set to zero, but never those of the end token of the source or of
-    the start token of the target. alpha is the setting `consistency_weight`, 3 by default.
+    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
+    in the paper's code, source and target embeddings are set to zero, except for two tokens that always keep their
+    embeddings: the end token of the source and the start token of the target. alpha is the setting
+    `consistency_weight`, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
@@ -296,13 +308,19 @@ OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchL
 
 
 def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
-    """Returns a random mask (R, L), True with probability `share`, but never for padding or the token `mark`."""
+    """Returns a random mask (R, L), which is True for tokens whose embeddings are to be set to zero.
+
+    Each token is True with probability `share`, except that padding and the token `mark` are always False.
+    """
     drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
     return drawn & rows.mask & (rows.ids != mark)
 
 
 def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
-    """Returns `rows` followed by a copy, (2R, L); in the copy, tokens in the mask `cut` (R, L) get zero embeddings."""
+    """Returns `rows` (R, L) followed by a second copy of the same rows, (2R, L) in all.
+
+    If a mask `cut` (R, L) is given, the embeddings of tokens where `cut` is True are set to zero in the second copy.
+    """
     return replace(
         rows,
         ids=rows.ids.repeat(2, 1),
@@ -313,7 +331,7 @@ def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
 
 
 def _halves(rows: Rows) -> list[Rows]:
-    """Returns the two copies in `rows`, which `_twice` returned; each is (R, L)."""
+    """Splits `rows`, (2R, L), into the first R rows and the last R rows; undoes `_twice`."""
     parts = [rows.ids.chunk(2), rows.segments.chunk(2), rows.positions.chunk(2)]
     cuts = (None, None) if rows.cut is None else rows.cut.chunk(2)
     return [
@@ -325,7 +343,10 @@ def _halves(rows: Rows) -> list[Rows]:
 def _two_passes(
     model: TranslationModel, source: Rows, target: Rows, labels: Tensor, smoothing: float, shares: Shares
 ) -> BatchLoss:
-    """Returns the loss of two passes; `source` and `target` come from `_twice`, (2R, L); `labels` is (R, T)."""
+    """Returns the loss of two forward passes, one for the first half of the rows and one for the second half.
+
+    `source` and `target` are results of `_twice`, (2R, L); `labels`, (R, T), serves for both halves.
+    """
     if model.drops_layers:  # a call draws the layers to drop once, and each pass needs a draw of its own
         features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
     else:

@@ -1,4 +1,4 @@
-"""Optimizers: Adam, AdamW, SGD, Muon and schedule-free AdamW; their state in checkpoints, and averages of the weights.
+"""Optimizers (Adam, AdamW, SGD, Muon, schedule-free AdamW), their state in checkpoints, and averages of the weights.
 
 Shapes: M matrices of the same shape, with A rows and B columns.
 """
@@ -17,7 +17,7 @@ from mtkit.config.training_settings import TrainingConfig
 
 
 class AveragedWeights:
-    """An average of the weights, in fp32, which validation uses instead of the weights themselves.
+    """An average, in fp32, of the weights of a model; validation uses the average instead of the weights themselves.
 
     The average starts as a copy of the weights.
     """
@@ -33,7 +33,7 @@ class AveragedWeights:
         return dict(zip(self._parameters, self.tensors, strict=True))
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Set the average to `weights`, which come from a checkpoint, for example; the keys are parameter names."""
+        """Set the average to `weights`, for example those in a checkpoint; the keys are parameter names."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
@@ -46,10 +46,10 @@ class AveragedWeights:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Returns a context in which the model's parameters are the average; after it, they are the weights again.
+        """Context manager in which the parameters of the model are the average; afterwards, they are the weights again.
 
-        The tensors are swapped, not copied. Only recurrent cells on a GPU copy tensors, since these cells need their
-        weights in one block of memory.
+        The tensors are swapped, not copied, with one exception: tensors of recurrent cells on a GPU are copied, since
+        such cells need their weights in one block of memory.
         """
         self._swap()
         for cells in self._cells:
@@ -99,10 +99,11 @@ GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 class Muon(torch.optim.Adam):
     """Updates hidden matrices by Muon, which orthogonalises the updates, and all other parameters by Adam.
 
-    Muon follows Jordan (2024, https://kellerjordan.github.io/posts/muon), with Nesterov momentum. If a matrix stacks
-    several others (those for queries, keys and values, or the gates of a recurrent cell), each of the stacked matrices
-    is treated separately. Orthogonalised updates are multiplied by 0.2 x sqrt(max(rows, columns)) as in Liu et al.
-    (2025, arXiv:2502.16982), so that a learning rate that suits Adam also suits Muon.
+    Hidden matrices are those that `hidden_matrices` returns. Muon follows Jordan (2024,
+    https://kellerjordan.github.io/posts/muon), with Nesterov momentum. If a matrix stacks several others (those for
+    queries, keys and values, or the gates of a recurrent cell), each of the stacked matrices is treated separately.
+    Orthogonalised updates are multiplied by 0.2 x sqrt(max(rows, columns)) as in Liu et al. (2025, arXiv:2502.16982),
+    so that a learning rate that suits Adam also suits Muon.
     """
 
     def __init__(
@@ -118,8 +119,8 @@ class Muon(torch.optim.Adam):
         """Makes an optimizer for all parameters of `model`, with decoupled weight decay.
 
         `betas` and `eps` are those of Adam. The weight decay is `matrix_decay` for hidden matrices and `other_decay`
-        for all other parameters. `matrix_rate` is stored as "rate" in the parameter group of hidden matrices, so that
-        `Updater.update` multiplies the learning rate of this group by it.
+        for all other parameters. `matrix_rate` is a factor of the learning rate of hidden matrices: it is stored as
+        "rate" in their parameter group, and `Updater.update` applies it.
         """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
@@ -178,11 +179,11 @@ class Muon(torch.optim.Adam):
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Returns the matrices of the linear layers and recurrent cells of a model, each with its number of blocks.
+    """Returns the matrices of a model's linear layers and recurrent cells, and of how many blocks each matrix consists.
 
     A matrix that stacks several matrices of equal size, such as those for queries, keys and values, has one block of
-    rows for each of them. Every other matrix is one block. Embeddings and the output layer are not hidden matrices, and
-    neither is a matrix with only one row or column.
+    rows for each stacked matrix. Every other matrix is one block. Embeddings and the output layer are not hidden
+    matrices, and neither is a matrix with only one row or column.
     """
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
@@ -200,8 +201,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """Returns matrices with the singular vectors of `matrices`, (M, A, B), and singular values near 1.
 
     A must be at most B. The Newton-Schulz iteration runs on all matrices at once, in the precision of autocast if
-    autocast is enabled, else in fp32. The new singular values lie between 0.68 and 1.13. Only singular values that were
-    less than about a thousandth of the norm of their matrix may stay below that range.
+    autocast is enabled, else in fp32. The new singular values lie between 0.68 and 1.13, with one exception: singular
+    values that were less than about a thousandth of the norm of their matrix may stay below 0.68.
     """
     a, b, c = COEFFICIENTS
     device = matrices.device.type
@@ -250,7 +251,7 @@ class ScheduleFree(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], eps: float) -> None:
-        """Makes an optimizer for all parameters of `model`; `groups` is what `parameter_groups` returns for it."""
+        """Makes an optimizer for all parameters of a model; `parameter_groups` has split them into `groups`."""
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
         self.average = AveragedWeights(model)  # x
         self._places = {parameter: place for place, parameter in enumerate(model.parameters())}
@@ -288,7 +289,7 @@ class ScheduleFree(torch.optim.Optimizer):
         return None
 
     def _rate_and_share(self, learning_rate: float, beta2: float) -> tuple[float, float]:
-        """Returns the two numbers that the paper calls gamma and c.
+        """Returns gamma and c, two numbers that are named as in the paper (Defazio et al. 2024).
 
         gamma is the learning rate with Adam's bias correction; c is the share of the new z in x. As in the authors'
         code, c is proportional to the square of the largest gamma so far.
@@ -303,7 +304,7 @@ class ScheduleFree(torch.optim.Optimizer):
         return rate, largest**2 / total if total else 0.0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that `state_dict` returned."""
+        """Load a state that the method `state_dict` returned."""
         super().load_state_dict(state_dict)
         first = next(iter(self._places))
         for state in state_dict["state"].values():
@@ -359,7 +360,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devic
 
 
 def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> AveragedWeights | None:
-    """Returns the average of the weights that validation uses; `None` if validation uses the weights themselves."""
+    """Returns the average of the weights, for use in validation; `None` if validation uses the weights themselves."""
     if isinstance(optimizer, ScheduleFree):
         return optimizer.average
     return MovingAverage(model, config.ema_decay) if config.ema_decay else None
@@ -390,11 +391,11 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 
 
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
-    """Whether `tensors`, which `optimizer_tensors` returned, can be loaded into this optimizer.
+    """Whether the optimizer can load `tensors`, a result of `optimizer_tensors`.
 
-    An empty dict can be loaded into every optimizer. The state of sgd is momentum. The state of adam and adamw consists
-    of averages of the gradient and of its square. The state of muon consists of momentum for hidden matrices, and of
-    the same averages as in adam for all other parameters. The state of schedule_free includes the weights z.
+    Every optimizer can load an empty dict. The state of sgd is momentum. The state of adam and adamw consists of
+    averages of the gradient and of its square. The state of muon consists of momentum for hidden matrices, and of the
+    same averages as in adam for all other parameters. The state of schedule_free includes the weights z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}
@@ -402,7 +403,7 @@ def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load the state `tensors`, which `optimizer_tensors` returned, into the optimizer of a model."""
+    """Load the state `tensors`, a result of `optimizer_tensors`, into the optimizer of a model."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
 """Records of a run: its identity (settings and checksums), changes of its settings, its facts, and its bundle.
 
-The identity of a run is what must match its checkpoints for the run to resume.
+A run may resume from a checkpoint only if the run's identity matches the identity in the checkpoint.
 """
 
 import json
@@ -75,7 +75,7 @@ FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting or a checksum of data that has changed, with its old and its new value."""
+    """A setting that has changed, or data whose checksum has changed; with the old and the new value."""
 
     name: str
     before: Any
@@ -104,10 +104,10 @@ class Changes:
 
 
 def identity_of(config: Config, data: str, tokenizer: str, validation: str, started_from: str | None) -> dict[str, Any]:
-    """Returns the identity of a run: the settings and checksums that must match its checkpoints for the run to resume.
+    """Returns the identity of a run: settings and checksums to compare with a checkpoint before the run resumes.
 
     `data`, `tokenizer` and `validation` are checksums. `started_from` is the checksum of the weights that training
-    started from; `None` if they were random.
+    started from; `None` if the weights were random.
     """
     schedule = config.training.schedule
     without_effect = {"max_steps": schedule not in ENDING, "decay_steps": schedule != "wsd"}
@@ -133,8 +133,8 @@ WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:
     """Returns the settings and checksums that a finished model depends on.
 
-    Unless these change, training again would give the same model. `data` and `validation` are checksums. `started_from`
-    is the checksum of the weights that training started from; `None` if they were random.
+    As long as none of them changes, training again would give the same model. `data` and `validation` are checksums.
+    `started_from` is the checksum of the weights that training started from; `None` if the weights were random.
     """
     return {
         **({"start_from": started_from} if started_from else {}),
@@ -149,18 +149,18 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
     """Returns `saved`, a stored result of `identity_of` or `completion_of`, completed by defaults.
 
-    If `saved` was written by an earlier version of mtkit, it may lack settings of the model or of training that did not
-    exist then. Missing settings that `now`, the current result, contains are added with their defaults.
+    If an earlier version of mtkit wrote `saved`, newer settings of the model or of training may be missing in it.
+    Missing settings that `now`, the current result, contains are added with their defaults.
     """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
 
 def changes_since(found: dict[str, Any], now: dict[str, Any], config: Config, step: int) -> Changes:
-    """Returns the differences between `found`, the identity in the checkpoint of `step`, and `now`, the current one.
+    """Returns the differences between `found`, the identity in a checkpoint, and `now`, the present identity.
 
-    The differences are grouped by whether training may resume. If an earlier version of mtkit wrote the checkpoint,
-    `found` may lack some entries: a missing setting counts as having had its default, and a missing checksum of the
-    validation text counts as unchanged.
+    `step` is the step of the checkpoint. The differences are grouped by whether training may resume. If an earlier
+    version of mtkit wrote the checkpoint, `found` may lack some entries: a missing setting counts as having had its
+    default, and a missing checksum of the validation text counts as unchanged.
     """
     had_max_steps = "max_steps" in found["training"]
     found = {"validation": now["validation"], **with_defaults(found, now, config)}
@@ -192,10 +192,10 @@ def _is_stable(step: int, settings: TrainingConfig) -> bool:
 
 
 def _may_be_asked_for(name: str) -> bool:
-    """Whether --change allows a setting to change.
+    """Whether the option --change allows a setting to change when training resumes.
 
-    It allows all training settings except `start_from` and `seed`, and all dropout rates of the model. Other settings
-    must not change, since the weights must still fit and the order of the pairs must stay the same.
+    --change allows all training settings except `start_from` and `seed`, and all dropout rates of the model. Other
+    settings must not change, since the weights must still fit and the order of the sentence pairs must stay the same.
     """
     if name.startswith("training."):
         return name not in ("training.start_from", "training.seed")
@@ -203,7 +203,7 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns `saved` plus those keys that only `now` has, with their defaults; nested dicts are filled likewise."""
+    """Returns `saved` plus the keys that only `now` has, with values from `defaults`; nested dicts likewise."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -228,9 +228,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def _mixing(config: Config) -> dict[str, Any]:
-    """Returns a dict whose key "mixing" holds the weights of the corpora and the temperature.
+    """Returns a dict whose key "mixing" holds the weights of the corpora and the sampling temperature.
 
-    The dict is empty if every pair occurs exactly once in an epoch.
+    The dict is empty if every sentence pair occurs exactly once in an epoch.
     """
     weights = [text.weight for text in config.data.train]
     if is_proportional(weights, config.data.temperature):
@@ -244,7 +244,7 @@ def _mixing(config: Config) -> dict[str, Any]:
 def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool) -> None:
     """Raise CheckpointError if one of the changes is not allowed.
 
-    Changes that need --change are allowed only if `are_asked_for` is true.
+    Changes that need the option --change are allowed only if `are_asked_for` is true.
     """
     told = "; ".join(map(str, changes.all))
     if changes.fixed:
@@ -263,8 +263,8 @@ def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool)
 def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Sequence[Difference]) -> list[Change]:
     """Returns `chain`, the list of changes of a run, extended by the `differences` found at `step`.
 
-    `pairs` is the number of pairs trained on up to `step`. If a setting changed twice at `step`, its first and its last
-    value are recorded; if the two are equal, nothing is recorded.
+    `pairs` is the number of sentence pairs trained on up to `step`. If a setting changed twice at `step`, its first and
+    its last value are recorded; if the first and the last value are equal, nothing is recorded.
     """
     chain = list(chain)
     settings: dict[str, list[Any]] = {}
@@ -278,7 +278,7 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 
 
 def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
-    """Returns the earlier values of `training.batch_tokens`, and how many pairs were trained on before each change."""
+    """Returns each earlier value of `training.batch_tokens`, with the number of pairs trained on before it changed."""
     name = "training.batch_tokens"
     return [
         EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]
@@ -293,7 +293,7 @@ def write_facts(
 ) -> dict[str, Any]:
     """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
-    `started_from` is the checksum of the weights that training started from; `None` if they were random.
+    `started_from` is the checksum of the weights that training started from; `None` if the weights were random.
     """
     facts = {
         "mtkit": __version__,
@@ -326,8 +326,8 @@ def write_model(
 ) -> None:
     """Write a bundle to `path`.
 
-    `training` holds facts for the description of the bundle. `lines` are source sentences; some of them are stored in
-    the bundle with the model's translations, as canaries, to check the model on other machines.
+    `training` holds facts for the description of the bundle. `lines` are source sentences. Some of these sentences are
+    stored in the bundle, with the model's translations of them, so that the model can be checked on other machines.
     """
     translator = translator_of(config, tokenizer, weights)
     about = {
@@ -344,21 +344,22 @@ def write_model(
 def write_trained(config: Config, started_from: str | None, ending: dict[str, Any] | None = None) -> None:
     """Write trained.json, which records that training with these settings is finished.
 
-    `started_from` is the checksum of the weights that training started from, even if their file has been deleted since;
-    `None` if the weights were random. `ending` is `Progress.ending`: the decay by which --end-in ended the run.
+    `started_from` is the checksum of the weights that training started from, even if the file of these weights has been
+    deleted since; `None` if the weights were random. `ending` is `Progress.ending`: it describes the decay of the
+    learning rate if --end-in ended the run.
     """
     noted = {"ending": ending} if ending else {}
     _write_json(config.run_path / TRAINED, {**_completion(config, started_from), **noted})
 
 
 def ending_of(run: Path) -> Ending | None:
-    """Returns how --end-in lowered the learning rate to end a finished run; `None` if it ended without --end-in."""
+    """Returns how --end-in lowered the learning rate to end a finished run; `None` if the run ended otherwise."""
     ending = _trained(run).get("ending")
     return Ending(**ending) if ending else None
 
 
 def nothing_to_end(run: Path) -> CheckpointError:
-    """Returns the error of --end-in for a run that has no checkpoint."""
+    """Returns the error to raise if --end-in is given for a run that has no checkpoint."""
     return CheckpointError(
         f"{run}: --end-in ends a run from its newest checkpoint, but there is none; train without it"
     )
@@ -372,8 +373,8 @@ def is_trained(config: Config) -> bool:
 def changed_since_trained(config: Config) -> list[str]:
     """Returns the changes since training finished, in words; [] if training again would give the same model.
 
-    It counts as a change if the model that training started from was replaced by another model, but not if it was
-    moved or deleted.
+    If the model that training started from was replaced by another model, that counts as a change; if the model was
+    only moved or deleted, that does not count.
     """
     found = _trained(config.run_path)
     training = found.get("training")
@@ -490,7 +491,7 @@ def note_scores(run: Path, record: dict[str, Any], scores: list[dict[str, Any]])
 
 
 def processor() -> str:
-    """Returns the model name of the CPU, or the kind of CPU if the system does not tell the model."""
+    """Returns the model name of the CPU or, if the system does not tell the name, the kind of CPU."""
     try:
         facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -523,7 +524,7 @@ BEST, AVERAGE = "best", "average"  # the values of --step that are not numbers
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights of one checkpoint, or the mean weights of several, and all else that their bundle needs."""
+    """The weights of one checkpoint, or the mean weights of several, and all else that goes into a bundle with them."""
 
     steps: list[int]  # the steps of the checkpoints
     choice: str | None  # why these steps were chosen, in words; None if the user named the step
@@ -579,7 +580,10 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """Choose and read the checkpoints. Raises FileNotFoundError if training deletes one of them meanwhile."""
+    """Choose the checkpoints and read what a bundle needs from them.
+
+    Raises FileNotFoundError if training deletes one of these checkpoints meanwhile.
+    """
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]
     newest = read_snapshot(directories[-1])
@@ -592,9 +596,9 @@ def _read(run: Path, wanted: str) -> Chosen:
 
 
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
-    """Returns the steps to read, in ascending order, and why they were chosen, in words.
+    """Returns the steps of the checkpoints to read, in ascending order, and the reason for this choice, in words.
 
-    The second value is `None` if `wanted` is a step.
+    The reason is `None` if `wanted` is a step.
     """
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):

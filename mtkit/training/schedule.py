@@ -1,4 +1,4 @@
-"""Learning-rate schedules, the limits that end training, and plans for a given number of minutes."""
+"""Learning-rate schedules, the limits that end training, and plans for runs of a given number of minutes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
 
 
 def decay_start(config: TrainingConfig) -> int:
-    """Returns the last step before the decay of schedule wsd.
+    """Returns the last step before the learning rate begins to decay (schedule wsd).
 
     If `decay_steps` is "auto", the decay does not begin before the end of warm-up.
     """
@@ -72,7 +72,7 @@ def decay_start(config: TrainingConfig) -> int:
 
 
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then stays constant until validations lower it.
+    """The rate rises linearly to the peak, then stays constant, except that validations may lower it (`lowered` times).
 
     Each lowering multiplies the rate by `plateau_factor`, but the rate never falls below `final_learning_rate`.
     """
@@ -86,7 +86,7 @@ def _peak(config: TrainingConfig) -> float:
 
 
 def _warmth(step: int, config: TrainingConfig) -> float:
-    """Returns how much of warm-up is done at `step`, as a fraction between 0 and 1."""
+    """Returns how much of the warm-up is done at `step`, as a fraction between 0 and 1."""
     return min(1.0, step / max(settled(config.warmup_steps), 1))
 
 
@@ -112,17 +112,17 @@ SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
 def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:
     """Returns the learning rate of update number `step`, counted from 1.
 
-    `lowered` is the number of times that validations have lowered the rate (schedule plateau).
+    `lowered` is the number of times that validations have lowered the rate; only the schedule plateau uses this number.
     """
     return SCHEDULES[config.schedule](step, config, d_model, lowered)
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
-    """Whether the schedule plateau, if it is used, lowers the learning rate now.
+    """Whether the learning rate is lowered now; only the schedule plateau lowers it.
 
     `stale` is the number of stale validations: those that were no better than the best validation before them. The
-    count begins again with each new best validation, and whenever the rate is lowered. A rate at `final_learning_rate`
-    is not lowered. The rate is lowered after `plateau_patience` stale validations. With the same patience, PyTorch's
+    count begins again with each new best validation, and whenever the rate is lowered. After `plateau_patience` stale
+    validations, the rate is lowered, unless it has reached `final_learning_rate`. With the same patience, PyTorch's
     ReduceLROnPlateau, which JoeyNMT uses, waits for one stale validation more.
     """
     return (
@@ -139,27 +139,30 @@ ENDED_BY_DECAY = ("constant", "wsd")  # schedules of the runs that --end-in can 
 
 @dataclass(frozen=True)
 class Ending:
-    """The decay of the learning rate by which --end-in ends a run; later checkpoints of the run hold the decay."""
+    """The decay of the learning rate with which a run ends (option --end-in).
+
+    Checkpoints that are written during the decay or at its end store the decay.
+    """
 
     start: int  # the last step before the decay
     steps: int  # updates of the decay
 
     @property
     def last_step(self) -> int:
-        """The step at which the decay, and training, ends."""
+        """The step at which both the decay and training end."""
         return self.start + self.steps
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
         """Returns a copy of the settings with the schedule wsd and this decay.
 
-        The copy has no `max_minutes` and no `patience`, which could end training before the decay is done.
+        The copy has no `max_minutes` and no `patience`, since these limits could end training before the decay is done.
         """
         decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
         return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
 
 
 def no_ending(config: TrainingConfig, step: int | None = None) -> str:
-    """Returns the reason why --end-in cannot end a run with these settings, in words; "" if it can.
+    """Returns, in words, why --end-in cannot end a run with these settings; "" if --end-in can end the run.
 
     If `step` is given, the decay must also be able to begin after this step.
     """
@@ -183,7 +186,7 @@ def no_ending(config: TrainingConfig, step: int | None = None) -> str:
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
     """Whether a checkpoint was due at `step` under the settings that the run had at that step.
 
-    Checkpoints that were not due, but were written because the run was stopped, take no part in averages.
+    A stopped run also writes a checkpoint when none is due; such a checkpoint takes no part in averages.
     """
     return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
@@ -200,7 +203,7 @@ def has_reached_target(progress: Progress, config: TrainingConfig) -> bool:
 
 
 def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
-    """Returns the limit that training has reached, in words; "" if it has reached none."""
+    """Returns, in words, the limit that training has reached; "" if no limit is reached."""
     if has_reached_target(progress, config):
         return f"training.target_score {config.target_score:g} is reached"
     if progress.step >= settled(config.max_steps):
@@ -224,7 +227,7 @@ def expected_steps(progress: Progress, config: TrainingConfig) -> int:
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
-    """Returns the reason why training counts as diverged, in words; "" if it does not."""
+    """Returns, in words, why training counts as diverged; "" if training has not diverged."""
     if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
@@ -256,7 +259,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that replace "auto" in the settings of a run whose `max_steps` is "auto"; checkpoints hold them."""
+    """The numbers that replace "auto" in the settings of a run whose `max_steps` is "auto".
+
+    Checkpoints store these numbers.
+    """
 
     max_minutes: float
     max_steps: int
@@ -270,7 +276,7 @@ class Plan:
         return config.model_copy(update=numbers)
 
     def told(self, pace: Pace) -> str:
-        """Returns the plan in words, with `pace`, the speed that was measured for it."""
+        """Returns the plan in words, together with the measured speed `pace`."""
         return (
             f"{_minutes_are(self.max_minutes)} {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
             f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
@@ -284,10 +290,11 @@ class Plan:
 
 
 def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
-    """Returns the plan for a run of `max_minutes`, of which `spent` seconds are used before the first update.
+    """Returns the plan for a run of `max_minutes` at the measured speed `pace`.
 
-    If `validate_every` is "auto", a number is chosen for `validate_every`, and `max_steps` becomes a multiple of this
-    number. Raises ConfigError if `warmup_steps` or `decay_steps` is given but too large.
+    `spent` is the number of seconds used before the first update. If `validate_every` is "auto", a number is chosen for
+    `validate_every`, and `max_steps` becomes a multiple of this number. Raises ConfigError if `warmup_steps` or
+    `decay_steps` is given but too large.
     """
     assert config.max_minutes is not None, "the settings check it"
     seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
@@ -317,7 +324,7 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """Returns a copy of the settings in which numbers replace "auto" in the settings that `SHARES` names.
+    """Returns a copy of the settings; in the copy, the settings named in `SHARES` have numbers instead of "auto".
 
     `warmup_steps` and `validate_every` become fractions of `max_steps`; `save_every` becomes equal to `validate_every`.
     """
@@ -334,8 +341,9 @@ def with_shares(config: TrainingConfig) -> TrainingConfig:
 class Forecast:
     """Reports how many updates fit into `max_minutes`, as soon as the speed of training is known.
 
-    Reports nothing if `max_steps` updates fit. Otherwise, it warns if the updates that fit are too few for warm-up, for
-    a validation or for the schedule. With `is_planned=True`, it reports nothing, since `max_steps` was chosen to fit.
+    If `max_steps` updates fit, nothing is reported. Otherwise, a warning is printed if the updates that fit are too few
+    for warm-up, for a validation or for the schedule. With `is_planned=True`, nothing is reported, since `max_steps`
+    was chosen to fit.
     """
 
     def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
@@ -352,7 +360,10 @@ class Forecast:
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
-        """To be called after each update with its `step` and the `seconds` of training so far; reports at most once."""
+        """To be called after each update; reports at most once.
+
+        `step` is the number of the update, and `seconds` the time that training has taken so far.
+        """
         if self._is_told or self._config.max_minutes is None:
             return
         if self._first is None:
@@ -371,7 +382,7 @@ class Forecast:
 
 
 def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
-    """Returns, in words, which settings do not fit a training run that ends at `last_step`; empty if all fit."""
+    """Returns, in words, which settings do not fit a training run that ends at `last_step`; [] if all settings fit."""
     warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
     found = []
     if warmup > 1 and last_step <= warmup:
@@ -409,7 +420,7 @@ def _shares(config: TrainingConfig, update_seconds: float) -> str:
 
 
 def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
-    """Warn if a training run that ends at `last_step` is too short for its settings; returns whether it warned.
+    """Warn if a training run that ends at `last_step` is too short for its settings; returns whether it is too short.
 
     The warning begins with `told`, which says how many updates there are.
     """

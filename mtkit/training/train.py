@@ -78,7 +78,7 @@ NUM_SAMPLES = 3  # number of translations shown at each validation
 
 
 def nothing() -> None:
-    """Does nothing; this is the default of `after_save`."""
+    """Does nothing; `train` calls this function after each checkpoint if no other function is given as `after_save`."""
 
 
 def train(
@@ -88,12 +88,13 @@ def train(
     after_save: Callable[[], None] = nothing,
     end_in: int | None = None,
 ) -> None:
-    """Train until a limit of the settings is reached, and write the bundle into the run directory.
+    """Train until a limit in the settings is reached, and write the bundle into the run directory.
 
     `validation` holds the source sentences and the references. Training resumes from the newest checkpoint if there is
     one; `change=True` (--change) allows settings that differ from those of the checkpoint. `after_save` is called after
-    each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over that many updates from the newest
-    checkpoint on, and the run then ends. Raises StoppedError after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
+    each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over the `end_in` updates after the
+    newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, saves the state, then raises
+    StoppedError.
     """
     run = config.run_path
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -107,7 +108,7 @@ def train(
 
 
 class Trainer:
-    """Trains one run, from its first update, or from its newest checkpoint, to its bundle."""
+    """Trains one run: begins with the first update, or after the newest checkpoint, and ends with the bundle."""
 
     def __init__(
         self,
@@ -153,11 +154,11 @@ class Trainer:
 
     @property
     def settings(self) -> TrainingConfig:
-        """The training settings, with numbers in place of "auto" once they are known."""
+        """The training settings; numbers replace "auto" as soon as the numbers are known."""
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Use these training settings, which have numbers in place of "auto"."""
+        """Use `training` as the training settings from now on; it has numbers in place of "auto"."""
         self.config = self.given.model_copy(update={"training": training})
 
     def _rate(self, step: int, settings: TrainingConfig) -> float:
@@ -167,7 +168,7 @@ class Trainer:
     # How a run begins: new, from another model, or from its newest checkpoint.
 
     def _begin(self) -> None:
-        """Begin a new run: load the weights of `training.start_from` if that is given, else keep the random weights."""
+        """Begin a new run: load the weights of `training.start_from` if it is given, else keep the random weights."""
         if bundle := start_bundle(self.config):
             weights = bundle.weights()
             require_weights_of(self.model, weights, str(bundle.path))
@@ -223,9 +224,10 @@ class Trainer:
             self._change(found)
 
     def _plan_of(self, progress: Progress, step: int) -> Plan:
-        """Returns the plan in the `progress` of a checkpoint, scaled if `max_minutes` has changed since the run began.
+        """Returns the plan stored in `progress`, scaled if `max_minutes` has changed since the run began.
 
-        Raises CheckpointError if the run began with numbers instead of "auto".
+        A plan has the numbers that replace "auto" in the settings. Raises CheckpointError if the run began with numbers
+        instead of "auto", so that there is no plan.
         """
         if progress.plan is None:
             raise CheckpointError(
@@ -238,10 +240,10 @@ class Trainer:
         return plan if minutes == plan.max_minutes else plan.for_minutes(minutes)
 
     def _ending_of(self, progress: Progress, end_in: int | None) -> Ending | None:
-        """Returns the decay of --end-in that had begun when a checkpoint was written; `None` if there was none.
+        """Returns the decay of the learning rate (--end-in) that is stored in `progress`; `None` if no decay had begun.
 
-        If there is one, it becomes part of the settings. Raises CheckpointError if the settings no longer allow the
-        decay, or if `end_in` asks for another decay.
+        If a decay had begun, it becomes part of the settings. Raises CheckpointError if the settings no longer allow
+        the decay, or if `end_in` asks for another decay.
         """
         if progress.ending is None:
             return None
@@ -259,7 +261,7 @@ class Trainer:
         return ending
 
     def _begin_ending(self, step: int, end_in: int) -> Ending:
-        """Begin the decay of --end-in after `step`; the decay becomes part of the settings.
+        """Begin the decay of the learning rate (--end-in) after `step`; the decay becomes part of the settings.
 
         Raises CheckpointError if the settings do not allow the decay.
         """
@@ -271,7 +273,7 @@ class Trainer:
         return ending
 
     def _tell_ending(self, ending: Ending) -> None:
-        """Report the decay of --end-in, and the limits that it overrides."""
+        """Report the decay of the learning rate (--end-in), and which limits of training no longer apply."""
         limits = [name for name in ("max_minutes", "patience") if getattr(self.given.training, name) is not None]
         ignored = f"; training.{' and '.join(limits)} cannot end it earlier" if limits else ""
         say(
@@ -286,7 +288,8 @@ class Trainer:
     def _change(self, found: dict[str, Any]) -> None:
         """Record, report and apply the changes of settings and data since the checkpoint was written.
 
-        `found` is the identity in the checkpoint: the settings and checksums that it was written with.
+        `found` is the identity in the checkpoint: the settings and checksums of the run when the checkpoint was
+        written.
         """
         progress, differences = self.state.progress, self.changes.all
         changed = {difference.name for difference in differences}
@@ -310,7 +313,7 @@ class Trainer:
             self._find_best_again(is_logged)
 
     def _find_best_again(self, is_logged: bool) -> None:
-        """Choose the best checkpoint again, since a setting in `MEASURES` has changed.
+        """Choose the best checkpoint again, after a change of a setting in `MEASURES`, on which scores depend.
 
         Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best of all
         checkpoints is chosen by the logged scores of the kind that `select_by` now names. Otherwise, or if the log
@@ -487,7 +490,7 @@ class Trainer:
     def _overflow(self) -> None:
         """Count and report an overflow in fp16.
 
-        An overflow is no sign of divergence, since the loss scale is found by trial and error.
+        Overflows are no sign of divergence, since the loss scale is found by trial and error.
         """
         progress = self.state.progress
         progress.overflows += 1
@@ -498,7 +501,7 @@ class Trainer:
         self.log.write("overflow", step=progress.step, loss_scale=self.updater.scaler.scale)
 
     def _epochs(self) -> float:
-        """Returns the number of pairs consumed so far, divided by the number of pairs in the corpus."""
+        """Returns the number of sentence pairs consumed so far, divided by the number of pairs in the corpus."""
         return self.state.progress.pairs / len(self.corpus)
 
     # Validation.
@@ -547,7 +550,7 @@ class Trainer:
     def _show_samples(self, translations: list[str]) -> None:
         """Show and log `NUM_SAMPLES` of the translations.
 
-        Successive validations show different sentences. Which sentences these are depends only on the step.
+        Successive validations show different sentences; the choice of sentences depends only on the step.
         """
         first = self.state.progress.step // settled(self.settings.validate_every) * NUM_SAMPLES
         for i in range(first, first + min(NUM_SAMPLES, len(translations))):
@@ -589,7 +592,10 @@ class Trainer:
         return "nothing is lost" if step is None else f"the state of step {step:,} is saved"
 
     def _scheduled(self) -> list[int]:
-        """Returns the steps of checkpoints that were saved on schedule, not only because the run was stopped."""
+        """Returns the steps of the checkpoints that were due.
+
+        A stopped run also writes a checkpoint when none is due; the step of such a checkpoint is left out.
+        """
         return [step for step in checkpoint_steps(self.checkpoints) if self._saves_at(step)]
 
     def _saves_at(self, step: int) -> bool:
@@ -597,7 +603,10 @@ class Trainer:
 
     @property
     def _is_savable(self) -> bool:
-        """Whether the state may be saved; False if the last update was skipped, since training may be diverging."""
+        """Whether the state may be saved.
+
+        If the last update was skipped, training may be diverging, so the state must not be saved.
+        """
         return self.state.progress.skipped_in_row == 0
 
     # The end: choose the weights, write the bundle.
@@ -659,9 +668,10 @@ class Trainer:
     # Failures: memory that runs out, training that diverges.
 
     def _update_or_save(self, stream: Stream) -> int:
-        """Make an update; returns the epoch of its last batch.
+        """Make an update; returns the epoch of the last batch of the update.
 
-        If memory runs out, saves the state before the update, and raises MtkitError with advice on what to change.
+        If memory runs out, goes back to the state before the update, saves that state, and raises MtkitError with
+        advice on what to change.
         """
         progress = self.state.progress
         before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
@@ -694,7 +704,7 @@ class Trainer:
         )
 
     def _less_memory(self) -> str:
-        """Returns advice on what to do if an update runs out of memory; it is passed to `_out_of_memory`."""
+        """Returns advice for the error message if an update runs out of memory."""
         return (
             f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
             f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
@@ -740,7 +750,10 @@ SHARE, LONGEST = 0.03, 60.0
 def measure_pace(
     model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
 ) -> Pace:
-    """Returns the measured seconds of an update and of a validation; leaves `model` and `progress` unchanged."""
+    """Measures how many seconds an update takes, and how many a validation takes.
+
+    `model` and `progress` stay unchanged.
+    """
     update = _update_seconds(model, feed, progress, stop)
     return Pace(update, validation.expected_seconds(model, tokenizer, stop))
 

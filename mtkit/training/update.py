@@ -22,8 +22,8 @@ from mtkit.training.optimizers import AveragedWeights
 class LossScaler:
     """PyTorch's dynamic loss scale: an overflow halves it; 2,000 updates in a row without an overflow double it.
 
-    In precisions other than fp16, this class does nothing. Its state is the scale and the number of updates since the
-    scale changed.
+    In precisions other than fp16, this class does nothing. Checkpoints store the scale and the number of updates since
+    the scale changed.
     """
 
     def __init__(self, device: torch.device, precision: str, scale: float, updates: int) -> None:
@@ -45,14 +45,14 @@ class LossScaler:
 
     @property
     def scale(self) -> float:
-        """The current scale; in precisions other than fp16, it is FIRST_SCALE and has no effect."""
+        """The current scale; in precisions other than fp16, this is always FIRST_SCALE and has no effect."""
         return self.state[0]
 
     @property
     def state(self) -> tuple[float, int]:
         """What a checkpoint stores: the scale, and the number of updates since the scale changed.
 
-        In precisions other than fp16, this is (FIRST_SCALE, 0).
+        In precisions other than fp16, the two are always FIRST_SCALE and 0.
         """
         if not self._scaler.is_enabled():
             return FIRST_SCALE, 0
@@ -85,8 +85,8 @@ class Updater:
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
         """Make update number `step` with learning rate `rate`; returns the statistics of the update.
 
-        The loss is summed over all batches, then divided by the number of target tokens in them. If the loss or the
-        gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
+        The loss is summed over all batches, then divided by the number of target tokens in these batches. If the loss
+        or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
@@ -130,6 +130,6 @@ def seed_device(device: torch.device, seed: int) -> None:
 def random_seed(seed: int, step: int, micro_batch: int) -> int:
     """Returns the seed for the forward pass of one batch.
 
-    The seed depends on the arguments alone, so that training draws the same numbers after it was resumed.
+    The seed depends on the arguments alone, so a resumed run draws the same random numbers as an uninterrupted one.
     """
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -128,7 +128,7 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
     ) -> tuple[list[str], Counter[str]]:
-        """Returns the translations of the sources, and for each kind of problem the number of lines that have it."""
+        """Returns the translations of the sources, and the number of lines with each kind of problem."""
 
         def done(count: int) -> None:
             stop.check()
@@ -164,7 +164,7 @@ def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> N
 
 
 def _warn_of_unspaced(config: Config, references: list[str]) -> None:
-    """Warn if the references have no spaces between words although the tokenizer of BLEU needs them."""
+    """Warn if the references have no spaces between words although the tokenizer of BLEU needs such spaces."""
     tokenizer = tokenizer_of(config.languages.target)
     if found := unspaced(references, tokenizer):
         by_bleu = config.training.select_by == "bleu"
@@ -178,7 +178,7 @@ def _warn_of_unspaced(config: Config, references: list[str]) -> None:
 def best_logged(
     path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
 ) -> tuple[int, float, int] | None:
-    """Returns the step in `steps` with the best logged score, this score, and the number of validations after the step.
+    """Returns the step in `steps` with the best logged score, that score, and the number of later validations.
 
     `path` is the log file. Returns `None` if the log is damaged or missing, or has no validation at any of `steps`.
     """

@@ -1,4 +1,4 @@
-"""`mtkit verify`: checks that the files of a run are intact, and that a training run that is killed resumes exactly."""
+"""`mtkit verify`: checks that the files of a run are intact, and that killing and resuming a run changes no result."""
 
 import json
 import signal
@@ -46,7 +46,7 @@ def check_data(run: Path) -> Report:
 def check_results(run: Path, device: str | None = None) -> Report:
     """Check the files that training wrote: the checkpoints and the model.
 
-    The model is checked on `device`, as `mtkit check` does it.
+    The model is checked on `device` in the same way as by `mtkit check`.
     """
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
@@ -56,9 +56,9 @@ def check_results(run: Path, device: str | None = None) -> Report:
 
 
 def _part(path: Path, look: Callable[[Path], Report]) -> Report:
-    """Returns the report `look(path)` on a folder, or a report that the folder is missing.
+    """Returns `look(path)`, the report on a folder; if the folder is missing, the report says only that.
 
-    If `look` raises MtkitError, its message becomes the faults of the report.
+    If `look` raises MtkitError, the lines of the error message become the faults in the report.
     """
     place = standing(path)
     if not place.exists():
@@ -122,7 +122,7 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """Yields a message if a file of a checkpoint is missing or unreadable, or if its checksum is not `checksum`."""
+    """Yields a message if a file of a checkpoint is missing, is unreadable, or has a checksum other than `checksum`."""
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         found = file_checksum(path)
@@ -163,7 +163,7 @@ class Killed:
 
 
 def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path) -> Killed | None:
-    """Start a process that starts or resumes a training run, and kill it at the moment that `kill` describes.
+    """Start a process that starts or resumes a training run; kill the process at the moment that `kill` describes.
 
     Returns the state of training when the process was killed, or `None` if training ended before that moment. The
     process is killed by SIGKILL, or by its equivalent on Windows. Its stderr is written to the file `messages`. Raises
@@ -196,7 +196,7 @@ def train_to_end(command: Sequence[str], messages: Path) -> None:
 
 @contextmanager
 def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Context manager that starts a process, and kills it at the end if it is still running.
+    """Context manager that starts a process, and kills the process at the end if it is still running.
 
     The stderr of the process is written to the file `messages`.
     """
@@ -211,7 +211,10 @@ def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Pope
 
 
 def _require_success(code: int, messages: Path) -> None:
-    """Raise MtkitError if the exit code of a training process is not 0, with the error messages that it printed."""
+    """Raise MtkitError if `code`, the exit code of a training process, is not 0.
+
+    The error repeats the error messages of the process, which are in the file `messages`.
+    """
     if code:
         lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
         prefix = "mtkit: error: "
@@ -321,7 +324,7 @@ def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
-    """Yields reports on the files that training reads, on the files that it wrote, and on resuming after a kill.
+    """Yields reports on the files that training reads, on the files that training wrote, and on resuming after a kill.
 
     If the run does not exist yet, only resuming is tested. If files that training reads are damaged, resuming is not
     tested, and the last report says so. With `files_only`, resuming is not tested at all, and CheckpointError is raised
@@ -344,9 +347,10 @@ def verify(config: Config, files_only: bool = False) -> Iterator[Report]:
 
 
 def verify_resuming(config: Config) -> Report:
-    """Train a few updates twice in a temporary folder, once with kills; report whether both give the same result.
+    """Train a few updates twice in a temporary folder, once with kills and once without, and compare the results.
 
-    Raises MtkitError if training ends before it can be killed, even with the largest number of updates in `STEPS`.
+    The report says whether the results are the same. Raises MtkitError if training ends before it can be killed, even
+    with the largest number of updates in `STEPS`.
     """
     config, from_run = _with_data(config)
     with _interrupted_by_signals(), _temporary_folder() as temporary:
@@ -368,7 +372,7 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
     """Train to the end, with one kill between checkpoints and, if possible, one while a checkpoint is written.
 
     Returns the state of training at each kill; an empty list if training ended before the first kill. `data` is the run
-    directory whose tokenizer and data are used; if it is `None`, new ones are prepared.
+    directory whose tokenizer and data are used; if `data` is `None`, a new tokenizer and new data are made.
     """
     training = config.training
     command, messages = _command(config, data, run), run.with_name("messages")
@@ -390,7 +394,7 @@ def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Kill
 def _command(config: Config, data: Path | None, run: Path) -> list[str]:
     """Write the settings to a file beside the run directory `run`, and return the command that trains in `run`.
 
-    If `data` is given, it is another run directory, whose tokenizer and data are linked or copied into `run`.
+    `data`, if given, is another run directory: its tokenizer and data are linked or copied into `run`.
     """
     settings = run.with_name("settings.yaml")
     settings.write_text(config_text(config), encoding="utf-8")
@@ -425,9 +429,9 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
 def _with_data(config: Config) -> tuple[Config, bool]:
     """Returns the settings to train with, and whether the tokenizer and data of the run are used.
 
-    The tokenizer and data are used if they were made with these settings. In that case, the model that
-    `training.start_from` names is not needed: if it no longer exists, the setting is reset to `None`, and training
-    starts from random weights.
+    The tokenizer and data are used if they were made with the settings in `config`. In that case, the model that
+    `training.start_from` names is not needed: if that model no longer exists, the setting is reset to `None`, and
+    training starts from random weights.
     """
     if not is_prepared(config):
         inform(
@@ -444,7 +448,7 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 
 
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
-    """Write a few sentence pairs to `folder` and return the settings of a training run of `steps` updates on them.
+    """Write a few sentence pairs to `folder`, and return the settings of a run that trains on them for `steps` updates.
 
     With `from_run=True`, training reads the data of the run that is verified, not the pairs. One pair is written for
     each training corpus all the same, since the settings must name text files.
@@ -482,9 +486,10 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """Returns a pair for each training corpus, and several for validation, all from the validation text of the run.
+    """Returns a sentence pair for each training corpus, and several for validation.
 
-    The shortest pairs are taken. The stored text already contains its tags, so no tag is returned with these pairs.
+    All of them are from the validation text of the run; the shortest pairs are taken. The stored text already contains
+    its tags, so no tag is returned with these pairs.
     """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
@@ -526,7 +531,8 @@ def _written(path: Path, pairs: Pairs) -> dict[str, str]:
 def _temporary_folder() -> Iterator[Path]:
     """Context manager that gives a temporary folder, which is removed at the end.
 
-    Errors that concern the folder become a CheckpointError, whose message says how to choose another place for it.
+    Errors that concern the folder become a CheckpointError, whose message says how to choose another place for the
+    folder.
     """
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-verify-") as temporary:
         try:
@@ -542,7 +548,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Context manager in which SIGTERM and SIGHUP raise KeyboardInterrupt, so that the temporary folder is removed."""
+    """Context manager in which SIGTERM and SIGHUP raise KeyboardInterrupt, so that temporary folders are removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
