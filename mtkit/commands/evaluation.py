@@ -39,10 +39,13 @@ THIRDS = "thirds"
 
 
 class EvaluateCommand(TyperCommand):
-    """The command `evaluate`; allows --by-length without a value, since typer has no options with optional values."""
+    """The command `evaluate`, which also accepts --by-length without a value.
+
+    Typer has no options whose value may be left out, so this class adds the value.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; returns those left over.
+        """Parse the arguments; returns the arguments that are left over.
 
         --by-length without a value is read as --by-length=thirds.
         """
@@ -193,7 +196,7 @@ def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Se
 
 
 def _language_codes(languages: str | None, target_language: str | None) -> dict[str, str]:
-    """Returns the language codes that were given, under "source" and "target"; empty if neither option was given."""
+    """Returns the language codes that were given, under the keys "source" and "target"; empty if none was given."""
     if pair := language_pair(languages):
         return dict(zip(("source", "target"), pair, strict=True))
     return {"target": target_language} if target_language else {}
@@ -238,7 +241,8 @@ def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
 def _edges(text: str | None) -> tuple[int, ...]:
     """Returns the upper limits of the length buckets, in words, from the value of --by-length.
 
-    Returns () if the value is "thirds" or `None`. Raises MtkitError if it is not a rising list of whole numbers.
+    Returns () if the value is "thirds" or `None`. Raises MtkitError if any other value is not a rising list of whole
+    numbers.
     """
     if text in (None, THIRDS):
         return ()

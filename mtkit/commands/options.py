@@ -66,10 +66,10 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
-    """Returns the settings of a YAML file, overridden by key=value settings.
+    """Returns the settings of the YAML file `config`; the key=value settings in `settings` override the file.
 
-    If `config` is `None`, the defaults take the place of the file. If `training.start_from` names a model,
-    settings that are not given are taken from that model.
+    If `config` is `None`, the defaults take the place of the file. If `training.start_from` names a model, settings
+    that are not given are taken from that model.
     """
     from mtkit.config.load import load_config
 
@@ -86,7 +86,7 @@ def decoding_settings(
 ) -> list[str]:
     """Returns the options that were given, as key=value settings.
 
-    In this form, the options are checked in the way that settings are, and errors have the same messages.
+    In this form, the options pass through the same checks as settings, and errors have the same messages.
     """
     found = given(beam_size=beam_size, length_penalty=length_penalty, batch_tokens=batch_tokens)
     return found if device is None else [*found, f"device={device}"]
@@ -145,7 +145,7 @@ def language_pair(text: str | None) -> tuple[str, str] | None:
 def _is_code(code: str, case_tells: bool) -> bool:
     """Whether `code` is a language code.
 
-    With `case_tells`, a code is rejected if its first part is in capitals, since capitals mark a region.
+    Capitals mark a region, so with `case_tells`, a code is rejected if its first part is in capitals.
     """
     language = code.partition("-")[0]
     return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
@@ -155,7 +155,7 @@ def _is_code(code: str, case_tells: bool) -> bool:
 def opened(file: Path | None) -> Iterator[Any]:
     """Context manager that opens a file and gives a binary stream.
 
-    If `file` is `None` or `-`, it gives standard input, which is not closed at the end.
+    If `file` is `None` or `-`, the stream is that of standard input, which is not closed at the end.
     """
     from mtkit.text.compressed import STANDARD_INPUT
     from mtkit.translation.stream import reading
@@ -171,12 +171,12 @@ def one_standard_input(*files: Path | None) -> None:
 
 
 def typed(*files: Path) -> bool:
-    """Whether one of the files is `-` and standard input is a terminal."""
+    """Whether the user types one of the files: the file is `-`, and standard input is a terminal."""
     return any(str(file) == "-" for file in files) and sys.stdin is not None and sys.stdin.isatty()
 
 
 def tell_of_typing(what: str) -> None:
-    """Print how to enter lines on a terminal, since the program would otherwise wait there without any sign.
+    """Print how to enter lines on a terminal, where the program would otherwise wait without any sign.
 
     The message is "type a line and press Enter", followed by `what`, such as "to have it translated".
     """

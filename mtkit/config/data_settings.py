@@ -169,7 +169,7 @@ class TokenizerConfig(CarriedSection):
         self._check_type()
 
     def _check_sides(self) -> None:
-        """Raise ValueError if `vocab_size` or `model` is given for each side although `shared` is true."""
+        """Raise ValueError if `vocab_size` or `model` is given separately for each side although `shared` is true."""
         for name, what in (("vocab_size", "has one size"), ("model", "is of one model")):
             if self.shared and form_of(getattr(self, name)) == FOR_EACH:
                 raise ValueError(f"{self.first_changed(name)} wants shared false; one vocabulary {what}")
@@ -207,13 +207,13 @@ class TokenizerConfig(CarriedSection):
 
     @property
     def spells_bytes(self) -> bool:
-        """Whether characters that have no piece are segmented into bytes."""
+        """Whether characters without a piece in the vocabulary are segmented into bytes."""
         return self.type != "word" if self.byte_fallback is None else self.byte_fallback
 
     def size_of(self, side: Side) -> tuple[str, int]:
         """Returns the setting that limits the vocabulary size of a side: its name and its value.
 
-        The name is "vocab_size", or one such as "vocab_size.source" if there is a size for each side.
+        The name is "vocab_size" if both sides have one size, or else "vocab_size.source" or "vocab_size.target".
         """
         if isinstance(self.vocab_size, SideSizes):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)
@@ -246,7 +246,7 @@ MOST_TAGS_SHOWN = 20  # in a message; some models have more than a hundred
 
 
 def listed_tags(tags: Sequence[str]) -> str:
-    """Returns text for messages, such as "<2de>, <2fr> and 9 more"; "none" if `tags` is empty."""
+    """Returns the tags as text for messages, such as "<2de>, <2fr> and 9 more"; "none" if `tags` is empty."""
     shown, more = ", ".join(tags[:MOST_TAGS_SHOWN]) or "none", len(tags) - MOST_TAGS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
@@ -477,7 +477,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def only_training_has_weights(self) -> "DataConfig":
-        """Raise ValueError if a corpus of `data.valid` has a weight, since validation reads every pair once."""
+        """Raise ValueError if a corpus of `data.valid` has a weight.
+
+        Validation reads every pair once, so a weight would have no effect there.
+        """
         for i, corpus in enumerate(self.valid):
             if said := corpus.first_changed("weight"):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
@@ -491,7 +494,7 @@ class DataConfig(Section):
     def untrained_tags(self, known: Collection[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yields (keys, tag) for each validation corpus or test set whose tag is not in `known`.
 
-        The keys say where in the data section the tag is set, such as ("valid", 0, "tag").
+        The keys, such as ("valid", 0, "tag"), say where in the data section the tag is set.
         """
         for number, corpus in enumerate(self.valid):
             if corpus.tag is not None and corpus.tag not in known:

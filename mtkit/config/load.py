@@ -1,6 +1,7 @@
 """Loads settings: a YAML file overrides the defaults, and `section.key=value` arguments override both.
 
-All faults are reported together. The line for each fault says where it is, what was found, and what is wanted.
+All faults are reported together. For each fault, a line says where the fault is, what was found there, and what is
+wanted.
 """
 
 import json
@@ -48,9 +49,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     override is `key=value` or `section.key=value`. The value is parsed as YAML. If the setting is a section, list or
     table, the value replaces the whole of it. Raises a ConfigError that lists all faults.
 
-    If `training.start_from` names a model, settings of every CarriedSection may still have to be taken from that model,
-    so these sections are not checked yet. Tags are not checked either, since the model may know tags that `data.train`
-    lacks. `carried_over` in `mtkit.bundle.opening` completes the sections and makes these checks.
+    If `training.start_from` names a model, the settings of some sections (subclasses of CarriedSection) may still have
+    to be taken from that model, so these sections are not checked yet. The model may also know tags that `data.train`
+    lacks, so tags are not checked either. `carried_over` in `mtkit.bundle.opening` completes the sections and makes
+    these checks.
     """
     config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -61,8 +63,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
     """Returns the settings in a YAML text, with overrides applied as by `load_config`.
 
-    Error messages call the text `name`. Tags are not checked, since a model may know tags that no corpus in its
-    settings has.
+    Error messages call the text `name`. A model may know tags that no corpus in its settings has, so tags are not
+    checked.
     """
     return _read_settings(text, name, overrides)[0]
 
@@ -149,10 +151,11 @@ RETIRED: dict[str, dict[str, object]] = {
 
 
 def _without_retired(data: Any, retired: Mapping[str, Any] = RETIRED) -> Any:
-    """Returns `data` without those settings in `retired` that have the values listed there.
+    """Returns `data` without retired settings: those whose name and value are listed in `retired`.
 
-    Existing runs and models may still name such settings. Retired settings with other values stay in `data`, so that
-    they are reported as unknown. Settings listed for the model are also removed from its encoder and decoder.
+    Existing runs and models may still name such settings. A retired setting with another value stays in `data`, so that
+    it is reported as unknown. Settings listed for the section `model` are also removed from its subsections `encoder`
+    and `decoder`.
     """
     if not isinstance(data, dict):
         return data
@@ -209,13 +212,13 @@ def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
 
 
 def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()) -> Any:
-    """Returns a copy of `data`, the content of a section, in which the setting at `keys` is `value`.
+    """Returns a copy of `data` with `value` as the setting at `keys`; `data` is the content of a section.
 
-    `section` holds the keys of that section, and `keys` are relative to it.
+    `section` holds the keys that lead to the section; `keys` lead from the section to the setting.
 
     If `data` is not a mapping, no setting can be added to it. A mapping then replaces `data` if `data` is `None`, or if
     the section may also be given as a value of another type. Otherwise `data` is returned unchanged, and validation
-    will report it.
+    will report the fault.
     """
     if not keys:
         return value
@@ -237,9 +240,10 @@ def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> 
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """Returns a copy of `data`, the value at `keys`, in which null sections and tables become {}, and null lists [].
+    """Returns a copy of `data` in which null sections and tables are replaced by {}, and null lists by [].
 
-    In YAML, a section, list or table is null if all of its lines are comments.
+    `data` is the value at `keys` in the settings. In YAML, a section, list or table is null if all of its lines are
+    comments.
     """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
@@ -352,8 +356,8 @@ def _nearest_names(key: str, here: list[str], names: list[tuple[str, ...]]) -> l
     """Returns quoted suggestions for an unknown key: names of settings that may have been meant.
 
     If other sections have settings with this key, those settings are suggested. Otherwise, the most similar key in
-    `here`, the keys of the section itself, is suggested. If no key in `here` is similar, those settings in `names` are
-    suggested whose key is most similar. The list is empty if there are none.
+    `here`, the keys of the section itself, is suggested. If no key in `here` is similar, the settings in `names` with
+    the most similar key are suggested. If nothing is similar, the list is empty.
     """
     same = [name for name in names if name[-1] == key]
     if not same and (near := get_close_matches(key, here, n=1)):
@@ -381,8 +385,8 @@ def _place(keys: Keys, places: Places) -> str:
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
     """Returns the place of the setting that is named in a message.
 
-    If the message names several settings, returns the place of the setting that was given last. If none of them was
-    given, returns the place of their section.
+    If the message names several settings, returns the place of the setting that was given last. If none of the settings
+    was given, returns the place of `section`.
     """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
@@ -435,21 +439,21 @@ class Alias:
 
 @cache
 def aliases() -> dict[str, Alias]:
-    """Returns the entries of aliases.yaml by name; an entry with several names occurs under each name."""
+    """Returns the entries of aliases.yaml by name; an entry with several names occurs under each of its names."""
     entries = read_yaml(ALIASES.read_text(encoding="utf-8"), str(ALIASES)).data
     known = [Alias(each["names"], tuple(each.get("settings", ())), each.get("advice", "")) for each in entries]
     return {name: alias for alias in known for name in alias.names.split()}
 
 
 def alias_of(key: str) -> Alias | None:
-    """Returns the entry of aliases.yaml for a key or option of another toolkit, ignoring case; `None` if none fits."""
+    """Returns the entry of aliases.yaml for another toolkit's key or option, ignoring case; `None` if there is none."""
     return aliases().get(key.lower().lstrip("-").replace("-", "_"))
 
 
 def advice_on_option(option: str) -> str:
-    """Returns advice on an unknown option, beginning with a semicolon.
+    """Returns advice on an unknown option, as text that begins with a semicolon.
 
-    Returns "" unless the option is the name of a setting, in mtkit or in another toolkit.
+    Returns "" unless the option has the name of a setting, in mtkit or in another toolkit.
     """
     key = option.lstrip("-").replace("-", "_")
     names = [name for name in setting_names() if key in (name[-1], _dotted(name))]

@@ -89,7 +89,7 @@ class TransformerConfig(CarriedSection):
     def _check_width(self) -> None:
         """Raise ValueError if `d_model` is odd or not a multiple of the number of heads.
 
-        Also raises ValueError if the heads have an odd width with rotary positions.
+        With rotary positions, also raises ValueError if the width of a head is odd.
         """
         for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
             if heads and self.d_model % heads:
@@ -124,7 +124,10 @@ class TransformerConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The limits of the sentence length, in tokens; the keys are names of settings. Empty if there is no limit."""
+        """The limits of the sentence length, in tokens, by the names of the settings that set the limits.
+
+        Empty if there is no limit.
+        """
         return {"max_positions": self.max_positions} if self.positions == "learned" else {}
 
 
@@ -186,7 +189,7 @@ class RecurrentConfig(CarriedSection):
 
 
 def _architecture(default: str) -> Callable[[Any], str]:
-    """Returns a discriminator for pydantic: a function that returns the architecture of a section.
+    """Returns a discriminator for pydantic: a function that returns the architecture that a section names.
 
     If the section names no architecture, the function returns `default`.
     """
@@ -245,7 +248,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The limits of the sentence length, in tokens; the keys are names such as "encoder.max_positions"."""
+        """The limits of the sentence length, in tokens, by setting names such as "encoder.max_positions"."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

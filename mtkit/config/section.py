@@ -51,13 +51,13 @@ class _ValueLoader(_Loader):
     def peek(self, index: int = 0) -> str:
         """Returns the character `index` places ahead, but "x" in place of `#`, so that no comment begins.
 
-        The text of the value still contains the `#`, since PyYAML reads it with another method, `prefix`.
+        PyYAML reads the text of the value with another method, `prefix`, so the text still contains the `#`.
         """
         character = super().peek(index)
         return "x" if character == "#" else character
 
     def fetch_anchor(self) -> None:
-        """Raise a ScannerError for an anchor outside [] and {}.
+        """Raise a ScannerError for a YAML anchor (`&name`) outside [] and {}.
 
         In a single value, no alias could refer to such an anchor, so the `&` was meant as text.
         """
@@ -188,7 +188,7 @@ FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
-    """Returns `FOR_EACH` if the value is a mapping or section, with one entry for each side, else `FOR_BOTH`."""
+    """Returns `FOR_EACH` if the value is a mapping or section (one entry for each side), else `FOR_BOTH`."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
 
 
@@ -203,7 +203,7 @@ def number_of_files(value: object) -> str:
 
 
 class Section(BaseModel):
-    """Base class of a group of settings, which is immutable, strict about types, and rejects unknown keys."""
+    """Base class of a group of settings; a group is immutable, is strict about types, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -221,8 +221,8 @@ class Section(BaseModel):
     def first_changed(self, *names: str) -> str | None:
         """Returns the first of the settings `names` that differs from its default, as text such as "beam_size 4".
 
-        Returns `None` if all have their defaults. This is for checks that reject settings without effect: a setting at
-        its default must not be rejected, so that a printed config, which holds all settings, can be loaded.
+        Returns `None` if all have their defaults. Checks that reject settings without effect use this method. They must
+        accept a setting at its default: a printed config holds all settings, and it must be possible to load it.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
@@ -238,7 +238,7 @@ def is_incomplete(info: ValidationInfo) -> bool:
 
 
 class CarriedSection(Section):
-    """A section whose settings, unless given, are taken from the model named by `training.start_from`, if any.
+    """A section whose missing settings are taken from the model that `training.start_from` names, if it names one.
 
     In that case, the settings are checked for compatibility only once all of them are known.
     """

@@ -178,7 +178,7 @@ def setting_schema(keys: Keys, data: Any = None) -> Schema | None:
     """Returns the JSON schema of the setting or section at `keys`; `None` if there is no such setting or section.
 
     The keys of some sections depend on the architecture. The architecture is looked up in `data`, the settings given so
-    far. Where `data` gives no architecture, the first one is assumed.
+    far. If `data` names no architecture, the first possible architecture is assumed.
     """
     schema: Schema | None = _root()
     for key in keys:
@@ -216,7 +216,7 @@ def may_be_no_section(keys: Keys) -> bool:
 def keys_of(schema: Schema) -> list[str] | None:
     """Returns the keys of a section; `None` if the schema is not that of a section.
 
-    If a setting may have several forms, of which one is a section, the keys of that section are returned.
+    Some settings may be either a section or another value. For such a setting, the keys of the section are returned.
     """
     return next((list(choice["properties"]) for choice in _choices(schema) if "properties" in choice), None)
 
@@ -224,7 +224,8 @@ def keys_of(schema: Schema) -> list[str] | None:
 def without_kinds(places: Keys) -> Keys:
     """Converts the location in a pydantic error to the keys of the setting, as in a settings file.
 
-    Pydantic adds names of architectures, and of the forms of a setting, to the location; these names are dropped.
+    To the location, pydantic adds the names of architectures and of the forms that a setting may have; these names are
+    dropped.
     """
     keys: Keys = ()
     schema: Schema | None = _root()
@@ -244,7 +245,7 @@ def setting_names(data: Any = None) -> list[tuple[str, ...]]:
     """Returns the keys of every section and setting; leaves out the items of lists and tables.
 
     The keys of some sections depend on the architecture. The architecture is looked up in `data`, the settings given so
-    far. Where `data` gives no architecture, the first one is assumed.
+    far. If `data` names no architecture, the first possible architecture is assumed.
     """
     return list(_names((), _root(), data))
 
@@ -285,9 +286,11 @@ def _resolved(schema: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    """Returns the schema of each alternative form or architecture, with references resolved.
+    """Returns a schema for each type of value that a setting may have, such as a number and null.
 
-    Returns only the schema itself if it has no alternatives.
+    For a section whose keys depend on the architecture, returns a schema for each architecture. If there are no such
+    alternatives, returns only `schema` itself. In each alternative, a $ref is replaced by the definition that it refers
+    to.
     """
     forms = [_resolved(form) for form in _forms(schema)]
     if forms:
@@ -296,7 +299,7 @@ def _choices(schema: Schema) -> list[Schema]:
 
 
 def _forms(schema: Schema) -> list[Schema]:
-    """Returns the alternative forms of a setting, such as a number and null; [] if the setting has only one form."""
+    """Returns a schema for each form that a setting may have, such as a number and null; [] if there is only one."""
     if "properties" in schema or _kinds(schema):  # anyOf and oneOf of a section list which keys are required together
         return []
     forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
@@ -304,7 +307,10 @@ def _forms(schema: Schema) -> list[Schema]:
 
 
 def _kinds(schema: Schema) -> dict[str, Schema]:
-    """Maps each architecture to the schema of a section; empty if the section does not depend on the architecture."""
+    """Maps each architecture to the schema that a section has for this architecture.
+
+    Empty if the section does not depend on the architecture.
+    """
     kinds = (_resolved(kind).get("properties", {}) for kind in schema.get("oneOf", []))
     architectures = [kind["architecture"]["const"] for kind in kinds if "architecture" in kind]
     return dict(zip(architectures, map(_resolved, schema["oneOf"]), strict=True)) if architectures else {}
@@ -396,8 +402,8 @@ def _each_item(schema: Schema) -> str:
 def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
     """Returns the lines of a section as commented YAML.
 
-    The keys of the items of a list or table are explained only once. `told` holds the titles of the item schemas that
-    have been explained so far; it is updated in place.
+    The keys of the items of a list or table are explained only once. `told`, which is updated in place, holds the
+    titles of the item schemas that have been explained so far.
     """
     lines: list[str] = []
     for key, value in data.items():
@@ -433,9 +439,9 @@ def _item_lines(schema: Schema, told: set[str], indent: str) -> list[str]:
 
 
 def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
-    """Returns comment lines with the example of a list or table, if it has one.
+    """Returns comment lines with the example that the schema of a list or table gives; [] if there is no example.
 
-    Without the `# ` at their beginning, the lines are valid YAML.
+    Without the `# ` at the beginning of each line, the example is valid YAML.
     """
     if "examples" not in schema:
         return []
@@ -467,9 +473,9 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def _as_said(value: Any, schema: Schema) -> Any:
-    """Returns a copy of a list or table without the settings that are at their defaults.
+    """Returns a copy of a list or table; settings at their defaults are left out of the items that are sections.
 
-    Only items that are sections have such settings; other items are copied unchanged.
+    Other items are copied unchanged.
     """
     if isinstance(value, list):
         return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]

@@ -210,7 +210,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainingConfig":
-        """Raise ValueError if a setting does not fit the schedule, or if the schedule needs one that is missing."""
+        """Raise ValueError if a setting does not fit the schedule, or a setting that the schedule needs is missing."""
         if self.learning_rate is None and self.schedule != "noam":
             raise ValueError(f"schedule {self.schedule} wants a learning_rate; only noam knows its own")
         if self.learning_rate is None and not self.warmup_steps:
@@ -251,7 +251,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def target_fits(self) -> "TrainingConfig":
-        """Raise ValueError if no score of the kind that `select_by` names can reach `target_score`."""
+        """Raise ValueError if `target_score` is above the maximum of the metric that `select_by` names."""
         if self.target_score is not None and self.target_score > 100 and self.select_by != "loss":
             raise ValueError(f"target_score {self.target_score:g} cannot be reached: {self.select_by} is at most 100")
         return self
@@ -313,7 +313,10 @@ class TrainingConfig(Section):
 
 
 def settled(updates: int | Auto) -> int:
-    """Return `updates` as a number; training must already have replaced "auto" by a number."""
+    """Return `updates`, a number of updates, as an int; "auto" is not allowed.
+
+    Before training begins, a number takes the place of "auto".
+    """
     assert updates != "auto", "training replaces auto before it begins"
     return updates
 

@@ -35,7 +35,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A score on a test set or on a length bucket.
+    """A score on a test set or on one of its length buckets.
 
     A length bucket consists of the lines of the test set whose source length is in a given range.
     """
@@ -151,9 +151,9 @@ def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring:
 
 
 def _require_seed(scoring: Scoring, against: Path | None) -> None:
-    """Raises MtkitError if the scoring needs a seed and SACREBLEU_SEED is invalid.
+    """Raises MtkitError if the scoring needs a seed and the environment variable SACREBLEU_SEED is invalid.
 
-    This is called before anything is translated, like `_require_tokenizers`.
+    Like `_require_tokenizers`, this function is called before anything is translated.
     """
     if scoring.confidence or against is not None:
         resampling_seed()
@@ -212,7 +212,8 @@ def evaluate_models(
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
     """Returns the tag for a test set.
 
-    If the model's own settings have a test set called `name`, the tag is taken from there, else from `test_set`.
+    If the model's own settings have a test set called `name`, the tag of that test set is returned, else the tag of
+    `test_set`.
     """
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
@@ -411,9 +412,9 @@ class Bucket:
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:
     """Divide lines into length buckets; `counts` holds the number of words in each line.
 
-    For each bucket except the last, `edges` holds the number of words that a line in that bucket may have at most. If
-    `edges` is empty, there are usually three buckets with similar numbers of lines. Lines of equal length always share
-    a bucket, so if most lines are equally long, there may be only one or two buckets.
+    `edges` holds, for each bucket except the last, the maximum number of words in a line. If `edges` is empty, there
+    are usually three buckets with similar numbers of lines. Lines of equal length always share a bucket, so if most
+    lines are equally long, there may be only one or two buckets.
     """
     if not edges:
         ordered = sorted(counts)

@@ -113,7 +113,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Returns the names of installed fonts that supply the characters that `MAIN_FONT` lacks.
+    """Returns the names of installed fonts that have those of the characters that `MAIN_FONT` lacks.
 
     Warns of characters that no installed font has.
     """
@@ -162,8 +162,8 @@ END_LABEL = "</s>"
 class Attention:
     """Attention weights of a sentence pair.
 
-    When the model predicts target piece q, it gives a weight to each source piece; row q of a matrix holds these
-    weights. In shapes, Q is the number of target pieces and S the number of source pieces.
+    When the model predicts target piece q, each attention head gives a weight to each source piece; row q of the matrix
+    of a head holds these weights. In shapes, Q is the number of target pieces and S the number of source pieces.
     """
 
     source: list[str]  # pieces; the last one is the end mark
@@ -189,9 +189,9 @@ class Attention:
 
 
 def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
-    """Returns the index of the layer or head with this number, or all `count` indices if `number` is `None`.
+    """Returns the index of the layer or head with the number `number`, or all `count` indices if `number` is `None`.
 
-    Raises MtkitError if `number` is greater than `count`; the message names the option `name`.
+    Raises MtkitError if `number` is greater than `count`; the error message names the option `name`.
     """
     if number is None:
         return range(count)
@@ -275,7 +275,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
     """Returns the indices of the dimensions to draw as curves.
 
-    For each number in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to that number.
+    For each number n in `CROSSINGS`, the dimension whose number of zero crossings is nearest to n is chosen.
     """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
@@ -345,9 +345,9 @@ def paper_schedule(text: str) -> Schedule:
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
     """Returns steps from 1 to `num_steps`, and the learning rate at each of these steps.
 
-    There are not many more than `MOST_POINTS` steps. They include the last step of warm-up. With the schedule
-    "wsd", they also include the last step before the decay, in which the learning rate falls at the end of training.
-    Without these steps, the curve would have no sharp corners.
+    There are not many more than `MOST_POINTS` steps. The last step of warm-up is always among them. With the schedule
+    "wsd", so is the last step before the decay (the fall of the learning rate at the end of training). Without these
+    two steps, the curve would have no sharp corners.
     """
     stride = -(-num_steps // MOST_POINTS)
     corners = [settled(schedule.training.warmup_steps)]
@@ -404,9 +404,9 @@ class History:
 def read_history(run: Path) -> History:
     """Read the training and validation events in the log.jsonl of a run directory.
 
-    An incomplete last line is ignored. Raises CheckpointError if `run` is a run directory that has no log yet, because
-    training has only just begun. Raises DataError if `run` is not a run directory, or if the log is damaged or has no
-    such events.
+    An incomplete last line is ignored. If training has only just begun and the run directory has no log yet, raises
+    CheckpointError. Raises DataError if `run` is not a run directory, or if the log is damaged or has no training or
+    validation events.
     """
     path = run / "log.jsonl"
     try:
@@ -430,10 +430,10 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """Returns two lists for a curve: the step of each event of kind `event` that has `key`, and the value of `key`.
+    """Returns two lists for a curve: the steps of all events of kind `event`, and the values of `key` in these events.
 
-    If `by` is "minutes", the first list holds minutes of training instead of steps. Raises DataError if the log has no
-    minutes.
+    Events without `key` are left out. If `by` is "minutes", the first list holds minutes of training instead of steps.
+    Raises DataError if the log has no minutes.
     """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]

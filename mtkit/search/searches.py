@@ -74,10 +74,10 @@ def _extend(
     num_hypotheses: int,
     choose: Choose,
 ) -> list[list[Hypothesis]]:
-    """Returns `num_hypotheses` hypotheses for each sentence, which consist of tokens that `choose` returns.
+    """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens, one at each step.
 
-    A hypothesis is complete when it gets the end mark. If it has the maximum length, it always gets the end mark. A
-    hypothesis is not extended further once its log-probability is -inf or NaN.
+    A hypothesis is complete when it gets the end mark. A hypothesis of the maximum length always gets the end mark
+    next. A hypothesis is not extended further once its log-probability is -inf or NaN.
     """
     if not len(start):
         return []
@@ -120,8 +120,8 @@ BLOCK = 64  # consecutive tokens of which, on a CPU, only the largest value is l
 def _argmax(x: Tensor) -> Tensor:
     """Returns the index (R, W) of the largest value of each row of `x` (R, W, V); of equal values, the first.
 
-    On a CPU, it first finds the block of tokens that holds the largest value: `torch.argmax` over the whole vocabulary
-    takes several times as long as `torch.amax`.
+    On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as `torch.amax`. So on a CPU,
+    `torch.amax` first finds the block of tokens that holds the largest value.
     """
     num_blocks = x.shape[2] // BLOCK
     if x.device.type != "cpu" or num_blocks < 2:
@@ -137,7 +137,8 @@ def _argmax(x: Tensor) -> Tensor:
 def _topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the `k` largest values of each row of `x` (R, W, V) and their indices, both (R, W, k), largest first.
 
-    On a CPU, it first finds the `k` blocks of tokens with the largest values, which hold the `k` largest of all.
+    On a CPU, the vocabulary is divided into blocks, and only the `k` blocks with the largest maxima are searched. All
+    of the `k` largest values are in these blocks.
     """
     num_blocks, width = x.shape[2] // BLOCK, x.shape[2]
     if x.device.type != "cpu" or num_blocks < 2 * k:
@@ -171,11 +172,11 @@ FIRST = 128  # a nucleus is first looked for among this many of the most probabl
 
 @dataclass(frozen=True)
 class Draw:
-    """Samples tokens from the model's distribution, optionally at a temperature and truncated.
+    """Samples tokens from the model's distribution, optionally with a temperature and with truncation.
 
-    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, which is applied after `top_k`, the
-    remaining tokens are reduced to the nucleus. The nucleus holds just enough of the most probable tokens to reach the
-    fraction `top_p` of the probability that all the remaining tokens have together.
+    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, only the nucleus of the remaining tokens
+    is then kept: as many of the most probable tokens as are needed to reach the fraction `top_p` of the total
+    probability of the remaining tokens.
     """
 
     temperature: float = 1.0
@@ -183,10 +184,11 @@ class Draw:
     top_p: float | None = None  # Holtzman et al. (2020), section 3.1
 
     def __call__(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """Returns tokens (R, W), given log-probabilities (R, 1 or W, V) and uniform random numbers (R, W) in [0, 1).
+        """Returns sampled tokens (R, W).
 
-        If all tokens are forbidden, a forbidden token is returned. The rows are processed in chunks to limit memory;
-        this does not affect the result.
+        `log_probs` is (R, 1 or W, V); `uniform` (R, W) holds uniform random numbers in [0, 1). If all tokens are
+        forbidden, a forbidden token is returned. The rows are processed in chunks to limit memory; this does not affect
+        the result.
         """
         chunk_rows = max(1, CHUNK_ELEMENTS // (uniform.shape[1] * log_probs.shape[2]))
         chunks = zip(torch.split(log_probs, chunk_rows), torch.split(uniform, chunk_rows), strict=True)
@@ -214,7 +216,10 @@ class Draw:
         return places[:, :, 0]
 
     def _weights(self, log_probs: Tensor) -> Tensor:
-        """Returns weights (R, 1 or W, K) proportional to the probabilities at the temperature; the largest is 1."""
+        """Returns token weights (R, 1 or W, K) proportional to the probabilities at the temperature.
+
+        The largest weight in each row is 1.
+        """
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
         return weights if weights.device.type == "mps" else weights.double()  # sums of many numbers need fp64
@@ -248,7 +253,7 @@ class UniformNumbers:
     """Random numbers for sampling, uniform in [0, 1).
 
     A number depends only on the seed, the source tokens of the sentence, the index of the sample and the step. So a
-    sentence gets the same samples in any batch, and its first samples do not depend on how many are drawn. The
+    sentence gets the same samples in any batch, and the first samples do not depend on how many samples are drawn. The
     generator is SplitMix64 (Steele, Lea & Flood, 2014).
     """
 
@@ -258,7 +263,10 @@ class UniformNumbers:
         self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
 
     def __call__(self, sentences: Tensor, step: int) -> Tensor:
-        """Returns the numbers (R, W) for a step, float64 on the CPU; `sentences` (R,) holds indices into the batch."""
+        """Returns the numbers (R, W) for a step, float64 on the CPU.
+
+        `sentences` (R,) holds, for each row, the index of the sentence in the batch.
+        """
         numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
         return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
 
@@ -284,9 +292,10 @@ def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class Groups:
     """Settings of diverse beam search (Vijayakumar et al., 2018), which divides the beam into groups.
 
-    At each step, the log-probability of a token is lowered by `strength` for each hypothesis of an earlier group that
-    was extended by the same token at this step (Hamming diversity). This affects only the ranking of tokens: the
-    returned log-probabilities and scores are those of the model.
+    At each step, the groups choose tokens one after another. For a later group, the log-probability of a token is
+    lowered by `strength` times the number of hypotheses that earlier groups have extended by this token at this step
+    (Hamming diversity). The lowered log-probabilities only rank the tokens: the returned log-probabilities and scores
+    are those of the model.
     """
 
     number: int = 1  # of groups
@@ -295,7 +304,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Continuations:
-    """Hypotheses extended by one token, best first within each group; each tensor is (R, M)."""
+    """Hypotheses extended by one token; each tensor is (R, M).
+
+    The hypotheses of a sentence are sorted, best first, within each group of diverse beam search.
+    """
 
     log_probs: Tensor  # of the hypotheses including the new token; -inf where there is no hypothesis
     parents: Tensor  # indices of the hypotheses that were extended
@@ -305,10 +317,11 @@ class Continuations:
 def continue_beam(
     log_probs: Tensor, totals: Tensor, full: Tensor, end: int, beam_size: int, groups: Groups
 ) -> tuple[Continuations, Continuations]:
-    """Returns the best continuations by the end mark, and the best by other tokens, each (R, `beam_size`).
+    """Extends hypotheses by one token; returns the best with the end mark, and the best with other tokens.
 
-    `log_probs` (R, 1 or W, V) are the log-probabilities of the next token, `totals` (R, 1 or W) those of the hypotheses
-    so far. `full` (R,) is `True` for sentences whose hypotheses have the maximum length: only the end mark may follow.
+    Both results are (R, `beam_size`). `log_probs` (R, 1 or W, V) are the log-probabilities of the next token, `totals`
+    (R, 1 or W) those of the hypotheses so far. `full` (R,) is `True` for sentences whose hypotheses have the maximum
+    length: only the end mark may follow.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
@@ -416,7 +429,7 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis without an end mark can become one of the `num_best` best (see `beam_search`)."""
+    """Stops when no hypothesis without an end mark can still become one of the best `num_best` (see `beam_search`)."""
     return progress.worst_kept >= progress.best_possible
 
 
@@ -459,7 +472,7 @@ class _Finished:
         return _Finished(scores[:, :num_best], log_probs, torch.cat([self.nodes, other.nodes], dim=1).gather(1, order))
 
     def keep(self, sentences: Tensor) -> "_Finished":
-        """Returns the hypotheses of only the rows with the indices `sentences` (R',), in that order."""
+        """Returns only the hypotheses of the rows whose indices are in `sentences` (R',), in that order."""
         return _Finished(self.scores[sentences], self.log_probs[sentences], self.nodes[sentences])
 
     def store(self, rows: Tensor, finished: "_Finished") -> "_Finished":
@@ -474,8 +487,8 @@ class _Finished:
 class _Tree:
     """All hypotheses of a search, as a tree.
 
-    A node has a token and a parent. It represents the hypothesis of its parent, extended by its token. Node 0 is the
-    empty hypothesis.
+    A node has a token and a parent node. The node represents the hypothesis that the parent represents, extended by the
+    token. Node 0 is the empty hypothesis.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -525,16 +538,16 @@ def beam_search(
     tokens without the end mark. `end` is the id of the end mark.
 
     The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
-    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that get the
-    end mark at a step; `state` is the state after the step, and the result is (R, W) and at most 0.
+    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that get the end
+    mark at a step; `state` is the state after the step, and the result is (R, W) and at most 0.
 
-    `stopping` decides when a sentence is done, which may be before its hypotheses have the maximum length. With the
-    rule `exact`, the first `num_best` hypotheses are nevertheless those that a search up to the maximum length would
-    find; the `num_spare` hypotheses after them may differ. The result for a sentence does not depend on the other
-    sentences of the batch.
+    `stopping` decides when the search for a sentence is done; this may be before the hypotheses have the maximum
+    length. With the rule `exact`, the first `num_best` hypotheses are nevertheless those that a search up to the
+    maximum length would find; the `num_spare` hypotheses after them may differ. The result for a sentence does not
+    depend on the other sentences of the batch.
 
     Ties between continuations are broken in favour of the better parent hypothesis, then the more probable token, then
-    the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens it keeps.
+    the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens are kept.
     """
     if not len(start):
         return []
@@ -592,7 +605,7 @@ def beam_search(
 def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list[Hypothesis]]:
     """Returns the hypotheses found for each sentence, best first.
 
-    If none was found, returns only `NOT_A_NUMBER` or `NOTHING_FOUND` for the sentence.
+    For a sentence without any hypothesis, the list holds only `NOT_A_NUMBER` or `NOTHING_FOUND`.
     """
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())

@@ -73,7 +73,7 @@ class TokenHistory(Generic[AnyState]):
         return type(self)(self.state.branch(parents), tokens, self.sentences)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the history of only the rows with the indices `sentences` (R',), in that order."""
+        """Returns the history of only those rows whose indices are in `sentences` (R',), in that order."""
         return type(self)(self.state.keep(sentences), self.tokens[sentences], self.sentences[sentences])
 
 
@@ -84,7 +84,7 @@ Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step[TokenHistory[AnyState]]:
-    """Returns a step function that calls `step` and applies the constraints, in order, to its log-probabilities."""
+    """Returns a step function that calls `step` and applies the constraints, in order, to the log-probabilities."""
 
     def constrained_step(ids: Tensor, history: TokenHistory[AnyState]) -> tuple[Tensor, TokenHistory[AnyState]]:
         log_probs, state = step(ids, history.state)
@@ -106,9 +106,9 @@ def never(forbidden: Sequence[int]) -> Constraint:
 
 
 def min_length(minimum: Tensor, end: int) -> Constraint:
-    """Returns a constraint that forbids the end mark as long as a hypothesis is too short.
+    """Returns a constraint that forbids the end mark as long as a hypothesis has fewer tokens than `minimum`.
 
-    `minimum` (N,) holds the least number of tokens for each sentence, without the end mark.
+    `minimum` (N,) holds a number for each sentence.
     """
 
     def forbid_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
@@ -218,12 +218,12 @@ class Coverage(Generic[AnyState]):
         return type(self)(self.state.branch(parents), sums, self.source_mask)
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns the coverage of only the rows with the indices `sentences` (R',), in that order."""
+        """Returns the coverage of only those rows whose indices are in `sentences` (R',), in that order."""
         return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
 
 def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
-    """Returns a step function that calls `step` and also sums up the attention.
+    """Returns a step function that calls `step` and also sums up the attention to each source token.
 
     `attention(state)` returns, for the state after a step, the weights (R, W, S) that were used to predict the next
     token. So the sums after a step include the attention for the next token, even if that token is the end mark.
@@ -239,7 +239,7 @@ def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> S
 def coverage_penalty(coverage: Coverage[AnyState], strength: float) -> Tensor:
     """Returns the coverage penalty (R, W), which is at most 0 and is added to the score.
 
-    It is `strength` times the sum, over the source tokens, of log(min(summed attention, 1)).
+    The penalty is `strength` times the sum, over the source tokens, of log(min(summed attention, 1)).
     """
     logs = coverage.sums.clamp(SMALLEST_ATTENTION, 1.0).log()
     return strength * logs.masked_fill(~coverage.source_mask[:, None], 0.0).sum(2)

@@ -1,4 +1,4 @@
-"""Canaries: sentences that are stored with a model, together with the model's translations.
+"""Canaries: sentences that are stored with a model, each together with the translation that this model gave.
 
 Canaries serve to check that the model gives the same translations on another machine.
 """
@@ -33,7 +33,10 @@ TIE = 1e-4
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """A canary and the result of translating its source again, with the model that is checked."""
+    """A canary (a stored source with its translation), and the result of translating that source again.
+
+    The new translation is made with the model that is being checked.
+    """
 
     canary: Canary
     source_tokens: list[int]  # the canary's source, as this tokenizer encodes it
@@ -44,7 +47,7 @@ class CanaryResult:
 
     @property
     def same_text(self) -> bool:
-        """Whether `source_tokens` and `text` equal those stored in the canary."""
+        """Whether `source_tokens` and `text` are equal to the source tokens and the text stored in the canary."""
         return self.source_tokens == self.canary.source_tokens and self.text == self.canary.text
 
     @property
@@ -56,8 +59,8 @@ class CanaryResult:
     def is_tie(self) -> bool:
         """Whether the new translation differs from the stored one, but only because of a tie.
 
-        There is a tie if, at the first token that differs, the log-probabilities of the two tokens differ by less than
-        `TIE`.
+        Let t be the first position at which the two translations differ. There is a tie if the log-probabilities of
+        their tokens at t differ by less than `TIE`.
         """
         return not self.same_tokens and abs(self.gap) < TIE
 
@@ -68,7 +71,7 @@ class CanaryResult:
 
 
 def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
-    """Choose up to `NUM_CANARIES` of the lines, translate them, and return a canary for each.
+    """Choose up to `NUM_CANARIES` of the lines; return a canary (the line and its translation) for each chosen line.
 
     The chosen lines cover the range of lengths; the choice does not depend on the order of the lines. Blank lines, and
     lines too long for the model, are not chosen. A translation whose log-probability is infinite or NaN is left out.
@@ -113,10 +116,11 @@ def translate_canaries(translator: Translator, canaries: Sequence[Canary]) -> li
 
 
 def _gap(expected: list[int], old: list[float], found: list[int], new: list[float]) -> float:
-    """Compares two translations at the first token that differs.
+    """Compares two translations, `expected` and `found`, at the first position where their tokens differ.
 
-    Returns the log-probability of the token in `found` minus that of the token in `expected`; 0 if no token differs.
-    `old` holds the log-probabilities of the tokens in `expected` and of the end mark; `new` holds those for `found`.
+    Returns the log-probability of the token of `found` at this position minus that of the token of `expected`; returns
+    0 if all tokens are equal. `old` holds the log-probabilities of the tokens of `expected` and of its end mark; `new`
+    holds the log-probabilities of the tokens of `found` and of its end mark.
     """
     for place, (one, other) in enumerate(zip_longest(expected, found)):
         if one != other:
@@ -131,7 +135,7 @@ def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> l
 
 
 def _texts(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[str]:
-    """Returns the text of each row of target tokens; line breaks are replaced by spaces, as in translations."""
+    """Decodes each row of target tokens to text; line breaks in the text are replaced by spaces."""
     return [BREAKS.sub(" ", text) for text in translator.tokenizer.decode_target(tokens)]
 
 
@@ -149,14 +153,14 @@ MOST_DRIFT = 0.01
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `check`, as lines of text."""
+    """The result of checking a model with `check`, as lines of text."""
 
     lines: list[str]  # what was checked, and the results
     faults: list[str]  # what is wrong; empty if nothing is wrong
 
 
 def check(model: Path, device: str | None = None) -> Report:
-    """Compare every file of a model with its checksum; if all match, translate the canaries again.
+    """Compare the files of a model with their checksums; if all files match, translate the model's canaries again.
 
     Returns a report of the results and faults. Infinite or NaN weights count as a fault. The canaries are translated on
     `device`, by default the device in the model's settings. Raises MtkitError if the model cannot be read or loaded.

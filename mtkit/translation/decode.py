@@ -50,13 +50,13 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
-    Returns a list of hypotheses for each sentence, with at least one hypothesis. Sampling returns `num_best`
-    hypotheses, in the order drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1,
-    otherwise up to `2 * num_best`, since several hypotheses may spell the same text with different tokens.
+    Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
+    drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to
+    `2 * num_best`, since several hypotheses may spell the same text with different tokens.
 
-    `prefixes` holds, for each sentence, the target tokens that its hypotheses must begin with. The tokens in
-    `forbidden`, by default all special ids except the end mark, are not generated, except as part of a prefix. Raises
-    MtkitError if the settings ask for a coverage penalty and the model has no attention.
+    `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
+    the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
+    Raises MtkitError if the settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -112,7 +112,7 @@ def decode(
 def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]) -> Tensor:
     """Returns the maximum length (N,) of the hypotheses of each sentence, in tokens without the end mark.
 
-    A maximum is at least the length of the prefix, but never above the limit of the model.
+    The maximum for a sentence is at least the length of its prefix, but never above the limit of the model.
     """
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
     max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
@@ -121,7 +121,7 @@ def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefix
 
 
 def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> list[Constraint]:
-    """Returns the constraints for the settings `decoding.min_length` and `decoding.no_repeat_ngram`."""
+    """Returns the search constraints that the settings `decoding.min_length` and `decoding.no_repeat_ngram` ask for."""
     constraints = []
     if decoding.min_length:
         constraints.append(min_length(max_lengths.clamp(max=decoding.min_length), end))
@@ -131,7 +131,10 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """Divides log-probabilities by the length penalty to get the scores; returns each hypothesis in its own list."""
+    """Returns the hypotheses with their scores: the log-probability divided by the length penalty.
+
+    Each hypothesis is in a list of its own.
+    """
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
         [replace(hypothesis, score=hypothesis.log_prob / divisor) if hypothesis.found else hypothesis]
@@ -144,8 +147,8 @@ def next_log_probs(
 ) -> tuple[Tensor, State]:
     """Returns the log-probabilities (R, W, V) of the token that follows each of `ids` (R, W), and the next state.
 
-    This is one step of a search. The log-probabilities of forbidden tokens are -inf. With `scratch`, the next step may
-    overwrite the log-probabilities of this one.
+    This is one step of a search. The log-probabilities of forbidden tokens are -inf. If `scratch` is given, the next
+    step may overwrite the log-probabilities that this step returned.
     """
     features, state = model.decode(next_rows(ids, state), state)
     logits = model.output(features)
@@ -158,8 +161,8 @@ def next_log_probs(
 def last_attention(state: State, wanted_by: str) -> Tensor:
     """Returns the attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
 
-    Under teacher forcing the result is (R, T, S). Raises MtkitError if the state records no attention; its message
-    names the setting `wanted_by` of the section `decoding`.
+    Under teacher forcing the result is (R, T, S). Raises MtkitError if the state records no attention; the error
+    message names `wanted_by`, the setting of the section `decoding` that needs attention.
     """
     if not state.attention:
         raise MtkitError(
@@ -229,8 +232,8 @@ def log_probs_of(
 ) -> list[list[float]]:
     """Returns for each pair of a source and a target the log-probabilities of the target tokens and the end mark.
 
-    An empty source or target consists of the end mark alone. A batch has at most `batch_tokens` tokens on either side,
-    including padding, unless a single pair has more.
+    An empty source or target consists of the end mark alone. The pairs are divided into batches. The sources of a batch
+    have at most `batch_tokens` tokens, including padding, and so have the targets, unless a single pair has more.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
@@ -257,7 +260,10 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def chunk_tokens(model: Model) -> int:
-    """Returns the maximum number of tokens whose logits are in memory at once; it depends on the vocabulary size."""
+    """Returns the maximum number of tokens whose logits are in memory at once.
+
+    This maximum depends on the vocabulary size of the model.
+    """
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.elements_per_token))
 
 

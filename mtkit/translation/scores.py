@@ -77,7 +77,7 @@ def bleu(
     """Returns sacreBLEU's BLEU metric with the given tokenizer, by default the one for the language.
 
     Raises MtkitError if the tokenizer needs a package that is not installed, or a model that cannot be downloaded or
-    read. The message ends with the alternative `instead`, such as "choose another with --tokenize".
+    read. The error message ends with `instead`, which names an alternative, such as "choose another with --tokenize".
     """
     name = tokenizer or tokenizer_of(language)
     name = _RENAMED.get(name, name)
@@ -100,8 +100,8 @@ def bleu(
 def _model_of(tokenizer: str, or_else: str) -> Iterator[None]:
     """Context manager that first downloads the SentencePiece model of a tokenizer if the model file is missing.
 
-    Does nothing if the tokenizer needs no model. Raises MtkitError if the download fails, or if the block cannot read
-    the model; the message ends with `or_else`.
+    Does nothing if the tokenizer needs no model. Raises MtkitError if the download fails, or if the code in the `with`
+    block cannot read the model; the error message ends with `or_else`.
     """
     if tokenizer not in SPM_MODELS:
         yield
@@ -148,7 +148,7 @@ INSTEAD = "choose another with --tokenize, or leave BLEU out of --metrics"
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score with its signature and, if they were computed, a confidence interval and a p-value."""
+    """A corpus score and its signature; also a confidence interval and a p-value, if those were computed."""
 
     metric: str  # as sacreBLEU names it, such as BLEU or chrF2
     score: float  # 0 to 100; TER, where lower is better, may exceed 100
@@ -185,7 +185,7 @@ METRICS: dict[str, Callable[[str, bool, str | None], Metric]] = {
 
 
 def metric_names(text: str) -> tuple[str, ...]:
-    """Parses the value of --metrics, such as "bleu,chrf++"; returns the names, which are keys of `METRICS`.
+    """Parses the value of --metrics, such as "bleu,chrf++"; returns the metric names, which are keys of `METRICS`.
 
     Raises MtkitError if a name is unknown or repeated.
     """
@@ -208,8 +208,8 @@ def corpus_scores(
     """Score hypotheses against references with sacreBLEU's defaults; returns a Score for each metric, in order.
 
     The hypotheses and each reference are lists of lines of raw text. `metrics` are keys of `METRICS`. The target
-    language determines BLEU's tokenizer unless `tokenizer` names one. An empty reference line counts as an empty
-    reference, as it does for the sacrebleu command. `names` are the names of the references for error messages. With
+    language determines BLEU's tokenizer unless `tokenizer` names one. An empty line of a reference counts as an empty
+    reference, as in the sacrebleu command. In error messages, the references are called by the names in `names`. With
     `confidence`, a score has a mean and a confidence interval from bootstrap resampling (Koehn, 2004).
 
     Raises DataError if there are no lines, or if the numbers of lines differ; MtkitError if BLEU's tokenizer is not
@@ -247,10 +247,10 @@ def count_words(lines: Sequence[str], language: str) -> list[int]:
 
 
 def resampling_seed() -> int | None:
-    """Returns the seed in the environment variable SACREBLEU_SEED, which the sacrebleu command uses too.
+    """Returns the seed for resampling, which the environment variable SACREBLEU_SEED sets, as in the sacrebleu command.
 
-    The default is 12345. Returns `None` if the variable is "none": resamples then differ each time. Raises MtkitError
-    if the variable is neither "none" nor a whole number of at least 0.
+    The default seed is 12345. If the variable is "none", the seed is `None`: resamples then differ each time. Raises
+    MtkitError if the variable is neither "none" nor a whole number of at least 0.
     """
     text = _seed_text()
     if text == "none":
@@ -284,9 +284,9 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _stripped(lines: Sequence[str]) -> list[str]:
-    """Returns the lines without trailing white space, which the sacrebleu command strips too.
+    """Returns the lines without trailing white space.
 
-    Not all tokenizers ignore such white space.
+    Not all tokenizers ignore trailing white space. The sacrebleu command strips it, too.
     """
     return [line.rstrip() for line in lines]
 
@@ -338,10 +338,10 @@ def compare(
     references: Sequence[Sequence[str]],
     test: SignificanceTest,
 ) -> tuple[Score, Score]:
-    """Returns the score of the baseline, and the score of the system with the p-value of the difference.
+    """Returns the score of the baseline, and the score of the system with the p-value of their difference.
 
-    The p-value is 1 if the scores are equal, and never below `smallest_p_value`. The lines must not have trailing white
-    space.
+    The p-value is 1 if the scores are equal, and never below the result of `smallest_p_value`. The lines must not have
+    trailing white space.
     """
     metric._ref_cache = metric._cache_references(references)
     extracted = [metric._extract_corpus_statistics(lines, None) for lines in (baseline, system)]
@@ -367,7 +367,10 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """Returns a list of (mean, interval) for the baseline and the system, and the p-value of their difference."""
+    """Returns (mean, interval) for the scores of the baseline and of the system, and the p-value of their difference.
+
+    Means, confidence intervals and p-value are those of paired bootstrap resampling.
+    """
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
     intervals: list[tuple[float | None, float | None]] = []
@@ -397,9 +400,10 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
     """Returns the p-value of paired bootstrap resampling (Koehn, 2004).
 
     `baseline` and `system` are the scores (B,) of the two systems on the resamples; `difference` is the absolute
-    difference of their scores on the original test set. The p-value is the fraction of resamples on which
-    the absolute difference exceeds its mean over all resamples by at least `difference` (Riezler & Maxwell, 2005), with
-    add-one smoothing. The p-value is 1 if the scores on the original test set are equal.
+    difference of their scores on the original test set. On each resample, too, the two scores have an absolute
+    difference. The p-value is the fraction of resamples whose difference exceeds the mean over all resamples by at
+    least `difference` (Riezler & Maxwell, 2005), with add-one smoothing. The p-value is 1 if the scores on the original
+    test set are equal.
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -410,9 +414,9 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
 def swapped_differences(
     metric: Metric, baseline: Statistics, system: Statistics, swapped: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Returns the absolute score differences (B,) of B trials.
+    """Returns the absolute score differences (B,) of B trials of approximate randomization.
 
-    Trial b swaps line n between the two systems if `swapped[b, n]` is `True`.
+    Trial b swaps line n between the outputs of the two systems if `swapped[b, n]` is `True`.
     """
     total = baseline.sum(0) + system.sum(0)
     differences = []
@@ -534,7 +538,7 @@ _MOST_LINES = 2_000  # the maximum number of lines inspected
 
 @dataclass(frozen=True)
 class Unspaced:
-    """The script of a text that has no spaces between words and that BLEU's tokenizer cannot segment."""
+    """A script without spaces between words, found in a text that BLEU's tokenizer cannot segment."""
 
     script: str
     language: str | None  # the code of the language written in it; None if sacreBLEU has no tokenizer for it

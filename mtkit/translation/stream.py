@@ -37,11 +37,11 @@ def translate(
     each input line gives up to `num_best` output lines `number TAB score TAB text`, where `number` is the number of the
     input line, from 1.
 
-    `tag` is put before each input line. `prefixes` holds, for each input line, a text that its translation must begin
-    with; if it is a path, the texts are read from that file.
+    `tag` is put before each input line. `prefixes` holds, for each input line, a text that the translation of the line
+    must begin with; if `prefixes` is a path, the texts are read from that file.
 
-    Warnings are printed for bytes that are not UTF-8, which are replaced; for lines too long for the model, which are
-    translated in parts; for lines without a translation; and, unless `tag` is given, for lines whose tag is unknown or
+    Warnings are printed for bytes that are not UTF-8 (they are replaced); for lines too long for the model (they are
+    translated in parts); for lines without a translation; and, unless `tag` is given, for lines whose tag is unknown or
     missing.
 
     Lines are translated in large groups or, if `line_buffered` is true, one at a time. If `source` is a pipe and no
@@ -91,8 +91,8 @@ def lines_to_come(file: Path | None) -> int | None:
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
     """Yields the text of each line, and warns of replaced bytes and of carriage returns within a line.
 
-    `lines` holds the text of each line, and whether bytes in it were replaced. Raises DataError if reading fails; its
-    message begins with `name`.
+    `lines` holds the text of each line, and whether bytes of the line were replaced. Raises DataError if reading fails;
+    the error message begins with `name`.
     """
     try:
         for number, (line, damaged) in enumerate(lines, start=1):
@@ -112,7 +112,7 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
 def _tags_checked(
     items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
 ) -> Iterator[T]:
-    """Yields the items unchanged; warns of sources whose tag is unknown.
+    """Yields the items unchanged, and warns of each item whose source, `source_of(item)`, has an unknown tag.
 
     If the model was trained with tags, also warns of sources without a tag.
     """
@@ -151,7 +151,10 @@ class ParallelFiles:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields (source line, translation). Raises DataError if one file has more lines than the other."""
+        """Yields (source line, translation); `lines_of` reads the lines of a file.
+
+        Raises DataError if one file has more lines than the other.
+        """
         return read_pairs(self.source, self.target, lines_of)
 
 
@@ -159,8 +162,8 @@ class ParallelFiles:
 class NBestList:
     """A source file, and an n-best list of translations as the target file.
 
-    A line of the target file is `number TAB score TAB text`, as `mtkit translate --n-best` writes it, or
-    `number TAB text`, where `number` is the number of the source line, from 1. A source line may have any number of
+    A line of the target file is `number TAB score TAB text`, or `number TAB text`; `number` is the number of the source
+    line, from 1. `mtkit translate --n-best` writes the first of these forms. A source line may have any number of
     translations, and the list may be in any order. Scores are ignored.
     """
 
@@ -175,7 +178,7 @@ class NBestList:
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
         """Yields (source line, translation) in the order of the list; keeps all source lines in memory.
 
-        Raises DataError if a line of the list is malformed, or names a source line that does not exist.
+        Raises DataError if a line of the list is malformed, or has the number of a source line that does not exist.
         """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
@@ -280,7 +283,7 @@ def _score_text(line: ScoredTranslation, by_token: bool) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Context manager that opens a file, or standard input if `path` is `-`, and gives a binary stream of its text.
+    """Context manager that gives a binary stream of the text of a file, or of standard input if `path` is `-`.
 
     A compressed file is decompressed. Raises DataError if the file cannot be opened.
     """
@@ -299,7 +302,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Context manager that gives a binary stream to write to `path`, which appears only when it is complete.
+    """Context manager that gives a binary stream to write the file `path`; the file appears only once it is complete.
 
     The stream writes to PATH.part, which is renamed to `path` if the block ends without an error. After an error,
     PATH.part is kept unless it is empty. If `path` is a device or a pipe, the stream writes to `path` directly. The
@@ -327,7 +330,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
     """Context manager that removes the file `part` if the block raises an exception and the file is empty.
 
-    A file that holds text is kept. If the exception is a StoppedError, its message then says where the kept file is.
+    A file that holds text is kept. If the exception is a StoppedError, the message of the exception then says where the
+    kept file is.
     """
     try:
         with undone_when_ended():
@@ -345,7 +349,7 @@ def _kept_if_it_holds_text(part: Path) -> Iterator[None]:
 def _is_empty(part: Path) -> bool:
     """Whether a file contains no text.
 
-    The size of the file does not tell, since a compressed file has some bytes even if it contains no text.
+    A compressed file has some bytes even if it contains no text, so the size of the file does not tell.
     """
     try:
         with reading(part) as stream:

@@ -69,8 +69,8 @@ class Translation:
     """A translation and its score; a higher score is better.
 
     With beam search, the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
-    With sampling, it is the log-probability. With minimum Bayes risk decoding (`decoding.mbr_samples`), it is the mean
-    utility, from 0 to 100. If a line was translated in parts, the score is the mean over the parts.
+    With sampling, the score is the log-probability. With minimum Bayes risk decoding (`decoding.mbr_samples`), the
+    score is the mean utility, from 0 to 100. If a line was translated in parts, the score is the mean over the parts.
     """
 
     text: str
@@ -244,7 +244,7 @@ class Translator:
         return self._scored(pairs, at_once)
 
     def tag_fault(self, line: str) -> str | None:
-        """Return what is wrong with the tag of a line, such as "begins with none of the model's tags", else `None`.
+        """Return what is wrong with the tag of a line, such as "begins with none of the model's tags", or `None`.
 
         An unknown tag is always wrong. A missing tag is wrong if the model was trained with a tag before every line.
         """
@@ -267,7 +267,7 @@ class Translator:
 
     @property
     def max_source_length(self) -> int:
-        """The maximum length, in tokens, of a source that is not split.
+        """The maximum length of a source, in tokens; a longer source is split into parts.
 
         This is `data.max_length`, or the limit of the model if that is lower.
         """
@@ -334,7 +334,7 @@ class Translator:
                 yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
-        """Returns the source word that each token of `text` is part of; `None` unless `decoding.unknown` is "copy".
+        """Returns the source word that contains each token of `text`; `None` unless `decoding.unknown` is "copy".
 
         The first `num_tags` tokens are tags; instead of a word, they get "".
         """
@@ -345,10 +345,11 @@ class Translator:
     def _parts_of_long_line(
         self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
     ) -> Iterator[_Part]:
-        """Yields the parts of a line that is too long; `text` is the line without its tags.
+        """Yields the parts of a line that is too long for the model; `text` is the line without its tags.
 
         The line is split between sentences if possible. Each part begins with the tags of the line; only the first part
-        has the prefix. If even a single character has too many tokens for the model, its tokens are split.
+        has the prefix. If even a single character has too many tokens for the model, these tokens are divided among
+        several parts.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
@@ -377,9 +378,9 @@ class Translator:
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
         """Divides `order`, the indices of parts from the longest to the shortest, into batches of consecutive items.
 
-        The size of a batch is its number of sentences times the length of its longest source times the beam size or
-        number of samples; it is at most `decoding.batch_tokens`. With short lines, the log-probabilities of a step need
-        most of the memory, so the number of log-probabilities is limited too.
+        The number of parts in a batch, times the length of the longest part, times the beam size or number of samples,
+        is at most `decoding.batch_tokens`. With short lines, the log-probabilities of a step need most of the memory,
+        so the number of log-probabilities is limited too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.beam_size
@@ -399,7 +400,7 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """Joins the translations of parts into translations of lines; `found` holds the hypotheses of each part."""
+        """Joins the translations of the parts of each line; `found` holds the hypotheses of each part."""
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -424,7 +425,7 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """Returns, for each hypothesis of all parts in order, a text for each <unk> token, to be shown in its place."""
+        """Returns, for each hypothesis of all parts in order, the texts to show in place of the <unk> tokens."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
         copied: dict[int, list[str]] = {}  # by index of the pair: for each token, the source word it attends to most
         if self.config.decoding.unknown == "copy":
@@ -445,7 +446,7 @@ class Translator:
         """Returns the translations of a part, best first.
 
         Duplicate texts are removed, except after sampling without minimum Bayes risk decoding. Minimum Bayes risk
-        decoding ranks the translations by utility, which becomes their score.
+        decoding ranks the translations by utility, and the utility of a translation becomes the score.
         """
         if not self.config.decoding.draws:
             return _different(translations)
@@ -509,7 +510,7 @@ class Translator:
 
 
 def _nothing(_: int) -> None:
-    """Does nothing; stands in for the parameter `done` of `translate_lines` if that is not given."""
+    """Does nothing; takes the place of the parameter `done` of `translate_lines` if `done` is not given."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
@@ -531,7 +532,7 @@ def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_ta
 def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
     """Returns, for each row of `weights` (T, S), the word of the source token with the largest weight.
 
-    `words` holds the word of each source token, and "" for tags, which are never chosen. If there is no word at all,
+    `words` holds the word of each source token, and "" for tags; a tag is never chosen. If there is no word at all,
     `UNKNOWN_TEXT` is returned for each row.
     """
     places = [place for place, word in enumerate(words) if word]
@@ -541,7 +542,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """Returns the first translation with each text, in order."""
+    """Returns the translations in order, leaving out each whose text an earlier translation has."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -569,8 +570,8 @@ def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLi
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yields pairs of the n-th item of `lines` and the n-th item of `others`.
 
-    Raises DataError if `lines` and `others` have different numbers of items. In its message, `names[0]` stands for
-    the items of `lines`, and `names[1]` stands for the items of `others`.
+    Raises DataError if `lines` and `others` have different numbers of items. In the error message, `names[0]` stands
+    for the items of `lines`, and `names[1]` stands for the items of `others`.
     """
     for number, (line, other) in enumerate(zip_longest(lines, others)):
         if line is None or other is None:
@@ -582,10 +583,10 @@ def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, st
 
 
 def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[list[tuple[str, str]]]:
-    """Divides the pairs of lines into windows, which are translated or scored together; yields each window as a list.
+    """Divides pairs of lines into windows; yields each window, a list of the pairs that are processed together.
 
-    A window ends when it is full. If `at_once` is `True`, every pair is a window. If `at_once` is a function, it is
-    called after each pair, and the window also ends if the function returns `True`.
+    A window ends when it is full. If `at_once` is `True`, every pair is a window of its own. If `at_once` is a
+    function, it is called after each pair, and the window also ends if the function returns `True`.
     """
     window: list[tuple[str, str]] = []
     size = 0
@@ -608,11 +609,11 @@ def load(
 ) -> Translator:
     """Open a model and return its Translator.
 
-    `path` is a run directory, a checkpoint in a run directory, or a model bundle, which may be a folder or packed into
+    `path` is a run directory, a checkpoint in a run directory, or a model bundle. A bundle is a folder, or packed into
     one file.
 
-    `overrides` are settings that replace the model's own, as "key=value", such as "device=cpu" or
-    "decoding.beam_size=1".
+    `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
+    model's own settings.
 
     `precision` is "fp32", "bf16" or "fp64". On a CPU in fp32, the weights are memory-mapped and not copied.
 
@@ -623,9 +624,10 @@ def load(
     the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
     CheckpointError and ConfigError are subclasses of MtkitError.
 
-    A process may be forked after loading, by multiprocessing or by a web server that loads before it forks. The child
-    then computes with one CPU thread, since PyTorch's other threads do not survive the fork, and a model on a GPU
-    raises MtkitError. A process that is forked earlier and loads the model itself can use all threads and the GPU.
+    A process may be forked after loading, by multiprocessing or by a web server that loads before it forks. In the
+    child, a model on a GPU raises MtkitError. PyTorch's CPU threads do not survive the fork, so on a CPU the child
+    computes with one thread. A process that is forked before loading, and loads the model itself, can use all threads
+    and the GPU.
 
     Example:
         import mtkit
