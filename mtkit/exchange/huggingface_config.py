@@ -123,7 +123,8 @@ def _shown(value: Any) -> str:
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
     """Writes config.json and generation_config.json to `directory`.
 
-    `own` has the keys and values of config.json that only the architecture of `model` has.
+    `own` holds the entries of config.json that only models of this architecture have; the others are the same for all
+    architectures.
     """
     config, special = model.config, model.target.special
     transformer = config.model

@@ -320,11 +320,15 @@ class RecurrentState:
 
 
 class RecurrentDecoder(nn.Module):
-    """Embeds the target and decodes it with a stack of recurrent layers, whose top layer attends to the source.
+    """Embeds the target and decodes it with a stack of recurrent layers.
 
-    The features are tanh(W [top layer's output; attended source; context]) (Luong et al. 2015, equation 5). With
-    neither attention nor context, the features are the top layer's output itself. All tokens are computed at once,
-    except with input feeding, where the features of each step are an input of the next step.
+    If the settings say so, the top layer attends to the source, and every step reads a summary of the whole source,
+    which is the same for all steps (Cho et al. 2014). The features are tanh(W [y; a; s]), where y is the output of the
+    top layer, a the attended source, and s the summary (Luong et al. 2015, equation 5, which has no s). Without
+    attention, a is left out; without the summary, s is; without both, the features are y itself.
+
+    All tokens are computed at once, except with input feeding, where the features of each step are an input of the next
+    step.
     """
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:

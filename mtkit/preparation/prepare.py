@@ -279,7 +279,10 @@ def renew_validation(config: Config) -> None:
 
 
 def validation_is_spread(config: Config) -> bool:
-    """Whether, for any n, the first n lines of the run's validation text are spread evenly over the whole text."""
+    """Whether the run keeps the lines of its validation text in the order `SPREAD`, not in that of the files.
+
+    In the order `SPREAD`, the first n lines, for any n, come from places spread evenly over the files.
+    """
     return read_json_object(_validation_directory(config) / MANIFEST).get("order") == SPREAD
 
 
