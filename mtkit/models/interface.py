@@ -156,12 +156,13 @@ def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     else:
         memory = (scratch or Scratch()).at_least(logits.numel())
         log_probs = memory[: logits.numel()].view(logits.shape)
+    rows, results = (x.view(-1, logits.shape[-1]) for x in (logits.detach(), log_probs))
     num_rows = max(1, SLICE_ELEMENTS // logits.shape[-1])
-    slices = (torch.split(x.view(-1, logits.shape[-1]), num_rows) for x in (logits.detach(), log_probs))
-    for before, after in zip(*slices, strict=True):
+    for start in range(0, len(rows), num_rows):
+        part = results[start : start + num_rows]
         if logits.dtype != exact:
-            after.copy_(before)
-        torch.log_softmax(after, -1, out=after)
+            part.copy_(rows[start : start + num_rows])
+        torch.log_softmax(part, -1, out=part)
     return log_probs
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows
-from mtkit.models.interface import Output, TranslationModel
+from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
 
 # In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
 # C tokens of a chunk, P passes, 1 or 2.
@@ -18,7 +18,6 @@ from mtkit.models.interface import Output, TranslationModel
 # On a CPU, each matrix product is computed for one chunk of tokens at a time. Everything between two matrix products,
 # such as the softmax, is computed for one slice of the chunk at a time.
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
-SLICE_ELEMENTS = 1 << 19  # logits of a slice: 2 MB in fp32, which fit into the cache of a core
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
 DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
 
@@ -122,7 +121,7 @@ class _CrossEntropy(torch.autograd.Function):
         # Memory that is used again is faster than new memory, which a CPU has to map page by page.
         elements_per_token = num_passes * len(weight)
         all_logits = features.new_empty(min(chunk, num_tokens) * elements_per_token)
-        scratch = features.new_empty(min(part, num_tokens) * elements_per_token, dtype=exact)
+        memory = features.new_empty(min(part, num_tokens) * elements_per_token, dtype=exact)
         for start in range(0, num_tokens, chunk):
             h = features[:, start : start + chunk].flatten(0, 1)  # (P x C, D)
             logits = all_logits[: len(h) * len(weight)].view(-1, len(weight))  # (P x C, V)
@@ -134,7 +133,7 @@ class _CrossEntropy(torch.autograd.Function):
             slices = torch.split(logits.view(num_passes, -1, len(weight)), part, dim=1)
             for z, slice_labels in zip(slices, torch.split(chunk_labels, part), strict=True):  # (P, C', V) and (C',)
                 y = slice_labels[:, None].expand(num_passes, -1, 1)  # (P, C', 1)
-                log_probs = _log_softmax(z, scratch)
+                log_probs = _log_softmax(z, memory)
                 y_log_probs = log_probs.gather(2, y)
                 log_likelihood += y_log_probs.sum((1, 2))
                 sum_lse += (z.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
@@ -223,11 +222,11 @@ def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
         by_weight.addmm_(by_logits.T.to(by_weight.dtype), h.to(by_weight.dtype))
 
 
-def _log_softmax(logits: Tensor, scratch: Tensor) -> Tensor:
-    """Returns the log-softmax of `logits` in the dtype of `scratch`; on a CPU, the result is written into `scratch`."""
+def _log_softmax(logits: Tensor, memory: Tensor) -> Tensor:
+    """Returns the log-softmax of `logits` in the dtype of `memory`; on a CPU, the result is written into `memory`."""
     if logits.device.type != "cpu":
-        return F.log_softmax(logits, -1, dtype=scratch.dtype)
-    log_probs = scratch[: logits.numel()].view(logits.shape)
+        return F.log_softmax(logits, -1, dtype=memory.dtype)
+    log_probs = memory[: logits.numel()].view(logits.shape)
     return torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
 
 

@@ -4,6 +4,8 @@ Most tests compare a device in fp32 with a CPU in fp64, so that they can fail on
 """
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -385,3 +387,31 @@ def test_commands_on_a_device_print_what_they_print_on_a_cpu(printed, tiny_run, 
     scores = [[[float(number) for number in line.split()] for line in side[2].splitlines()] for side in (found, wanted)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
     assert len(scores[0]) == len(corpus_files.lines("test")[0])
+
+
+FAULTS = """
+import resource, torch
+from mtkit.models.registry import pick_device
+pick_device("cpu")
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(10 << 18) for _ in range(20)]  # 10 MB each
+    del tensors
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
+    reason="the C library is not glibc",
+)
+def test_on_a_cpu_freed_memory_is_used_again_and_need_not_be_mapped_anew():
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    faults = {}
+    for name, added in (("device", {}), ("settings", {"MALLOC_MMAP_THRESHOLD_": "65536"})):
+        command = [sys.executable, "-c", FAULTS]
+        found = subprocess.run(command, env={**unset, **added}, capture_output=True, text=True, check=True)
+        faults[name] = [int(line) for line in found.stdout.split()]
+    first, *_, again = faults["device"]
+    assert again < first / 10
+    assert faults["settings"][-1] > first / 10, "settings of malloc in the environment are left alone"

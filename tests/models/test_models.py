@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.data.batch import NO_LABEL, Rows
-from mtkit.models.interface import Memory, TranslationModel, next_rows
+from mtkit.models import interface
+from mtkit.models.interface import Memory, Scratch, TranslationModel, log_probs_from, next_rows
 from mtkit.models.layers import CrossAttention, _attend_unfused
 from mtkit.models.recurrent import RecurrentLayer
 from mtkit.models.registry import empty_model, new_model
@@ -512,3 +513,15 @@ def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
 def test_a_seed_may_be_of_any_size():
     first, second = (new_model(CHOICES[0], VOCAB, VOCAB, seed) for seed in (1 << 80, (1 << 80) + 1))
     assert not torch.equal(first.output.weight, second.output.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_log_probabilities_computed_in_slices_are_the_log_softmax(monkeypatch, dtype):
+    monkeypatch.setattr(interface, "SLICE_ELEMENTS", 20)  # two rows of nine
+    scratch = Scratch()
+    for shape in ((5, 3, 9), (2, 2, 9), (6, 3, 9)):  # the memory is large enough, then too small
+        logits = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+        logits[0, 0, 3] = -torch.inf
+        wanted = logits.to(torch.float64 if dtype == torch.float64 else torch.float32).log_softmax(-1)
+        assert torch.equal(log_probs_from(logits.clone()), wanted)
+        assert torch.equal(log_probs_from(logits, scratch), wanted)
