@@ -244,8 +244,8 @@ def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int
     """The steps of the checkpoints to average: `best_step` and up to `count - 1` scheduled steps immediately before it.
 
     The steps are in ascending order. `scheduled` has the steps of all checkpoints except those that were saved only
-    because the run was stopped. `best_step` may be missing from `scheduled`: an earlier session of the run, with a
-    lower limit on the number of steps, may have ended at that step.
+    because the run was stopped. `best_step` may be missing from `scheduled`: the run may once have been stopped at that
+    step, and then gone on.
 
     Step 0 is the model that training started from. If `best_step` is 0, only step 0 is returned; else step 0 is left
     out. Averaging evens out the noise of updates. The model at step 0 has no such noise, so it would only pull the
