@@ -221,9 +221,9 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
     """Returns the attention-weighted sums of the values, with the heads concatenated: (R, Q, D).
 
-    `query` is (R, H, Q, K); `key` and `value` are (R, H, N, K). `mask` is (R, 1, 1 or Q, N), True where a query may
-    attend to a key. If `mask` is `None`, a query may attend to all keys or, with `causal=True`, to keys up to its own
-    position.
+    `query` is (R, H, Q, K); `key` and `value` are (R, H, N, K). `mask` is (R, 1, 1 or Q, N): a bool tensor that is True
+    where a query may attend to a key, or the result of `additive`. If `mask` is `None`, a query may attend to all keys
+    or, with `causal=True`, to keys up to its own position.
     """
     if query.device.type == "cpu" and dropout == 0 and _is_faster_unfused(query):
         attended = _attend_unfused(query, key, value, mask, causal)
@@ -231,6 +231,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
         attended = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
     joined: Tensor = attended.transpose(1, 2).flatten(2)
     return joined
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype in which linear layers compute: that of autocast if it is enabled, else the dtype of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _is_faster_unfused(query: Tensor) -> bool:
@@ -256,9 +262,19 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+        scores = scores + additive(mask, scores.dtype)
     weights: Tensor = scores.softmax(-1)
     return weights
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what to add to attention scores: 0 where the bool tensor `mask` is True, -inf where it is False.
+
+    A `mask` that is not bool is already such a tensor, and is returned unchanged.
+    """
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 class Cache:
@@ -286,6 +302,13 @@ class Cache:
             self.values[:, :, self.length : end] = value
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def select(self, tokens: Tensor) -> None:
+        """Keeps, for each row, only the tokens at the indices `tokens`, (R, N') int64."""
+        if self.keys is not None and self.values is not None:
+            places = tokens[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
+            self.keys, self.values = self.keys.gather(2, places), self.values.gather(2, places)
+            self.length = tokens.shape[1]
 
     def keep(self, sentences: Tensor) -> None:
         """Keeps only the rows listed in `sentences`, (R',) int64, in the order of the list."""

@@ -26,6 +26,8 @@ from mtkit.models.layers import (
     RotaryPositions,
     Rotation,
     SelfAttention,
+    additive,
+    compute_dtype,
     draw_layers,
     dropout,
     with_zero_gradients,
@@ -205,6 +207,9 @@ class DecoderLayer(nn.Module):
         return y
 
 
+FEW_TOKENS = 16  # cached tokens for which it does not pay to look for unused ones
+
+
 @dataclass(frozen=True)
 class TransformerState:
     """A decoding state: the keys and values of the source, and caches of the keys and values of all target tokens.
@@ -223,6 +228,7 @@ class TransformerState:
     attention: list[Tensor] = field(default_factory=list)
     num_hypotheses: int = 1  # W
     ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
+    num_used: int = 0  # the number of tokens in the caches when unused ones were last removed
     length: int = 0  # an upper bound of `positions` that can be read without waiting for the device
 
     def branch(self, parents: Tensor) -> Self:
@@ -230,7 +236,26 @@ class TransformerState:
         ancestors = self.ancestors
         if ancestors is not None:
             ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
-        return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
+        return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)._without_unused()
+
+    def _without_unused(self) -> Self:
+        """Returns a state whose caches hold no token that belongs to no hypothesis any more, if that saves much.
+
+        Most hypotheses of a beam share all but their last tokens, so most cached tokens soon belong to no hypothesis.
+        Tokens are removed when the number N of cached tokens has about doubled, since removing them copies the caches;
+        and only on a CPU, since other devices would have to be waited for. N is the same for all rows.
+        """
+        ancestors = self.ancestors
+        if ancestors is None or ancestors.device.type != "cpu" or ancestors.shape[2] < 2 * self.num_used + FEW_TOKENS:
+            return self
+        used = ancestors.any(1)  # (R, N)
+        num_used = max(int(used.sum(1).max()), 1)
+        if num_used < ancestors.shape[2]:
+            tokens = used.byte().argsort(dim=1, descending=True, stable=True)[:, :num_used]
+            for cache in self.caches:
+                cache.select(tokens)
+            ancestors = ancestors.gather(2, tokens[:, None].expand(-1, ancestors.shape[1], -1))
+        return replace(self, ancestors=ancestors, num_used=num_used)
 
     def keep(self, sentences: Tensor) -> Self:
         """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
@@ -314,6 +339,8 @@ class TransformerDecoder(nn.Module):
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
         x = with_zero_gradients(self.embedded(target, state.length), state.unused)
+        if mask is not None and not torch.is_grad_enabled():  # a step of a search: converted once for all layers
+            mask, source_mask = additive(mask, compute_dtype(x)), additive(source_mask, compute_dtype(x))
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):

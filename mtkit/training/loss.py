@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batch import NO_LABEL, Batch, Rows
 from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
+from mtkit.models.layers import compute_dtype
 
 # In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
 # C tokens of a chunk, P passes, 1 or 2.
@@ -63,7 +64,7 @@ def consistent_cross_entropy(
     """
     real = labels != NO_LABEL
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        _autocast(features)[:, real],
+        features.to(compute_dtype(features))[:, real],
         output.weight,
         output.bias,
         labels[real],
@@ -72,11 +73,6 @@ def consistent_cross_entropy(
         torch.is_grad_enabled(),
     )
     return sums
-
-
-def _autocast(features: Tensor) -> Tensor:
-    device = features.device.type
-    return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
 
 
 class _CrossEntropy(torch.autograd.Function):

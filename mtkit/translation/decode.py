@@ -153,8 +153,8 @@ def next_log_probs(
     features, state = model.decode(next_rows(ids, state), state)
     logits = model.output(features)
     log_probs = log_probs_from(logits, scratch)
-    for token in forbidden:
-        log_probs[:, :, token] = float("-inf")
+    if forbidden:
+        log_probs[:, :, list(forbidden)] = float("-inf")
     return log_probs, state
 
 
