@@ -66,6 +66,7 @@ KINDS = {
             "files": [{"name": str, "fingerprint": str}],
             "corpora": [int],
             "lengths": {"pairs": int, "measured": int, "source": LENGTHS, "target": LENGTHS},
+            "length_limit": {"ratio": float, "extra": int},
         },
     },
     "files": Table({"bytes": int, "sha256": str}),
@@ -239,6 +240,18 @@ class Bundle:
     def config_with(self, overrides: Sequence[str]) -> Config:
         """The settings in the bundle's config.yaml, changed by `overrides`, for example decoding.beam_size=1."""
         return _config(self.storage, overrides) if overrides else self.config
+
+    def with_length_limit(self, config: Config) -> Config:
+        """Returns `config` with numbers where decoding.max_length_ratio and decoding.max_length_extra are "auto".
+
+        The numbers come from the lengths of the model's training pairs. Older bundles do not have these numbers; for
+        them, the fixed numbers of `DecodingConfig.with_length_limit` are used.
+        """
+        limit = self.description.get("training", {}).get("data", {}).get("length_limit", {})
+        decoding = config.decoding
+        if limit.keys() >= {"ratio", "extra"}:
+            decoding = decoding.with_length_limit(min(limit["ratio"], 100.0), min(limit["extra"], 10_000))
+        return config.model_copy(update={"decoding": decoding.with_length_limit()})
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The contents of the tokenizer's files, by file name."""

@@ -14,6 +14,14 @@ Updates = Annotated[
 WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
+LengthRatio = Annotated[
+    Annotated[Annotated[float, Field(gt=0, le=100)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)],
+    Discriminator(number_or_auto),
+]
+ExtraTokens = Annotated[
+    Annotated[Annotated[int, Field(ge=0, le=10_000)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)],
+    Discriminator(number_or_auto),
+]
 
 # Schedules that end at max_steps. Since their rates depend on max_steps, a run needs --change to change max_steps. With
 # wsd, it needs --change only once the rate has begun to fall.
@@ -352,17 +360,15 @@ class DecodingConfig(CarriedSection):
         le=1_000_000,
         description="Smallest number of target tokens of a translation, capped at the largest that it may have.",
     )
-    max_length_ratio: float = Field(
-        2.0,
-        gt=0,
-        le=100,
-        description="Most target tokens of a translation for each source token; max_length_extra is added.",
+    max_length_ratio: LengthRatio = Field(
+        "auto",
+        description="Most target tokens of a translation for each source token; max_length_extra is added. auto: "
+        "by the lengths of the training pairs, or 2.0 where they are not known.",
     )
-    max_length_extra: int = Field(
-        20,
-        ge=0,
-        le=10_000,
-        description="Target tokens that a translation may have beyond what max_length_ratio allows.",
+    max_length_extra: ExtraTokens = Field(
+        "auto",
+        description="Target tokens that a translation may have beyond what max_length_ratio allows. auto: by the "
+        "lengths of the training pairs, so that fewer than 1 in 10,000 is longer, or 20 where they are not known.",
     )
     no_repeat_ngram: int = Field(
         0, ge=0, description="Length of the n-grams, in tokens, that no translation repeats; 0: any may be repeated."
@@ -438,6 +444,25 @@ class DecodingConfig(CarriedSection):
                 raise ValueError(f"{said} is of samples; it goes with method sample or with mbr_samples")
             if self.coverage_penalty and self.beam_size == 1:
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
+
+    def with_length_limit(self, ratio: float = 2.0, extra: int = 20) -> "DecodingConfig":
+        """Returns these settings with numbers where the limit of the length is "auto".
+
+        `ratio` takes the place of `max_length_ratio`, and `extra` that of `max_length_extra`.
+        """
+        numbers = {"max_length_ratio": ratio, "max_length_extra": extra}
+        return self.model_copy(update={name: value for name, value in numbers.items() if getattr(self, name) == "auto"})
+
+    def max_length(self, source_length: int) -> int:
+        """Returns the maximum length of a translation, in tokens without the end mark; it is at least 1."""
+        ratio, extra = self.with_length_limit()._length_limit
+        return max(1, int(source_length * ratio + extra))
+
+    @property
+    def _length_limit(self) -> tuple[float, int]:
+        assert self.max_length_ratio != "auto"
+        assert self.max_length_extra != "auto"
+        return self.max_length_ratio, self.max_length_extra
 
     @property
     def draws(self) -> bool:

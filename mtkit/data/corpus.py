@@ -310,6 +310,7 @@ class Corpus:
                 {"source": manifest.source, "target": manifest.target},
                 {"source": self.source_offsets, "target": self.target_offsets},
             ),
+            "length_limit": length_limit(self.source_offsets, self.target_offsets),
         }
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:
@@ -608,6 +609,42 @@ def length_statistics(
             "longest": manifests[side].longest,
         }
     return found
+
+
+EXCESS = 1e-4  # the fraction of training pairs whose target may be longer than the limit
+SPARE_TOKENS = (
+    5  # added to the limit for fewer than 1 / EXCESS pairs, which may lack the longest targets; less for more
+)
+RATIOS = np.arange(1.2, 3.05, 0.1)  # tried as multiples of the mean ratio of target length to source length
+
+
+def length_limit(
+    source_offsets: NDArray[np.int64], target_offsets: NDArray[np.int64], most_pairs: int = MOST_PAIRS
+) -> dict[str, float]:
+    """Returns a limit on the length of translations: ratio x source length + extra, in tokens without end marks.
+
+    Fewer than `EXCESS` of the pairs have a target longer than the limit. Of several limits for which this holds, the
+    one with the smallest mean over the pairs is returned. The ratio is at least 1.2 times the mean ratio of the corpus,
+    so that sentences longer than those of the corpus can be translated in full. At most `most_pairs` pairs are
+    measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty if there are no tokens.
+    """
+    blocks = _blocks(len(source_offsets) - 1, most_pairs)
+    sources, targets = (
+        np.concatenate([np.diff(offsets[begin : end + 1]) for begin, end in blocks])
+        for offsets in (source_offsets, target_offsets)
+    )
+    if not sources.sum() or not targets.sum():
+        return {}
+    longer = max(int(np.ceil(EXCESS * len(sources))) - 1, 0)  # the number of pairs that may have a longer target
+    spare = int(np.ceil(SPARE_TOKENS * min(1.0, 1 / (EXCESS * len(sources)))))
+    best = None
+    for ratio in np.round(RATIOS * targets.sum() / sources.sum(), 2).tolist():
+        excess = targets - ratio * sources
+        extra = max(int(np.ceil(np.partition(excess, -longer - 1)[-longer - 1])), 0) + spare
+        if best is None or ratio * sources.mean() + extra < best[0]:
+            best = ratio * sources.mean() + extra, ratio, extra
+    assert best is not None
+    return {"ratio": min(max(best[1], 0.1), 100.0), "extra": min(best[2], 10_000)}
 
 
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:

@@ -204,7 +204,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 def _longest(config: Config) -> int:
     """Returns the most tokens, including the end mark, that a translation of the longest allowed source may have."""
-    return int(config.data.max_length * config.decoding.max_length_ratio) + config.decoding.max_length_extra + 1
+    return config.decoding.max_length(config.data.max_length) + 1
 
 
 def _scalar(value: float, dtype: str) -> Tensor:

@@ -116,7 +116,7 @@ def portable(bundle: Bundle, translator: Translator) -> PortableModel:
         tokenizer.target_scores(),
     )
     weights = {name: weight.float() for name, weight in bundle.weights().items()}
-    return PortableModel(bundle.config, weights, source, target, tokenizer.tags)
+    return PortableModel(bundle.with_length_limit(bundle.config), weights, source, target, tokenizer.tags)
 
 
 def _no_quantization(to: str, quantization: str) -> str:
@@ -305,7 +305,7 @@ def ctranslate2_card(model: PortableModel) -> str:
     decoding, pieces = model.config.decoding, model.target.pieces
     silent = [[pieces[id_]] for id_ in silent_ids(model) if id_ != model.target.special.unknown]
     unknown = "" if model.target.special.unknown not in silent_ids(model) else ", disable_unk=True"
-    longest = int(model.config.data.max_length * decoding.max_length_ratio) + decoding.max_length_extra
+    longest = decoding.max_length(model.config.data.max_length)
     form = (
         ""
         if decoding.length_penalty_form == "power"

@@ -115,8 +115,8 @@ def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefix
     The maximum for a sentence is at least the length of its prefix, but never above the limit of the model.
     """
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
-    max_lengths = torch.from_numpy(sources.lengths) * decoding.max_length_ratio + decoding.max_length_extra
-    max_lengths = torch.maximum(max_lengths.long().clamp(min=1), prefix_lengths).to(model.device)
+    max_lengths = torch.tensor([decoding.max_length(length) for length in sources.lengths.tolist()], dtype=torch.int64)
+    max_lengths = torch.maximum(max_lengths, prefix_lengths).to(model.device)
     return max_lengths if model.limits.target is None else max_lengths.clamp(max=model.limits.target - 1)
 
 

@@ -58,6 +58,10 @@ NOT_A_NUMBER = (
     "has no translation, and is left blank: the model's log-probabilities are not numbers (NaN); its weights are "
     "damaged, or too large for this precision"
 )
+CUT_OFF = (
+    "has a translation that reached the maximum length and was cut off there; decoding.max_length_ratio and "
+    "max_length_extra set the limit"
+)
 UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
 
 BREAKS = re.compile(r"[\n\r\0]")  # replaced by spaces in translations
@@ -423,6 +427,14 @@ class Translator:
         for hypothesis in hypotheses:
             if not hypothesis.found:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
+        if part.tokens and len(hypotheses[0].tokens) >= self._longest(part):
+            yield CUT_OFF
+
+    def _longest(self, part: _Part) -> int:
+        """Returns the maximum length of the translation of a part, in tokens."""
+        longest = max(self.config.decoding.max_length(len(part.tokens)), len(part.prefix) + 1)
+        limit = self.model.limits.target
+        return longest if limit is None else min(longest, limit - 1)
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
         """Returns, for each hypothesis of all parts in order, the texts to show in place of the <unk> tokens."""
@@ -669,7 +681,7 @@ def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = 
 
 def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:
     use_one_thread_after_fork()
-    config = bundle.config_with(overrides)
+    config = bundle.with_length_limit(bundle.config_with(overrides))
     device = pick_device(config.device)
     dtype = pick_dtype(precision, device)
     tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from mtkit.data import corpus as corpus_module
-from mtkit.data.corpus import Corpus, CorpusWriter, Manifest, RawFile, Verification, checksum, length_statistics
+from mtkit.data.corpus import (
+    Corpus,
+    CorpusWriter,
+    Manifest,
+    RawFile,
+    Verification,
+    checksum,
+    length_limit,
+    length_statistics,
+)
 from mtkit.errors import DataError, StoppedError
 from mtkit.files import new_directory, put_in_place, settle
 
@@ -349,3 +358,25 @@ def test_a_corpus_of_nothing_has_no_lengths(tmp_path):
         writer.commit({}, [], {}, [])
     told = Corpus.open(tmp_path / "corpus").facts()["lengths"]
     assert told["source"] == {"mean": 0.0, "quantiles": {}, "longest": 0}
+
+
+def offsets_of(lengths):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_length_limit_cuts_fewer_than_one_target_in_ten_thousand(seed):
+    chance = np.random.default_rng(seed)
+    sources = chance.integers(1, 60, 50_000)
+    targets = np.maximum(1, sources * chance.normal(1.5, 0.2, 50_000) + chance.exponential(2, 50_000)).astype(int)
+    targets[:4] = 500  # pairs that do not belong together must not make the limit long
+    limit = length_limit(offsets_of(sources), offsets_of(targets))
+    longest = limit["ratio"] * sources + limit["extra"]
+    assert (targets > longest).mean() < 1e-4
+    assert longest.mean() < 3 * targets.mean()
+    assert limit["ratio"] >= 1.2 * targets.sum() / sources.sum() - 0.01
+
+
+def test_a_corpus_without_tokens_has_no_length_limit():
+    assert length_limit(offsets_of([]), offsets_of([])) == {}
+    assert length_limit(offsets_of([0, 0]), offsets_of([3, 3])) == {}

@@ -19,6 +19,7 @@ from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentCo
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.corpus import Corpus
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import DTYPES, new_model
 from mtkit.search.searches import beam_search
@@ -28,7 +29,7 @@ from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.translation import translator as translator_module
 from mtkit.translation.decode import next_log_probs
-from mtkit.translation.translator import Translator
+from mtkit.translation.translator import CUT_OFF, Translator
 
 WORDS = [
     "the",
@@ -443,3 +444,30 @@ def test_settings_of_the_model_give_way_to_those_of_the_caller(tokenizer: Tokeni
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
     assert mtkit.load(path, ["decoding.beam_size=1"]).config.decoding.beam_size == 1
     assert mtkit.load(path).config.decoding == config.decoding
+
+
+# The limit of the length of translations.
+
+
+def test_the_lengths_of_the_training_pairs_limit_translations(tiny_run: Path, tmp_path: Path) -> None:
+    corpus = Corpus.open(tiny_run / "data" / "train")
+    limit = corpus.facts()["length_limit"]
+    decoding = mtkit.load(tiny_run).config.decoding
+    assert (decoding.max_length_ratio, decoding.max_length_extra) == (limit["ratio"], limit["extra"])
+    assert decoding.max_length(10) == int(10 * limit["ratio"] + limit["extra"])
+    given = mtkit.load(tiny_run, ["decoding.max_length_extra=3"]).config.decoding
+    assert (given.max_length_ratio, given.max_length_extra) == (limit["ratio"], 3)
+    bundle = open_bundle(tiny_run)
+    del bundle.description["training"]["data"]["length_limit"]
+    without = bundle.with_length_limit(bundle.config).decoding
+    assert (without.max_length_ratio, without.max_length_extra) == (2.0, 20)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_translation_that_reaches_the_limit_is_told(tokenizer: Tokenizer, beam_size: int) -> None:
+    piece, end = tokenizer.encode_target(["one"])[0][0], tokenizer.specials.target.end
+    config = settings(beam_size=beam_size, max_length_ratio=1.0, max_length_extra=2)
+    [endless] = stubborn_translator(tokenizer, config, {piece: 20.0}).translate_lines(["one two"])
+    assert endless.notes == (CUT_OFF,)
+    [short] = stubborn_translator(tokenizer, config, {end: 20.0}).translate_lines(["one two"])
+    assert short.notes == ()
