@@ -121,6 +121,8 @@ def test_every_mtkit_command_of_a_page_is_read_without_a_mistake(name, tmp_path,
             continue
         values = parsed(line)
         config = values.get("config")
+        if config is not None and config.name == "student.yaml":
+            continue  # written by mtkit distill; see test_distill.py
         if config is not None and config != Path("tune.yaml"):  # that one is run by the walk in test_exchange.py
             load_config(config, values["settings"])
 

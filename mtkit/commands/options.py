@@ -204,12 +204,21 @@ COMMANDS = {
     "score": "rescore scorer force-decode",
     "bundle RUN --step average": "average average-checkpoints average_checkpoints",
     "export": "convert ct2 ctranslate2 release_model",
+    "distill": "distillation knowledge-distillation kd forward-translate",
     "config": "settings init show-config",
     "config --schema": "schema",
     "--help": "help",
     "info": "show describe",
 }
-TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race")  # commands whose argument is CONFIG
+TRAINING = (
+    "config",
+    "train-tokenizer",
+    "binarize",
+    "train",
+    "run",
+    "race",
+    "distill",
+)  # commands whose argument is CONFIG
 
 # For each command, maps a piece of advice to the options of other toolkits that call for this advice. The options are
 # written without leading dashes, and with - in place of _.
@@ -224,6 +233,13 @@ _MORE = {
         "say --n-best N": "nbest num-return-sequences",
         "say --batch-tokens N, in padded tokens": "batch-size mini-batch max-tokens batch max-batch-size",
         "say --precision bf16": "fp16 half bf16 amp",
+    },
+    "distill": {
+        "say --teacher MODEL": _MODEL,
+        "say --output FOLDER": "out out-dir output-dir folder",
+        "say --beam-size N": "b k beam beams num-beams",
+        "say --length-penalty X": "lenpen alpha normalize length-penalty-alpha",
+        "say --batch-tokens N, in padded tokens": "batch-size mini-batch max-tokens batch max-batch-size",
     },
     "evaluate": {
         "MODEL is an argument: mtkit evaluate MODEL": _MODEL,
@@ -272,6 +288,9 @@ def _for_option(command: str, option: str) -> str:
     name = option.lstrip("-").replace("_", "-")
     if name == "h":
         return "say --help"
+    for advice, names in _MORE.get(command, {}).items():
+        if name in names.split():
+            return advice
     if command in TRAINING:
         for advice, names in _CONFIG.items():
             if name in names.split():
@@ -279,7 +298,7 @@ def _for_option(command: str, option: str) -> str:
         from mtkit.config.load import advice_on_option
 
         return advice_on_option(option).removeprefix("; ")
-    return next((advice for advice, names in _MORE.get(command, {}).items() if name in names.split()), "")
+    return ""
 
 
 def _for_command(arguments: Sequence[str], others: Collection[str]) -> str:

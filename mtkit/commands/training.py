@@ -1,4 +1,4 @@
-"""`mtkit config`, `train-tokenizer`, `binarize`, `train`, `run`, `race` and `verify`: commands that train a model."""
+"""Commands that train a model: `config`, `train-tokenizer`, `binarize`, `train`, `run`, `race`, `verify`, `distill`."""
 
 import time
 from pathlib import Path
@@ -8,13 +8,22 @@ import typer
 
 from mtkit.commands.options import (
     EXAMPLE,
+    PRECISIONS,
+    BatchTokensOption,
+    BeamSizeOption,
     ChangeOption,
     ConfigArgument,
+    DeviceOption,
+    EnsembleOption,
     FreshOption,
+    LengthPenaltyOption,
+    PrecisionOption,
     QuietOption,
     SettingsArgument,
     UsageError,
+    choice,
     count,
+    decoding_settings,
     load_settings,
 )
 from mtkit.errors import CheckpointError, MtkitError
@@ -168,6 +177,45 @@ def verify(
         raise CheckpointError("\n".join(faults))
 
 
+def distill(
+    config: ConfigArgument,
+    teacher: Annotated[Path, typer.Option(metavar="MODEL", help="Model that translates the training text.")],
+    settings: SettingsArgument = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; by default runs/NAME-distilled-text."),
+    ] = None,
+    keep_original: Annotated[
+        bool, typer.Option("--keep-original", help="Let the student train on the original pairs, too.")
+    ] = False,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    decoding: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the teacher's decoding."),
+    ] = None,
+    ensemble: EnsembleOption = None,
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; earlier translations are deleted.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make training text with a teacher model.
+
+    The source side of the training text is translated. FOLDER receives both sides of the new text, and student.yaml:
+    CONFIG with the new text in data.train. After Ctrl-C or a kill, the same command goes on where it was.
+    """
+    from mtkit.preparation.distill import Teacher, distill
+
+    overrides = [
+        *(f"decoding.{setting}" for setting in decoding or []),
+        *decoding_settings(beam_size, length_penalty, batch_tokens, device),
+    ]
+    model = Teacher(teacher, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
+    print(distill(load_settings(config, settings), model, output, keep_original, fresh))
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
@@ -177,3 +225,4 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=f"{EXAMPLE}run configs/demo.yaml")(run)
     app.command(epilog=f"{EXAMPLE}race configs/demo.yaml --target 80")(race)
     app.command(epilog=f"{EXAMPLE}verify runs/demo")(verify)
+    app.command(epilog=f"{EXAMPLE}distill configs/demo.yaml --teacher runs/demo")(distill)

@@ -26,7 +26,7 @@ from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.exported import write_opus
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "translate"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate"]
 COMMANDS += ["score", "evaluate", "bundle", "pack", "info", "check", "verify"]
 COMMANDS += ["export", "extend", "import"]
 
@@ -441,6 +441,9 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         (["evaluate", "m", "a", "b"], "files are options: mtkit evaluate MODEL --source FILE --reference FILE ("),
         (["train", "--config", "x.yaml"], "No such option: --config; CONFIG is an argument: mtkit train CONFIG ("),
         (["train", "-h"], "No such option: -h; say --help ("),
+        (["distill", "x.yaml"], "Missing option '--teacher'."),
+        (["distill", "x.yaml", "--model", "m"], "No such option: --model; say --teacher MODEL ("),
+        (["distill", "--config", "x.yaml"], "No such option: --config; CONFIG is an argument: mtkit distill CONFIG ("),
         (["generate", "model"], "No such command 'generate'. Say 'mtkit translate'. ("),
         (["average", "model"], "No such command 'average'. Say 'mtkit bundle RUN --step average'. ("),
         (["help"], "No such command 'help'. Say 'mtkit --help'. ("),
