@@ -67,6 +67,7 @@ COMMANDS = {
         "log_probs_of",
         "0 lines are scored",
     ),
+    "bench": (["bench", "translate", "RUN", "TEXT"], "mtkit.translation.translator", "decode", NOTHING),
     "pack": (["pack", "RUN", "out"], "mtkit.bundle.info", "lay_out", NOTHING),
     "bundle": (["bundle", "RUN", "-o", "out"], "mtkit.bundle.bundle", "all_sums", NOTHING),
     "extend": (["extend", "RUN", "--piece", "Ĝ", "-o", "out"], "mtkit.bundle.bundle", "all_sums", NOTHING),

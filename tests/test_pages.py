@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from mtkit.cli import app
+from mtkit.commands.options import GROUPS
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
@@ -89,8 +90,8 @@ def test_the_files_that_a_page_names_are_there(name):
 def commands() -> dict[str, Any]:
     """The commands of mtkit by what is typed, such as "run" and "plot schedule"."""
     found = dict(typer.main.get_command(app).commands)
-    plot = found.pop("plot").commands
-    return found | {f"plot {name}": command for name, command in plot.items()}
+    groups = {group: found.pop(group).commands for group in GROUPS}
+    return found | {f"{group} {name}": command for group in groups for name, command in groups[group].items()}
 
 
 COMMANDS = commands()
@@ -99,7 +100,7 @@ OPTIONS = {option for command in COMMANDS.values() for item in command.params fo
 
 def command_of(words: list[str]) -> tuple[str, list[str]]:
     """The command that follows `mtkit`, and its arguments."""
-    count = 2 if words[0] == "plot" else 1
+    count = 2 if words[0] in GROUPS else 1
     return " ".join(words[:count]), words[count:]
 
 
@@ -133,7 +134,7 @@ def test_every_option_that_a_page_names_exists(name):
         words = re.sub(r"[\[\]]|\.\.\.|^OMP_NUM_THREADS=\d+ ", " ", code).split()
         if words[0] == "mtkit" and len(words) > 1 and words[1] != "--help":
             command, arguments = command_of(words[1:])
-            assert command in COMMANDS or command == "plot", code
+            assert command in COMMANDS or command in GROUPS, code
             known = {option for item in COMMANDS[command].params for option in item.opts}
             named = {word for word in arguments if re.match(r"--?[a-z]", word)}
             assert named <= known, f"{name}: `{code}`: mtkit {command} has no {', '.join(named - known)}"

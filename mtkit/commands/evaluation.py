@@ -1,5 +1,6 @@
-"""`mtkit evaluate` and `mtkit plot`: commands that score translations and draw pictures."""
+"""`mtkit evaluate`, `mtkit bench` and `mtkit plot`: commands that score translations, measure speed, draw pictures."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typer.core import TyperCommand
 
 from mtkit.commands.options import (
     EXAMPLE,
+    PRECISIONS,
+    BatchTokensOption,
     BeamSizeOption,
     ConfigArgument,
     DeviceOption,
@@ -254,6 +257,99 @@ def _edges(text: str | None) -> tuple[int, ...]:
     return edges
 
 
+# Measurements of speed.
+
+BENCH_EXAMPLE = "\b\nExample:\n  mtkit bench "
+
+bench = typer.Typer(rich_markup_mode=None, help="Measure the speed of translation or of training.")
+
+JsonFileOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="File for all figures as JSON.")]
+
+
+@bench.command("translate", epilog=f"{BENCH_EXAMPLE}translate runs/demo data/demo/test.fr --rounds 3")
+def bench_translate(
+    model: ModelArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Text to translate, plain or compressed.")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its translation; adds BLEU to the table.")
+    ] = None,
+    beam_size: Annotated[str, typer.Option(metavar="N,N,…", help="Beam sizes to measure; 1 is greedy.")] = "1,5",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME,NAME,…", help="Precisions to measure: fp32, bf16, fp64.")
+    ] = "fp32",
+    lines: Annotated[str, typer.Option(metavar="N", help="Translate only this many lines, the first.")] = "1000",
+    rounds: Annotated[str, typer.Option(metavar="N", help="Rounds in which all take turns.")] = "5",
+    minutes: Annotated[str, typer.Option(metavar="X", help="Begin no further round after this time.")] = "10",
+    length_penalty: LengthPenaltyOption = None,
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    json: JsonFileOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Translate a text several times, and print how fast that was.
+
+    Every beam size is measured with every precision, in turn: tokens per second from text to text and from ids to ids,
+    medians with the smallest and largest; rows that the decoder computed for each token; start-up and memory.
+    """
+    sizes = [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
+    precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
+    limits = count("--lines", lines), count("--rounds", rounds), _minutes(minutes)
+    overrides = decoding_settings(None, length_penalty, batch_tokens, device)
+    from mtkit.evaluation.bench import bench_translation, check_json, translation_text, variants, write_json
+
+    check_json(json)
+    record = bench_translation(model, file, variants(sizes, precisions), overrides, reference, *limits)
+    print(translation_text(record), end="")
+    write_json(json, record)
+
+
+@bench.command("train", epilog=f"{BENCH_EXAMPLE}train configs/demo.yaml --minutes 0.2")
+def bench_train(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    minutes: Annotated[str, typer.Option(metavar="X", help="How long to train.")] = "0.5",
+    random: Annotated[
+        bool, typer.Option("--random", help="Train on sentences of made-up lengths, not on data.train.")
+    ] = False,
+    json: JsonFileOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train for a short time, and print how fast that was.
+
+    Prints tokens per second without padding, the shares of padding, the time of an update and its parts, memory, and
+    how much of the machine's speed in matrix products the model uses. The run itself is only read; if it has no
+    binarized data yet, the data is made in a temporary folder.
+    """
+    limit = _minutes(minutes)
+    from mtkit.config.load import load_config
+    from mtkit.evaluation.bench import bench_training, check_json, training_text, write_json
+
+    loaded = load_config(config, settings or [])
+    check_json(json)
+    record = bench_training(loaded, limit, random)
+    print(training_text(record), end="")
+    write_json(json, record)
+
+
+def _items(name: str, text: str) -> list[str]:
+    """Returns the items of a list with commas; raises MtkitError if an item comes twice."""
+    items = text.split(",")
+    if len(set(items)) < len(items):
+        raise MtkitError(f"{name}: found {text}, wants each item once")
+    return items
+
+
+def _minutes(text: str) -> float:
+    """Returns the value of --minutes; raises MtkitError if it is not a number above 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise MtkitError(f"--minutes: found {text}, wants a number, more than 0")
+    return minutes
+
+
 # Pictures.
 
 PLOT_EXAMPLE = "\b\nExample:\n  mtkit plot "
@@ -360,4 +456,5 @@ def add_to(app: typer.Typer) -> None:
         cls=EvaluateCommand,
         epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
     )(evaluate)
+    app.add_typer(bench, name="bench")
     app.add_typer(plot, name="plot")

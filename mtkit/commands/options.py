@@ -209,16 +209,11 @@ COMMANDS = {
     "config --schema": "schema",
     "--help": "help",
     "info": "show describe",
+    "bench": "benchmark speed profile",
 }
-TRAINING = (
-    "config",
-    "train-tokenizer",
-    "binarize",
-    "train",
-    "run",
-    "race",
-    "distill",
-)  # commands whose argument is CONFIG
+GROUPS = ("bench", "plot")  # words that a second word follows, such as `mtkit plot schedule`
+# Commands whose argument is CONFIG.
+TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "bench train")
 
 # For each command, maps a piece of advice to the options of other toolkits that call for this advice. The options are
 # written without leading dashes, and with - in place of _.
@@ -280,8 +275,8 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _path(arguments: Sequence[str]) -> str:
-    """Returns the command as it was typed, such as "mtkit train"; for `mtkit plot`, includes the subcommand."""
-    return " ".join(["mtkit", *arguments[: 2 if arguments[:1] == ["plot"] else 1]])
+    """Returns the command as it was typed, such as "mtkit train"; for groups of commands, includes the subcommand."""
+    return " ".join(["mtkit", *arguments[: 2 if arguments and arguments[0] in GROUPS else 1]])
 
 
 def _for_option(command: str, option: str) -> str:

@@ -20,6 +20,7 @@ import pytest
 
 import mtkit
 from mtkit.cli import app, main
+from mtkit.commands.options import GROUPS
 from mtkit.config.settings import config_text
 from mtkit.text.compressed import COMPRESSIONS, open_to_write
 from tests.conftest import CorpusFiles, config_with, toy_settings
@@ -463,6 +464,8 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
             "--hypothesis goes with --source if it is scored --by-length, and only then",
         ),
         (["plot"], "Missing command."),
+        (["bench", "translate", "model"], "Missing argument 'FILE'."),
+        (["bench", "train", "--config", "x.yaml"], "CONFIG is an argument: mtkit bench train CONFIG ("),
         (["evaluate", "model", "--source", "text"], "--source and --reference go together"),
         (["evaluate", "model", "--reference", "text"], "--source and --reference go together"),
         (["evaluate", "model", "--target-language", "en"], "--target-language goes with --hypothesis"),
@@ -479,7 +482,7 @@ def test_a_wrong_call_is_told_in_one_line_with_the_command_whose_help_shows_how_
     assert (result.code, result.out) == (2, "")
     assert result.error.startswith("mtkit: error: ")
     assert told in result.error
-    command = "" if told.startswith("No such command") else f" {' '.join(arguments[: 1 + (arguments[0] == 'plot')])}"
+    command = "" if told.startswith("No such command") else f" {' '.join(arguments[: 1 + (arguments[0] in GROUPS)])}"
     assert result.error.endswith(f" (mtkit{command} --help shows how)\n")
     assert result.error.count("\n") == 1
 

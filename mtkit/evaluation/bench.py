@@ -1,0 +1,801 @@
+"""`mtkit bench`: measures how fast a model translates, and how fast a configuration trains, on this machine.
+
+`bench_translation` and `bench_training` return records, which `--json` writes; `translation_text` and `training_text`
+show the records as tables. Rates count tokens without padding.
+"""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtkit import __version__
+from mtkit.bundle.checkpoints import FIRST_SCALE, Progress
+from mtkit.bundle.opening import carried_over
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.data.batch import Batch, Feed, Stream
+from mtkit.data.corpus import Corpus, CorpusWriter
+from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, MtkitError, counted, is_out_of_memory, say
+from mtkit.evaluation.evaluate import read_test_set
+from mtkit.files import json_text, standing, undone_when_ended, write_file
+from mtkit.models.interface import Ensemble
+from mtkit.models.registry import DTYPES, new_model, pick_device, pick_precision
+from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer
+from mtkit.preparation.sources import SetFiles
+from mtkit.text.lines import named, read_lines
+from mtkit.text.parallel import with_patterns_expanded
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import NUM_SPECIAL, Specials
+from mtkit.training.optimizers import make_average, make_optimizer
+from mtkit.training.records import available_cores, processor
+from mtkit.training.update import LossScaler, TrainState, Updater
+from mtkit.translation.scores import corpus_scores
+from mtkit.translation.translator import Translator, load
+
+Record = dict[str, Any]  # what --json writes
+
+# What both commands tell of the machine, and how they measure memory.
+
+
+def machine_facts(device: torch.device) -> Record:
+    """Returns the versions, processor, cores, threads and device that a measurement depends on, and the date."""
+    return {
+        "command": sys.argv,
+        "date": datetime.now(UTC).date().isoformat(),
+        "mtkit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": processor(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+    }
+
+
+def machine_text(record: Record) -> str:
+    """Returns two lines with the facts that `machine_facts` put into a record."""
+    threads = f"{counted(record['threads'], 'thread')} on {counted(record['cores'], 'core')}"
+    return (
+        f"mtkit {record['mtkit']}, torch {record['torch']}, Python {record['python']}\n"
+        f"{record['processor']}, {threads}; device {record['device']}\n"
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all work; a CPU works synchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the largest amount of memory used so far, in bytes; `None` if the system does not tell.
+
+    On a GPU, this is the memory of the GPU that tensors took; otherwise, the resident memory of this process, which
+    includes Python, PyTorch and the memory-mapped weights.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        # Not by getrusage, whose peak includes that of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return next((int(kilobytes) * 1024 for kilobytes in found), None)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Measure the peak of memory anew from now on, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
+
+
+def memory_text(num_bytes: int | None) -> str:
+    """Returns a number of bytes in megabytes, as text."""
+    return "-" if num_bytes is None else f"{num_bytes / 1e6:,.0f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as text in right-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def check_json(path: Path | None) -> None:
+    """Raise MtkitError if there is no place for the file `path` of --json; called before a long measurement."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise MtkitError(f"--json: {path}: {what}; name a file in a folder that is there")
+
+
+def write_json(path: Path | None, record: Record) -> None:
+    """Write a record to the file `path`, unless `path` is `None`."""
+    if path is not None:
+        write_file(path, f"{json_text(record, indent=1)}\n".encode())
+
+
+# Translating.
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to translate, such as with beam size 5 in bf16.
+
+    To measure by something else, add a field here, use it in `load_arguments`, and add an option to `mtkit bench
+    translate`. Tables and JSON show all fields.
+    """
+
+    beam_size: int
+    precision: str
+
+
+def variants(*values: Sequence[Any]) -> list[Variant]:
+    """Returns all combinations of the given values; `values` holds a sequence for each field of Variant, in order."""
+    return [Variant(*combination) for combination in product(*values)]
+
+
+def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> Record:
+    """Returns the arguments with which `load` opens the model so that it translates as `variant` says."""
+    return {
+        "path": str(model),
+        "overrides": [*overrides, f"decoding.beam_size={variant.beam_size}"],
+        "precision": variant.precision,
+    }
+
+
+class Ids:
+    """A tokenizer that keeps the ids of all text that it encodes and decodes.
+
+    With `replays`, it looks up the ids of lines that it has seen, and makes no text of ids: a translator that has it
+    goes from ids to ids. In all else it is like the tokenizer in its place.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.sources: dict[str, list[int]] = {}  # the ids of each text
+        self.outputs: list[Sequence[int]] = []  # the ids of each translation
+        self.replays = False
+
+    def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Returns the ids of each line, as `Tokenizer.encode_source` does."""
+        if not self.replays:
+            self.sources.update(zip(lines, self.tokenizer.encode_source(lines, num_threads), strict=True))
+        return [self.sources[line] for line in lines]
+
+    def decode_target(
+        self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
+        """Returns the text of each translation or, with `replays`, no text."""
+        if self.replays:
+            return [""] * len(tokens)
+        self.outputs += tokens
+        return self.tokenizer.decode_target(tokens, unknown_texts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+@contextmanager
+def with_ids(translator: Translator, ids: Ids) -> Iterator[None]:
+    """Context manager in whose block the translator has `ids` for its tokenizer."""
+    vars(translator)["tokenizer"] = ids
+    try:
+        yield
+    finally:
+        translator.tokenizer = ids.tokenizer
+
+
+@dataclass
+class Rows:
+    """The number of rows that a decoder has computed, summed over all steps: sentences x hypotheses of each step."""
+
+    number: int = 0
+
+
+@contextmanager
+def counting_rows(translator: Translator) -> Iterator[Rows]:
+    """Context manager that counts the rows that the decoder of a translator computes in its block."""
+    rows = Rows()
+    model = translator.model.members[0] if isinstance(translator.model, Ensemble) else translator.model
+    decoder = model.decoder
+    assert isinstance(decoder, nn.Module)
+
+    def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        rows.number += arguments[0].ids.numel()
+
+    with decoder.register_forward_pre_hook(count):
+        yield rows
+
+
+def useful_rows(lengths: Sequence[int], num_hypotheses: int) -> int:
+    """Returns how many rows a search needs at least, if it stops as soon as it has the translations that it returns.
+
+    `lengths` holds the number of tokens of each translation, without the end mark. The first step of a sentence needs
+    one row; each further step, up to the one that gives the end mark, needs `num_hypotheses`.
+    """
+    return sum(1 + num_hypotheses * length for length in lengths)
+
+
+@dataclass
+class _Measured:
+    """A variant that is being measured."""
+
+    variant: Variant
+    translator: Translator
+    ids: Ids
+    rows: int  # that the decoder computed
+    texts: list[str]
+    tokens: int  # of all translations, as pieces of the model's own tokenizer, without end marks
+    text_seconds: list[float] = field(default_factory=list)  # of each round, from lines of text to lines of text
+    ids_seconds: list[float] = field(default_factory=list)  # of each round, from ids to ids
+
+
+def bench_translation(
+    model: Path,
+    source: Path,
+    wanted: Sequence[Variant],
+    overrides: Sequence[str] = (),
+    reference: Path | None = None,
+    num_lines: int = 1000,
+    rounds: int = 5,
+    minutes: float = 10.0,
+) -> Record:
+    """Measure how fast a model translates the first `num_lines` lines of `source`; returns the record.
+
+    Each variant first translates all lines once, untimed, which also counts rows. In each round, the variants take
+    turns: each translates all lines from text to text, then from ids to ids. No round begins after `minutes` minutes,
+    but there is at least one. Load time, start-up time and peak memory are those of a fresh process
+    for each variant. With `reference`, BLEU of these lines is part of the record. Raises MtkitError if the model, a
+    setting or a file is wrong.
+    """
+    begun = time.monotonic()
+    lines, references = _read(source, reference, num_lines)
+    opened = [(variant, load(**load_arguments(model, variant, overrides))) for variant in wanted]
+    with Meter("translating", "lines", len(lines) * len(opened) * (2 * rounds + 2)) as meter:
+        measured = [_warmed_up(variant, translator, lines, meter) for variant, translator in opened]
+        for number in range(rounds):
+            if number and time.monotonic() - begun >= 60 * minutes:
+                break
+            for one in measured:
+                _time(one, lines, meter)
+        results = []
+        for one in measured:
+            fresh = _fresh(load_arguments(model, one.variant, overrides), lines)
+            meter.add(len(lines))
+            results.append(_result(one, lines, references, fresh))
+    first = measured[0].translator
+    return {
+        **machine_facts(first.model.device),
+        "model": str(model),
+        "architecture": first.config.model.architecture,
+        "parameters": _num_parameters(first),
+        "decoding": first.config.decoding.model_dump(mode="json", exclude={"beam_size"}),
+        "file": named(source),
+        "lines": len(lines),
+        "rounds": len(measured[0].text_seconds),
+        "variants": results,
+    }
+
+
+def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
+    """Returns the first lines of the source and, if there is a reference, those of the reference.
+
+    Raises DataError if there is no line, or if both files differ in their number of lines.
+    """
+    if reference is None:
+        lines, references = list(islice(read_lines(source), num_lines)), None
+    else:
+        lines, [references] = read_test_set(SetFiles(source, (reference,)))
+        references = references[:num_lines]
+    if not any(line.strip() for line in lines[:num_lines]):
+        raise DataError(f"{named(source)}: has no text to translate; name a file with some lines")
+    return lines[:num_lines], references
+
+
+def _warmed_up(variant: Variant, translator: Translator, lines: list[str], meter: Meter) -> _Measured:
+    """Translate all lines once, untimed; counts rows, keeps ids, and warns of the first line with a wrong tag."""
+    faults = ((number, translator.tag_fault(line)) for number, line in enumerate(lines, start=1))
+    if fault := next(((number, fault) for number, fault in faults if fault), None):
+        say(f"mtkit: warning: line {fault[0]:,} {fault[1]}; further lines are not reported")
+    ids = Ids(translator.tokenizer)
+    with with_ids(translator, ids), counting_rows(translator) as rows:
+        texts = _translated(translator, lines, meter)
+    tokens = sum(map(len, translator.tokenizer.encode_target(texts)))
+    return _Measured(variant, translator, ids, rows.number, texts, tokens)
+
+
+def _translated(translator: Translator, lines: list[str], meter: Meter) -> list[str]:
+    return [line.text for line in translator.translate_lines(lines, done=meter.add)]
+
+
+def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
+    """Time one round of a variant: all lines from text to text, then from ids to ids."""
+    begun = time.perf_counter()
+    _translated(measured.translator, lines, meter)
+    measured.text_seconds.append(time.perf_counter() - begun)
+    if not measured.ids.sources:  # another process has the tokenizer
+        return
+    measured.ids.replays = True
+    with with_ids(measured.translator, measured.ids):
+        begun = time.perf_counter()
+        _translated(measured.translator, lines, meter)
+        measured.ids_seconds.append(time.perf_counter() - begun)
+
+
+def _result(measured: _Measured, lines: list[str], references: list[str] | None, fresh: Record) -> Record:
+    """Returns the record of one variant."""
+    rows, tokens, config = measured.rows, measured.tokens, measured.translator.config
+    decoding = config.decoding
+    num_hypotheses = (decoding.mbr_samples or 1) if decoding.draws else decoding.beam_size
+    lengths = [len(output) for output in measured.ids.outputs if output]  # without blank lines
+    bleu = None
+    if references is not None:
+        [score] = corpus_scores(measured.texts, [references], config.languages.target, ("bleu",))
+        bleu = {"score": score.score, "signature": score.signature}
+    return {
+        **asdict(measured.variant),
+        "output_tokens": tokens,
+        "text_to_text": _rates(measured.text_seconds, tokens, len(lines)),
+        "ids_to_ids": _rates(measured.ids_seconds, tokens, len(lines)) if measured.ids_seconds else None,
+        "rows_per_token": rows / tokens if rows and tokens else None,
+        "useful_rows": useful_rows(lengths, num_hypotheses) / rows if rows else None,
+        **fresh,
+        "bleu": bleu,
+    }
+
+
+def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
+    """Returns tokens and lines per second: the median, smallest and largest over the rounds, and all times."""
+    spread = (statistics.median(seconds), max(seconds), min(seconds))
+    names = ("median", "smallest", "largest")
+    return {
+        "tokens_per_second": {name: tokens / one for name, one in zip(names, spread, strict=True)},
+        "lines_per_second": {name: num_lines / one for name, one in zip(names, spread, strict=True)},
+        "seconds": list(seconds),
+    }
+
+
+def _num_parameters(translator: Translator) -> int:
+    model = translator.model
+    members = model.members if isinstance(model, Ensemble) else [model]
+    return sum(member.num_parameters for member in members)
+
+
+# A fresh process for each variant measures what a user waits for.
+
+FRESH = """
+import json, sys, time
+from mtkit.translation.translator import load
+
+task = json.load(sys.stdin)
+begun = time.perf_counter()
+translator = load(**task["load"])
+told = {"load_seconds": time.perf_counter() - begun}
+list(translator.translate_lines([next(line for line in task["lines"] if line.strip())]))
+told["translated_at"] = time.time()
+list(translator.translate_lines(task["lines"]))
+
+from mtkit.evaluation.bench import peak_memory
+
+print(json.dumps({**told, "peak_bytes": peak_memory(translator.model.device)}))
+"""
+
+
+def _fresh(arguments: Record, lines: list[str]) -> Record:
+    """Have a fresh process load the model and translate the lines; returns its times and its peak memory.
+
+    `arguments` are those of `load`. `start_seconds` is the time from the start of the process to its first translation,
+    `load_seconds` the part of it that loading takes. Raises MtkitError if the process fails.
+    """
+    begun = time.time()
+    command, task = [sys.executable, "-c", FRESH], json.dumps({"load": arguments, "lines": lines})
+    ended = subprocess.run(command, input=task, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = next(reversed(ended.stderr.splitlines()), f"exit code {ended.returncode}")
+        raise MtkitError(f"the process that measures start-up and memory failed: {last}")
+    told = json.loads(ended.stdout.splitlines()[-1])
+    return {
+        "start_seconds": told["translated_at"] - begun,
+        "load_seconds": told["load_seconds"],
+        "peak_bytes": told["peak_bytes"],
+    }
+
+
+# Showing what was measured.
+
+EXPLANATION = """\
+tokens: pieces of the output in the model's tokenizer, without end marks and padding
+rows/token: rows (sentences x hypotheses) that the decoder computed for each of these tokens
+useful: share of the rows that a full beam has computed when the translation that it returns ends
+start-up: from the start of a fresh process to its first translation; load and peak: of that process
+"""
+
+
+def translation_text(record: Record) -> str:
+    """Returns the record of `bench_translation` as text: two tables and what they measure, in at most 100 columns."""
+    names = [item.name for item in fields(Variant)]
+    headings = ["beam" if name == "beam_size" else name for name in names]
+    speeds = [[*headings, "tokens/s, text to text", "lines/s", "tokens/s, ids to ids"]]
+    costs = [[*headings, "rows/token", "useful", "start-up s", "load s", "peak MB", "BLEU"]]
+    for found in record["variants"]:
+        values = [str(found[name]) for name in names]
+        text, bleu = found["text_to_text"], found["bleu"]
+        lines = f"{text['lines_per_second']['median']:,.1f}"
+        speeds.append([*values, _rates_text(text), lines, _rates_text(found["ids_to_ids"])])
+        costs.append(
+            [
+                *values,
+                "-" if found["rows_per_token"] is None else f"{found['rows_per_token']:.2f}",
+                "-" if found["useful_rows"] is None else f"{100 * found['useful_rows']:.0f} %",
+                f"{found['start_seconds']:.2f}",
+                f"{found['load_seconds']:.2f}",
+                memory_text(found["peak_bytes"]),
+                "-" if bleu is None else f"{bleu['score']:.2f}",
+            ]
+        )
+    signatures = {found["bleu"]["signature"] for found in record["variants"] if found["bleu"]}
+    return (
+        f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
+        f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn, after "
+        "one of each as warm-up: median (least-most)\n\n"
+        f"{aligned(speeds)}\n{aligned(costs)}\n{EXPLANATION}"
+        + "".join(f"BLEU: {signature}\n" for signature in sorted(signatures))
+    )
+
+
+def _rates_text(rates: Record | None) -> str:
+    if rates is None:
+        return "-"
+    tokens = rates["tokens_per_second"]
+    return f"{tokens['median']:,.0f} ({tokens['smallest']:,.0f}-{tokens['largest']:,.0f})"
+
+
+# Training.
+
+
+def transformer_flops(
+    config: TransformerConfig, target_vocab_size: int, source_tokens: int, target_tokens: int, num_pairs: int
+) -> float:
+    """Returns the floating-point operations that a forward and backward pass of a Transformer needs for these tokens.
+
+    A product with a matrix of n weights takes 2n operations for each token. With width d, feed-forward width f, N and M
+    layers in encoder and decoder, and V target tokens, the forward pass takes, for each source token,
+
+        2 N (4 d^2 + 2 d f) + 2 M (2 d^2), the latter for keys and values of the attention to the source;
+
+    for each target token, 2 M (6 d^2 + 2 d f) + 2 V d, the latter for the logits; and with sentences of S and T tokens,
+    4 S d N for each source token and (2 T d + 4 S d) M for each target token for the attention itself. S and T are
+    taken to be the means. With a gate, 2 d f becomes 3 d f. The backward pass takes twice as many operations as the
+    forward pass (Kaplan et al. 2020, section 2.1, count in the same way). Embeddings, norms, activations, softmax,
+    dropout, padding and the optimizer do not count.
+    """
+    d, encoder_layers, decoder_layers = config.d_model, config.encoder_layers, config.decoder_layers
+    kept = 1 - config.layer_dropout  # the mean fraction of layers that take part
+    matrices = 3 if config.activation in ("reglu", "geglu", "swiglu") else 2
+    encoder_d_ff, decoder_d_ff = config.d_ff, config.decoder_d_ff or config.d_ff
+    source_length, target_length = source_tokens / num_pairs, target_tokens / num_pairs
+    of_source: float = 2 * encoder_layers * (4 * d * d + matrices * d * encoder_d_ff) + 2 * decoder_layers * 2 * d * d
+    of_source += 4 * source_length * d * encoder_layers
+    of_target: float = 2 * decoder_layers * (6 * d * d + matrices * d * decoder_d_ff)
+    of_target += (2 * target_length + 4 * source_length) * d * decoder_layers
+    logits = 2 * target_vocab_size * d
+    return 3 * (kept * (source_tokens * of_source + target_tokens * of_target) + target_tokens * logits)
+
+
+# The sizes of the square matrices whose products are timed, and how many products are timed together.
+PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}
+PEAK_REPEATS = {"cpu": 1, "cuda": 10, "mps": 10}
+PEAK_SECONDS = 0.5  # for each size
+
+
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """Returns the most floating-point operations per second that products of square matrices reach on the device."""
+    best, repeats = 0.0, PEAK_REPEATS[device.type]
+    for size in PEAK_SIZES[device.type]:
+        one, other = torch.randn(2, size, size, device=device).to(DTYPES[precision])
+        torch.mm(one, other)
+        synchronize(device)
+        ends = time.perf_counter() + PEAK_SECONDS
+        while (begun := time.perf_counter()) < ends:
+            for _ in range(repeats):
+                torch.mm(one, other)
+            synchronize(device)
+            best = max(best, repeats * 2 * size**3 / (time.perf_counter() - begun))
+    return best
+
+
+# Made-up sentence pairs (--random): the logarithms of the lengths are normally distributed. The median of 23 tokens and
+# the standard deviation of 0.6 give a mean of about 28 tokens, as in the training data of WMT.
+RANDOM_PAIRS = 50_000
+RANDOM_MEDIAN, RANDOM_DEVIATION = 23.0, 0.6
+RANDOM_RATIO = 0.15  # the standard deviation of the logarithm of target length / source length
+
+
+def random_lengths(num_pairs: int, longest: int, seed: int) -> tuple[list[int], list[int]]:
+    """Returns made-up numbers of tokens, without end marks, of the sources and of the targets of pairs."""
+    rng = np.random.default_rng(seed)
+    logs = rng.normal(math.log(RANDOM_MEDIAN), RANDOM_DEVIATION, num_pairs)
+    sides = [np.exp(logs), np.exp(logs + rng.normal(0, RANDOM_RATIO, num_pairs))]
+    source, target = (np.clip(np.rint(side), 1, longest).astype(int).tolist() for side in sides)
+    return source, target
+
+
+def write_random_corpus(config: Config, directory: Path) -> None:
+    """Write a binarized corpus of made-up pairs, with the vocabulary sizes and the length limit of the settings."""
+    sizes = config.tokenizer.size_of("source")[1], config.tokenizer.size_of("target")[1]
+    longest = min(config.data.max_length, config.training.batch_tokens - 1, *config.model.position_limits.values())
+    lengths = random_lengths(RANDOM_PAIRS, longest, config.training.seed)
+    rng = np.random.default_rng(config.training.seed)
+    sides = []
+    for size, of_side in zip(sizes, lengths, strict=True):
+        tokens = rng.integers(NUM_SPECIAL, size, sum(of_side))
+        sides.append([row.tolist() for row in np.split(tokens, np.cumsum(of_side)[:-1])])
+    with CorpusWriter(directory, *sizes, "made up") as writer:
+        writer.add(sides[0], sides[1])
+        writer.commit({}, (), {}, (RANDOM_PAIRS,))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a measured training reads."""
+
+    config: Config
+    corpus: Path
+    tokenizer: Tokenizer | None  # None: the corpus is made up
+    told: str
+
+
+@contextmanager
+def _data(config: Config, made_up: bool) -> Iterator[_Data]:
+    """Context manager that gives the data of the run, or data in a temporary folder if the run has none.
+
+    The run itself is only read.
+    """
+    run = config.run_path
+    if not made_up and is_prepared(config):
+        tokenizer = Tokenizer.load(standing(run / "tokenizer"))
+        yield _Data(config, standing(run / "data" / "train"), tokenizer, f"the data of {run}")
+        return
+    with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-bench-") as folder:
+        try:
+            data = _made(config.model_copy(update={"run_dir": Path(folder)}), made_up)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or folder}: cannot be written: {error.strerror}; TMPDIR=FOLDER before the command "
+                "has its data elsewhere"
+            ) from None
+        yield data
+
+
+def _made(config: Config, made_up: bool) -> _Data:
+    """Make the tokenizer and the data in the run directory of `config`, or only made-up data; returns them."""
+    place = config.run_path
+    if made_up:
+        write_random_corpus(config, place / "data")
+        return _Data(config, place / "data", None, "made-up sentences")
+    make_tokenizer(config)
+    binarize(config)
+    tokenizer = Tokenizer.load(place / "tokenizer")
+    return _Data(config, place / "data" / "train", tokenizer, "data.train, binarized for this measurement")
+
+
+DATA, PASSES, OPTIMIZER = "data", "forward_and_backward", "optimizer"  # the parts of an update
+WARM_UP = 3  # updates that are not measured
+LEAST = 3  # updates that are measured, whatever the time limit
+# A learning rate at which no training diverges. At rate 0, weights that are zero at first (`residual_init: zero`) would
+# stay so, and a GPU multiplies zeros faster than other numbers, since that takes less power.
+RATE = 1e-4
+SPLIT_SHARE = 0.2  # on a GPU, the share of the time in which the parts of updates are measured
+
+
+@dataclass
+class _Sums:
+    """Sums over measured updates."""
+
+    updates: int = 0
+    seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys((DATA, PASSES, OPTIMIZER), 0.0))  # seconds
+    pairs: int = 0
+    source_tokens: int = 0
+    target_tokens: int = 0
+    source_positions: int = 0  # tokens and padding
+    target_positions: int = 0
+    flops: float = 0.0
+
+    def add(self, batch: Batch, flops: Callable[[int, int, int], float]) -> None:
+        """Count a batch; `flops` takes its numbers of source tokens, target tokens and pairs."""
+        self.pairs += batch.num_pairs
+        self.source_tokens += batch.source_tokens
+        self.target_tokens += batch.target_tokens
+        self.source_positions += batch.source.ids.numel()
+        self.target_positions += batch.target.ids.numel()
+        self.flops += flops(batch.source_tokens, batch.target_tokens, batch.num_pairs)
+
+
+def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False) -> Record:
+    """Measure how fast these settings train; returns the record.
+
+    A new model is trained, with the learning rate RATE, on the data of the run; if the run has no data of these
+    settings, the tokenizer and the data are made in a temporary folder. With `made_up`, sentences of made-up lengths
+    are used. The run itself is only read. The first updates warm up; then updates are measured for `minutes` minutes.
+    Raises MtkitError if the settings or the data are wrong, or memory runs out.
+    """
+    config = with_patterns_expanded(carried_over(config))
+    if made_up and config.training.samples_subwords:
+        raise ConfigError(
+            "--random: found training.bpe_dropout or unigram_alpha, which segment text, and wants neither; "
+            "set them to null, or leave out --random"
+        )
+    device = pick_device(config.device)
+    with _data(config, made_up) as data:
+        try:
+            return _bench_training(data, device, minutes)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+    raise MtkitError(f"out of memory; lower training.batch_tokens, which is {config.training.batch_tokens:,}")
+
+
+def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record:
+    config, settings = data.config, data.config.training
+    precision = pick_precision(settings.precision, device, config.model.d_model)
+    peak = matrix_peak(device, precision)
+    forget_peak(device)
+
+    begun = time.perf_counter()
+    corpus = Corpus.open(data.corpus)
+    sizes = (corpus.manifest.source.vocab_size, corpus.manifest.target.vocab_size)
+    specials = Specials() if data.tokenizer is None else data.tokenizer.specials
+    model = new_model(config.model, *sizes, settings.seed, specials).to(device).train()
+    if data.tokenizer is None:
+        feed = Feed(config, corpus, None, None, model.boundaries)
+    else:
+        corpus.require_tokenizer(data.tokenizer.hash)
+        feed = Feed.prepare(config, data.tokenizer, corpus, model.boundaries)
+    optimizer = make_optimizer(model, settings, device)
+    state = TrainState(model, optimizer, Progress(precision=precision), make_average(model, optimizer, settings))
+    trial = _Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], config)
+    with feed.batches(0, 0) as stream, Meter("training", "updates") as meter:
+        trial.run(stream, meter, num_updates=1)
+        first = time.perf_counter() - begun
+        trial.run(stream, meter, num_updates=WARM_UP - 1)
+        split_seconds = 60 * minutes * SPLIT_SHARE if device.type != "cpu" else 0.0
+        sums = trial.run(stream, meter, seconds=60 * minutes - split_seconds)
+        split = trial.run(stream, meter, seconds=split_seconds, waiting=True) if split_seconds else sums
+    memory = peak_memory(device)
+    peak = max(peak, matrix_peak(device, precision))
+    return {
+        **machine_facts(device),
+        "precision": precision,
+        "architecture": config.model.architecture,
+        "parameters": model.num_parameters,
+        "data": data.told,
+        "pairs": len(corpus),
+        "batch_tokens": settings.batch_tokens,
+        "accumulate": settings.accumulate,
+        "updates": sums.updates,
+        "seconds": sums.seconds,
+        "target_tokens_per_second": sums.target_tokens / sums.seconds,
+        "source_tokens_per_second": sums.source_tokens / sums.seconds,
+        "target_tokens_per_update": sums.target_tokens / sums.updates,
+        "source_padding": 1 - sums.source_tokens / sums.source_positions,
+        "target_padding": 1 - sums.target_tokens / sums.target_positions,
+        "milliseconds_per_update": 1000 * sums.seconds / sums.updates,
+        "parts": {name: 1000 * seconds / split.updates for name, seconds in split.parts.items()},
+        "first_update_seconds": first,
+        "peak_bytes": memory,
+        "matrix_peak_flops_per_second": peak,
+        "model_flops_per_update": sums.flops / sums.updates or None,
+        "model_flops_per_second": sums.flops / sums.seconds or None,
+        "share_of_peak": sums.flops / sums.seconds / peak or None,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+class _Trial:
+    """Makes updates, and measures them."""
+
+    def __init__(self, updater: Updater, target_vocab_size: int, config: Config) -> None:
+        self.updater = updater
+        self.config = config
+        self.target_vocab_size = target_vocab_size
+        self.device = updater.state.model.device
+        self.step = 0
+        # Just before the optimizer's step; until then, the gradient is computed.
+        updater.state.optimizer.register_step_pre_hook(lambda *_: self._end_part(PASSES))
+
+    def run(
+        self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
+    ) -> _Sums:
+        """Make at least `num_updates` updates, for at least `seconds` seconds; returns the sums over them.
+
+        On a GPU, the parts of an update are only right with `waiting`, which waits for the GPU after each part.
+        """
+        self.sums, self.waiting = _Sums(), waiting
+        synchronize(self.device)
+        begun = self.since = time.perf_counter()
+        while self.sums.updates < num_updates or time.perf_counter() - begun < seconds:
+            batches = [batch for _, parts in islice(stream, self.config.training.accumulate) for batch in parts]
+            self._end_part(DATA)
+            self.step += 1
+            self.updater.update(batches, self.step, RATE)
+            self._end_part(OPTIMIZER)
+            self.sums.updates += 1
+            for batch in batches:
+                self.sums.add(batch, self._flops)
+            meter.add()
+        synchronize(self.device)
+        self.sums.seconds = time.perf_counter() - begun
+        return self.sums
+
+    def _end_part(self, name: str) -> None:
+        if self.waiting:
+            synchronize(self.device)
+        now = time.perf_counter()
+        self.sums.parts[name] += now - self.since
+        self.since = now
+
+    def _flops(self, source_tokens: int, target_tokens: int, num_pairs: int) -> float:
+        """Returns the operations for a batch; 0 for architectures other than the Transformer, which have no formula."""
+        model, passes = self.config.model, 1 if self.config.training.consistency == "none" else 2
+        if not isinstance(model, TransformerConfig):
+            return 0.0
+        return passes * transformer_flops(model, self.target_vocab_size, source_tokens, target_tokens, num_pairs)
+
+
+def training_text(record: Record) -> str:
+    """Returns the record of `bench_training` as text, in at most 100 columns."""
+    parts, num_batches = record["parts"], record["accumulate"]
+    batches = "1 batch" if num_batches == 1 else f"{num_batches:,} batches"
+    peak = f"{record['matrix_peak_flops_per_second'] / 1e9:,.0f} GFLOP/s in {record['precision']}"
+    flops = "no formula for this architecture"
+    if record["model_flops_per_update"]:
+        flops = (
+            f"{record['model_flops_per_update'] / 1e9:,.1f} GFLOP an update, "
+            f"{record['model_flops_per_second'] / 1e9:,.0f} GFLOP/s, {100 * record['share_of_peak']:.0f} % of the peak"
+        )
+    rows = {
+        "target tokens/s": f"{record['target_tokens_per_second']:,.0f}",
+        "source tokens/s": f"{record['source_tokens_per_second']:,.0f}",
+        "padding": f"{100 * record['source_padding']:.1f} % of the source, "
+        f"{100 * record['target_padding']:.1f} % of the target",
+        "update": f"{record['milliseconds_per_update']:,.1f} ms, {record['target_tokens_per_update']:,.0f} target "
+        f"tokens; {counted(record['updates'], 'update')} in {record['seconds']:.1f} s",
+        "  waiting for data": f"{parts[DATA]:,.1f} ms",
+        "  forward, backward": f"{parts[PASSES]:,.1f} ms, with the norm of the gradient",
+        "  optimizer": f"{parts[OPTIMIZER]:,.1f} ms",
+        "first update": f"{record['first_update_seconds']:.2f} s after the data was opened",
+        "peak memory": f"{memory_text(record['peak_bytes'])} MB",
+        "matrix products": f"{peak}: the peak, measured here",
+        "model FLOPs": flops,
+    }
+    width = max(map(len, rows))
+    return (
+        f"{machine_text(record)}{record['architecture']}, {record['parameters']:,} parameters, "
+        f"{record['precision']}; {batches} of {record['batch_tokens']:,} tokens an update\n"
+        f"{record['data']}: {counted(record['pairs'], 'pair')}\n\n"
+        + "".join(f"{name:{width}}  {value}\n" for name, value in rows.items())
+        + f"\nTokens include end marks, and no padding. The first {WARM_UP} updates warmed up.\n"
+    )
