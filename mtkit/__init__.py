@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtkit.errors import MtkitError
-    from mtkit.translation.translator import Translator, load
+    from mtkit.exchange.engine import load
+    from mtkit.translation.translator import Translator
 
 __all__ = ["MtkitError", "Translator", "load"]
 
@@ -15,7 +16,7 @@ __version__ = _version("mtkit")
 _HOMES = {
     "MtkitError": "mtkit.errors",
     "Translator": "mtkit.translation.translator",
-    "load": "mtkit.translation.translator",
+    "load": "mtkit.exchange.engine",
 }
 
 

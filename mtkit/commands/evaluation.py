@@ -12,12 +12,14 @@ import typer
 from typer.core import TyperCommand
 
 from mtkit.commands.options import (
+    ENGINES,
     EXAMPLE,
     PRECISIONS,
     BatchTokensOption,
     BeamSizeOption,
     ConfigArgument,
     DeviceOption,
+    EngineOption,
     LengthPenaltyOption,
     ModelArgument,
     QuietOption,
@@ -100,7 +102,12 @@ def evaluate(
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
+    decoding: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+    ] = None,
     device: DeviceOption = None,
+    engine: EngineOption = "torch",
     json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of {test_set, metric, score, signature}.")
     ] = False,
@@ -112,7 +119,11 @@ def evaluate(
     signature.
     """
     given = Given(model, hypothesis, against, source, tuple(reference or ()), tuple(test_set or ()), tag)
-    overrides = decoding_settings(beam_size, length_penalty, None, device)
+    overrides = [
+        *(f"decoding.{setting}" for setting in decoding or []),
+        *decoding_settings(beam_size, length_penalty, None, device),
+    ]
+    choice("--engine", engine, ENGINES)
     one_standard_input(*given.files)
     _check_options(given, test, confidence, languages, target_language)
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
@@ -121,7 +132,7 @@ def evaluate(
     if model is not None:
         _check_model_options(given)
     else:
-        _check_hypothesis_options(given, by_length, overrides)
+        _check_hypothesis_options(given, by_length, bool(overrides) or engine != "torch")
     if typed(*given.files):
         tell_of_typing("for each line of the text that is to be scored")
 
@@ -139,7 +150,7 @@ def evaluate(
         tokenize,
     )
     overrides += [f"languages.{side}={code!r}" for side, code in codes.items()]
-    _print_scores(_scores(given, overrides, scoring), json)
+    _print_scores(_scores(given, overrides, engine, scoring), json)
 
 
 @dataclass(frozen=True)
@@ -188,10 +199,15 @@ def _check_model_options(given: Given) -> None:
         raise UsageError("--tag goes with --source or --test-set; those of the settings have their own")
 
 
-def _check_hypothesis_options(given: Given, by_length: str | None, overrides: Sequence[str]) -> None:
-    """Raise UsageError if the options are not valid for scoring given translations."""
-    if overrides or given.tag is not None:
-        raise UsageError("--hypothesis is translated already: no --beam-size, --length-penalty, --device or --tag")
+def _check_hypothesis_options(given: Given, by_length: str | None, chooses: bool) -> None:
+    """Raise UsageError if the options are not valid for scoring given translations.
+
+    `chooses` tells whether an option was given that chooses how to translate.
+    """
+    if chooses or given.tag is not None:
+        raise UsageError(
+            "--hypothesis is translated already: no --beam-size, --length-penalty, --set, --device, --engine or --tag"
+        )
     if not given.references and len(given.test_sets) != 1:
         raise UsageError("--hypothesis goes with --reference, or with one --test-set")
     if not given.test_sets and (given.source is None) == (by_length is not None):
@@ -220,12 +236,12 @@ def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _scores(given: Given, overrides: Sequence[str], scoring: "Scoring") -> "list[ScoredSet]":
+def _scores(given: Given, overrides: Sequence[str], engine: str, scoring: "Scoring") -> "list[ScoredSet]":
     from mtkit.evaluation.evaluate import TestData, score_models, score_texts
 
     data = TestData(given.source, given.references, given.test_sets, given.tag)
     if given.model is not None:
-        return score_models(given.model, given.against, overrides, data, scoring)
+        return score_models(given.model, given.against, overrides, data, scoring, engine)
     assert given.hypothesis is not None
     return score_texts(given.hypothesis, given.against, data, scoring)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = "\b\nExample:\n  mtkit "  # begins the last lines of a command's help; \b keeps line breaks
 
 PRECISIONS = ("fp32", "bf16", "fp64")
+ENGINES = ("torch", "ctranslate2", "auto")
 
 # The error for wrong usage. Typer does not export it, but does export its subclass BadParameter.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -48,6 +49,7 @@ EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model to translate with; may be repeated.")
 ]
 PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
+EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2, or auto: that if it can.")]
 TagOption = Annotated[
     str | None,
     typer.Option("--tag", metavar="TAG", help="Word to put before each line, such as <2de>, for multilingual models."),

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from mtkit.commands.options import (
+    ENGINES,
     EXAMPLE,
     PRECISIONS,
     BatchTokensOption,
     BeamSizeOption,
     DeviceOption,
+    EngineOption,
     EnsembleOption,
     LengthPenaltyOption,
     LineBufferedOption,
@@ -75,6 +77,7 @@ def translate(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
+    engine: EngineOption = "torch",
     tag: TagOption = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
@@ -95,9 +98,11 @@ def translate(
     num_best = count("--n-best", n_best)
     one_standard_input(file or Path("-"), prefix)
     with opened(file) as source:
-        from mtkit.translation.translator import load
+        from mtkit.exchange.engine import load
 
-        translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
+        chosen_engine = choice("--engine", engine, ENGINES)
+        precision = choice("--precision", precision, PRECISIONS)
+        translator = load(model, overrides, precision, ensemble or [], chosen_engine)
         _check_num_best(num_best, translator.config.decoding)
         if tag is not None:
             translator.require_tag(tag)

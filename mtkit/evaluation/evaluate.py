@@ -10,6 +10,7 @@ from typing import Any
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
+from mtkit.exchange.engine import load
 from mtkit.preparation.sources import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged
@@ -27,7 +28,7 @@ from mtkit.translation.scores import (
     tokenizer_of,
     unspaced,
 )
-from mtkit.translation.translator import Translator, load
+from mtkit.translation.translator import Translator
 
 # The significance level of the sacrebleu command. Like that command, `table` marks p-values up to this level with `*`.
 SIGNIFICANT = 0.05
@@ -106,17 +107,22 @@ class TestData:
 
 
 def score_models(
-    model: Path, against: Path | None, overrides: Sequence[str], data: TestData, scoring: Scoring
+    model: Path,
+    against: Path | None,
+    overrides: Sequence[str],
+    data: TestData,
+    scoring: Scoring,
+    engine: str = "torch",
 ) -> list[ScoredSet]:
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
-    first model. `overrides` are settings such as decoding.beam_size=1, and apply to both models. Raises MtkitError if a
-    model, the test data or a setting is wrong or missing. Where possible, the error is raised before anything is
-    translated.
+    first model. `overrides` are settings such as decoding.beam_size=1. These and `engine`, which is as in `load`, apply
+    to both models. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the
+    error is raised before anything is translated.
     """
     _require_seed(scoring, against)
-    systems = [(str(path), load(path, overrides)) for path in (model, against) if path is not None]
+    systems = [(str(path), load(path, overrides, engine=engine)) for path in (model, against) if path is not None]
     config = systems[0][1].config
     scoring = replace(scoring, languages=config.languages)
     _require_tokenizers(scoring)

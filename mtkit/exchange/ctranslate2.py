@@ -9,6 +9,7 @@ import json
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def variables_of(model: PortableModel) -> Variables:
     shared = weights["encoder.embedded.embedding.weight"]
     target = shared if config.tie_embeddings == "all" else weights["decoder.embedded.embedding.weight"]
     output = weights["decoder.output.table.weight"] if config.tie_embeddings == "none" else target
-    places = max(LEAST_POSITIONS, _longest(model.config))
+    places = most_positions(model.config)
     found: Variables = {
         "encoder/embeddings_0/weight": shared,
         "encoder/embeddings_merge": _scalar(0, "int8"),
@@ -200,6 +201,11 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
     "rotary": lambda config, weight, places: None,
     "none": lambda config, weight, places: torch.zeros(places, config.d_model),
 }
+
+
+def most_positions(config: Config) -> int:
+    """Returns the number of positions (P) of tables of sinusoids, which is the most tokens of a row."""
+    return max(LEAST_POSITIONS, _longest(config))
 
 
 def _longest(config: Config) -> int:
@@ -316,6 +322,18 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+@cache
+def library() -> Any:
+    """Returns the Python module of CTranslate2; `None` if it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings of the library while it is imported
+            import ctranslate2
+    except ImportError:
+        return None
+    return ctranslate2
+
+
 def observe_with_ctranslate2(
     directory: Path,
     sources: Sequence[Sequence[str]],
@@ -329,11 +347,8 @@ def observe_with_ctranslate2(
     is in `directory`. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the pieces in
     `silent`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of the library while it is imported
-            import ctranslate2
-    except ImportError:
+    ctranslate2 = library()
+    if ctranslate2 is None:
         return None
     translator = ctranslate2.Translator(str(directory), device="cpu")
     tokens, given = [list(source) for source in sources], [list(target) for target in targets]

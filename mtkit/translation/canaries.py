@@ -130,7 +130,7 @@ def _gap(expected: list[int], old: list[float], found: list[int], new: list[floa
 
 def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
     config = translator.config.model_copy(update={"decoding": GREEDY})
-    greedy = Translator(translator.model, translator.tokenizer, config)
+    greedy = Translator(translator.model, translator.tokenizer, config, engine=translator.engine)
     return [hypotheses[0].tokens for hypotheses in greedy.search(tokens)] if tokens else []
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat, zip_longest
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from mtkit.bundle.bundle import Bundle
 from mtkit.bundle.opening import open_and_tell
 from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import (
     CheckpointError,
     DataError,
@@ -107,6 +109,19 @@ class _Part:
     prefix_texts: list[str] | None = None  # the text of each prefix token, to be shown in place of <unk>
 
 
+# Sentences, as source tokens, and for each of them the target tokens that its translation must begin with.
+Batch = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+
+
+class Engine(Protocol):
+    """Searches for translations in place of PyTorch."""
+
+    def decode(
+        self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """Yields for each batch, in order, what the function `decode` returns for it."""
+
+
 class Translator:
     """Translates and scores lines with a model, or with an ensemble of models; made by `load`.
 
@@ -120,11 +135,20 @@ class Translator:
     MtkitError, or its subclass DataError if lines are wrong.
 
     Attributes: `model`; `tokenizer`; `config`, the model's settings, of which `config.decoding` controls the search;
-    `tags`, a tuple of the tags that a multilingual model knows.
+    `tags`, a tuple of the tags that a multilingual model knows; `engine`, which searches in place of PyTorch, or
+    `None`.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        config: Config,
+        untrained_tags: Sequence[str] = (),
+        engine: Engine | None = None,
+    ) -> None:
         self.model = model
+        self.engine = engine
         self.tokenizer = tokenizer
         self.config = config
         decoding = config.decoding
@@ -283,7 +307,17 @@ class Translator:
         self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings."""
-        return decode(self.model, self.config.decoding, sentences, num_best, prefixes, self._forbidden)
+        [found] = self._searched([(sentences, prefixes)], num_best)
+        return found
+
+    def _searched(self, batches: Iterable[Batch], num_best: int) -> Iterator[list[list[Hypothesis]]]:
+        """Yields for each batch the hypotheses that are found with this translator's settings."""
+        decoding, forbidden = self.config.decoding, self._forbidden
+        if self.engine is not None:
+            yield from self.engine.decode(decoding, batches, num_best, forbidden)
+            return
+        for sentences, prefixes in batches:
+            yield decode(self.model, decoding, sentences, num_best, prefixes, forbidden)
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
 
@@ -310,9 +344,10 @@ class Translator:
         num_wanted = self.config.decoding.mbr_samples or num_best
         parts_left = Counter(parts[p].line for p in order)
         done(len(lines) - len(parts_left))
-        for chosen in self._batches(order, parts, num_wanted):
-            tokens, beginnings = [parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]
-            for p, hypotheses in zip(chosen, self.search(tokens, num_wanted, beginnings), strict=True):
+        batches = list(self._batches(order, parts, num_wanted))
+        rows = (([parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]) for chosen in batches)
+        for chosen, searched in zip(batches, self._searched(rows, num_wanted), strict=True):
+            for p, hypotheses in zip(chosen, searched, strict=True):
                 if self._utility is not None:
                     hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
@@ -648,13 +683,9 @@ def load(
         for text in translator.translate(["Guten Morgen.", "Danke!"]):
             print(text)
     """
-    require_path(path, "path")
+    check_arguments(path, overrides, ensemble)
     if precision not in DTYPES:
         raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(DTYPES)}")
-    require_texts(overrides, "overrides", 'a list of settings such as ["decoding.beam_size=1"]')
-    require_list(ensemble, "ensemble", "a list of paths of models")
-    for other in ensemble:
-        require_path(other, "ensemble")
     bundle = open_and_tell(Path(path))
     model, tokenizer, config = _open(bundle, overrides, precision)
     if not ensemble:
@@ -672,6 +703,15 @@ def load(
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
     return Translator(Ensemble(members), tokenizer, config, bundle.untrained_tags)
+
+
+def check_arguments(path: str | Path, overrides: Sequence[str], ensemble: Sequence[str | Path]) -> None:
+    """Raises TypeError if one of these arguments of `load` has a wrong type."""
+    require_path(path, "path")
+    require_texts(overrides, "overrides", 'a list of settings such as ["decoding.beam_size=1"]')
+    require_list(ensemble, "ensemble", "a list of paths of models")
+    for other in ensemble:
+        require_path(other, "ensemble")
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:

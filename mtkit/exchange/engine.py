@@ -1,0 +1,494 @@
+"""The Python API's `load`, and translation with CTranslate2 in place of PyTorch (`--engine ctranslate2`).
+
+A model that CTranslate2 is to translate with is exported once, to a folder beside the model or, if that cannot be
+written, in the user's cache folder. The files have ids in place of pieces, so that any tokenizer will do.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import time
+from typing import Any
+
+import torch
+
+from mtkit import __version__
+from mtkit.bundle.bundle import WEIGHTS, Bundle
+from mtkit.bundle.opening import CheckpointStorage, open_model, tell
+from mtkit.bundle.storage import not_finite
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batch import ragged
+from mtkit.errors import CheckpointError, MtkitError, inform, say, shown
+from mtkit.exchange.ctranslate2 import check_ctranslate2, library, most_positions, write_ctranslate2
+from mtkit.exchange.portable import MARKER, PortableModel, Vocabulary
+from mtkit.files import json_text, remove, sync, undone_when_ended
+from mtkit.models.registry import DTYPES
+from mtkit.search.step import LENGTH_PENALTIES, Hypothesis
+from mtkit.translation import translator as with_torch
+from mtkit.translation.canaries import MOST_DRIFT, translate_canaries
+from mtkit.translation.decode import Model, _max_lengths, decode
+from mtkit.translation.translator import Batch, Translator, check_arguments, load_bundle
+
+ENGINES = ("torch", "ctranslate2", "auto")
+
+# CTranslate2's names of the precisions; "auto" is the fastest that CTranslate2 has on this processor.
+COMPUTE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "auto": "auto"}
+
+
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    precision: str = "fp32",
+    ensemble: Sequence[str | Path] = (),
+    engine: str = "torch",
+) -> Translator:
+    """Open a model and return its Translator.
+
+    `path` is a run directory, a checkpoint in a run directory, or a model bundle. A bundle is a folder, or packed into
+    one file.
+
+    `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
+    model's own settings.
+
+    `precision` is "fp32", "bf16" or "fp64". On a CPU in fp32, the weights are memory-mapped and not copied.
+
+    `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
+    same tokenizer. The settings of the model at `path` apply.
+
+    `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which wants the package of that name,
+    and for which `precision` may also be "fp16", "int8" or "auto"; or "auto", which is CTranslate2 if it is installed
+    and can do what the settings ask for, else PyTorch. If CTranslate2 is installed and not taken, "auto" prints on
+    stderr why. For CTranslate2, the model is exported to files beside it when it is first opened so.
+
+    Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
+    the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or engine, an unavailable device,
+    or a setting that the engine does not support. CheckpointError and ConfigError are subclasses of MtkitError.
+
+    A process may be forked after loading, by multiprocessing or by a web server that loads before it forks. In the
+    child, a model on a GPU raises MtkitError. PyTorch's CPU threads do not survive the fork, so on a CPU the child
+    computes with one thread. A process that is forked before loading, and loads the model itself, can use all threads
+    and the GPU.
+
+    Example:
+        import mtkit
+
+        translator = mtkit.load("runs/de-en", ["device=cpu", "decoding.beam_size=4"])
+        for text in translator.translate(["Guten Morgen.", "Danke!"]):
+            print(text)
+    """
+    if engine not in ENGINES:
+        raise MtkitError(f"engine: found {shown(engine)}, wants one of {', '.join(ENGINES)}")
+    is_installed = engine != "torch" and library() is not None
+    if engine == "torch" or (engine == "auto" and not is_installed):
+        return with_torch.load(path, overrides, precision, ensemble)
+    if not is_installed:
+        raise MtkitError("engine ctranslate2: the package is not installed: pip install 'mtkit[ctranslate2]'")
+    check_arguments(path, overrides, ensemble)
+    if precision not in {**COMPUTE_TYPES, **DTYPES}:
+        wanted = ", ".join(COMPUTE_TYPES)
+        raise MtkitError(f"precision: found {shown(precision)}, and engine ctranslate2 wants one of {wanted}")
+    if ensemble:
+        fault = "an ensemble: CTranslate2 translates with one model"
+    else:
+        bundle = open_model(Path(path))
+        try:
+            translator = _load_ctranslate2(bundle, overrides, precision)
+            tell(bundle.storage)
+            return translator
+        except _UnfitError as error:
+            fault = str(error)
+    if engine == "ctranslate2":
+        raise MtkitError(f"engine ctranslate2: {fault}, or take engine torch")
+    say(f"engine torch, not ctranslate2: {fault}")
+    return with_torch.load(path, overrides, precision, ensemble)
+
+
+# What CTranslate2 cannot do.
+
+
+class _UnfitError(MtkitError):
+    """CTranslate2 cannot translate as the settings ask."""
+
+
+def _load_ctranslate2(bundle: Bundle, overrides: Sequence[str], precision: str) -> Translator:
+    """Returns a Translator for `bundle` that searches with CTranslate2, after exporting the model if need be.
+
+    Raises _UnfitError if CTranslate2 does not support the settings, or if its translations differ from PyTorch's.
+    """
+    translator = load_bundle(bundle, overrides)  # in fp32: it does what CTranslate2 leaves
+    if fault := fault_of(translator):
+        raise _UnfitError(fault)
+    device = translator.model.device.type
+    _require_precision(precision, device)
+    directory = _exported(bundle, translator)
+    translator.engine = CTranslate2Engine(directory, translator, device, COMPUTE_TYPES[precision])
+    return translator
+
+
+def fault_of(translator: Translator) -> str | None:
+    """Returns the setting that CTranslate2 does not support, and what to do; `None` if it supports all of them."""
+    config, decoding = translator.config, translator.config.decoding
+    try:
+        check_ctranslate2(config)
+    except CheckpointError as error:
+        return str(error).replace("and the others want", "wants").replace("and the others take", "takes")
+    if num_untrained := len(translator.model.untrained):
+        return f"{num_untrained:,} pieces were added that no training has seen: train from this model first"
+    if decoding.mbr_samples:
+        return f"decoding.mbr_samples is {decoding.mbr_samples}; CTranslate2 has no minimum Bayes risk decoding: take 0"
+    if decoding.draws:
+        return f"decoding.method is {decoding.method}; CTranslate2 would draw other samples: take beam"
+    if decoding.coverage_penalty:
+        return f"decoding.coverage_penalty is {decoding.coverage_penalty:g}; CTranslate2 has another one: take 0"
+    if decoding.diversity_groups > 1:
+        return f"decoding.diversity_groups is {decoding.diversity_groups}; CTranslate2 has ordinary beams: take 1"
+    if decoding.beam_size == 1:
+        return None
+    if decoding.stopping != "count":
+        return (
+            f"decoding.stopping is {decoding.stopping}; CTranslate2 stops once beam_size hypotheses have ended: take "
+            "count"
+        )
+    if decoding.length_penalty_form != "power" and decoding.length_penalty:
+        return f"decoding.length_penalty_form is {decoding.length_penalty_form}; CTranslate2 has power: take that"
+    for name in ("min_length", "no_repeat_ngram"):
+        if value := getattr(decoding, name):
+            return _spread(name, value, 0)
+    if decoding.unknown == "ban" and translator.tokenizer.target_shows_unknown:
+        return _spread("unknown", "ban", "keep")
+    return None
+
+
+def _spread(name: str, found: object, wanted: object) -> str:
+    return (
+        f"decoding.{name} is {found}; with a beam, CTranslate2 spreads the probability of forbidden tokens over the "
+        f"others: take {wanted}, or beam_size 1"
+    )
+
+
+def _require_precision(precision: str, device: str) -> None:
+    """Raises _UnfitError if CTranslate2 does not support the precision or the device."""
+    if device not in ("cpu", "cuda"):
+        raise _UnfitError(f"device {device}: CTranslate2 has cpu and cuda: take one of them")
+    found: set[str] = library().get_supported_compute_types(device)
+    names = [name for name, kind in COMPUTE_TYPES.items() if kind == "auto" or kind in found]
+    if precision not in names:
+        raise _UnfitError(f"precision {precision}: CTranslate2 has {', '.join(names)} on this {device}: take one")
+
+
+# The exported files.
+
+
+def _exported(bundle: Bundle, translator: Translator) -> Path:
+    """Returns the folder of the exported model; exports the model if this has not been done yet.
+
+    A folder that holds such folders is searched for beside the model and in the user's cache folder. The name of the
+    folder is a checksum of all that the files depend on, so that a changed model is exported anew. Folders of other
+    checksums are then deleted.
+    """
+    key = _key(bundle, translator.config)
+    places = _places(bundle)
+    for place in places:
+        if (place / key / MARKER).is_file():
+            return place / key
+    faults = []
+    for place in places:
+        try:
+            return _export(bundle, translator, place, key)
+        except OSError as error:
+            faults.append(f"{place}: cannot be written: {error.strerror or error}")
+    raise _UnfitError(f"{'; '.join(faults)}; give yourself write access to one of them")
+
+
+def _key(bundle: Bundle, config: Config) -> str:
+    parts = {
+        "layout": 1,  # of the files; to be raised if what is written changes
+        "ctranslate2": library().__version__,
+        "weights": hashlib.sha256(bundle.storage.view(WEIGHTS)).hexdigest(),
+        "tokenizer": bundle.description["tokenizer_sha256"],
+        "model": config.model.model_dump(mode="json"),
+        "positions": most_positions(config),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _places(bundle: Bundle) -> tuple[Path, Path]:
+    """Returns the folders that may hold exported files: that beside the model, and that in the user's cache folder."""
+    storage = bundle.storage
+    path = (storage.run / "checkpoint" if isinstance(storage, CheckpointStorage) else storage.path).absolute()
+    beside = path.with_name(f"{path.name}.ctranslate2")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return beside, cache / "mtkit" / f"{beside.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+ABANDONED = 86_400  # a half-written folder of this age, in seconds, is what a killed process left
+
+
+def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Path:
+    """Exports the model to the folder `key` in `place`, and deletes older exports there; returns the folder.
+
+    The folder appears only once it is complete and has passed the check of `_check`. If another process made the folder
+    meanwhile, that folder is kept. Raises OSError if the files cannot be written.
+    """
+    if fault := not_finite(bundle.weights()):
+        raise CheckpointError(f"{bundle.path}: {fault}; train it again, or take an earlier checkpoint")
+    place.mkdir(parents=True, exist_ok=True)
+    directory = place / key
+    with undone_when_ended(), TemporaryDirectory(dir=place, prefix=".new-") as temporary:
+        new = Path(temporary) / key
+        new.mkdir()
+        inform(f"exporting the model to {directory} for CTranslate2 …")
+        write_ctranslate2(_numbered(bundle, translator), new)
+        about = {"format": "ctranslate2 of --engine", "mtkit": __version__, "ctranslate2": library().__version__}
+        (new / MARKER).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
+        _check(bundle, translator, new)
+        for part in [*new.iterdir(), new]:
+            sync(part)
+        try:
+            new.rename(directory)
+        except OSError:
+            if not (directory / MARKER).is_file():
+                raise
+    for other in place.iterdir():
+        with suppress(OSError):
+            if other.name != key and (other.name[0] != "." or other.stat().st_mtime < time() - ABANDONED):
+                remove(other)
+    return directory
+
+
+def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
+    """Returns the model with vocabularies in which each piece is the number of its id."""
+    tokenizer = translator.tokenizer
+    source, target = (
+        Vocabulary(list(map(str, range(size))), special)
+        for size, special in (
+            (tokenizer.source_vocab_size, tokenizer.specials.source),
+            (tokenizer.target_vocab_size, tokenizer.specials.target),
+        )
+    )
+    weights = {name: weight.float() for name, weight in bundle.weights().items()}
+    return PortableModel(translator.config, weights, source, target)
+
+
+def _check(bundle: Bundle, translator: Translator, directory: Path) -> None:
+    """Raises _UnfitError if CTranslate2 does not give the translations that are stored in the canaries of the model.
+
+    Other translations are accepted if they are about as likely.
+    """
+    engine = CTranslate2Engine(directory, translator, "cpu", "float32")
+    checked = Translator(translator.model, translator.tokenizer, translator.config, engine=engine)
+    results = translate_canaries(checked, bundle.canaries())
+    num_wrong = sum(not result.same_tokens and not abs(result.gap) < MOST_DRIFT for result in results)
+    if num_wrong:
+        raise _UnfitError(
+            f"{bundle.path}: CTranslate2 translates {num_wrong} of {len(results)} canaries otherwise than mtkit did: "
+            "see whether mtkit check finds the model intact"
+        )
+
+
+# Translation with the exported files.
+
+AHEAD = 2  # batches that are given to CTranslate2 before the results of the first are awaited
+MOST_SENTENCES = 64  # of a batch in CTranslate2, which divides larger ones among its workers
+
+# With a length penalty of exactly 0, CTranslate2 stops earlier than by its rule, at the first hypothesis that is better
+# than all others. This is 0 in fp32, since any length raised to it is 1.
+ZERO_PENALTY = 1e-9
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that CTranslate2 is translating."""
+
+    sentences: Sequence[Sequence[int]]
+    prefixes: Sequence[Sequence[int]]
+    max_lengths: list[int]  # of each sentence, without the end mark
+    chosen: list[int]  # the indices of the sentences that CTranslate2 translates; PyTorch translates the others
+    results: Sequence[Any]  # for each of these, a result of CTranslate2 that may not be there yet
+
+
+class CTranslate2Engine:
+    """Searches for translations with CTranslate2; an `Engine` of a Translator.
+
+    Finds what `decode` finds, up to rounding, with settings for which `fault_of` returns `None`. What CTranslate2 would
+    search in another way is left to `decode`: with a beam, sentences that have a prefix, and those that reach their
+    maximum length, where `decode` ends all hypotheses and CTranslate2 none.
+    """
+
+    def __init__(self, directory: Path, translator: Translator, device: str, compute_type: str) -> None:
+        self._directory = directory
+        self._model: Model = translator.model
+        self._device = device
+        self._compute_type = compute_type
+        sizes = translator.tokenizer.source_vocab_size, translator.tokenizer.target_vocab_size
+        self._names = list(map(str, range(max(sizes))))
+        self._ids = {name: id_ for id_, name in enumerate(self._names)}
+        self._end = self._names[self._model.boundaries.target_end]
+        self._positions = most_positions(translator.config)
+        self._replaces_unknown = translator.tokenizer.target_shows_unknown
+        self._unknown = translator.tokenizer.specials.target.unknown
+        self._library: Any = None  # the Translator of CTranslate2
+        self._is_alone = False  # whether it computes one batch with all threads, or one batch with each thread
+        self._process = 0
+        self._of_parent: Any = None
+
+    def decode(
+        self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """Yields for each batch what `decode` returns for it."""
+        begun: deque[_Begun] = deque()
+        for sentences, prefixes in batches:
+            begun.append(self._begin(decoding, sentences, prefixes, num_best, forbidden))
+            if len(begun) > AHEAD:
+                yield self._end_batch(begun.popleft(), decoding, num_best, forbidden)
+        while begun:
+            yield self._end_batch(begun.popleft(), decoding, num_best, forbidden)
+
+    def _begin(
+        self,
+        decoding: DecodingConfig,
+        sentences: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        num_best: int,
+        forbidden: Sequence[int],
+    ) -> _Begun:
+        max_lengths = _max_lengths(self._model, decoding, ragged(sentences), prefixes).tolist()
+        is_greedy = decoding.beam_size == 1
+        chosen = [
+            i
+            for i, max_length in enumerate(max_lengths)
+            if max(max_length, len(sentences[i])) < self._positions
+            and (num_best == 1 if is_greedy else not (prefixes and prefixes[i]))
+        ]
+        if not chosen:
+            return _Begun(sentences, prefixes, max_lengths, chosen, [])
+        most = max(max_lengths[i] for i in chosen)
+        is_certain = num_best == 1 and all(max_lengths[i] == most for i in chosen)
+        results = self._translator(len(sentences)).translate_batch(
+            self._named(sentences[i] for i in chosen),
+            self._named(prefixes[i] for i in chosen) if any(prefixes) else None,
+            asynchronous=True,
+            max_batch_size=MOST_SENTENCES,
+            max_input_length=0,
+            beam_size=decoding.beam_size,
+            # If a sentence reaches its maximum length before the longest of the batch, one of the best beam_size shows
+            # it.
+            num_hypotheses=1 if is_certain or is_greedy else decoding.beam_size,
+            length_penalty=0 if is_greedy else decoding.length_penalty or ZERO_PENALTY,
+            min_decoding_length=min(decoding.min_length, most),
+            max_decoding_length=most + 1,
+            no_repeat_ngram_size=decoding.no_repeat_ngram,
+            suppress_sequences=[[self._names[token]] for token in forbidden],
+            return_end_token=True,  # lengths in scores then count it, as in mtkit
+            return_scores=True,
+        )
+        return _Begun(sentences, prefixes, max_lengths, chosen, results)
+
+    def _end_batch(
+        self, begun: _Begun, decoding: DecodingConfig, num_best: int, forbidden: Sequence[int]
+    ) -> list[list[Hypothesis]]:
+        take = self._greedy if decoding.beam_size == 1 else self._best
+        found = take(begun, decoding, 1 if num_best == 1 else 2 * num_best, forbidden)
+        left = [i for i in range(len(begun.sentences)) if i not in found]
+        if left:
+            prefixes = [begun.prefixes[i] for i in left] if begun.prefixes else ()
+            sentences = [begun.sentences[i] for i in left]
+            hypotheses = decode(self._model, decoding, sentences, num_best, prefixes, forbidden)
+            found |= dict(zip(left, hypotheses, strict=True))
+        return [found[i] for i in range(len(begun.sentences))]
+
+    def _best(
+        self, begun: _Begun, decoding: DecodingConfig, most: int, forbidden: Sequence[int]
+    ) -> dict[int, list[Hypothesis]]:
+        """Returns, by index of the sentence, up to `most` hypotheses of beam search.
+
+        Leaves out sentences for which a hypothesis has reached the maximum length.
+        """
+        found = {}
+        for i, pending in zip(begun.chosen, begun.results, strict=True):
+            result = pending.result()
+            rows, limit = result.hypotheses, begun.max_lengths[i]
+            if all(row[-1:] == [self._end] and len(row) <= limit + 1 for row in rows):
+                found[i] = [
+                    Hypothesis(self._tokens(row[:-1]), score * float(len(row)) ** decoding.length_penalty, score)
+                    for row, score in zip(rows[:most], result.scores, strict=False)
+                ]
+        return found
+
+    def _greedy(
+        self, begun: _Begun, decoding: DecodingConfig, _: int, forbidden: Sequence[int]
+    ) -> dict[int, list[Hypothesis]]:
+        """Returns, by index of the sentence, the hypothesis of greedy search.
+
+        Where CTranslate2's log-probability is not the model's, the model's is computed: if CTranslate2 did not generate
+        the end mark or the prefix, or spread the probability of forbidden tokens over the others.
+        """
+        bans = self._replaces_unknown and self._unknown in forbidden
+        all_differ = bool(decoding.min_length or decoding.no_repeat_ngram or bans)
+        tokens, log_probs, differing = {}, {}, []
+        for i, pending in zip(begun.chosen, begun.results, strict=True):
+            result = pending.result()
+            [row], [log_probs[i]] = result.hypotheses, result.scores
+            is_whole = row[-1:] == [self._end] and len(row) <= begun.max_lengths[i] + 1
+            tokens[i] = self._tokens(row[:-1] if is_whole else row[: begun.max_lengths[i]])
+            if all_differ or not is_whole or (begun.prefixes and begun.prefixes[i]):
+                differing.append(i)
+        for i, log_prob in zip(differing, self._log_probs(begun, tokens, differing), strict=True):
+            log_probs[i] = log_prob
+        penalty = LENGTH_PENALTIES[decoding.length_penalty_form]
+        lengths = torch.tensor([len(row) + 1 for row in tokens.values()], dtype=torch.float64)
+        divisors = penalty(lengths, decoding.length_penalty).tolist()
+        return {
+            i: [Hypothesis(row, log_probs[i], log_probs[i] / divisor)]
+            for (i, row), divisor in zip(tokens.items(), divisors, strict=True)
+            if math.isfinite(log_probs[i])
+        }
+
+    def _log_probs(self, begun: _Begun, tokens: dict[int, list[int]], chosen: Sequence[int]) -> list[float]:
+        """Returns the log-probabilities of the translations `tokens` of the sentences with the indices `chosen`."""
+        if not chosen:
+            return []
+        sources = self._named(begun.sentences[i] for i in chosen)
+        targets = self._named(tokens[i] for i in chosen)
+        scored = self._translator(len(chosen)).score_batch(
+            sources, targets, max_batch_size=MOST_SENTENCES, max_input_length=0
+        )
+        return [sum(result.log_probs) for result in scored]
+
+    def _named(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
+        names = self._names
+        return [[names[token] for token in row] for row in rows]
+
+    def _tokens(self, row: Sequence[str]) -> list[int]:
+        ids = self._ids
+        return [ids[name] for name in row]
+
+    def _translator(self, num_sentences: int) -> Any:
+        """Returns the Translator of CTranslate2, for batches of `num_sentences`.
+
+        A single sentence is computed by all threads together. Once a larger batch comes, each thread computes batches
+        by itself, and this stays so. CTranslate2's threads do not survive a fork, so a forked process opens the files
+        again; it keeps the parent's Translator, since the end of that would wait for the threads.
+        """
+        if self._library is not None and self._process != os.getpid():
+            self._of_parent, self._library = self._library, None
+        if self._library is None or (self._is_alone and num_sentences > 1):
+            threads = torch.get_num_threads()
+            self._is_alone = num_sentences == 1 and threads > 1
+            self._library = library().Translator(
+                str(self._directory),
+                device=self._device,
+                compute_type=self._compute_type,
+                inter_threads=1 if self._is_alone or self._device != "cpu" else threads,
+                intra_threads=threads if self._is_alone else 1,
+            )
+            self._process = os.getpid()
+        return self._library
