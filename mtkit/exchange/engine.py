@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
@@ -315,6 +316,32 @@ class _Begun:
     results: Sequence[Any]  # for each of these, a result of CTranslate2 that may not be there yet
 
 
+class _Lengths:
+    """Maximum lengths and length penalties by the number of tokens, each computed once."""
+
+    def __init__(self, model: Model, decoding: DecodingConfig) -> None:
+        self.decoding = decoding
+        self._model = model
+        self._limits: dict[tuple[int, int], int] = {}
+        self._divisors: dict[int, float] = {}
+
+    def limit(self, source_length: int, prefix_length: int) -> int:
+        """Returns the maximum length of a translation, without the end mark."""
+        key = source_length, prefix_length
+        if key not in self._limits:
+            sources, prefixes = ragged([[0] * source_length]), [[0] * prefix_length]
+            self._limits[key] = int(_max_lengths(self._model, self.decoding, sources, prefixes))
+        return self._limits[key]
+
+    def divisor(self, length: int) -> float:
+        """Returns the length penalty, by which log-probabilities are divided; `length` includes the end mark."""
+        if length not in self._divisors:
+            penalty = LENGTH_PENALTIES[self.decoding.length_penalty_form]
+            lengths = torch.tensor([length], dtype=torch.float64)
+            self._divisors[length] = float(penalty(lengths, self.decoding.length_penalty))
+        return self._divisors[length]
+
+
 class CTranslate2Engine:
     """Searches for translations with CTranslate2; an `Engine` of a Translator.
 
@@ -326,6 +353,7 @@ class CTranslate2Engine:
     def __init__(self, directory: Path, translator: Translator, device: str, compute_type: str) -> None:
         self._directory = directory
         self._model: Model = translator.model
+        self._lengths = _Lengths(translator.model, translator.config.decoding)
         self._device = device
         self._compute_type = compute_type
         sizes = translator.tokenizer.source_vocab_size, translator.tokenizer.target_vocab_size
@@ -360,7 +388,10 @@ class CTranslate2Engine:
         num_best: int,
         forbidden: Sequence[int],
     ) -> _Begun:
-        max_lengths = _max_lengths(self._model, decoding, ragged(sentences), prefixes).tolist()
+        if self._lengths.decoding is not decoding:
+            self._lengths = _Lengths(self._model, decoding)
+        prefix_lengths = map(len, prefixes) if prefixes else repeat(0)
+        max_lengths = list(map(self._lengths.limit, map(len, sentences), prefix_lengths))
         is_greedy = decoding.beam_size == 1
         chosen = [
             i
@@ -418,7 +449,7 @@ class CTranslate2Engine:
             rows, limit = result.hypotheses, begun.max_lengths[i]
             if all(row[-1:] == [self._end] and len(row) <= limit + 1 for row in rows):
                 found[i] = [
-                    Hypothesis(self._tokens(row[:-1]), score * float(len(row)) ** decoding.length_penalty, score)
+                    Hypothesis(self._tokens(row[:-1]), score * self._lengths.divisor(len(row)), score)
                     for row, score in zip(rows[:most], result.scores, strict=False)
                 ]
         return found
@@ -443,12 +474,9 @@ class CTranslate2Engine:
                 differing.append(i)
         for i, log_prob in zip(differing, self._log_probs(begun, tokens, differing), strict=True):
             log_probs[i] = log_prob
-        penalty = LENGTH_PENALTIES[decoding.length_penalty_form]
-        lengths = torch.tensor([len(row) + 1 for row in tokens.values()], dtype=torch.float64)
-        divisors = penalty(lengths, decoding.length_penalty).tolist()
         return {
-            i: [Hypothesis(row, log_probs[i], log_probs[i] / divisor)]
-            for (i, row), divisor in zip(tokens.items(), divisors, strict=True)
+            i: [Hypothesis(row, log_probs[i], log_probs[i] / self._lengths.divisor(len(row) + 1))]
+            for i, row in tokens.items()
             if math.isfinite(log_probs[i])
         }
 
