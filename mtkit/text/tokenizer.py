@@ -414,6 +414,8 @@ class _Model:
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
         texts = [self.normalizer(line) for line in lines]
+        if len(texts) == 1:  # for a list, SentencePiece starts a thread, which takes longer than encoding a line
+            return [self._processor.encode(texts[0], out_type=int)]
         ids: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=num_threads)
         return ids
 
@@ -439,6 +441,8 @@ class _Model:
         if not len(tokens):
             return []
         rows = [list(map(int, filter(self._is_text, row))) for row in tokens]
+        if unknown_texts is None and len(rows) == 1 and rows[0]:
+            return [self._processor.decode(rows[0])]  # without a thread, as in encode
         if unknown_texts is None:
             texts: list[str] = self._processor.decode(rows)
             return texts
