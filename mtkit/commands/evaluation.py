@@ -82,7 +82,7 @@ def evaluate(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL|FILE", help="Compare with these; tells if the difference is significant."),
+        typer.Option(metavar="MODEL|FILE", help="Compare with these; tells if it is significant."),
     ] = None,
     test: Annotated[str | None, typer.Option(metavar="NAME", help="Of --against: bootstrap or randomization.")] = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Add bootstrap intervals of 95 %.")] = False,
@@ -108,9 +108,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = None,
     engine: EngineOption = "torch",
-    json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON list of {test_set, metric, score, signature}.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON list of {test_set, metric, score, signature}.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score a model or a text: BLEU, chrF and TER.

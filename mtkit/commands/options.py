@@ -49,7 +49,7 @@ EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model to translate with; may be repeated.")
 ]
 PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
-EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2, or auto: that if it can.")]
+EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2 or auto.")]
 TagOption = Annotated[
     str | None,
     typer.Option("--tag", metavar="TAG", help="Word to put before each line, such as <2de>, for multilingual models."),

@@ -60,12 +60,10 @@ def translate(
     ] = None,
     top_k: Annotated[str | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens.")] = None,
     top_p: Annotated[
-        str | None, typer.Option(metavar="P", help="Sample from the likeliest tokens of this total probability.")
+        str | None, typer.Option(metavar="P", help="Sample from the likeliest tokens that hold this share.")
     ] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of samples.")] = None,
-    mbr: Annotated[
-        str | None, typer.Option(metavar="N", help="Choose the translation among N samples by minimum Bayes risk.")
-    ] = None,
+    mbr: Annotated[str | None, typer.Option(metavar="N", help="Choose among N samples by minimum Bayes risk.")] = None,
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its line n begins the translation of line n.")
     ] = None,
