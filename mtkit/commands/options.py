@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # begins the last lines of a command's help; \b keeps line breaks
 
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto", "fp64")
 ENGINES = ("torch", "ctranslate2", "auto")
 
 # The error for wrong usage. Typer does not export it, but does export its subclass BadParameter.
@@ -48,7 +48,7 @@ BatchTokensOption = Annotated[
 EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model to translate with; may be repeated.")
 ]
-PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16 or fp64.")]
+PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16, fp16, int8, fp64; auto: the fastest.")]
 EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2 or auto.")]
 TagOption = Annotated[
     str | None,

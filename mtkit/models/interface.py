@@ -97,6 +97,7 @@ class Output(nn.Module):
         self.table = table
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
         self.untrained: list[int] = []  # tokens added after training; their logits are -inf
+        self.projection: nn.Module | None = None  # computes the logits, bias included, in place of matrix and bias
 
     def initialize(self) -> None:
         """Sets the bias to zero, if there is one."""
@@ -115,7 +116,10 @@ class Output(nn.Module):
         to -inf.
         """
         if columns is None:
-            logits = F.linear(features, self.weight, self.bias)
+            if self.projection is None:
+                logits = F.linear(features, self.weight, self.bias)
+            else:
+                logits = self.projection(features)
             if self.untrained:
                 logits[..., self.untrained] = float("-inf")
             return logits

@@ -31,7 +31,8 @@ from mtkit.errors import (
     shown,
 )
 from mtkit.models.interface import Ensemble, TranslationModel
-from mtkit.models.registry import DTYPES, empty_model, fill_model, pick_device, pick_dtype, use_one_thread_after_fork
+from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of, run_dtype, speed_up
+from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
 from mtkit.search.step import Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
 from mtkit.text.segmentation import join_parts, split_line, split_tags
@@ -292,6 +293,11 @@ class Translator:
                 f"{unknown}. `{extend_command('MODEL', [tag])}` adds it, and training with training.start_from LARGER "
                 "teaches it"
             )
+
+    @property
+    def precision(self) -> str:
+        """The precision in which the model translates, such as "fp32" or "int8"; of an ensemble, its first model's."""
+        return precision_of(self.model.members[0] if isinstance(self.model, Ensemble) else self.model)
 
     @property
     def max_source_length(self) -> int:
@@ -662,7 +668,8 @@ def load(
     `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
     model's own settings.
 
-    `precision` is "fp32", "bf16" or "fp64". On a CPU in fp32, the weights are memory-mapped and not copied.
+    `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that costs
+    less than 0.1 BLEU by measurement. On a CPU in fp32, the weights are memory-mapped and not copied.
 
     `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
     same tokenizer. The settings of the model at `path` apply.
@@ -684,8 +691,8 @@ def load(
             print(text)
     """
     check_arguments(path, overrides, ensemble)
-    if precision not in DTYPES:
-        raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(DTYPES)}")
+    if precision not in PRECISIONS:
+        raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(PRECISIONS)}")
     bundle = open_and_tell(Path(path))
     model, tokenizer, config = _open(bundle, overrides, precision)
     if not ensemble:
@@ -723,13 +730,15 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
     use_one_thread_after_fork()
     config = bundle.with_length_limit(bundle.config_with(overrides))
     device = pick_device(config.device)
-    dtype = pick_dtype(precision, device)
+    precision = pick_run_precision(precision, device, config.model.d_model)
     tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
     bundle.require_own_tokenizer()
     sizes = (bundle.description["source_vocab_size"], bundle.description["target_vocab_size"])
     model = _filled(config, tokenizer, sizes, bundle.weights(), str(bundle.path))
     model.output.untrained = bundle.untrained
-    return model.to(device, dtype).eval(), tokenizer, config
+    model = model.to(device, run_dtype(precision, device)).eval()
+    speed_up(model, precision)
+    return model, tokenizer, config
 
 
 def translator_of(

@@ -397,7 +397,7 @@ def test_a_translation_is_scored_as_the_search_scored_it(call: Call, tiny_run: P
         "mtkit: error: nowhere: no such file\n"
     )
     assert call("score", tiny_run, *files, "--precision", "fp8").error == (
-        "mtkit: error: --precision: found fp8, wants one of fp32, bf16, fp64\n"
+        "mtkit: error: --precision: found fp8, wants one of fp32, bf16, fp16, int8, auto, fp64\n"
     )
 
 
@@ -495,7 +495,7 @@ def test_a_wrong_call_is_told_in_one_line_with_the_command_whose_help_shows_how_
         ("--length-penalty", "x", "decoding.length_penalty=x: found x, wants a number, at least -10, at most 10"),
         ("--batch-tokens", "-1", "decoding.batch_tokens=-1: found -1, wants a whole number, at least 1"),
         ("--device", "gpu", "device=gpu: found gpu, wants one of auto, cpu, cuda, mps"),
-        ("--precision", "fp8", "--precision: found fp8, wants one of fp32, bf16, fp64"),
+        ("--precision", "fp8", "--precision: found fp8, wants one of fp32, bf16, fp16, int8, auto, fp64"),
         ("--n-best", "0", "--n-best: found 0, wants a whole number, at least 1"),
         ("--n-best", "²", "--n-best: found ², wants a whole number, at least 1"),
         ("--n-best", "9" * 5000, f"--n-best: found {'9' * 5000}, wants a whole number, at least 1"),

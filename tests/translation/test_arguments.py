@@ -110,8 +110,12 @@ def test_lines_may_come_from_anything_that_gives_texts(translator: Translator) -
         ({"overrides": [("device", "cpu")]}, TypeError, f"overrides: found tuple ('device', 'cpu') in it, {SETTINGS}"),
         ({"ensemble": "run"}, TypeError, "ensemble: found str 'run', wants a list of paths of models"),
         ({"ensemble": [None]}, TypeError, f"ensemble: found None, {PATH}"),
-        ({"precision": "fp8"}, MtkitError, "precision: found str 'fp8', wants one of fp32, bf16, fp16, fp64"),
-        ({"precision": None}, MtkitError, "precision: found None, wants one of fp32, bf16, fp16, fp64"),
+        (
+            {"precision": "fp8"},
+            MtkitError,
+            "precision: found str 'fp8', wants one of fp32, bf16, fp16, int8, auto, fp64",
+        ),
+        ({"precision": None}, MtkitError, "precision: found None, wants one of fp32, bf16, fp16, int8, auto, fp64"),
     ],
 )
 def test_load_tells_what_it_wants(tiny_run: Path, arguments: dict[str, Any], kind: Any, problem: str) -> None:

@@ -439,6 +439,42 @@ def test_fp64_and_bf16_are_what_they_say(tokenizer: Tokenizer, tmp_path: Path) -
         assert len(translator.translate(sentences(3))) == 3
 
 
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_translations_in_int8_do_not_depend_on_the_batch(
+    tokenizer: Tokenizer, tmp_path: Path, architecture: str, beam_size: int
+) -> None:
+    config = settings(ARCHITECTURES[architecture], beam_size=beam_size, max_length_extra=3)
+    path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
+    lines = sentences(32)
+    found = []
+    for num_lines in (1, 7, 64):
+        translator = mtkit.load(path, precision="int8")
+        assert translator.precision == "int8"
+        found.append(
+            [text for begin in range(0, 32, num_lines) for text in translator.translate(lines[begin:][:num_lines])]
+        )
+    # Attention is in fp32, whose last bits depend on the batch; so may a value that lies between two whole numbers.
+    assert max(sum(a != b for a, b in zip(found[0], other, strict=True)) for other in found[1:]) <= 1
+
+
+def test_an_ensemble_translates_in_int8(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = settings()
+    paths = [
+        write_bundle(tmp_path / str(seed), tokenizer, config, random_translator(tokenizer, config, seed=seed).model)
+        for seed in (1, 2)
+    ]
+    pair, alone = (mtkit.load(paths[0], precision="int8", ensemble=others) for others in ([paths[1]], []))
+    exact = mtkit.load(paths[0], ensemble=[paths[1]])
+    lines = sentences(8)
+    texts = exact.translate(lines)
+    assert pair.precision == "int8"
+    for one, other, third in zip(*(each.score(lines, texts) for each in (pair, exact, alone)), strict=True):
+        assert one.mean == pytest.approx(other.mean, abs=0.1)
+        assert one.mean != other.mean
+        assert one.mean != third.mean
+
+
 def test_settings_of_the_model_give_way_to_those_of_the_caller(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = settings()
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
