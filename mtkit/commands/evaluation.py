@@ -22,6 +22,7 @@ from mtkit.commands.options import (
     EngineOption,
     LengthPenaltyOption,
     ModelArgument,
+    PrecisionOption,
     QuietOption,
     SettingsArgument,
     UsageError,
@@ -108,6 +109,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = None,
     engine: EngineOption = "torch",
+    precision: PrecisionOption = "fp32",
     json: Annotated[bool, typer.Option("--json", help="JSON list of {test_set, metric, score, signature}.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -122,6 +124,7 @@ def evaluate(
         *decoding_settings(beam_size, length_penalty, None, device),
     ]
     choice("--engine", engine, ENGINES)
+    choice("--precision", precision, PRECISIONS)
     one_standard_input(*given.files)
     _check_options(given, test, confidence, languages, target_language)
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
@@ -130,7 +133,7 @@ def evaluate(
     if model is not None:
         _check_model_options(given)
     else:
-        _check_hypothesis_options(given, by_length, bool(overrides) or engine != "torch")
+        _check_hypothesis_options(given, by_length, bool(overrides) or engine != "torch" or precision != "fp32")
     if typed(*given.files):
         tell_of_typing("for each line of the text that is to be scored")
 
@@ -148,7 +151,7 @@ def evaluate(
         tokenize,
     )
     overrides += [f"languages.{side}={code!r}" for side, code in codes.items()]
-    _print_scores(_scores(given, overrides, engine, scoring), json)
+    _print_scores(_scores(given, overrides, engine, scoring, precision), json)
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ def _check_hypothesis_options(given: Given, by_length: str | None, chooses: bool
     """
     if chooses or given.tag is not None:
         raise UsageError(
-            "--hypothesis is translated already: no --beam-size, --length-penalty, --set, --device, --engine or --tag"
+            "--hypothesis is translated already: no --beam-size, --length-penalty, --set, --device, --engine, "
+            "--precision or --tag"
         )
     if not given.references and len(given.test_sets) != 1:
         raise UsageError("--hypothesis goes with --reference, or with one --test-set")
@@ -234,12 +238,14 @@ def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _scores(given: Given, overrides: Sequence[str], engine: str, scoring: "Scoring") -> "list[ScoredSet]":
+def _scores(
+    given: Given, overrides: Sequence[str], engine: str, scoring: "Scoring", precision: str
+) -> "list[ScoredSet]":
     from mtkit.evaluation.evaluate import TestData, score_models, score_texts
 
     data = TestData(given.source, given.references, given.test_sets, given.tag)
     if given.model is not None:
-        return score_models(given.model, given.against, overrides, data, scoring, engine)
+        return score_models(given.model, given.against, overrides, data, scoring, engine, precision)
     assert given.hypothesis is not None
     return score_texts(given.hypothesis, given.against, data, scoring)
 

@@ -52,6 +52,7 @@ class ScoredSet:
     mean: float | None = None  # over bootstrap resamples of the test set
     interval: float | None = None  # half-width of the 95 % confidence interval
     p_value: float | None = None  # of the difference between this score and that of the other system
+    precision: str | None = None  # in which a model translated; None: fp32, or there were only texts
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields that are not `None` as a dict, for `mtkit evaluate --json`."""
@@ -113,16 +114,17 @@ def score_models(
     data: TestData,
     scoring: Scoring,
     engine: str = "torch",
+    precision: str = "fp32",
 ) -> list[ScoredSet]:
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
-    first model. `overrides` are settings such as decoding.beam_size=1. These and `engine`, which is as in `load`, apply
-    to both models. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the
-    error is raised before anything is translated.
+    first model. `overrides` are settings such as decoding.beam_size=1. These, `engine` and `precision`, which are as in
+    `load`, apply to both models. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where
+    possible, the error is raised before anything is translated.
     """
     _require_seed(scoring, against)
-    systems = [(str(path), load(path, overrides, engine=engine)) for path in (model, against) if path is not None]
+    systems = [(str(path), load(path, overrides, precision, engine=engine)) for path in (model, against) if path]
     config = systems[0][1].config
     scoring = replace(scoring, languages=config.languages)
     _require_tokenizers(scoring)
@@ -133,7 +135,11 @@ def score_models(
         sets = {name: fetch(name, config.languages, data.tag) for name in data.names}
     else:
         sets = test_sets(config)
-    return evaluate_models(systems, sets, scoring)
+    scores = evaluate_models(systems, sets, scoring)
+    if precision == "fp32":
+        return scores
+    used = {name: translator.precision for name, translator in systems}
+    return [replace(score, precision=used[score.system or str(model)]) for score in scores]
 
 
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:

@@ -285,7 +285,8 @@ def test_a_model_is_scored_by_length_on_its_test_sets(run: Run, tiny_run: Path, 
         (
             ("--hypothesis", "h", "--reference", "r", "--tag", "x"),
             2,
-            "--hypothesis is translated already: no --beam-size, --length-penalty, --set, --device, --engine or --tag",
+            "--hypothesis is translated already: no --beam-size, --length-penalty, --set, --device, --engine, "
+            "--precision or --tag",
         ),
         (
             ("--hypothesis", "h", "--reference", "r", "--languages", "en-de", "--target-language", "de"),
