@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from mtkit.models.quantized import PRECISIONS
 from mtkit.translation.translator import Translator, load
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp64"], action="append", help="default: fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: fp32")
     parser.add_argument("--beam-size", type=int, action="append", help="default: 1 and 5; 1 is greedy")
     parser.add_argument("--batch-tokens", type=int, action="append", help="default: 16,384")
     parser.add_argument("--rounds", type=int, default=3)

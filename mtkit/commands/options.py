@@ -230,6 +230,7 @@ _MORE = {
         "say --n-best N": "nbest num-return-sequences",
         "say --batch-tokens N, in padded tokens": "batch-size mini-batch max-tokens batch max-batch-size",
         "say --precision bf16": "fp16 half bf16 amp",
+        "say --precision int8": "int8 quantize compute-type",
     },
     "distill": {
         "say --teacher MODEL": _MODEL,
