@@ -48,7 +48,10 @@ BatchTokensOption = Annotated[
 EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model to translate with; may be repeated.")
 ]
-PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="fp32, bf16, fp16, int8, fp64; auto: the fastest.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="fp32 (default), bf16, fp16, int8, fp64 or auto.", show_default=False),
+]
 EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2 or auto.")]
 TagOption = Annotated[
     str | None,
