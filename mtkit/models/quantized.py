@@ -26,9 +26,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto", "fp64")
 def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
     """Returns the precision called `name`, in which a model translates; "auto" means the fastest suitable one.
 
-    A precision is suitable if it costs less than 0.1 BLEU against fp32. bf16 and int8 do, on every model that was
-    measured (mtkit/commands/README.md has the table), so the choice is one of speed. On a GPU, "auto" means what it
-    means for training: bf16, if the GPU has it. On a CPU, it means:
+    A precision is suitable if it costs less than 0.1 BLEU against fp32, on average over the models that were measured.
+    bf16 and int8 do (mtkit/commands/README.md has the table), so the choice is one of speed. On a GPU, "auto" means
+    what it means for training: bf16, if the GPU has it. On a CPU, it means:
 
     - bf16 if the CPU multiplies matrices in bf16 (AMX) and `d_model` is at least 128;
     - else int8 if the CPU adds products of 8-bit numbers in one instruction (VNNI) and `d_model` is at least 256, or

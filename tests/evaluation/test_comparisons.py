@@ -155,6 +155,14 @@ def test_two_models_are_compared_as_their_translations_are(
         assert scores[at]["test_set"] == "toy"
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_scores_tell_a_precision_other_than_fp32(run: Run, tiny_run: Path, precision: str) -> None:
+    _, out, _ = run(tiny_run, "--precision", precision, "--beam-size", "1", "--json")
+    assert {score["precision"] for score in json.loads(out)} == {precision}
+    _, out, _ = run(tiny_run, "--beam-size", "1", "--json")
+    assert not any("precision" in score for score in json.loads(out))
+
+
 def test_every_test_of_significance_on_offer_exists() -> None:
     assert set(SignificanceTest.__args__) == set(TESTS)
     for test in TESTS:
