@@ -26,6 +26,7 @@ from mtkit.commands.options import (
     QuietOption,
     SettingsArgument,
     UsageError,
+    WorkersOption,
     choice,
     count,
     decoding_settings,
@@ -34,6 +35,7 @@ from mtkit.commands.options import (
     one_standard_input,
     tell_of_typing,
     typed,
+    worker_count,
 )
 from mtkit.errors import MtkitError, say, whole_number
 from mtkit.files import json_text
@@ -108,6 +110,7 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
     ] = None,
     device: DeviceOption = None,
+    workers: WorkersOption = "auto",
     engine: EngineOption = "torch",
     precision: PrecisionOption = "fp32",
     json: Annotated[bool, typer.Option("--json", help="JSON list of {test_set, metric, score, signature}.")] = False,
@@ -123,6 +126,7 @@ def evaluate(
         *(f"decoding.{setting}" for setting in decoding or []),
         *decoding_settings(beam_size, length_penalty, None, device),
     ]
+    num_workers = worker_count(workers)
     choice("--engine", engine, ENGINES)
     choice("--precision", precision, PRECISIONS)
     one_standard_input(*given.files)
@@ -151,7 +155,7 @@ def evaluate(
         tokenize,
     )
     overrides += [f"languages.{side}={code!r}" for side, code in codes.items()]
-    _print_scores(_scores(given, overrides, engine, scoring, precision), json)
+    _print_scores(_scores(given, overrides, engine, scoring, precision, num_workers), json)
 
 
 @dataclass(frozen=True)
@@ -239,13 +243,13 @@ def _metrics(metrics: str | None, tokenize: str | None) -> tuple[str, ...]:
 
 
 def _scores(
-    given: Given, overrides: Sequence[str], engine: str, scoring: "Scoring", precision: str
+    given: Given, overrides: Sequence[str], engine: str, scoring: "Scoring", precision: str, num_workers: int | None
 ) -> "list[ScoredSet]":
     from mtkit.evaluation.evaluate import TestData, score_models, score_texts
 
     data = TestData(given.source, given.references, given.test_sets, given.tag)
     if given.model is not None:
-        return score_models(given.model, given.against, overrides, data, scoring, engine, precision)
+        return score_models(given.model, given.against, overrides, data, scoring, engine, precision, num_workers)
     assert given.hypothesis is not None
     return score_texts(given.hypothesis, given.against, data, scoring)
 

@@ -67,6 +67,9 @@ QuietOption = Annotated[
         help="No progress on stderr; warnings and results still come.",
     ),
 ]
+WorkersOption = Annotated[
+    str, typer.Option(metavar="N", show_default=False, help="Processes that translate; auto by default.")
+]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 
 
@@ -107,6 +110,16 @@ def count(name: str, value: str) -> int:
     number = whole_number(value)
     if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
+    return number
+
+
+def worker_count(value: str) -> int | None:
+    """Parse the value of --workers; returns `None` for auto. Raises MtkitError if the value is neither auto nor N."""
+    if value == "auto":
+        return None
+    number = whole_number(value)
+    if not number:
+        raise MtkitError(f"--workers: found {value}, wants a whole number, at least 1, or auto")
     return number
 
 
@@ -234,6 +247,7 @@ _MORE = {
         "say --batch-tokens N, in padded tokens": "batch-size mini-batch max-tokens batch max-batch-size",
         "say --precision bf16": "fp16 half bf16 amp",
         "say --precision int8": "int8 quantize compute-type",
+        "say --workers N": "num-workers jobs j threads num-threads cpu-threads",
     },
     "distill": {
         "say --teacher MODEL": _MODEL,

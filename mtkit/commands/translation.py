@@ -1,5 +1,6 @@
 """`mtkit translate` and `mtkit score`: commands that translate text and score translations."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from mtkit.commands.options import (
     QuietOption,
     TagOption,
     UsageError,
+    WorkersOption,
     choice,
     count,
     decoding_settings,
@@ -30,6 +32,7 @@ from mtkit.commands.options import (
     standard_output,
     tell_of_typing,
     typed,
+    worker_count,
 )
 from mtkit.errors import MtkitError
 
@@ -74,6 +77,7 @@ def translate(
     ] = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
+    workers: WorkersOption = "auto",
     precision: PrecisionOption = "fp32",
     engine: EngineOption = "torch",
     tag: TagOption = None,
@@ -94,13 +98,16 @@ def translate(
         *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
     ]
     num_best = count("--n-best", n_best)
+    num_workers = worker_count(workers)
     one_standard_input(file or Path("-"), prefix)
-    with opened(file) as source:
+    with opened(file) as source, ExitStack() as open_to_the_end:
         from mtkit.exchange.engine import load
+        from mtkit.translation.workers import Opening, with_workers
 
         chosen_engine = choice("--engine", engine, ENGINES)
-        precision = choice("--precision", precision, PRECISIONS)
-        translator = load(model, overrides, precision, ensemble or [], chosen_engine)
+        opening = Opening(model, tuple(overrides), choice("--precision", precision, PRECISIONS), tuple(ensemble or ()))
+        translator = load(opening.path, opening.overrides, opening.precision, opening.ensemble, chosen_engine)
+        translator = open_to_the_end.enter_context(with_workers(translator, opening, num_workers))
         _check_num_best(num_best, translator.config.decoding)
         if tag is not None:
             translator.require_tag(tag)

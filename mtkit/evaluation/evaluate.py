@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from mtkit.translation.scores import (
     unspaced,
 )
 from mtkit.translation.translator import Translator
+from mtkit.translation.workers import Opening, with_workers
 
 # The significance level of the sacrebleu command. Like that command, `table` marks p-values up to this level with `*`.
 SIGNIFICANT = 0.05
@@ -115,16 +116,32 @@ def score_models(
     scoring: Scoring,
     engine: str = "torch",
     precision: str = "fp32",
+    num_workers: int | None = 1,
 ) -> list[ScoredSet]:
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
     first model. `overrides` are settings such as decoding.beam_size=1. These, `engine` and `precision`, which are as in
-    `load`, apply to both models. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where
-    possible, the error is raised before anything is translated.
+    `load`, apply to both models. `num_workers` is the number of processes that translate; `None` chooses it for this
+    machine. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the error is
+    raised before anything is translated.
     """
     _require_seed(scoring, against)
-    systems = [(str(path), load(path, overrides, precision, engine=engine)) for path in (model, against) if path]
+    with ExitStack() as opened:
+        systems = []
+        for path in (model, against):
+            if path is not None:
+                opening = Opening(path, tuple(overrides), precision)
+                translator = load(path, overrides, precision, engine=engine)
+                systems.append((str(path), opened.enter_context(with_workers(translator, opening, num_workers))))
+        scores = _score_systems(systems, data, scoring)
+    if precision == "fp32":
+        return scores
+    used = {name: translator.precision for name, translator in systems}
+    return [replace(score, precision=used[score.system or str(model)]) for score in scores]
+
+
+def _score_systems(systems: Sequence[tuple[str, Translator]], data: TestData, scoring: Scoring) -> list[ScoredSet]:
     config = systems[0][1].config
     scoring = replace(scoring, languages=config.languages)
     _require_tokenizers(scoring)
@@ -135,11 +152,7 @@ def score_models(
         sets = {name: fetch(name, config.languages, data.tag) for name in data.names}
     else:
         sets = test_sets(config)
-    scores = evaluate_models(systems, sets, scoring)
-    if precision == "fp32":
-        return scores
-    used = {name: translator.precision for name, translator in systems}
-    return [replace(score, precision=used[score.system or str(model)]) for score in scores]
+    return evaluate_models(systems, sets, scoring)
 
 
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:

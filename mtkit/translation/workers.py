@@ -1,0 +1,545 @@
+"""Translation in several worker processes, which on most machines is faster than one process with several threads.
+
+The main process reads the lines and yields the translations in order. Each worker translates one piece of work at a
+time, a few hundred lines of similar length, with one thread or with a GPU of its own. If a worker is killed, a new one
+translates its piece again.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from math import ceil
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from mtkit.errors import MtkitError, counted, say
+from mtkit.translation.translator import (
+    WINDOW_CHARACTERS,
+    WINDOW_LINES,
+    TranslatedLine,
+    Translator,
+    load,
+    pair_lines,
+)
+
+# Sizes of pieces. With greedy search and a Transformer of width 128, pieces of 512, 256, 128, 64 and 32 of 1,000 lines
+# sorted by length took 0.9, 1.07, 1.14, 1.7 and 2.1 times the processor time that the lines took all together. Without
+# sorting, pieces of 256 lines took 1.36 times as much.
+
+PIECE_LINES = 512  # in a piece, at most
+PIECE_CHARACTERS = WINDOW_CHARACTERS // 16  # in a piece, at most, unless one line has more
+LEAST_LINES = 64  # in a piece, if there are so many
+PIECES_PER_WORKER = 2  # at least, in a window; the last ones have the shortest lines, so that no worker waits for long
+
+# Fewer characters than two of the smallest pieces have are translated by the main process with all threads: two workers
+# would have to be started, and would save little (an estimate from the times above).
+FEW_CHARACTERS = 8000
+MOST_WINDOWS = 2  # read and not yet yielded: the workers go on with the second while the first is being finished
+MOST_KILLS = 2  # after so many workers were killed while translating the same piece, the program gives up
+
+# Lines that are translated by the main process before it starts workers that load the model themselves, each on its
+# own GPU: loading takes several seconds.
+LINES_BEFORE_LOADING = 20_000
+
+MEMORY_PER_WORKER = 1 << 30  # bytes that a worker may need besides the shared weights, by a generous estimate
+
+Pair = tuple[str, str]  # a line, and the text that its translation must begin with, or ""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The arguments of `load`; a worker that shares no memory with the main process opens the model by them."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    precision: str = "fp32"
+    ensemble: tuple[Path, ...] = ()
+
+    def open(self) -> Translator:
+        """Returns a new Translator."""
+        return load(self.path, self.overrides, self.precision, self.ensemble)
+
+
+@contextmanager
+def with_workers(translator: Translator, opening: Opening, num_workers: int | None) -> Iterator[Translator]:
+    """Context manager that gives a Translator that translates as `translator` does, in `num_workers` worker processes.
+
+    `translator` was opened by `opening`. If `num_workers` is `None`, their number is chosen for this machine (see
+    `worker_devices`). If one process is enough, gives `translator` itself; so also if another engine than PyTorch
+    searches, since it has workers of its own. No worker is left when the block ends.
+    """
+    devices = worker_devices(translator.model.device, num_workers)
+    if len(devices) == 1 or translator.engine is not None:
+        yield translator
+        return
+    with WorkerTranslator(translator, opening, devices, is_patient=num_workers is None) as translator:
+        yield translator
+
+
+def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
+    """Returns the device of each worker, for a model that was loaded on `device`.
+
+    If `num_workers` is `None`, there is one worker for each GPU. On a CPU under Linux, there is then one for each core
+    that this process may use, but not more than PyTorch's threads, whose number the user may have limited, and not
+    more than the memory allows. On other systems, where this is not measured, there is one.
+    """
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if num_workers is None:
+        num_workers = gpus or 1
+        if device.type == "cpu" and sys.platform == "linux":
+            num_workers = min(torch.get_num_threads(), usable_cores(), max(1, free_memory() // MEMORY_PER_WORKER))
+    if gpus:
+        return [f"cuda:{worker % gpus}" for worker in range(num_workers)]
+    return [device.type] * num_workers
+
+
+class WorkerTranslator(Translator):
+    """A Translator whose `translate_lines` uses worker processes; a context manager that ends them.
+
+    The translations are those of the Translator that it is made of. Workers are started when there is work for them,
+    and ended once all lines are translated. The main process itself translates small groups of lines, such as those
+    that have arrived before a pipe pauses, and lines that must be answered one by one.
+    """
+
+    def __init__(
+        self, translator: Translator, opening: Opening, devices: Sequence[str], is_patient: bool = False
+    ) -> None:
+        """Take the model and all else from `translator`.
+
+        `devices` holds the device of each worker. Workers on a CPU are forked, where that is possible, and share the
+        memory of the weights; others open the model by `opening`. With `is_patient=True`, such workers are only started
+        after LINES_BEFORE_LOADING lines.
+        """
+        vars(self).update(vars(translator))
+        self._alone = translator
+        self._devices = list(devices)
+        self._opening = opening
+        self._forks = set(devices) == {"cpu"} and hasattr(os, "fork")
+        self._lines_before = LINES_BEFORE_LOADING if is_patient and not self._forks else 0
+        self._crews: list[_Crew] = []
+
+    def __enter__(self) -> "WorkerTranslator":
+        return self
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for crew in self._crews:
+            crew.end()
+
+    def _translated(
+        self,
+        lines: Iterable[str],
+        num_best: int,
+        at_once: bool | Callable[[], bool],
+        prefixes: Iterable[str] | None,
+        done: Callable[[int], object],
+    ) -> Iterator[TranslatedLine]:
+        pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
+        crew = _Crew(self._alone if self._forks else self._opening, self._devices, num_best, done)
+        self._crews.append(crew)
+        windows: deque[_Window] = deque()  # of which the workers have the pieces
+        window: _Window | None = None
+        try:
+            for window in _windows(pairs, at_once, len(self._devices)):
+                if window.error is not None:
+                    break
+                is_small = len(window.pairs) == 1 or window.size < FEW_CHARACTERS
+                if not windows and (is_small or window.last_number <= self._lines_before):
+                    yield from _translations(self._alone, window.pairs, num_best, done)
+                    continue
+                crew.take(window)
+                windows.append(window)
+                while windows and (window.is_awaited or len(windows) >= MOST_WINDOWS):
+                    yield from self._finished(windows.popleft(), crew, num_best)
+            while windows:
+                yield from self._finished(windows.popleft(), crew, num_best)
+            if window is not None and window.error is not None:
+                raise window.error
+        finally:
+            crew.end()
+            self._crews.remove(crew)
+
+    def _finished(self, window: "_Window", crew: "_Crew", num_best: int) -> Iterable[TranslatedLine]:
+        """Waits until a window is translated, and returns its translations."""
+        crew.finish(window)
+        if window.has_failed:  # raises the error that is raised without workers, unless only the worker lacked memory
+            return _translations(self._alone, window.pairs, num_best)
+        return [window.found[place] for place in range(len(window.pairs))]
+
+
+def _translations(
+    translator: Translator, pairs: Sequence[Pair], num_best: int, done: Callable[[int], object] | None = None
+) -> list[TranslatedLine]:
+    prefixes = [prefix for _, prefix in pairs]
+    return list(translator.translate_lines([line for line, _ in pairs], num_best, prefixes=prefixes, done=done))
+
+
+# The work: windows of lines, and the pieces into which they are cut.
+
+
+@dataclass
+class _Window:
+    """Lines that are read, and later yielded, together."""
+
+    pairs: list[Pair]
+    size: int  # in characters, where each line counts as one more
+    last_number: int  # the number of its last line, from 1
+    is_awaited: bool  # whether no more lines should be read before these are yielded
+    found: dict[int, TranslatedLine] = field(default_factory=dict)  # by the index of the line in the window
+    has_failed: bool = False  # whether a worker raised an exception
+    error: Exception | None = None  # raised in reading the lines, to be raised when all lines before are yielded
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.has_failed or len(self.found) == len(self.pairs)
+
+
+@dataclass
+class _Piece:
+    """Lines of a window that one worker translates."""
+
+    window: _Window
+    places: list[int]  # the indices of the lines in the window
+    num_kills: int = 0  # the number of workers that were killed while translating the piece
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The lines with their prefixes."""
+        return [self.window.pairs[place] for place in self.places]
+
+    def __str__(self) -> str:
+        first = self.window.last_number - len(self.window.pairs) + 1
+        longest = max(self.places, key=lambda place: len(self.window.pairs[place][0]))
+        length = counted(len(self.window.pairs[longest][0]), "character")
+        if len(self.places) == 1:
+            return f"line {first + longest:,}, of {length}"
+        return (
+            f"{counted(len(self.places), 'line')} between line {first + min(self.places):,} and line "
+            f"{first + max(self.places):,}, of which line {first + longest:,} is the longest, of {length}"
+        )
+
+
+def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_workers: int) -> Iterator[_Window]:
+    """Divides the lines into windows.
+
+    A window ends when it is full or when the lines should be answered, which `at_once` tells as in `translate_lines`.
+    If reading raises an exception, the last window holds the exception and no lines.
+    """
+    most = max(WINDOW_LINES, PIECES_PER_WORKER * num_workers * PIECE_LINES)
+    most_characters = max(WINDOW_CHARACTERS, PIECES_PER_WORKER * num_workers * PIECE_CHARACTERS)
+    window: list[Pair] = []
+    size = number = 0
+    remaining = iter(pairs)
+    while True:
+        try:
+            line, other = next(remaining)
+        except StopIteration:
+            break
+        except Exception as error:
+            yield _Window([], 0, number, is_awaited=True, error=error)
+            return
+        number += 1
+        window.append((line, other))
+        size += len(line) + len(other) + 1
+        # Asked after every line: only if the answer is False does the next line come without waiting.
+        is_awaited = at_once() if callable(at_once) else at_once
+        if is_awaited or len(window) >= most or size >= most_characters:
+            yield _Window(window, size, number, is_awaited)
+            window, size = [], 0
+    if window:
+        yield _Window(window, size, number, is_awaited=True)
+
+
+def _pieces(window: _Window, num_workers: int) -> Iterator[_Piece]:
+    """Cuts a window into pieces: the lines are sorted by length, longest first, so that each has similar lengths."""
+    most = max(LEAST_LINES, min(PIECE_LINES, ceil(len(window.pairs) / (PIECES_PER_WORKER * num_workers))))
+    places: list[int] = []
+    size = 0
+    for place in sorted(range(len(window.pairs)), key=lambda place: -len(window.pairs[place][0])):
+        places.append(place)
+        size += sum(map(len, window.pairs[place]))
+        if len(places) == most or size >= PIECE_CHARACTERS:
+            yield _Piece(window, places)
+            places, size = [], 0
+    if places:
+        yield _Piece(window, places)
+
+
+# The workers.
+
+
+class _Worker:
+    """A worker process, the connection to it, and the piece that it is translating, if any."""
+
+    def __init__(self, process: BaseProcess, connection: "Connection[Any, Any]", device: str) -> None:
+        self.process = process
+        self.connection = connection
+        self.device = device
+        self.piece: _Piece | None = None
+
+
+class _Crew:
+    """The workers of one call of `translate_lines`."""
+
+    def __init__(
+        self, source: Translator | Opening, devices: Sequence[str], num_best: int, done: Callable[[int], object]
+    ) -> None:
+        """Prepare workers on `devices`; none is started before there is a piece for it.
+
+        `source` is the Translator that forked workers share, or the Opening by which others load their own. `done` is
+        called with the number of lines of each piece that is translated.
+        """
+        self._source = source
+        self._free_devices = list(reversed(devices))
+        self._num_best = num_best
+        self._done = done
+        self._num_workers = len(devices)
+        self._workers: list[_Worker] = []
+        self._queue: deque[_Piece] = deque()
+
+    def take(self, window: _Window) -> None:
+        """Cut the window into pieces, and give them to the workers that have nothing to do; the others wait."""
+        self._queue.extend(_pieces(window, self._num_workers))
+        self._hand_out()
+
+    def finish(self, window: _Window) -> None:
+        """Wait until the window is translated, or has failed; give out pieces of other windows meanwhile.
+
+        Raises MtkitError if a piece kills its workers, or if a worker cannot open the model.
+        """
+        while not window.is_finished:
+            busy = {worker.connection: worker for worker in self._workers if worker.piece is not None}
+            assert busy, "the workers were ended"
+            for connection in wait(list(busy)):
+                self._receive(busy[connection])  # type: ignore[index]
+            self._hand_out()
+
+    def end(self) -> None:
+        """Kill all workers; what they have not yet translated is lost."""
+        workers, self._workers = self._workers, []
+        self._queue.clear()
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            self._bury(worker)
+
+    def _hand_out(self) -> None:
+        while self._queue:
+            idle = next((worker for worker in self._workers if worker.piece is None), None)
+            if idle is None and not self._free_devices:
+                return
+            worker = idle or self._started()
+            worker.piece = self._queue.popleft()
+            try:
+                worker.connection.send(worker.piece.pairs)
+            except OSError:  # it was killed
+                self._replace(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        piece, worker.piece = worker.piece, None
+        assert piece is not None
+        if isinstance(answer, str):
+            raise MtkitError(f"worker on {worker.device}: {answer}")
+        if answer is None:
+            piece.window.has_failed = True
+            self._queue = deque(other for other in self._queue if other.window is not piece.window)
+            return
+        piece.window.found.update(zip(piece.places, answer, strict=True))
+        self._done(len(piece.places))
+
+    def _replace(self, worker: _Worker) -> None:
+        """Put the piece of a worker that was killed back into the queue; another worker will be started for it."""
+        self._workers.remove(worker)
+        how = self._bury(worker)
+        piece = worker.piece
+        assert piece is not None
+        piece.num_kills += 1
+        if piece.num_kills == MOST_KILLS:
+            raise MtkitError(
+                f"{piece}: {MOST_KILLS} workers ended by {how} while translating; if memory ran out, a smaller "
+                "decoding.batch_tokens or fewer --workers take less"
+            )
+        say(f"mtkit: warning: a worker ended by {how}; a new one translates its {counted(len(piece.places), 'line')}")
+        self._queue.appendleft(piece)
+
+    def _bury(self, worker: _Worker) -> str:
+        """Wait for the end of a worker that was killed; returns the signal or exit code that ended it."""
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._free_devices.append(worker.device)
+        code = worker.process.exitcode or 0
+        worker.process.close()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _started(self) -> _Worker:
+        """Starts a worker on a device that none uses."""
+        device = self._free_devices[-1]
+        context: Any = multiprocessing.get_context("fork" if isinstance(self._source, Translator) else "spawn")
+        ours, theirs = context.Pipe()
+        others = (
+            [ours, *(worker.connection for worker in self._workers)] if context.get_start_method() == "fork" else []
+        )
+        arguments = (theirs, others, self._source, device, self._num_best)
+        process = context.Process(target=_work, args=arguments, name="worker", daemon=True)
+        with _undisturbed():
+            process.start()
+            worker = _Worker(process, ours, device)
+            self._workers.append(worker)
+            self._free_devices.pop()
+        theirs.close()
+        return worker
+
+
+HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Within the block, holds signals back, and hides standard input, so that a child process can be started.
+
+    The child would close standard input, and wait forever if a thread of this process was just reading it.
+    """
+    stdin = sys.stdin
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        sys.stdin = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, whose locks a worker does not use
+            yield
+    finally:
+        sys.stdin = stdin
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# What runs in a worker.
+
+
+def _work(
+    connection: "Connection[Any, Any]",
+    others: "Sequence[Connection[Any, Any]]",
+    source: Translator | Opening,
+    device: str,
+    num_best: int,
+) -> None:
+    """Receive pieces and send their translations, until the main process ends or kills this one.
+
+    The answer to a piece is `None` if an exception was raised, and the text of the error if the model cannot be opened.
+    `others` are the main process's ends of connections, which a forked child must close.
+    """
+    _take_no_interrupts()
+    for other in others:
+        other.close()
+    Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    torch.set_num_threads(1)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    try:
+        try:
+            translator = source if isinstance(source, Translator) else source.open()
+        except (MtkitError, RuntimeError) as error:  # PyTorch raises RuntimeError where a GPU has too little memory
+            connection.send(str(error))
+        else:
+            while True:
+                connection.send(_answer(translator, connection.recv(), num_best))
+    except (EOFError, OSError):  # the main process has ended
+        pass
+    finally:
+        os._exit(0)  # not by the ways of Python, which would write what the main process has not yet written
+
+
+def _answer(translator: Translator, pairs: Sequence[Pair], num_best: int) -> list[TranslatedLine] | None:
+    try:
+        return _translations(translator, pairs, num_best)
+    except Exception:  # the main process translates the lines again, to raise the error
+        return None
+
+
+def _take_no_interrupts() -> None:
+    """Leave Ctrl-C, which the terminal sends to all processes, to the main process; end at once by other signals."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in HELD:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the main process, then end this process, even if it is in the middle of a piece."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+# What this machine offers.
+
+CGROUPS = (Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))  # the list of this process's cgroups, and their folder
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may use: those of its affinity, or fewer if its cgroup limits them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [float(cores)]
+    for folder in _cgroups("cpu"):
+        # Microseconds of CPU time in each period, "max" or -1 for no limit: in version 2 one file, in version 1 two.
+        quota, period = [*_words(folder / "cpu.max"), "", ""][:2]
+        if not quota:
+            [quota, period] = [(_words(folder / f"cpu.cfs_{name}_us") or [""])[0] for name in ("quota", "period")]
+        if quota.isdigit() and period.isdigit() and int(period):
+            limits.append(int(quota) / int(period))
+    return max(1, int(min(limits)))
+
+
+def free_memory() -> int:
+    """The number of bytes of memory that are available to this process under Linux, or fewer by its cgroup's limit."""
+    words = _words(Path("/proc/meminfo"))
+    free = [int(words[words.index("MemAvailable:") + 1]) << 10] if "MemAvailable:" in words else []
+    for folder in _cgroups("memory"):
+        for most, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):  # versions 2 and 1
+            found = [*_words(folder / f"memory.{most}"), *_words(folder / f"memory.{used}")]
+            if len(found) == 2 and all(word.isdigit() for word in found):
+                free.append(max(0, int(found[0]) - int(found[1])))
+    return min(free, default=sys.maxsize)
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """Yields the folders of the cgroups that may limit this process by `controller`: its own and those above."""
+    listing, root = CGROUPS
+    for line in listing.read_text("utf-8").splitlines() if listing.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / controller if controllers else root
+        own = top / path.lstrip("/")
+        yield from [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
+
+
+def _words(path: Path) -> list[str]:
+    """Returns the words in a file; none if the file cannot be read."""
+    try:
+        return path.read_text("utf-8").split()
+    except OSError:
+        return []
