@@ -35,7 +35,7 @@ from mtkit.models.registry import DTYPES
 from mtkit.search.step import LENGTH_PENALTIES, Hypothesis
 from mtkit.translation import translator as with_torch
 from mtkit.translation.canaries import MOST_DRIFT, translate_canaries
-from mtkit.translation.decode import Model, _max_lengths, decode
+from mtkit.translation.decode import Model, max_lengths_of, decode
 from mtkit.translation.translator import Batch, Translator, check_arguments, load_bundle
 
 ENGINES = ("torch", "ctranslate2", "auto")
@@ -330,7 +330,7 @@ class _Lengths:
         key = source_length, prefix_length
         if key not in self._limits:
             sources, prefixes = ragged([[0] * source_length]), [[0] * prefix_length]
-            self._limits[key] = int(_max_lengths(self._model, self.decoding, sources, prefixes))
+            self._limits[key] = int(max_lengths_of(self._model, self.decoding, sources, prefixes))
         return self._limits[key]
 
     def divisor(self, length: int) -> float:

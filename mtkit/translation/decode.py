@@ -62,7 +62,7 @@ def decode(
         forbidden = model.special.never_generated
     sources = ragged(sentences)
     start = torch.full((len(sentences),), model.boundaries.start, device=model.device)  # (N,)
-    max_lengths = _max_lengths(model, decoding, sources, prefixes)
+    max_lengths = max_lengths_of(model, decoding, sources, prefixes)
     end = model.boundaries.target_end
 
     constraints = _constraints(decoding, max_lengths, end)
@@ -109,7 +109,9 @@ def decode(
     )
 
 
-def _max_lengths(model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]) -> Tensor:
+def max_lengths_of(
+    model: Model, decoding: DecodingConfig, sources: Ragged, prefixes: Sequence[Sequence[int]]
+) -> Tensor:
     """Returns the maximum length (N,) of the hypotheses of each sentence, in tokens without the end mark.
 
     The maximum for a sentence is at least the length of its prefix, but never above the limit of the model.
