@@ -193,6 +193,7 @@ def decoding_text(decoding: DecodingConfig) -> str:
     """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
+    shown |= {"max_length_ratio", "max_length_extra"}  # few translations are that long
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)
     return ", ".join(["samples" if decoding.draws else search, *(f"{name} {value}" for name, value in others.items())])
 

@@ -35,7 +35,7 @@ from mtkit.models.registry import DTYPES
 from mtkit.search.step import LENGTH_PENALTIES, Hypothesis
 from mtkit.translation import translator as with_torch
 from mtkit.translation.canaries import MOST_DRIFT, translate_canaries
-from mtkit.translation.decode import Model, max_lengths_of, decode
+from mtkit.translation.decode import Model, decode, max_lengths_of
 from mtkit.translation.translator import Batch, Translator, check_arguments, load_bundle
 
 ENGINES = ("torch", "ctranslate2", "auto")

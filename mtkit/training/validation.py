@@ -22,7 +22,7 @@ from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
-from mtkit.translation.translator import CUT_OFF, Translator
+from mtkit.translation.translator import Translator
 
 TIMED_BATCHES, TIMED_LINES = 4, 64  # at most this many are timed to estimate how long a validation takes
 
@@ -135,9 +135,7 @@ class Validation:
             meter.add(count)
 
         lines = list(Translator(model, tokenizer, self.config).translate_lines(self.sources, done=done))
-        notes = Counter(note for line in lines for note in line.notes)
-        del notes[CUT_OFF]  # early in training, a model fails to end many of its translations
-        return [line.text for line in lines], notes
+        return [line.text for line in lines], Counter(note for line in lines for note in line.notes)
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:

@@ -147,6 +147,7 @@ class Translator:
         config: Config,
         untrained_tags: Sequence[str] = (),
         engine: Engine | None = None,
+        tells_cut_off: bool = False,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -164,6 +165,7 @@ class Translator:
         # In older models, a tag may consist of several pieces; such tags are found only in the settings.
         self.tags = tuple(dict.fromkeys([*tokenizer.tags, *config.data.train_tags]))
         self._expected_tags = ExpectedTags(self.tags, _needs_tags(model, tokenizer, config, untrained_tags))
+        self._tells_cut_off = tells_cut_off  # whether translations that reach the maximum length are reported
         self._has_warned_of_tags = False
         self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
@@ -468,7 +470,7 @@ class Translator:
         for hypothesis in hypotheses:
             if not hypothesis.found:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
-        if part.tokens and len(hypotheses[0].tokens) >= self._longest(part):
+        if self._tells_cut_off and part.tokens and len(hypotheses[0].tokens) >= self._longest(part):
             yield CUT_OFF
 
     def _longest(self, part: _Part) -> int:
@@ -696,7 +698,7 @@ def load(
     bundle = open_and_tell(Path(path))
     model, tokenizer, config = _open(bundle, overrides, precision)
     if not ensemble:
-        return Translator(model, tokenizer, config, bundle.untrained_tags)
+        return _translator(model, tokenizer, config, bundle, overrides)
     members = [model]
     for other in ensemble:
         member, member_tokenizer, member_config = _open(
@@ -709,7 +711,15 @@ def load(
         if config.decoding.unknown == "copy" and not member_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
-    return Translator(Ensemble(members), tokenizer, config, bundle.untrained_tags)
+    return _translator(Ensemble(members), tokenizer, config, bundle, overrides)
+
+
+def _translator(
+    model: Model, tokenizer: Tokenizer, config: Config, bundle: Bundle, overrides: Sequence[str]
+) -> Translator:
+    """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length."""
+    is_auto = config.decoding != bundle.config_with(overrides).decoding
+    return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto)
 
 
 def check_arguments(path: str | Path, overrides: Sequence[str], ensemble: Sequence[str | Path]) -> None:
@@ -723,7 +733,7 @@ def check_arguments(path: str | Path, overrides: Sequence[str], ensemble: Sequen
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
     """Returns a Translator for an open bundle; `overrides`, `precision` and the errors raised are as in `load`."""
-    return Translator(*_open(bundle, overrides, precision), bundle.untrained_tags)
+    return _translator(*_open(bundle, overrides, precision), bundle, overrides)
 
 
 def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[TranslationModel, Tokenizer, Config]:

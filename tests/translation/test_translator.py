@@ -479,7 +479,8 @@ def test_settings_of_the_model_give_way_to_those_of_the_caller(tokenizer: Tokeni
     config = settings()
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
     assert mtkit.load(path, ["decoding.beam_size=1"]).config.decoding.beam_size == 1
-    assert mtkit.load(path).config.decoding == config.decoding
+    numbers = {"max_length_ratio": 2.0}  # where the bundle knows no lengths
+    assert mtkit.load(path).config.decoding == config.decoding.model_copy(update=numbers)
 
 
 # The limit of the length of translations.
@@ -500,10 +501,13 @@ def test_the_lengths_of_the_training_pairs_limit_translations(tiny_run: Path, tm
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_a_translation_that_reaches_the_limit_is_told(tokenizer: Tokenizer, beam_size: int) -> None:
+def test_a_translation_that_reaches_the_limit_is_told(tokenizer: Tokenizer, tmp_path: Path, beam_size: int) -> None:
     piece, end = tokenizer.encode_target(["one"])[0][0], tokenizer.specials.target.end
-    config = settings(beam_size=beam_size, max_length_ratio=1.0, max_length_extra=2)
-    [endless] = stubborn_translator(tokenizer, config, {piece: 20.0}).translate_lines(["one two"])
-    assert endless.notes == (CUT_OFF,)
-    [short] = stubborn_translator(tokenizer, config, {end: 20.0}).translate_lines(["one two"])
-    assert short.notes == ()
+    config = settings(beam_size=beam_size, max_length_extra="auto")
+    for liked, notes in ((piece, (CUT_OFF,)), (end, ())):
+        model = stubborn_translator(tokenizer, config, {liked: 20.0}).model
+        path = write_bundle(tmp_path / str(liked), tokenizer, config, model)
+        [line] = mtkit.load(path).translate_lines(["one two"])
+        assert line.notes == notes
+        [line] = mtkit.load(path, ["decoding.max_length_ratio=1", "decoding.max_length_extra=2"]).translate_lines(["a"])
+        assert line.notes == ()  # the user has chosen the limit
