@@ -90,7 +90,7 @@ def evaluate(
     test: Annotated[str | None, typer.Option(metavar="NAME", help="Of --against: bootstrap or randomization.")] = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Add bootstrap intervals of 95 %.")] = False,
     by_length: Annotated[
-        str | None, typer.Option(metavar="[N,N,…]", help="Score thirds by words of the source, or up to N, up to N, ….")
+        str | None, typer.Option(metavar="[N,N,…]", help="Score thirds by source words, or up to N, ….")
     ] = None,
     languages: Annotated[
         str | None, typer.Option(metavar="PAIR", help="Such as en-de; picks tokenizers and the text of --test-set.")

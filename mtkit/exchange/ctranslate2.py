@@ -9,7 +9,6 @@ import json
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +321,6 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-@cache
 def library() -> Any:
     """Returns the Python module of CTranslate2; `None` if it is not installed."""
     try:

@@ -315,17 +315,19 @@ class Translator:
         self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings."""
-        [found] = self._searched([(sentences, prefixes)], num_best)
+        decoding, forbidden = self.config.decoding, self._forbidden
+        if self.engine is None:
+            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden)
+        [found] = self.engine.decode(decoding, [(sentences, prefixes)], num_best, forbidden)
         return found
 
     def _searched(self, batches: Iterable[Batch], num_best: int) -> Iterator[list[list[Hypothesis]]]:
         """Yields for each batch the hypotheses that are found with this translator's settings."""
-        decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is not None:
-            yield from self.engine.decode(decoding, batches, num_best, forbidden)
+            yield from self.engine.decode(self.config.decoding, batches, num_best, self._forbidden)
             return
         for sentences, prefixes in batches:
-            yield decode(self.model, decoding, sentences, num_best, prefixes, forbidden)
+            yield self.search(sentences, num_best, prefixes)
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
 

@@ -192,10 +192,11 @@ def test_text_that_looks_tokenised_is_warned_of_on_stderr(evaluated: Evaluate, t
 
 
 def test_lines_that_were_translated_in_parts_are_told(
-    translator: Translator, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None
 ) -> None:
     path = tmp_path / "long"
     path.write_text("one two three. " * 50 + "\none\n")
+    translator = mtkit.load(tiny_run, ["decoding.max_length_extra=50"])
     scores = evaluate(translator, "long", SetFiles(source=path, target=(path,)), save_to=tmp_path / "kept" / "out")
     assert len(scores) == 3
     assert (tmp_path / "kept" / "out").read_bytes().count(b"\n") == 2

@@ -69,6 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config_with(
             settings_of(root, root / "run"),
             training={**LEARNING, "max_steps": 480, "validate_every": 160, "save_every": 160},
+            decoding={"max_length_ratio": 2.0, "max_length_extra": 20},
         )
     )
     return root / "run"
