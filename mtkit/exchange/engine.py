@@ -368,6 +368,14 @@ class CTranslate2Engine:
         self._process = 0
         self._of_parent: Any = None
 
+    @property
+    def precision(self) -> str:
+        """The precision in which CTranslate2 translates; for "auto", that which CTranslate2 chose."""
+        kind = self._compute_type
+        if kind == "auto":
+            kind = self._translator(1).compute_type.split("_")[0]  # such as int8_float32
+        return next((name for name, found in COMPUTE_TYPES.items() if found == kind), kind)
+
     def decode(
         self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
     ) -> Iterator[list[list[Hypothesis]]]:

@@ -122,6 +122,10 @@ class Engine(Protocol):
     ) -> Iterator[list[list[Hypothesis]]]:
         """Yields for each batch, in order, what the function `decode` returns for it."""
 
+    @property
+    def precision(self) -> str:
+        """The precision in which it searches, such as "int8"."""
+
 
 class Translator:
     """Translates and scores lines with a model, or with an ensemble of models; made by `load`.
@@ -299,6 +303,8 @@ class Translator:
     @property
     def precision(self) -> str:
         """The precision in which the model translates, such as "fp32" or "int8"; of an ensemble, its first model's."""
+        if self.engine is not None:
+            return self.engine.precision
         return precision_of(self.model.members[0] if isinstance(self.model, Ensemble) else self.model)
 
     @property

@@ -23,7 +23,7 @@ from mtkit.config.model_settings import RecurrentConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.ctranslate2 import write_ctranslate2
-from mtkit.exchange.engine import CTranslate2Engine, fault_of
+from mtkit.exchange.engine import COMPUTE_TYPES, CTranslate2Engine, fault_of
 from mtkit.exchange.portable import MARKER, PortableModel, Vocabulary
 from mtkit.translation.decode import decode
 from mtkit.translation.translator import TranslatedLine, Translator
@@ -119,6 +119,13 @@ def test_batches_of_one_and_of_many_sentences_give_the_same(model: Path) -> None
     translator = mtkit.load(model, [COUNT, "device=cpu"], engine="ctranslate2")
     alone = [next(translator.translate_lines([line])).text for line in LINES]
     assert alone == translator.translate(LINES) == translator.translate(LINES[::-1])[::-1]
+
+
+def test_a_translator_tells_the_precision_of_its_engine(model: Path) -> None:
+    names = set(COMPUTE_TYPES) - {"auto"}
+    for precision, told in (("fp32", {"fp32"}), ("int8", {"int8"}), ("auto", names)):
+        translator = mtkit.load(model, [COUNT, "device=cpu"], precision, engine="ctranslate2")
+        assert translator.precision in told
 
 
 def engine_of(portable: PortableModel, directory: Path) -> CTranslate2Engine:
