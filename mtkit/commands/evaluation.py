@@ -299,12 +299,20 @@ def bench_translate(
     ] = None,
     beam_size: Annotated[str, typer.Option(metavar="N,N,…", help="Beam sizes to measure; 1 is greedy.")] = "1,5",
     precision: Annotated[
-        str, typer.Option(metavar="NAME,NAME,…", help="Precisions to measure: fp32, bf16, fp64.")
+        str, typer.Option(metavar="NAME,NAME,…", help="Of fp32, bf16, fp16, int8, fp64 and auto.")
     ] = "fp32",
+    engine: Annotated[str, typer.Option(metavar="NAME,NAME,…", help="Of torch, ctranslate2 and auto.")] = "torch",
+    workers: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Numbers of processes that translate; also auto.")
+    ] = "1",
     lines: Annotated[str, typer.Option(metavar="N", help="Translate only this many lines, the first.")] = "1000",
     rounds: Annotated[str, typer.Option(metavar="N", help="Rounds in which all take turns.")] = "5",
     minutes: Annotated[str, typer.Option(metavar="X", help="Begin no further round after this time.")] = "10",
     length_penalty: LengthPenaltyOption = None,
+    decoding: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+    ] = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     json: JsonFileOption = None,
@@ -312,17 +320,27 @@ def bench_translate(
 ) -> None:
     """Translate a text several times, and print how fast that was.
 
-    Every beam size is measured with every precision, in turn: tokens per second from text to text and from ids to ids,
-    medians with the smallest and largest; rows that the decoder computed for each token; start-up and memory.
+    Every beam size is measured with every precision, engine and number of workers, in turn: tokens per second from text
+    to text and from ids to ids, medians with the smallest and largest; rows that the decoder computed for each token;
+    start-up and memory. What is impossible has a line that says why.
     """
     sizes = [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
+    engines = [choice("--engine", name, ENGINES) for name in _items("--engine", engine)]
+    processes = [worker_count(number) or "auto" for number in _items("--workers", workers)]
     limits = count("--lines", lines), count("--rounds", rounds), _minutes(minutes)
-    overrides = decoding_settings(None, length_penalty, batch_tokens, device)
+    if any(setting.partition("=")[0] == "beam_size" for setting in decoding or []):
+        raise UsageError("--set beam_size: say --beam-size, which may name several")
+    overrides = [
+        *(f"decoding.{setting}" for setting in decoding or []),
+        *decoding_settings(None, length_penalty, batch_tokens, device),
+    ]
     from mtkit.evaluation.bench import bench_translation, check_json, translation_text, variants, write_json
 
     check_json(json)
-    record = bench_translation(model, file, variants(sizes, precisions), overrides, reference, *limits)
+    record = bench_translation(
+        model, file, variants(sizes, precisions, engines, processes), overrides, reference, *limits
+    )
     print(translation_text(record), end="")
     write_json(json, record)
 

@@ -11,14 +11,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from mtkit.data.batch import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, MtkitError, counted, is_out_of_memory, say
 from mtkit.evaluation.evaluate import read_test_set
+from mtkit.exchange.engine import load
 from mtkit.files import json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
 from mtkit.models.registry import DTYPES, new_model, pick_device, pick_precision
@@ -46,7 +48,8 @@ from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import available_cores, processor
 from mtkit.training.update import LossScaler, TrainState, Updater
 from mtkit.translation.scores import corpus_scores
-from mtkit.translation.translator import Translator, load
+from mtkit.translation.translator import Translator
+from mtkit.translation.workers import Opening, WorkerTranslator, with_workers, worker_devices
 
 Record = dict[str, Any]  # what --json writes
 
@@ -116,11 +119,26 @@ def memory_text(num_bytes: int | None) -> str:
     return "-" if num_bytes is None else f"{num_bytes / 1e6:,.0f}"
 
 
+TABLE_WIDTH = 100  # columns, at most
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of cells as text in right-aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    """Returns rows of cells as text in right-aligned columns.
+
+    In a row with fewer cells than the first row, the last cell may be longer: it takes the place of all columns that
+    are left, and as many lines as it needs.
+    """
+    num_columns = len(rows[0])
+    whole = [row if len(row) == num_columns else [*row[:-1], *[""] * (num_columns - len(row) + 1)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    lines = []
+    for row, cells in zip(rows, whole, strict=True):
+        line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+        if len(row) < num_columns:
+            indent = " " * (len(line) + 2)
+            line = textwrap.fill(row[-1], TABLE_WIDTH, initial_indent=f"{line}  ", subsequent_indent=indent)
+        lines.append(f"{line}\n")
+    return "".join(lines)
 
 
 def check_json(path: Path | None) -> None:
@@ -148,7 +166,14 @@ class Variant:
     """
 
     beam_size: int
-    precision: str
+    precision: str = "fp32"
+    engine: str = "torch"
+    workers: int | Literal["auto"] = 1
+
+    @property
+    def num_workers(self) -> int | None:
+        """The number of workers as `with_workers` takes it: `None` for "auto"."""
+        return None if self.workers == "auto" else self.workers
 
 
 def variants(*values: Sequence[Any]) -> list[Variant]:
@@ -160,9 +185,14 @@ def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> R
     """Returns the arguments with which `load` opens the model so that it translates as `variant` says."""
     return {
         "path": str(model),
-        "overrides": [*overrides, f"decoding.beam_size={variant.beam_size}"],
+        "overrides": _all_settings(variant, overrides),
         "precision": variant.precision,
+        "engine": variant.engine,
     }
+
+
+def _all_settings(variant: Variant, overrides: Sequence[str]) -> list[str]:
+    return [*overrides, f"decoding.beam_size={variant.beam_size}"]
 
 
 class Ids:
@@ -239,17 +269,31 @@ def useful_rows(lengths: Sequence[int], num_hypotheses: int) -> int:
 
 
 @dataclass
+class _Opened:
+    """A model that is open to translate in one process, as some variants do; the others have workers besides."""
+
+    translator: Translator
+    ids: Ids
+    rows: int | None  # that the decoder computed for all lines; None if this is not known
+    texts: list[str]
+
+
+@dataclass
 class _Measured:
     """A variant that is being measured."""
 
     variant: Variant
-    translator: Translator
-    ids: Ids
-    rows: int  # that the decoder computed
+    opened: _Opened
+    translator: Translator  # may have workers
     texts: list[str]
     tokens: int  # of all translations, as pieces of the model's own tokenizer, without end marks
     text_seconds: list[float] = field(default_factory=list)  # of each round, from lines of text to lines of text
     ids_seconds: list[float] = field(default_factory=list)  # of each round, from ids to ids
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether there are several processes; only they have the ids."""
+        return isinstance(self.translator, WorkerTranslator)
 
 
 def bench_translation(
@@ -264,27 +308,41 @@ def bench_translation(
 ) -> Record:
     """Measure how fast a model translates the first `num_lines` lines of `source`; returns the record.
 
-    Each variant first translates all lines once, untimed, which also counts rows. In each round, the variants take
-    turns: each translates all lines from text to text, then from ids to ids. No round begins after `minutes` minutes,
-    but there is at least one. Load time, start-up time and peak memory are those of a fresh process
-    for each variant. With `reference`, BLEU of these lines is part of the record. Raises MtkitError if the model, a
-    setting or a file is wrong.
+    Each variant first translates all lines once, untimed, which also counts rows; with workers, the rows are those that
+    one process computes. In each round, the variants take turns: each translates all lines from text to text, then,
+    without workers, from ids to ids. No round begins after `minutes` minutes, but there is at least one. Load time,
+    start-up time and peak memory are those of a fresh process for each variant, with its workers. With `reference`,
+    BLEU of these lines is part of the record.
+
+    The record of a variant that is impossible, such as a precision that the engine lacks, has nothing but the reason,
+    `fault`. Raises MtkitError if all variants are impossible, or if the model, a setting or a file is wrong.
     """
     begun = time.monotonic()
     lines, references = _read(source, reference, num_lines)
-    opened = [(variant, load(**load_arguments(model, variant, overrides))) for variant in wanted]
-    with Meter("translating", "lines", len(lines) * len(opened) * (2 * rounds + 2)) as meter:
-        measured = [_warmed_up(variant, translator, lines, meter) for variant, translator in opened]
-        for number in range(rounds):
-            if number and time.monotonic() - begun >= 60 * minutes:
-                break
+    translators, faults = _open(model, wanted, overrides)
+    with ExitStack() as stack:
+        working = {}  # with their workers
+        for variant, translator in translators.items():
+            opening = Opening(model, tuple(_all_settings(variant, overrides)), variant.precision)
+            working[variant] = stack.enter_context(with_workers(translator, opening, variant.num_workers))
+        alone = {_alone(variant): translator for variant, translator in translators.items()}
+        num_with_workers = sum(isinstance(translator, WorkerTranslator) for translator in working.values())
+        num_passes = len(alone) + (2 * rounds + 1) * len(working) + (1 - rounds) * num_with_workers
+        with Meter("translating", "lines", len(lines) * num_passes) as meter:
+            opened = {variant: _opened(translator, lines, meter) for variant, translator in alone.items()}
+            measured = [
+                _warmed_up(variant, opened[_alone(variant)], translator, lines, meter)
+                for variant, translator in working.items()
+            ]
+            for number in range(rounds):
+                if number and time.monotonic() - begun >= 60 * minutes:
+                    break
+                for one in measured:
+                    _time(one, lines, meter)
+            results = {}
             for one in measured:
-                _time(one, lines, meter)
-        results = []
-        for one in measured:
-            fresh = _fresh(load_arguments(model, one.variant, overrides), lines)
-            meter.add(len(lines))
-            results.append(_result(one, lines, references, fresh))
+                results[one.variant] = _result(one, lines, references, _fresh(model, one, overrides, lines))
+                meter.add(len(lines))
     first = measured[0].translator
     return {
         **machine_facts(first.model.device),
@@ -295,8 +353,46 @@ def bench_translation(
         "file": named(source),
         "lines": len(lines),
         "rounds": len(measured[0].text_seconds),
-        "variants": results,
+        "variants": [
+            results[variant] if variant in results else {**asdict(variant), "fault": faults[variant]}
+            for variant in wanted
+        ],
     }
+
+
+def _alone(variant: Variant) -> Variant:
+    """Returns the variant without workers; variants that differ in these alone share the model that it opens."""
+    return replace(variant, workers=1)
+
+
+def _open(
+    model: Path, wanted: Sequence[Variant], overrides: Sequence[str]
+) -> tuple[dict[Variant, Translator], dict[Variant, str]]:
+    """Returns the Translator of each possible variant, without workers, and why the other variants are impossible.
+
+    Raises MtkitError if all of them are.
+    """
+    loaded: dict[Variant, Translator | str] = {}  # of variants without workers; or why it is impossible
+    translators, faults = {}, {}
+    for variant in wanted:
+        alone = _alone(variant)
+        if alone not in loaded:
+            try:
+                loaded[alone] = load(**load_arguments(model, variant, overrides))
+            except (CheckpointError, ConfigError, DataError):  # wrong with every variant
+                raise
+            except MtkitError as error:
+                loaded[alone] = str(error)
+        found = loaded[alone]
+        if isinstance(found, str):
+            faults[variant] = found
+        elif found.engine is not None and variant.workers not in (1, "auto"):
+            faults[variant] = f"workers {variant.workers}: CTranslate2 has workers of its own; take workers 1 or auto"
+        else:
+            translators[variant] = found
+    if not translators:
+        raise MtkitError(faults[wanted[0]])
+    return translators, faults
 
 
 def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
@@ -314,7 +410,7 @@ def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[st
     return lines[:num_lines], references
 
 
-def _warmed_up(variant: Variant, translator: Translator, lines: list[str], meter: Meter) -> _Measured:
+def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
     """Translate all lines once, untimed; counts rows, keeps ids, and warns of the first line with a wrong tag."""
     faults = ((number, translator.tag_fault(line)) for number, line in enumerate(lines, start=1))
     if fault := next(((number, fault) for number, fault in faults if fault), None):
@@ -322,8 +418,15 @@ def _warmed_up(variant: Variant, translator: Translator, lines: list[str], meter
     ids = Ids(translator.tokenizer)
     with with_ids(translator, ids), counting_rows(translator) as rows:
         texts = _translated(translator, lines, meter)
+    # CTranslate2 leaves but a few sentences to the decoder whose rows were counted.
+    return _Opened(translator, ids, rows.number if translator.engine is None else None, texts)
+
+
+def _warmed_up(variant: Variant, opened: _Opened, translator: Translator, lines: list[str], meter: Meter) -> _Measured:
+    """Returns a variant that is ready to be measured; with workers, translates all lines once with them, untimed."""
+    texts = opened.texts if translator is opened.translator else _translated(translator, lines, meter)
     tokens = sum(map(len, translator.tokenizer.encode_target(texts)))
-    return _Measured(variant, translator, ids, rows.number, texts, tokens)
+    return _Measured(variant, opened, translator, texts, tokens)
 
 
 def _translated(translator: Translator, lines: list[str], meter: Meter) -> list[str]:
@@ -331,31 +434,38 @@ def _translated(translator: Translator, lines: list[str], meter: Meter) -> list[
 
 
 def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
-    """Time one round of a variant: all lines from text to text, then from ids to ids."""
+    """Time one round of a variant: all lines from text to text, then, without workers, from ids to ids."""
     begun = time.perf_counter()
     _translated(measured.translator, lines, meter)
     measured.text_seconds.append(time.perf_counter() - begun)
-    if not measured.ids.sources:  # another process has the tokenizer
+    if measured.has_workers:
         return
-    measured.ids.replays = True
-    with with_ids(measured.translator, measured.ids):
+    ids = measured.opened.ids
+    ids.replays = True
+    with with_ids(measured.translator, ids):
         begun = time.perf_counter()
         _translated(measured.translator, lines, meter)
         measured.ids_seconds.append(time.perf_counter() - begun)
 
 
 def _result(measured: _Measured, lines: list[str], references: list[str] | None, fresh: Record) -> Record:
-    """Returns the record of one variant."""
-    rows, tokens, config = measured.rows, measured.tokens, measured.translator.config
-    decoding = config.decoding
+    """Returns the record of one variant; `fresh` is what `_fresh` returned."""
+    translator, opened, tokens = measured.translator, measured.opened, measured.tokens
+    rows, decoding, variant = opened.rows, translator.config.decoding, measured.variant
     num_hypotheses = (decoding.mbr_samples or 1) if decoding.draws else decoding.beam_size
-    lengths = [len(output) for output in measured.ids.outputs if output]  # without blank lines
+    lengths = [len(output) for output in opened.ids.outputs if output]  # without blank lines
     bleu = None
     if references is not None:
-        [score] = corpus_scores(measured.texts, [references], config.languages.target, ("bleu",))
+        [score] = corpus_scores(measured.texts, [references], translator.config.languages.target, ("bleu",))
         bleu = {"score": score.score, "signature": score.signature}
     return {
-        **asdict(measured.variant),
+        **asdict(variant),
+        "chosen": {  # what auto meant
+            "precision": translator.precision,
+            "engine": "torch" if translator.engine is None else "ctranslate2",
+            "workers": len(worker_devices(translator.model.device, variant.num_workers)) if measured.has_workers else 1,
+        },
+        "fault": None,
         "output_tokens": tokens,
         "text_to_text": _rates(measured.text_seconds, tokens, len(lines)),
         "ids_to_ids": _rates(measured.ids_seconds, tokens, len(lines)) if measured.ids_seconds else None,
@@ -387,39 +497,99 @@ def _num_parameters(translator: Translator) -> int:
 
 FRESH = """
 import json, sys, time
-from mtkit.translation.translator import load
+from pathlib import Path
+from mtkit.exchange.engine import load
+from mtkit.translation.workers import Opening, with_workers
 
 task = json.load(sys.stdin)
+arguments = task["load"]
 begun = time.perf_counter()
-translator = load(**task["load"])
+translator = load(**arguments)
 told = {"load_seconds": time.perf_counter() - begun}
-list(translator.translate_lines([next(line for line in task["lines"] if line.strip())]))
-told["translated_at"] = time.time()
-list(translator.translate_lines(task["lines"]))
+opening = Opening(Path(arguments["path"]), tuple(arguments["overrides"]), arguments["precision"])
+with with_workers(translator, opening, task["workers"]) as working:
+    list(working.translate_lines([next(line for line in task["lines"] if line.strip())]))
+    told["translated_at"] = time.time()
+    list(working.translate_lines(task["lines"]))
 
-from mtkit.evaluation.bench import peak_memory
+from mtkit.evaluation.bench import own_peak
 
-print(json.dumps({**told, "peak_bytes": peak_memory(translator.model.device)}))
+print(json.dumps({**told, "peak_bytes": own_peak(translator, working)}))
 """
+SAMPLE_SECONDS = 0.05  # between two samples of the memory of all processes
 
 
-def _fresh(arguments: Record, lines: list[str]) -> Record:
+def own_peak(translator: Translator, working: Translator) -> int | None:
+    """Returns the peak of memory of this process.
+
+    Returns `None` if the process does not know it: if `working`, which translated, has workers, or if CTranslate2 has
+    memory of the GPU, which PyTorch does not see.
+    """
+    device = translator.model.device
+    if working is not translator or (translator.engine is not None and device.type != "cpu"):
+        return None
+    return peak_memory(device)
+
+
+def memory_of_all(process: int) -> int | None:
+    """Returns the memory of a process and its descendants, in bytes; `None` if the system does not tell.
+
+    Memory that the processes share, above all that of the weights, counts once: that of no file by its proportional
+    set size (PSS), in which a page that n processes share counts 1/n for each; that of files, which all of them map
+    alike, as in the process that has most of it. The PSS would not do for files, since it would count less the more
+    processes there are that have nothing to do with these, such as the one that measures.
+    """
+    waiting, anonymous, of_files = [process], 0, 0
+    while waiting:
+        folder = Path(f"/proc/{waiting.pop()}")
+        try:
+            words = (folder / "smaps_rollup").read_text("ascii").split()
+            children = [(task / "children").read_text("ascii").split() for task in (folder / "task").iterdir()]
+        except OSError:  # it has ended, or the system does not tell
+            continue
+        if "Pss_Anon:" not in words:  # before Linux 5.4
+            continue
+        kilobytes = {name: int(words[words.index(name) + 1]) for name in ("Rss:", "Anonymous:", "Pss_Anon:")}
+        anonymous += kilobytes["Pss_Anon:"]
+        of_files = max(of_files, kilobytes["Rss:"] - kilobytes["Anonymous:"])
+        waiting += [int(child) for of_task in children for child in of_task]
+    return 1024 * (anonymous + of_files) or None
+
+
+def _fresh(model: Path, measured: _Measured, overrides: Sequence[str], lines: list[str]) -> Record:
     """Have a fresh process load the model and translate the lines; returns its times and its peak memory.
 
-    `arguments` are those of `load`. `start_seconds` is the time from the start of the process to its first translation,
-    `load_seconds` the part of it that loading takes. Raises MtkitError if the process fails.
+    `start_seconds` is the time from the start of the process to its first translation, `load_seconds` the part of it
+    that loading takes. With workers, the peak is the largest of samples. Raises MtkitError if the process fails.
     """
+    variant = measured.variant
     begun = time.time()
-    command, task = [sys.executable, "-c", FRESH], json.dumps({"load": arguments, "lines": lines})
-    ended = subprocess.run(command, input=task, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        last = next(reversed(ended.stderr.splitlines()), f"exit code {ended.returncode}")
+    task: str | None = json.dumps(
+        {"load": load_arguments(model, variant, overrides), "workers": variant.num_workers, "lines": lines}
+    )
+    samples = [0]
+    has_samples = measured.has_workers and measured.translator.model.device.type == "cpu"
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", FRESH], text=True, **pipes) as process:
+        try:
+            while True:
+                try:
+                    out, error = process.communicate(task, timeout=SAMPLE_SECONDS if has_samples else None)
+                    break
+                except subprocess.TimeoutExpired:
+                    task = None
+                    samples.append(memory_of_all(process.pid) or 0)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        last = next(reversed(error.splitlines()), f"exit code {process.returncode}")
         raise MtkitError(f"the process that measures start-up and memory failed: {last}")
-    told = json.loads(ended.stdout.splitlines()[-1])
+    told = json.loads(out.splitlines()[-1])
     return {
         "start_seconds": told["translated_at"] - begun,
         "load_seconds": told["load_seconds"],
-        "peak_bytes": told["peak_bytes"],
+        "peak_bytes": told["peak_bytes"] or max(samples) or None,
     }
 
 
@@ -430,17 +600,24 @@ tokens: pieces of the output in the model's tokenizer, without end marks and pad
 rows/token: rows (sentences x hypotheses) that the decoder computed for each of these tokens
 useful: share of the rows that a full beam has computed when the translation that it returns ends
 start-up: from the start of a fresh process to its first translation; load and peak: of that process
+several workers: nothing from ids to ids; rows of one process; peak of all, on a CPU under Linux
+ct2: CTranslate2, which does not tell its rows
 """
+HEADINGS = {"beam_size": "beam"}
+SHORT = {"ctranslate2": "ct2"}  # in tables
 
 
 def translation_text(record: Record) -> str:
     """Returns the record of `bench_translation` as text: two tables and what they measure, in at most 100 columns."""
     names = [item.name for item in fields(Variant)]
-    headings = ["beam" if name == "beam_size" else name for name in names]
+    headings = [HEADINGS.get(name, name) for name in names]
     speeds = [[*headings, "tokens/s, text to text", "lines/s", "tokens/s, ids to ids"]]
     costs = [[*headings, "rows/token", "useful", "start-up s", "load s", "peak MB", "BLEU"]]
     for found in record["variants"]:
-        values = [str(found[name]) for name in names]
+        values = [_value(found, name) for name in names]
+        if found["fault"] is not None:
+            speeds.append([*values, found["fault"]])
+            continue
         text, bleu = found["text_to_text"], found["bleu"]
         lines = f"{text['lines_per_second']['median']:,.1f}"
         speeds.append([*values, _rates_text(text), lines, _rates_text(found["ids_to_ids"])])
@@ -455,7 +632,7 @@ def translation_text(record: Record) -> str:
                 "-" if bleu is None else f"{bleu['score']:.2f}",
             ]
         )
-    signatures = {found["bleu"]["signature"] for found in record["variants"] if found["bleu"]}
+    signatures = {found["bleu"]["signature"] for found in record["variants"] if found.get("bleu")}
     return (
         f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
         f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn, after "
@@ -463,6 +640,14 @@ def translation_text(record: Record) -> str:
         f"{aligned(speeds)}\n{aligned(costs)}\n{EXPLANATION}"
         + "".join(f"BLEU: {signature}\n" for signature in sorted(signatures))
     )
+
+
+def _value(found: Record, name: str) -> str:
+    """Returns a field of a variant for a table; for auto, also what it meant, such as "auto:bf16"."""
+    values = [found[name]]
+    if found[name] == "auto" and found["fault"] is None:
+        values.append(found["chosen"][name])
+    return ":".join(SHORT.get(str(value), str(value)) for value in values)
 
 
 def _rates_text(rates: Record | None) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -28,9 +29,11 @@ from mtkit.evaluation import bench
 from mtkit.evaluation.bench import (
     WARM_UP,
     Ids,
+    Variant,
     bench_training,
     bench_translation,
     counting_rows,
+    memory_of_all,
     random_lengths,
     training_text,
     transformer_flops,
@@ -39,6 +42,7 @@ from mtkit.evaluation.bench import (
     with_ids,
 )
 from mtkit.models.registry import new_model
+from mtkit.translation import workers
 from mtkit.translation.scores import corpus_scores
 from tests.conftest import CorpusFiles
 from tests.runs import RECURRENT
@@ -172,8 +176,9 @@ def test_the_tables_fit_and_have_the_figures_of_the_json(measured: Measured) -> 
     for found in measured.record["variants"]:
         rows = [row.split() for row in measured.table.splitlines() if row.split()[:1] == [str(found["beam_size"])]]
         speeds, costs = rows
-        assert speeds[2] == f"{found['text_to_text']['tokens_per_second']['median']:,.0f}"
-        assert costs[2] == f"{found['rows_per_token']:.2f}"
+        assert speeds[1:4] == costs[1:4] == ["fp32", "torch", "1"]
+        assert speeds[4] == f"{found['text_to_text']['tokens_per_second']['median']:,.0f}"
+        assert costs[4] == f"{found['rows_per_token']:.2f}"
         assert costs[-1] == f"{found['bleu']['score']:.2f}"
     assert measured.record["variants"][0]["bleu"]["signature"] in measured.table
 
@@ -230,7 +235,10 @@ def test_no_round_begins_after_the_limit(tiny_run: Path, corpus_files: CorpusFil
         (["--beam-size", "1,0"], "--beam-size: found 0, wants a whole number, at least 1"),
         (["--beam-size", "1,,2"], "--beam-size: found , wants a whole number, at least 1"),
         (["--beam-size", "2,2"], "--beam-size: found 2,2, wants each item once"),
-        (["--precision", "fp32,fp8"], "--precision: found fp8, wants one of fp32, bf16, fp64"),
+        (["--precision", "fp32,fp8"], "--precision: found fp8, wants one of fp32, bf16, fp16, int8, auto, fp64"),
+        (["--engine", "torch,marian"], "--engine: found marian, wants one of torch, ctranslate2, auto"),
+        (["--workers", "1,none"], "--workers: found none, wants a whole number, at least 1, or auto"),
+        (["--set", "stopping=never"], "decoding.stopping=never: found never, wants"),
         (["--lines", "0"], "--lines: found 0, wants a whole number, at least 1"),
         (["--rounds", "few"], "--rounds: found few, wants a whole number, at least 1"),
         (["--minutes", "0"], "--minutes: found 0, wants a number, more than 0"),
@@ -250,6 +258,112 @@ def test_a_wrong_option_is_told_in_one_line(
     assert (result.code, result.out) == (1, "")
     assert result.error.startswith(f"mtkit: error: {told}")
     assert result.error.count("\n") == 1
+
+
+def test_engines_and_workers_are_measured_and_what_is_impossible_says_why(
+    call: Call, tiny_run: Path, corpus_files: CorpusFiles, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("ctranslate2")
+    monkeypatch.setattr(workers, "FEW_CHARACTERS", 0)  # so that even these lines go to workers
+    started = []
+    start = workers._Crew._started
+    monkeypatch.setattr(workers._Crew, "_started", lambda crew: started.append(crew) or start(crew))  # type: ignore[func-returns-value]
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    options = ["--engine", "torch,ctranslate2", "--workers", "1,2", "--beam-size", "1", "--rounds", "2"]
+    for side in ("src", "tgt"):
+        shutil.copy(corpus_files.root / f"test.{side}", side)
+    files = ["src", "--reference", "tgt", "--json", "json"]
+    result = call("bench", "translate", "model", *files, *options, "--quiet")
+    assert (result.code, result.error) == (0, "")
+    assert len(started) == 3  # in the warm-up and in both rounds
+    one, two, other, impossible = json.loads(Path("json").read_text("utf-8"))["variants"]
+    combinations = [(found["engine"], found["workers"]) for found in (one, two, other, impossible)]
+    assert combinations == [("torch", 1), ("torch", 2), ("ctranslate2", 1), ("ctranslate2", 2)]
+
+    assert one["bleu"] == two["bleu"]
+    assert other["bleu"]["score"] == pytest.approx(one["bleu"]["score"], abs=5)
+    assert one["rows_per_token"] == two["rows_per_token"] >= 1
+    assert other["rows_per_token"] is other["useful_rows"] is None
+    assert one["ids_to_ids"]
+    assert other["ids_to_ids"]
+    assert two["ids_to_ids"] is None
+    if sys.platform == "linux":
+        assert all(50e6 < found["peak_bytes"] < 5e9 for found in (one, two, other))
+
+    assert set(impossible) == {"beam_size", "precision", "engine", "workers", "fault"}
+    assert impossible["fault"].startswith("workers 2: CTranslate2 has workers of its own; ")
+    lines = result.out.splitlines()
+    assert max(map(len, lines)) <= 100
+    [row] = [line for line in lines if line.split()[:4] == ["1", "fp32", "ct2", "2"]]
+    assert impossible["fault"].startswith(" ".join(row.split()[4:]))
+
+
+def test_if_all_is_impossible_the_first_reason_is_the_error(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    (tmp_path / "text").write_text("one two\n")
+    options = ["--engine", "ctranslate2", "--beam-size", "2,3", "--set", "stopping=exact"]
+    result = call("bench", "translate", tiny_run, tmp_path / "text", *options)
+    assert (result.code, result.out) == (1, "")
+    assert result.error.startswith("mtkit: error: engine ctranslate2: decoding.stopping is exact; ")
+    assert result.error.count("\n") == 1
+
+
+def test_what_auto_means_is_told(tiny_run: Path, corpus_files: CorpusFiles, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bench, "_fresh", lambda *_: {"start_seconds": 0, "load_seconds": 0, "peak_bytes": None})
+    wanted = [Variant(2, "auto", "auto", "auto"), Variant(2, "int8")]
+    record = bench_translation(tiny_run, corpus_files.root / "test.src", wanted, num_lines=3, rounds=1)
+    auto, int8 = (found["chosen"] for found in record["variants"])
+    translator = mtkit.load(tiny_run, precision="auto")
+    devices = workers.worker_devices(translator.model.device, None)
+    assert auto == {"precision": translator.precision, "engine": "torch", "workers": len(devices)}
+    assert int8["precision"] == "int8"
+    shown = f"auto:{translator.precision}  auto:torch   auto:{len(devices)} "
+    assert sum(shown in line for line in bench.translation_text(record).splitlines()) == 2
+
+
+def test_a_long_last_cell_goes_on_below_itself() -> None:
+    reason = " ".join(["reason"] * 30)
+    lines = bench.aligned([["beam", "tokens", "lines"], ["10", "2", "3"], ["5", reason]]).splitlines()
+    assert lines[:2] == ["beam  tokens  lines", "  10       2      3"]
+    assert lines[2].startswith("   5  reason ")
+    assert all(line.startswith("      reason") for line in lines[3:])
+    assert " ".join(" ".join(lines[2:]).split()) == f"5 {reason}"
+    assert max(map(len, lines)) <= 100
+
+
+FORKING = """
+import os, sys, time
+shared = bytearray(os.urandom(1)) * 100_000_000
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    sys.exit()
+print("forked", flush=True)
+sys.stdin.readline()
+own = b"1" * 60_000_000
+print("grown", flush=True)
+sys.stdin.readline()
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory that processes share")
+def test_memory_that_processes_share_counts_once() -> None:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", FORKING], text=True, **pipes) as process:
+        assert process.stdout.readline() == "forked\n"
+        before = memory_of_all(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "grown\n"
+        after = memory_of_all(process.pid)
+        process.communicate("\n")
+    assert before is not None
+    assert after is not None
+    assert 100e6 < before < 150e6
+    assert after - before == pytest.approx(60e6, rel=0.05)
+    assert memory_of_all(process.pid) is None
 
 
 def test_a_text_without_text_is_refused(tiny_run: Path, tmp_path: Path) -> None:
