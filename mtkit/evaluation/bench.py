@@ -270,7 +270,7 @@ def useful_rows(lengths: Sequence[int], num_hypotheses: int) -> int:
 
 @dataclass
 class _Opened:
-    """A model that is open to translate in one process, as some variants do; the others have workers besides."""
+    """A Translator without workers, and what it did in its warm-up; variants that differ in workers alone share it."""
 
     translator: Translator
     ids: Ids
@@ -292,7 +292,7 @@ class _Measured:
 
     @property
     def has_workers(self) -> bool:
-        """Whether there are several processes; only they have the ids."""
+        """Whether several processes translate; this one then does not see the ids."""
         return isinstance(self.translator, WorkerTranslator)
 
 
@@ -361,7 +361,7 @@ def bench_translation(
 
 
 def _alone(variant: Variant) -> Variant:
-    """Returns the variant without workers; variants that differ in these alone share the model that it opens."""
+    """Returns the variant with the same model and search, in one process."""
     return replace(variant, workers=1)
 
 
@@ -372,7 +372,7 @@ def _open(
 
     Raises MtkitError if all of them are.
     """
-    loaded: dict[Variant, Translator | str] = {}  # of variants without workers; or why it is impossible
+    loaded: dict[Variant, Translator | str] = {}  # by the variant without workers; a text says why it is impossible
     translators, faults = {}, {}
     for variant in wanted:
         alone = _alone(variant)
@@ -418,7 +418,7 @@ def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
     ids = Ids(translator.tokenizer)
     with with_ids(translator, ids), counting_rows(translator) as rows:
         texts = _translated(translator, lines, meter)
-    # CTranslate2 leaves but a few sentences to the decoder whose rows were counted.
+    # With CTranslate2, the decoder whose rows were counted translates only a few sentences, if any.
     return _Opened(translator, ids, rows.number if translator.engine is None else None, texts)
 
 
@@ -532,12 +532,12 @@ def own_peak(translator: Translator, working: Translator) -> int | None:
 
 
 def memory_of_all(process: int) -> int | None:
-    """Returns the memory of a process and its descendants, in bytes; `None` if the system does not tell.
+    """Returns the memory of a process and its descendants together, in bytes; `None` if the system does not tell.
 
-    Memory that the processes share, above all that of the weights, counts once: that of no file by its proportional
-    set size (PSS), in which a page that n processes share counts 1/n for each; that of files, which all of them map
-    alike, as in the process that has most of it. The PSS would not do for files, since it would count less the more
-    processes there are that have nothing to do with these, such as the one that measures.
+    Memory that these processes share counts once. Anonymous memory is the sum of proportional set sizes (PSS), in which
+    a page that n processes share counts 1/n in each. Memory-mapped files, such as libraries and weights, are counted in
+    the process that has most of them, since forked processes map the same files. Their PSS would be too low: the
+    process that measures maps them, too.
     """
     waiting, anonymous, of_files = [process], 0, 0
     while waiting:

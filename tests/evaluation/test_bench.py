@@ -309,6 +309,12 @@ def test_if_all_is_impossible_the_first_reason_is_the_error(call: Call, tiny_run
     assert result.error.count("\n") == 1
 
 
+def test_beam_sizes_are_given_in_one_way(call: Call) -> None:
+    result = call("bench", "translate", "model", "text", "--set", "beam_size=3")
+    assert (result.code, result.out) == (2, "")
+    assert "--set beam_size: say --beam-size" in result.error
+
+
 def test_what_auto_means_is_told(tiny_run: Path, corpus_files: CorpusFiles, monkeypatch: Any) -> None:
     monkeypatch.setattr(bench, "_fresh", lambda *_: {"start_seconds": 0, "load_seconds": 0, "peak_bytes": None})
     wanted = [Variant(2, "auto", "auto", "auto"), Variant(2, "int8")]
