@@ -93,7 +93,7 @@ def evaluate(
         str | None, typer.Option(metavar="[N,N,…]", help="Score thirds by source words, or up to N, ….")
     ] = None,
     languages: Annotated[
-        str | None, typer.Option(metavar="PAIR", help="Such as en-de; picks tokenizers and the text of --test-set.")
+        str | None, typer.Option(metavar="PAIR", help="Such as en-de; for tokenizers and --test-set.")
     ] = None,
     target_language: Annotated[
         str | None, typer.Option(metavar="CODE", help="Of --hypothesis; picks BLEU's tokenizer.")
