@@ -37,7 +37,7 @@ from mtkit.evaluation.evaluate import read_test_set
 from mtkit.exchange.engine import load
 from mtkit.files import json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
-from mtkit.models.registry import DTYPES, new_model, pick_device, pick_precision
+from mtkit.models.registry import DTYPES, empty_model, new_model, pick_device, pick_precision
 from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer
 from mtkit.preparation.sources import SetFiles
 from mtkit.text.lines import named, read_lines
@@ -488,9 +488,9 @@ def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
 
 
 def _num_parameters(translator: Translator) -> int:
-    model = translator.model
-    members = model.members if isinstance(model, Ensemble) else [model]
-    return sum(member.num_parameters for member in members)
+    tokenizer = translator.tokenizer  # not from translator.model, whose layers have no parameters in bf16 and int8
+    sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    return empty_model(translator.config.model, *sizes).num_parameters
 
 
 # A fresh process for each variant measures what a user waits for.

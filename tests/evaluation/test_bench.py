@@ -317,13 +317,14 @@ def test_beam_sizes_are_given_in_one_way(call: Call) -> None:
 
 def test_what_auto_means_is_told(tiny_run: Path, corpus_files: CorpusFiles, monkeypatch: Any) -> None:
     monkeypatch.setattr(bench, "_fresh", lambda *_: {"start_seconds": 0, "load_seconds": 0, "peak_bytes": None})
-    wanted = [Variant(2, "auto", "auto", "auto"), Variant(2, "int8")]
+    wanted = [Variant(2, "int8"), Variant(2, "auto", "auto", "auto")]
     record = bench_translation(tiny_run, corpus_files.root / "test.src", wanted, num_lines=3, rounds=1)
-    auto, int8 = (found["chosen"] for found in record["variants"])
+    int8, auto = (found["chosen"] for found in record["variants"])
     translator = mtkit.load(tiny_run, precision="auto")
     devices = workers.worker_devices(translator.model.device, None)
     assert auto == {"precision": translator.precision, "engine": "torch", "workers": len(devices)}
     assert int8["precision"] == "int8"
+    assert record["parameters"] == mtkit.load(tiny_run).model.num_parameters
     shown = f"auto:{translator.precision}  auto:torch   auto:{len(devices)} "
     assert sum(shown in line for line in bench.translation_text(record).splitlines()) == 2
 
