@@ -59,15 +59,16 @@ def load(
     `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
     model's own settings.
 
-    `precision` is "fp32", "bf16" or "fp64". On a CPU in fp32, the weights are memory-mapped and not copied.
+    `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that costs
+    little (see `pick_run_precision`). On a CPU in fp32, the weights are memory-mapped and not copied.
 
     `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
     same tokenizer. The settings of the model at `path` apply.
 
-    `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which wants the package of that name,
-    and for which `precision` may also be "fp16", "int8" or "auto"; or "auto", which is CTranslate2 if it is installed
-    and can do what the settings ask for, else PyTorch. If CTranslate2 is installed and not taken, "auto" prints on
-    stderr why. For CTranslate2, the model is exported to files beside it when it is first opened so.
+    `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which wants the package of that name;
+    or "auto", which is CTranslate2 if it is installed and can do what the settings ask for, else PyTorch. If
+    CTranslate2 is installed and not taken, "auto" prints on stderr why. For CTranslate2, the model is exported to files
+    beside it when it is first opened so.
 
     Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
     the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or engine, an unavailable device,
@@ -192,21 +193,24 @@ def _exported(bundle: Bundle, translator: Translator) -> Path:
     """Returns the folder of the exported model; exports the model if this has not been done yet.
 
     A folder that holds such folders is searched for beside the model and in the user's cache folder. The name of the
-    folder is a checksum of all that the files depend on, so that a changed model is exported anew. Folders of other
-    checksums are then deleted.
+    folder is a checksum of all that the files depend on, so that a changed model is exported anew. Exports that have
+    not been used for a week are then deleted.
     """
     key = _key(bundle, translator.config)
     places = _places(bundle)
     for place in places:
-        if (place / key / MARKER).is_file():
-            return place / key
+        with suppress(PermissionError):  # of a folder that may not be read
+            if (place / key / MARKER).is_file():
+                with suppress(OSError):
+                    os.utime(place / key)  # it is still in use
+                return place / key
     faults = []
     for place in places:
         try:
             return _export(bundle, translator, place, key)
         except OSError as error:
             faults.append(f"{place}: cannot be written: {error.strerror or error}")
-    raise _UnfitError(f"{'; '.join(faults)}; give yourself write access to one of them")
+    raise _UnfitError(f"{'; '.join(faults)}; one of them must be writable, and have room")
 
 
 def _key(bundle: Bundle, config: Config) -> str:
@@ -221,16 +225,21 @@ def _key(bundle: Bundle, config: Config) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _places(bundle: Bundle) -> tuple[Path, Path]:
+def _places(bundle: Bundle) -> list[Path]:
     """Returns the folders that may hold exported files: that beside the model, and that in the user's cache folder."""
     storage = bundle.storage
     path = (storage.run / "checkpoint" if isinstance(storage, CheckpointStorage) else storage.path).absolute()
     beside = path.with_name(f"{path.name}.ctranslate2")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return beside, cache / "mtkit" / f"{beside.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # the user has no home folder
+        return [beside]
+    return [beside, cache / "mtkit" / f"{beside.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"]
 
 
 ABANDONED = 86_400  # a half-written folder of this age, in seconds, is what a killed process left
+UNUSED = 7 * 86_400  # an export that was not used for so long, in seconds, is deleted when another is made
+FORMAT = "ctranslate2 of --engine"  # tells exports for the engine from those of `mtkit export`
 
 
 def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Path:
@@ -248,7 +257,7 @@ def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Pa
         new.mkdir()
         inform(f"exporting the model to {directory} for CTranslate2 …")
         write_ctranslate2(_numbered(bundle, translator), new)
-        about = {"format": "ctranslate2 of --engine", "mtkit": __version__, "ctranslate2": library().__version__}
+        about = {"format": FORMAT, "mtkit": __version__, "ctranslate2": library().__version__}
         (new / MARKER).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
         _check(bundle, translator, new)
         for part in [*new.iterdir(), new]:
@@ -260,9 +269,19 @@ def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Pa
                 raise
     for other in place.iterdir():
         with suppress(OSError):
-            if other.name != key and (other.name[0] != "." or other.stat().st_mtime < time() - ABANDONED):
+            age = time() - other.stat().st_mtime
+            is_left = other.name.startswith(".new-") and age > ABANDONED
+            if is_left or (other.name != key and age > UNUSED and _is_export(other)):
                 remove(other)
     return directory
+
+
+def _is_export(directory: Path) -> bool:
+    """Whether `_export` has written a folder."""
+    try:
+        return bool(json.loads((directory / MARKER).read_bytes())["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
