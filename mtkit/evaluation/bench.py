@@ -6,6 +6,7 @@ show the records as tables. Rates count tokens without padding.
 
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -570,7 +571,10 @@ def _fresh(model: Path, measured: _Measured, overrides: Sequence[str], lines: li
     samples = [0]
     has_samples = measured.has_workers and measured.translator.model.device.type == "cpu"
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", FRESH], text=True, **pipes) as process:
+    # With -P and the paths of this process, no file in the current folder is taken for a module.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-P", "-c", FRESH]
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         try:
             while True:
                 try:

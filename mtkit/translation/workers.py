@@ -82,6 +82,8 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
     searches, since it has workers of its own. No worker is left when the block ends.
     """
     devices = worker_devices(translator.model.device, num_workers)
+    if translator.engine is not None and (num_workers or 1) > 1:
+        raise MtkitError(f"--workers: found {num_workers}; CTranslate2 has workers of its own: take 1 or auto")
     if len(devices) == 1 or translator.engine is not None:
         yield translator
         return
@@ -347,8 +349,8 @@ class _Crew:
             worker.piece = self._queue.popleft()
             try:
                 worker.connection.send(worker.piece.pairs)
-            except OSError:  # it was killed
-                self._replace(worker)
+            except OSError:  # it was killed while it had nothing to do
+                self._replace(worker, was_working=False)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -367,13 +369,16 @@ class _Crew:
         piece.window.found.update(zip(piece.places, answer, strict=True))
         self._done(len(piece.places))
 
-    def _replace(self, worker: _Worker) -> None:
-        """Put the piece of a worker that was killed back into the queue; another worker will be started for it."""
+    def _replace(self, worker: _Worker, was_working: bool = True) -> None:
+        """Put the piece of a worker that was killed back into the queue; another worker will be started for it.
+
+        If the worker was killed before it got the piece, which `was_working=False` says, the piece is not to blame.
+        """
         self._workers.remove(worker)
         how = self._bury(worker)
         piece = worker.piece
         assert piece is not None
-        piece.num_kills += 1
+        piece.num_kills += was_working
         if piece.num_kills == MOST_KILLS:
             raise MtkitError(
                 f"{piece}: {MOST_KILLS} workers ended by {how} while translating; if memory ran out, a smaller "
