@@ -214,14 +214,18 @@ def _seconds(function: Callable[[], object]) -> float:
 
 @cache
 def usable_kernels() -> list[MakeKernel]:
-    """Returns the kernels that are right and fast on this processor; if there are none, says so once on stderr."""
-    usable = [make for make in KERNELS if is_right(make) and is_fast(make)]
-    if not usable:
+    """Returns the kernels that are right and fast on this processor or, if none is fast, those that are right.
+
+    All right kernels give the same numbers, so a measurement of time never changes a translation. If no kernel is
+    right, says so once on stderr.
+    """
+    right = [make for make in KERNELS if is_right(make)]
+    if not right:
         say(
-            "mtkit: warning: precision int8: no product of 8-bit numbers is both right and fast on this processor; "
-            "products are computed in fp32, with weights rounded to 8 bits"
+            "mtkit: warning: precision int8: no product of 8-bit numbers is right on this processor; products are "
+            "computed in fp32, with weights rounded to 8 bits"
         )
-    return usable
+    return [make for make in right if is_fast(make)] or right
 
 
 class Int8Linear(nn.Module):
@@ -232,7 +236,7 @@ class Int8Linear(nn.Module):
     they are multiplied by both scales, and the bias is added, in fp32. An input that is not a number gives an output
     that is not a number.
 
-    If this processor has no kernel that is right and fast, only the weights are rounded.
+    If this processor has no kernel that is right, only the weights are rounded.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
