@@ -325,12 +325,14 @@ def _evaluate(config: Config) -> list[ScoredSet]:
         save_scores(bundle, [], card_text(bundle, []))
         return []
     sets = test_sets(config)
-    inputs = _evaluation_inputs(config, bundle.path, sets)
+    # With the numbers that "auto" stands for, as earlier versions wrote them.
+    settled = bundle.with_length_limit(config)
+    inputs = _evaluation_inputs(settled, bundle.path, sets)
     record = config.run_path / "evaluated.json"
     stored = read_scores(bundle)
     known = record.read_text(encoding="utf-8") if stored and record.exists() else None
     # Earlier versions took fingerprints of compressed files, not of their uncompressed text.
-    if known == inputs or (known and known == _evaluation_inputs(config, bundle.path, sets, compressed_fingerprint)):
+    if known == inputs or (known and known == _evaluation_inputs(settled, bundle.path, sets, compressed_fingerprint)):
         say(f"scores: {bundle.path / 'scores.json'} is up to date")
         return [ScoredSet(**score) for score in stored]
     decoding = [f"decoding.{key}={_yaml(value)}" for key, value in config.decoding.model_dump(mode="json").items()]

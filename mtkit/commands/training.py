@@ -204,7 +204,7 @@ def distill(
     """Make training text with a teacher model.
 
     The source side of the training text is translated. FOLDER receives both sides of the new text, and student.yaml:
-    CONFIG with the new text in data.train. After Ctrl-C or a kill, the same command goes on where it was.
+    CONFIG with the new text in data.train. After Ctrl-C or a kill, the same command without --fresh goes on.
     """
     from mtkit.preparation.distill import Teacher, distill
 

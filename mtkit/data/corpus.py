@@ -310,7 +310,7 @@ class Corpus:
                 {"source": manifest.source, "target": manifest.target},
                 {"source": self.source_offsets, "target": self.target_offsets},
             ),
-            "length_limit": length_limit(self.source_offsets, self.target_offsets),
+            "length_limit": length_limit(self.source_offsets, self.target_offsets, manifest.corpora),
         }
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:
@@ -619,32 +619,49 @@ RATIOS = np.arange(1.2, 3.05, 0.1)  # tried as multiples of the mean ratio of ta
 
 
 def length_limit(
-    source_offsets: NDArray[np.int64], target_offsets: NDArray[np.int64], most_pairs: int = MOST_PAIRS
+    source_offsets: NDArray[np.int64],
+    target_offsets: NDArray[np.int64],
+    corpora: Sequence[int] = (),
+    most_pairs: int = MOST_PAIRS,
 ) -> dict[str, float]:
     """Returns a limit on the length of translations: ratio x source length + extra, in tokens without end marks.
 
     Fewer than `EXCESS` of the pairs have a target longer than the limit. Of several limits for which this holds, the
-    one with the smallest mean over the pairs is returned. The ratio is at least 1.2 times the mean ratio of the corpus,
-    so that sentences longer than those of the corpus can be translated in full. At most `most_pairs` pairs are
-    measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty if there are no tokens.
+    one with the smallest mean over the pairs is taken. The ratio is at least 1.2 times the mean ratio, which leaves
+    room for sentences longer than those of the corpus.
+
+    `corpora` holds the numbers of pairs of the corpora that the pairs come from, in order. Each corpus is measured by
+    itself, since their languages may differ, and the largest ratio and the largest extra are returned. Of each corpus,
+    at most `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty
+    if there are no tokens.
     """
-    blocks = _blocks(len(source_offsets) - 1, most_pairs)
-    sources, targets = (
-        np.concatenate([np.diff(offsets[begin : end + 1]) for begin, end in blocks])
-        for offsets in (source_offsets, target_offsets)
-    )
-    if not sources.sum() or not targets.sum():
+    num_pairs = len(source_offsets) - 1
+    ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()
+    limits = []
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        sources, targets = (
+            np.concatenate([np.diff(offsets[begin + b : begin + e + 1]) for b, e in _blocks(end - begin, most_pairs)])
+            for offsets in (source_offsets, target_offsets)
+        )
+        if sources.sum() and targets.sum():
+            limits.append(_limit(sources, targets))
+    if not limits:
         return {}
+    ratios, extras = zip(*limits, strict=True)
+    return {"ratio": min(max(*ratios, 0.1), 100.0), "extra": min(max(extras), 10_000)}
+
+
+def _limit(sources: NDArray[np.int64], targets: NDArray[np.int64]) -> tuple[float, int]:
+    """Returns the ratio and the extra tokens of the limit for pairs with these lengths; see `length_limit`."""
     longer = max(int(np.ceil(EXCESS * len(sources))) - 1, 0)  # the number of pairs that may have a longer target
     spare = int(np.ceil(SPARE_TOKENS * min(1.0, 1 / (EXCESS * len(sources)))))
-    best = None
+    found = []
     for ratio in np.round(RATIOS * targets.sum() / sources.sum(), 2).tolist():
         excess = targets - ratio * sources
         extra = max(int(np.ceil(np.partition(excess, -longer - 1)[-longer - 1])), 0) + spare
-        if best is None or ratio * sources.mean() + extra < best[0]:
-            best = ratio * sources.mean() + extra, ratio, extra
-    assert best is not None
-    return {"ratio": min(max(best[1], 0.1), 100.0), "extra": min(best[2], 10_000)}
+        found.append((ratio * sources.mean() + extra, ratio, extra))
+    _, ratio, extra = min(found)
+    return ratio, extra
 
 
 def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:

@@ -134,7 +134,7 @@ def _require_free(directory: Path) -> None:
 
 
 def _write_marker(path: Path, to: str, bundle: Bundle, quantization: str | None, own_symbols: Sequence[str]) -> None:
-    config = bundle.config
+    config = bundle.with_length_limit(bundle.config)
     content = {
         "format": to,
         "mtkit": __version__,

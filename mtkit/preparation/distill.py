@@ -94,7 +94,8 @@ def _made_from(config: Config, corpora: Sequence[CorpusConfig], teacher: Teacher
     """
     bundles = [open_model(path) for path in (teacher.path, *teacher.ensemble)]
     _require_languages(config, bundles[0].config, teacher.path)
-    decoding = bundles[0].config_with(teacher.overrides).decoding.model_dump(mode="json", exclude=FREE)
+    config_of_teacher = bundles[0].with_length_limit(bundles[0].config_with(teacher.overrides))
+    decoding = config_of_teacher.decoding.model_dump(mode="json", exclude=FREE)
     return {
         "teacher": [noted_start(bundle) for bundle in bundles],
         "precision": teacher.precision,
@@ -335,7 +336,7 @@ def _translate_all(folder: Path, corpora: Sequence[CorpusConfig], record: _Recor
     if record.num_done:
         inform(f"going on after {record.num_done:,} of {counted(record.num_lines, 'line')}")
     with (
-        counted_when_ended("translated; the same command goes on from there") as written,
+        counted_when_ended("translated; the same command, without --fresh, goes on from there") as written,
         Meter("translating", "lines", record.num_lines - record.num_done, announced=True) as meter,
     ):
         written.number = record.num_done

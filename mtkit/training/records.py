@@ -309,10 +309,21 @@ def write_facts(
         **({"ending": progress.ending} if progress.ending else {}),
         "parameters": model.num_parameters,
         "command": sys.argv,
-        "data": corpus.facts(),
+        "data": facts_of(corpus, started_from),
     }
     write_file(config.run_path / "config.yaml", config_text(config).encode())
     _write_json(config.run_path / "run.json", facts)
+    return facts
+
+
+def facts_of(corpus: Corpus, started_from: str | None) -> dict[str, Any]:
+    """Returns the facts of the training data, without the limit of lengths if training started from another model.
+
+    Such a model also translates text like that of the model it started from, whose sentences may be longer.
+    """
+    facts = corpus.facts()
+    if started_from is not None:
+        del facts["length_limit"]
     return facts
 
 

@@ -44,6 +44,7 @@ from mtkit.training.records import (
     Changes,
     changes_since,
     earlier_budgets,
+    facts_of,
     identity_of,
     nothing_to_end,
     require_allowed,
@@ -659,7 +660,7 @@ class Trainer:
             "averaged_steps": steps,
             "start_from": self.started_from,
             **({"changes": progress.changes} if progress.changes else {}),
-            "data": self.corpus.facts(),
+            "data": facts_of(self.corpus, self.started_from),
         }
         path = self.run_path / "model"
         write_model(path, self.config, self.tokenizer, weights, self.validation.sources, training)

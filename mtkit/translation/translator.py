@@ -62,7 +62,7 @@ NOT_A_NUMBER = (
     "damaged, or too large for this precision"
 )
 CUT_OFF = (
-    "has a translation that reached the maximum length and was cut off there; decoding.max_length_ratio and "
+    "has a translation that reached the maximum length, and may be cut off there; decoding.max_length_ratio and "
     "max_length_extra set the limit"
 )
 UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
@@ -478,14 +478,10 @@ class Translator:
         for hypothesis in hypotheses:
             if not hypothesis.found:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
-        if self._tells_cut_off and part.tokens and len(hypotheses[0].tokens) >= self._longest(part):
-            yield CUT_OFF
-
-    def _longest(self, part: _Part) -> int:
-        """Returns the maximum length of the translation of a part, in tokens."""
-        longest = max(self.config.decoding.max_length(len(part.tokens)), len(part.prefix) + 1)
-        limit = self.model.limits.target
-        return longest if limit is None else min(longest, limit - 1)
+        if self._tells_cut_off and part.tokens and not self.config.decoding.draws:
+            longest = max(self.config.decoding.max_length(len(part.tokens)), len(part.prefix))
+            if len(hypotheses[0].tokens) >= longest:
+                yield CUT_OFF
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
         """Returns, for each hypothesis of all parts in order, the texts to show in place of the <unk> tokens."""
@@ -726,7 +722,7 @@ def _translator(
     model: Model, tokenizer: Tokenizer, config: Config, bundle: Bundle, overrides: Sequence[str]
 ) -> Translator:
     """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length."""
-    is_auto = config.decoding != bundle.config_with(overrides).decoding
+    is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto"
     return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto)
 
 

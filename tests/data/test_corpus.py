@@ -380,3 +380,11 @@ def test_the_length_limit_cuts_fewer_than_one_target_in_ten_thousand(seed):
 def test_a_corpus_without_tokens_has_no_length_limit():
     assert length_limit(offsets_of([]), offsets_of([])) == {}
     assert length_limit(offsets_of([0, 0]), offsets_of([3, 3])) == {}
+
+
+def test_a_small_corpus_of_another_language_has_a_say_in_the_length_limit():
+    chance = np.random.default_rng(1)
+    sources = chance.integers(1, 60, 50_200)
+    targets = np.where(np.arange(50_200) < 50_000, sources, 3 * sources)
+    limit = length_limit(offsets_of(sources), offsets_of(targets), (50_000, 200))
+    assert (targets <= limit["ratio"] * sources + limit["extra"]).all()

@@ -306,7 +306,8 @@ def test_a_signal_ends_the_work_with_one_line_that_tells_how_far_it_is(
 ) -> None:
     with (
         pytest.raises(
-            StoppedError, match=r"^stopped by SIGINT; 7 lines are translated; the same command goes on"
+            StoppedError,
+            match=r"^stopped by SIGINT; 7 lines are translated; the same command, without",
         ) as end,
         doing(interrupt, Translator, "translate_lines", on_call(2)),
         ended_by_signal(),
