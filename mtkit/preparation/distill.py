@@ -347,25 +347,39 @@ def _translate_all(folder: Path, corpora: Sequence[CorpusConfig], record: _Recor
             ):
                 for lines in _chunks(islice(read_source(corpus), done.done, None)):
                     begun = monotonic()
-                    given = [tagged(line, corpus.tag) for line in lines]
-                    translations = list(translator.translate_lines(given, done=meter.add))
-                    for place, (line, translation) in enumerate(zip(given, translations, strict=True), done.done + 1):
-                        for problem in _problems(line, translation, translator):
-                            record.note(problem, f"data.train[{number}], line {place:,}")
-                    pairs = [
-                        (line, translation.text)
-                        for line, translation in zip(lines, translations, strict=True)
-                        if line.strip() and translation.text.strip()
-                    ]
+                    pairs = _translated(lines, corpus, f"data.train[{number}]", done, record, translator, meter)
                     source.append(line for line, _ in pairs)
                     target.append(text for _, text in pairs)
                     done.done += len(lines)
                     done.pairs += len(pairs)
-                    record.blank += sum(not line.strip() for line in lines)
-                    record.tokens += sum(map(len, translator.tokenizer.encode_target([text for _, text in pairs])))
                     record.seconds += monotonic() - begun
                     record.save(folder)
                     written.number = record.num_done
+
+
+def _translated(
+    lines: Sequence[str],
+    corpus: CorpusConfig,
+    where: str,
+    done: _Done,
+    record: _Record,
+    translator: Translator,
+    meter: Meter,
+) -> list[tuple[str, str]]:
+    """Translates the next lines of a corpus; returns the pairs of a line and its translation, neither of them blank.
+
+    Counts blank lines, tokens and problems in `record`; `where` names the corpus in warnings.
+    """
+    given = [tagged(line, corpus.tag) for line in lines]
+    translations = list(translator.translate_lines(given, done=meter.add))
+    for place, (line, translation) in enumerate(zip(given, translations, strict=True), done.done + 1):
+        for problem in _problems(line, translation, translator):
+            record.note(problem, f"{where}, line {place:,}")
+    pairs = [(line, translation.text) for line, translation in zip(lines, translations, strict=True)]
+    pairs = [(line, text) for line, text in pairs if line.strip() and text.strip()]
+    record.blank += sum(not line.strip() for line in lines)
+    record.tokens += sum(map(len, translator.tokenizer.encode_target([text for _, text in pairs])))
+    return pairs
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
