@@ -23,6 +23,9 @@ ExtraTokens = Annotated[
     Discriminator(number_or_auto),
 ]
 
+# The numbers that "auto" stands for where the lengths of the training pairs are not known.
+LENGTH_RATIO, EXTRA_TOKENS = 2.0, 20
+
 # Schedules that end at max_steps. Since their rates depend on max_steps, a run needs --change to change max_steps. With
 # wsd, it needs --change only once the rate has begun to fall.
 ENDING = ("linear", "cosine", "wsd")
@@ -445,7 +448,7 @@ class DecodingConfig(CarriedSection):
             if self.coverage_penalty and self.beam_size == 1:
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
 
-    def with_length_limit(self, ratio: float = 2.0, extra: int = 20) -> "DecodingConfig":
+    def with_length_limit(self, ratio: float = LENGTH_RATIO, extra: int = EXTRA_TOKENS) -> "DecodingConfig":
         """Returns these settings with numbers where the limit of the length is "auto".
 
         `ratio` takes the place of `max_length_ratio`, and `extra` that of `max_length_extra`.
@@ -455,14 +458,9 @@ class DecodingConfig(CarriedSection):
 
     def max_length(self, source_length: int) -> int:
         """Returns the maximum length of a translation, in tokens without the end mark; it is at least 1."""
-        ratio, extra = self.with_length_limit()._length_limit
+        ratio = LENGTH_RATIO if self.max_length_ratio == "auto" else self.max_length_ratio
+        extra = EXTRA_TOKENS if self.max_length_extra == "auto" else self.max_length_extra
         return max(1, int(source_length * ratio + extra))
-
-    @property
-    def _length_limit(self) -> tuple[float, int]:
-        assert self.max_length_ratio != "auto"
-        assert self.max_length_extra != "auto"
-        return self.max_length_ratio, self.max_length_extra
 
     @property
     def draws(self) -> bool:
