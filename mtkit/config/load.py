@@ -195,7 +195,7 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """Parse a `key=value` argument; returns its keys, its value, and (first) its text, shortened for messages.
+    """Parse a `key=value` argument; returns a short form of it for messages, its keys, and its value.
 
     Raises ConfigError if the argument is malformed.
     """

@@ -666,35 +666,9 @@ def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool
 def load(
     path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
 ) -> Translator:
-    """Open a model and return its Translator.
+    """Open a model and return a Translator that searches with PyTorch.
 
-    `path` is a run directory, a checkpoint in a run directory, or a model bundle. A bundle is a folder, or packed into
-    one file.
-
-    `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
-    model's own settings.
-
-    `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that costs
-    less than 0.1 BLEU on average. On a CPU in fp32, the weights are memory-mapped and not copied.
-
-    `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
-    same tokenizer. The settings of the model at `path` apply.
-
-    Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
-    the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or an unavailable device.
-    CheckpointError and ConfigError are subclasses of MtkitError.
-
-    A process may be forked after loading, by multiprocessing or by a web server that loads before it forks. In the
-    child, a model on a GPU raises MtkitError. PyTorch's CPU threads do not survive the fork, so on a CPU the child
-    computes with one thread. A process that is forked before loading, and loads the model itself, can use all threads
-    and the GPU.
-
-    Example:
-        import mtkit
-
-        translator = mtkit.load("runs/de-en", ["device=cpu", "decoding.beam_size=4"])
-        for text in translator.translate(["Guten Morgen.", "Danke!"]):
-            print(text)
+    The arguments and the errors are those of `mtkit.load`, which can also open a model for another engine.
     """
     check_arguments(path, overrides, ensemble)
     if precision not in PRECISIONS:
