@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtkit.errors import MtkitError
-    from mtkit.exchange.engine import load
+    from mtkit.exchange.engines import load
     from mtkit.translation.translator import Translator
 
 __all__ = ["MtkitError", "Translator", "load"]
@@ -16,7 +16,7 @@ __version__ = _version("mtkit")
 _HOMES = {
     "MtkitError": "mtkit.errors",
     "Translator": "mtkit.translation.translator",
-    "load": "mtkit.exchange.engine",
+    "load": "mtkit.exchange.engines",
 }
 
 

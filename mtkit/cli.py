@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mtkit.commands import evaluation, models, training, translation
+from mtkit.commands import evaluation, models, training
 from mtkit.commands.options import (
     EXAMPLE,
     UsageError,
@@ -49,7 +49,7 @@ def options(
     """
 
 
-for group in (training, translation, evaluation, models):
+for group in (training, models, evaluation):
     group.add_to(app)
 
 

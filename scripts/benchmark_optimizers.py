@@ -19,7 +19,7 @@ from benchmark_training import random_batches
 from mtkit.bundle.checkpoints import Progress
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import Batch
+from mtkit.data.batches import Batch
 from mtkit.models.registry import new_model, pick_device, pick_precision
 from mtkit.training.optimizers import make_optimizer
 from mtkit.training.update import LossScaler, TrainState, Updater

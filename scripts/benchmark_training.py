@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from mtkit.config.load import load_config
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.data.batch import Batch, micro_batches, padded_batch, ragged
+from mtkit.data.batches import Batch, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.models.layers import sinusoids
 from mtkit.models.registry import mixed_precision, new_model, pick_device

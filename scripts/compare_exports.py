@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from mtkit.bundle.opening import open_model
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.exchange.export import FORMATS, compare, export, portable
+from mtkit.exchange.formats import FORMATS, compare, export, portable
 from mtkit.text.lines import read_lines
 from mtkit.text.parallel import tagged
 from mtkit.translation.decode import log_probs_of

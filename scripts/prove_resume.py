@@ -23,8 +23,8 @@ from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
+from mtkit.data.batches import batches_from
 from mtkit.data.corpus import Corpus
-from mtkit.data.plan import batches_from
 from mtkit.training.verify import Kill, Killed, compare, train_and_kill, train_to_end
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"

@@ -46,7 +46,7 @@ def ended(code: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
 
 
 COMMANDS = {
-    "translate": (["translate", "RUN", "TEXT", "-o", "out"], "mtkit.exchange.engine", "load", NOTHING),
+    "translate": (["translate", "RUN", "TEXT", "-o", "out"], "mtkit.exchange.engines", "load", NOTHING),
     "translate-at-work": (
         ["translate", "RUN", "TEXT", "-o", "out"],
         "mtkit.translation.translator",

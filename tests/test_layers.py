@@ -47,7 +47,7 @@ HOMES: dict[str, set[str]] = {
     "zstandard": {"text/compressed.py"},
     "matplotlib": {"evaluation/plot.py"},
     "safetensors": {"bundle", "training/checkpoint.py", "exchange/huggingface_models.py"},
-    "ctranslate2": {"exchange/ctranslate2.py"},
+    "ctranslate2": {"exchange/engines.py"},
     "transformers": {"exchange/portable.py"},
     "click": set(),
     "pickle": set(),

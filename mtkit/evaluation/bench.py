@@ -31,11 +31,11 @@ from mtkit.bundle.checkpoints import FIRST_SCALE, Progress
 from mtkit.bundle.opening import carried_over
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
-from mtkit.data.batch import Batch, Feed, Stream
+from mtkit.data.batches import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, MtkitError, counted, is_out_of_memory, say
 from mtkit.evaluation.evaluate import read_test_set
-from mtkit.exchange.engine import load
+from mtkit.exchange.engines import load
 from mtkit.files import json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
 from mtkit.models.registry import DTYPES, empty_model, new_model, pick_device, pick_precision
@@ -499,7 +499,7 @@ def _num_parameters(translator: Translator) -> int:
 FRESH = """
 import json, sys, time
 from pathlib import Path
-from mtkit.exchange.engine import load
+from mtkit.exchange.engines import load
 from mtkit.translation.workers import Opening, with_workers
 
 task = json.load(sys.stdin)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
-from mtkit.exchange.engine import load
+from mtkit.exchange.engines import load
 from mtkit.preparation.sources import SetFiles, fetch, test_sets
 from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import tagged

@@ -17,7 +17,7 @@ from mtkit.bundle.bundle import is_run, no_model
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import DataError, MtkitError, say, whole_number
 from mtkit.files import write_file
 from mtkit.models.layers import SinusoidalPositions

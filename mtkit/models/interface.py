@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkit.data.batch import Rows
+from mtkit.data.batches import Rows
 from mtkit.text.vocabulary import START_TOKENS, BoundaryTokens, SpecialIds, Specials
 
 # Decoding states.

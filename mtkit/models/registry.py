@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.data.batch import Rows
+from mtkit.data.batches import Rows
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.models.interface import (
     Decoder,

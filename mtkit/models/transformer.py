@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batch import Rows
+from mtkit.data.batches import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import (
     NORM_EPS,

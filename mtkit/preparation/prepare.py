@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig
 from mtkit.config.settings import Config
+from mtkit.data.batches import is_proportional, mix
 from mtkit.data.corpus import (
     MANIFEST,
     VALIDATION_FORMAT,
@@ -28,7 +29,6 @@ from mtkit.data.corpus import (
     validation_checksum,
     write_manifest,
 )
-from mtkit.data.plan import is_proportional, mix
 from mtkit.errors import CheckpointError, DataError, Meter, counted, say, working
 from mtkit.files import link_or_copy, replaced_directory, settle, standing, undone_when_ended
 from mtkit.preparation.encoding import (

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import NO_LABEL, Batch, Rows
+from mtkit.data.batches import NO_LABEL, Batch, Rows
 from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
 from mtkit.models.layers import compute_dtype
 

@@ -29,7 +29,7 @@ from mtkit.bundle.checkpoints import (
 from mtkit.bundle.opening import noted_start, start_bundle, start_checksum
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
-from mtkit.data.batch import Batch, Feed, Stream
+from mtkit.data.batches import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
 from mtkit.files import Stop, stopping_by_signal

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtkit.bundle.checkpoints import FIRST_SCALE, Progress, Update
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import Batch
+from mtkit.data.batches import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.loss import OBJECTIVES

@@ -14,8 +14,7 @@ from torch import Tensor
 from mtkit.bundle.checkpoints import Progress
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
-from mtkit.data.batch import Batch, Ragged, padded_batch, ragged
-from mtkit.data.plan import plan_batches
+from mtkit.data.batches import Batch, Ragged, padded_batch, plan_batches, ragged
 from mtkit.errors import DataError, Meter, counted, say
 from mtkit.files import Stop
 from mtkit.models.interface import TranslationModel

@@ -14,24 +14,30 @@ import torch
 from torch import Tensor
 
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import Ragged, padded_batch, ragged, source_rows
+from mtkit.data.batches import Ragged, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
-from mtkit.search.searches import STOPPING, Draw, Groups, UniformNumbers, beam_search, greedy_search, sample_search
-from mtkit.search.step import (
+from mtkit.search.searches import (
     LENGTH_PENALTIES,
+    STOPPING,
     Constraint,
     Coverage,
+    Draw,
+    Groups,
     Hypothesis,
     Step,
     TokenHistory,
+    UniformNumbers,
+    beam_search,
     begin_with,
     constrained,
     coverage_penalty,
     covering,
+    greedy_search,
     min_length,
     never,
     no_repeat_ngram,
+    sample_search,
 )
 
 # Decoding with the search that the settings select.

@@ -33,7 +33,7 @@ from mtkit.errors import (
 from mtkit.models.interface import Ensemble, TranslationModel
 from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of, run_dtype, speed_up
 from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
-from mtkit.search.step import Hypothesis
+from mtkit.search.searches import Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
 from mtkit.text.segmentation import join_parts, split_line, split_tags
 from mtkit.text.tokenizer import Tokenizer

@@ -9,13 +9,12 @@ from mtkit.commands.models import FORMATS as OFFERED_FORMATS
 from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
-from mtkit.exchange.export import FORMATS
+from mtkit.exchange.formats import FORMATS
 from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITIONS
 from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
 from mtkit.models.transformer import NORMS, RESIDUAL_FACTORS
-from mtkit.search.searches import STOPPING
-from mtkit.search.step import LENGTH_PENALTIES
+from mtkit.search.searches import LENGTH_PENALTIES, STOPPING
 from mtkit.text.vocabulary import START_TOKENS
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import OPTIMIZERS

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batch import NO_LABEL, Batch, Rows, gather, padded_batch, ragged, source_rows
+from mtkit.data.batches import NO_LABEL, Batch, Rows, gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import BEGIN, END, PAD, BoundaryTokens
 from mtkit.training.loss import label_smoothed_cross_entropy

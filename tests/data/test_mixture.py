@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mtkit.data import plan
-from mtkit.data.plan import Mixture, batches_from, blocks_of, is_proportional, mix, plan_batches
+from mtkit.data import batches as plan
+from mtkit.data.batches import Mixture, batches_from, blocks_of, is_proportional, mix, plan_batches
 
 BUDGET = 60
 COUNTS = (70, 9, 0, 24)

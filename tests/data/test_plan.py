@@ -5,8 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mtkit.data import plan
-from mtkit.data.plan import batches_from, plan_batches
+from mtkit.data import batches as plan
+from mtkit.data.batches import batches_from, plan_batches
 
 BUDGET = 60
 NUM_PAIRS = 101

@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from mtkit.data.batch import prefetched
+from mtkit.data.batches import prefetched
 
 
 def threads() -> set[threading.Thread]:

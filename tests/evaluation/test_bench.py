@@ -22,7 +22,7 @@ import mtkit
 from mtkit.cli import main
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config, config_text
-from mtkit.data.batch import micro_batches, padded_batch, ragged
+from mtkit.data.batches import micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import MtkitError
 from mtkit.evaluation import bench

@@ -16,7 +16,7 @@ import mtkit
 from mtkit.cli import main
 from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import Rows, padded_batch, ragged
+from mtkit.data.batches import Rows, padded_batch, ragged
 from mtkit.errors import DataError, MtkitError
 from mtkit.evaluation.plot import (
     COLOURS,

@@ -13,10 +13,10 @@ import torch
 
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
-from mtkit.exchange.ctranslate2 import (
-    DTYPES,
+from mtkit.exchange.engines import (
+    ARRAY_TYPES,
     QUANTIZATIONS,
     check_ctranslate2,
     observe_with_ctranslate2,
@@ -217,7 +217,7 @@ def binary(path: Path) -> tuple[dict[str, tuple[Any, ...]], dict[str, str]]:
         name, shape = text(), []
         for _ in range(number(1)):
             shape.append(number(4))
-        dtype, length = DTYPES[number(1)], number(4)
+        dtype, length = ARRAY_TYPES[number(1)], number(4)
         variables[name] = (dtype, tuple(shape), data[place : place + length])
         place += length
     aliases = {text(): text() for _ in range(number(4))}

@@ -15,15 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 import mtkit
-import mtkit.exchange.engine as engine_module
+import mtkit.exchange.engines as engine_module
 from mtkit.bundle.bundle import WEIGHTS, Bundle
 from mtkit.bundle.info import pack
 from mtkit.bundle.opening import open_model
 from mtkit.config.model_settings import RecurrentConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.exchange.ctranslate2 import write_ctranslate2
-from mtkit.exchange.engine import COMPUTE_TYPES, CTranslate2Engine, fault_of
+from mtkit.exchange.engines import COMPUTE_TYPES, CTranslate2Engine, fault_of, write_ctranslate2
 from mtkit.exchange.portable import MARKER, PortableModel, Vocabulary
 from mtkit.translation.decode import decode
 from mtkit.translation.translator import TranslatedLine, Translator

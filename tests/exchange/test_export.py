@@ -16,8 +16,7 @@ from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
-from mtkit.exchange.export import export
-from mtkit.exchange.importing import extend, import_model
+from mtkit.exchange.formats import export, extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import extended, train_tokenizer

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtkit.config.settings import Config
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
+from mtkit.exchange.formats import import_model
 from mtkit.exchange.huggingface_models import check_marian, in_marian_order, read_marian, write_marian_weights
-from mtkit.exchange.importing import import_model
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import DEFAULT_IDS

@@ -12,9 +12,9 @@ import torch
 
 from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.exchange.importing import import_model
+from mtkit.exchange.formats import import_model
 from mtkit.exchange.native_marian import read_native_marian
 from mtkit.exchange.tokenizers import read_vocabularies
 from mtkit.translation.decode import decode

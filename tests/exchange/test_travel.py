@@ -17,10 +17,9 @@ from mtkit.bundle.info import pack
 from mtkit.config.load import with_sections
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
-from mtkit.exchange.export import Agreement, Line, export
+from mtkit.exchange.formats import Agreement, Line, export, extend, import_model
 from mtkit.exchange.huggingface_config import TheirConfig, not_carried
 from mtkit.exchange.huggingface_models import read_marian
-from mtkit.exchange.importing import extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translation.canaries import check
@@ -350,7 +349,7 @@ def logits(theirs: Any, ids: list[int]) -> torch.Tensor:
 
 def our_logits(model: Path, ids: list[int]) -> torch.Tensor:
     here = load(model, ["device=cpu"])
-    from mtkit.data.batch import padded_batch, ragged
+    from mtkit.data.batches import padded_batch, ragged
 
     batch = padded_batch(ragged([ids[:-1]]), ragged([[]]), here.model.boundaries)
     return here.model.output(here.model(batch.source, batch.target))[0, 0]

@@ -21,7 +21,7 @@ from mtkit.config.data_settings import DataConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
-from mtkit.data.batch import Batch, Rows, padded_batch, ragged
+from mtkit.data.batches import Batch, Rows, padded_batch, ragged
 from mtkit.evaluation.plot import attention_of
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import DTYPES, mixed_precision, new_model, pick_device, pick_precision

@@ -5,7 +5,7 @@ import torch
 
 from mtkit.config.load import config_from_text
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import ConfigError
 from mtkit.models.layers import dropout
 from mtkit.models.registry import new_model

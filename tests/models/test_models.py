@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.data.batch import NO_LABEL, Rows
+from mtkit.data.batches import NO_LABEL, Rows
 from mtkit.models import interface
 from mtkit.models.interface import Memory, Scratch, TranslationModel, log_probs_from, next_rows
 from mtkit.models.layers import CrossAttention, _attend_unfused

@@ -5,7 +5,7 @@ import torch
 
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import Batch, padded_batch, ragged
+from mtkit.data.batches import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds, Specials

@@ -15,7 +15,7 @@ import pytest
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, StoppedError
-from mtkit.exchange.importing import extend
+from mtkit.exchange.formats import extend
 from mtkit.files import ended_by_signal
 from mtkit.pipeline import run_all
 from mtkit.preparation import distill as stage

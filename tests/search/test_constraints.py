@@ -12,26 +12,24 @@ from torch import Tensor
 
 from mtkit.search.searches import (
     STOPPING,
-    Draw,
-    Groups,
-    UniformNumbers,
-    beam_search,
-    count,
-    greedy_search,
-    sample_search,
-)
-from mtkit.search.step import (
     Constraint,
     Coverage,
+    Draw,
+    Groups,
     Hypothesis,
     TokenHistory,
+    UniformNumbers,
+    beam_search,
     begin_with,
     constrained,
+    count,
     coverage_penalty,
     covering,
+    greedy_search,
     min_length,
     no_repeat_ngram,
     power,
+    sample_search,
 )
 from mtkit.text.vocabulary import BEGIN, END
 from tests.search.test_search import PENALTIES, Memory, Network, Penalty, assert_same, one, starts

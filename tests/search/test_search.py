@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
-from mtkit.data.batch import Rows
+from mtkit.data.batches import Rows
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
 from mtkit.search import searches
-from mtkit.search.searches import beam_search, greedy_search
-from mtkit.search.step import LENGTH_PENALTIES, Hypothesis, gnmt, power
+from mtkit.search.searches import LENGTH_PENALTIES, Hypothesis, beam_search, gnmt, greedy_search, power
 from mtkit.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
 WIDTH = 8

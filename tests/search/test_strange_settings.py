@@ -18,8 +18,7 @@ from mtkit.errors import ConfigError
 from mtkit.evaluation.evaluate import translate_set
 from mtkit.models.interface import Ensemble
 from mtkit.search import searches as sampling
-from mtkit.search.searches import Draw
-from mtkit.search.step import LENGTH_PENALTIES, no_repeat_ngram
+from mtkit.search.searches import LENGTH_PENALTIES, Draw, no_repeat_ngram
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.translation.stream import translate

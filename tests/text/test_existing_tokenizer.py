@@ -14,8 +14,7 @@ from mtkit.bundle.info import pack
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.exchange.export import export
-from mtkit.exchange.importing import extend
+from mtkit.exchange.formats import export, extend
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
 from mtkit.text.tokenizer import Tokenizer

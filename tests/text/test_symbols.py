@@ -17,8 +17,7 @@ from mtkit.config.data_settings import SideSizes, TokenizerConfig
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.exchange.export import export
-from mtkit.exchange.importing import extend, import_model
+from mtkit.exchange.formats import export, extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
 from mtkit.text.tokenizer import Tokenizer

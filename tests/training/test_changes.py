@@ -13,7 +13,7 @@ from mtkit.bundle.checkpoints import Progress, checkpoint_steps, read_progress, 
 from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.plan import EarlierBudget, batches_from
+from mtkit.data.batches import EarlierBudget, batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.files import Stop
 from mtkit.training.log import Log

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batch import NO_LABEL, padded_batch, ragged
+from mtkit.data.batches import NO_LABEL, padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
 from mtkit.training import loss

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batch import NO_LABEL, Batch, Rows, padded_batch, ragged
+from mtkit.data.batches import NO_LABEL, Batch, Rows, padded_batch, ragged
 from mtkit.models.interface import Embedding, TranslationModel
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import BEGIN, END, PAD

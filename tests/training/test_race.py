@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
+from mtkit.data.batches import batches_from
 from mtkit.data.corpus import Corpus
-from mtkit.data.plan import batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.pipeline import run_race, run_train
 from mtkit.training.records import race_text

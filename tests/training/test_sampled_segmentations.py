@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
-from mtkit.data.batch import Batch, SubwordSampling, micro_batches, padded_batch, ragged, subword_sampling_of
+from mtkit.data.batches import Batch, SubwordSampling, micro_batches, padded_batch, ragged, subword_sampling_of
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError
 from mtkit.files import Stop

@@ -19,7 +19,7 @@ from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, ConfigError, DataError, StoppedError
-from mtkit.exchange.importing import extend
+from mtkit.exchange.formats import extend
 from mtkit.files import Stop
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation

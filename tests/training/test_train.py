@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from mtkit.bundle.bundle import open_bundle
 from mtkit.bundle.checkpoints import Update, Window, checkpoint_steps, read_progress, read_weights, step_directory
 from mtkit.config.settings import Config
-from mtkit.data.batch import NO_LABEL, gather, micro_batches, padded_batch, ragged
+from mtkit.data.batches import NO_LABEL, gather, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, MtkitError, StoppedError
 from mtkit.files import Stop, stopping_by_signal

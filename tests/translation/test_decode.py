@@ -13,10 +13,10 @@ import mtkit
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.interface import Ensemble
-from mtkit.search.step import LENGTH_PENALTIES
+from mtkit.search.searches import LENGTH_PENALTIES
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.vocabulary import END

@@ -16,7 +16,7 @@ from mtkit.config.settings import config_text
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, MtkitError
 from mtkit.evaluation.evaluate import evaluate
-from mtkit.exchange.importing import extend
+from mtkit.exchange.formats import extend
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.preparation.prepare import binarized_is_current, read_validation, tokenizer_is_current
 from mtkit.preparation.sources import SetFiles

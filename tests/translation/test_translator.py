@@ -18,12 +18,11 @@ from mtkit.config.data_settings import DataConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batch import padded_batch, ragged
+from mtkit.data.batches import padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import DTYPES, new_model
-from mtkit.search.searches import beam_search
-from mtkit.search.step import LENGTH_PENALTIES, Hypothesis
+from mtkit.search.searches import LENGTH_PENALTIES, Hypothesis, beam_search
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN

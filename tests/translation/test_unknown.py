@@ -9,7 +9,7 @@ import pytest
 from mtkit.config.data_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
 from mtkit.errors import ConfigError
-from mtkit.exchange.importing import extend
+from mtkit.exchange.formats import extend
 from mtkit.models.interface import Ensemble
 from mtkit.text.segmentation import group_by_word
 from mtkit.text.tokenizer import Tokenizer
