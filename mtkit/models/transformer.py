@@ -161,7 +161,7 @@ class TransformerEncoder(nn.Module):
         length = source.ids.shape[1]
         x = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
-        rotation = None if self.rotary is None else self.rotary(source.positions, length)
+        rotation = None if self.rotary is None else self.rotary(source.positions, length, not source.packed)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
         for layer in layers:
@@ -337,7 +337,10 @@ class TransformerDecoder(nn.Module):
         """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
         state, mask = state.advance(target)
         source_mask = source_attention_mask(target.segments, state.source)
-        rotation = None if self.rotary is None else self.rotary(target.positions, state.length)
+        rotation = None
+        if self.rotary is not None:
+            from_start = state.length == target.ids.shape[1]  # false in a step of a search, except for the first one
+            rotation = self.rotary(target.positions, state.length, from_start and not target.packed)
         x = with_zero_gradients(self.embedded(target, state.length), state.unused)
         if mask is not None and not torch.is_grad_enabled():  # a step of a search: converted once for all layers
             mask, source_mask = additive(mask, compute_dtype(x)), additive(source_mask, compute_dtype(x))

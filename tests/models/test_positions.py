@@ -63,6 +63,20 @@ def test_the_gradient_of_a_rotation_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(rotation, (x,))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_rotating_by_matrices_changes_neither_result_nor_gradient(dtype, tolerance):
+    rotary, positions = RotaryPositions(6), torch.arange(9).expand(2, -1)
+    by_matrices = rotary(positions, 9, consecutive=True)
+    assert by_matrices.matrices is not None
+    results = []
+    for rotation in (rotary(positions, 9), by_matrices):
+        x = torch.randn(2, 3, 9, 6, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        rotated = rotation(x)
+        (gradient,) = torch.autograd.grad(rotated.pow(3).sum(), x)
+        results.append((rotated, gradient))
+    torch.testing.assert_close(results[1], results[0], atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_rotation_in_half_precision_rounds_only_its_result(dtype):
     x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
