@@ -453,7 +453,7 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
     """Returns the record of one variant; `fresh` is what `_fresh` returned."""
     translator, opened, tokens = measured.translator, measured.opened, measured.tokens
     rows, decoding, variant = opened.rows, translator.config.decoding, measured.variant
-    num_hypotheses = (decoding.mbr_samples or 1) if decoding.draws else decoding.beam_size
+    num_hypotheses = 1 if decoding.draws else decoding.beam_size
     lengths = [len(output) for output in opened.ids.outputs if output]  # without blank lines
     bleu = None
     if references is not None:
@@ -471,7 +471,8 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
         "text_to_text": _rates(measured.text_seconds, tokens, len(lines)),
         "ids_to_ids": _rates(measured.ids_seconds, tokens, len(lines)) if measured.ids_seconds else None,
         "rows_per_token": rows / tokens if rows and tokens else None,
-        "useful_rows": useful_rows(lengths, num_hypotheses) / rows if rows else None,
+        # Minimum Bayes risk decoding may return a short sample, while a longer one keeps the sentence going.
+        "useful_rows": useful_rows(lengths, num_hypotheses) / rows if rows and not decoding.mbr_samples else None,
         **fresh,
         "bleu": bleu,
     }

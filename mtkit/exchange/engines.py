@@ -192,7 +192,10 @@ def _require_precision(precision: str, device: str) -> None:
     """Raises _UnfitError if CTranslate2 does not support the precision or the device."""
     if device not in ("cpu", "cuda"):
         raise _UnfitError(f"device {device}: CTranslate2 has cpu and cuda: take one of them")
-    found: set[str] = library().get_supported_compute_types(device)
+    try:
+        found: set[str] = library().get_supported_compute_types(device)
+    except (ValueError, RuntimeError) as error:  # built without CUDA, or no driver that it can use
+        raise _UnfitError(f"device {device}: CTranslate2 cannot use it ({error})") from None
     names = [name for name, kind in COMPUTE_TYPES.items() if kind == "auto" or kind in found]
     if precision not in names:
         raise _UnfitError(f"precision {precision}: CTranslate2 has {', '.join(names)} on this {device}: take one")

@@ -301,6 +301,22 @@ def test_without_the_package_auto_is_torch_and_says_nothing(
     assert str(told.value) == "engine ctranslate2: the package is not installed: pip install 'mtkit[ctranslate2]'"
 
 
+def test_a_device_that_it_cannot_use_is_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def get_supported_compute_types(self, device: str) -> set[str]:
+            raise RuntimeError("no driver")
+
+    monkeypatch.setattr(engine_module, "library", Broken)
+    fault = "device cpu: CTranslate2 cannot use it (no driver)"
+    with pytest.raises(MtkitError) as told:
+        mtkit.load(model, [GREEDY, "device=cpu"], engine="ctranslate2")
+    assert str(told.value) == f"engine ctranslate2: {fault}, or take engine torch"
+    assert mtkit.load(model, [GREEDY, "device=cpu"], engine="auto").engine is None
+    assert capsys.readouterr().err == f"engine torch, not ctranslate2: {fault}\n"
+
+
 # The exported files.
 
 
