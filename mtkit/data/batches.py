@@ -25,95 +25,10 @@ from torch import Tensor
 
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.corpus import Corpus
+from mtkit.data.corpus import Blocks, Corpus, Mixture, blocks_of, is_proportional, mix
 from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
-
-# How often each corpus is repeated in an epoch.
-
-BLOCK = 1024  # consecutive pairs kept together in one window (see WINDOW), so that a huge corpus is read in long runs
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks of consecutive pairs: block b consists of the pairs `starts[b]`, …, `ends[b] - 1`."""
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    @property
-    def num_pairs(self) -> int:
-        """The total number of pairs in all blocks; a pair that is in several blocks counts several times."""
-        return int((self.ends - self.starts).sum())
-
-    def select(self, indices: NDArray[np.int64]) -> "Blocks":
-        """Returns the blocks with the given indices, in that order."""
-        return Blocks(self.starts[indices], self.ends[indices])
-
-
-def blocks_of(num_pairs: int, first: int = 0) -> Blocks:
-    """Divides `num_pairs` pairs, beginning with pair `first`, into blocks of `BLOCK` pairs; the last may be shorter."""
-    starts = np.arange(first, first + num_pairs, BLOCK)
-    return Blocks(starts, np.minimum(starts + BLOCK, first + num_pairs))
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How often each corpus is repeated in an epoch."""
-
-    counts: tuple[int, ...]  # the number of pairs of each corpus
-    repeats: tuple[float, ...]  # how many times a pair of each corpus occurs in an epoch, on average
-
-    @property
-    def shares(self) -> list[float]:
-        """For each corpus, the fraction of an epoch that the corpus makes up, on average over many epochs."""
-        return [count * repeats / sum(self.counts) for count, repeats in zip(self.counts, self.repeats, strict=True)]
-
-    def epoch(self, rng: np.random.Generator) -> Blocks:
-        """Returns the blocks of one epoch.
-
-        For example, a corpus that is repeated 2.3 times occurs twice as a whole, plus a random 30% of its blocks. The
-        number of these extra blocks is rounded up or down at random, so epochs differ in size by up to one block per
-        corpus. On average over many epochs, even a corpus smaller than a block occurs 2.3 times.
-        """
-        starts: list[NDArray[np.int64]] = []
-        ends: list[NDArray[np.int64]] = []
-        first = 0
-        for count, repeats in zip(self.counts, self.repeats, strict=True):
-            blocks = blocks_of(count, first)
-            times, fraction = divmod(repeats, 1)
-            wanted = fraction * len(blocks)
-            num_more = int(wanted) + int(rng.random() < wanted % 1)
-            part = blocks.select(rng.permutation(len(blocks))[:num_more])
-            starts += [np.tile(blocks.starts, int(times)), part.starts]
-            ends += [np.tile(blocks.ends, int(times)), part.ends]
-            first += count
-        return Blocks(np.concatenate(starts), np.concatenate(ends))
-
-
-def is_proportional(weights: Sequence[float], temperature: float) -> bool:
-    """Whether every pair occurs once per epoch with these weights and temperature, whatever the corpus sizes."""
-    return len(set(weights)) <= 1 and (temperature == 1 or len(weights) <= 1)
-
-
-def mix(counts: Sequence[int], weights: Sequence[float], temperature: float) -> Mixture:
-    """Returns a mixture in which corpus c has a share proportional to `weights[c] * counts[c] ** (1 / temperature)`.
-
-    This is temperature-based sampling (Arivazhagan et al. 2019, section 4). An epoch has as many pairs as all corpora
-    together. The higher the temperature, the more similar are the shares of corpora with equal weights.
-    """
-    assert len(counts) == len(weights)
-    sizes = np.array(counts, dtype=np.float64)
-    wanted = np.array(weights) / max(weights) * sizes ** (1 / temperature)
-    shares = wanted / wanted.sum()
-    # Rounded, so that 1.9999999999999998 becomes 2.
-    repeats = np.divide(shares * sizes.sum(), sizes, out=np.zeros_like(sizes), where=sizes > 0).round(9)
-    return Mixture(tuple(counts), tuple(repeats.tolist()))
-
 
 # Batches of pairs of similar length.
 

@@ -16,13 +16,14 @@ from typing import Any, get_args
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig
 from mtkit.config.settings import Config
-from mtkit.data.batches import is_proportional, mix
 from mtkit.data.corpus import (
     MANIFEST,
     VALIDATION_FORMAT,
     Corpus,
     CorpusWriter,
     Manifest,
+    is_proportional,
+    mix,
     read_json_object,
     read_manifest,
     read_validation_text,

@@ -48,8 +48,8 @@ from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import ENDING, TrainingConfig
-from mtkit.data.batches import EarlierBudget, is_proportional
-from mtkit.data.corpus import Corpus, read_validation_text, validation_checksum
+from mtkit.data.batches import EarlierBudget
+from mtkit.data.corpus import Corpus, is_proportional, read_validation_text, validation_checksum
 from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
 from mtkit.files import standing, write_file
 from mtkit.models.interface import TranslationModel

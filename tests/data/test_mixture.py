@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mtkit.data import batches as plan
-from mtkit.data.batches import Mixture, batches_from, blocks_of, is_proportional, mix, plan_batches
+from mtkit.data import corpus
+from mtkit.data.batches import batches_from, plan_batches
+from mtkit.data.corpus import Mixture, blocks_of, is_proportional, mix
 
 BUDGET = 60
 COUNTS = (70, 9, 0, 24)
@@ -16,7 +18,7 @@ COUNTS = (70, 9, 0, 24)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of eight pairs, four of them in a window, so that a hundred pairs are many."""
-    monkeypatch.setattr(plan, "BLOCK", 8)
+    monkeypatch.setattr(corpus, "BLOCK", 8)
     monkeypatch.setattr(plan, "WINDOW", 4)
 
 
@@ -122,9 +124,9 @@ def test_a_hundred_million_pairs_are_taken_in_small_windows(monkeypatch):
     monkeypatch.undo()
     mixture = mix((100_000_000, 3_000_000, 500), (1, 1, 1), 5.0)
     blocks = mixture.epoch(np.random.default_rng(0))
-    assert abs(blocks.num_pairs - 103_000_500) < 3 * plan.BLOCK
+    assert abs(blocks.num_pairs - 103_000_500) < 3 * corpus.BLOCK
     sizes = [len(pairs) for pairs in islice(plan._windows(blocks, np.random.default_rng(0)), 3)]
-    assert max(sizes) <= plan.WINDOW * plan.BLOCK
+    assert max(sizes) <= plan.WINDOW * corpus.BLOCK
     assert len(blocks_of(100_000_000)) < 100_000
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtkit.data import batches as plan
+from mtkit.data import corpus
 from mtkit.data.batches import batches_from, plan_batches
 
 BUDGET = 60
@@ -36,7 +37,7 @@ def epochs(count: int, seed: int = 1, num_pairs: int = NUM_PAIRS) -> list[list[l
 def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A hundred pairs make one window as a rule, and four, the last of them not full, if windows are small."""
     if request.param == "several windows":
-        monkeypatch.setattr(plan, "BLOCK", 8)
+        monkeypatch.setattr(corpus, "BLOCK", 8)
         monkeypatch.setattr(plan, "WINDOW", 4)
     return request.param
 
