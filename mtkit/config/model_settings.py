@@ -25,6 +25,21 @@ StartToken = Annotated[
     Field(description="What the decoder reads first; zero, as in Marian, is padding, whose embedding stays zero."),
 ]
 
+Stack = Literal["encoder", "decoder"]
+
+# What can be taken out of a Transformer, to study what it is for.
+Ablation = Literal[
+    "causal_mask",
+    "causal_mask_product",
+    "shift",
+    "cross_attention",
+    "residual",
+    "attention_scale",
+    "encoder_causal",
+]
+# With these, what the decoder computes for a token depends on later tokens, which a cache of earlier tokens lacks.
+SEES_LATER = ("causal_mask", "causal_mask_product", "shift")
+
 
 class TransformerConfig(CarriedSection):
     """The Transformer (Vaswani et al. 2017)."""
@@ -32,13 +47,15 @@ class TransformerConfig(CarriedSection):
     architecture: Literal["transformer"] = Field("transformer", description="Kind of model.")
     d_model: int = Field(512, ge=2, description="Width of embeddings and layers.")
     num_heads: int = Field(8, ge=1, description="Attention heads; they divide d_model.")
-    d_ff: int = Field(2048, ge=1, description="Inner width of the feed-forward layers.")
+    d_ff: int = Field(2048, ge=0, description="Inner width of the feed-forward layers; 0: there are none.")
     encoder_layers: int = Field(6, ge=1, description="Depth of the encoder.")
     decoder_layers: int = Field(6, ge=1, description="Depth of the decoder.")
     decoder_num_heads: int | None = Field(None, ge=1, description="Heads in the decoder; null: num_heads.")
-    decoder_d_ff: int | None = Field(None, ge=1, description="Feed-forward width in the decoder; null: d_ff.")
+    decoder_d_ff: int | None = Field(None, ge=0, description="Feed-forward width in the decoder; null: d_ff.")
     norm_placement: Literal["pre", "post"] = Field("pre", description="Normalise before or after each sublayer.")
-    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm, which only scales.")
+    norm: Literal["layer", "rms", "none"] = Field(
+        "layer", description="LayerNorm; RMSNorm, which only scales; or none at all."
+    )
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = Field(
         "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
@@ -80,11 +97,36 @@ class TransformerConfig(CarriedSection):
     layer_dropout: float = Field(
         0.0, ge=0, lt=1, description="Probability that a layer is skipped for a batch (Fan et al. 2020)."
     )
+    ablate: tuple[Ablation, ...] = Field(
+        (),
+        description="Parts taken out, to study what they are for: the decoder's causal_mask, or causal_mask_product to "
+        "multiply scores by 0 before the softmax instead; the shift of the decoder's input, which then is the label; "
+        "cross_attention; the residual connections; attention_scale, the division by the root of the width of a head; "
+        "encoder_causal gives the encoder a causal mask.",
+    )
 
     def check(self) -> None:
         """Raise ValueError if settings of the model are incompatible."""
         self._check_width()
         self._check_positions()
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise ValueError if a part is taken out twice, or a setting concerns a part that the model does not have."""
+        for number, name in enumerate(self.ablate):
+            if name in self.ablate[:number]:
+                raise ValueError(f"ablate has {name} twice")
+        if {"causal_mask", "causal_mask_product"} <= {*self.ablate}:
+            raise ValueError("ablate has causal_mask and causal_mask_product, which takes its place; take out one")
+        if self.norm == "none" and (said := self.first_changed("norm_placement", "embedding_norm")):
+            raise ValueError(f"{said} wants norm layer or rms, found none")
+        has_feed_forward = self.width_of("encoder") or self.width_of("decoder")
+        if not has_feed_forward and (said := self.first_changed("activation", "activation_dropout")):
+            raise ValueError(f"{said} wants feed-forward layers; d_ff is 0")
+
+    def width_of(self, side: Stack) -> int:
+        """Returns the inner width of the feed-forward layers of the encoder or decoder; 0 if it has none."""
+        return self.decoder_d_ff if side == "decoder" and self.decoder_d_ff is not None else self.d_ff
 
     def _check_width(self) -> None:
         """Raise ValueError if `d_model` is odd or not a multiple of the number of heads.
@@ -115,7 +157,7 @@ class TransformerConfig(CarriedSection):
     @property
     def has_attention(self) -> bool:
         """Whether the decoder attends to the source."""
-        return True
+        return "cross_attention" not in self.ablate
 
     @property
     def can_pack(self) -> bool:
@@ -220,6 +262,12 @@ class MixedConfig(CarriedSection):
     encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")
     decoder: DecoderConfig = Field(RecurrentConfig(), description="A whole model, of which the decoder is built.")
     tie_embeddings: TieEmbeddings = "all"
+
+    def check(self) -> None:
+        """Raise ValueError if a part is taken out of one of the models; only a whole Transformer has parts to spare."""
+        for name, half in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if isinstance(half, TransformerConfig) and half.ablate:
+                raise ValueError(f"{name}.{half.first_changed('ablate')} wants architecture transformer, found mixed")
 
     def check_ties(self) -> None:
         """Raise ValueError if encoder and decoder share embeddings but differ in `d_model` or `scale_embeddings`."""

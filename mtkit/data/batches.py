@@ -344,11 +344,14 @@ def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DE
     """Returns a batch with one pair per row: source (R, S), target (R, T) and labels (R, T).
 
     For a target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So T is
-    1 more than the length of the longest target. `boundaries` holds the start and end tokens that the model uses.
+    1 more than the length of the longest target. `boundaries` holds the start and end tokens that the model uses. If
+    the input of the model is not shifted, the decoder reads what it should predict.
     """
     labels = _pad(target, NO_LABEL)
     decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
     labels[np.arange(len(labels)), target.lengths] = boundaries.target_end
+    if not boundaries.shifted:
+        decoder_input = labels.clip(min=PAD)
     return Batch(
         source_rows(source, boundaries.source_end),
         _rows(decoder_input, target.lengths + 1),

@@ -684,12 +684,14 @@ def transformer_flops(
     d, encoder_layers, decoder_layers = config.d_model, config.encoder_layers, config.decoder_layers
     kept = 1 - config.layer_dropout  # the mean fraction of layers that take part
     matrices = 3 if config.activation in ("reglu", "geglu", "swiglu") else 2
-    encoder_d_ff, decoder_d_ff = config.d_ff, config.decoder_d_ff or config.d_ff
+    source_attention = decoder_layers if config.has_attention else 0  # number of layers that attend to the source
+    encoder_d_ff, decoder_d_ff = config.width_of("encoder"), config.width_of("decoder")
     source_length, target_length = source_tokens / num_pairs, target_tokens / num_pairs
-    of_source: float = 2 * encoder_layers * (4 * d * d + matrices * d * encoder_d_ff) + 2 * decoder_layers * 2 * d * d
+    of_source: float = 2 * encoder_layers * (4 * d * d + matrices * d * encoder_d_ff)
+    of_source += 2 * source_attention * 2 * d * d
     of_source += 4 * source_length * d * encoder_layers
-    of_target: float = 2 * decoder_layers * (6 * d * d + matrices * d * decoder_d_ff)
-    of_target += (2 * target_length + 4 * source_length) * d * decoder_layers
+    of_target: float = 2 * decoder_layers * (4 * d * d + matrices * d * decoder_d_ff) + 2 * source_attention * 2 * d * d
+    of_target += 2 * target_length * d * decoder_layers + 4 * source_length * d * source_attention
     logits = 2 * target_vocab_size * d
     return 3 * (kept * (source_tokens * of_source + target_tokens * of_target) + target_tokens * logits)
 

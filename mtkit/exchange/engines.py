@@ -39,7 +39,7 @@ from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import ragged
 from mtkit.errors import CheckpointError, MtkitError, inform, say, shown
-from mtkit.exchange.portable import MARKER, Observed, PortableModel, Vocabulary, most_tokens, require_no_query_key_norm
+from mtkit.exchange.portable import MARKER, Observed, PortableModel, Vocabulary, most_tokens, require_known_parts
 from mtkit.files import json_text, remove, sync, undone_when_ended
 from mtkit.models.registry import DTYPES
 from mtkit.search.searches import LENGTH_PENALTIES, Hypothesis
@@ -606,7 +606,7 @@ def check_ctranslate2(config: Config) -> None:
         raise CheckpointError(
             f"model.architecture is {model.architecture}; CTranslate2 and the others take Transformers alone"
         )
-    require_no_query_key_norm(model)
+    require_known_parts(model)
 
 
 def write_ctranslate2(model: PortableModel, directory: Path, quantization: str | None = None) -> None:

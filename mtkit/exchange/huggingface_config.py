@@ -9,7 +9,7 @@ from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError
-from mtkit.exchange.portable import PortableModel, require_no_query_key_norm
+from mtkit.exchange.portable import PortableModel, require_known_parts
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -103,7 +103,7 @@ def require_expressible(config: Config, layout: str) -> None:
         raise CheckpointError(
             f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
         )
-    require_no_query_key_norm(model)
+    require_known_parts(model)
     for setting, values in WANTED[layout].items():
         found = getattr(model, setting)
         if found not in values:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.model_settings import Stack, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
 from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
@@ -92,13 +92,24 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
     )
 
 
-def require_no_query_key_norm(config: TransformerConfig) -> None:
-    """Raises CheckpointError if the model has norms of queries and keys, which no export format fully supports.
+def require_known_parts(config: TransformerConfig) -> None:
+    """Raises CheckpointError if the model has, or lacks, parts with which no export format fully supports it.
 
-    CTranslate2 has norms of queries and keys in self-attention, but not in the attention to the source.
+    CTranslate2, for example, has norms of queries and keys in self-attention, but not in the attention to the source.
     """
     if config.query_key_norm:
         raise CheckpointError("model.query_key_norm is true; CTranslate2 and the others want false")
+    if config.ablate:
+        raise CheckpointError(
+            f"model.ablate is {', '.join(config.ablate)}; CTranslate2 and the others want models with all their parts"
+        )
+    if config.norm == "none":
+        raise CheckpointError("model.norm is none; CTranslate2 and the others want norms")
+    sides: dict[str, Stack] = {"d_ff": "encoder", "decoder_d_ff": "decoder"}
+    for name, side in sides.items():
+        if not config.width_of(side):
+            name = name if getattr(config, name) == 0 else "d_ff"
+            raise CheckpointError(f"model.{name} is 0; CTranslate2 and the others want feed-forward layers")
 
 
 # tokenizer.json, a file of the library tokenizers, which can express a SentencePiece model.

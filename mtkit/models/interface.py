@@ -231,15 +231,19 @@ class Limits:
 class TranslationModel(nn.Module):
     """A model that consists of an encoder and a decoder.
 
-    `start`, a key of START_TOKENS, names the token that the decoder reads first.
+    `start`, a key of START_TOKENS, names the token that the decoder reads first. If `shifted` is false, training gives
+    the decoder the very tokens that it should predict.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin") -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, limits: Limits, start: str = "begin", shifted: bool = True
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.limits = limits
         self.start = start
+        self.shifted = shifted
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
@@ -250,7 +254,7 @@ class TranslationModel(nn.Module):
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
         self.special: SpecialIds = specials.target
-        self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end)
+        self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end, self.shifted)
 
     def keep_start_zero(self) -> None:
         """If `start` is "zero", sets the embedding of the start token to zero and excludes it from training."""

@@ -248,6 +248,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     return joined
 
 
+def attend_with_factors(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factors: Tensor, rate: float
+) -> Tensor:
+    """Returns what `attend` does, but multiplies the attention scores by `factors`, (R, 1, Q, N), before the softmax.
+
+    A factor of 0 hides nothing: a score of 0 still has a weight. `rate` is the dropout of the weights.
+    """
+    weights = dropout(attention_weights(query, key, mask, False, factors), rate, rate > 0)
+    joined: Tensor = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+    return joined
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Returns the dtype in which linear layers compute: that of autocast if it is enabled, else the dtype of `x`."""
     device = x.device.type
@@ -271,9 +283,16 @@ def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return attended
 
 
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Returns the attention weights (R, H, Q, N), which sum to 1 over the N keys; the arguments are as in `attend`."""
+def attention_weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, factors: Tensor | None = None
+) -> Tensor:
+    """Returns the attention weights (R, H, Q, N), which sum to 1 over the N keys; the arguments are as in `attend`.
+
+    If `factors` is given, the scores are multiplied by it before they are masked.
+    """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if factors is not None:
+        scores = scores * factors
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
@@ -339,17 +358,28 @@ def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
     return new
 
 
+def _times(query: Tensor, factor: float) -> Tensor:
+    return query if factor == 1.0 else query * factor
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention among the tokens of a row."""
 
     BLOCKS: ClassVar = {"query_key_value": 3}  # number of matrices stacked in this one; Muon treats each separately
 
     def __init__(
-        self, d_model: int, num_heads: int, dropout: float, bias: bool = True, normalized: bool = False
+        self,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool = True,
+        normalized: bool = False,
+        scaled: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
+        self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
         self.query_key_value = nn.Linear(d_model, 3 * d_model, bias)
         self.output = nn.Linear(d_model, d_model, bias)
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
@@ -361,12 +391,14 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         cache: Cache | None = None,
         rotation: Rotation | None = None,
+        factors: Tensor | None = None,
     ) -> Tensor:
         """Returns the output of the attention for the tokens `x`; both are (R, Q, D).
 
         `mask` and `causal` are as in `attend`. If the settings say so, queries and keys are normalised. If `rotation`
         is given, queries and keys are then rotated. If `cache` is given, the keys and values of the tokens are then
-        appended to the cache, and the tokens attend to all tokens in the cache.
+        appended to the cache, and the tokens attend to all tokens in the cache. `factors` is as in
+        `attend_with_factors`.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
         query, key = self.query_norm(query), self.key_norm(key)
@@ -374,7 +406,11 @@ class SelfAttention(nn.Module):
             query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
-        attended = attend(query, key, value, mask, causal, self.dropout if self.training else 0.0)
+        query, rate = _times(query, self.factor), self.dropout if self.training else 0.0
+        if factors is None:
+            attended = attend(query, key, value, mask, causal, rate)
+        else:
+            attended = attend_with_factors(query, key, value, mask, factors, rate)
         output: Tensor = self.output(attended)
         return output
 
@@ -385,11 +421,18 @@ class CrossAttention(nn.Module):
     BLOCKS: ClassVar = {"key_value": 2}
 
     def __init__(
-        self, d_model: int, num_heads: int, dropout: float, bias: bool = True, normalized: bool = False
+        self,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool = True,
+        normalized: bool = False,
+        scaled: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
+        self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
         self.query = nn.Linear(d_model, d_model, bias)
         self.key_value = nn.Linear(d_model, 2 * d_model, bias)
         self.output = nn.Linear(d_model, d_model, bias)
@@ -414,7 +457,7 @@ class CrossAttention(nn.Module):
         `key` and `value` come from `project`. If `watched` is a list, the attention weights (R, H, Q, S) are appended
         to the list.
         """
-        query = self.query_norm(split_heads(self.query(x), self.num_heads))
+        query = _times(self.query_norm(split_heads(self.query(x), self.num_heads)), self.factor)
         if watched is not None:
             watched.append(attention_weights(query, key, mask, causal=False))
         attended = attend(query, key, value, mask, False, self.dropout if self.training else 0.0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, Stack, TransformerConfig
 from mtkit.data.batches import Rows
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.models.interface import (
@@ -178,7 +178,8 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
     """
     encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
     num_weights = sum(map(Tensor.numel, weights.values()))
-    for side, half in (("encoder", encoder), ("decoder", decoder)):
+    halves: dict[Stack, HalfConfig] = {"encoder": encoder, "decoder": decoder}
+    for side, half in halves.items():
         depth = half.encoder_layers if side == "encoder" else half.decoder_layers
         layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # a ProjectedEncoder contains the encoder
         num_layers = len({found[1] for found in map(layer.match, weights) if found})
@@ -195,15 +196,14 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
             )
 
 
-def _other_widths(half: HalfConfig, side: str) -> list[int]:
+def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
     """Returns the feed-forward width and the number of learned positions of this encoder or decoder.
 
     Each of the two numbers is the row count of a matrix with `d_model` columns, or 1 if there is no such matrix.
     """
     if isinstance(half, RecurrentConfig):
         return [1]
-    d_ff = half.decoder_d_ff if side == "decoder" and half.decoder_d_ff else half.d_ff
-    return [d_ff, half.max_positions if half.positions == "learned" else 1]
+    return [half.width_of(side), half.max_positions if half.positions == "learned" else 1]
 
 
 # Device and precision.

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.model_settings import SEES_LATER, TransformerConfig
 from mtkit.data.batches import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import (
@@ -36,12 +36,16 @@ from mtkit.models.layers import (
 # Parts that the encoder and the decoder both use: norms, sublayers and embedded rows.
 
 # The values of the setting `norm`: LayerNorm (Ba et al. 2016), or RMSNorm, which neither centres nor shifts (Zhang &
-# Sennrich 2019).
-NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+# Sennrich 2019); with nn.Identity there is no norm.
+NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm] | type[nn.Identity]] = {
+    "layer": nn.LayerNorm,
+    "rms": nn.RMSNorm,
+    "none": nn.Identity,
+}
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """Returns a new LayerNorm or RMSNorm over the model width, as the setting `norm` says."""
+    """Returns a new LayerNorm, RMSNorm or nn.Identity for vectors of the model width, as the setting `norm` says."""
     return NORMS[config.norm](config.d_model, eps=NORM_EPS)
 
 
@@ -62,19 +66,20 @@ class Sublayer(nn.Module):
     """The residual connection around a sublayer f, with norm and dropout.
 
     Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), and norm(x + dropout(f(x))) in a post-norm
-    model.
+    model. If `ablate` names the residual connection, `x +` is left out.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = make_norm(config)
         self.norm_first = config.norm_placement == "pre"
+        self.has_residual = "residual" not in config.ablate
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies the sublayer `function` with its residual connection to `x`, (R, L, D); the shape stays the same."""
-        y = function(self.norm(x) if self.norm_first else x)
-        x = x + dropout(y, self.dropout, self.training)
+        y = dropout(function(self.norm(x) if self.norm_first else x), self.dropout, self.training)
+        x = x + y if self.has_residual else y
         return x if self.norm_first else self.norm(x)
 
 
@@ -118,29 +123,39 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
     return taken, [weight for layer in left_out for weight in layer.parameters()]
 
 
-def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool]:
+def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool, bool]:
     """Returns the arguments with which SelfAttention and CrossAttention are built for `num_heads` heads."""
-    return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm
+    scaled = "attention_scale" not in config.ablate
+    return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm, scaled
+
+
+def is_not_later(rows: Rows) -> Tensor:
+    """Returns a bool tensor (R, L, L) that is True where the key, in the last dimension, is not after the query.
+
+    Tokens are compared by their positions, so the result means something only within a segment.
+    """
+    return rows.positions[:, None, :] <= rows.positions[:, :, None]
 
 
 # The encoder.
 
 
 class EncoderLayer(nn.Module):
-    """An encoder layer: self-attention, then a feed-forward layer."""
+    """An encoder layer: self-attention, then a feed-forward layer, unless its width is 0."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(*attention_settings(config, config.num_heads))
-        self.feed_forward = FeedForward(config, config.d_ff)
+        self.feed_forward = FeedForward(config, config.d_ff) if config.d_ff else None
         self.around_attention = Sublayer(config)
-        self.around_feed_forward = Sublayer(config)
+        self.around_feed_forward = Sublayer(config) if config.d_ff else None
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
         """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` says which tokens may be attended to."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
-        y: Tensor = self.around_feed_forward(x, self.feed_forward)
-        return y
+        if self.around_feed_forward is not None:
+            x = self.around_feed_forward(x, self.feed_forward)
+        return x
 
 
 class TransformerEncoder(nn.Module):
@@ -150,6 +165,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.embedded = EmbeddedRows(config, embedding)
         self.rotary = rotary_positions(config, config.num_heads)
+        self.is_causal = "encoder_causal" in config.ablate
         self.layers = LayerList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_dropout = config.layer_dropout
         self.residual_init = config.residual_init
@@ -161,6 +177,8 @@ class TransformerEncoder(nn.Module):
         length = source.ids.shape[1]
         x = self.embedded(source, length)
         mask = source_attention_mask(source.segments, source)
+        if self.is_causal:
+            mask = mask & is_not_later(source)[:, None]
         rotation = None if self.rotary is None else self.rotary(source.positions, length, not source.packed)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
@@ -173,17 +191,25 @@ class TransformerEncoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A decoder layer: self-attention, attention to the source, then a feed-forward layer."""
+    """A decoder layer: self-attention, attention to the source, then a feed-forward layer.
+
+    The last two are missing if `ablate` names cross_attention, and if the width of the feed-forward layer is 0.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         num_heads = config.decoder_num_heads or config.num_heads
         self.attention = SelfAttention(*attention_settings(config, num_heads))
-        self.source_attention = CrossAttention(*attention_settings(config, num_heads))
-        self.feed_forward = FeedForward(config, config.decoder_d_ff or config.d_ff)
+        reads_source, d_ff = config.has_attention, config.width_of("decoder")
+        self.source_attention = CrossAttention(*attention_settings(config, num_heads)) if reads_source else None
+        self.feed_forward = FeedForward(config, d_ff) if d_ff else None
         self.around_attention = Sublayer(config)
-        self.around_source_attention = Sublayer(config)
-        self.around_feed_forward = Sublayer(config)
+        self.around_source_attention = Sublayer(config) if reads_source else None
+        self.around_feed_forward = Sublayer(config) if d_ff else None
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the keys and values of the source as `CrossAttention.project` does; `None` without that attention."""
+        return None if self.source_attention is None else self.source_attention.project(memory)
 
     def forward(
         self,
@@ -191,20 +217,24 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None,
         cache: Cache,
         rotation: Rotation | None,
-        memory: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, Tensor] | None,
         source_mask: Tensor,
         watched: list[Tensor] | None = None,
+        factors: Tensor | None = None,
     ) -> Tensor:
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
         The keys and values of these tokens are appended to `cache`. If `watched` is a list, the weights of the
         attention to the source are appended to the list. `mask` comes from `TransformerState.advance`, and `memory`
-        holds the keys and values of the source.
+        holds the keys and values of the source. `factors` is as in `attend_with_factors`.
         """
-        x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation))
-        x = self.around_source_attention(x, lambda y: self.source_attention(y, *memory, source_mask, watched))
-        y: Tensor = self.around_feed_forward(x, self.feed_forward)
-        return y
+        x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation, factors))
+        attention, around = self.source_attention, self.around_source_attention
+        if attention is not None and around is not None and memory is not None:
+            x = around(x, lambda y: attention(y, *memory, source_mask, watched))
+        if self.around_feed_forward is not None:
+            x = self.around_feed_forward(x, self.feed_forward)
+        return x
 
 
 FEW_TOKENS = 16  # cached tokens for which it does not pay to look for unused ones
@@ -220,7 +250,7 @@ class TransformerState:
 
     layers: list[DecoderLayer]  # the decoder's layers, without those that layer dropout skips
     unused: list[Tensor]  # tensors that get no gradient because of the skipped layers
-    memory: list[tuple[Tensor, Tensor]]  # for each layer, keys and values of the source, each (R, H, S, K)
+    memory: list[tuple[Tensor, Tensor] | None]  # for each layer, keys and values of the source, each (R, H, S, K)
     source: Rows
     positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
     caches: list[Cache]
@@ -264,7 +294,10 @@ class TransformerState:
         source = self.source
         return replace(
             self,
-            memory=[(key.index_select(0, sentences), value.index_select(0, sentences)) for key, value in self.memory],
+            memory=[
+                each and (each[0].index_select(0, sentences), each[1].index_select(0, sentences))
+                for each in self.memory
+            ],
             source=Rows(source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed),
             positions=self.positions[sentences],
             ancestors=None if self.ancestors is None else self.ancestors[sentences],
@@ -300,6 +333,56 @@ class TransformerState:
         return after, mask
 
 
+@dataclass(frozen=True)
+class PrefixState:
+    """The decoding state of a decoder that sees later tokens: all tokens so far, which every step decodes anew.
+
+    Such a decoder can use no cache, since the keys and values of a token change with each token that follows.
+    """
+
+    fresh: TransformerState  # the state before the first token; only its `positions` change
+    shifted: bool  # whether the decoder reads the token before the one that it predicts
+    tokens: Tensor | None = None  # (R, W, N); None before the first token
+    num_hypotheses: int = 1  # W
+    attention: list[Tensor] = field(default_factory=list)
+
+    @property
+    def positions(self) -> Tensor:
+        """For each row, the number of tokens decoded so far per hypothesis, including the start token; (R,) int64."""
+        return self.fresh.positions
+
+    def branch(self, parents: Tensor) -> Self:
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
+        tokens = self.tokens
+        if tokens is not None:
+            tokens = tokens.gather(1, parents[:, :, None].expand(-1, -1, tokens.shape[2]))
+        return replace(self, tokens=tokens, num_hypotheses=parents.shape[1])
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
+        tokens = None if self.tokens is None else self.tokens[sentences]
+        return replace(self, fresh=self.fresh.keep(sentences), tokens=tokens)
+
+    def advance(self, target: Rows) -> tuple[Self, Rows]:
+        """Returns a state that includes the tokens in `target`, and the rows of all tokens so far, (R, W x N).
+
+        Each hypothesis is a segment. The first call, which may be one of teacher forcing, returns `target` itself. In
+        later rows of a decoder whose input is not shifted, each token stands where it is predicted; the next token,
+        which is not known, is represented by the start token, the first of all.
+        """
+        num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
+        new = target.ids.view(num_rows, num_hypotheses, -1)
+        tokens = new if self.tokens is None else torch.cat([self.tokens, new], dim=2)
+        fresh = replace(self.fresh, positions=self.positions + target.mask.sum(1) // num_hypotheses)
+        after = replace(self, fresh=fresh, tokens=tokens)
+        if self.tokens is None:
+            return after, target
+        hypotheses, places = (torch.arange(n, device=new.device) for n in tokens.shape[1:])
+        segments = (hypotheses[:, None] + 1).expand(tokens.shape).flatten(1)
+        ids = (tokens if self.shifted else tokens.roll(-1, dims=2)).flatten(1)
+        return after, Rows(ids, segments, places.expand(tokens.shape).flatten(1), packed=num_hypotheses > 1)
+
+
 class TransformerDecoder(nn.Module):
     """Embeds the target and decodes it with a stack of layers that attend to earlier tokens and to the source."""
 
@@ -312,30 +395,64 @@ class TransformerDecoder(nn.Module):
         self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.output = output
+        self.ablate = config.ablate
 
     @property
     def embedding(self) -> Embedding:
         """The target embedding."""
         return self.embedded.embedding
 
-    def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState:
+    def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState | PrefixState:
         """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
-        if unused:
-            unused.append(memory.states)  # if all layers are skipped, it gets no gradient either
-        return TransformerState(
+        if unused or "cross_attention" in self.ablate:
+            unused.append(memory.states)  # if no layer attends to it, it gets no gradient either
+        state = TransformerState(
             layers,
             unused,
-            memory=[layer.source_attention.project(memory.states) for layer in layers],
+            memory=[layer.project(memory.states) for layer in layers],
             source=source,
             positions=torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device),
             caches=[Cache() for _ in layers],
             watch=watch,
         )
+        sees_later = any(name in self.ablate for name in SEES_LATER)
+        return PrefixState(state, shifted="shift" not in self.ablate) if sees_later else state
 
-    def forward(self, target: Rows, state: TransformerState) -> tuple[Tensor, TransformerState]:
+    def forward(
+        self, target: Rows, state: TransformerState | PrefixState
+    ) -> tuple[Tensor, TransformerState | PrefixState]:
         """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
+        if isinstance(state, PrefixState):
+            return self._decode_all(target, state)
         state, mask = state.advance(target)
+        features, attention = self._decode(target, state, mask)
+        return features, replace(state, attention=attention)
+
+    def _decode_all(self, target: Rows, state: PrefixState) -> tuple[Tensor, PrefixState]:
+        """Decodes all tokens so far; returns the features of those in `target`, (R, T, D), and the new state."""
+        state, rows = state.advance(target)
+        same = rows.segments[:, :, None] == rows.segments[:, None, :]
+        mask, factors = same[:, None], None
+        if "causal_mask_product" in self.ablate:
+            factors = is_not_later(rows)[:, None]
+        elif "causal_mask" not in self.ablate:
+            mask = mask & is_not_later(rows)[:, None]
+        fresh = replace(state.fresh, caches=[Cache() for _ in state.fresh.layers], length=rows.ids.shape[1])
+        features, attention = self._decode(rows, fresh, mask, factors)
+
+        def of_new(values: Tensor, dim: int) -> Tensor:
+            by_hypothesis = torch.unflatten(values, dim, (state.num_hypotheses, -1))
+            num_new = target.ids.shape[1] // state.num_hypotheses
+            first = by_hypothesis.shape[dim + 1] - num_new
+            return by_hypothesis.narrow(dim + 1, first, num_new).flatten(dim, dim + 1)
+
+        return of_new(features, 1), replace(state, attention=[of_new(weights, 2) for weights in attention])
+
+    def _decode(
+        self, target: Rows, state: TransformerState, mask: Tensor | None, factors: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Returns the features (R, T, D) of the tokens in `target`, which `state` includes, and attention weights."""
         source_mask = source_attention_mask(target.segments, state.source)
         rotation = None
         if self.rotary is not None:
@@ -347,8 +464,8 @@ class TransformerDecoder(nn.Module):
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
-            x = layer(x, mask, cache, rotation, memory, source_mask, watched)
-        return self.norm(x), replace(state, attention=attention)
+            x = layer(x, mask, cache, rotation, memory, source_mask, watched, factors)
+        return self.norm(x), attention
 
 
 # The whole model.
@@ -366,7 +483,8 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     longest = min(config.position_limits.values(), default=None)
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
-    return TranslationModel(encoder, decoder, Limits(longest, longest), config.start_token)
+    shifted = "shift" not in config.ablate
+    return TranslationModel(encoder, decoder, Limits(longest, longest), config.start_token, shifted)
 
 
 def initialize_transformer(model: nn.Module) -> None:

@@ -63,11 +63,12 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 
 @dataclass(frozen=True)
 class BoundaryTokens:
-    """The ids of the tokens that a model expects at the beginning and end of sentences."""
+    """The ids of the tokens that a model expects at the beginning and end of sentences, and where it expects them."""
 
     source_end: int = END
     start: int = BEGIN  # first input of the decoder
     target_end: int = END
+    shifted: bool = True  # False: the input of the decoder has no start token; each input is what it should predict
 
 
 # SentencePiece models, which are protobuf messages.

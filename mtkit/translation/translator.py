@@ -28,6 +28,7 @@ from mtkit.errors import (
     require_list,
     require_path,
     require_texts,
+    say,
     shown,
 )
 from mtkit.models.interface import Ensemble, TranslationModel
@@ -675,6 +676,7 @@ def load(
         raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(PRECISIONS)}")
     bundle = open_and_tell(Path(path))
     model, tokenizer, config = _open(bundle, overrides, precision)
+    tell_of_ablation(path, config)
     if not ensemble:
         return _translator(model, tokenizer, config, bundle, overrides)
     members = [model]
@@ -685,11 +687,21 @@ def load(
         if member_tokenizer.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.boundaries != model.boundaries:
-            raise CheckpointError(f"{other}: its model.start_token is not that of {path}; an ensemble has one")
+            raise CheckpointError(
+                f"{other}: its model.start_token, or whether model.ablate has shift, is not that of {path}; an "
+                "ensemble has one input"
+            )
+        tell_of_ablation(other, member_config)
         if config.decoding.unknown == "copy" and not member_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
     return _translator(Ensemble(members), tokenizer, config, bundle, overrides)
+
+
+def tell_of_ablation(path: str | Path, config: Config) -> None:
+    """Prints on stderr which parts are taken out of the model at `path`; prints nothing if it has all of them."""
+    if ablated := getattr(config.model, "ablate", ()):
+        say(f"{path}: parts of this model are taken out (model.ablate): {', '.join(ablated)}")
 
 
 def _translator(

@@ -51,6 +51,9 @@ TRANSFORMERS += [
         {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
         {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
         {"query_key_norm": True, "residual_init": "scaled"},
+        {"norm": "none", "decoder_d_ff": 0},
+        {"d_ff": 0, "norm_placement": "post", "ablate": ("attention_scale",)},
+        {"ablate": ("residual", "encoder_causal"), "positions": "rotary"},
         {"query_key_norm": True, "positions": "rotary", "norm": "rms", "norm_placement": "post", "output_bias": True},
     ]
 ]
