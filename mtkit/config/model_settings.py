@@ -26,6 +26,9 @@ StartToken = Annotated[
 ]
 
 Stack = Literal["encoder", "decoder"]
+Positions = Literal["sinusoidal", "learned", "rotary", "alibi", "scalar", "binary", "none"]
+
+STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 
 # What can be taken out of a Transformer, to study what it is for.
 Ablation = Literal[
@@ -63,9 +66,14 @@ class TransformerConfig(CarriedSection):
     query_key_norm: bool = Field(
         False, description="Normalise the queries and keys of each attention head by RMSNorm (Henry et al. 2020)."
     )
-    positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
-        "sinusoidal", description="How the position of a token in its sentence is encoded; none: not at all."
+    positions: Positions = Field(
+        "sinusoidal",
+        description="How the position of a token in its sentence is encoded: sinusoidal or learned embeddings; rotary; "
+        "alibi, which lowers attention scores in proportion to the distance (Press et al. 2022), before and after a "
+        "token alike in the encoder; scalar or binary, the number or its bits as further inputs; none: not at all.",
     )
+    encoder_positions: Positions | None = Field(None, description="Positions in the encoder; null: as positions.")
+    decoder_positions: Positions | None = Field(None, description="Positions in the decoder; null: as positions.")
     max_positions: int = Field(1024, ge=2, description="Longest sentence, in tokens, that learned positions allow.")
     sinusoid_layout: Literal["halves", "interleaved"] = Field(
         "halves", description="Sinusoids: sines before cosines, or each sine before its cosine."
@@ -133,10 +141,14 @@ class TransformerConfig(CarriedSection):
 
         With rotary positions, also raises ValueError if the width of a head is odd.
         """
-        for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
+        rotates = {side: self.positions_of(side) == "rotary" for side in STACKS}
+        for name, heads, is_rotary in (
+            ("num_heads", self.num_heads, rotates["encoder"] or (rotates["decoder"] and not self.decoder_num_heads)),
+            ("decoder_num_heads", self.decoder_num_heads, rotates["decoder"]),
+        ):
             if heads and self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
-            if heads and self.positions == "rotary" and self.d_model // heads % 2:
+            if heads and is_rotary and self.d_model // heads % 2:
                 raise ValueError(
                     f"positions rotary wants heads of even width; d_model {self.d_model} over {name} {heads} is "
                     f"{self.d_model // heads}"
@@ -150,9 +162,19 @@ class TransformerConfig(CarriedSection):
             "sinusoidal": ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first"),
             "learned": ("max_positions",),
         }
+        found = dict.fromkeys(self.positions_of(side) for side in STACKS)
         for kind, names in shapes.items():
-            if self.positions != kind and (said := self.first_changed(*names)):
-                raise ValueError(f"{said} wants positions {kind}, found {self.positions}")
+            if kind not in found and (said := self.first_changed(*names)):
+                raise ValueError(f"{said} wants positions {kind}, found {' and '.join(found)}")
+
+    def positions_of(self, side: Stack) -> Positions:
+        """Returns the position encoding of the encoder or decoder."""
+        own = self.encoder_positions if side == "encoder" else self.decoder_positions
+        return self.positions if own is None else own
+
+    def limit_of(self, side: Stack) -> int | None:
+        """Returns the maximum length of a row of the encoder or decoder, in tokens; `None` if there is no limit."""
+        return self.max_positions if self.positions_of(side) == "learned" else None
 
     @property
     def has_attention(self) -> bool:
@@ -170,7 +192,7 @@ class TransformerConfig(CarriedSection):
 
         Empty if there is no limit.
         """
-        return {"max_positions": self.max_positions} if self.positions == "learned" else {}
+        return {"max_positions": self.max_positions} if any(map(self.limit_of, STACKS)) else {}
 
 
 class RecurrentConfig(CarriedSection):

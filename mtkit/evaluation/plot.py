@@ -266,8 +266,8 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
     model = config.model
     if not isinstance(model, TransformerConfig):
         raise MtkitError(f"model.architecture is {model.architecture}: only a transformer has positions to draw")
-    if model.positions != "sinusoidal":
-        raise MtkitError(f"model.positions is {model.positions}: only sinusoidal positions can be drawn")
+    if (found := model.positions_of("encoder")) != "sinusoidal":
+        raise MtkitError(f"model.positions is {found}: only sinusoidal positions can be drawn")
     table: NDArray[np.float32] = SinusoidalPositions(model).make_table(num_positions).numpy()
     return table
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtkit.config.model_settings import Stack, TransformerConfig
+from mtkit.config.model_settings import STACKS, Stack, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
 from mtkit.text.vocabulary import DEFAULT_IDS, Piece, SpecialIds, charsmap_of, model_type_of, pieces_of
@@ -102,6 +102,16 @@ def require_known_parts(config: TransformerConfig) -> None:
     if config.ablate:
         raise CheckpointError(
             f"model.ablate is {', '.join(config.ablate)}; CTranslate2 and the others want models with all their parts"
+        )
+    if config.encoder_positions is not None or config.decoder_positions is not None:
+        found = " and ".join(config.positions_of(side) for side in STACKS)
+        raise CheckpointError(
+            f"model.encoder_positions and decoder_positions are {found}; CTranslate2 and the others want null"
+        )
+    if config.positions in ("alibi", "scalar", "binary"):
+        raise CheckpointError(
+            f"model.positions is {config.positions}; CTranslate2 and the others want sinusoidal, learned, rotary or "
+            "none"
         )
     if config.norm == "none":
         raise CheckpointError("model.norm is none; CTranslate2 and the others want norms")

@@ -168,13 +168,75 @@ class RotaryPositions(nn.Module):
         return Rotation(sines, cosines, matrices)
 
 
-# For each value of the setting `positions`, the module whose output is added to the token embeddings, or None if no
-# output is added. Rotary position encoding is applied in the attention instead. With "none", the encoder has no
-# information about the order of tokens, and the decoder knows only which tokens came before.
+class LinearBiases(nn.Module):
+    """Attention with linear biases, ALiBi (Press et al. 2022): scores fall in proportion to the distance of the key.
+
+    Head h of H, from 1, subtracts 2^(-8h/H) for each token of distance. The paper has decoders only. In an encoder, a
+    key after the query is treated as one equally far before it.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        # Not a buffer, so that it stays in fp32 when the model is cast to bf16.
+        self.slopes = torch.tensor([2 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)], device="cpu")
+
+    def forward(self, distances: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns what to add to attention scores, (R, H, Q, N): the biases, or -inf where `mask` is False.
+
+        `distances`, (R, Q, N), are those of the keys from the queries; `mask` is (R, 1, 1 or Q, N).
+        """
+        self.slopes = self.slopes.to(distances.device)
+        biases = (distances[:, None] * -self.slopes[:, None, None]).to(dtype)
+        return biases.masked_fill(~mask, float("-inf"))
+
+
+# Position codes that are concatenated to the token embeddings; a linear layer restores the width of the model.
+
+POSITION_SCALE = 100  # so that the positions of most sentences lie between 0 and 1, much like embeddings
+POSITION_BITS = 16  # more than any sentence needs
+
+
+class ScalarPositions(nn.Module):
+    """The position itself, divided by POSITION_SCALE, as the only column of the code."""
+
+    width = 1
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, positions: Tensor, length: int) -> Tensor:
+        """Returns the codes (R, L, 1) of `positions` (R, L)."""
+        return positions[:, :, None] / POSITION_SCALE
+
+
+class BinaryPositions(nn.Module):
+    """The position in binary, one column for each bit; bit b, from 0, has the period 2^(b+1)."""
+
+    width = POSITION_BITS
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, positions: Tensor, length: int) -> Tensor:
+        """Returns the codes (R, L, POSITION_BITS) of `positions` (R, L), lowest bit first."""
+        return (positions[:, :, None] >> torch.arange(POSITION_BITS, device=positions.device)) & 1
+
+
+CONCATENATED: dict[str, type[ScalarPositions] | type[BinaryPositions]] = {
+    "scalar": ScalarPositions,
+    "binary": BinaryPositions,
+}
+
+# For each value of the setting `positions`, the module whose output is added to the token embeddings or, if it is in
+# CONCATENATED, concatenated to them; or None. Rotary positions and linear biases are applied in the attention instead.
+# With "none", the encoder has no information about the order of tokens, and the decoder knows only which tokens came
+# before.
 POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
     "rotary": None,
+    "alibi": None,
+    **CONCATENATED,
     "none": None,
 }
 

@@ -67,7 +67,7 @@ def build_hybrid(config: MixedConfig, source_vocab_size: int, target_vocab_size:
     )
     encoder = _encoder(config.encoder, source, config.decoder.d_model)
     decoder = _decoder(config.decoder, target, output, encoder.final_widths)
-    limits = Limits(_longest(config.encoder), _longest(config.decoder))
+    limits = Limits(_longest(config.encoder, "encoder"), _longest(config.decoder, "decoder"))
     return TranslationModel(encoder, decoder, limits, config.decoder.start_token)
 
 
@@ -86,9 +86,9 @@ def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_wid
     return RecurrentDecoder(config, embedding, output, final_widths)
 
 
-def _longest(config: HalfConfig) -> int | None:
+def _longest(config: HalfConfig, side: Stack) -> int | None:
     """Returns the maximum length of a row, in tokens, for this encoder or decoder; `None` if there is no limit."""
-    return min(config.position_limits.values(), default=None)
+    return config.limit_of(side) if isinstance(config, TransformerConfig) else None
 
 
 def initialize_hybrid(model: nn.Module) -> None:
@@ -203,7 +203,7 @@ def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
     """
     if isinstance(half, RecurrentConfig):
         return [1]
-    return [half.width_of(side), half.max_positions if half.positions == "learned" else 1]
+    return [half.width_of(side), half.limit_of(side) or 1]
 
 
 # Device and precision.

@@ -11,10 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.model_settings import SEES_LATER, TransformerConfig
+from mtkit.config.model_settings import SEES_LATER, Stack, TransformerConfig
 from mtkit.data.batches import Rows
 from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
 from mtkit.models.layers import (
+    CONCATENATED,
     NORM_EPS,
     POSITIONS,
     AnyLayer,
@@ -23,6 +24,7 @@ from mtkit.models.layers import (
     FeedForward,
     LayerList,
     LearnedPositions,
+    LinearBiases,
     RotaryPositions,
     Rotation,
     SelfAttention,
@@ -57,9 +59,20 @@ def final_norm(config: TransformerConfig) -> nn.Module:
     return make_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
 
-def rotary_positions(config: TransformerConfig, num_heads: int) -> RotaryPositions | None:
-    """Returns the rotary position encoding for `num_heads` heads; `None` if the settings name another encoding."""
-    return RotaryPositions(config.d_model // num_heads) if config.positions == "rotary" else None
+def heads_of(config: TransformerConfig, side: Stack) -> int:
+    """Returns the number of attention heads of the encoder or decoder."""
+    return (config.decoder_num_heads if side == "decoder" else None) or config.num_heads
+
+
+def rotary_positions(config: TransformerConfig, side: Stack) -> RotaryPositions | None:
+    """Returns the rotary position encoding of the encoder or decoder; `None` if the settings name another encoding."""
+    is_rotary = config.positions_of(side) == "rotary"
+    return RotaryPositions(config.d_model // heads_of(config, side)) if is_rotary else None
+
+
+def linear_biases(config: TransformerConfig, side: Stack) -> LinearBiases | None:
+    """Returns the linear biases of the encoder or decoder; `None` if the settings name another position encoding."""
+    return LinearBiases(heads_of(config, side)) if config.positions_of(side) == "alibi" else None
 
 
 class Sublayer(nn.Module):
@@ -84,13 +97,19 @@ class Sublayer(nn.Module):
 
 
 class EmbeddedRows(nn.Module):
-    """Token embeddings plus position embeddings, optionally normalised as in mBART, then dropout."""
+    """Token embeddings plus position embeddings, optionally normalised as in mBART, then dropout.
 
-    def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
+    Position codes that are in CONCATENATED are not added but concatenated, and a linear layer restores the width.
+    """
+
+    def __init__(self, config: TransformerConfig, side: Stack, embedding: Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        make_positions = POSITIONS[config.positions]
+        kind = config.positions_of(side)
+        make_positions = POSITIONS[kind]
         self.positions = None if make_positions is None else make_positions(config)
+        width = config.d_model + CONCATENATED[kind].width if kind in CONCATENATED else 0
+        self.projection = nn.Linear(width, config.d_model) if width else None
         self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = config.dropout
 
@@ -98,7 +117,8 @@ class EmbeddedRows(nn.Module):
         """Returns the embedded rows, (R, L, D); all positions must be less than `length`."""
         x = self.embedding(rows)
         if self.positions is not None:
-            x = x + self.positions(rows.positions, length).to(x.dtype)
+            codes = self.positions(rows.positions, length).to(x.dtype)
+            x = x + codes if self.projection is None else self.projection(torch.cat([x, codes], dim=2))
         return dropout(self.norm(x), self.dropout, self.training)
 
 
@@ -137,6 +157,20 @@ def is_not_later(rows: Rows) -> Tensor:
     return rows.positions[:, None, :] <= rows.positions[:, :, None]
 
 
+def distances(rows: Rows) -> Tensor:
+    """Returns the distances (R, L, L) between the tokens of a sentence; they mean something only within a segment."""
+    return (rows.positions[:, None, :] - rows.positions[:, :, None]).abs()
+
+
+def cached_distances(mask: Tensor) -> Tensor:
+    """Returns the distances (R, T, N) of cached and new tokens from the new tokens.
+
+    `mask`, (R, 1, T, N), is that of `TransformerState.advance`. The tokens that a new token attends to are those of its
+    hypothesis in their order, up to itself, so its distance from one of them is the number of those that follow it.
+    """
+    return mask[:, 0].long().flip(2).cumsum(2).flip(2) - 1
+
+
 # The encoder.
 
 
@@ -163,8 +197,9 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
-        self.embedded = EmbeddedRows(config, embedding)
-        self.rotary = rotary_positions(config, config.num_heads)
+        self.embedded = EmbeddedRows(config, "encoder", embedding)
+        self.rotary = rotary_positions(config, "encoder")
+        self.biases = linear_biases(config, "encoder")
         self.is_causal = "encoder_causal" in config.ablate
         self.layers = LayerList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_dropout = config.layer_dropout
@@ -179,6 +214,8 @@ class TransformerEncoder(nn.Module):
         mask = source_attention_mask(source.segments, source)
         if self.is_causal:
             mask = mask & is_not_later(source)[:, None]
+        if self.biases is not None:
+            mask = self.biases(distances(source), mask, compute_dtype(x))
         rotation = None if self.rotary is None else self.rotary(source.positions, length, not source.packed)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
@@ -198,7 +235,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        num_heads = config.decoder_num_heads or config.num_heads
+        num_heads = heads_of(config, "decoder")
         self.attention = SelfAttention(*attention_settings(config, num_heads))
         reads_source, d_ff = config.has_attention, config.width_of("decoder")
         self.source_attention = CrossAttention(*attention_settings(config, num_heads)) if reads_source else None
@@ -388,8 +425,9 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, embedding: Embedding, output: Output) -> None:
         super().__init__()
-        self.embedded = EmbeddedRows(config, embedding)
-        self.rotary = rotary_positions(config, config.decoder_num_heads or config.num_heads)
+        self.embedded = EmbeddedRows(config, "decoder", embedding)
+        self.rotary = rotary_positions(config, "decoder")
+        self.biases = linear_biases(config, "decoder")
         self.layers = LayerList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_dropout = config.layer_dropout
         self.residual_init = config.residual_init
@@ -459,6 +497,11 @@ class TransformerDecoder(nn.Module):
             from_start = state.length == target.ids.shape[1]  # false in a step of a search, except for the first one
             rotation = self.rotary(target.positions, state.length, from_start and not target.packed)
         x = with_zero_gradients(self.embedded(target, state.length), state.unused)
+        if self.biases is not None:
+            if mask is None:
+                mask = ((target.segments[:, :, None] == target.segments[:, None, :]) & is_not_later(target))[:, None]
+            is_whole = mask.shape[3] == target.ids.shape[1]
+            mask = self.biases(distances(target) if is_whole else cached_distances(mask), mask, compute_dtype(x))
         if mask is not None and not torch.is_grad_enabled():  # a step of a search: converted once for all layers
             mask, source_mask = additive(mask, compute_dtype(x)), additive(source_mask, compute_dtype(x))
         attention: list[Tensor] = []
@@ -480,11 +523,11 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
-    longest = min(config.position_limits.values(), default=None)
     encoder = TransformerEncoder(config, source)
     decoder = TransformerDecoder(config, target, output)
+    limits = Limits(config.limit_of("encoder"), config.limit_of("decoder"))
     shifted = "shift" not in config.ablate
-    return TranslationModel(encoder, decoder, Limits(longest, longest), config.start_token, shifted)
+    return TranslationModel(encoder, decoder, limits, config.start_token, shifted)
 
 
 def initialize_transformer(model: nn.Module) -> None:

@@ -116,6 +116,10 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
         ({"query_key_norm": True}, "model.query_key_norm is true; CTranslate2 and the others want false"),
         ({"ablate": ("shift",)}, "model.ablate is shift; CTranslate2 and the others want models with all their parts"),
         ({"norm": "none", "norm_placement": "pre"}, "model.norm is none; CTranslate2 and the others want norms"),
+        (
+            {"decoder_positions": "learned"},
+            "model.encoder_positions and decoder_positions are sinusoidal and learned; CTranslate2 and the others want",
+        ),
         ({"decoder_d_ff": 0}, "model.decoder_d_ff is 0; CTranslate2 and the others want feed-forward layers"),
         ({"start_token": "zero"}, "model.start_token is zero; M2M100 files want begin or end"),
     ],

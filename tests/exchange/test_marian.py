@@ -467,6 +467,11 @@ def test_other_tables_of_positions_are_refused(checkpoint):
         ({"query_key_norm": True}, "model.query_key_norm is true; CTranslate2 and the others want false"),
         ({"ablate": ("shift",)}, "model.ablate is shift; CTranslate2 and the others want models with all their parts"),
         ({"norm": "none", "norm_placement": "pre"}, "model.norm is none; CTranslate2 and the others want norms"),
+        ({"positions": "alibi"}, "model.positions is alibi; CTranslate2 and the others want sinusoidal, learned"),
+        (
+            {"decoder_positions": "learned"},
+            "model.encoder_positions and decoder_positions are sinusoidal and learned; CTranslate2 and the others want",
+        ),
         ({"decoder_d_ff": 0}, "model.decoder_d_ff is 0; CTranslate2 and the others want feed-forward layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

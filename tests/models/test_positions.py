@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.models.layers import RotaryPositions, SelfAttention, SinusoidalPositions
+from mtkit.models.layers import (
+    BinaryPositions,
+    LinearBiases,
+    RotaryPositions,
+    ScalarPositions,
+    SelfAttention,
+    SinusoidalPositions,
+)
+from mtkit.models.registry import new_model
+from tests.models.test_models import padded, sentences
 
 # P places, D model width, H heads, K width of a head.
 
@@ -129,3 +138,73 @@ def test_a_table_that_grew_in_a_search_serves_training():
     x = torch.randn(1, 1, 1, 8, requires_grad=True)
     rotary(torch.tensor([[600]]), 601)(x).sum().backward()
     assert x.grad is not None
+
+
+# Position numbers, bits, linear biases, and a choice for each side
+
+NARROW = {"d_model": 16, "num_heads": 2, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1}
+
+
+def test_a_scalar_is_the_scaled_place_and_a_bit_flips_with_its_period():
+    config, places = TransformerConfig(**NARROW), torch.arange(16)[None]
+    assert torch.equal(ScalarPositions(config)(places, 16), places[:, :, None] / 100)
+    table = BinaryPositions(config)(places, 16)[0]
+    assert ["".join(map(str, row[:4])) for row in table.tolist()] == [f"{place:04b}"[::-1] for place in range(16)]
+    bits = BinaryPositions(config)(torch.arange(1 << 13)[None], 1 << 13)[0]
+    for bit in range(12):
+        flips = (bits[1:, bit] != bits[:-1, bit]).nonzero()[:, 0] + 1
+        assert flips.tolist() == list(range(1 << bit, 1 << 13, 1 << bit)), "a period is two flips"
+
+
+def test_concatenated_positions_are_further_inputs_of_a_projection_to_the_width_of_the_model():
+    for kind, width in (("scalar", 1), ("binary", 16)):
+        embedded = new_model(TransformerConfig(**NARROW, positions=kind), 23, 23, seed=1).eval().encoder.embedded
+        rows = padded(sentences(5))
+        weight, codes = embedded.projection.weight, embedded.positions(rows.positions, 5).float()
+        assert weight.shape == (16, 16 + width)
+        wanted = embedded.embedding(rows) @ weight[:, :16].T + codes @ weight[:, 16:].T + embedded.projection.bias
+        torch.testing.assert_close(embedded(rows, 5), wanted)
+
+
+def test_linear_biases_lower_scores_by_distance_and_in_the_encoder_both_ways_alike():
+    places = torch.arange(5)
+    distances, mask = (places[:, None] - places).abs()[None], torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    found = LinearBiases(8)(distances, mask, torch.float32)[0]
+    for head in range(8):
+        for query in range(5):
+            for key in range(5):
+                wanted = -(query - key) * 2.0 ** -(head + 1) if key <= query else -math.inf
+                assert found[head, query, key].item() == wanted
+    config = TransformerConfig(**NARROW, positions="alibi")
+    encoder = new_model(config, 23, 23, seed=1).eval().encoder
+    [source] = sentences(7)
+    backwards = encoder(padded([source.flip(0)])).states[0].flip(0)
+    torch.testing.assert_close(encoder(padded([source])).states[0], backwards, atol=1e-5, rtol=0)
+    assert (encoder(padded([source.roll(1)])).states[0].roll(-1, 0) - backwards).abs().max() > 1e-3
+
+
+def test_each_side_has_the_positions_that_are_said_for_it():
+    source, target = padded(sentences(6)), padded(sentences(5, seed=1))
+    both, first, second = (
+        new_model(TransformerConfig(**NARROW, **choice), 23, 23, seed=1).eval()
+        for choice in ({}, {"encoder_positions": "none"}, {"positions": "none", "encoder_positions": "sinusoidal"})
+    )
+    assert second.encoder.embedded.positions is not None
+    assert second.decoder.embedded.positions is None
+    assert torch.equal(both.encoder(source).states, second.encoder(source).states)
+    turned = padded([source.ids[0].flip(0)])
+    torch.testing.assert_close(first.encoder(turned).states[0].flip(0), first.encoder(source).states[0])
+    embedded = [model.decoder.embedded(target, 5) for model in (both, first)]
+    assert torch.equal(*embedded)
+
+
+def test_the_limit_of_learned_positions_is_that_of_the_side_that_has_them():
+    config = TransformerConfig(**NARROW, encoder_positions="learned", max_positions=9)
+    limits = new_model(config, 23, 23, seed=1).limits
+    assert (limits.source, limits.target) == (9, None)
+    assert config.position_limits == {"max_positions": 9}
+    with pytest.raises(ValueError, match="max_positions 9 wants positions learned, found sinusoidal and rotary"):
+        TransformerConfig(**NARROW, decoder_positions="rotary", max_positions=9)
+    with pytest.raises(ValueError, match="positions rotary wants heads of even width"):
+        TransformerConfig(d_model=18, num_heads=6, decoder_positions="rotary")
+    TransformerConfig(d_model=18, num_heads=6, decoder_num_heads=3, decoder_positions="rotary")
