@@ -352,10 +352,14 @@ class DecodingConfig(CarriedSection):
     length_penalty_form: Literal["power", "gnmt"] = Field(
         "power", description="A score is divided by length^p, or by ((5 + length) / 6)^p (Wu et al. 2016, equation 14)."
     )
-    stopping: Literal["exact", "count"] = Field(
+    stopping: Literal["exact", "count", "optimal"] = Field(
         "exact",
-        description="Search until no better translation can come (exact), or until beam_size hypotheses have "
-        "ended (count).",
+        description="Search until no better translation can come from the beam (exact), or until beam_size hypotheses "
+        "have ended (count), or until no translation at all can be better (optimal, an exact search for short "
+        "sentences; Stahlberg & Byrne 2019).",
+    )
+    search_steps: int = Field(
+        10_000, ge=1, description="Prefixes that stopping optimal may extend for each sentence before it gives up."
     )
     min_length: int = Field(
         0,
@@ -437,6 +441,10 @@ class DecodingConfig(CarriedSection):
             raise ValueError(f"{said} compares samples that elect a translation; it wants mbr_samples of 2 or more")
         if self.mbr_samples == 1:
             raise ValueError("mbr_samples 1 leaves a sample nothing to be compared with; wants 2 or more, or 0")
+        if self.stopping != "optimal" and (said := self.first_changed("search_steps")):
+            raise ValueError(f"{said} limits an exact search; it wants stopping optimal")
+        if self.stopping == "optimal":
+            self._check_optimal()
         if self.draws:
             if self.coverage_penalty:
                 raise ValueError(f"coverage_penalty {self.coverage_penalty} ranks what a beam finds; samples want 0")
@@ -447,6 +455,14 @@ class DecodingConfig(CarriedSection):
                 raise ValueError(f"{said} is of samples; it goes with method sample or with mbr_samples")
             if self.coverage_penalty and self.beam_size == 1:
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
+
+    def _check_optimal(self) -> None:
+        """Raise ValueError if a setting does not go with an exact search."""
+        if self.draws:
+            said = self.first_changed("method", "mbr_samples")
+            raise ValueError(f"stopping optimal finds the best translation, and {said} draws some; take out one")
+        if said := self.first_changed("coverage_penalty", "diversity_groups"):
+            raise ValueError(f"{said} is of beams; stopping optimal has only a length penalty")
 
     def with_length_limit(self, ratio: float = LENGTH_RATIO, extra: int = EXTRA_TOKENS) -> "DecodingConfig":
         """Returns these settings with numbers where the limit of the length is "auto".

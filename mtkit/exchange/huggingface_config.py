@@ -234,6 +234,8 @@ def not_carried(config: Config, to: str) -> list[str]:
     lost = [name for name in names if getattr(decoding, name) != getattr(default, name)]
     if to != "ctranslate2" and decoding.no_repeat_ngram == 1 and getattr(config.model, "start_token", "") == "end":
         lost.append("no_repeat_ngram")  # in transformers it would forbid the end mark, which is the start token
+    if decoding.stopping == "optimal":
+        lost += ["stopping", *(["search_steps"] if decoding.search_steps != default.search_steps else [])]
     if decoding.unknown == "copy":
         lost.append("unknown")
     return [f"decoding.{name} {getattr(decoding, name)}" for name in lost]

@@ -1,12 +1,14 @@
-"""Greedy search, sampling and beam search, with constraints, length penalties and the coverage penalty.
+"""Greedy search, sampling, beam search and exact search, with constraints, length penalties and the coverage penalty.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence (beam size or number of samples), V vocabulary
 size, T target tokens so far, S source length, N sentences of the original batch, P length of the longest prefix, K best
-tokens of a hypothesis, M candidates of a sentence.
+tokens of a hypothesis, M candidates of a sentence, B prefixes that exact search extends together.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -41,6 +43,7 @@ class Hypothesis:
     tokens: list[int]  # without start token and end mark
     log_prob: float  # summed over the tokens and the end mark
     score: float  # log_prob after length and coverage penalties
+    cut_short: bool = False  # whether a limit on steps ended an exact search, so that there may be a better hypothesis
 
     @property
     def found(self) -> bool:
@@ -674,7 +677,8 @@ def count(progress: SearchProgress, beam_size: int) -> Tensor:
     return (progress.num_ended >= beam_size) | exact(progress, beam_size)
 
 
-STOPPING: dict[str, Stopping] = {"exact": exact, "count": count}
+# With "optimal", the result of beam search is only the first bound of `optimal_search`.
+STOPPING: dict[str, Stopping] = {"exact": exact, "count": count, "optimal": exact}
 
 
 # Beam search.
@@ -851,3 +855,99 @@ def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list
         ]
         hypotheses.append(found or [NOT_A_NUMBER if has_nan[row] else NOTHING_FOUND])
     return hypotheses
+
+
+# Exact search.
+
+# A function that returns the log-probabilities (B, V) of the token after each of some prefixes of equal length, (B, T),
+# which have no start token. Its first argument is the index of the sentence.
+Extend = Callable[[int, Tensor], Tensor]
+
+EXTENDED_TOGETHER = 16  # B: a few prefixes together take little more time than one
+
+
+def optimal_search(
+    extend: Extend,
+    found: Sequence[list[Hypothesis]],
+    max_lengths: Sequence[int],
+    end: int,
+    length_penalty: Callable[[Tensor], Tensor],
+    max_steps: int,
+    num_best: int = 1,
+    num_spare: int = 0,
+) -> list[list[Hypothesis]]:
+    """Returns for each sentence, in order, the hypotheses of highest score among all that the maximum length allows.
+
+    This is the depth-first search of Stahlberg & Byrne (2019, "On NMT search errors and model errors"): the most
+    probable token first, and no prefix is extended whose hypotheses cannot be better than the best so far. `found` has
+    the hypotheses of another search, which are the first bound. Of the results, the first `num_best` are exact; the
+    other arguments and the scores are as in `beam_search`.
+
+    At most `max_steps` prefixes are extended for a sentence. If that does not suffice, the hypotheses are the best
+    found until then, and `cut_short` of each is `True`.
+    """
+    results = []
+    for sentence, (hypotheses, longest) in enumerate(zip(found, max_lengths, strict=True)):
+        # divisors[n] is the penalty of n tokens and the end mark.
+        divisors = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64)).tolist()
+        best = _Best([h for h in hypotheses if h.found], num_best, num_best + num_spare)
+        is_whole = _search_depth_first(partial(extend, sentence), best, divisors, end, max_steps)
+        results.append([replace(h, cut_short=not is_whole) for h in best.hypotheses or hypotheses])
+    return results
+
+
+class _Best:
+    """The best hypotheses found so far for a sentence, best first."""
+
+    def __init__(self, hypotheses: list[Hypothesis], num_best: int, num_kept: int) -> None:
+        self.hypotheses = hypotheses
+        self.num_best = num_best
+        self.num_kept = num_kept
+
+    @property
+    def bound(self) -> float:
+        """The score that a hypothesis must exceed to be one of the `num_best` best; -inf while there are fewer."""
+        return self.hypotheses[self.num_best - 1].score if len(self.hypotheses) >= self.num_best else -math.inf
+
+    def add(self, hypothesis: Hypothesis) -> None:
+        """Adds a hypothesis, unless it is impossible or there already."""
+        if hypothesis.found and all(hypothesis.tokens != other.tokens for other in self.hypotheses):
+            ranked = sorted([*self.hypotheses, hypothesis], key=lambda each: -each.score)
+            self.hypotheses = ranked[: self.num_kept]
+
+
+def _search_depth_first(
+    extend: Callable[[Tensor], Tensor], best: _Best, divisors: list[float], end: int, max_steps: int
+) -> bool:
+    """Adds to `best` what is better; returns whether all prefixes were looked at that could lead to a better one."""
+    longest = len(divisors) - 1
+    # Log-probabilities never increase, and of all lengths from n on, n or the maximum has the largest penalty. So the
+    # log-probability of a prefix of n tokens, divided by largest[n], is an upper bound of the scores it can lead to.
+    largest = [max(divisor, divisors[longest]) for divisor in divisors]
+    stack: list[tuple[float, list[int]]] = [(0.0, [])]  # prefixes with their log-probabilities, the next one last
+    num_steps = 0
+    while stack:
+        if num_steps == max_steps:
+            return not any(log_prob / largest[len(tokens)] > best.bound for log_prob, tokens in stack)
+        prefixes: list[tuple[float, list[int]]] = []
+        length, most = len(stack[-1][1]), min(EXTENDED_TOGETHER, max_steps - num_steps)
+        while stack and len(stack[-1][1]) == length and len(prefixes) < most:
+            log_prob, tokens = stack.pop()
+            if log_prob / largest[length] > best.bound:
+                prefixes.append((log_prob, tokens))
+        if not prefixes:
+            continue
+        num_steps += len(prefixes)
+        log_probs = extend(torch.tensor([tokens for _, tokens in prefixes], dtype=torch.int64)).double().cpu()
+        totals = log_probs + torch.tensor([log_prob for log_prob, _ in prefixes], dtype=torch.float64)[:, None]
+        for (_, tokens), total in zip(prefixes, totals[:, end].tolist(), strict=True):
+            best.add(Hypothesis(tokens, total, total / divisors[length]))
+        if length == longest:
+            continue
+        totals[:, end] = -torch.inf
+        for (_, tokens), of_prefix in zip(reversed(prefixes), totals.flip(0), strict=True):
+            promising = (of_prefix / largest[length + 1] > best.bound).nonzero()[:, 0]
+            gains, order = of_prefix[promising].sort(stable=True)
+            next_tokens = promising[order].tolist()
+            stack += [(gain, [*tokens, token]) for gain, token in zip(gains.tolist(), next_tokens, strict=True)]
+    return True

@@ -1,7 +1,7 @@
 """Decoding of batches of source tokens, and log-probabilities and attention of given translations.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T target length, S source length, D model
-width, V vocabulary size, N sentences of the batch, P length of the longest prefix.
+width, V vocabulary size, N sentences of the batch, P length of the longest prefix, B prefixes of an exact search.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batches import Ragged, padded_batch, ragged, source_rows
+from mtkit.data.batches import Ragged, Rows, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
 from mtkit.search.searches import (
@@ -37,6 +37,7 @@ from mtkit.search.searches import (
     min_length,
     never,
     no_repeat_ngram,
+    optimal_search,
     sample_search,
 )
 
@@ -97,22 +98,29 @@ def decode(
         uniform = UniformNumbers(decoding.seed, [list(sentence) for sentence in sentences], num_best)
         return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
+    num_spare = num_best if num_best > 1 else 0
     if decoding.beam_size == 1 and num_best == 1:
-        return _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
-    return beam_search(
-        step,
-        state,
-        start,
-        max_lengths,
-        end,
-        decoding.beam_size,
-        penalty,
-        num_best,
-        num_spare=num_best if num_best > 1 else 0,
-        stopping=STOPPING[decoding.stopping],
-        extra_score=extra_score,
-        groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
-    )
+        found = _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
+    else:
+        found = beam_search(
+            step,
+            state,
+            start,
+            max_lengths,
+            end,
+            decoding.beam_size,
+            penalty,
+            num_best,
+            num_spare=num_spare,
+            stopping=STOPPING[decoding.stopping],
+            extra_score=extra_score,
+            groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
+        )
+    if decoding.stopping != "optimal":
+        return found
+    extend = partial(log_probs_after, model, forbidden, constraints, sentences)
+    steps = decoding.search_steps
+    return optimal_search(extend, found, max_lengths.tolist(), end, penalty, steps, num_best, num_spare)
 
 
 def max_lengths_of(
@@ -164,6 +172,33 @@ def next_log_probs(
     if forbidden:
         log_probs[:, :, list(forbidden)] = float("-inf")
     return log_probs, state
+
+
+def log_probs_after(
+    model: Model,
+    forbidden: Sequence[int],
+    constraints: Sequence[Constraint],
+    sentences: Sequence[Sequence[int]],
+    sentence: int,
+    prefixes: Tensor,
+) -> Tensor:
+    """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T), without a cache.
+
+    All prefixes are of translations of the sentence with the index `sentence`.
+    """
+    prefixes = prefixes.to(model.device)
+    start = prefixes.new_full((len(prefixes), 1), model.boundaries.start)
+    # If the input is not shifted, the start token stands for the next token, as in a search.
+    ids = torch.cat([start, prefixes] if model.boundaries.shifted else [prefixes, start], dim=1)
+    target = Rows(ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+    source = source_rows(ragged([sentences[sentence]] * len(ids)), model.boundaries.source_end).to(model.device)
+    features, _ = model.decode(target, model.encode(source))
+    log_probs = log_probs_from(model.output(features[:, -1:]))  # (B, 1, V)
+    if forbidden:
+        log_probs[:, :, list(forbidden)] = float("-inf")
+    for constraint in constraints:
+        log_probs = constraint(log_probs, prefixes[:, None], torch.full_like(ids[:, 0], sentence))
+    return log_probs[:, 0]
 
 
 def last_attention(state: State, wanted_by: str) -> Tensor:

@@ -66,6 +66,10 @@ CUT_OFF = (
     "has a translation that reached the maximum length, and may be cut off there; decoding.max_length_ratio and "
     "max_length_extra set the limit"
 )
+CUT_SHORT = (
+    "has a translation that may not be the best: the exact search was ended after decoding.search_steps prefixes; "
+    "raise that, or shorten the line"
+)
 UNKNOWN_PREFIX = "has a prefix that the target vocabulary cannot spell; the model sees <unk> in it"
 
 BREAKS = re.compile(r"[\n\r\0]")  # replaced by spaces in translations
@@ -479,6 +483,8 @@ class Translator:
         for hypothesis in hypotheses:
             if not hypothesis.found:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
+        if any(hypothesis.cut_short for hypothesis in hypotheses):
+            yield CUT_SHORT
         if self._tells_cut_off and part.tokens and not self.config.decoding.draws:
             longest = max(self.config.decoding.max_length(len(part.tokens)), len(part.prefix))
             if len(hypotheses[0].tokens) >= longest:

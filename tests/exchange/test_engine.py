@@ -272,6 +272,11 @@ def test_what_a_model_is_and_has_is_told(model: Path) -> None:
         "decoding.unknown is ban; with a beam, CTranslate2 spreads the probability of forbidden tokens over the "
         "others: take keep, or beam_size 1"
     )
+    decoding = translator.config.decoding
+    exact = decoding.model_copy(update={"beam_size": 1, "stopping": "optimal"})
+    translator.config = translator.config.model_copy(update={"decoding": exact})
+    assert fault_of(translator) == "decoding.stopping is optimal; CTranslate2 has no exact search: take count"
+    translator.config = translator.config.model_copy(update={"decoding": decoding})
     translator.model.output.untrained = [7, 8]
     assert fault_of(translator) == "2 pieces were added that no training has seen: train from this model first"
     normed = translator.config.model.model_copy(update={"query_key_norm": True})

@@ -251,6 +251,8 @@ def test_what_an_export_has_no_place_for_is_named():
     config = Config.model_validate_json(json.dumps(m2m100))
     assert not_carried(config, "m2m100") == ["decoding.no_repeat_ngram 1"]
     assert not_carried(config, "ctranslate2") == []
+    config = Config.model_validate_json(json.dumps({"decoding": {"stopping": "optimal", "search_steps": 7}}))
+    assert not_carried(config, "m2m100") == ["decoding.stopping optimal", "decoding.search_steps 7"]
 
 
 @pytest.mark.parametrize(

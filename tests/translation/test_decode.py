@@ -21,7 +21,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.vocabulary import END
 from mtkit.translation.decode import elect, log_probs_of
-from mtkit.translation.translator import BREAKS, Translation, Translator
+from mtkit.translation.translator import BREAKS, CUT_SHORT, Translation, Translator
 from tests.translation.test_translator import (
     ARCHITECTURES,
     found_by,
@@ -39,6 +39,7 @@ MODES: dict[str, dict[str, object]] = {
     "count": {"stopping": "count"},
     "constrained": {"min_length": 3, "no_repeat_ngram": 2},
     "greedy constrained": {"beam_size": 1, "min_length": 3, "no_repeat_ngram": 2},
+    "optimal": {"beam_size": 1, "stopping": "optimal", "search_steps": 40},
     "coverage": {"coverage_penalty": 0.4},
     "coverage constrained": {"coverage_penalty": 0.4, "no_repeat_ngram": 2},
     "diverse": {"diversity_groups": 2, "diversity_strength": 0.7},
@@ -99,6 +100,14 @@ def test_batch_size_and_order_change_no_translation_in_float64(
             scores = [translation.score for translation in translations]
             assert scores == pytest.approx([best.score for best in wanted[i]], abs=1e-9)
             assert scores == sorted(scores, reverse=True)
+
+
+def test_lines_whose_exact_search_was_cut_short_are_told_and_others_are_not(tokenizer: Tokenizer) -> None:
+    likes = {300: 2.0, END: 1.5}
+    for steps, notes in ((1, (CUT_SHORT,)), (1000, ())):
+        config = settings(stopping="optimal", search_steps=steps, length_penalty=1.0)
+        translator = stubborn_translator(tokenizer, config, likes)
+        assert [line.notes for line in translator.translate_lines(["the cat", ""])] == [notes, ()]
 
 
 def test_the_same_line_has_the_same_samples_and_another_seed_others(tokenizer: Tokenizer) -> None:
