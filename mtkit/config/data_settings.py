@@ -373,6 +373,18 @@ class TestSetConfig(Section):
         return self
 
 
+class JoinConfig(Section):
+    """Training pairs that are made of several pairs in a row, such as longer text for experiments."""
+
+    max: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Largest number of pairs in a row whose sides are joined, by spaces, to one training pair; each "
+        "number from 1 is as likely.",
+    )
+
+
 class DataConfig(Section):
     """The parallel text, and which pairs are left out of training."""
 
@@ -416,6 +428,12 @@ class DataConfig(Section):
     max_length: int = Field(
         256, ge=1, description="Longest side of a training pair, in tokens; a longer line to translate is split."
     )
+    max_training_length: int | None = Field(
+        None,
+        ge=1,
+        description="Longest side of a training pair, in tokens, where it is to be less than max_length, at which a "
+        "line to translate is split; null: max_length.",
+    )
     min_length: int = Field(1, ge=1, description="Shortest side of a training pair, in tokens.")
     max_length_ratio: float | None = Field(
         9.0,
@@ -445,6 +463,15 @@ class DataConfig(Section):
         False,
         description="Leave out repeated training pairs, all but the first; takes 16 bytes of memory for each pair.",
     )
+    join: JoinConfig = Field(JoinConfig(), description="Training pairs that are made of several pairs in a row.")
+    fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training pairs, after join, that are drawn; the others are left out. A larger share "
+        "includes a smaller one. The tokenizer is trained on the whole text.",
+    )
+    seed: int = Field(1, ge=0, description="Seed of join and of fraction.")
 
     @field_validator(
         "source_script",
@@ -470,9 +497,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def lengths_fit(self) -> "DataConfig":
-        """Raise ValueError if `min_length` is greater than `max_length`."""
+        """Raise ValueError if a limit of lengths is on the wrong side of another."""
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
+        if self.max_training_length is not None and not self.min_length <= self.max_training_length <= self.max_length:
+            raise ValueError(
+                f"max_training_length {self.max_training_length} must be from min_length {self.min_length} to "
+                f"max_length {self.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def seed_is_used(self) -> "DataConfig":
+        """Raise ValueError if a seed is given and nothing is drawn."""
+        if not self.draws and (said := self.first_changed("seed")):
+            raise ValueError(f"{said} is of join and fraction; it wants a fraction below 1 or a join.max above 1")
         return self
 
     @model_validator(mode="after")
@@ -485,6 +524,16 @@ class DataConfig(Section):
             if said := corpus.first_changed("weight"):
                 raise ValueError(f"valid[{i}] has {said}; only the corpora of data.train have shares of an epoch")
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether the training pairs depend on `seed`."""
+        return self.fraction < 1 or self.join.max > 1
+
+    @property
+    def longest_training_side(self) -> int:
+        """The maximum length of each side of a training pair, in tokens."""
+        return self.max_length if self.max_training_length is None else self.max_training_length
 
     @property
     def train_tags(self) -> list[str]:

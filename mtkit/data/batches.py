@@ -567,4 +567,4 @@ def subword_sampling_of(config: Config, tokenizer: Tokenizer, corpus: Corpus) ->
         partial(sample, alpha=alpha, nbest=settings.unigram_nbest)
         for sample in (tokenizer.sample_source, tokenizer.sample_target)
     )
-    return SubwordSampling(source, target, config.data.max_length)
+    return SubwordSampling(source, target, config.data.longest_training_side)

@@ -737,7 +737,9 @@ def random_lengths(num_pairs: int, longest: int, seed: int) -> tuple[list[int], 
 def write_random_corpus(config: Config, directory: Path) -> None:
     """Write a binarized corpus of made-up pairs, with the vocabulary sizes and the length limit of the settings."""
     sizes = config.tokenizer.size_of("source")[1], config.tokenizer.size_of("target")[1]
-    longest = min(config.data.max_length, config.training.batch_tokens - 1, *config.model.position_limits.values())
+    longest = min(
+        config.data.longest_training_side, config.training.batch_tokens - 1, *config.model.position_limits.values()
+    )
     lengths = random_lengths(RANDOM_PAIRS, longest, config.training.seed)
     rng = np.random.default_rng(config.training.seed)
     sides = []

@@ -25,6 +25,7 @@ from mtkit.text.tokenizer import Tokenizer
 # The reasons to leave a pair out, in the order in which they are checked. Each reason comes with the settings of the
 # data section that control it.
 RULES: dict[str, tuple[str, ...]] = {
+    "not drawn": ("fraction",),  # by `Encoder`, before the other rules
     "blank source": (),
     "blank target": (),
     "too short": ("min_length",),
@@ -61,7 +62,7 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
     shorter, longer = sorted((source_length, target_length))
     if shorter < rules.min_length:
         return "too short"
-    if longer > rules.max_length:
+    if longer > rules.longest_training_side:
         return "too long"
     if rules.max_length_ratio is not None and longer > rules.max_length_ratio * shorter:
         return "length ratio"
@@ -260,6 +261,8 @@ class Encoder:
         self._read = read
         self.drops = Drops()
         self._rules = config.data
+        # Each has its own random numbers, so that a larger fraction includes a smaller one.
+        self._join_rng, self._draw_rng = (np.random.default_rng([config.data.seed, n]) for n in range(2))
         self._keeps_text = config.training.samples_subwords
         self._unknown = unknown
         self._tokenizer = tokenizer
@@ -283,12 +286,28 @@ class Encoder:
                     meter.add(len(chunk))
         return self._writer.num_pairs - before
 
-    def _encode_chunk(self, raw: list[Pair], part: CorpusConfig, first_line: int) -> None:
-        """Encodes the pairs `raw`, which begin at line `first_line` of `part`; writes those that pass all rules.
+    def _training_pairs(self, read: list[Pair]) -> tuple[list[int], list[Pair]]:
+        """Joins and draws the pairs that were read, as `data.join` and `data.fraction` say.
+
+        Returns the index of each resulting pair, which is that of the first pair that it consists of, and the pairs.
+        """
+        places, pairs = list(range(len(read))), read
+        if (most := self._rules.join.max) > 1:
+            places, pairs = joined(read, most, self._join_rng)
+        if self._rules.fraction < 1:
+            drawn = (self._draw_rng.random(len(pairs)) < self._rules.fraction).nonzero()[0].tolist()
+            if len(drawn) < len(pairs):
+                self.drops.counts["not drawn"] += len(pairs) - len(drawn)
+            places, pairs = [places[n] for n in drawn], [pairs[n] for n in drawn]
+        return places, pairs
+
+    def _encode_chunk(self, read: list[Pair], part: CorpusConfig, first_line: int) -> None:
+        """Encodes the pairs `read`, which begin at line `first_line` of `part`; writes those that pass all rules.
 
         If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without the
         tag.
         """
+        lines, raw = self._training_pairs(read)
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
@@ -303,7 +322,7 @@ class Encoder:
                 reasons[place] = None if is_new else "duplicate"
         for place, reason in enumerate(reasons):
             if reason:
-                self.drops.add(reason, part.paths[0], first_line + place, *raw[place])
+                self.drops.add(reason, part.paths[0], first_line + lines[place], *raw[place])
             else:
                 self._search.add_training_pair(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]
@@ -311,6 +330,26 @@ class Encoder:
         _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
         texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
         self._writer.add(kept_sources, kept_targets, *texts)
+
+
+def joined(pairs: Sequence[Pair], most: int, rng: np.random.Generator) -> tuple[list[int], list[Pair]]:
+    """Joins 1 to `most` pairs in a row to one; returns the index of the first pair of each, and the joined pairs.
+
+    The number of pairs is drawn for each. A pair with a blank side is not joined with others, since the rules for blank
+    sides leave it out.
+    """
+    starts: list[int] = []
+    results: list[Pair] = []
+    is_blank = [not source.strip() or not target.strip() for source, target in pairs]
+    start = 0
+    while start < len(pairs):
+        end = min(start + int(rng.integers(1, most + 1)), len(pairs))
+        end = next((n for n in range(start, end) if is_blank[n]), end) if not is_blank[start] else start + 1
+        starts.append(start)
+        sources, targets = zip(*pairs[start:end], strict=True)
+        results.append((" ".join(sources), " ".join(targets)))
+        start = end
+    return starts, results
 
 
 def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:

@@ -211,7 +211,7 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
             if not num_pairs:
                 raise _no_training_pairs(corpora)
             if not writer.num_pairs:
-                raise _nothing_left(num_pairs, drops)
+                raise _nothing_left(config, num_pairs, drops)
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
                 valid = tagged_pairs(resolve_corpora(config, config.data.valid))
@@ -223,9 +223,11 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
         say(warning)
 
 
-def _nothing_left(num_pairs: int, drops: Drops) -> DataError:
+def _nothing_left(config: Config, num_pairs: int, drops: Drops) -> DataError:
+    length = "max_length" if config.data.max_training_length is None else "max_training_length"
+    names = [length if name == "max_length" else name for name in settings_behind(drops.counts)]
     # No setting controls which pairs are blank, so there may be none to name.
-    advice = " and ".join(f"data.{name}" for name in settings_behind(drops.counts)) or "the files of data.train"
+    advice = " and ".join(f"data.{name}" for name in names) or "the files of data.train"
     return DataError(f"every one of {counted(num_pairs, 'training pair')} is left out: {drops}; see {advice}")
 
 
@@ -489,7 +491,7 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
     `before` holds the settings stored in the manifest of the corpora: those that decide which pairs are kept and how
     the pairs are stored. Tags are not compared here.
     """
-    rules = DataConfig().model_dump(mode="json", include=set(settings_behind(REASONS)))
+    rules = DataConfig().model_dump(mode="json", include={*settings_behind(REASONS), *SELECTION})
     named = {"tags", "text"}
     old, new = (
         {**rules, **{name: value for name, value in settings.items() if name not in named}}
@@ -652,13 +654,17 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
+# Settings of the data section that decide what the training pairs are, besides the cleaning rules.
+SELECTION = ("max_training_length", "join", "seed")
+
+
 def _corpus_settings(config: Config) -> dict[str, Any]:
     """Returns the settings to store in the manifest of the corpora.
 
     These settings decide which pairs are kept and how the pairs are stored. Settings of cleaning rules that the first
     version of mtkit did not have are included only if they differ from their defaults.
     """
-    rules = config.data.model_dump(mode="json", include=set(settings_behind(REASONS)))
+    rules = config.data.model_dump(mode="json", include={*settings_behind(REASONS), *SELECTION})
     defaults = DataConfig().model_dump(mode="json")
     always = ("max_length", "max_length_ratio")
     changed = {name: value for name, value in rules.items() if name in always or value != defaults[name]}

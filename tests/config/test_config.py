@@ -665,7 +665,7 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         ),
         ("trainig.seed=3", "trainig.seed=3: unknown key 'trainig'; did you mean 'training'?"),
         ("languages.source=no", 'languages.source=no: found false; quote it, "no", if text is meant'),
-        ("seed=3", "seed=3: unknown key 'seed'; did you mean 'training.seed' or 'decoding.seed'?"),
+        ("seed=3", "seed=3: unknown key 'seed'; did you mean 'data.seed' or 'training.seed' or 'decoding.seed'?"),
         ("run_dir.x=1", None),
         (
             "data.train.0.source=x",

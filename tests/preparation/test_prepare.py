@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mtkit.config import data_settings as settings
-from mtkit.config.data_settings import CorpusConfig, DataConfig, TokenizerConfig
+from mtkit.config.data_settings import CorpusConfig, DataConfig, JoinConfig, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus, RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError
@@ -230,6 +230,68 @@ def test_a_side_may_have_max_length_tokens_and_no_more(config):
     assert stored.manifest.drops["too long"] == 320 - len(stored) > 0
 
 
+def texts_of(config: Config) -> list[tuple[str, str]]:
+    """The pairs of the binarized corpus."""
+    stored, tokenizer = prepared(config), Tokenizer.load(config.run_path / "tokenizer")
+    sides = (tokenizer.decode_source, stored.source), (tokenizer.decode_target, stored.target)
+    return list(zip(*(decode([side(n) for n in range(len(stored))]) for decode, side in sides), strict=True))
+
+
+def test_joined_pairs_are_one_to_three_in_a_row_and_nothing_is_lost(config, capsys):
+    fr, en = lines(config, "train.fr"), lines(config, "train.en")
+    fr[10] = ""
+    write_lines(config.data.root / "train.fr", fr)
+    config = changed(config, "data", max_length=120, join=JoinConfig(max=3), train=(corpus("train"),))
+    texts = texts_of(config)
+    counts = [source.count("0") for source, _ in texts]  # each line ends with the number of its file
+    assert {*counts} == {1, 2, 3}
+    assert all(counts.count(number) > 30 for number in (1, 2, 3))
+    for side, text in enumerate((fr, en)):
+        assert " ".join(pair[side] for pair in texts) == " ".join(text[:10] + text[11:])
+    assert f"  blank source: {config.data.root / 'train.fr'}:11: " in capsys.readouterr().err
+    assert binarized_is_current(config)
+    assert texts_of(changed(config, "data", seed=2)) != texts
+    assert not binarized_is_current(config)
+
+
+def test_a_share_of_the_pairs_is_drawn_and_a_larger_one_includes_it(config):
+    whole = texts_of(config)
+    some, more, others = (
+        texts_of(changed(config, "data", **values))
+        for values in ({"fraction": 0.3}, {"fraction": 0.6}, {"fraction": 0.3, "seed": 2})
+    )
+    assert {*some} < {*more} < {*whole}
+    assert some != others
+    assert 70 < len(some) < 122
+    manifest = prepared(changed(config, "data", fraction=0.3)).manifest
+    assert manifest.drops == {"not drawn": 320 - len(some)}
+    assert sum(manifest.corpora) == len(some)
+
+
+def test_training_pairs_may_be_shorter_than_what_translation_splits_at(config):
+    longest = int(prepared(config).source_lengths.max())
+    stored = prepared(changed(config, "data", max_training_length=longest - 1, max_length_ratio=None))
+    assert max(stored.manifest.source.longest, stored.manifest.target.longest) < longest
+    assert stored.manifest.drops["too long"] == 320 - len(stored) > 0
+    with pytest.raises(DataError, match=r"320 too long; see data\.max_training_length$"):
+        binarize(changed(config, "data", max_training_length=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"max_training_length": 50, "max_length": 40},
+            "max_training_length 50 must be from min_length 1 to",
+        ),
+        ({"seed": 3}, "seed 3 is of join and fraction; it wants a fraction below 1 or a join.max above 1"),
+    ],
+)
+def test_limits_and_seeds_without_effect_are_refused(values, told):
+    with pytest.raises(ValueError, match=told):
+        DataConfig(**values)
+
+
 def test_the_validation_text_is_kept_as_it_is(config):
     hostile = ["\ufeffa", "", " b ", "c\u2028d\x00\u0085", "e\r", "f\rg"]
     (config.data.root / "extra.fr").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(hostile).encode())
@@ -341,6 +403,9 @@ def test_what_was_made_is_current_and_making_it_again_changes_nothing(config):
         (lambda config: changed(config, "data", max_length=39), True, False),
         (lambda config: changed(config, "data", max_length_ratio=None), True, False),
         (lambda config: changed(config, "data", min_length=2), True, False),
+        (lambda config: changed(config, "data", max_training_length=39), True, False),
+        (lambda config: changed(config, "data", fraction=0.9), True, False),
+        (lambda config: changed(config, "data", join=JoinConfig(max=2)), True, False),
         (lambda config: changed(config, "data", drop_identical=True), True, False),
         (lambda config: changed(config, "data", drop_duplicates=True), True, False),
         (lambda config: changed(config, "data", source_script=("Latin",)), True, False),
@@ -365,6 +430,7 @@ SETTINGS_THAT_CHANGE = [
     ("data", {"max_length": 39}, "data.max_length was 40, is 39"),
     ("data", {"max_length_ratio": None}, "data.max_length_ratio was 9.0, is null"),
     ("data", {"drop_duplicates": True}, "data.drop_duplicates was false, is true"),
+    ("data", {"join": JoinConfig(max=3), "seed": 2}, "data.join was {max: 1}, is {max: 3}"),
     ("data", {"source_script": ("Latin",)}, "data.source_script was null, is [Latin]"),
     (
         "training",
