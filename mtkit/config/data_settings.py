@@ -374,14 +374,14 @@ class TestSetConfig(Section):
 
 
 class JoinConfig(Section):
-    """Training pairs that are made of several pairs in a row, such as longer text for experiments."""
+    """Joins consecutive pairs of the training text, for experiments with longer sentences."""
 
     max: int = Field(
         1,
         ge=1,
         le=1000,
-        description="Largest number of pairs in a row whose sides are joined, by spaces, to one training pair; each "
-        "number from 1 is as likely.",
+        description="Most consecutive pairs that are joined, with spaces between them, to one training pair; their "
+        "number is drawn from 1 to this.",
     )
 
 
@@ -431,8 +431,8 @@ class DataConfig(Section):
     max_training_length: int | None = Field(
         None,
         ge=1,
-        description="Longest side of a training pair, in tokens, where it is to be less than max_length, at which a "
-        "line to translate is split; null: max_length.",
+        description="Longest side of a training pair, in tokens, if it is to be less than max_length, at which lines "
+        "to translate are split; null: max_length.",
     )
     min_length: int = Field(1, ge=1, description="Shortest side of a training pair, in tokens.")
     max_length_ratio: float | None = Field(
@@ -463,13 +463,13 @@ class DataConfig(Section):
         False,
         description="Leave out repeated training pairs, all but the first; takes 16 bytes of memory for each pair.",
     )
-    join: JoinConfig = Field(JoinConfig(), description="Training pairs that are made of several pairs in a row.")
+    join: JoinConfig = Field(JoinConfig(), description="Joins consecutive pairs of the training text.")
     fraction: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of the training pairs, after join, that are drawn; the others are left out. A larger share "
-        "includes a smaller one. The tokenizer is trained on the whole text.",
+        description="Share of the training pairs that is used, drawn at random after join; a larger share includes a "
+        "smaller one. The tokenizer is trained on the whole text.",
     )
     seed: int = Field(1, ge=0, description="Seed of join and of fraction.")
 

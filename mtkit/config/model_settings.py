@@ -107,10 +107,11 @@ class TransformerConfig(CarriedSection):
     )
     ablate: tuple[Ablation, ...] = Field(
         (),
-        description="Parts taken out, to study what they are for: the decoder's causal_mask, or causal_mask_product to "
-        "multiply scores by 0 before the softmax instead; the shift of the decoder's input, which then is the label; "
-        "cross_attention; the residual connections; attention_scale, the division by the root of the width of a head; "
-        "encoder_causal gives the encoder a causal mask.",
+        description="Parts taken out, to study what they are for. causal_mask: self-attention in the decoder sees "
+        "later tokens; causal_mask_product: their scores are multiplied by 0 instead; shift: the decoder reads the "
+        "token that it should predict; cross_attention: the decoder does not see the source; residual: no residual "
+        "connections; attention_scale: scores are not divided by the square root of the width of a head; "
+        "encoder_causal: the encoder does not see later tokens.",
     )
 
     def check(self) -> None:

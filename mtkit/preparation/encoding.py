@@ -333,7 +333,7 @@ class Encoder:
 
 
 def joined(pairs: Sequence[Pair], most: int, rng: np.random.Generator) -> tuple[list[int], list[Pair]]:
-    """Joins 1 to `most` pairs in a row to one; returns the index of the first pair of each, and the joined pairs.
+    """Joins 1 to `most` consecutive pairs to one; returns the index of the first pair of each, and the joined pairs.
 
     The number of pairs is drawn for each. A pair with a blank side is not joined with others, since the rules for blank
     sides leave it out.
