@@ -18,7 +18,7 @@ from mtkit.models.interface import TranslationModel, next_rows
 from mtkit.models.layers import Cache
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import PrefixState, TransformerState
-from tests.models.test_models import padded, sentences
+from tests.models.test_models import packed, padded, sentences
 from tests.runs import trained
 
 VOCAB = 23
@@ -224,6 +224,14 @@ def test_each_step_decodes_the_whole_prefix_of_each_hypothesis_anew(name: str) -
         histories = [
             [[*histories[r][p], int(i)] for p, i in zip(parents[r], ids[r], strict=True)] for r in range(len(ids))
         ]
+
+
+@pytest.mark.parametrize("name", SEES_LATER)
+def test_packing_changes_nothing_where_later_tokens_are_seen(name: str) -> None:
+    model, sources, targets = made(name), sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
+    together = model(packed(sources, 20), packed(targets, 17))[0, : 7 + 3 + 6]
+    alone = [model(padded([s]), padded([t]))[0] for s, t in zip(sources, targets, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
 
 
 # Settings, bundles, exports
