@@ -183,6 +183,11 @@ class TransformerConfig(CarriedSection):
         return "cross_attention" not in self.ablate
 
     @property
+    def source_attention(self) -> tuple[int, int]:
+        """The number of layers that attend to the source, and the number of attention heads of each."""
+        return (self.decoder_layers, self.decoder_num_heads or self.num_heads) if self.has_attention else (0, 0)
+
+    @property
     def can_pack(self) -> bool:
         """Whether several sentences can be packed into one row of a batch."""
         return True
@@ -241,6 +246,11 @@ class RecurrentConfig(CarriedSection):
     def has_attention(self) -> bool:
         """Whether the decoder attends to the source."""
         return self.attention != "none"
+
+    @property
+    def source_attention(self) -> tuple[int, int]:
+        """The number of layers that attend to the source, and the number of attention heads of each."""
+        return (1, 1) if self.has_attention else (0, 0)
 
     @property
     def can_pack(self) -> bool:
@@ -311,6 +321,11 @@ class MixedConfig(CarriedSection):
     def has_attention(self) -> bool:
         """Whether the decoder attends to the source."""
         return self.decoder.has_attention
+
+    @property
+    def source_attention(self) -> tuple[int, int]:
+        """The number of layers that attend to the source, and the number of attention heads of each."""
+        return self.decoder.source_attention
 
     @property
     def can_pack(self) -> bool:

@@ -100,6 +100,31 @@ class Config(Section):
             )
         if self.training.consistency == "rdrop" and not any(_dropouts(self.model)):
             raise ValueError("training.consistency rdrop wants model.dropout above 0; two equal passes always agree")
+        if self.training.guided_alignment is not None:
+            self._check_guided_alignment()
+
+    def _check_guided_alignment(self) -> None:
+        """Raise ValueError if the model lacks the attention head that guided alignment trains, or may skip it."""
+        num_layers, num_heads = self.model.source_attention
+        if not num_layers:
+            raise ValueError("training.guided_alignment wants a model with attention, one head of which learns it")
+        for name, most in (("layer", num_layers), ("head", num_heads)):
+            number = getattr(self.training, f"guided_alignment_{name}")
+            if number is not None and number > most:
+                raise ValueError(
+                    f"training.guided_alignment_{name} {number} must be at most {most}, the number of {name}s of "
+                    "attention to the source"
+                )
+        if self.data.draws:
+            raise ValueError(
+                "training.guided_alignment has a line for each pair; it wants data.join and data.fraction unset"
+            )
+        decoder = self.model.decoder if isinstance(self.model, MixedConfig) else self.model
+        if isinstance(decoder, TransformerConfig) and decoder.layer_dropout:
+            raise ValueError(
+                f"training.guided_alignment wants model.layer_dropout 0, found {decoder.layer_dropout}, which may skip "
+                "the layer that learns it"
+            )
 
     def _check_segmentation(self) -> None:
         """Raise ValueError if `bpe_dropout` or `unigram_alpha` is given but the type of tokenizer does not allow it."""
@@ -136,6 +161,14 @@ class Config(Section):
     def run_path(self) -> Path:
         """The run directory: `run_dir` or, if that is `None`, runs/NAME."""
         return self.run_dir or Path("runs") / self.name
+
+    @property
+    def guided_head(self) -> tuple[int, int] | None:
+        """The layer and the attention head, from 1, that guided alignment trains; `None` without guided alignment."""
+        if self.training.guided_alignment is None:
+            return None
+        layer = self.training.guided_alignment_layer or max(1, self.model.source_attention[0] - 1)
+        return layer, self.training.guided_alignment_head
 
     def data_path(self, path: Path) -> Path:
         """Returns a path from the data or tokenizer section, resolved against `data.root` if that is given."""

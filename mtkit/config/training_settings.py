@@ -146,6 +146,19 @@ class TrainingConfig(Section):
         description="Weight of that agreement, alpha in the papers; null: theirs, 5 for rdrop and 3 for simcut.",
     )
     cutoff: float = Field(0.05, gt=0, lt=1, description="Share of the tokens whose embeddings simcut sets to zero.")
+    guided_alignment: Path | None = Field(
+        None,
+        description="Word alignments of data.train that one attention head learns (Garg et al. 2019): a file with a "
+        "line such as 0-0 1-2 for each pair, source-target, counted from 0, of all corpora in order; null: none. A "
+        "relative path starts from data.root.",
+    )
+    guided_alignment_layer: int | None = Field(
+        None, ge=1, description="Decoder layer of that head, from 1; null: the last but one, or the only one."
+    )
+    guided_alignment_head: int = Field(1, ge=1, description="Number of that head in its layer, from 1.")
+    guided_alignment_weight: float = Field(
+        0.05, gt=0, description="Weight of its cross-entropy, which is summed over the aligned target tokens."
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,
@@ -308,6 +321,22 @@ class TrainingConfig(Section):
             raise ValueError(f"unigram_nbest {self.unigram_nbest} leaves nothing to sample; it wants 2 or more, or -1")
         if self.unigram_nbest != -1 and self.unigram_alpha is None:
             raise ValueError(f"unigram_nbest {self.unigram_nbest} wants a unigram_alpha, without which none is sampled")
+        return self
+
+    @model_validator(mode="after")
+    def guided_alignment_fits(self) -> "TrainingConfig":
+        """Raise ValueError if a setting of guided alignment has no effect or goes with no other setting given."""
+        if self.guided_alignment is None:
+            names = ("guided_alignment_layer", "guided_alignment_head", "guided_alignment_weight")
+            if said := self.first_changed(*names):
+                raise ValueError(f"{said} wants guided_alignment, a file of word alignments")
+        elif self.consistency != "none":
+            raise ValueError(f"guided_alignment wants consistency none, found {self.consistency}")
+        elif self.samples_subwords:
+            said = self.first_changed("bpe_dropout", "unigram_alpha")
+            raise ValueError(
+                f"guided_alignment wants one segmentation of each sentence, found {said}, which samples them"
+            )
         return self
 
     @property

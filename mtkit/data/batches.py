@@ -251,6 +251,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class AlignedTokens:
+    """The word alignments of a batch, as N links between a target token and a source token of the same row."""
+
+    rows: Tensor  # (N,) int64
+    targets: Tensor  # (N,) int64: the position of the target token in `Batch.labels`
+    sources: Tensor  # (N,) int64: the position of the source token in `Batch.source`
+    shares: Tensor  # (N,) float32: 1 divided by the number of links of the target token
+
+    def to(self, device: torch.device) -> "AlignedTokens":
+        """Returns a copy on a device."""
+        fields = (self.rows, self.targets, self.sources, self.shares)
+        return AlignedTokens(*(field.to(device, non_blocking=True) for field in fields))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Sentence pairs: the sources in one set of rows, the targets in another.
 
@@ -263,6 +278,7 @@ class Batch:
     num_pairs: int
     source_tokens: int  # with end marks, without padding
     target_tokens: int  # with end marks, without padding
+    alignment: AlignedTokens | None = None  # only if training is guided by word alignments
 
     def to(self, device: torch.device) -> "Batch":
         """Returns a copy of the batch on a device; the copying is asynchronous if the batch is in pinned memory."""
@@ -271,6 +287,7 @@ class Batch:
             source=self.source.to(device),
             target=self.target.to(device),
             labels=self.labels.to(device, non_blocking=True),
+            alignment=None if self.alignment is None else self.alignment.to(device),
         )
 
     @property
@@ -362,6 +379,17 @@ def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DE
     )
 
 
+def aligned_tokens(corpus: Corpus, pairs: NDArray[np.int64]) -> AlignedTokens:
+    """Returns the word alignments of a batch whose rows are `pairs` of a corpus that stores alignments."""
+    links = [corpus.links(pair) for pair in pairs.tolist()]
+    rows = np.repeat(np.arange(len(links)), [len(of_pair) for of_pair in links])
+    sources, targets = np.concatenate(links).astype(np.int64).T
+    keys = np.stack([rows, targets])
+    _, places, counts = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+    shares = (1 / counts[places.reshape(-1)]).astype(np.float32)
+    return AlignedTokens(*map(torch.from_numpy, (rows, targets.copy(), sources.copy(), shares)))
+
+
 # The batches of a corpus in the order of training, either with the ids of the corpus or with newly sampled
 # segmentations.
 
@@ -411,7 +439,10 @@ def micro_batches(
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
             target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            yield epoch, (padded_batch(source, target, boundaries),)
+            batch = padded_batch(source, target, boundaries)
+            if corpus.has_links:
+                batch = replace(batch, alignment=aligned_tokens(corpus, pairs))
+            yield epoch, (batch,)
         consumed += len(pairs)
 
 
@@ -510,8 +541,10 @@ class Feed:
         """Returns the feed for the settings in `config`.
 
         Raises DataError if the settings require something that `corpus` does not store: the text of the pairs, or the
-        number of pairs from each corpus in `data.train`.
+        number of pairs from each corpus in `data.train`, or word alignments.
         """
+        if config.training.guided_alignment is not None:
+            corpus.require_links()
         return Feed(
             config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
         )

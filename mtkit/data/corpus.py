@@ -2,7 +2,8 @@
 
 A corpus is a directory. For each side, the file `SIDE.tokens` holds the token ids of all sentences, concatenated, and
 the file `SIDE.offsets` holds the index of the first token of each sentence. If training samples segmentations, the
-text of the sentences is stored in the same way in `SIDE.text` and `SIDE.text_offsets`.
+text of the sentences is stored in the same way in `SIDE.text` and `SIDE.text_offsets`. If training is guided by word
+alignments, `alignment.links` holds the links of all pairs, and `alignment.offsets` the index of the first link of each.
 
 A corpus may consist of several parts, the corpora of `data.train`, each of which has a share of an epoch.
 """
@@ -140,6 +141,15 @@ class RawFile:
 
 
 @dataclass(frozen=True)
+class StoredAlignment:
+    """The two files with the word alignments of the pairs, and the file that they were read from."""
+
+    links: StoredFile
+    offsets: StoredFile
+    raw_file: RawFile
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of a corpus: a description of the corpus and of what it was made from."""
 
@@ -152,6 +162,7 @@ class Manifest:
     settings: dict[str, Any]  # the settings that decide which pairs are left out and how the others are encoded
     unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens by text, if it can have any
     corpora: tuple[int, ...] = ()  # the number of pairs kept from each corpus; empty in manifests of older versions
+    alignment: StoredAlignment | None = None  # only with training.guided_alignment
 
     def files(self) -> dict[str, StoredFile]:
         """Returns the sizes and checksums of all files of the corpus, by file name."""
@@ -160,6 +171,8 @@ class Manifest:
             found |= {f"{name}.tokens": side.tokens, f"{name}.offsets": side.offsets}
             if side.text:
                 found |= {f"{name}.text": side.text.text, f"{name}.text_offsets": side.text.offsets}
+        if self.alignment:
+            found |= {"alignment.links": self.alignment.links, "alignment.offsets": self.alignment.offsets}
         return found
 
 
@@ -170,7 +183,7 @@ def checksum(body: object) -> str:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Writes a manifest, and a checksum of the manifest, to a JSON file."""
-    body = asdict(manifest)
+    body = {name: value for name, value in asdict(manifest).items() if name != "alignment" or value}
     content = {"format": FORMAT, **body, "sha256": checksum(body)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -191,6 +204,9 @@ def read_manifest(path: Path) -> Manifest:
     content["source"], content["target"] = _side(content["source"]), _side(content["target"])
     content["raw_files"] = tuple(RawFile(**raw) for raw in content["raw_files"])
     content["corpora"] = tuple(content.get("corpora", ()))
+    if stored := content.get("alignment"):
+        files = {name: _stored(stored[name]) for name in ("links", "offsets")}
+        content["alignment"] = StoredAlignment(**files, raw_file=RawFile(**stored["raw_file"]))
     return Manifest(**content)
 
 
@@ -210,6 +226,7 @@ def _stored(content: dict[str, Any]) -> StoredFile:
 # Reading a corpus.
 
 OFFSET = np.dtype("<i8")  # of all offsets files
+TOKEN_INDEX = np.dtype("<u4")  # of links, which are pairs of a source token and a target token
 
 
 class Corpus:
@@ -237,6 +254,13 @@ class Corpus:
                 )
         self._source_text = _SideText.open(directory, "source", manifest.source.text)
         self._target_text = _SideText.open(directory, "target", manifest.target.text)
+        self._links: NDArray[np.unsignedinteger[Any]] | None = None  # (number of links, 2)
+        if manifest.alignment:
+            self._links = _map(directory / "alignment.links", TOKEN_INDEX).reshape(-1, 2)
+            self._link_offsets = _map(directory / "alignment.offsets", OFFSET)
+            ends = self._link_offsets[[0, -1]].tolist() if len(self._link_offsets) == manifest.num_pairs + 1 else []
+            if ends != [0, len(self._links)]:
+                raise DataError(f"{directory / 'alignment.offsets'}: damaged; binarize the corpora again")
 
     @staticmethod
     def open(directory: Path) -> "Corpus":
@@ -276,6 +300,16 @@ class Corpus:
     def has_text(self) -> bool:
         """Whether the corpus stores the text of each pair in addition to the token ids."""
         return self._source_text is not None and self._target_text is not None
+
+    @property
+    def has_links(self) -> bool:
+        """Whether the corpus stores word alignments."""
+        return self._links is not None
+
+    def links(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Returns the links (N, 2) of a pair: source token and target token; `has_links` must be true."""
+        assert self._links is not None
+        return self._links[self._link_offsets[pair] : self._link_offsets[pair + 1]]
 
     @cached_property
     def source_lengths(self) -> NDArray[np.int32]:
@@ -329,6 +363,14 @@ class Corpus:
             raise DataError(
                 f"{self.directory}: holds no text, which training.bpe_dropout and training.unigram_alpha sample from; "
                 "binarize the corpora again"
+            )
+
+    def require_links(self) -> None:
+        """Raises DataError if the corpus does not store word alignments."""
+        if not self.has_links:
+            raise DataError(
+                f"{self.directory}: holds no word alignments, which training.guided_alignment learns; binarize the "
+                "corpora again"
             )
 
     def verify(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -396,16 +438,19 @@ class CorpusWriter:
         target_vocab_size: int,
         tokenizer_hash: str,
         keeps_text: bool = False,
+        keeps_links: bool = False,
     ) -> None:
         """Creates a temporary directory, which `commit` will put in the place of `directory`.
 
-        With `keeps_text`, the corpus stores the text of the pairs in addition to the token ids.
+        With `keeps_text`, the corpus stores the text of the pairs in addition to the token ids; with `keeps_links`, it
+        stores their word alignments.
         """
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
         self._writing = new_directory(directory)
         self._source = _SideWriter(self._writing, "source", source_vocab_size, keeps_text)
         self._target = _SideWriter(self._writing, "target", target_vocab_size, keeps_text)
+        self._links = _LinksWriter(self._writing) if keeps_links else None
         self.num_pairs = 0
 
     def add(
@@ -414,12 +459,17 @@ class CorpusWriter:
         target: Sequence[Sequence[int]],
         source_text: Sequence[str] = (),
         target_text: Sequence[str] = (),
+        links: Sequence[Sequence[tuple[int, int]]] = (),
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        With `keeps_text`, the normalised text of the pairs is required too; otherwise, any text given is ignored.
+        With `keeps_text`, the normalised text of the pairs is required too; otherwise, any text given is ignored. With
+        `keeps_links`, so are the links between the source and target tokens of each pair.
         """
         assert len(source) == len(target)
+        if self._links:
+            assert len(links) == len(source)
+            self._links.add(links)
         self._source.add(source, source_text)
         self._target.add(target, target_text)
         self.num_pairs += len(source)
@@ -431,11 +481,12 @@ class CorpusWriter:
         settings: Mapping[str, Any],
         corpora: Sequence[int],
         unknown: Mapping[str, float] = MappingProxyType({}),
+        links_file: RawFile | None = None,
     ) -> Manifest:
         """Finishes the corpus and puts it in the place of `directory`; returns the manifest of the corpus.
 
-        `corpora` holds the number of pairs that were added from each corpus of `data.train`. All arguments are stored
-        in the manifest.
+        `corpora` holds the number of pairs that were added from each corpus of `data.train`; `links_file`, with
+        `keeps_links`, is the file with the word alignments. All arguments are stored in the manifest.
         """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
@@ -448,6 +499,7 @@ class CorpusWriter:
             settings=dict(settings),
             unknown=dict(unknown),
             corpora=tuple(corpora),
+            alignment=self._links.finish(links_file) if self._links and links_file else None,
         )
         write_manifest(self._writing / MANIFEST, manifest)
         put_in_place(self._directory)
@@ -462,6 +514,8 @@ class CorpusWriter:
         """Removes the temporary directory unless `commit` was called."""
         self._source.discard()
         self._target.discard()
+        if self._links:
+            self._links.discard()
         shutil.rmtree(self._writing, ignore_errors=True)
 
 
@@ -506,6 +560,31 @@ class _SideWriter:
         self._offsets.discard()
         if self._text:
             self._text.discard()
+
+
+class _LinksWriter:
+    """Writes the word alignments of the pairs, and the index of the first link of each pair."""
+
+    def __init__(self, directory: Path) -> None:
+        self._links = FileWriter(directory / "alignment.links")
+        self._offsets = FileWriter(directory / "alignment.offsets")
+        self._offsets.write(np.zeros(1, OFFSET).tobytes())
+        self._num_links = 0
+
+    def add(self, links: Sequence[Sequence[tuple[int, int]]]) -> None:
+        lengths = [len(of_pair) for of_pair in links]
+        indices = chain.from_iterable(chain.from_iterable(links))
+        self._links.write(np.fromiter(indices, TOKEN_INDEX, 2 * sum(lengths)).tobytes())
+        ends = np.fromiter(accumulate(lengths), OFFSET, len(lengths)) + self._num_links
+        self._offsets.write(ends.astype(OFFSET).tobytes())
+        self._num_links += sum(lengths)
+
+    def finish(self, raw_file: RawFile) -> StoredAlignment:
+        return StoredAlignment(self._links.finish(), self._offsets.finish(), raw_file)
+
+    def discard(self) -> None:
+        self._links.discard()
+        self._offsets.discard()
 
 
 class _TextWriter:

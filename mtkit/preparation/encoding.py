@@ -18,7 +18,9 @@ from mtkit.errors import Meter, is_shown
 from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, tagged
+from mtkit.text.segmentation import word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.translation.alignments import AlignmentLines, Link, parse_links, piece_links, raw_words
 
 # Cleaning rules: which pairs are left out, and why.
 
@@ -252,12 +254,15 @@ class Encoder:
         search: HeldOutSearch,
         unknown: UnknownShares,
         read: Callable[[CorpusConfig], Iterable[Pair]],
+        alignments: AlignmentLines | None = None,
     ) -> None:
         """Initialises the encoder.
 
         The pairs to keep will be passed on to `writer`, `search` and `unknown`. `read` returns the pairs of one part of
-        a corpus; a part is a source file with its target file, or one tab-separated file.
+        a corpus; a part is a source file with its target file, or one tab-separated file. `alignments` has a line for
+        each pair read.
         """
+        self._alignments = alignments
         self._read = read
         self.drops = Drops()
         self._rules = config.data
@@ -328,8 +333,32 @@ class Encoder:
         kept = [place for place, reason in enumerate(reasons) if not reason]
         kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
         _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
-        texts = _normalized([pairs[place] for place in kept], self._tokenizer) if self._keeps_text else ()
-        self._writer.add(kept_sources, kept_targets, *texts)
+        texts: tuple[Sequence[str], Sequence[str]] = ((), ())
+        if self._keeps_text:
+            texts = _normalized([pairs[place] for place in kept], self._tokenizer)
+        links: list[list[Link]] = []
+        if self._alignments:
+            lines = list(self._alignments.next_lines(len(raw)))
+            for place in kept:
+                links.append(self._links(raw[place], sources[place], targets[place], tag_length, *lines[place]))
+        self._writer.add(kept_sources, kept_targets, *texts, links)
+
+    def _links(
+        self, pair: Pair, source: list[int], target: list[int], tag_length: int, where: str, line: str
+    ) -> list[Link]:
+        """Returns the links between the tokens of a pair, of which the first `tag_length` source tokens are a tag.
+
+        `line` has the links between its words. Raises DataError, whose message begins with `where`, if it is malformed.
+        """
+        tokenizer = self._tokenizer
+        words = parse_links(line, where, *(len(text.split()) for text in pair))
+        source_words = word_of_each_piece(tokenizer.source_pieces(source[tag_length:]))
+        target_words = word_of_each_piece(tokenizer.target_pieces(target))
+        return piece_links(
+            words,
+            [-1] * tag_length + raw_words(source_words, pair[0], tokenizer.normalize_source),
+            raw_words(target_words, pair[1], tokenizer.normalize_target),
+        )
 
 
 def joined(pairs: Sequence[Pair], most: int, rng: np.random.Generator) -> tuple[list[int], list[Pair]]:

@@ -22,6 +22,7 @@ from mtkit.data.corpus import (
     Corpus,
     CorpusWriter,
     Manifest,
+    RawFile,
     is_proportional,
     mix,
     read_json_object,
@@ -60,8 +61,8 @@ from mtkit.preparation.sources import (
     warn_of_processed_text,
     watching_reader,
 )
-from mtkit.text.lines import fingerprint, read_lines
-from mtkit.text.parallel import Pair, data_file, pairs_in_turn, read_source, read_target, tagged_pairs
+from mtkit.text.lines import fingerprint, read_lines, require_file
+from mtkit.text.parallel import Pair, data_file, pairs_in_turn, read_corpus, read_source, read_target, tagged_pairs
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import (
     VocabularyReport,
@@ -70,6 +71,7 @@ from mtkit.text.tokenizer_training import (
     read_model,
     train_tokenizer,
 )
+from mtkit.translation.alignments import AlignmentLines
 
 # The stage train-tokenizer.
 
@@ -202,10 +204,14 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
             tokenizer.target_vocab_size,
             tokenizer.hash,
             keeps_text=config.training.samples_subwords,
+            keeps_links=config.training.guided_alignment is not None,
         ) as writer:
             unknown = UnknownShares()
-            encoder = Encoder(config, tokenizer, writer, search, unknown, watching_reader(oversights, "data.train"))
+            reader, alignments = watching_reader(oversights, "data.train"), _alignments(config, corpora)
+            encoder = Encoder(config, tokenizer, writer, search, unknown, reader, alignments)
             counts = [encoder.encode(corpus) for corpus in corpora]
+            if alignments:
+                alignments.finish()
             drops = encoder.drops
             num_pairs = writer.num_pairs + drops.counts.total()
             if not num_pairs:
@@ -216,11 +222,28 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
                 _write_validation(config, directory)
                 valid = tagged_pairs(resolve_corpora(config, config.data.valid))
                 count_unknown_in_validation(valid, tokenizer, unknown)
-                manifest = writer.commit(drops.counts, raw_files, _corpus_settings(config), counts, unknown.shares())
+                manifest = writer.commit(
+                    drops.counts,
+                    raw_files,
+                    _corpus_settings(config),
+                    counts,
+                    unknown.shares(),
+                    RawFile(str(alignments.path), fingerprint(alignments.path)) if alignments else None,
+                )
     _report_corpus(manifest, drops)
     _report_shares(config, manifest)
     for warning in (*search.warnings(), *(each for each in oversights.warnings() if each not in (warned or ()))):
         say(warning)
+
+
+def _alignments(config: Config, corpora: Sequence[CorpusConfig]) -> AlignmentLines | None:
+    """Returns the lines of `training.guided_alignment`. Raises DataError if the file is missing or is a pipe."""
+    path = config.training.guided_alignment
+    if path is None:
+        return None
+    path = data_file(config, path)
+    require_file(path)
+    return AlignmentLines(path, lambda: sum(1 for corpus in corpora for _ in read_corpus(corpus)))
 
 
 def _nothing_left(config: Config, num_pairs: int, drops: Drops) -> DataError:
@@ -466,7 +489,20 @@ def training_text_changes(config: Config) -> list[str]:
         *text_changes("data.train", corpora, known, paths),
         *tag_changes("data.train", corpora, manifest.settings),
         *_corpus_setting_changes(config, manifest.settings),
+        *_alignment_changes(config, manifest),
     ]
+
+
+def _alignment_changes(config: Config, manifest: Manifest) -> list[str]:
+    """Returns a line of text if the file of word alignments was given, taken out or changed since binarizing."""
+    path, before = config.training.guided_alignment, manifest.alignment
+    if path is None:
+        return ["training.guided_alignment was given, and is null now"] if before else []
+    if before is None:
+        return ["training.guided_alignment was null, and is given now"]
+    path = data_file(config, path)
+    same = fingerprint(path) == before.raw_file.fingerprint
+    return [] if same else [f"training.guided_alignment: {path} holds other alignments"]
 
 
 def validation_text_changes(config: Config) -> list[str]:
@@ -492,7 +528,7 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
     the pairs are stored. Tags are not compared here.
     """
     rules = DataConfig().model_dump(mode="json", include={*settings_behind(REASONS), *SELECTION})
-    named = {"tags", "text"}
+    named = {"tags", "text", "alignment"}
     old, new = (
         {**rules, **{name: value for name, value in settings.items() if name not in named}}
         for settings in (before, _corpus_settings(config))
@@ -669,7 +705,8 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
     always = ("max_length", "max_length_ratio")
     changed = {name: value for name, value in rules.items() if name in always or value != defaults[name]}
     text = {"text": True} if config.training.samples_subwords else {}
-    return {**changed, **tags_by_corpus(config.data.train), **text}
+    links = {"alignment": True} if config.training.guided_alignment is not None else {}
+    return {**changed, **tags_by_corpus(config.data.train), **text, **links}
 
 
 def _validation_provenance(config: Config) -> dict[str, Any]:

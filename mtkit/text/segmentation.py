@@ -1,5 +1,6 @@
 """Splits long lines into parts that fit a model, samples subword segmentations, and groups pieces into words."""
 
+import codecs
 import math
 import random
 import re
@@ -346,3 +347,43 @@ def group_by_word(pieces: Sequence[str]) -> list[int]:
         groups.append(number)
         new = wide or (len(piece) > 1 and piece.endswith(SPACE_MARK))
     return groups
+
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
+    """For each piece of a line, the index of the word in which it begins, where white space separates words.
+
+    A piece without visible text, such as a lone space mark or a byte before the last of its character, belongs to the
+    word of the next piece. Unlike `group_by_word`, text of scripts without spaces is one word.
+    """
+    words: list[int] = []
+    number, inside, num_invisible = -1, False, 0
+    for text in _texts_of(pieces):
+        first = None
+        for character in text:
+            if character.isspace() or character == "\0":
+                inside = False
+                continue
+            number += not inside
+            inside = True
+            first = number if first is None else first
+        if first is None:
+            num_invisible += 1
+        else:
+            words += [first] * (num_invisible + 1)
+            num_invisible = 0
+    return words + [max(number, 0)] * num_invisible
+
+
+def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
+    """Yields the text of each piece; the text of a character spelled in bytes comes with the last of its bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        byte = _BYTE.fullmatch(piece)
+        if byte:
+            yield decoder.decode(bytes([int(byte[1], 16)]))
+        else:
+            yield decoder.decode(b"", final=True) + piece.replace(SPACE_MARK, " ")
+            decoder.reset()

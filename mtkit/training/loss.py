@@ -1,6 +1,6 @@
-"""Training objectives: label-smoothed cross-entropy, alone or with a consistency loss between two forward passes."""
+"""Training objectives: label-smoothed cross-entropy, alone, with guided alignment, or with a consistency loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -271,12 +271,34 @@ class BatchLoss:
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """Returns the label-smoothed cross-entropy of one forward pass."""
-    features = model(batch.source, batch.target)[None]
+    """Returns the label-smoothed cross-entropy of one forward pass, plus that of guided alignment, if it is set."""
+    guide = settings.guided_alignment is not None and batch.alignment is not None
+    features, state = model.decode(batch.target, model.encode(batch.source, watch=guide))
     total, loss, nll, _ = consistent_cross_entropy(
-        features, model.output, batch.labels, settings.label_smoothing, ONE_PASS
+        features[None], model.output, batch.labels, settings.label_smoothing, ONE_PASS
     )
+    if guide:
+        total = total + settings.guided_alignment_weight * alignment_cross_entropy(state.attention, batch, settings)
     return BatchLoss(total, torch.stack([loss, nll]))
+
+
+LEAST_WEIGHT = 1e-8  # attention weights below this count as this, so that their logarithm is finite
+
+
+def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
+    """Returns the cross-entropy of one attention head with given alignments, summed over the aligned target tokens.
+
+    `attention` has weights (R, H, T, S) for each layer. As in Garg et al. (2019, section 4.2), the head's weights for
+    the step that predicts a target token should be spread evenly over the source tokens aligned with it; tokens without
+    links count for nothing. The paper computes these weights in a second pass of the decoder, which sees the whole
+    target. Here they come from the pass that predicts, whose head sees only the tokens before.
+    """
+    assert batch.alignment is not None
+    layer = settings.guided_alignment_layer or max(1, len(attention) - 1)
+    weights = attention[layer - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
+    links = batch.alignment
+    chosen = weights[links.rows, links.targets, links.sources].float()
+    return -(links.shares * chosen.clamp(min=LEAST_WEIGHT).log()).sum()
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:

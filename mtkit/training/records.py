@@ -63,6 +63,7 @@ from mtkit.translation.translator import translator_of
 # on them.
 UNNOTED = {"start_from", "max_minutes", "patience", "target_score", "max_skipped"}
 UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints"}
+UNNOTED |= {"guided_alignment"}  # its content is in the checksum of the data, and the file may be moved
 
 # If a setting in MEASURES changes, the scores of earlier and later checkpoints cannot be compared. If a setting in
 # VALIDATES changes, validations have other results or come at other times. Settings in FREE may change without
@@ -85,7 +86,10 @@ class Difference:
         """Returns text for messages: a setting with both values, or the name of the data whose checksum changed."""
         if "." in self.name:
             return f"{self.name} was {self.before}, is {self.after}"
-        named = {"validation": "the validation text (data.valid)", "data": "the training text (data.train)"}
+        named = {
+            "validation": "the validation text (data.valid)",
+            "data": "the training text or alignments (data.train)",
+        }
         return named.get(self.name, f"the {self.name}")
 
 
@@ -127,7 +131,7 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
 
 
 # Training settings that the finished model does not depend on.
-WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints"}
+WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints", "guided_alignment"}
 
 
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:

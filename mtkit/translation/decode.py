@@ -253,6 +253,7 @@ class ScoredTranslation:
 
     pieces: list[str]  # one for each token; the last is the end mark
     log_probs: list[float]
+    alignment: tuple[tuple[int, int], ...] | None = None  # links of source and target units; None if not asked for
 
     @property
     def log_prob(self) -> float:
@@ -330,15 +331,26 @@ def _batch_log_probs(
 # Attention of given translations to their sources.
 
 
+def mean_of_last_layer(attention: Sequence[Tensor]) -> Tensor:
+    """Returns the weights (R, T, S) averaged over the heads of the last layer; each layer is (R, H, T, S)."""
+    return attention[-1].mean(1)
+
+
 @torch.inference_mode()
 def source_attention(
-    model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
+    model: Model,
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    batch_tokens: int,
+    choose: Callable[[Sequence[Tensor]], Tensor] = mean_of_last_layer,
+    shift: int = 0,
 ) -> list[Tensor]:
     """Returns, for each pair of a source and a target, the attention weights (T, S) of the target tokens, on the CPU.
 
-    Row t holds the weights that the source tokens had when target token t was predicted. The weights are averaged over
-    the heads of the last layer; the end marks of both sides are left out. `batch_tokens` limits batches as in
-    `log_probs_of`. Raises MtkitError if the model has no attention.
+    Row t holds the weights with which target token t was predicted or, with `shift=1`, those with which the decoder
+    read it. `choose` returns weights (R, T, S), given the weights (R, H, T, S) of all layers. The end marks of both
+    sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises MtkitError if the model has no
+    attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))
@@ -348,6 +360,8 @@ def source_attention(
         rows = [ragged([side[i] for i in chosen]) for side in (sources, targets)]
         batch = padded_batch(rows[0], rows[1], model.boundaries).to(model.device)
         _, state = model.decode(batch.target, model.encode(batch.source, watch=True))
-        for i, weights in zip(chosen, last_attention(state, "unknown copy").cpu(), strict=True):
-            found[i] = weights[: len(targets[i]), : len(sources[i])].clone()
+        if not state.attention:
+            raise MtkitError("this model, or one of the ensemble, has no attention to the source")
+        for i, weights in zip(chosen, choose(state.attention).cpu(), strict=True):
+            found[i] = weights[shift : len(targets[i]) + shift, : len(sources[i])].clone()
     return [found[i] for i in range(len(sources))]

@@ -605,6 +605,33 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
             "x.yaml:2: training: consistency_weight 3 wants consistency rdrop or simcut, not none",
         ),
         (
+            "training:\n  guided_alignment_head: 2\n",
+            "x.yaml:2: training: guided_alignment_head 2 wants guided_alignment, a file of word alignments",
+        ),
+        (
+            "training:\n  consistency: rdrop\n  guided_alignment: x\n",
+            "x.yaml:3: training: guided_alignment wants consistency none, found rdrop",
+        ),
+        (
+            "training:\n  bpe_dropout: 0.1\n  guided_alignment: x\n",
+            "x.yaml:3: training: guided_alignment wants one segmentation of each sentence, found bpe_dropout 0.1, "
+            "which samples them",
+        ),
+        (
+            "model:\n  architecture: rnn\n  attention: none\ntraining:\n  guided_alignment: x\n",
+            "x.yaml:5: training.guided_alignment wants a model with attention, one head of which learns it",
+        ),
+        (
+            "model:\n  decoder_num_heads: 2\ntraining:\n  guided_alignment: x\n  guided_alignment_head: 3\n",
+            "x.yaml:5: training.guided_alignment_head 3 must be at most 2, the number of heads of attention to the "
+            "source",
+        ),
+        (
+            "model:\n  layer_dropout: 0.1\ntraining:\n  guided_alignment: x\n",
+            "x.yaml:4: training.guided_alignment wants model.layer_dropout 0, found 0.1, which may skip the layer that "
+            "learns it",
+        ),
+        (
             "model:\n  dropout: 0.0\ntraining:\n  consistency: rdrop\n",
             "x.yaml:4: training.consistency rdrop wants model.dropout above 0; two equal passes always agree",
         ),
