@@ -20,6 +20,10 @@ from mtkit.commands.options import (
     ConfigArgument,
     DeviceOption,
     EngineOption,
+    HiddenAlignmentHead,
+    HiddenAlignmentLayer,
+    HiddenAlignmentStep,
+    HiddenAlignmentThreshold,
     LengthPenaltyOption,
     ModelArgument,
     PrecisionOption,
@@ -27,6 +31,7 @@ from mtkit.commands.options import (
     SettingsArgument,
     UsageError,
     WorkersOption,
+    alignment_settings,
     choice,
     count,
     decoding_settings,
@@ -103,6 +108,13 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="BLEU's tokenizer in sacreBLEU, such as flores200.")
     ] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Compare without case.")] = False,
+    gold_alignments: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score alignments instead; see mtkit align.")
+    ] = None,
+    alignment_layer: HiddenAlignmentLayer = None,
+    alignment_head: HiddenAlignmentHead = None,
+    alignment_threshold: HiddenAlignmentThreshold = None,
+    alignment_step: HiddenAlignmentStep = "predicted",
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
     decoding: Annotated[
@@ -129,7 +141,10 @@ def evaluate(
     num_workers = worker_count(workers)
     choice("--engine", engine, ENGINES)
     choice("--precision", precision, PRECISIONS)
-    one_standard_input(*given.files)
+    alignment = alignment_settings(
+        gold_alignments is not None, "words", alignment_layer, alignment_head, alignment_threshold, alignment_step
+    )
+    one_standard_input(*given.files, gold_alignments)
     _check_options(given, test, confidence, languages, target_language)
     chosen_test: Any = choice("--test", test or "bootstrap", ("bootstrap", "randomization"))
     codes = _language_codes(languages, target_language)
@@ -140,6 +155,15 @@ def evaluate(
         _check_hypothesis_options(given, by_length, bool(overrides) or engine != "torch" or precision != "fp32")
     if typed(*given.files):
         tell_of_typing("for each line of the text that is to be scored")
+
+    if alignment is not None and gold_alignments is not None:
+        _check_alignment_options(given, confidence or lowercase or by_length is not None, metrics or tokenize)
+        from mtkit.evaluation.evaluate import TestData, score_alignments
+
+        assert model is not None
+        data = TestData(given.source, given.references, tag=given.tag)
+        _print_scores(score_alignments(model, overrides, data, gold_alignments, alignment, precision), json)
+        return
 
     from mtkit.config.data_settings import LanguagesConfig
     from mtkit.evaluation.evaluate import Scoring
@@ -194,6 +218,17 @@ def _check_options(
         raise UsageError("--test-set has its own source and reference")
     if target_language is not None and (given.model is not None or languages is not None):
         raise UsageError("--target-language goes with --hypothesis alone, and not with --languages")
+
+
+def _check_alignment_options(given: Given, counts_words: bool, metrics: str | None) -> None:
+    """Raise UsageError if the options are not valid for scoring alignments, of which BLEU's options say nothing."""
+    if given.model is None or given.source is None or len(given.references) != 1:
+        raise UsageError("--gold-alignments goes with MODEL, --source and one --reference")
+    if given.against is not None or counts_words or metrics:
+        raise UsageError(
+            "--gold-alignments has its own scores: no --against, --confidence, --by-length, --metrics, --tokenize or "
+            "--lowercase"
+        )
 
 
 def _check_model_options(given: Given) -> None:

@@ -1,12 +1,12 @@
 """Commands that use, make or inspect a model.
 
-These are `mtkit translate`, `score`, `bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`.
+These are `mtkit translate`, `score`, `align`, `bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`.
 """
 
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,21 @@ from mtkit.commands.options import (
     ENGINES,
     EXAMPLE,
     PRECISIONS,
+    AlignmentHead,
+    AlignmentLayer,
+    AlignmentStep,
+    AlignmentThreshold,
+    AlignmentUnits,
     BatchTokensOption,
     BeamSizeOption,
     DeviceOption,
     EngineOption,
     EnsembleOption,
+    HiddenAlignmentHead,
+    HiddenAlignmentLayer,
+    HiddenAlignmentStep,
+    HiddenAlignmentThreshold,
+    HiddenAlignmentUnits,
     LengthPenaltyOption,
     LineBufferedOption,
     ModelArgument,
@@ -27,6 +37,7 @@ from mtkit.commands.options import (
     TagOption,
     UsageError,
     WorkersOption,
+    alignment_settings,
     choice,
     count,
     decoding_settings,
@@ -41,6 +52,15 @@ from mtkit.commands.options import (
 )
 from mtkit.errors import CheckpointError, MtkitError, say
 from mtkit.files import json_text
+
+if TYPE_CHECKING:
+    from mtkit.translation.alignments import AlignmentSettings
+    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles
+
+AlignmentsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write word alignments; see mtkit align --help."),
+]
 
 
 def translate(
@@ -60,9 +80,7 @@ def translate(
     ] = None,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
-    n_best: Annotated[
-        str, typer.Option(metavar="N", help="Translations of each line, as number, score and text, separated by tabs.")
-    ] = "1",
+    n_best: Annotated[str, typer.Option(metavar="N", help="Translations of each line: number, score and text.")] = "1",
     sample: Annotated[bool, typer.Option("--sample", help="Sample translations by their probability.")] = False,
     temperature: Annotated[
         str | None, typer.Option(metavar="X", help="Of samples; below 1 favours likelier ones.")
@@ -90,6 +108,12 @@ def translate(
     scores: Annotated[
         bool, typer.Option("--scores", help="Write the score and a tab before each translation.")
     ] = False,
+    alignments: AlignmentsOption = None,
+    alignment_units: HiddenAlignmentUnits = "words",
+    alignment_layer: HiddenAlignmentLayer = None,
+    alignment_head: HiddenAlignmentHead = None,
+    alignment_threshold: HiddenAlignmentThreshold = None,
+    alignment_step: HiddenAlignmentStep = "predicted",
     line_buffered: LineBufferedOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -105,14 +129,20 @@ def translate(
     ]
     num_best = count("--n-best", n_best)
     num_workers = worker_count(workers)
+    alignment = _alignment(
+        alignments, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
+    )
     one_standard_input(file or Path("-"), prefix)
     with opened(file) as source, ExitStack() as open_to_the_end:
         from mtkit.exchange.engines import load
         from mtkit.translation.workers import Opening, with_workers
 
         chosen_engine = choice("--engine", engine, ENGINES)
-        opening = Opening(model, tuple(overrides), choice("--precision", precision, PRECISIONS), tuple(ensemble or ()))
+        run_precision = choice("--precision", precision, PRECISIONS)
+        opening = Opening(model, tuple(overrides), run_precision, tuple(ensemble or ()), alignment)
         translator = load(opening.path, opening.overrides, opening.precision, opening.ensemble, chosen_engine)
+        if alignment is not None:
+            translator.align_with(alignment)
         translator = open_to_the_end.enter_context(with_workers(translator, opening, num_workers))
         _check_num_best(num_best, translator.config.decoding)
         if tag is not None:
@@ -120,7 +150,7 @@ def translate(
         at_once = line_buffered or source.isatty()
         if source.isatty():
             tell_of_typing("to have it translated")
-        _translate(translator, file, source, output, num_best, scores, at_once, tag, prefix)
+        _translate(translator, file, source, output, num_best, scores, at_once, tag, prefix, alignments)
 
 
 MOST_SAMPLES = 10_000
@@ -148,15 +178,24 @@ def _translate(
     at_once: bool,
     tag: str | None,
     prefixes: Path | None,
+    alignments: Path | None,
 ) -> None:
     from mtkit.translation.stream import lines_to_come, translate, writing
 
     num_lines = lines_to_come(file)
-    if output is None or str(output) == "-":
-        translate(translator, source, standard_output(), num_best, scores, at_once, tag, prefixes, num_lines)
-        return
-    with writing(output) as out:
-        translate(translator, source, out, num_best, scores, at_once, tag, prefixes, num_lines)
+    with ExitStack() as files:
+        links = None if alignments is None else files.enter_context(writing(alignments))
+        out = standard_output() if output is None or str(output) == "-" else files.enter_context(writing(output))
+        translate(translator, source, out, num_best, scores, at_once, tag, prefixes, num_lines, links)
+
+
+def _alignment(
+    file: Path | None, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
+) -> "AlignmentSettings | None":
+    """Returns the settings of alignments to write to `file`; `None` if that is `None`."""
+    if str(file) == "-":
+        raise UsageError("--alignments goes into a FILE; standard output, -, has the other results")
+    return alignment_settings(file is not None, units, layer, head, threshold, step)
 
 
 def score(
@@ -178,6 +217,12 @@ def score(
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
+    alignments: AlignmentsOption = None,
+    alignment_units: HiddenAlignmentUnits = "words",
+    alignment_layer: HiddenAlignmentLayer = None,
+    alignment_head: HiddenAlignmentHead = None,
+    alignment_threshold: HiddenAlignmentThreshold = None,
+    alignment_step: HiddenAlignmentStep = "predicted",
     line_buffered: LineBufferedOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -186,23 +231,87 @@ def score(
     Each output line has the log-probability, the number of tokens, and the log-probability per token, separated by
     tabs; the end mark counts as a token.
     """
-    _require_texts(source, target, tsv, n_best)
-    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, score
+    texts = _texts(source, target, tsv, n_best)
+    alignment = _alignment(
+        alignments, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
+    )
+    from mtkit.translation.stream import score, writing
     from mtkit.translation.translator import load
 
-    texts: ParallelFiles | NBestList | PairsFile
-    if tsv is not None:
-        texts = PairsFile(tsv)
-    else:
-        assert source is not None
-        assert target is not None
-        texts = NBestList(source, target) if n_best else ParallelFiles(source, target)
     overrides = decoding_settings(None, None, batch_tokens, device)
     translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
     at_once = line_buffered or typed(*texts.paths)
     if typed(*texts.paths):
         tell_of_typing("to have it scored" if tsv is not None else "of the text that is to be scored")
-    score(translator, texts, standard_output(), tokens, tag, at_once)
+    with ExitStack() as files:
+        links = None
+        if alignment is not None and alignments is not None:
+            translator.align_with(alignment)
+            links = files.enter_context(writing(alignments))
+        score(translator, texts, standard_output(), tokens, tag, at_once, links)
+
+
+def align(
+    model: ModelArgument,
+    source: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file, plain or packed, or -.")] = None,
+    target: Annotated[Path | None, typer.Option(metavar="FILE", help="Its translation, line by line, or -.")] = None,
+    tsv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of both: source, tab and translation on each line, or -."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write; without it, or for -, standard output."),
+    ] = None,
+    alignment_units: AlignmentUnits = "words",
+    alignment_layer: AlignmentLayer = None,
+    alignment_head: AlignmentHead = None,
+    alignment_threshold: AlignmentThreshold = None,
+    alignment_step: AlignmentStep = "predicted",
+    tag: TagOption = None,
+    ensemble: EnsembleOption = None,
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
+    line_buffered: LineBufferedOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Align the words of given translations by attention.
+
+    Each output line has links such as 0-0 1-2: source word, target word, counted from 0 and separated by white space.
+    Unless a layer or a head is given, that of guided alignment is read, or else the mean over all.
+    """
+    texts = _texts(source, target, tsv, n_best=False)
+    alignment = alignment_settings(
+        True, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
+    )
+    assert alignment is not None
+    from mtkit.translation.stream import align, writing
+    from mtkit.translation.translator import load
+
+    overrides = decoding_settings(None, None, batch_tokens, device)
+    translator = load(model, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])
+    translator.align_with(alignment)
+    at_once = line_buffered or typed(*texts.paths)
+    if typed(*texts.paths):
+        tell_of_typing("to have it aligned" if tsv is not None else "of the text that is to be aligned")
+    with ExitStack() as files:
+        out = standard_output() if output is None or str(output) == "-" else files.enter_context(writing(output))
+        align(translator, texts, out, tag, at_once)
+
+
+def _texts(
+    source: Path | None, target: Path | None, tsv: Path | None, n_best: bool
+) -> "ParallelFiles | NBestList | PairsFile":
+    """Returns the pairs that the options name. Raises UsageError if the options do not go together."""
+    _require_texts(source, target, tsv, n_best)
+    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles
+
+    if tsv is not None:
+        return PairsFile(tsv)
+    assert source is not None
+    assert target is not None
+    return NBestList(source, target) if n_best else ParallelFiles(source, target)
 
 
 def _require_texts(source: Path | None, target: Path | None, tsv: Path | None, n_best: bool) -> None:
@@ -353,6 +462,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")(translate)
     app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")(score)
+    app.command(epilog=f"{EXAMPLE}align runs/demo --source data/demo/test.fr --target data/demo/test.en")(align)
     app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)
     app.command(epilog=f"{EXAMPLE}pack runs/demo demo.mtkit")(pack)
     app.command(epilog=f"{EXAMPLE}info runs/demo")(info)

@@ -13,6 +13,7 @@ from mtkit.errors import MtkitError, inform, show_progress, whole_number
 
 if TYPE_CHECKING:
     from mtkit.config.settings import Config
+    from mtkit.translation.alignments import AlignmentSettings
 
 EXAMPLE = "\b\nExample:\n  mtkit "  # begins the last lines of a command's help; \b keeps line breaks
 
@@ -55,7 +56,7 @@ PrecisionOption = Annotated[
 EngineOption = Annotated[str, typer.Option(metavar="NAME", help="torch, ctranslate2 or auto.")]
 TagOption = Annotated[
     str | None,
-    typer.Option("--tag", metavar="TAG", help="Word to put before each line, such as <2de>, for multilingual models."),
+    typer.Option("--tag", metavar="TAG", help="Word to put before each line, such as <2de>."),
 ]
 LineBufferedOption = Annotated[bool, typer.Option("--line-buffered", help="Answer each line before reading the next.")]
 QuietOption = Annotated[
@@ -71,6 +72,49 @@ WorkersOption = Annotated[
     str, typer.Option(metavar="N", show_default=False, help="Processes that translate; auto by default.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+
+# Options that say how word alignments are read off attention. Commands that have many options hide these from --help;
+# `mtkit align --help` shows them.
+
+
+def _alignment_option(name: str, metavar: str, help_text: str) -> tuple[Any, Any]:
+    """Returns an option and the same option, hidden."""
+    shown, hidden = (
+        typer.Option(f"--alignment-{name}", metavar=metavar, help=help_text, hidden=hidden) for hidden in (False, True)
+    )
+    return shown, hidden
+
+
+_UNITS = _alignment_option("units", "NAME", "What is linked: words, or pieces.")
+_LAYER = _alignment_option("layer", "N|mean", "Decoder layer that is read, from 1.")
+_HEAD = _alignment_option("head", "N|mean", "Attention head that is read, from 1.")
+_THRESHOLD = _alignment_option("threshold", "X", "Link all with at least this weight, not only the best.")
+_STEP = _alignment_option("step", "NAME", "Step that predicts a token, or the next, which reads it.")
+AlignmentUnits = Annotated[str, _UNITS[0]]
+HiddenAlignmentUnits = Annotated[str, _UNITS[1]]
+AlignmentLayer = Annotated[str | None, _LAYER[0]]
+HiddenAlignmentLayer = Annotated[str | None, _LAYER[1]]
+AlignmentHead = Annotated[str | None, _HEAD[0]]
+HiddenAlignmentHead = Annotated[str | None, _HEAD[1]]
+AlignmentThreshold = Annotated[str | None, _THRESHOLD[0]]
+HiddenAlignmentThreshold = Annotated[str | None, _THRESHOLD[1]]
+AlignmentStep = Annotated[str, _STEP[0]]
+HiddenAlignmentStep = Annotated[str, _STEP[1]]
+
+
+def alignment_settings(
+    wanted: bool, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
+) -> "AlignmentSettings | None":
+    """Returns the settings that the options give; `None` if no alignments are wanted.
+
+    Raises UsageError if one of the options is given but no alignments are wanted.
+    """
+    from mtkit.translation.alignments import AlignmentSettings, parse_settings
+
+    settings = parse_settings(units, layer, head, threshold, step)
+    if not wanted and settings != AlignmentSettings():
+        raise UsageError("--alignment-units, -layer, -head, -threshold and -step go with --alignments FILE")
+    return settings if wanted else None
 
 
 def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Config":
@@ -220,6 +264,7 @@ COMMANDS = {
     "train CONFIG": "resume continue fit finetune fine-tune onmt_train fairseq-train",
     "evaluate": "test validate bleu sacrebleu metrics",
     "score": "rescore scorer force-decode",
+    "align": "aligner alignment alignments force-align fast_align eflomal awesome-align",
     "bundle RUN --step average": "average average-checkpoints average_checkpoints",
     "export": "convert ct2 ctranslate2 release_model",
     "distill": "distillation knowledge-distillation kd forward-translate",

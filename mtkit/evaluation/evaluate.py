@@ -8,12 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mtkit import __version__
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
 from mtkit.exchange.engines import load
 from mtkit.preparation.sources import SetFiles, fetch, test_sets
-from mtkit.text.lines import named, read_lines
+from mtkit.text.lines import named, read_lines, read_pairs
 from mtkit.text.parallel import tagged
+from mtkit.translation.alignments import AlignmentSettings, alignment_scores, diagonal, read_gold
 from mtkit.translation.scores import (
     INSTEAD,
     NUM_RESAMPLES,
@@ -190,6 +192,41 @@ def _require_tokenizers(scoring: Scoring) -> None:
         bleu(scoring.languages.target, scoring.tokenizer, instead=INSTEAD)
     if scoring.by_length:
         bleu(scoring.languages.source)
+
+
+# Scoring alignments.
+
+
+def score_alignments(
+    model: Path,
+    overrides: Sequence[str],
+    data: TestData,
+    gold_path: Path,
+    settings: AlignmentSettings,
+    precision: str = "fp32",
+) -> list[ScoredSet]:
+    """Align the source with its one reference, and score the alignments of words against gold alignments.
+
+    Returns the alignment error rate, precision and recall of the model and of a diagonal baseline (see
+    `alignment_scores`). Raises MtkitError if a file, a setting or the model is wrong or missing.
+    """
+    assert data.source is not None
+    pairs = list(read_pairs(data.source, data.references[0]))
+    gold = read_gold(gold_path, pairs)
+    translator = load(model, overrides, precision)
+    translator.align_with(settings)
+    with Meter("aligning", "lines", len(pairs), announced=True) as meter:
+        found = list(meter.counting(translator.align_lines(pairs, data.tag)))
+    heads = "|".join(f"{name}:{getattr(settings, name) or 'auto'}" for name in ("layer", "head", "step"))
+    share = "" if settings.threshold is None else f"|threshold:{settings.threshold:g}"
+    signature = f"{heads}{share}|pairs:{len(pairs)}|version:{__version__}"
+    baseline = [diagonal(len(source.split()), len(target.split())) for source, target in pairs]
+    rows = []
+    for system, links, how in ((str(model), found, signature), ("diagonal", baseline, "")):
+        scores = alignment_scores(links, gold)
+        for metric, score in (("AER", scores.error_rate), ("precision", scores.precision), ("recall", scores.recall)):
+            rows.append(ScoredSet(named(data.source, data.source.name), metric, score, how, system))
+    return rows
 
 
 # Translating test sets.

@@ -12,6 +12,7 @@ from mtkit.errors import DataError, Meter, MtkitError, StoppedError, Warnings, i
 from mtkit.files import counted_when_ended, json_text, undone_when_ended
 from mtkit.text.compressed import STANDARD_INPUT, may_pause, open_to_read, open_to_write, path_may_pause
 from mtkit.text.lines import InputStreams, count_lines, decode_lines, named, read_lines, read_pairs
+from mtkit.translation.alignments import Links, pharaoh
 from mtkit.translation.decode import ScoredTranslation
 from mtkit.translation.translator import TranslatedLine, Translator
 
@@ -30,6 +31,7 @@ def translate(
     tag: str | None = None,
     prefixes: Path | Iterable[str] | None = None,
     num_lines: int | None = None,
+    alignments: BinaryIO | None = None,
 ) -> None:
     """Translate each line of `source`, and write the translations to `out` as UTF-8.
 
@@ -47,6 +49,9 @@ def translate(
     Lines are translated in large groups or, if `line_buffered` is true, one at a time. If `source` is a pipe and no
     line arrives for a moment, the lines read so far are translated and flushed. The grouping does not affect the
     translations.
+
+    If `alignments` is given, the word alignment of each output line is written to it, a line in Pharaoh form for each
+    output line; `translator.align_with` must have been called.
 
     `num_lines`, if known, is the number of lines in `source`, for the progress display. If a signal ends the program,
     raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
@@ -70,11 +75,20 @@ def translate(
                 for note in line.notes:
                     warnings.add(note, number)
                 out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
+                if alignments is not None:
+                    for best in line.translations if num_best > 1 else line.translations[:1]:
+                        _write_links(best.alignment, alignments, line_buffered)
                 written.number = number
                 if line_buffered:
                     out.flush()
     out.flush()
     warnings.close()
+
+
+def _write_links(links: Links | None, out: BinaryIO, line_buffered: bool) -> None:
+    out.write(f"{pharaoh(links or ())}\n".encode("ascii"))
+    if line_buffered:
+        out.flush()
 
 
 def lines_to_come(file: Path | None) -> int | None:
@@ -237,16 +251,56 @@ def score(
     by_token: bool = False,
     tag: str | None = None,
     line_buffered: bool = False,
+    alignments: BinaryIO | None = None,
 ) -> None:
     """Score given translations by their log-probability; write one line to `out` for each translation.
 
     A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With `by_token`, a line
-    is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null.
+    is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null. `alignments` is as
+    in `translate`.
 
     `tag` is put before each source. Without `tag`, warnings are printed for sources whose tag is unknown or missing. A
     path in `texts` may be `-`, which is standard input. `line_buffered`, pipes and signals are handled as in
     `translate`. Raises the errors of `Translator.score_lines` and of `texts.pairs`.
     """
+
+    def write(line: ScoredTranslation) -> None:
+        out.write(_score_text(line, by_token).encode("utf-8"))
+        if alignments is not None:
+            _write_links(line.alignment, alignments, line_buffered)
+
+    _each_pair(translator, texts, out, translator.score_lines, write, ("scored", "scoring"), tag, line_buffered)
+
+
+def align(
+    translator: Translator,
+    texts: ParallelFiles | NBestList | PairsFile,
+    out: BinaryIO,
+    tag: str | None = None,
+    line_buffered: bool = False,
+) -> None:
+    """Align given translations; write a line in Pharaoh form to `out` for each translation.
+
+    `translator.align_with` must have been called. All else is as in `score`.
+    """
+
+    def write(links: Links) -> None:
+        _write_links(links, out, line_buffered=False)
+
+    _each_pair(translator, texts, out, translator.align_lines, write, ("aligned", "aligning"), tag, line_buffered)
+
+
+def _each_pair(
+    translator: Translator,
+    texts: ParallelFiles | NBestList | PairsFile,
+    out: BinaryIO,
+    results_of: Callable[[Iterable[tuple[str, str]], str | None, Callable[[], bool]], Iterable[T]],
+    write: Callable[[T], None],
+    verbs: tuple[str, str],
+    tag: str | None,
+    line_buffered: bool,
+) -> None:
+    """Reads pairs, and writes the result for each; `verbs` say what is done, such as ("scored", "scoring")."""
     if tag is not None:
         translator.require_tag(tag)
     warnings = Warnings()
@@ -257,13 +311,13 @@ def score(
         pairs = texts.pairs(lambda path: iter(streams.read(read_lines(path), path_may_pause(path), len)))
         if tag is None:
             pairs = _tags_checked(pairs, itemgetter(0), translator, warnings)
-        scored = translator.score_lines(pairs, tag, streams.answer_now)
+        results = results_of(pairs, tag, streams.answer_now)
         with (
-            counted_when_ended("scored") as written,
-            Meter("scoring", "lines", num_lines, hidden=line_buffered) as meter,
+            counted_when_ended(verbs[0]) as written,
+            Meter(verbs[1], "lines", num_lines, hidden=line_buffered) as meter,
         ):
-            for number, line in enumerate(meter.counting(scored), start=1):
-                out.write(_score_text(line, by_token).encode("utf-8"))
+            for number, result in enumerate(meter.counting(results), start=1):
+                write(result)
                 written.number = number
                 if line_buffered:
                     out.flush()

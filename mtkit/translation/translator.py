@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Protocol
@@ -36,10 +36,20 @@ from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of,
 from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
 from mtkit.search.searches import Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
-from mtkit.text.segmentation import join_parts, split_line, split_tags
+from mtkit.text.segmentation import join_parts, split_line, split_tags, word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import fault_of_new, without_last
 from mtkit.text.vocabulary import UNKNOWN_TEXT
+from mtkit.translation.alignments import (
+    AlignmentSettings,
+    Heads,
+    Links,
+    Side,
+    choose_heads,
+    links_of,
+    raw_words,
+    shifted,
+)
 from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
 from mtkit.translation.scores import Utility
 
@@ -87,6 +97,8 @@ class Translation:
 
     text: str
     score: float
+    tokens: tuple[int, ...] = field(default=(), repr=False, compare=False)  # without the end mark; () if not needed
+    alignment: Links | None = None  # links of source and target units; None unless `align_with` was called
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ class _Part:
     prefix: list[int]  # target tokens that the translation must begin with
     words: list[str] | None = None  # source word of each token, "" for tags; None unless decoding.unknown is copy
     prefix_texts: list[str] | None = None  # the text of each prefix token, to be shown in place of <unk>
+    units: list[int] | None = None  # of each token, as in Side, counted in the whole line; None without alignments
 
 
 # Sentences, as source tokens, and for each of them the target tokens that its translation must begin with.
@@ -178,6 +191,20 @@ class Translator:
         self._has_warned_of_tags = False
         self._process = os.getpid()
         self._utility = Utility(decoding.mbr_utility, config.languages.target) if decoding.mbr_samples else None
+        self._aligner: _Aligner | None = None
+
+    def align_with(self, settings: AlignmentSettings) -> None:
+        """Have translations and scores tell word alignments from now on, which takes one more pass of the decoder.
+
+        The words are those of the line as given, including tags in it but not the tag given as `tag`. If a line is
+        translated in parts, links still have the numbers of the whole line. Raises MtkitError if the model has no
+        attention, or not the layer or head that `settings` name.
+        """
+        model, guided = self.config.model, self.config.guided_head
+        shape = model.source_attention
+        if isinstance(self.model, Ensemble):  # it has the mean over the members' last layers
+            shape, guided = (min(1, shape[0]), 1), None
+        self._aligner = _Aligner(settings, choose_heads(settings, shape, guided))
 
     def translate(
         self, lines: Iterable[str], prefixes: Iterable[str] | None = None, tag: str | None = None
@@ -240,10 +267,12 @@ class Translator:
             prefixes = checked_lines(prefixes, "prefixes")
         num_best = require_count(num_best, "num_best")
         self._require_own_process()
-        if tag is not None:
-            self.require_tag(tag)
-            lines = (tagged(line, tag) for line in lines)
-        return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
+        if tag is None:
+            return self._translated(lines, num_best, at_once, prefixes, done or _nothing)
+        self.require_tag(tag)
+        lines = (tagged(line, tag) for line in lines)
+        found = self._translated(lines, num_best, at_once, prefixes, done or _nothing)
+        return found if self._aligner is None else (self._without_tag(line, tag) for line in found)
 
     def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
         """Return the log-probabilities of given translations; `targets[i]` is the translation of `sources[i]`.
@@ -281,7 +310,33 @@ class Translator:
         if tag is not None:
             self.require_tag(tag)
             pairs = ((tagged(source, tag), target) for source, target in pairs)
-        return self._scored(pairs, at_once)
+        found = self._scored(pairs, at_once)
+        if tag is None or self._aligner is None:
+            return found
+        return (replace(line, alignment=self._links_without_tag(line.alignment, tag)) for line in found)
+
+    def align_lines(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tag: str | None = None,
+        at_once: bool | Callable[[], bool] = False,
+    ) -> Iterator[Links]:
+        """Yield the word alignments of given translations, in order; `align_with` must have been called.
+
+        The arguments and errors are those of `score_lines`. If a line is blank, there are no links.
+        """
+        require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
+        pairs = checked_pairs(pairs)
+        self._require_own_process()
+        if tag is not None:
+            self.require_tag(tag)
+            pairs = ((tagged(source, tag), target) for source, target in pairs)
+        number = 0
+        for window in _windows(pairs, at_once):
+            sources, targets = self._encoded(window, number)
+            number += len(window)
+            for links in self._aligned(window, sources, targets):
+                yield links if tag is None else self._links_without_tag(links, tag)
 
     def tag_fault(self, line: str) -> str | None:
         """Return what is wrong with the tag of a line, such as "begins with none of the model's tags", or `None`.
@@ -389,9 +444,10 @@ class Translator:
                 yield _Part(number, [], "", encoded[number])  # blank, or nothing but tags
             elif len(tokens) <= self.max_source_length:
                 words = self._words(lines[number], len(tag_tokens))
-                yield _Part(number, tokens, "", encoded[number], words, prefix_texts)
+                units = self._source_units(lines[number], tokens, len(tag_tokens))
+                yield _Part(number, tokens, "", encoded[number], words, prefix_texts, units)
             else:
-                yield from self._parts_of_long_line(number, text, tag_tokens, encoded[number], prefix_texts)
+                yield from self._parts_of_long_line(number, text, tags, tag_tokens, encoded[number], prefix_texts)
 
     def _words(self, text: str, num_tags: int = 0) -> list[str] | None:
         """Returns the source word that contains each token of `text`; `None` unless `decoding.unknown` is "copy".
@@ -403,24 +459,34 @@ class Translator:
         return [""] * num_tags + self.tokenizer.source_words([text])[0][num_tags:]
 
     def _parts_of_long_line(
-        self, number: int, text: str, tag_tokens: list[int], prefix: list[int], prefix_texts: list[str] | None
+        self,
+        number: int,
+        text: str,
+        tags: str,
+        tag_tokens: list[int],
+        prefix: list[int],
+        prefix_texts: list[str] | None,
     ) -> Iterator[_Part]:
-        """Yields the parts of a line that is too long for the model; `text` is the line without its tags.
+        """Yields the parts of a line that is too long for the model; `text` is the line without its `tags`.
 
         The line is split between sentences if possible. Each part begins with the tags of the line; only the first part
         has the prefix. If even a single character has too many tokens for the model, these tokens are divided among
         several parts.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
+        first_unit = self._num_units(tags, tag_tokens)
         for part in split_line(text, lambda text: len(self._source_tokens(text)) <= most):
             tokens, words = self._source_tokens(part.text), self._words(part.text)
+            units = self._source_units(part.text, tokens, first_unit=first_unit)
+            first_unit += self._num_units(part.text, tokens, continues=not part.separator)
             for begin in range(0, max(len(tokens), 1), most):
                 is_last = begin + most >= len(tokens)
                 here = tokens[begin : begin + most]
                 separator = part.separator if is_last else ""
                 here_words = None if words is None else [*[""] * len(tag_tokens), *words[begin : begin + most]]
                 whole = [*tag_tokens, *here] if here else []
-                yield _Part(number, whole, separator, prefix, here_words, prefix_texts)
+                here_units = None if units is None else [*[-1] * len(tag_tokens), *units[begin : begin + most]]
+                yield _Part(number, whole, separator, prefix, here_words, prefix_texts, here_units)
                 if tokens:
                     prefix = []
 
@@ -468,12 +534,15 @@ class Translator:
         notes: list[dict[str, None]] = [{} for _ in range(num_lines)]
         for part, hypotheses in zip(parts, found, strict=True):
             notes[part.line] |= dict.fromkeys(self._notes(part, hypotheses))
-            translations = [Translation(BREAKS.sub(" ", next(texts)), h.score) for h in hypotheses]
+            translations = [Translation(BREAKS.sub(" ", next(texts)), h.score, self._kept(h)) for h in hypotheses]
             lines[part.line].append(self._ranked(translations)[:num_best] if part.tokens else translations)
+        if self._aligner is not None:
+            lines = self._with_alignments(parts, lines)
         separators: list[list[str]] = [[] for _ in range(num_lines)]
         for part in parts:
             separators[part.line].append(part.separator)
-        joined = [_line(*both) for both in zip(lines, separators, strict=True)]
+        units = "words" if self._aligner is None else self._aligner.settings.units
+        joined = [_line(*both, units) for both in zip(lines, separators, strict=True)]
         return [replace(line, notes=tuple(own)) if own else line for line, own in zip(joined, notes, strict=True)]
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
@@ -520,7 +589,83 @@ class Translator:
         if self._utility is None:
             return translations
         elected = elect([translation.text for translation in translations], self._utility)
-        return [Translation(text, score) for text, score in elected]
+        tokens_of = {translation.text: translation.tokens for translation in reversed(translations)}
+        return [Translation(text, score, tokens_of[text]) for text, score in elected]
+
+    # Alignments.
+
+    def _source_units(
+        self, text: str, tokens: Sequence[int], num_tags: int = 0, first_unit: int = 0
+    ) -> list[int] | None:
+        """Returns the unit of each source token, as in Side, of which the first `num_tags` are tags.
+
+        `text` is a line, or a part of a line that begins at its unit `first_unit`. Returns `None` without alignments.
+        """
+        if self._aligner is None:
+            return None
+        pieces = self.tokenizer.source_pieces(tokens)
+        units = self._aligner.units(pieces, text, self.tokenizer.normalize_source)
+        return [-1] * num_tags + [unit + first_unit for unit in units[num_tags:]]
+
+    def _num_units(self, text: str, tokens: Sequence[int], continues: bool = False) -> int:
+        """Returns by how many units a part of a line moves the beginning of the next part.
+
+        With `continues`, the next part begins within the last word of this one.
+        """
+        if self._aligner is None or self._aligner.settings.units == "pieces":
+            return len(tokens)
+        return max(len(text.split()) - continues, 0)
+
+    def _kept(self, hypothesis: Hypothesis) -> tuple[int, ...]:
+        """Returns the tokens that aligning a translation needs; none without alignments."""
+        return () if self._aligner is None else tuple(hypothesis.tokens)
+
+    def _target_units(self, text: str, tokens: Sequence[int]) -> list[int]:
+        assert self._aligner is not None
+        return self._aligner.units(self.tokenizer.target_pieces(tokens), text, self.tokenizer.normalize_target)
+
+    def _with_alignments(
+        self, parts: list[_Part], lines: list[list[list[Translation]]]
+    ) -> list[list[list[Translation]]]:
+        """Returns the translations with alignments: for each line, for each of its parts, those of the part."""
+        in_turn = [iter(of_parts) for of_parts in lines]
+        lists = [next(in_turn[part.line]) for part in parts]
+        pairs = [
+            (Side(part.tokens, part.units or []), Side(each.tokens, self._target_units(each.text, each.tokens)))
+            for part, translations in zip(parts, lists, strict=True)
+            for each in translations
+        ]
+        found = iter(self._links(pairs))
+        aligned = iter([[replace(each, alignment=next(found)) for each in translations] for translations in lists])
+        of_line: list[list[list[Translation]]] = [[] for _ in lines]
+        for part in parts:
+            of_line[part.line].append(next(aligned))
+        return of_line
+
+    def _links(self, pairs: Sequence[tuple[Side, Side]]) -> list[Links]:
+        """Returns the links of the pairs; none if a side has no tokens."""
+        aligner = self._aligner
+        assert aligner is not None
+        chosen = [p for p, (source, target) in enumerate(pairs) if source.tokens and target.tokens]
+        sources, targets = ([pairs[p][side].tokens for p in chosen] for side in (0, 1))
+        budget = self.config.decoding.batch_tokens // self.config.decoding.beam_size
+        shift = int(aligner.settings.step == "read")
+        found = source_attention(self.model, sources, targets, budget, aligner.heads.weights, shift)
+        links: list[Links] = [()] * len(pairs)
+        for p, weights in zip(chosen, found, strict=True):
+            source, target = pairs[p]
+            links[p] = links_of(weights.float().numpy(), source.units, target.units, aligner.settings.threshold)
+        return links
+
+    def _without_tag(self, line: TranslatedLine, tag: str) -> TranslatedLine:
+        translations = [
+            replace(each, alignment=self._links_without_tag(each.alignment, tag)) for each in line.translations
+        ]
+        return replace(line, translations=translations)
+
+    def _links_without_tag(self, links: Links | None, tag: str) -> Links:
+        """Returns the links of a line that `tag` was put before, numbered as in the line without it."""
+        return shifted(links or (), source=-self._num_units(tag, self._source_tokens(tag)))
 
     # Scoring and checks.
 
@@ -529,17 +674,36 @@ class Translator:
     ) -> Iterator[ScoredTranslation]:
         decoding, number = self.config.decoding, 0
         for window in _windows(pairs, at_once):
-            sources = self.tokenizer.encode_source([source for source, _ in window])
-            targets = self._target_speller.encode_target([target for _, target in window])
-            for source, target in zip(sources, targets, strict=True):
-                number += 1
-                self._check_lengths(number, source, target)
+            sources, targets = self._encoded(window, number)
+            number += len(window)
             budget = decoding.batch_tokens // decoding.beam_size
             found = log_probs_of(self.model, sources, targets, budget)
-            for target, log_probs in zip(targets, found, strict=True):
+            alignments = repeat(None) if self._aligner is None else self._aligned(window, sources, targets)
+            for target, log_probs, links in zip(targets, found, alignments, strict=False):
                 yield ScoredTranslation(
-                    self.tokenizer.target_pieces([*target, self.model.boundaries.target_end]), log_probs
+                    self.tokenizer.target_pieces([*target, self.model.boundaries.target_end]), log_probs, links
                 )
+
+    def _encoded(self, window: Sequence[tuple[str, str]], number: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Returns the tokens of both sides; `number` lines precede. Raises DataError if a line is too long."""
+        sources = self.tokenizer.encode_source([source for source, _ in window])
+        targets = self._target_speller.encode_target([target for _, target in window])
+        for source, target in zip(sources, targets, strict=True):
+            number += 1
+            self._check_lengths(number, source, target)
+        return sources, targets
+
+    def _aligned(
+        self, window: Sequence[tuple[str, str]], sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> list[Links]:
+        """Returns the links of given translations, of which `sources` and `targets` are the tokens."""
+        pairs = []
+        for (line, text), source, target in zip(window, sources, targets, strict=True):
+            tags, _ = split_tags(line, self.tags)
+            num_tags = len(self._source_tokens(tags)) if tags else 0
+            units = self._source_units(line, source, num_tags) or []
+            pairs.append((Side(source, units), Side(target, self._target_units(text, target))))
+        return self._links(pairs)
 
     def _check_lengths(self, number: int, source: list[int], target: list[int]) -> None:
         limits = self.model.limits
@@ -615,22 +779,53 @@ def _different(translations: list[Translation]) -> list[Translation]:
     return list(first.values())
 
 
-def _line(parts: list[list[Translation]], separators: list[str]) -> TranslatedLine:
-    """Joins the translations of the parts of a line.
+@dataclass(frozen=True)
+class _Aligner:
+    """How a Translator aligns."""
+
+    settings: AlignmentSettings
+    heads: Heads
+
+    def units(self, pieces: Sequence[str], text: str, normalize: Callable[[str], str]) -> list[int]:
+        """Returns the unit of each piece of `text`, before or after normalisation by `normalize`."""
+        if self.settings.units == "pieces":
+            return list(range(len(pieces)))
+        return raw_words(word_of_each_piece(pieces), text, normalize)
+
+
+def _line(parts: list[list[Translation]], separators: list[str], units: str) -> TranslatedLine:
+    """Joins the translations of the parts of a line, and their alignments, which link `units`.
 
     The n-th translation of the line consists of the n-th translation of each part. A part that has fewer than n
     translations contributes its last one.
     """
     if not parts:  # a line of white space that was too long, which has no parts
-        return TranslatedLine([Translation("", BLANK.score)], 1)
+        return TranslatedLine([Translation("", BLANK.score, alignment=())], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
     joined = []
     for n in range(max(map(len, parts))):
         chosen = [part[min(n, len(part) - 1)] for part in parts]
         text = join_parts([c.text for c in chosen], separators)
-        joined.append(Translation(text, sum(c.score for c in chosen) / len(chosen)))
+        links = _joined_links(chosen, separators, units)
+        joined.append(Translation(text, sum(c.score for c in chosen) / len(chosen), alignment=links))
     return TranslatedLine(_different(joined), len(parts))
+
+
+def _joined_links(parts: Sequence[Translation], separators: Sequence[str], units: str) -> Links | None:
+    """Returns the links of a line that was translated in parts, whose source units are those of the line already."""
+    links: list[tuple[int, int]] = []
+    num_pieces = 0
+    for end, part in enumerate(parts, start=1):
+        if part.alignment is None:
+            return None
+        first = num_pieces
+        num_pieces += len(part.tokens)
+        if units == "words":  # the part's first word may continue the last word before
+            before = join_parts([each.text for each in parts[:end]], separators[:end])
+            first = len(before.split()) - len(part.text.split())
+        links += shifted(part.alignment, target=first)
+    return tuple(sorted(set(links)))
 
 
 def pair_lines(lines: Iterable[str], others: Iterable[str], names: tuple[str, str]) -> Iterator[tuple[str, str]]:

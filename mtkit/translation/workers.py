@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from mtkit.errors import MtkitError, counted, say
+from mtkit.translation.alignments import AlignmentSettings
 from mtkit.translation.translator import (
     WINDOW_CHARACTERS,
     WINDOW_LINES,
@@ -61,16 +62,20 @@ Pair = tuple[str, str]  # a line, and the text that its translation must begin w
 
 @dataclass(frozen=True)
 class Opening:
-    """The arguments of `load`; a worker that shares no memory with the main process opens the model by them."""
+    """The arguments of `load` and `align_with`; a worker that shares no memory with the main process opens by them."""
 
     path: Path
     overrides: tuple[str, ...] = ()
     precision: str = "fp32"
     ensemble: tuple[Path, ...] = ()
+    alignment: AlignmentSettings | None = None
 
     def open(self) -> Translator:
         """Returns a new Translator."""
-        return load(self.path, self.overrides, self.precision, self.ensemble)
+        translator = load(self.path, self.overrides, self.precision, self.ensemble)
+        if self.alignment is not None:
+            translator.align_with(self.alignment)
+        return translator
 
 
 @contextmanager
