@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 import demo_lexicon as lexicon
-from demo_forms import Feature, Pair
+from demo_forms import Feature, Pair, tokenize
 from demo_grammar import Grammar
 
 HELD_OUT_KINDS = ("object", "adjective", "subject", "construction", "negation", "question", "helper", "clitic")
@@ -102,13 +102,26 @@ def choose_split(pair: Pair, index: int, dials: Dials, hidden: set[str]) -> str:
     return "train"
 
 
-def write(corpus: Corpus, folder: Path, alignment: bool) -> None:
-    """The files {train,valid,test}.{fr,en} and, if asked for, .align with lines such as "0-0 1-2 2-1"."""
+def between_words(pair: Pair) -> list[tuple[int, int]]:
+    """The alignment of a pair between its words as white space separates them ("L'homme", "dort."), not its tokens."""
+    words = [
+        [place for place, word in enumerate(line.split()) for _ in tokenize(word)]
+        for line in (pair.source, pair.target)
+    ]
+    return sorted({(words[0][i], words[1][j]) for i, j in pair.alignment})
+
+
+def write(corpus: Corpus, folder: Path, alignment: str | None) -> None:
+    """The files {train,valid,test}.{fr,en} and, if asked for, .align with lines such as "0-0 1-2 2-1".
+
+    The alignments are between "tokens" or "words".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for split, pairs in corpus.items():
         sides = {"fr": [pair.source for pair in pairs], "en": [pair.target for pair in pairs]}
         if alignment:
-            sides["align"] = [" ".join(f"{i}-{j}" for i, j in pair.alignment) for pair in pairs]
+            links = [between_words(pair) if alignment == "words" else pair.alignment for pair in pairs]
+            sides["align"] = [" ".join(f"{i}-{j}" for i, j in of_pair) for of_pair in links]
         for suffix, lines in sides.items():
             text = "".join(f"{line}\n" for line in lines)
             (folder / f"{split}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
@@ -197,7 +210,13 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--held-out-names", type=int, default=0, help="names that only the test has (at most 30)")
     parser.add_argument("--variety", type=int, default=1, help="ways in which English may say one meaning")
-    parser.add_argument("--alignment", action="store_true", help="write the gold word alignments too (.align, Pharaoh)")
+    parser.add_argument(
+        "--alignment",
+        nargs="?",
+        const="tokens",
+        choices=("tokens", "words"),
+        help="write the gold alignments too (.align, Pharaoh): of tokens (L' | homme | .), or of words between spaces",
+    )
     parser.add_argument("--lookup", action="store_true", help="print the BLEU of the look-up baseline")
     arguments = parser.parse_args()
     low, high = arguments.clauses

@@ -56,7 +56,7 @@ def small(demo: ModuleType, **dials: object) -> dict:
 
 
 def test_the_generator_writes_the_committed_bytes_again(demo, corpus, tmp_path):
-    demo.write(corpus, tmp_path, alignment=False)
+    demo.write(corpus, tmp_path, alignment=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == (CORPUS / name).read_bytes(), name
@@ -235,11 +235,18 @@ def test_contracted_words_are_aligned_with_both_meanings(grammar, forms):
 
 def test_alignments_are_written_only_when_asked_for(demo, tmp_path):
     corpus = small(demo)
-    demo.write(corpus, tmp_path / "plain", alignment=False)
-    demo.write(corpus, tmp_path / "gold", alignment=True)
+    demo.write(corpus, tmp_path / "plain", alignment=None)
+    demo.write(corpus, tmp_path / "gold", alignment="tokens")
     assert not (tmp_path / "plain" / "test.align").exists()
-    gold = (tmp_path / "gold" / "test.align").read_text().splitlines()
+    gold = (tmp_path / "gold" / "test.align").read_text("utf-8").splitlines()
     assert gold == [" ".join(f"{i}-{j}" for i, j in pair.alignment) for pair in corpus["test"]]
+
+
+def test_alignments_between_words_join_those_of_their_tokens(demo, forms, corpus):
+    pair = forms.Pair("L'homme dort.", "The man is sleeping.", ((0, 0), (1, 1), (2, 2), (2, 3), (3, 4)), frozenset())
+    assert demo.between_words(pair) == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    written = [" ".join(f"{i}-{j}" for i, j in demo.between_words(pair)) for pair in corpus["test"]]
+    assert written == lines("test.align")
 
 
 # ---- the dials

@@ -28,7 +28,7 @@ from tests.exported import write_opus
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate"]
-COMMANDS += ["score", "evaluate", "bundle", "pack", "info", "check", "verify"]
+COMMANDS += ["score", "align", "evaluate", "bundle", "pack", "info", "check", "verify"]
 COMMANDS += ["export", "extend", "import"]
 
 
@@ -94,6 +94,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
         "Tell",
         "Write",
         "Add",
+        "Align",
         "Make",
     }
     assert lines[2].split()[0] in verbs
@@ -587,3 +588,50 @@ def test_what_is_printed_is_utf8_where_python_would_have_ascii(call: Call, tmp_p
     assert result.stdout.decode("utf-8") == call("config", tmp_path / "config.yaml").out
     odd = os.fsdecode(b"\xff")
     assert call("config", f"{tmp_path}/{odd}").error.count("\n") == 1
+
+
+# Alignments.
+
+
+def test_alignments_have_a_line_for_each_output_line(
+    call: Call, tiny_run: Path, corpus_files: CorpusFiles, tmp_path: Path
+) -> None:
+    source, target = (corpus_files.root / f"test.{side}" for side in ("src", "tgt"))
+    translated = call("translate", tiny_run, source, "-q", "--n-best", 2, "--alignments", tmp_path / "links")
+    links = (tmp_path / "links").read_text("ascii").splitlines()
+    assert len(links) == len(translated.out.splitlines()) == 48
+    assert all(re.fullmatch(r"(\d+-\d+ ?)+", line) for line in links)
+    aligned = call("align", tiny_run, "--source", source, "--target", target, "-q")
+    scored = call("score", tiny_run, "--source", source, "--target", target, "-q", "--alignments", tmp_path / "scored")
+    assert scored == call("score", tiny_run, "--source", source, "--target", target, "-q")
+    assert (tmp_path / "scored").read_text("ascii") == aligned.out
+    assert call("align", tiny_run, "--tsv", "-", "-q", stdin=b"four nine\t4 9\n\n").out.splitlines()[1] == ""
+
+    gold = tmp_path / "gold"
+    gold.write_text(aligned.out, "ascii")
+    evaluated = ("evaluate", tiny_run, "--source", source, "--reference", target, "--gold-alignments", gold, "-q")
+    rows = json.loads(call(*evaluated, "--json").out)
+    assert [(row["system"], row["metric"], row["score"]) for row in rows[:3]] == [
+        (str(tiny_run), "AER", 0.0),
+        (str(tiny_run), "precision", 100.0),
+        (str(tiny_run), "recall", 100.0),
+    ]
+    assert [row["system"] for row in rows[3:]] == ["diagonal"] * 3
+    assert "layer:1|head:2|" in call(*evaluated, "--alignment-layer", 1, "--alignment-head", 2).out
+
+
+def test_wrong_use_of_alignment_options_is_told(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    told = {
+        ("translate", tiny_run, "--alignment-head", "2"): "go with --alignments FILE",
+        ("translate", tiny_run, "--alignments", "-"): "--alignments goes into a FILE",
+        ("evaluate", tiny_run, "--gold-alignments", "x"): "goes with MODEL, --source and one --reference",
+        ("evaluate", tiny_run, "--gold-alignments", "x", "--source", "s", "--reference", "r", "--lowercase"): (
+            "--gold-alignments has its own scores: no --against"
+        ),
+    }
+    for arguments, text in told.items():
+        result = call(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert text in result.error
+    result = call("translate", tiny_run, "--alignments", tmp_path / "x", "--alignment-layer", "7")
+    assert result == Result(1, "", "mtkit: error: --alignment-layer: found 7, wants mean or a number from 1 to 1\n")
