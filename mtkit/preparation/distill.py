@@ -430,6 +430,11 @@ def _write_student(config: Config, folder: Path, keep_original: bool) -> None:
         "name": f"{config.name}-distilled",
         "data": config.data.model_copy(update={"train": train}),
     }
+    if config.training.guided_alignment is not None:
+        fields = type(config.training).model_fields
+        unguided = {name: fields[name].default for name in fields if name.startswith("guided_alignment")}
+        update["training"] = config.training.model_copy(update=unguided)
+        say("the student trains without training.guided_alignment, whose alignments are not those of the new text")
     if config.run_dir is not None:
         update["run_dir"] = config.run_dir.with_name(f"{config.run_dir.name}-distilled")
     comment = "# Trains a student on the translations of a teacher. Written anew by each call of mtkit distill."

@@ -61,6 +61,7 @@ WINDOW_CHARACTERS = 1_000_000
 # The maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of
 # decoding.batch_tokens.
 STEP_ELEMENTS = 2048
+MOST_ALIGNED = 4096  # source tokens in a batch that is aligned, since the weights of all heads are in memory at once
 LONGEST_SHOWN = 40  # messages quote at most this many characters of a prefix
 
 # Descriptions of problems with a line, which follow "line N" in a message.
@@ -648,7 +649,7 @@ class Translator:
         assert aligner is not None
         chosen = [p for p, (source, target) in enumerate(pairs) if source.tokens and target.tokens]
         sources, targets = ([pairs[p][side].tokens for p in chosen] for side in (0, 1))
-        budget = self.config.decoding.batch_tokens // self.config.decoding.beam_size
+        budget = min(self.config.decoding.batch_tokens // self.config.decoding.beam_size, MOST_ALIGNED)
         shift = int(aligner.settings.step == "read")
         found = source_attention(self.model, sources, targets, budget, aligner.heads.weights, shift)
         links: list[Links] = [()] * len(pairs)

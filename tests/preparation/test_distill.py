@@ -131,6 +131,13 @@ def test_the_settings_are_those_of_the_student_but_for_the_text_and_the_name(stu
     assert found.model_copy(update=unchanged) == student
 
 
+def test_a_student_has_no_alignments_of_text_that_it_does_not_train_on(student: Config, tmp_path: Path) -> None:
+    guided = {"guided_alignment": Path("train.align"), "guided_alignment_weight": 0.1}
+    config = student.model_copy(update={"training": student.training.model_copy(update=guided)})
+    stage._write_student(config, tmp_path, keep_original=False)
+    assert load_config(tmp_path / stage.STUDENT, []).training == student.training
+
+
 def test_the_student_trains_on_the_new_text_and_on_the_original_where_that_is_asked_for(
     student: Config, teacher: Teacher
 ) -> None:
