@@ -288,7 +288,7 @@ LEAST_WEIGHT = 1e-8  # attention weights below this count as this, so that their
 def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
     """Returns the cross-entropy of one attention head with given alignments, summed over the aligned target tokens.
 
-    `attention` has weights (R, H, T, S) for each layer. As in Garg et al. (2019, section 4.2), the head's weights for
+    `attention` has weights (R, H, T, S) for each layer. As in Garg et al. (2019), the head's weights for
     the step that predicts a target token should be spread evenly over the source tokens aligned with it; tokens without
     links count for nothing. The paper computes these weights in a second pass of the decoder, which sees the whole
     target. Here they come from the pass that predicts, whose head sees only the tokens before.
@@ -297,7 +297,8 @@ def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings:
     layer = settings.guided_alignment_layer or max(1, len(attention) - 1)
     weights = attention[layer - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
     links = batch.alignment
-    chosen = weights[links.rows, links.targets, links.sources].float()
+    chosen = weights[links.rows, links.targets, links.sources]
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     return -(links.shares * chosen.clamp(min=LEAST_WEIGHT).log()).sum()
 
 

@@ -326,18 +326,16 @@ class Translator:
 
         The arguments and errors are those of `score_lines`. If a line is blank, there are no links.
         """
+        if self._aligner is None:
+            raise MtkitError("align_lines: how to align is not known; call align_with(AlignmentSettings()) first")
         require_list(pairs, "pairs", "a list of sources with their translations; give it [(source, translation)]")
         pairs = checked_pairs(pairs)
         self._require_own_process()
         if tag is not None:
             self.require_tag(tag)
             pairs = ((tagged(source, tag), target) for source, target in pairs)
-        number = 0
-        for window in _windows(pairs, at_once):
-            sources, targets = self._encoded(window, number)
-            number += len(window)
-            for links in self._aligned(window, sources, targets):
-                yield links if tag is None else self._links_without_tag(links, tag)
+        found = self._all_aligned(pairs, at_once)
+        return found if tag is None else (self._links_without_tag(links, tag) for links in found)
 
     def tag_fault(self, line: str) -> str | None:
         """Return what is wrong with the tag of a line, such as "begins with none of the model's tags", or `None`.
@@ -694,6 +692,12 @@ class Translator:
             self._check_lengths(number, source, target)
         return sources, targets
 
+    def _all_aligned(self, pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool]) -> Iterator[Links]:
+        number = 0
+        for window in _windows(pairs, at_once):
+            yield from self._aligned(window, *self._encoded(window, number))
+            number += len(window)
+
     def _aligned(
         self, window: Sequence[tuple[str, str]], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> list[Links]:
@@ -801,7 +805,7 @@ def _line(parts: list[list[Translation]], separators: list[str], units: str) -> 
     translations contributes its last one.
     """
     if not parts:  # a line of white space that was too long, which has no parts
-        return TranslatedLine([Translation("", BLANK.score, alignment=())], 1)
+        return TranslatedLine([Translation("", BLANK.score)], 1)
     if len(parts) == 1:
         return TranslatedLine(parts[0], 1)
     joined = []

@@ -206,6 +206,8 @@ def test_a_tag_is_not_counted_unless_it_stands_in_the_line(tiny_run: Path, tmp_p
     extend(tiny_run, tmp_path / "model", [], ["<2xx>"])
     translator = load(tmp_path / "model")
     translator.align_with(AlignmentSettings())
+    with pytest.raises(MtkitError, match="call align_with"):
+        load(tiny_run).align_lines([])
     line, target = "four nine one", "4 9 1"
     [inside] = translator.align_lines([(f"<2xx> {line}", target)])
     [before] = translator.align_lines([(line, target)], tag="<2xx>")
