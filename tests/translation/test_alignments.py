@@ -178,11 +178,12 @@ def test_translations_are_aligned_as_given_translations_are(
 def test_a_line_translated_in_parts_has_the_alignments_of_its_parts(tokenizer: Tokenizer, units: str) -> None:
     translator = random_translator(tokenizer, settings(max_length=9))
     translator.align_with(AlignmentSettings(units=units))
-    line = " ".join(sentences(4, longest=6)) + " " + "dog" * 9 + " cat"
+    line = " ".join(sentences(4, longest=6)) + " " + "dog" * 30 + " cat"
     fits = lambda text: len(tokenizer.encode_source([text])[0]) <= 9  # noqa: E731
     parts = split_line(line, fits)
     [whole] = translator.translate_lines([line])
     assert whole.num_parts == len(parts) > 3
+    assert not all(part.separator for part in parts[:-1])  # a word is cut, too
     wanted, texts, num_tokens = set(), [], [0, 0]
     position = 0
     for number, part in enumerate(parts):
