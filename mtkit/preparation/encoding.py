@@ -338,9 +338,9 @@ class Encoder:
             texts = _normalized([pairs[place] for place in kept], self._tokenizer)
         links: list[list[Link]] = []
         if self._alignments:
-            lines = list(self._alignments.next_lines(len(raw)))
+            aligned = list(self._alignments.next_lines(len(raw)))
             for place in kept:
-                links.append(self._links(raw[place], sources[place], targets[place], tag_length, *lines[place]))
+                links.append(self._links(raw[place], sources[place], targets[place], tag_length, *aligned[place]))
         self._writer.add(kept_sources, kept_targets, *texts, links)
 
     def _links(
