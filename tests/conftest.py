@@ -120,6 +120,9 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
         original = changed.get(name, {})
         assert isinstance(original, dict)
         changed[name] = values if "architecture" in values else {**original, **values}
+    model, decoding = changed.get("model"), changed.get("decoding")
+    if isinstance(model, dict) and isinstance(decoding, dict) and model.get("architecture") == "cmlm":
+        changed["decoding"] = {key: value for key, value in decoding.items() if key != "beam_size"}  # it has no beam
     return Config.model_validate_json(json.dumps(changed))
 
 

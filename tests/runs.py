@@ -25,6 +25,7 @@ from mtkit.training.validation import Validation
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
 RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
 MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "decoder": RECURRENT}
+MASKED = {"architecture": "cmlm", **MODEL, "encoder_layers": 1, "decoder_layers": 1}
 TRAINING = {
     "batch_tokens": 96,
     "accumulate": 2,

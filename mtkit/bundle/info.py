@@ -188,11 +188,14 @@ def _change(name: str, sides: list[Any]) -> str:
 def decoding_text(decoding: DecodingConfig) -> str:
     """A phrase on how translations are found.
 
-    The phrase first names the method, beam search or sampling. Other settings follow if they differ from their
-    defaults.
+    The phrase first names the method: beam search, sampling or mask-predict. Other settings follow if they differ from
+    their defaults.
     """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
+    if decoding.method == "mask_predict":
+        search = f"mask-predict, iterations {decoding.iterations}, length candidates {decoding.length_candidates}"
     shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
+    shown |= {"iterations", "length_candidates"}
     shown |= {"max_length_ratio", "max_length_extra"}  # few translations are that long
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)
     return ", ".join(["samples" if decoding.draws else search, *(f"{name} {value}" for name, value in others.items())])

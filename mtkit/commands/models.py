@@ -163,7 +163,8 @@ def _check_num_best(num_best: int, decoding: Any) -> None:
     elif decoding.draws:
         most, what = MOST_SAMPLES, "as many samples of a line as mtkit draws"
     else:
-        most, what = decoding.beam_size, "the beam size"
+        what = "length_candidates" if decoding.method == "mask_predict" else "the beam size"
+        most = decoding.num_hypotheses
     if num_best > most:
         raise MtkitError(f"--n-best: found {num_best}, wants at most {what}, {most}")
 

@@ -341,11 +341,11 @@ def _unknown_key(keys: Keys, data: dict[str, Any]) -> str:
     names = setting_names(data)
     below = any(name[-1] == key and name[: len(section)] == section for name in names)
     if not below and (kinds := kinds_with(keys)):
-        return f"{message}; only architecture {' and '.join(kinds)} has it"
+        return f"{message}; only architecture {' or '.join(kinds)} has it"
     spelled = key.lstrip("-").replace("-", "_")  # other toolkits write options with dashes
     if not any(name[-1] == spelled for name in names):
         if kinds := kinds_with(("model", spelled)):
-            return f"{message}; did you mean 'model.{spelled}', which only architecture {' and '.join(kinds)} has?"
+            return f"{message}; did you mean 'model.{spelled}', which only architecture {' or '.join(kinds)} has?"
         if alias := alias_of(key):
             return f"{message}; {alias.hint}"
     meant = " or ".join(_nearest_names(spelled, here, names))

@@ -201,6 +201,31 @@ class TransformerConfig(CarriedSection):
         return {"max_positions": self.max_positions} if any(map(self.limit_of, STACKS)) else {}
 
 
+class MaskedConfig(TransformerConfig):
+    """A conditional masked language model, which predicts all tokens together (Ghazvininejad et al. 2019)."""
+
+    # The other settings are those of the Transformer; pydantic tells the two apart by this one.
+    architecture: Literal["cmlm"] = Field("cmlm", description="Kind of model.")  # type: ignore[assignment]
+
+    def check(self) -> None:
+        """Raise ValueError if settings of the model are incompatible, or `start_token` is given."""
+        super().check()
+        if said := self.first_changed("start_token"):
+            raise ValueError(f"{said} has no effect with architecture cmlm, whose decoder reads no start token")
+        if found := [name for name in self.ablate if name in SEES_LATER]:
+            raise ValueError(f"ablate has {found[0]}, which a decoder of architecture cmlm lacks anyway")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the attention of each token to the source can be shown; it is not recorded for this architecture."""
+        return False
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether several sentences can be packed into one row of a batch; here, a row has one predicted length."""
+        return False
+
+
 class RecurrentConfig(CarriedSection):
     """A recurrent encoder-decoder, with attention (Bahdanau et al. 2015) or without (Sutskever et al. 2014)."""
 
@@ -339,11 +364,12 @@ class MixedConfig(CarriedSection):
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 
 
-AnyModelConfig = TransformerConfig | RecurrentConfig | MixedConfig
+AnyModelConfig = TransformerConfig | RecurrentConfig | MixedConfig | MaskedConfig
 
 ModelConfig = Annotated[
     Annotated[TransformerConfig, Tag("transformer")]
     | Annotated[RecurrentConfig, Tag("rnn")]
-    | Annotated[MixedConfig, Tag("mixed")],
+    | Annotated[MixedConfig, Tag("mixed")]
+    | Annotated[MaskedConfig, Tag("cmlm")],
     Discriminator(_architecture("transformer")),
 ]

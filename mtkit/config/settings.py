@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, ModelConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, ModelConfig, TransformerConfig
 from mtkit.config.section import FORMS, Keys, Section, is_incomplete, write_yaml
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 
@@ -35,7 +35,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="The vocabulary.")
     model: ModelConfig = Field(TransformerConfig(), description="The model.", validate_default=True)
     training: TrainingConfig = Field(TrainingConfig(), description="How it is trained.")
-    decoding: DecodingConfig = Field(DecodingConfig(), description="How it translates.")
+    decoding: DecodingConfig = Field(DecodingConfig(), description="How it translates.", validate_default=True)
 
     @field_validator("model")
     @classmethod
@@ -52,6 +52,21 @@ class Config(Section):
             model.check_ties()
         return model
 
+    @field_validator("decoding")
+    @classmethod
+    def method_follows_the_model(cls, decoding: DecodingConfig, info: ValidationInfo) -> DecodingConfig:
+        """Set `method` to "mask_predict" if the architecture is cmlm and `method` is not given.
+
+        Raises ValueError if settings of decoding do not fit that method.
+        """
+        if "method" in decoding.model_fields_set or not isinstance(info.data.get("model"), MaskedConfig):
+            return decoding
+        decoding = decoding.model_copy(update={"method": "mask_predict"})
+        decoding.model_fields_set.remove("method")  # not given, so start_from may replace it
+        if not is_incomplete(info):
+            decoding.check()
+        return decoding
+
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
         """Raise ValueError if settings of different sections are incompatible.
@@ -62,6 +77,7 @@ class Config(Section):
         self._check_tokenizer_model()
         if not self._has_carried_settings():
             self._check_model()
+            self._check_method()
             self._check_segmentation()
         self._check_symbols()
         return self
@@ -125,6 +141,23 @@ class Config(Section):
                 f"training.guided_alignment wants model.layer_dropout 0, found {decoder.layer_dropout}, which may skip "
                 "the layer that learns it"
             )
+
+    def _check_method(self) -> None:
+        """Raise ValueError if the architecture is cmlm and other settings are for models that decode token by token.
+
+        Also raises ValueError if settings of decoding are for cmlm, and the model has another architecture.
+        """
+        decoding = self.decoding
+        if isinstance(self.model, MaskedConfig):
+            if decoding.method != "mask_predict":
+                raise ValueError(f"model.architecture cmlm wants decoding.method mask_predict, found {decoding.method}")
+            if self.training.consistency != "none":
+                raise ValueError(f"training.consistency {self.training.consistency} is not for model.architecture cmlm")
+            return
+        said = decoding.first_changed("iterations", "length_candidates")
+        if decoding.method == "mask_predict" or said:
+            said = said or "method mask_predict"
+            raise ValueError(f"decoding.{said} wants model.architecture cmlm, found {self.model.architecture}")
 
     def _check_segmentation(self) -> None:
         """Raise ValueError if `bpe_dropout` or `unigram_alpha` is given but the type of tokenizer does not allow it."""

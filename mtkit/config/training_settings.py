@@ -363,12 +363,32 @@ def settled(updates: int | Auto) -> int:
 
 # Settings of decoding.
 
+# The settings of beam search, sampling and minimum Bayes risk decoding, which method mask_predict does not use.
+NOT_MASKED = [
+    *("beam_size", "length_penalty", "length_penalty_form", "stopping", "min_length", "no_repeat_ngram"),
+    *("coverage_penalty", "diversity_groups", "diversity_strength", "temperature", "top_k", "top_p"),
+    *("mbr_samples", "mbr_utility"),
+]
+
 
 class DecodingConfig(CarriedSection):
     """How the trained model translates by default."""
 
-    method: Literal["beam", "sample"] = Field(
-        "beam", description="Search for the best translation (beam), or sample one by its probability (sample)."
+    method: Literal["beam", "sample", "mask_predict"] = Field(
+        "beam",
+        description="Search for the best translation (beam), or sample one by its probability (sample); mask_predict, "
+        "the method of architecture cmlm, predicts all tokens at once, then the least probable ones again "
+        "(Ghazvininejad et al. 2019).",
+    )
+    iterations: int = Field(
+        10, ge=1, le=1000, description="mask_predict: passes of the decoder, whatever the length of the translation."
+    )
+    length_candidates: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="mask_predict: number of lengths, the most probable ones, for each of which a translation is made; "
+        "the one with the highest mean log-probability is taken, where the length counts as one token.",
     )
     beam_size: int = Field(5, ge=1, le=10_000, description="Hypotheses kept at each step; 1 is greedy search.")
     # A length raised to a larger exponent might not fit into fp32.
@@ -460,6 +480,10 @@ class DecodingConfig(CarriedSection):
 
     def check(self) -> None:
         """Raise ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
+        if self.method == "mask_predict":
+            if said := self.first_changed(*NOT_MASKED):
+                raise ValueError(f"{said} is not for method mask_predict, which has iterations and length_candidates")
+            return
         if self.beam_size % self.diversity_groups:
             raise ValueError(
                 f"beam_size {self.beam_size} is not a multiple of diversity_groups {self.diversity_groups}"
@@ -506,6 +530,11 @@ class DecodingConfig(CarriedSection):
         ratio = LENGTH_RATIO if self.max_length_ratio == "auto" else self.max_length_ratio
         extra = EXTRA_TOKENS if self.max_length_extra == "auto" else self.max_length_extra
         return max(1, int(source_length * ratio + extra))
+
+    @property
+    def num_hypotheses(self) -> int:
+        """The number of hypotheses for each sentence in a search: the beam size or, for mask_predict, the lengths."""
+        return self.length_candidates if self.method == "mask_predict" else self.beam_size
 
     @property
     def draws(self) -> bool:

@@ -453,7 +453,7 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
     """Returns the record of one variant; `fresh` is what `_fresh` returned."""
     translator, opened, tokens = measured.translator, measured.opened, measured.tokens
     rows, decoding, variant = opened.rows, translator.config.decoding, measured.variant
-    num_hypotheses = 1 if decoding.draws else decoding.beam_size
+    num_hypotheses = 1 if decoding.draws else decoding.num_hypotheses
     lengths = [len(output) for output in opened.ids.outputs if output]  # without blank lines
     bleu = None
     if references is not None:

@@ -34,7 +34,7 @@ from mtkit import __version__
 from mtkit.bundle.bundle import WEIGHTS, Bundle
 from mtkit.bundle.opening import CheckpointStorage, open_model, tell
 from mtkit.bundle.storage import not_finite
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.model_settings import MaskedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import ragged
@@ -604,7 +604,7 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 def check_ctranslate2(config: Config) -> None:
     """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 does not support."""
     model = config.model
-    if not isinstance(model, TransformerConfig):
+    if not isinstance(model, TransformerConfig) or isinstance(model, MaskedConfig):
         raise CheckpointError(
             f"model.architecture is {model.architecture}; CTranslate2 and the others take Transformers alone"
         )

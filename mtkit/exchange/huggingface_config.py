@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.model_settings import AnyModelConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError
@@ -99,7 +99,7 @@ def require_expressible(config: Config, layout: str) -> None:
     express, and the other values of --to that support this setting.
     """
     model: AnyModelConfig = config.model
-    if not isinstance(model, TransformerConfig):
+    if not isinstance(model, TransformerConfig) or isinstance(model, MaskedConfig):
         raise CheckpointError(
             f"model.architecture is {model.architecture}; {NAMES[layout]} files hold Transformers, as do the others"
         )

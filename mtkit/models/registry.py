@@ -26,6 +26,7 @@ from mtkit.models.interface import (
     TranslationModel,
     tied_embeddings,
 )
+from mtkit.models.masked import build_masked, initialize_masked
 from mtkit.models.recurrent import RecurrentDecoder, RecurrentEncoder, build_recurrent, initialize_recurrent
 from mtkit.models.transformer import TransformerDecoder, TransformerEncoder, build_transformer, initialize_transformer
 from mtkit.text.vocabulary import Specials
@@ -108,6 +109,7 @@ ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
     "transformer": (build_transformer, initialize_transformer),
     "rnn": (build_recurrent, initialize_recurrent),
     "mixed": (build_hybrid, initialize_hybrid),
+    "cmlm": (build_masked, initialize_masked),
 }
 
 OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit

@@ -115,11 +115,16 @@ class EmbeddedRows(nn.Module):
 
     def forward(self, rows: Rows, length: int) -> Tensor:
         """Returns the embedded rows, (R, L, D); all positions must be less than `length`."""
-        x = self.embedding(rows)
+        x = self.embed_tokens(rows)
         if self.positions is not None:
             codes = self.positions(rows.positions, length).to(x.dtype)
             x = x + codes if self.projection is None else self.projection(torch.cat([x, codes], dim=2))
         return dropout(self.norm(x), self.dropout, self.training)
+
+    def embed_tokens(self, rows: Rows) -> Tensor:
+        """Returns the token embeddings (R, L, D), without positions."""
+        x: Tensor = self.embedding(rows)
+        return x
 
 
 def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:

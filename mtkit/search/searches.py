@@ -1,4 +1,4 @@
-"""Greedy search, sampling, beam search and exact search, with constraints, length penalties and the coverage penalty.
+"""Greedy search, sampling, beam search, exact search and mask-predict, with constraints and penalties.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence (beam size or number of samples), V vocabulary
 size, T target tokens so far, S source length, N sentences of the original batch, P length of the longest prefix, K best
@@ -679,6 +679,43 @@ def count(progress: SearchProgress, beam_size: int) -> Tensor:
 
 # With "optimal", the result of beam search is only the first bound of `optimal_search`.
 STOPPING: dict[str, Stopping] = {"exact": exact, "count": count, "optimal": exact}
+
+
+# Mask-predict (Ghazvininejad et al. 2019, section 4), in which all tokens of a translation are predicted together.
+
+# A function that predicts masked tokens. It takes the tokens of N translations (N, T) and a bool tensor (N, T) that is
+# True for M masked tokens, and returns the most probable token for each of these and its log-probability, both (M,).
+Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Returns a translation of each length in `lengths` (N,): tokens (N, T), and their log-probabilities (N, T).
+
+    `predict` is called `iterations` times: first with all tokens masked, then each time with those masked that have the
+    lowest log-probabilities, `num_masked` of them. The log-probability of a token is the one with which it was last
+    predicted. Of tokens with equal log-probabilities, the leftmost is masked first. After the end of a translation,
+    both results are 0.
+    """
+    real = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (N, T)
+    tokens = torch.zeros_like(real, dtype=torch.int64)
+    tokens[real], found = predict(tokens, real)
+    log_probs = found.new_zeros(real.shape)
+    log_probs[real] = found
+    for iteration in range(1, iterations):
+        order = log_probs.masked_fill(~real, torch.inf).sort(dim=1, stable=True).indices
+        ranks = order.argsort(1)  # (N, T) the place of each token among those of its translation, the lowest first
+        masked = (ranks < num_masked(lengths, iteration, iterations)[:, None]) & real
+        tokens[masked], log_probs[masked] = predict(tokens, masked)
+    return tokens, log_probs
+
+
+def num_masked(lengths: Tensor, iteration: int, iterations: int) -> Tensor:
+    """Returns how many tokens of translations of these lengths are masked in iteration number `iteration`, from 0.
+
+    The number is length x (iterations - iteration) / iterations, rounded down (section 4.1), but at least 1, as in the
+    authors' code.
+    """
+    return (lengths * (iterations - iteration) // iterations).clamp(min=1)
 
 
 # Beam search.

@@ -12,6 +12,7 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import NO_LABEL, Batch, Rows
 from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
 from mtkit.models.layers import compute_dtype
+from mtkit.models.masked import MaskedModel
 
 # In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
 # C tokens of a chunk, P passes, 1 or 2.
@@ -271,7 +272,12 @@ class BatchLoss:
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """Returns the label-smoothed cross-entropy of one forward pass, plus that of guided alignment, if it is set."""
+    """Returns the label-smoothed cross-entropy of one forward pass, plus that of guided alignment, if it is set.
+
+    For a masked model, returns what `masked_cross_entropy` returns.
+    """
+    if isinstance(model, MaskedModel):
+        return masked_cross_entropy(model, batch, settings.label_smoothing)
     guide = settings.guided_alignment is not None and batch.alignment is not None
     features, state = model.decode(batch.target, model.encode(batch.source, watch=guide))
     total, loss, nll, _ = consistent_cross_entropy(
@@ -300,6 +306,23 @@ def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings:
     chosen = weights[links.rows, links.targets, links.sources]
     chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     return -(links.shares * chosen.clamp(min=LEAST_WEIGHT).log()).sum()
+
+
+def masked_cross_entropy(model: MaskedModel, batch: Batch, smoothing: float) -> BatchLoss:
+    """Returns the loss of a conditional masked language model (Ghazvininejad et al. 2019, section 3).
+
+    The loss is the label-smoothed cross-entropy of the masked tokens, plus the negative log-likelihood of the target
+    lengths. The cross-entropy is multiplied by the number of all tokens and divided by the number of masked tokens, so
+    that the mean over all target tokens is the mean over masked tokens. Each length counts as one token, in place of
+    the end mark, which is not predicted.
+    """
+    hidden, state = model.hide(batch), model.encode(batch.source)
+    features, _ = model.decode(hidden.target, state)
+    total, loss, nll, _ = consistent_cross_entropy(features[None], model.output, hidden.labels, smoothing, ONE_PASS)
+    factor = (batch.target_tokens - batch.num_pairs) / (hidden.labels != NO_LABEL).sum().clamp(min=1)
+    lengths = -model.length_log_probs(state, (batch.labels != NO_LABEL).sum(1) - 1).sum()
+    sums = torch.stack([loss, nll]) * factor + lengths.detach()
+    return BatchLoss(total * factor + lengths, sums)
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from mtkit.errors import DataError, Meter, counted, say
 from mtkit.files import Stop
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.loss import cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
 from mtkit.translation.translator import Translator
+
+# The settings of decoding in validations, whatever decoding settings the run has.
+GREEDY: dict[str, Any] = {"beam_size": 1}
+MASK_PREDICT: dict[str, Any] = {"method": "mask_predict", "iterations": 4, "length_candidates": 1}
 
 TIMED_BATCHES, TIMED_LINES = 4, 64  # at most this many are timed to estimate how long a validation takes
 
@@ -67,10 +72,11 @@ class Validation:
             chosen = [pairs[i] for i in plan.batch(b)]
             batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences
-        # Greedy search, with translations not much longer than the source, since early in training a model may fail to
-        # end its translations.
+        # Greedy search, or a few iterations of mask-predict for the likeliest length. Translations may not be much
+        # longer than the source, since early in training a model may fail to end its translations.
+        search = MASK_PREDICT if config.decoding.method == "mask_predict" else GREEDY
         decoding = DecodingConfig(
-            beam_size=1, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
+            **search, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
         )
         greedy = config.model_copy(update={"decoding": decoding})
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
@@ -141,10 +147,7 @@ class Validation:
         """Returns the loss and the negative log-likelihood, summed over the target tokens of a batch: (2,) in fp64."""
         stop.check()
         batch = batch.to(model.device)
-        features = model(batch.source, batch.target)
-        smoothing = self.config.training.label_smoothing
-        sums = label_smoothed_cross_entropy(features, model.output, batch.labels, smoothing)
-        return torch.stack(sums).cpu().double()
+        return cross_entropy(model, batch, self.config.training).sums.cpu().double()
 
 
 def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:

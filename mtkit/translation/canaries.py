@@ -26,6 +26,10 @@ BATCH_TOKENS = 4096
 # canaries of existing bundles would fail. The length limit is tight because a model early in training may never
 # generate the end mark.
 GREEDY = DecodingConfig(beam_size=1, length_penalty=0.0, max_length_ratio=1.5, max_length_extra=10)
+# The settings for models with method mask_predict. With one iteration, no token depends on another, as `gap` requires.
+ONE_PASS = DecodingConfig(
+    method="mask_predict", iterations=1, length_candidates=1, max_length_ratio=1.5, max_length_extra=10
+)
 
 # If the log-probabilities of two tokens differ by less than this, rounding may decide which of them the search chooses.
 TIE = 1e-4
@@ -129,7 +133,8 @@ def _gap(expected: list[int], old: list[float], found: list[int], new: list[floa
 
 
 def _greedy_search(translator: Translator, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
-    config = translator.config.model_copy(update={"decoding": GREEDY})
+    decoding = ONE_PASS if translator.config.decoding.method == "mask_predict" else GREEDY
+    config = translator.config.model_copy(update={"decoding": decoding})
     greedy = Translator(translator.model, translator.tokenizer, config, engine=translator.engine)
     return [hypotheses[0].tokens for hypotheses in greedy.search(tokens)] if tokens else []
 

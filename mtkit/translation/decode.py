@@ -4,6 +4,7 @@ Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T tar
 width, V vocabulary size, N sentences of the batch, P length of the longest prefix, B prefixes of an exact search.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.data.batches import Ragged, Rows, padded_batch, ragged, source_rows
+from mtkit.data.batches import NO_LABEL, Batch, Ragged, Rows, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
+from mtkit.models.masked import MaskedModel
 from mtkit.search.searches import (
     LENGTH_PENALTIES,
+    NOT_A_NUMBER,
     STOPPING,
     Constraint,
     Coverage,
@@ -34,6 +38,7 @@ from mtkit.search.searches import (
     coverage_penalty,
     covering,
     greedy_search,
+    mask_predict,
     min_length,
     never,
     no_repeat_ngram,
@@ -71,6 +76,11 @@ def decode(
     start = torch.full((len(sentences),), model.boundaries.start, device=model.device)  # (N,)
     max_lengths = max_lengths_of(model, decoding, sources, prefixes)
     end = model.boundaries.target_end
+    if isinstance(model, MaskedModel):
+        assert decoding.method == "mask_predict", "a masked model has no other method"
+        assert not any(prefixes), "callers refuse prefixes"
+        found = _mask_predicted(model, decoding, sources, max_lengths, forbidden)
+        return found if num_best > 1 else [hypotheses[:1] for hypotheses in found]
 
     constraints = _constraints(decoding, max_lengths, end)
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
@@ -121,6 +131,46 @@ def decode(
     extend = partial(log_probs_after, model, forbidden, constraints, sentences)
     steps = decoding.search_steps
     return optimal_search(extend, found, max_lengths.tolist(), end, penalty, steps, num_best, num_spare)
+
+
+def _mask_predicted(
+    model: MaskedModel, decoding: DecodingConfig, sources: Ragged, max_lengths: Tensor, forbidden: Sequence[int]
+) -> list[list[Hypothesis]]:
+    """Returns, for each sentence, a translation of each of its most probable lengths; the best translation comes first.
+
+    The score of a translation is the mean log-probability of its tokens and of its length, which counts as one token.
+    """
+    state = model.encode(source_rows(sources, model.boundaries.source_end).to(model.device))
+    candidates, of_lengths = model.likeliest_lengths(state, max_lengths, decoding.length_candidates)  # (N, W)
+    possible = of_lengths != -torch.inf
+    sentences, lengths, of_lengths = possible.nonzero()[:, 0], candidates[possible], of_lengths[possible]
+    state = state.keep(sentences)
+    forbidden = [*forbidden, model.boundaries.target_end]
+
+    def predict(tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        features, _ = model.decode(_whole_rows(tokens, lengths, masked, model.boundaries.target_end), state)
+        best = []
+        for chunk in torch.split(features[:, :-1][masked], chunk_tokens(model)):
+            log_probs = log_probs_from(model.output(chunk))  # (tokens, V)
+            log_probs[:, forbidden] = float("-inf")
+            best.append(log_probs.max(1))
+        return torch.cat([tokens for _, tokens in best]), torch.cat([log_probs for log_probs, _ in best])
+
+    tokens, log_probs = mask_predict(predict, lengths, decoding.iterations)
+    totals = log_probs.sum(1) + of_lengths
+    found: list[list[Hypothesis]] = [[] for _ in sources.lengths]
+    columns = (sentences, lengths, tokens, totals, totals / (lengths + 1))
+    for sentence, length, ids, log_prob, score in zip(*(column.tolist() for column in columns), strict=True):
+        found[sentence].append(NOT_A_NUMBER if math.isnan(score) else Hypothesis(ids[:length], log_prob, score))
+    return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in found]
+
+
+def _whole_rows(tokens: Tensor, lengths: Tensor, masked: Tensor, end: int) -> Rows:
+    """Returns rows (N, T + 1) for the decoder of a masked model: the tokens (N, T) with their end marks."""
+    positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    real = positions <= lengths[:, None]
+    ids = F.pad(tokens, (0, 1)).scatter(1, lengths[:, None], end)
+    return Rows(ids, real.long(), positions * real, cut=F.pad(masked, (0, 1)))
 
 
 def max_lengths_of(
@@ -278,6 +328,9 @@ def log_probs_of(
 
     An empty source or target consists of the end mark alone. The pairs are divided into batches. The sources of a batch
     have at most `batch_tokens` tokens, including padding, and so have the targets, unless a single pair has more.
+
+    For a masked model, these are the log-probabilities of the tokens when all tokens are masked; the log-probability of
+    the target length takes the place of that of the end mark.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
@@ -316,16 +369,34 @@ def _batch_log_probs(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     batch = padded_batch(ragged(sources), ragged(targets), model.boundaries).to(model.device)
+    if isinstance(model, MaskedModel):
+        return _masked_log_probs(model, batch)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
-    real = batch.target.mask
+    log_probs = _label_log_probs(model, features, batch.labels)
+    rows = torch.split(log_probs.cpu(), [len(target) + 1 for target in targets])
+    return [row.tolist() for row in rows]
+
+
+def _label_log_probs(model: Model, features: Tensor, labels: Tensor) -> Tensor:
+    """Returns the log-probability of each label in `labels` (R, T) except NO_LABEL, as a vector."""
+    real = labels != NO_LABEL
     log_probs = []
-    for chunk, labels in zip(
-        *(torch.split(x[real], chunk_tokens(model)) for x in (features, batch.labels)), strict=True
+    for chunk, chunk_labels in zip(
+        *(torch.split(x[real], chunk_tokens(model)) for x in (features, labels)), strict=True
     ):
         of_vocabulary = log_probs_from(model.output(chunk))  # (tokens, V)
-        log_probs.append(of_vocabulary.gather(1, labels[:, None])[:, 0])
-    rows = torch.split(torch.cat(log_probs).cpu(), [len(target) + 1 for target in targets])
-    return [row.tolist() for row in rows]
+        log_probs.append(of_vocabulary.gather(1, chunk_labels[:, None])[:, 0])
+    return torch.cat(log_probs)
+
+
+def _masked_log_probs(model: MaskedModel, batch: Batch) -> list[list[float]]:
+    """Returns what `log_probs_of` returns for a masked model."""
+    hidden, state = model.hide(batch, everything=True), model.encode(batch.source)
+    features, _ = model.decode(hidden.target, state)
+    lengths = (hidden.labels != NO_LABEL).sum(1)
+    rows = torch.split(_label_log_probs(model, features, hidden.labels).cpu(), lengths.tolist())
+    of_lengths = model.length_log_probs(state, lengths).tolist()
+    return [[*row.tolist(), of_length] for row, of_length in zip(rows, of_lengths, strict=True)]
 
 
 # Attention of given translations to their sources.

@@ -32,6 +32,7 @@ from mtkit.errors import (
     shown,
 )
 from mtkit.models.interface import Ensemble, TranslationModel
+from mtkit.models.masked import MaskedModel
 from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of, run_dtype, speed_up
 from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
 from mtkit.search.searches import Hypothesis
@@ -92,8 +93,9 @@ class Translation:
     """A translation and its score; a higher score is better.
 
     With beam search, the score is the log-probability divided by the length penalty, plus the coverage penalty, if any.
-    With sampling, the score is the log-probability. With minimum Bayes risk decoding (`decoding.mbr_samples`), the
-    score is the mean utility, from 0 to 100. If a line was translated in parts, the score is the mean over the parts.
+    With sampling, the score is the log-probability. With mask-predict, the score is the mean log-probability of the
+    tokens and of the length. With minimum Bayes risk decoding (`decoding.mbr_samples`), the score is the mean utility,
+    from 0 to 100. If a line was translated in parts, the score is the mean over the parts.
     """
 
     text: str
@@ -264,6 +266,10 @@ class Translator:
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
         if prefixes is not None:
+            if isinstance(self.model, MaskedModel):
+                raise MtkitError(
+                    "prefixes: a model of architecture cmlm cannot begin with a given text; leave them out"
+                )
             require_list(prefixes, "prefixes")
             prefixes = checked_lines(prefixes, "prefixes")
         num_best = require_count(num_best, "num_best")
@@ -508,7 +514,7 @@ class Translator:
         so the number of log-probabilities is limited too.
         """
         decoding = self.config.decoding
-        width = num_wanted if decoding.draws else decoding.beam_size
+        width = num_wanted if decoding.draws else decoding.num_hypotheses
         most_in_step = decoding.batch_tokens * STEP_ELEMENTS // (width * self.model.elements_per_token)
         batch: list[int] = []
         most = 0
@@ -890,6 +896,8 @@ def load(
         member, member_tokenizer, member_config = _open(
             open_and_tell(Path(other)), [f"device={config.device}"], precision
         )
+        if isinstance(model, MaskedModel) or isinstance(member, MaskedModel):
+            raise CheckpointError(f"{other}: a model of architecture cmlm is no member of an ensemble")
         if member_tokenizer.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
         if member.boundaries != model.boundaries:

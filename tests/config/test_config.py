@@ -9,7 +9,7 @@ import pytest
 
 from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig, TokenizerConfig
 from mtkit.config.load import alias_of, aliases, config_from_text, load_config
-from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.model_settings import MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_schema, config_text, is_setting, setting_names, setting_schema, wanted
 from mtkit.config.training_settings import TrainingConfig
@@ -1004,7 +1004,7 @@ def test_an_override_reaches_into_a_section_of_any_kind(overrides: list[str], mo
 
 
 RNN, MIXED = "model.architecture=rnn", "model.architecture=mixed"
-KINDS = "transformer, rnn, mixed"
+KINDS = "transformer, rnn, mixed, cmlm"
 
 
 @pytest.mark.parametrize(
@@ -1028,7 +1028,7 @@ KINDS = "transformer, rnn, mixed"
         ("model: {architecture: rnn, num_head: 4}", "unknown key 'model.num_head'"),
         (
             "model: {architecture: rnn, num_heads: 4}",
-            "unknown key 'model.num_heads'; only architecture transformer has it",
+            "unknown key 'model.num_heads'; only architecture transformer or cmlm has it",
         ),
         ("model: {cell: gru}", "unknown key 'model.cell'; only architecture rnn has it"),
         ("model: {encoder: {}}", "unknown key 'model.encoder'; only architecture mixed has it"),
@@ -1101,12 +1101,13 @@ def test_faulty_overrides_of_a_section_of_several_kinds_are_told(overrides: list
 def test_settings_of_another_architecture_in_the_file_are_told_where_they_stand(tmp_path: Path) -> None:
     text = "model:\n  d_model: 64\n  num_heads: 4\n  encoder_layers: 1\n  d_ff: 9\n"
     assert faults(text, RNN, folder=tmp_path) == [
-        "x.yaml:3: unknown key 'model.num_heads'; only architecture transformer has it",
-        "x.yaml:5: unknown key 'model.d_ff'; only architecture transformer has it",
+        "x.yaml:3: unknown key 'model.num_heads'; only architecture transformer or cmlm has it",
+        "x.yaml:5: unknown key 'model.d_ff'; only architecture transformer or cmlm has it",
     ]
 
 
 KINDS_OF_MODEL = [
+    MaskedConfig(positions="rotary"),
     RecurrentConfig(cell="gru", attention="none", context="every_step"),
     MixedConfig(decoder=RecurrentConfig(bidirectional=False)),
     MixedConfig(encoder=RecurrentConfig(), decoder=TransformerConfig(num_heads=4), tie_embeddings="none"),
@@ -1135,6 +1136,7 @@ def test_the_json_schema_lets_the_architecture_be_left_out() -> None:
         "TransformerConfig",
         "RecurrentConfig",
         "MixedConfig",
+        "MaskedConfig",
     ]
 
 

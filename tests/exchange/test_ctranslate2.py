@@ -359,7 +359,7 @@ def test_the_table_of_places_is_long_enough_for_the_longest_translation(tmp_path
     assert math.prod(variables["decoder/position_encodings/encodings"][1]) == 1821 * 32
 
 
-@pytest.mark.parametrize("architecture", ["rnn", "mixed"])
+@pytest.mark.parametrize("architecture", ["rnn", "mixed", "cmlm"])
 def test_what_ctranslate2_has_no_layers_for_is_refused(architecture):
     config = Config.model_validate_json(json.dumps({"model": {"architecture": architecture}}))
     with pytest.raises(

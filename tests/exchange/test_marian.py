@@ -482,10 +482,12 @@ def test_what_marian_cannot_express_is_refused_with_what_could_be(model, message
     assert message in str(told.value)
 
 
-def test_recurrent_models_are_no_marian_models():
-    config = Config.model_validate_json('{"model": {"architecture": "rnn"}}')
-    with pytest.raises(CheckpointError, match=r"model\.architecture is rnn; Marian files hold Transformers, as do"):
-        check_marian(config)
+def test_models_other_than_transformers_are_no_marian_models():
+    for architecture in ("rnn", "cmlm"):
+        config = Config.model_validate_json(f'{{"model": {{"architecture": "{architecture}"}}}}')
+        wanted = f"model.architecture is {architecture}; Marian files hold Transformers, as do the others"
+        with pytest.raises(CheckpointError, match=f"^{wanted}$"):
+            check_marian(config)
 
 
 def test_our_own_ids_are_what_export_starts_from():

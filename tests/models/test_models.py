@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.data.batches import NO_LABEL, Rows
 from mtkit.models import interface
 from mtkit.models.interface import Memory, Scratch, TranslationModel, log_probs_from, next_rows
@@ -104,6 +104,7 @@ MIXED = [
     ),
 ]
 CHOICES: list[AnyModelConfig] = [*TRANSFORMERS, *RECURRENT, *MIXED]
+MASKED = [MaskedConfig(**TINY), MaskedConfig(**TINY, positions="rotary", tie_embeddings="none", output_bias=True)]
 
 
 def name_of(config: AnyModelConfig) -> str:
@@ -117,7 +118,17 @@ def name_of(config: AnyModelConfig) -> str:
 
 @pytest.fixture(params=CHOICES, ids=name_of)
 def model(request: pytest.FixtureRequest) -> TranslationModel:
-    model = new_model(request.param, VOCAB, VOCAB, seed=1).eval()
+    return varied(request.param)
+
+
+@pytest.fixture(params=[*CHOICES, *MASKED], ids=name_of)
+def any_model(request: pytest.FixtureRequest) -> TranslationModel:
+    """Models that decode token by token, and those that do not."""
+    return varied(request.param)
+
+
+def varied(config: AnyModelConfig) -> TranslationModel:
+    model = new_model(config, VOCAB, VOCAB, seed=1).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # norms and biases are not all alike, as they are before training
         for weight in model.parameters():
@@ -234,12 +245,12 @@ def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would
             ]
 
 
-def test_padding_changes_nothing(model):
+def test_padding_changes_nothing(any_model):
     sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
     with torch.no_grad():
-        together = model.output(model(padded(sources, extra=4), padded(targets, extra=3)))
+        together = any_model.output(any_model(padded(sources, extra=4), padded(targets, extra=3)))
         for r in range(3):
-            alone = model.output(model(padded([sources[r]]), padded([targets[r]])))
+            alone = any_model.output(any_model(padded([sources[r]]), padded([targets[r]])))
             torch.testing.assert_close(together[r, : len(targets[r])], alone[0], atol=1e-5, rtol=0)
 
 
@@ -258,10 +269,10 @@ def gradient(model: TranslationModel, source: Rows, target: Rows) -> torch.Tenso
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_padding_changes_no_gradient(model):
+def test_padding_changes_no_gradient(any_model):
     sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
-    alone = sum(gradient(model, padded([s]), padded([t])) for s, t in zip(sources, targets, strict=True))
-    together = gradient(model, padded(sources, extra=4), padded(targets, extra=3))
+    alone = sum(gradient(any_model, padded([s]), padded([t])) for s, t in zip(sources, targets, strict=True))
+    together = gradient(any_model, padded(sources, extra=4), padded(targets, extra=3))
     assert (together - alone).norm() <= 1e-5 * alone.norm()
 
 
@@ -274,7 +285,7 @@ def test_packing_changes_no_gradient(packable):
 
 def test_what_cannot_be_packed_refuses_packed_rows():
     sources, targets = sentences(5, 9, 2), sentences(7, 3, 6, seed=1)
-    for config in CHOICES:
+    for config in [*CHOICES, *MASKED]:
         if not config.can_pack:
             with pytest.raises(AssertionError, match="one sentence a row"):
                 new_model(config, VOCAB, VOCAB, seed=1)(packed(sources, 20), packed(targets, 17))
@@ -290,7 +301,7 @@ def test_gradients_flow_to_every_weight(model):
 
 
 def test_a_model_without_weights_takes_those_of_another():
-    for config in CHOICES:
+    for config in [*CHOICES, *MASKED]:
         model = new_model(config, VOCAB, VOCAB, seed=1).eval()
         copy = empty_model(config, VOCAB, VOCAB)
         copy.load_state_dict(dict(model.named_parameters()), strict=False, assign=True)

@@ -45,6 +45,7 @@ from mtkit.translation.translator import load
 from tests.conftest import LEARNING
 from tests.runs import (
     DEVICES,
+    MASKED,
     MIXED,
     MODEL,
     RECURRENT,
@@ -175,7 +176,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(make):
 GRU = {**RECURRENT, "cell": "gru", "attention": "additive", "input_feeding": True}
 
 
-MODELS = {"transformer": MODEL, "lstm": RECURRENT, "gru": GRU, "mixed": MIXED}
+MODELS = {"transformer": MODEL, "lstm": RECURRENT, "gru": GRU, "mixed": MIXED, "cmlm": MASKED}
 
 
 # On the CPU, the mixed model, which has layers of both kinds, stands for the others in half precision.

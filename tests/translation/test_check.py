@@ -17,7 +17,7 @@ from mtkit.bundle.info import pack
 from mtkit.bundle.storage import Folder, Packed, all_sums
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.registry import new_model
-from mtkit.translation.canaries import GREEDY, NUM_CANARIES, TIE, check, make_canaries, translate_canaries
+from mtkit.translation.canaries import GREEDY, NUM_CANARIES, ONE_PASS, TIE, check, make_canaries, translate_canaries
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 
@@ -262,6 +262,14 @@ ARCHITECTURES = [
         "encoder": {"architecture": "transformer", "d_model": 16, "num_heads": 2, "d_ff": 16, "encoder_layers": 1},
         "decoder": {"architecture": "rnn", "d_model": 16, "decoder_layers": 1},
     },
+    {
+        "architecture": "cmlm",
+        "d_model": 16,
+        "num_heads": 2,
+        "d_ff": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+    },
 ]
 
 
@@ -290,7 +298,8 @@ def test_every_architecture_has_canaries(
     fitting = [length for length in map(len, tokenizer.encode_source(lines)) if 0 < length <= 24]
     assert (lengths[0], lengths[-1]) == (min(fitting), max(fitting))
     assert all(a <= b for a, b in pairwise(lengths))
-    greedy = Translator(translator.model, tokenizer, config.model_copy(update={"decoding": GREEDY}))
+    decoding = ONE_PASS if model["architecture"] == "cmlm" else GREEDY
+    greedy = Translator(translator.model, tokenizer, config.model_copy(update={"decoding": decoding}))
     assert [canary.text for canary in canaries] == greedy.translate([canary.source for canary in canaries])
     scored = translator.score([canary.source for canary in canaries], [canary.text for canary in canaries])
     for canary, result, each in zip(canaries, translate_canaries(translator, canaries), scored, strict=True):

@@ -15,7 +15,7 @@ import torch
 import mtkit
 from mtkit.bundle.bundle import open_bundle, save_bundle
 from mtkit.config.data_settings import DataConfig, TokenizerConfig
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
@@ -79,16 +79,19 @@ ARCHITECTURES: dict[str, AnyModelConfig] = {
 }
 
 
+# With those that do not decode token by token.
+ALL_ARCHITECTURES = {**ARCHITECTURES, "cmlm": MaskedConfig(**SMALL, tie_embeddings="none")}
+
+
 def settings(
     model: dict[str, object] | AnyModelConfig | None = None, max_length: int = 256, **decoding: object
 ) -> Config:
     if model is None or isinstance(model, dict):
         model = TransformerConfig(**{**SMALL, "tie_embeddings": "none", **(model or {})})
-    return Config(
-        data=DataConfig(max_length=max_length),
-        model=model,
-        decoding=DecodingConfig(**{"beam_size": 4, "max_length_extra": 5, **decoding}),
-    )
+    decoding = {"beam_size": 4, "max_length_extra": 5, **decoding}
+    if isinstance(model, MaskedConfig):
+        decoding |= {"length_candidates": decoding.pop("beam_size"), "iterations": 3}
+    return Config(data=DataConfig(max_length=max_length), model=model, decoding=DecodingConfig(**decoding))
 
 
 def random_translator(tokenizer: Tokenizer, config: Config, precision: str = "fp32", seed: int = 1) -> Translator:
@@ -138,7 +141,7 @@ BEAMS = pytest.mark.parametrize("beam_size", [1, 4])
 
 
 @BEAMS
-@pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("model", ALL_ARCHITECTURES.values(), ids=ALL_ARCHITECTURES.keys())
 def test_batch_size_and_order_change_no_translation_in_float64(
     tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
 ) -> None:
@@ -157,7 +160,7 @@ def test_batch_size_and_order_change_no_translation_in_float64(
 
 
 @BEAMS
-@pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("model", ALL_ARCHITECTURES.values(), ids=ALL_ARCHITECTURES.keys())
 def test_batch_size_changes_no_log_probability_by_a_hundred_thousandth_in_fp32(
     tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
 ) -> None:
@@ -439,11 +442,11 @@ def test_fp64_and_bf16_are_what_they_say(tokenizer: Tokenizer, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_translations_in_int8_do_not_depend_on_the_batch(
     tokenizer: Tokenizer, tmp_path: Path, architecture: str, beam_size: int
 ) -> None:
-    config = settings(ARCHITECTURES[architecture], beam_size=beam_size, max_length_extra=3)
+    config = settings(ALL_ARCHITECTURES[architecture], beam_size=beam_size, max_length_extra=3)
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
     lines = sentences(32)
     found = []
