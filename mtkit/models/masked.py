@@ -40,7 +40,7 @@ class MaskedRows(EmbeddedRows):
     """
 
     def __init__(self, config: MaskedConfig, embedding: Embedding) -> None:
-        super().__init__(config, embedding)
+        super().__init__(config, "decoder", embedding)
         self.mask = nn.Parameter(torch.empty(config.d_model))
 
     def initialize(self) -> None:
