@@ -321,7 +321,9 @@ def _evaluate(config: Config) -> list[ScoredSet]:
     If nothing has changed since the stored scores were computed, the stored scores are returned.
     """
     bundle = open_bundle(config.run_path)
-    if not config.data.test:
+    if config.task == "language_model" or not config.data.test:
+        if config.data.test:
+            say("scores: a language model makes no translations to score; mtkit score gives its perplexity")
         save_scores(bundle, [], card_text(bundle, []))
         return []
     sets = test_sets(config)

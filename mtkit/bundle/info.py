@@ -38,31 +38,16 @@ def card_text(bundle: Bundle, scores: Sequence[tuple[str, str, float, str]]) -> 
     """
     config, about = bundle.config, bundle.description
     source, target = config.languages.source, config.languages.target
+    translates = config.task == "translation"
+    kind, does = ("translation", "translates") if translates else ("language", "generates")
+    use = f"translate MODEL < text.{source} > text.{target}" if translates else "generate MODEL < beginnings.txt"
+    python = 'translate(["one line", "another"])' if translates else 'generate(["a beginning", ""])'
     training = about.get("training", {})
     model = ", ".join(f"{key} {value}" for key, value in settings_of(config.model.model_dump(mode="json")))
     rows = "\n".join(
         f"| {_cell(name)} | {metric} | {score:.2f} | {_cell(signature)} |" for name, metric, score, signature in scores
     )
-    return f"""# {config.name}: {source} to {target}
-
-A translation model with {about["num_parameters"]:,} parameters, made with mtkit {about["mtkit"]}.
-
-## Use
-
-MODEL is this directory, or the single file that `mtkit pack` makes of it.
-
-    mtkit translate MODEL < text.{source} > text.{target}
-    mtkit info MODEL     # the facts on this card; --json gives more
-    mtkit check MODEL    # whether its files are intact and it translates the same on this machine
-    mtkit pack MODEL {config.name.split()[0]}.mtkit
-
-In Python:
-
-    import mtkit
-
-    translator = mtkit.load("MODEL")
-    print(translator.translate(["one line", "another"]))
-
+    table = f"""
 ## Scores
 
 Raw text in, raw text out; {decoding_text(config.decoding)}.
@@ -70,7 +55,27 @@ Raw text in, raw text out; {decoding_text(config.decoding)}.
 | test set | metric | score | signature |
 |---|---|---:|---|
 {rows}
-{_data(config, training.get("data", {}))}
+"""
+    return f"""# {config.name}: {_languages_text(config)}
+
+A {kind} model with {about["num_parameters"]:,} parameters, made with mtkit {about["mtkit"]}.
+
+## Use
+
+MODEL is this directory, or the single file that `mtkit pack` makes of it.
+
+    mtkit {use}
+    mtkit info MODEL     # the facts on this card; --json gives more
+    mtkit check MODEL    # whether its files are intact and it {does} the same on this machine
+    mtkit pack MODEL {config.name.split()[0]}.mtkit
+
+In Python:
+
+    import mtkit
+
+    translator = mtkit.load("MODEL")
+    print(translator.{python})
+{table if translates else ""}{_data(config, training.get("data", {}))}
 ## Model{" and training" if training else ""}
 
 {model}.
@@ -88,7 +93,8 @@ def _data(config: Config, data: dict[str, Any]) -> str:
     return f"""
 ## Data
 
-{counted(data["num_pairs"], "sentence pair")}, {data["source_tokens"]:,} source and \
+{counted(data["num_pairs"], "sentence pair" if data["source_tokens"] else "sentence")}, \
+{f"{data['source_tokens']:,} source and " if data["source_tokens"] else ""}\
 {counted(data["target_tokens"], "target token")}. \
 Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
@@ -130,6 +136,7 @@ def _lengths(lengths: dict[str, Any]) -> str:
         + "".join(f"{lengths[side]['quantiles'].get(name, '')} | " for name in quantiles)
         + f"{lengths[side]['longest']} |"
         for side in ("source", "target")
+        if lengths[side]["longest"] or side == "target"
     ]
     head = f"| tokens per sentence{sample} | mean | {''.join(f'{name} | ' for name in quantiles)}longest |"
     return "\n".join([head, f"|---|{'---:|' * (len(quantiles) + 2)}", *rows])
@@ -165,6 +172,13 @@ def _cell(text: str) -> str:
 
 
 # Phrases that the card and `mtkit info` share.
+
+
+def _languages_text(config: Config) -> str:
+    """A phrase on the languages, such as "en to de" or, for a language model, "language model of de"."""
+    if config.task == "language_model":
+        return f"language model of {config.languages.target}"
+    return f"{config.languages.source} to {config.languages.target}"
 
 
 def changes_text(training: dict[str, Any]) -> str:
@@ -283,7 +297,7 @@ def info_text(info: Info) -> str:
     Lines have at most WIDTH characters, except lines with a long path or signature.
     """
     bundle, config = info.bundle, info.bundle.config
-    lines = [f"{config.name}: {config.languages.source} to {config.languages.target}"]
+    lines = [f"{config.name}: {_languages_text(config)}"]
     lines.append(f"  {'model':<{INDENT - 2}}{bundle.path}")
     for name, text in _rows(info):
         lines += textwrap.wrap(
@@ -345,7 +359,7 @@ def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     The statistics are left out if they are not known.
     """
-    for side in ("source", "target"):
+    for side in ("source", "target") if data.get("source_tokens", True) else ("target",):
         if lengths := data.get("lengths", {}).get(side):
             quantiles = ", ".join(f"{name} {value}" for name, value in lengths.get("quantiles", {}).items())
             yield (

@@ -268,16 +268,25 @@ Files = Annotated[
 class CorpusConfig(Section):
     """A corpus of sentence pairs: a source and a target file, aligned line by line, or a TSV file with both sides.
 
-    A side may be split into several files; part n of the source is then aligned with part n of the target.
+    A side may be split into several files; part n of the source is then aligned with part n of the target. A corpus for
+    a language model may consist of the target alone.
     """
 
     # For editors that use the JSON schema; mtkit itself relies on the validator below.
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["source", "target"]}, {"required": ["tsv"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["source", "target"]},
+                {"required": ["tsv"]},
+                {"required": ["target"], "not": {"required": ["source"]}},
+            ]
+        }
+    )
 
     source: Files | None = Field(
         None,
         description="The source side: a text file, plain or packed (gzip, bzip2, xz, zstd, zip), or its parts: a "
-        "list of files, or a pattern such as parts/*.en.gz.",
+        "list of files, or a pattern such as parts/*.en.gz; a language model does without.",
     )
     target: Files | None = Field(
         None,
@@ -296,20 +305,20 @@ class CorpusConfig(Section):
 
     @model_validator(mode="after")
     def one_form_is_given(self) -> "CorpusConfig":
-        """Raise ValueError unless the files of the corpus are given in one of the two possible ways.
+        """Raise ValueError unless the files of the corpus are given in one of the three possible ways.
 
-        One way is to give `source` and `target`, with equally many parts. The other is to give `tsv`, with two
-        different columns.
+        One way is to give `source` and `target`, with equally many parts. Another is to give `tsv`, with two different
+        columns. For a language model, the third is to give `target` alone.
         """
         given = [name for name in ("source", "target", "tsv") if listed(getattr(self, name))]
-        if given not in (["source", "target"], ["tsv"]):
+        if given not in (["source", "target"], ["tsv"], ["target"]):
             raise ValueError(f"found {' and '.join(given) or 'no file'}, wants source and target, or tsv alone")
         if self.tsv is None and self.columns != (1, 2):
             raise ValueError("found columns without tsv; only a file of columns has some to choose")
         if self.columns[0] == self.columns[1]:
             raise ValueError(f"found column {self.columns[0]} for both sides, wants two different columns")
         num_source, num_target = len(listed(self.source)), len(listed(self.target))
-        if num_source != num_target:
+        if self.has_source and num_source != num_target:
             raise ValueError(
                 f"found {num_source} in source and {num_target} in target, wants as many of both; part n of the source "
                 "goes with part n of the target"
@@ -317,10 +326,17 @@ class CorpusConfig(Section):
         return self
 
     @property
+    def has_source(self) -> bool:
+        """Whether the corpus has a source side; a corpus for a language model may lack it."""
+        return self.source is not None or self.tsv is not None
+
+    @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
         """The parts of the corpus. A part is a corpus with one TSV file, or with one source and one target file."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
+        if self.source is None:
+            return tuple(self.model_copy(update={"target": path}) for path in listed(self.target))
         sides = zip(listed(self.source), listed(self.target), strict=True)
         return tuple(self.model_copy(update={"source": source, "target": target}) for source, target in sides)
 

@@ -20,6 +20,7 @@ TieEmbeddings = Annotated[
     ),
 ]
 OutputBias = Annotated[bool, Field(description="A learned bias for each token of the output.")]
+EncoderLayers = Annotated[int, Field(ge=0, description="Depth of the encoder; 0: no encoder, as in a language model.")]
 StartToken = Annotated[
     Literal["begin", "pad", "end", "zero"],
     Field(description="What the decoder reads first; zero, as in Marian, is padding, whose embedding stays zero."),
@@ -51,7 +52,7 @@ class TransformerConfig(CarriedSection):
     d_model: int = Field(512, ge=2, description="Width of embeddings and layers.")
     num_heads: int = Field(8, ge=1, description="Attention heads; they divide d_model.")
     d_ff: int = Field(2048, ge=0, description="Inner width of the feed-forward layers; 0: there are none.")
-    encoder_layers: int = Field(6, ge=1, description="Depth of the encoder.")
+    encoder_layers: EncoderLayers = 6
     decoder_layers: int = Field(6, ge=1, description="Depth of the decoder.")
     decoder_num_heads: int | None = Field(None, ge=1, description="Heads in the decoder; null: num_heads.")
     decoder_d_ff: int | None = Field(None, ge=0, description="Feed-forward width in the decoder; null: d_ff.")
@@ -178,9 +179,19 @@ class TransformerConfig(CarriedSection):
         return self.max_positions if self.positions_of(side) == "learned" else None
 
     @property
+    def reads_source(self) -> bool:
+        """Whether the model has an encoder, which a language model has not."""
+        return self.encoder_layers > 0
+
+    @property
+    def attends_to_source(self) -> bool:
+        """Whether the layers of the decoder have attention to the source."""
+        return self.reads_source and "cross_attention" not in self.ablate
+
+    @property
     def has_attention(self) -> bool:
-        """Whether the decoder attends to the source."""
-        return "cross_attention" not in self.ablate
+        """Whether the attention of each target token to the source can be shown."""
+        return self.attends_to_source
 
     @property
     def source_attention(self) -> tuple[int, int]:
@@ -234,7 +245,7 @@ class RecurrentConfig(CarriedSection):
     d_model: int = Field(
         512, ge=2, description="Width of embeddings, cells and the features that go to the output layer."
     )
-    encoder_layers: int = Field(2, ge=1, description="Depth of the encoder.")
+    encoder_layers: EncoderLayers = 2
     decoder_layers: int = Field(2, ge=1, description="Depth of the decoder.")
     bidirectional: bool = Field(True, description="Read the source in both directions, each with half of d_model.")
     attention: Literal["none", "additive", "dot", "general"] = Field(
@@ -268,9 +279,14 @@ class RecurrentConfig(CarriedSection):
             raise ValueError("input_feeding true wants an attention: additive, dot or general")
 
     @property
+    def reads_source(self) -> bool:
+        """Whether the model has an encoder, which a language model has not."""
+        return self.encoder_layers > 0
+
+    @property
     def has_attention(self) -> bool:
         """Whether the decoder attends to the source."""
-        return self.attention != "none"
+        return self.attention != "none" and self.encoder_layers > 0
 
     @property
     def source_attention(self) -> tuple[int, int]:
@@ -322,10 +338,12 @@ class MixedConfig(CarriedSection):
     tie_embeddings: TieEmbeddings = "all"
 
     def check(self) -> None:
-        """Raise ValueError if a part is taken out of one of the models; only a whole Transformer has parts to spare."""
+        """Raise ValueError if the encoder or the decoder comes from a model without an encoder, or without a part."""
         for name, half in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(half, TransformerConfig) and half.ablate:
                 raise ValueError(f"{name}.{half.first_changed('ablate')} wants architecture transformer, found mixed")
+            if not half.encoder_layers:
+                raise ValueError(f"{name}.encoder_layers 0 is of a language model; a mixed model wants 1 or more")
 
     def check_ties(self) -> None:
         """Raise ValueError if encoder and decoder share embeddings but differ in `d_model` or `scale_embeddings`."""
@@ -341,6 +359,11 @@ class MixedConfig(CarriedSection):
     def d_model(self) -> int:
         """The width of the decoder."""
         return self.decoder.d_model
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the model has an encoder, which a language model has not."""
+        return True
 
     @property
     def has_attention(self) -> bool:

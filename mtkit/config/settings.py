@@ -28,13 +28,18 @@ class Config(Section):
     """All settings of a run."""
 
     name: str = Field("translator", pattern=r"^[^/\\]*[^/\\.\s][^/\\]*$", description="Name of the run.")
+    task: Literal["translation", "language_model"] = Field(
+        "translation",
+        description="What the model learns: to translate, or the probabilities of target sentences by themselves "
+        "(language_model), with a decoder that has neither an encoder nor attention to a source.",
+    )
     run_dir: Path | None = Field(None, description="Where all results go; null: runs/NAME.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
     languages: LanguagesConfig = Field(LanguagesConfig(), description="What is translated into what.")
     data: DataConfig = Field(DataConfig(), description="The parallel text.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="The vocabulary.")
     model: ModelConfig = Field(TransformerConfig(), description="The model.", validate_default=True)
-    training: TrainingConfig = Field(TrainingConfig(), description="How it is trained.")
+    training: TrainingConfig = Field(TrainingConfig(), description="How it is trained.", validate_default=True)
     decoding: DecodingConfig = Field(DecodingConfig(), description="How it translates.", validate_default=True)
 
     @field_validator("model")
@@ -67,12 +72,39 @@ class Config(Section):
             decoding.check()
         return decoding
 
+    @field_validator("model")
+    @classmethod
+    def language_models_have_no_encoder(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
+        """Set `encoder_layers` to 0 if the task is a language model. Raises ValueError if the architecture is mixed."""
+        if info.data.get("task") != "language_model":
+            return model
+        if isinstance(model, MixedConfig | MaskedConfig):
+            raise ValueError(
+                f"architecture {model.architecture} has an encoder, which a language model has not; wants transformer "
+                "or rnn"
+            )
+        return model.model_copy(update={"encoder_layers": 0})
+
+    @field_validator("training")
+    @classmethod
+    def language_models_are_chosen_by_loss(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        """Set `select_by` to "loss" if the task is a language model and `select_by` is not given.
+
+        Raises ValueError if another measure is given, since a language model makes no translations to measure.
+        """
+        if info.data.get("task") != "language_model" or training.select_by == "loss":
+            return training
+        if "select_by" in training.model_fields_set:
+            raise ValueError(f"select_by {training.select_by} is of translations; task language_model wants loss")
+        return training.model_copy(update={"select_by": "loss"})
+
     @model_validator(mode="after")
     def sections_fit(self) -> "Config":
         """Raise ValueError if settings of different sections are incompatible.
 
         Settings that are still to be taken from the model named by `training.start_from` are checked later.
         """
+        self._check_task()
         self._check_batches()
         self._check_tokenizer_model()
         if not self._has_carried_settings():
@@ -87,6 +119,32 @@ class Config(Section):
         return self.training.start_from is not None and any(
             section.model_fields_set != type(section).model_fields.keys() for section in (self.model, self.tokenizer)
         )
+
+    def _check_task(self) -> None:
+        """Raise ValueError if a setting does not fit the task."""
+        corpora = {
+            f"data.{name}[{number}]": corpus
+            for name, listed in (("train", self.data.train), ("valid", self.data.valid))
+            for number, corpus in enumerate(listed)
+        }
+        if self.task == "translation":
+            if alone := next((name for name, corpus in corpora.items() if not corpus.has_source), None):
+                raise ValueError(f"{alone} has a target alone; task translation wants source and target, or tsv")
+            if not self.model.reads_source and not self._has_carried_settings():
+                raise ValueError("model.encoder_layers 0 wants task language_model; translation wants 1 or more")
+            return
+        tags = {name: corpus.tag for name, corpus in corpora.items()}
+        tags |= {f"data.test.{name}": test_set.tag for name, test_set in self.data.test.items()}
+        if tagged := next((name for name, tag in tags.items() if tag is not None), None):
+            raise ValueError(f"{tagged}.tag is put before a source, and a language model has none; take it out")
+        if said := self.data.first_changed("drop_identical", "source_script"):
+            raise ValueError(f"data.{said} is about the source, and a language model has none; take it out")
+        has_source = any(corpus.has_source for corpus in self.data.train)
+        is_trained = self.tokenizer.model is None and self.training.start_from is None
+        if self.data.train and not has_source and is_trained and not self.tokenizer.shared:
+            raise ValueError(
+                "tokenizer.shared false wants text of the source, and data.train has the target alone; set it to true"
+            )
 
     def _check_batches(self) -> None:
         """Raise ValueError if the longest possible pair does not fit into a batch."""

@@ -334,13 +334,14 @@ class Corpus:
     def facts(self) -> dict[str, Any]:
         """Returns a description of the corpus for a model card; the paths of text files are reduced to file names."""
         manifest = self.manifest
+        files = dict.fromkeys(manifest.raw_files)  # a corpus without a source has each file twice
         return {
             "num_pairs": manifest.num_pairs,
             "source_tokens": manifest.source.num_tokens,
             "target_tokens": manifest.target.num_tokens,
             "dropped": manifest.drops,
             "unknown": manifest.unknown,
-            "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in manifest.raw_files],
+            "files": [{"name": Path(raw.path).name, "fingerprint": raw.fingerprint} for raw in files],
             "corpora": list(manifest.corpora),
             "lengths": length_statistics(
                 {"source": manifest.source, "target": manifest.target},
@@ -714,7 +715,7 @@ def length_limit(
     `corpora` holds the numbers of pairs of the corpora that the pairs come from, in order. Each corpus is measured by
     itself, since their languages may differ, and the largest ratio and the largest extra are returned. Of each corpus,
     at most `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty
-    if there are no tokens.
+    if there are no tokens. If all sources are empty, as for a language model, the extra tokens alone are the limit.
     """
     num_pairs = len(source_offsets) - 1
     ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()
@@ -724,7 +725,7 @@ def length_limit(
             np.concatenate([np.diff(offsets[begin + b : begin + e + 1]) for b, e in _blocks(end - begin, most_pairs)])
             for offsets in (source_offsets, target_offsets)
         )
-        if sources.sum() and targets.sum():
+        if targets.sum():
             limits.append(_limit(sources, targets))
     if not limits:
         return {}
@@ -737,7 +738,8 @@ def _limit(sources: NDArray[np.int64], targets: NDArray[np.int64]) -> tuple[floa
     longer = max(int(np.ceil(EXCESS * len(sources))) - 1, 0)  # the number of pairs that may have a longer target
     spare = int(np.ceil(SPARE_TOKENS * min(1.0, 1 / (EXCESS * len(sources)))))
     found = []
-    for ratio in np.round(RATIOS * targets.sum() / sources.sum(), 2).tolist():
+    ratios = np.round(RATIOS * targets.sum() / sources.sum(), 2).tolist() if sources.sum() else [0.0]
+    for ratio in ratios:
         excess = targets - ratio * sources
         extra = max(int(np.ceil(np.partition(excess, -longer - 1)[-longer - 1])), 0) + spare
         found.append((ratio * sources.mean() + extra, ratio, extra))

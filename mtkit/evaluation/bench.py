@@ -679,12 +679,13 @@ def transformer_flops(
     4 S d N for each source token and (2 T d + 4 S d) M for each target token for the attention itself. S and T are
     taken to be the means. With a gate, 2 d f becomes 3 d f. The backward pass takes twice as many operations as the
     forward pass (Kaplan et al. 2020, section 2.1, count in the same way). Embeddings, norms, activations, softmax,
-    dropout, padding and the optimizer do not count.
+    dropout, padding and the optimizer do not count. A language model has no source: S is 0, and 6 d^2 becomes 4 d^2.
     """
+    source_tokens = source_tokens if config.reads_source else 0
     d, encoder_layers, decoder_layers = config.d_model, config.encoder_layers, config.decoder_layers
     kept = 1 - config.layer_dropout  # the mean fraction of layers that take part
     matrices = 3 if config.activation in ("reglu", "geglu", "swiglu") else 2
-    source_attention = decoder_layers if config.has_attention else 0  # number of layers that attend to the source
+    source_attention = decoder_layers if config.attends_to_source else 0  # number of layers that attend to the source
     encoder_d_ff, decoder_d_ff = config.width_of("encoder"), config.width_of("decoder")
     source_length, target_length = source_tokens / num_pairs, target_tokens / num_pairs
     of_source: float = 2 * encoder_layers * (4 * d * d + matrices * d * encoder_d_ff)

@@ -98,6 +98,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     if quantization is not None and quantization not in format_.quantizations:
         raise MtkitError(_no_quantization(to, quantization))
     bundle = open_and_tell(path)
+    if bundle.config.task != "translation":
+        raise CheckpointError(f"{path}: is a language model; mtkit export writes translation models alone")
     format_.check(bundle.config)
     if bundle.config.tokenizer.type == "word":
         raise CheckpointError(

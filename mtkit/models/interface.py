@@ -204,6 +204,19 @@ class Encoder(Protocol):
         """Returns the encoded source, from which a decoder starts."""
 
 
+class NoEncoder(nn.Module):
+    """Takes the place of an encoder in a language model, whose decoder does not use the memory."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.final_widths: list[int] = []
+
+    def forward(self, source: Rows) -> Memory:
+        """Returns an empty memory, with states (R, 0, D)."""
+        return Memory(torch.zeros(len(source.ids), 0, self.d_model, device=source.ids.device), finals=[])
+
+
 class Decoder(Protocol):
     """An nn.Module that predicts the target: one token per call in a search, all tokens at once in training."""
 
@@ -232,7 +245,8 @@ class TranslationModel(nn.Module):
     """A model that consists of an encoder and a decoder.
 
     `start`, a key of START_TOKENS, names the token that the decoder reads first. If `shifted` is false, training gives
-    the decoder the very tokens that it should predict.
+    the decoder the very tokens that it should predict. A language model has NoEncoder as its encoder, and is given
+    sources without tokens.
     """
 
     def __init__(
@@ -283,6 +297,11 @@ class TranslationModel(nn.Module):
     def forward(self, source: Rows, target: Rows) -> Tensor:
         """Returns the features (R, T, D) of a batch under teacher forcing."""
         return self.decode(target, self.encode(source))[0]
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the model has an encoder; a language model has none."""
+        return not isinstance(self.encoder, NoEncoder)
 
     @property
     def elements_per_token(self) -> int:
@@ -370,6 +389,7 @@ class Ensemble:
             _smallest([member.limits.source for member in members]),
             _smallest([member.limits.target for member in members]),
         )
+        self.reads_source = members[0].reads_source
         self.boundaries = members[0].boundaries
         self.special = members[0].special
         self.device = members[0].device

@@ -16,7 +16,16 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from mtkit.config.model_settings import RecurrentConfig
 from mtkit.data.batches import Rows
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
+from mtkit.models.interface import (
+    Embedding,
+    Encoder,
+    Limits,
+    Memory,
+    NoEncoder,
+    Output,
+    TranslationModel,
+    tied_embeddings,
+)
 from mtkit.models.layers import LayerList, dropout
 
 # Attention: each query scores the source states; the result is the mean of these states, weighted by the softmax of
@@ -325,7 +334,8 @@ class RecurrentDecoder(nn.Module):
     If the settings say so, the top layer attends to the source, and every step reads a summary of the whole source,
     which is the same for all steps (Cho et al. 2014). The features are tanh(W [y; a; s]), where y is the output of the
     top layer, a the attended source, and s the summary (Luong et al. 2015, equation 5, which has no s). Without
-    attention, a is left out; without the summary, s is; without both, the features are y itself.
+    attention, a is left out; without the summary, s is; without both, the features are y itself. In a language model,
+    the features are y, and the initial states of the layers are zero.
 
     All tokens are computed at once, except with input feeding, where the features of each step are an input of the next
     step.
@@ -334,24 +344,30 @@ class RecurrentDecoder(nn.Module):
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:
         super().__init__()
         self.embedding = embedding
-        has_attention, has_context = config.attention != "none", config.context == "every_step"
-        input_width = config.d_model * (1 + has_context + config.input_feeding)
+        has_attention = config.has_attention
+        has_context = config.context == "every_step" and config.reads_source
+        self.input_feeding = config.input_feeding and has_attention
+        input_width = config.d_model * (1 + has_context + self.input_feeding)
         layers = [
             RecurrentLayer(config.cell, config.d_model if number else input_width, config.d_model)
             for number in range(config.decoder_layers)
         ]
-        self.begin = InitialStates(final_widths, [layer.state_width for layer in layers], config.d_model, has_context)
+        self.state_widths = [layer.state_width for layer in layers]
+        has_source = config.reads_source
+        self.begin = InitialStates(final_widths, self.state_widths, config.d_model, has_context) if has_source else None
         self.layers = LayerList(layers)
         self.score = ATTENTION_SCORES[config.attention](config.d_model) if has_attention else None
         num_parts = 1 + has_attention + has_context
         self.join = nn.Linear(num_parts * config.d_model, config.d_model) if num_parts > 1 else None
-        self.input_feeding = config.input_feeding
         self.dropout = config.dropout
         self.output = output
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> RecurrentState:
         """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
-        layers, context = self.begin(memory, source)
+        if self.begin is None:
+            layers, context = [memory.states.new_zeros(len(source.ids), width) for width in self.state_widths], None
+        else:
+            layers, context = self.begin(memory, source)
         return RecurrentState(
             layers=[layer[:, None] for layer in layers],
             features=memory.states.new_zeros(len(source.ids), 1, memory.states.shape[2]),
@@ -432,7 +448,7 @@ def build_recurrent(config: RecurrentConfig, source_vocab_size: int, target_voca
     source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
-    encoder = RecurrentEncoder(config, source)
+    encoder: Encoder = RecurrentEncoder(config, source) if config.reads_source else NoEncoder(config.d_model)
     decoder = RecurrentDecoder(config, target, output, encoder.final_widths)
     return TranslationModel(encoder, decoder, Limits(), config.start_token)
 

@@ -185,6 +185,8 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
         depth = half.encoder_layers if side == "encoder" else half.decoder_layers
         layer = re.compile(rf"{side}\.(?:encoder\.)?layers\.(\d+)\.")  # a ProjectedEncoder contains the encoder
         num_layers = len({found[1] for found in map(layer.match, weights) if found})
+        if not depth:
+            continue
         if depth > num_layers:
             raise CheckpointError(
                 f"{where}: the settings want {depth:,} layers in the {side}, the weights have {num_layers:,}; "

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from mtkit.config.model_settings import SEES_LATER, Stack, TransformerConfig
 from mtkit.data.batches import Rows
-from mtkit.models.interface import Embedding, Limits, Memory, Output, TranslationModel, tied_embeddings
+from mtkit.models.interface import (
+    Embedding,
+    Encoder,
+    Limits,
+    Memory,
+    NoEncoder,
+    Output,
+    TranslationModel,
+    tied_embeddings,
+)
 from mtkit.models.layers import (
     CONCATENATED,
     NORM_EPS,
@@ -235,14 +244,15 @@ class TransformerEncoder(nn.Module):
 class DecoderLayer(nn.Module):
     """A decoder layer: self-attention, attention to the source, then a feed-forward layer.
 
-    The last two are missing if `ablate` names cross_attention, and if the width of the feed-forward layer is 0.
+    Attention to the source is missing in a language model, and if `ablate` names cross_attention; the feed-forward
+    layer is missing if its width is 0.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         num_heads = heads_of(config, "decoder")
         self.attention = SelfAttention(*attention_settings(config, num_heads))
-        reads_source, d_ff = config.has_attention, config.width_of("decoder")
+        reads_source, d_ff = config.attends_to_source, config.width_of("decoder")
         self.source_attention = CrossAttention(*attention_settings(config, num_heads)) if reads_source else None
         self.feed_forward = FeedForward(config, d_ff) if d_ff else None
         self.around_attention = Sublayer(config)
@@ -250,7 +260,10 @@ class DecoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config) if d_ff else None
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Returns the keys and values of the source as `CrossAttention.project` does; `None` without that attention."""
+        """Returns the keys and values, each (R, H, S, K), of the encoder's states `memory`, (R, S, D).
+
+        Returns `None` if the layer has no attention to the source.
+        """
         return None if self.source_attention is None else self.source_attention.project(memory)
 
     def forward(
@@ -528,7 +541,7 @@ def build_transformer(config: TransformerConfig, source_vocab_size: int, target_
     source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
-    encoder = TransformerEncoder(config, source)
+    encoder: Encoder = TransformerEncoder(config, source) if config.reads_source else NoEncoder(config.d_model)
     decoder = TransformerDecoder(config, target, output)
     limits = Limits(config.limit_of("encoder"), config.limit_of("decoder"))
     shifted = "shift" not in config.ablate

@@ -268,6 +268,7 @@ class Encoder:
         self._rules = config.data
         # Each has its own random numbers, so that a larger fraction includes a smaller one.
         self._join_rng, self._draw_rng = (np.random.default_rng([config.data.seed, n]) for n in range(2))
+        self._has_source = config.task == "translation"
         self._keeps_text = config.training.samples_subwords
         self._unknown = unknown
         self._tokenizer = tokenizer
@@ -310,8 +311,10 @@ class Encoder:
         """Encodes the pairs `read`, which begin at line `first_line` of `part`; writes those that pass all rules.
 
         If the part has a tag, the source is encoded with the tag, but the cleaning rules see the source without the
-        tag.
+        tag. For a language model, the rules are applied to the target alone, and the sources written are empty.
         """
+        if not self._has_source:
+            read = [(target, target) for _, target in read]
         lines, raw = self._training_pairs(read)
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
         sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
@@ -331,11 +334,13 @@ class Encoder:
             else:
                 self._search.add_training_pair(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]
-        kept_sources, kept_targets = [sources[place] for place in kept], [targets[place] for place in kept]
+        kept_targets = [targets[place] for place in kept]
+        kept_sources = [sources[place] if self._has_source else [] for place in kept]
         _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
         texts: tuple[Sequence[str], Sequence[str]] = ((), ())
         if self._keeps_text:
-            texts = _normalized([pairs[place] for place in kept], self._tokenizer)
+            kept_pairs = [pairs[place] if self._has_source else ("", pairs[place][1]) for place in kept]
+            texts = _normalized(kept_pairs, self._tokenizer)
         links: list[list[Link]] = []
         if self._alignments:
             aligned = list(self._alignments.next_lines(len(raw)))
@@ -405,7 +410,7 @@ def _count_unknown(
     In `unknown`, the two sides are the texts called "NAME source" and "NAME target", where NAME is the argument `name`.
     A side whose tokenizer never produces unknown tokens is not counted.
     """
-    if tokenizer.source_shows_unknown:
+    if tokenizer.source_shows_unknown and any(sources):
         unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
     if tokenizer.target_shows_unknown:
         unknown.add(f"{name} target", targets, tokenizer.specials.target.unknown)

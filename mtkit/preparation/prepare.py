@@ -62,7 +62,16 @@ from mtkit.preparation.sources import (
     watching_reader,
 )
 from mtkit.text.lines import fingerprint, read_lines, require_file
-from mtkit.text.parallel import Pair, data_file, pairs_in_turn, read_corpus, read_source, read_target, tagged_pairs
+from mtkit.text.parallel import (
+    Pair,
+    data_file,
+    pairs_in_turn,
+    read_corpus,
+    read_source,
+    read_target,
+    tagged_pairs,
+    without_source,
+)
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import (
     VocabularyReport,
@@ -220,7 +229,7 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
                 raise _nothing_left(config, num_pairs, drops)
             with replaced_directory(_validation_directory(config)) as directory:
                 _write_validation(config, directory)
-                valid = tagged_pairs(resolve_corpora(config, config.data.valid))
+                valid = _read_pairs(config, tagged_pairs(resolve_corpora(config, config.data.valid)))
                 count_unknown_in_validation(valid, tokenizer, unknown)
                 manifest = writer.commit(
                     drops.counts,
@@ -320,10 +329,10 @@ def _write_validation(config: Config, directory: Path) -> None:
     of the files keeps that order.
     """
     corpora = resolve_corpora(config, config.data.valid)
-    sides, order = _sides(pairs_in_turn(corpora)), {"order": SPREAD}
+    sides, order = _sides(_read_pairs(config, pairs_in_turn(corpora))), {"order": SPREAD}
     noted = _noted_validation(config)
     if noted is not None and noted != validation_checksum(_checksums(sides)):
-        in_file_order = _sides(pairs_in_turn(corpora, is_spread=False))
+        in_file_order = _sides(_read_pairs(config, pairs_in_turn(corpora, is_spread=False)))
         if noted in ("", validation_checksum(_checksums(in_file_order))):
             sides, order = in_file_order, {}
     for name, text in sides.items():
@@ -332,6 +341,11 @@ def _write_validation(config: Config, directory: Path) -> None:
         directory / MANIFEST,
         {"format": VALIDATION_FORMAT, **order, **_validation_provenance(config), **_checksums(sides)},
     )
+
+
+def _read_pairs(config: Config, pairs: Iterable[Pair]) -> Iterable[Pair]:
+    """Returns the pairs as the model reads them: those of a language model have blank sources."""
+    return pairs if config.task == "translation" else without_source(pairs)
 
 
 def _noted_validation(config: Config) -> str | None:
@@ -528,12 +542,14 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
     the pairs are stored. Tags are not compared here.
     """
     rules = DataConfig().model_dump(mode="json", include={*settings_behind(REASONS), *SELECTION})
-    named = {"tags", "text", "alignment"}
+    named = {"tags", "text", "alignment", "task"}
     old, new = (
         {**rules, **{name: value for name, value in settings.items() if name not in named}}
         for settings in (before, _corpus_settings(config))
     )
     changes = setting_changes("data", old, new)
+    if config.task != (was := before.get("task", "translation")):
+        changes.append(f"task was {was}, is {config.task}")
     if config.training.samples_subwords != before.get("text", False):
         was, is_now = ("yes", "no") if before.get("text", False) else ("no", "yes")
         changes.append(
@@ -706,7 +722,8 @@ def _corpus_settings(config: Config) -> dict[str, Any]:
     changed = {name: value for name, value in rules.items() if name in always or value != defaults[name]}
     text = {"text": True} if config.training.samples_subwords else {}
     links = {"alignment": True} if config.training.guided_alignment is not None else {}
-    return {**changed, **tags_by_corpus(config.data.train), **text, **links}
+    task = {} if config.task == "translation" else {"task": config.task}
+    return {**changed, **tags_by_corpus(config.data.train), **text, **links, **task}
 
 
 def _validation_provenance(config: Config) -> dict[str, Any]:

@@ -411,7 +411,10 @@ def _no_validation_pairs(corpora: Iterable[CorpusConfig]) -> DataError:
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """A validation or test set, represented by hashes of its lines; lines with a blank source are left out."""
+    """A validation or test set, represented by hashes of its lines; lines with a blank source are left out.
+
+    For a language model, a line of the target takes the place of a source, and there are no references.
+    """
 
     name: str
     num_lines: int  # including lines with a blank source
@@ -428,7 +431,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
     found = []
     if config.data.valid:
         pairs = tagged_pairs(resolve_corpora(config, config.data.valid))
-        valid = held_out_set("data.valid", ((source, (target,)) for source, target in pairs))
+        valid = held_out_set("data.valid", _rows_of(config, ((source, (target,)) for source, target in pairs)))
         if not valid.num_lines:
             raise _no_validation_pairs(config.data.valid)
         found.append(valid)
@@ -440,8 +443,15 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
         texts = [list(read_pairs(files.source, path)) for path in files.target]
         rows = zip(*texts, strict=True)
         pairs_of_rows = ((tagged(row[0][0], files.tag), tuple(pair[1] for pair in row)) for row in rows)
-        found.append(held_out_set(f"data.test.{name}", pairs_of_rows))
+        found.append(held_out_set(f"data.test.{name}", _rows_of(config, pairs_of_rows)))
     return found
+
+
+def _rows_of(config: Config, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Returns the rows (source, references); for a language model, a row (reference, ()) for each reference."""
+    if config.task == "translation":
+        return rows
+    return ((reference, ()) for _, references in rows for reference in references)
 
 
 def held_out_set(name: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> HeldOutSet:
@@ -478,7 +488,9 @@ class HeldOutSearch:
         for one in self._sets:
             num_found = sum(digest in self._found for digest in one.sources)
             num_pairs = sum(not self._found_pairs.isdisjoint(pair) for pair in one.pairs)
-            if num_found:
+            if num_found and not any(one.pairs):
+                yield f"mtkit: warning: {num_found:,} of {one.num_lines:,} lines of {one.name} are in the training data"
+            elif num_found:
                 yield (
                     f"mtkit: warning: {num_found:,} of {one.num_lines:,} sources of {one.name} are in the training "
                     f"data, {num_pairs:,} of them with the same translation"
@@ -552,7 +564,8 @@ def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_I
         columns = corpus.columns if corpus.tsv is not None else (None, None)
         for part in corpus.parts:
             files = files_of(part)
-            yield _inspect(files[0], columns[0], source, read_source(part), most)
+            if part.has_source:
+                yield _inspect(files[0], columns[0], source, read_source(part), most)
             yield _inspect(files[1], columns[1], target, read_target(part), most)
     for test_set in local_test_sets(config).values():
         if test_set is not None:

@@ -31,19 +31,27 @@ def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
 
 
 def read_part(part: CorpusConfig) -> Iterator[Pair]:
-    """Yields the (source, target) pairs of one part of a corpus; the corpus's tag is not added."""
+    """Yields the (source, target) pairs of one part of a corpus; the corpus's tag is not added.
+
+    If the corpus has no source, all sources are blank.
+    """
     source, target = files_of(part)
+    if not part.has_source:
+        return (("", line) for line in read_lines(target))
     return read_columns(source, *part.columns) if part.tsv is not None else read_pairs(source, target)
 
 
 def files_of(part: CorpusConfig) -> tuple[Path, Path]:
-    """The source file and the target file of one part of a corpus; for a tab-separated file, that file twice."""
+    """The source file and the target file of one part of a corpus.
+
+    For a tab-separated file, or a target without a source, that file twice.
+    """
     return part.paths[0], part.paths[-1]
 
 
 def read_source(corpus: CorpusConfig) -> Iterator[str]:
-    """Yields the source lines of a corpus; the corpus's tag is not added."""
-    return _read_side(corpus, 0)
+    """Yields the source lines of a corpus, none if it has no source; the corpus's tag is not added."""
+    return _read_side(corpus, 0) if corpus.has_source else iter(())
 
 
 def read_target(corpus: CorpusConfig) -> Iterator[str]:
@@ -62,6 +70,11 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
     for corpus in corpora:
         for source, target in read_corpus(corpus):
             yield tagged(source, corpus.tag), target
+
+
+def without_source(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Yields the pairs with blank sources, as a language model reads them."""
+    return (("", target) for _, target in pairs)
 
 
 def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
@@ -283,8 +296,12 @@ def _corpus(config: Config, corpus: CorpusConfig, name: str) -> CorpusConfig:
         return corpus.model_copy(
             update={"tsv": _as_given(corpus.tsv, [table.files or (table.path,) for table in tables])}
         )
-    assert corpus.source is not None
     assert corpus.target is not None
+    if corpus.source is None:
+        texts = _match_all(config, corpus.target, f"{name}.target", config.languages.target)
+        return corpus.model_copy(
+            update={"target": _as_given(corpus.target, [text.files or (text.path,) for text in texts])}
+        )
     sources = _match_all(config, corpus.source, f"{name}.source", config.languages.source)
     targets = _match_all(config, corpus.target, f"{name}.target", config.languages.target)
     _require_one_order(sources, targets, name)

@@ -462,7 +462,13 @@ def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
     curve, validating = [], 0.0
     for event in validations:
         seconds = round(60 * event["minutes"] - validating, 3)
-        curve.append({"step": event["step"], "training_seconds": seconds, **{name: event[name] for name in MEASURED}})
+        curve.append(
+            {
+                "step": event["step"],
+                "training_seconds": seconds,
+                **{name: event[name] for name in MEASURED if name in event},
+            }
+        )
         validating += event["seconds"]
     record = {
         "target": config.training.target_score,

@@ -1,4 +1,7 @@
-"""Validation during training: the loss, and the BLEU and chrF of greedy translations."""
+"""Validation during training: the loss, and the BLEU and chrF of greedy translations.
+
+A language model makes no translations, so it has only the loss.
+"""
 
 import json
 import math
@@ -46,24 +49,28 @@ class Validation:
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
         """Encode the validation pairs. Pairs that are blank or too long are left out of the loss, as in training.
 
-        Reports how many pairs are left out. Raises DataError if no pair remains.
+        Of a language model's pairs, only the references count. Reports how many pairs are left out. Raises DataError if
+        no pair remains.
         """
+        has_source = config.task == "translation"
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
         is_blank = [
-            not (source.strip() and reference.strip()) for source, reference in zip(sources, references, strict=True)
+            not ((source.strip() or not has_source) and reference.strip())
+            for source, reference in zip(sources, references, strict=True)
         ]
         most = config.data.max_length
         pairs: list[tuple[list[int], list[int]]] = []
         left_out: Counter[str] = Counter()
         for (source, target), blank in zip(encoded, is_blank, strict=True):
-            if blank or not source or not target:
+            if blank or (not source and has_source) or not target:
                 left_out["blank"] += 1
             elif max(len(source), len(target)) > most:
                 left_out["too long"] += 1
             else:
                 pairs.append((source, target))
         _report_left_out(config, len(pairs), left_out)
-        _warn_of_unspaced(config, references)
+        if has_source:
+            _warn_of_unspaced(config, references)
         batches: list[tuple[Ragged, Ragged]] = []
         lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
         tokens = max(config.training.batch_tokens, most + 1)
@@ -71,7 +78,7 @@ class Validation:
         for b in range(len(plan)):
             chosen = [pairs[i] for i in plan.batch(b)]
             batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
-        most_lines = config.training.validation_sentences
+        most_lines = config.training.validation_sentences if has_source else 0
         # Greedy search, or a few iterations of mask-predict for the likeliest length. Translations may not be much
         # longer than the source, since early in training a model may fail to end its translations.
         search = MASK_PREDICT if config.decoding.method == "mask_predict" else GREEDY
@@ -85,12 +92,12 @@ class Validation:
         """Validate the model; returns the results by name, and the model's greedy translations of the sources.
 
         The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
-        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations. Raises StoppedError if a
-        signal asks training to stop.
+        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
+        does not have. Raises StoppedError if a signal asks training to stop.
         """
         model.eval()
         try:
-            with Meter("validating", "sentences", len(self.sources), announced=True) as meter:
+            with Meter("validating", "sentences", len(self.sources), announced=model.reads_source) as meter:
                 batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches]
                 sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
                 count = sum(batch.target_tokens for batch in batches)
@@ -102,7 +109,7 @@ class Validation:
         language = self.config.languages.target
         loss, nll = sums / max(count, 1)
         measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
-        for metric in ("bleu", "chrf"):
+        for metric in ("bleu", "chrf") if model.reads_source else ():
             measured[metric] = validation_score(translations, self.references, metric, language)
         return measured, translations
 
@@ -119,6 +126,8 @@ class Validation:
             for source, target in batches:
                 self._sums(model, padded_batch(source, target, model.boundaries), stop)
             losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
+            if not self.sources:  # a language model translates nothing
+                return losses
             begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
             lines, references = self.sources[::stride], self.references[::stride]
             length = 0
@@ -134,6 +143,8 @@ class Validation:
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
     ) -> tuple[list[str], Counter[str]]:
         """Returns the translations of the sources, and the number of lines with each kind of problem."""
+        if not model.reads_source:
+            return [], Counter()
 
         def done(count: int) -> None:
             stop.check()
@@ -212,7 +223,6 @@ def selection_score(measured: dict[str, float], settings: TrainingConfig) -> flo
 
 def measures_text(measured: dict[str, float]) -> str:
     """Returns the results of a validation as one line of text."""
-    return (
-        f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}), "
-        f"BLEU {measured['bleu']:.2f}, chrF {measured['chrf']:.2f}"
-    )
+    names = {"bleu": "BLEU", "chrf": "chrF"}
+    scores = "".join(f", {shown} {measured[name]:.2f}" for name, shown in names.items() if name in measured)
+    return f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}){scores}"

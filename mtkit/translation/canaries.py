@@ -79,7 +79,7 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
 
     The chosen lines cover the range of lengths; the choice does not depend on the order of the lines. Blank lines, and
     lines too long for the model, are not chosen. A translation whose log-probability is infinite or NaN is left out.
-    The translator must be on a CPU, in fp32.
+    The translator must be on a CPU, in fp32. A language model has one canary, with a blank line as its source.
     """
     encoded = translator.tokenizer.encode_source(lines)
     fitting = sorted(
@@ -88,6 +88,8 @@ def make_canaries(translator: Translator, lines: Sequence[str]) -> list[Canary]:
     )
     last, count = len(fitting) - 1, min(NUM_CANARIES, len(fitting))
     sources = [fitting[round(last * i / max(count - 1, 1))][0] for i in range(count)]
+    if not translator.model.reads_source:
+        sources = [""]
     source_tokens = translator.tokenizer.encode_source(sources)
     target_tokens = _greedy_search(translator, source_tokens)
     log_probs = map(sum, log_probs_of(translator.model, source_tokens, target_tokens, BATCH_TOKENS))

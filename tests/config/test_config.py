@@ -246,11 +246,15 @@ LINES_OF_VALUES = [
     ("training: [5]", "training: found [5], wants keys and values"),
     (
         "data: {train: {source: a, target: b}}",
-        "data.train: found {source: a, target: b}, wants a list of items, each {source: …, target: …} or {tsv: …}",
+        "data.train: found {source: a, target: b}, wants a list of items, each {source: …, target: …} "
+        "or {tsv: …} or {target: …}",
     ),
-    ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …} or {tsv: …}"),
+    ("data: {train: [a]}", "data.train[0]: found a, wants {source: …, target: …} or {tsv: …} or {target: …}"),
     ("data: {valid: [{source: a}]}", "data.valid[0]: found source, wants source and target, or tsv alone"),
-    ("data: {train: [{target: a}]}", "data.train[0]: found target, wants source and target, or tsv alone"),
+    (
+        "data: {train: [{target: a}]}",
+        "data.train[0] has a target alone; task translation wants source and target, or tsv",
+    ),
     ("data: {train: [{weight: 2}]}", "data.train[0]: found no file, wants source and target, or tsv alone"),
     (
         "data: {train: [{source: a, target: b, tsv: c}]}",
@@ -697,7 +701,7 @@ def test_all_faults_are_told_at_once_in_the_order_in_which_they_were_said(tmp_pa
         (
             "data.train.0.source=x",
             "data.train.0.source=x: unknown key 'data.train.0'; "
-            "'data.train' takes a list of items, each {source: …, target: …} or {tsv: …}",
+            "'data.train' takes a list of items, each {source: …, target: …} or {tsv: …} or {target: …}",
         ),
         (
             "data.test.mine.tsv=x.tsv",
@@ -947,7 +951,11 @@ def test_the_json_schema_tells_which_keys_of_a_file_go_together() -> None:
     schema: Any = config_schema()
     forms = {name: definition["oneOf"] for name, definition in schema["$defs"].items() if "oneOf" in definition}
     assert forms == {
-        "CorpusConfig": [{"required": ["source", "target"]}, {"required": ["tsv"]}],
+        "CorpusConfig": [
+            {"required": ["source", "target"]},
+            {"required": ["tsv"]},
+            {"required": ["target"], "not": {"required": ["source"]}},
+        ],
         "TestSetConfig": [{"required": ["source", "target"]}, {"required": ["sacrebleu"]}],
     }
 

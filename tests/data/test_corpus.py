@@ -11,6 +11,7 @@ import pytest
 
 from mtkit.data import corpus as corpus_module
 from mtkit.data.corpus import (
+    SPARE_TOKENS,
     Corpus,
     CorpusWriter,
     Manifest,
@@ -379,7 +380,11 @@ def test_the_length_limit_cuts_fewer_than_one_target_in_ten_thousand(seed):
 
 def test_a_corpus_without_tokens_has_no_length_limit():
     assert length_limit(offsets_of([]), offsets_of([])) == {}
-    assert length_limit(offsets_of([0, 0]), offsets_of([3, 3])) == {}
+    assert length_limit(offsets_of([3, 3]), offsets_of([0, 0])) == {}
+
+
+def test_the_limit_of_a_corpus_without_sources_is_that_of_its_targets():
+    assert length_limit(offsets_of([0, 0]), offsets_of([3, 7]))["extra"] == 7 + SPARE_TOKENS
 
 
 def test_a_small_corpus_of_another_language_has_a_say_in_the_length_limit():

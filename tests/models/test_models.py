@@ -103,8 +103,13 @@ MIXED = [
         ]
     ),
 ]
-CHOICES: list[AnyModelConfig] = [*TRANSFORMERS, *RECURRENT, *MIXED]
 MASKED = [MaskedConfig(**TINY), MaskedConfig(**TINY, positions="rotary", tie_embeddings="none", output_bias=True)]
+# Language models, which have no encoder.
+ALONE = [
+    *(TransformerConfig(**{**TINY, "encoder_layers": 0}, positions=positions) for positions in ("learned", "rotary")),
+    RecurrentConfig(**SMALL, encoder_layers=0, attention="additive", input_feeding=True, context="every_step"),
+]
+CHOICES: list[AnyModelConfig] = [*TRANSFORMERS, *RECURRENT, *MIXED, *ALONE]
 
 
 def name_of(config: AnyModelConfig) -> str:
