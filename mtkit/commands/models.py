@@ -1,6 +1,7 @@
 """Commands that use, make or inspect a model.
 
-These are `mtkit translate`, `score`, `align`, `bundle`, `pack`, `info`, `check`, `export`, `import` and `extend`.
+These are `mtkit translate`, `generate`, `score`, `align`, `bundle`, `pack`, `info`, `check`, `export`, `import` and
+`extend`.
 """
 
 import sys
@@ -55,50 +56,56 @@ from mtkit.files import json_text
 
 if TYPE_CHECKING:
     from mtkit.translation.alignments import AlignmentSettings
-    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles
+    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, TargetFile
 
 AlignmentsOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write word alignments; see mtkit align --help."),
 ]
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="Text file, plain or compressed; else, or for -, stdin.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="File to write, FILE.part until the end; or -.",
+    ),
+]
+TemperatureOption = Annotated[str | None, typer.Option(metavar="X", help="Of samples; below 1 favours likelier ones.")]
+TopKOption = Annotated[str | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens.")]
+TopPOption = Annotated[str | None, typer.Option(metavar="P", help="Sample from the likeliest that hold this share.")]
+SeedOption = Annotated[str | None, typer.Option(metavar="N", help="Seed of samples.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+]
 
 
 def translate(
     model: ModelArgument,
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="Text file, plain or compressed; else, or for -, stdin."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="File to write, as FILE.part until the end; without it, or for -, standard output.",
-        ),
-    ] = None,
+    file: FileArgument = None,
+    output: OutputOption = None,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
     n_best: Annotated[str, typer.Option(metavar="N", help="Translations of each line: number, score and text.")] = "1",
     sample: Annotated[bool, typer.Option("--sample", help="Sample translations by their probability.")] = False,
-    temperature: Annotated[
-        str | None, typer.Option(metavar="X", help="Of samples; below 1 favours likelier ones.")
-    ] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens.")] = None,
-    top_p: Annotated[
-        str | None, typer.Option(metavar="P", help="Sample from the likeliest tokens that hold this share.")
-    ] = None,
-    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of samples.")] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
     mbr: Annotated[str | None, typer.Option(metavar="N", help="Choose among N samples by minimum Bayes risk.")] = None,
     prefix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its line n begins the translation of line n.")
     ] = None,
     ensemble: EnsembleOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+    language_model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="A language model that takes part in the search."),
     ] = None,
+    settings: SetOption = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     workers: WorkersOption = "auto",
@@ -122,11 +129,13 @@ def translate(
     N lines in, N lines out, in order; a blank line gives a blank line.
     """
     overrides = [
-        *(f"decoding.{setting}" for setting in settings or []),
+        *(f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
         *(["decoding.method=sample"] if sample else []),
         *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
     ]
+    if language_model is None and any(each.startswith("decoding.language_model_weight=") for each in overrides):
+        raise UsageError("--set language_model_weight weighs a language model; name one by --language-model")
     num_best = count("--n-best", n_best)
     num_workers = worker_count(workers)
     alignment = _alignment(
@@ -139,8 +148,10 @@ def translate(
 
         chosen_engine = choice("--engine", engine, ENGINES)
         run_precision = choice("--precision", precision, PRECISIONS)
-        opening = Opening(model, tuple(overrides), run_precision, tuple(ensemble or ()), alignment)
-        translator = load(opening.path, opening.overrides, opening.precision, opening.ensemble, chosen_engine)
+        opening = Opening(model, tuple(overrides), run_precision, tuple(ensemble or ()), language_model, alignment)
+        translator = load(
+            opening.path, opening.overrides, opening.precision, opening.ensemble, chosen_engine, language_model
+        )
         if alignment is not None:
             translator.align_with(alignment)
         translator = open_to_the_end.enter_context(with_workers(translator, opening, num_workers))
@@ -199,6 +210,65 @@ def _alignment(
     return alignment_settings(file is not None, units, layer, head, threshold, step)
 
 
+def generate(
+    model: ModelArgument,
+    file: FileArgument = None,
+    output: OutputOption = None,
+    next_: Annotated[
+        str | None,
+        typer.Option("--next", metavar="N", help="List the N likeliest next tokens: line number, probability, piece."),
+    ] = None,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    n_best: Annotated[
+        str, typer.Option(metavar="N", help="Texts for each line, as number, score and text, separated by tabs.")
+    ] = "1",
+    sample: Annotated[bool, typer.Option("--sample", help="Sample texts by their probability.")] = False,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    batch_tokens: BatchTokensOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
+    scores: Annotated[bool, typer.Option("--scores", help="Write the score and a tab before each text.")] = False,
+    line_buffered: LineBufferedOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Continue lines with a language model.
+
+    The lines come from standard input or a file. An empty line is continued from nothing. Beam search finds likely
+    texts; --sample draws varied ones.
+    """
+    overrides = [
+        *(f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []),
+        *decoding_settings(beam_size, length_penalty, batch_tokens, device),
+        *(["decoding.method=sample"] if sample else []),
+        *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+    ]
+    num_best = count("--n-best", n_best)
+    num_next = None if next_ is None else count("--next", next_)
+    if num_next and (num_best > 1 or sample or scores):
+        raise UsageError("--next lists single tokens; it goes without --n-best, --sample and --scores")
+    with opened(file) as source, ExitStack() as open_to_the_end:
+        from mtkit.translation.stream import generate, lines_to_come, list_next, writing
+        from mtkit.translation.translator import load
+
+        translator = load(model, overrides, choice("--precision", precision, PRECISIONS))
+        translator.require_task("language_model")
+        _check_num_best(num_best, translator.config.decoding)
+        if source.isatty():
+            tell_of_typing("to have it continued")
+        is_file = output is not None and str(output) != "-"
+        out = open_to_the_end.enter_context(writing(output)) if output and is_file else standard_output()
+        if num_next:
+            list_next(translator, source, out, num_next)
+        else:
+            at_once = line_buffered or source.isatty()
+            generate(translator, source, out, num_best, scores, at_once, lines_to_come(file))
+
+
 def score(
     model: ModelArgument,
     source: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file, plain or packed, or -.")] = None,
@@ -212,6 +282,9 @@ def score(
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="For each line, write a JSON list of [piece, log-probability].")
+    ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Write perplexities and bits of the whole text instead of its lines.")
     ] = False,
     tag: TagOption = None,
     ensemble: EnsembleOption = None,
@@ -230,8 +303,10 @@ def score(
     """Score given translations by their log-probability.
 
     Each output line has the log-probability, the number of tokens, and the log-probability per token, separated by
-    tabs; the end mark counts as a token.
+    tabs; the end mark counts as a token. A language model wants --target alone.
     """
+    if summary and (tokens or alignments is not None):
+        raise UsageError("--summary is of the whole text; it goes without --tokens and --alignments")
     texts = _texts(source, target, tsv, n_best)
     alignment = _alignment(
         alignments, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
@@ -249,7 +324,7 @@ def score(
         if alignment is not None and alignments is not None:
             translator.align_with(alignment)
             links = files.enter_context(writing(alignments))
-        score(translator, texts, standard_output(), tokens, tag, at_once, links)
+        score(translator, texts, standard_output(), tokens, tag, at_once, summary, links)
 
 
 def align(
@@ -282,6 +357,8 @@ def align(
     Each output line has links such as 0-0 1-2: source word, target word, counted from 0 and separated by white space.
     Unless a layer or a head is given, that of guided alignment is read, or else the mean over all.
     """
+    if source is None and tsv is None:
+        raise UsageError("give --source and --target, or --tsv")
     texts = _texts(source, target, tsv, n_best=False)
     alignment = alignment_settings(
         True, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
@@ -303,23 +380,24 @@ def align(
 
 def _texts(
     source: Path | None, target: Path | None, tsv: Path | None, n_best: bool
-) -> "ParallelFiles | NBestList | PairsFile":
-    """Returns the pairs that the options name. Raises UsageError if the options do not go together."""
+) -> "ParallelFiles | NBestList | PairsFile | TargetFile":
+    """Returns the texts that the options name. Raises UsageError if the options do not go together."""
     _require_texts(source, target, tsv, n_best)
-    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles
+    from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, TargetFile
 
     if tsv is not None:
         return PairsFile(tsv)
-    assert source is not None
     assert target is not None
+    if source is None:
+        return TargetFile(target)
     return NBestList(source, target) if n_best else ParallelFiles(source, target)
 
 
 def _require_texts(source: Path | None, target: Path | None, tsv: Path | None, n_best: bool) -> None:
     if tsv is not None and (source is not None or target is not None or n_best):
         raise UsageError("--tsv goes without --source, --target and --n-best; each of its lines has both sides")
-    if tsv is None and (source is None or target is None):
-        raise UsageError("give --source and --target, or --tsv")
+    if tsv is None and (target is None or (source is None and n_best)):
+        raise UsageError("give --source and --target, or --tsv; a language model wants --target alone")
     one_standard_input(source, target)
 
 
@@ -462,6 +540,7 @@ def extend(
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
     app.command(epilog=f"{EXAMPLE}translate runs/demo data/demo/test.fr -o test.en")(translate)
+    app.command(epilog=f"{EXAMPLE}generate runs/language-model data/demo/test.en --sample")(generate)
     app.command(epilog=f"{EXAMPLE}score runs/demo --source data/demo/test.fr --target data/demo/test.en")(score)
     app.command(epilog=f"{EXAMPLE}align runs/demo --source data/demo/test.fr --target data/demo/test.en")(align)
     app.command(epilog=f"{EXAMPLE}bundle runs/demo --step best -o models/demo")(bundle)

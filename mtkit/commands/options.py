@@ -44,7 +44,7 @@ ChangeOption = Annotated[
 BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
 LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
 BatchTokensOption = Annotated[
-    str | None, typer.Option(metavar="N", help="Most sentences x longest source x beam size in a batch.")
+    str | None, typer.Option(metavar="N", help="Largest batch: sentences x source x beam size.")
 ]
 EnsembleOption = Annotated[
     list[Path] | None, typer.Option(metavar="MODEL", help="Another model to translate with; may be repeated.")
@@ -65,7 +65,7 @@ QuietOption = Annotated[
         "--quiet",
         "-q",
         callback=_be_quiet,
-        help="No progress on stderr; warnings and results still come.",
+        help="No progress on stderr; warnings still come.",
     ),
 ]
 WorkersOption = Annotated[
@@ -258,7 +258,7 @@ def standard_output() -> Any:
 # Maps each command of mtkit to words that people may try instead, such as commands of fairseq, OpenNMT, Marian, Sockeye
 # and JoeyNMT.
 COMMANDS = {
-    "translate": "generate interactive decode decoder infer inference predict onmt_translate fairseq-generate marian",
+    "translate": "interactive decode decoder infer inference predict onmt_translate fairseq-generate marian",
     "binarize": "preprocess prepare prepare-data encode fairseq-preprocess",
     "train-tokenizer": "build-vocab build_vocab vocab learn-bpe learn_bpe spm_train tokenize tokenizer",
     "train CONFIG": "resume continue fit finetune fine-tune onmt_train fairseq-train",

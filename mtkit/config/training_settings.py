@@ -367,7 +367,7 @@ def settled(updates: int | Auto) -> int:
 NOT_MASKED = [
     *("beam_size", "length_penalty", "length_penalty_form", "stopping", "min_length", "no_repeat_ngram"),
     *("coverage_penalty", "diversity_groups", "diversity_strength", "temperature", "top_k", "top_p"),
-    *("mbr_samples", "mbr_utility"),
+    *("mbr_samples", "mbr_utility", "language_model_weight"),
 ]
 
 
@@ -470,6 +470,13 @@ class DecodingConfig(CarriedSection):
         "keep",
         description="<unk>, where the vocabulary has it: allowed like any token (keep), never produced (ban), or "
         "replaced by the source word that it attends to most (copy).",
+    )
+    language_model_weight: float = Field(
+        0.2,
+        ge=0,
+        le=10,
+        description="Where a language model takes part in the search (shallow fusion, Gulcehre et al. 2015): weight of "
+        "its log-probabilities, which are added to those of the translation.",
     )
     batch_tokens: int = Field(
         16384,

@@ -62,6 +62,7 @@ def load(
     precision: str = "fp32",
     ensemble: Sequence[str | Path] = (),
     engine: str = "torch",
+    language_model: str | Path | None = None,
 ) -> Translator:
     """Open a model and return its Translator.
 
@@ -76,6 +77,9 @@ def load(
 
     `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
     same tokenizer. The settings of the model at `path` apply.
+
+    `language_model` is the path of a language model with the same target vocabulary. Its log-probabilities, multiplied
+    by `decoding.language_model_weight`, are added to those of the translation model at each step (shallow fusion).
 
     `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which wants the package of that name;
     or "auto", which is CTranslate2 if it is installed and can do what the settings ask for, else PyTorch. If
@@ -102,15 +106,17 @@ def load(
         raise MtkitError(f"engine: found {shown(engine)}, wants one of {', '.join(ENGINES)}")
     is_installed = engine != "torch" and library() is not None
     if engine == "torch" or (engine == "auto" and not is_installed):
-        return with_torch.load(path, overrides, precision, ensemble)
+        return with_torch.load(path, overrides, precision, ensemble, language_model)
     if not is_installed:
         raise MtkitError("engine ctranslate2: the package is not installed: pip install 'mtkit[ctranslate2]'")
-    check_arguments(path, overrides, ensemble)
+    check_arguments(path, overrides, ensemble, language_model)
     if precision not in {**COMPUTE_TYPES, **DTYPES}:
         wanted = ", ".join(COMPUTE_TYPES)
         raise MtkitError(f"precision: found {shown(precision)}, and engine ctranslate2 wants one of {wanted}")
     if ensemble:
         fault = "an ensemble: CTranslate2 translates with one model"
+    elif language_model is not None:
+        fault = "a language model: CTranslate2 translates without one"
     else:
         bundle = open_model(Path(path))
         try:
@@ -122,7 +128,7 @@ def load(
     if engine == "ctranslate2":
         raise MtkitError(f"engine ctranslate2: {fault}, or take engine torch")
     say(f"engine torch, not ctranslate2: {fault}")
-    return with_torch.load(path, overrides, precision, ensemble)
+    return with_torch.load(path, overrides, precision, ensemble, language_model)
 
 
 # What CTranslate2 cannot do.
@@ -604,6 +610,8 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 def check_ctranslate2(config: Config) -> None:
     """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 does not support."""
     model = config.model
+    if config.task != "translation":
+        raise CheckpointError("task is language_model; CTranslate2 and the others take translation models alone")
     if not isinstance(model, TransformerConfig) or isinstance(model, MaskedConfig):
         raise CheckpointError(
             f"model.architecture is {model.architecture}; CTranslate2 and the others take Transformers alone"

@@ -221,6 +221,7 @@ _NOWHERE = (
     "seed",
     "mbr_samples",
     "mbr_utility",
+    "language_model_weight",
 )
 # Sampling settings, which are exported only if decoding.method is "sample". MBR decoding uses them too, but no format
 # supports MBR decoding.

@@ -489,8 +489,9 @@ class UniformNumbers:
     """Random numbers for sampling, uniform in [0, 1).
 
     A number depends only on the seed, the source tokens of the sentence, the index of the sample and the step. So a
-    sentence gets the same samples in any batch, and the first samples do not depend on how many samples are drawn. The
-    generator is SplitMix64 (Steele, Lea & Flood, 2014).
+    sentence gets the same samples in any batch, and the first samples do not depend on how many samples are drawn. For
+    a language model, the tokens of the prefix take the place of a source. The generator is SplitMix64 (Steele, Lea &
+    Flood, 2014).
     """
 
     def __init__(self, seed: int, sentences: list[list[int]], num_samples: int) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,55 @@ from mtkit.search.searches import (
 Model = TranslationModel | Ensemble
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """A language model that takes part in the search of a translation model of the same vocabulary.
+
+    In shallow fusion (Gulcehre et al. 2015), a token has the score log p(token | source) + weight * log p_LM(token).
+    """
+
+    language_model: TranslationModel
+    weight: float
+
+
+@dataclass(frozen=True)
+class FusedState:
+    """The decoding states of a translation model and of a language model; both have the same hypotheses."""
+
+    state: State
+    of_language_model: State
+
+    @property
+    def attention(self) -> list[Tensor]:
+        """The attention weights of the translation model."""
+        return self.state.attention
+
+    def branch(self, parents: Tensor) -> Self:
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
+        return type(self)(self.state.branch(parents), self.of_language_model.branch(parents))
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
+        return type(self)(self.state.keep(sentences), self.of_language_model.keep(sentences))
+
+
+def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
+    """Returns `step` with the weighted log-probabilities of the language model added to its own; (R, W, V).
+
+    The sums are not normalised again.
+    """
+    scratch = Scratch()
+
+    def fused_step(ids: Tensor, state: FusedState) -> tuple[Tensor, FusedState]:
+        scores, after = step(ids, state.state)
+        log_probs, of_language_model = next_log_probs(
+            fusion.language_model, (), ids, state.of_language_model, scratch=scratch
+        )
+        return scores.add_(log_probs, alpha=fusion.weight), FusedState(after, of_language_model)
+
+    return fused_step
+
+
 @torch.inference_mode()
 def decode(
     model: Model,
@@ -59,6 +108,7 @@ def decode(
     num_best: int = 1,
     prefixes: Sequence[Sequence[int]] = (),
     forbidden: Sequence[int] | None = None,
+    fusion: Fusion | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
@@ -68,7 +118,9 @@ def decode(
 
     `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
-    Raises MtkitError if the settings ask for a coverage penalty and the model has no attention.
+    With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
+    sentences must be empty, and the prefixes are continued. Raises MtkitError if the settings ask for a coverage
+    penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -82,6 +134,8 @@ def decode(
         found = _mask_predicted(model, decoding, sources, max_lengths, forbidden)
         return found if num_best > 1 else [hypotheses[:1] for hypotheses in found]
 
+    if fusion and fusion.weight and (limit := fusion.language_model.limits.target) is not None:
+        max_lengths = max_lengths.clamp(max=limit - 1)
     constraints = _constraints(decoding, max_lengths, end)
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
         constraints, forbidden = [never(forbidden), *constraints], ()  # constraints do not apply to prefixes
@@ -91,6 +145,9 @@ def decode(
     source = source_rows(sources, model.boundaries.source_end).to(model.device)
     step: Step[Any] = partial(next_log_probs, model, forbidden, scratch=Scratch())
     state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
+    if fusion and fusion.weight:
+        nothing = source_rows(ragged([[]] * len(sentences)), model.boundaries.source_end).to(model.device)
+        step, state = fused(step, fusion), FusedState(state, fusion.language_model.encode(nothing))
     extra_score: Callable[[Any], Tensor] | None = None
     if constraints:
         step, state = constrained(step, constraints), TokenHistory.empty(state, len(sentences), model.device)
@@ -105,7 +162,8 @@ def decode(
 
     if decoding.draws:
         draw = Draw(decoding.temperature, decoding.top_k, decoding.top_p)
-        uniform = UniformNumbers(decoding.seed, [list(sentence) for sentence in sentences], num_best)
+        inputs = sentences if model.reads_source else prefixes or sentences
+        uniform = UniformNumbers(decoding.seed, [list(each) for each in inputs], num_best)
         return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
@@ -178,11 +236,13 @@ def max_lengths_of(
 ) -> Tensor:
     """Returns the maximum length (N,) of the hypotheses of each sentence, in tokens without the end mark.
 
-    The maximum for a sentence is at least the length of its prefix, but never above the limit of the model.
+    The maximum for a sentence is at least the length of its prefix, but never above the limit of the model. A language
+    model may add `decoding.max_length_extra` tokens to a prefix.
     """
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
     max_lengths = torch.tensor([decoding.max_length(length) for length in sources.lengths.tolist()], dtype=torch.int64)
-    max_lengths = torch.maximum(max_lengths, prefix_lengths).to(model.device)
+    longest = torch.maximum(max_lengths, prefix_lengths) if model.reads_source else max_lengths + prefix_lengths
+    max_lengths = longest.to(model.device)
     return max_lengths if model.limits.target is None else max_lengths.clamp(max=model.limits.target - 1)
 
 
@@ -289,6 +349,25 @@ def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[flo
         means.append(total / max(len(texts) - 1, 1))
     order = sorted(range(len(different)), key=lambda h: -means[h])
     return [(different[h], means[h]) for h in order]
+
+
+# The likeliest next tokens.
+
+
+@torch.inference_mode()
+def likeliest_next(
+    model: Model, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], count: int
+) -> list[list[tuple[int, float]]]:
+    """Returns the `count` likeliest tokens after each prefix of a target, with their probabilities, likeliest first.
+
+    The end mark is one of the tokens. There are fewer if the vocabulary is smaller.
+    """
+    batch = padded_batch(ragged(sources), ragged(prefixes), model.boundaries).to(model.device)
+    features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
+    last = torch.tensor([len(prefix) for prefix in prefixes], device=model.device)  # after the start token
+    log_probs = log_probs_from(model.output(features[torch.arange(len(last), device=model.device), last]))  # (R, V)
+    best, tokens = log_probs.topk(min(count, log_probs.shape[1]), dim=1)
+    return [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), best.exp().tolist(), strict=True)]
 
 
 # Log-probabilities of given translations.

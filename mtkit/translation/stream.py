@@ -1,5 +1,6 @@
-"""Streams of lines: `mtkit translate` and `mtkit score` read lines, and write a result for each line, in order."""
+"""Streams of lines: `mtkit translate`, `generate` and `score` read lines, and write results for each line, in order."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,55 @@ def _write_links(links: Links | None, out: BinaryIO, line_buffered: bool) -> Non
     out.write(f"{pharaoh(links or ())}\n".encode("ascii"))
     if line_buffered:
         out.flush()
+
+
+def generate(
+    translator: Translator,
+    source: BinaryIO,
+    out: BinaryIO,
+    num_best: int = 1,
+    with_scores: bool = False,
+    line_buffered: bool = False,
+    num_lines: int | None = None,
+) -> None:
+    """Continue each line of `source` with a language model, and write the texts, with their beginnings, to `out`.
+
+    A blank line is continued from nothing. All arguments and the format of the output are as in `translate`. Raises the
+    errors of `Translator.generate_lines`, too.
+    """
+    warnings = Warnings()
+    with InputStreams(out.flush, line_buffered) as streams:
+        decoded = streams.read(decode_lines(source), may_pause(source), lambda line: len(line[0]))
+        lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
+        with (
+            counted_when_ended("generated") as written,
+            Meter("generating", "lines", num_lines, hidden=line_buffered) as meter,
+        ):
+            generated = translator.generate_lines(lines, num_best, streams.answer_now, meter.add)
+            for number, line in enumerate(generated, start=1):
+                for note in line.notes:
+                    warnings.add(note, number)
+                out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
+                written.number = number
+                if line_buffered:
+                    out.flush()
+    out.flush()
+    warnings.close()
+
+
+def list_next(translator: Translator, source: BinaryIO, out: BinaryIO, count: int) -> None:
+    """Write the `count` likeliest next pieces of each line of `source`, likeliest first.
+
+    There is an output line `number TAB probability TAB piece` for each piece, where `number` is the number of the input
+    line, from 1. Raises the errors of `Translator.next_tokens`.
+    """
+    warnings = Warnings()
+    lines = _readable(decode_lines(source), str(getattr(source, "name", "source")), warnings)
+    for number, line in enumerate(lines, start=1):
+        for piece, probability in translator.next_tokens([line], count)[0]:
+            out.write(f"{number}\t{probability:.6f}\t{piece}\n".encode())
+    out.flush()
+    warnings.close()
 
 
 def lines_to_come(file: Path | None) -> int | None:
@@ -244,37 +294,100 @@ class PairsFile:
             yield source, rest[0] if rest else ""
 
 
+@dataclass(frozen=True)
+class TargetFile:
+    """A file of lines for a language model, which reads no source."""
+
+    path: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file to read."""
+        return (self.path,)
+
+    def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
+        """Yields ("", line) for each line."""
+        return (("", line) for line in lines_of(self.path))
+
+
+@dataclass
+class Summary:
+    """The log-probability of a text as a whole; the end of each line counts as a token and as a character."""
+
+    lines: int = 0
+    tokens: int = 0
+    characters: int = 0
+    log_prob: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Returns all figures by name; perplexities and bits are per token and per character."""
+        found: dict[str, float] = dict(vars(self))
+        for unit, number in (("token", self.tokens), ("character", self.characters)):
+            nats = -self.log_prob / max(number, 1)
+            found[f"perplexity_per_{unit}"] = math.exp(nats) if nats < MOST_NATS else math.inf
+            found[f"bits_per_{unit}"] = nats / math.log(2)
+        return found
+
+    def __str__(self) -> str:
+        """Returns the figures as lines of `name TAB number`."""
+        shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in self.figures().items()}
+        return "".join(f"{name}\t{value}\n" for name, value in shown.items())
+
+
+MOST_NATS = 700  # the exponential of a larger number does not fit into a float
+
+
 def score(
     translator: Translator,
-    texts: ParallelFiles | NBestList | PairsFile,
+    texts: ParallelFiles | NBestList | PairsFile | TargetFile,
     out: BinaryIO,
     by_token: bool = False,
     tag: str | None = None,
     line_buffered: bool = False,
+    summarized: bool = False,
     alignments: BinaryIO | None = None,
 ) -> None:
     """Score given translations by their log-probability; write one line to `out` for each translation.
 
     A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With `by_token`, a line
-    is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null. `alignments` is as
-    in `translate`.
+    is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null. With `summarized`,
+    a Summary of all translations is written instead of these lines. `alignments` is as in `translate`.
+
+    Raises MtkitError unless a language model is given a TargetFile, and a translation model another kind of texts.
 
     `tag` is put before each source. Without `tag`, warnings are printed for sources whose tag is unknown or missing. A
     path in `texts` may be `-`, which is standard input. `line_buffered`, pipes and signals are handled as in
     `translate`. Raises the errors of `Translator.score_lines` and of `texts.pairs`.
     """
+    if isinstance(texts, TargetFile) and translator.config.task == "translation":
+        raise MtkitError("score: a translation model wants the sources, too; give --source and --target, or --tsv")
+    if not isinstance(texts, TargetFile) and translator.config.task != "translation":
+        raise MtkitError("score: a language model reads no source; give --target alone")
+    summary = Summary()
+
+    def results_of(
+        pairs: Iterable[tuple[str, str]], tag: str | None, at_once: Callable[[], bool]
+    ) -> Iterable[ScoredTranslation]:
+        return translator.score_lines(_characters_counted(pairs, summary), tag, at_once)
 
     def write(line: ScoredTranslation) -> None:
-        out.write(_score_text(line, by_token).encode("utf-8"))
+        summary.lines += 1
+        summary.tokens += line.num_tokens
+        summary.log_prob += line.log_prob
+        if not summarized:
+            out.write(_score_text(line, by_token).encode("utf-8"))
         if alignments is not None:
             _write_links(line.alignment, alignments, line_buffered)
 
-    _each_pair(translator, texts, out, translator.score_lines, write, ("scored", "scoring"), tag, line_buffered)
+    _each_pair(translator, texts, out, results_of, write, ("scored", "scoring"), tag, line_buffered)
+    if summarized:
+        out.write(str(summary).encode())
+        out.flush()
 
 
 def align(
     translator: Translator,
-    texts: ParallelFiles | NBestList | PairsFile,
+    texts: ParallelFiles | NBestList | PairsFile | TargetFile,
     out: BinaryIO,
     tag: str | None = None,
     line_buffered: bool = False,
@@ -292,7 +405,7 @@ def align(
 
 def _each_pair(
     translator: Translator,
-    texts: ParallelFiles | NBestList | PairsFile,
+    texts: ParallelFiles | NBestList | PairsFile | TargetFile,
     out: BinaryIO,
     results_of: Callable[[Iterable[tuple[str, str]], str | None, Callable[[], bool]], Iterable[T]],
     write: Callable[[T], None],
@@ -323,6 +436,13 @@ def _each_pair(
                     out.flush()
     out.flush()
     warnings.close()
+
+
+def _characters_counted(pairs: Iterable[tuple[str, str]], summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yields the pairs unchanged, and counts the characters of the targets and of their line ends in `summary`."""
+    for source, target in pairs:
+        summary.characters += len(target) + 1
+        yield source, target
 
 
 def _score_text(line: ScoredTranslation, by_token: bool) -> str:

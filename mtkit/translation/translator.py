@@ -51,7 +51,17 @@ from mtkit.translation.alignments import (
     raw_words,
     shifted,
 )
-from mtkit.translation.decode import Model, ScoredTranslation, decode, elect, log_probs_of, source_attention
+from mtkit.translation.decode import (
+    Fusion,
+    Model,
+    ScoredTranslation,
+    batches_by_length,
+    decode,
+    elect,
+    likeliest_next,
+    log_probs_of,
+    source_attention,
+)
 from mtkit.translation.scores import Utility
 
 # Lines are gathered into windows, and the lines of a window are sorted by length. A window is full once it has this
@@ -123,12 +133,23 @@ class _Part:
     """A line, or one part of a line that is too long for the model; each part is translated by itself."""
 
     line: int  # the index of the line in its window
-    tokens: list[int]  # the source tokens; empty if there is nothing to translate
+    tokens: list[int]  # the source tokens; empty if there is nothing to translate, and for a language model
     separator: str  # put between the translation of this part and that of the next part
     prefix: list[int]  # target tokens that the translation must begin with
     words: list[str] | None = None  # source word of each token, "" for tags; None unless decoding.unknown is copy
     prefix_texts: list[str] | None = None  # the text of each prefix token, to be shown in place of <unk>
     units: list[int] | None = None  # of each token, as in Side, counted in the whole line; None without alignments
+    is_generated: bool = False  # whether a language model continues the prefix
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether there is anything to search for; the translation of a blank line is blank."""
+        return self.is_generated or bool(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """The number of tokens that are given: those of the source or, for a language model, of the prefix."""
+        return len(self.prefix) if self.is_generated else len(self.tokens)
 
 
 # Sentences, as source tokens, and for each of them the target tokens that its translation must begin with.
@@ -162,7 +183,10 @@ class Translator:
 
     Attributes: `model`; `tokenizer`; `config`, the model's settings, of which `config.decoding` controls the search;
     `tags`, a tuple of the tags that a multilingual model knows; `engine`, which searches in place of PyTorch, or
-    `None`.
+    `None`; `fusion`, a language model that takes part in the search, or `None`.
+
+    With a language model (`task: language_model`), use `generate`, `generate_lines` and `next_tokens` instead of
+    `translate` and `translate_lines`; the sources given to `score` are blank.
     """
 
     def __init__(
@@ -173,9 +197,11 @@ class Translator:
         untrained_tags: Sequence[str] = (),
         engine: Engine | None = None,
         tells_cut_off: bool = False,
+        fusion: Fusion | None = None,
     ) -> None:
         self.model = model
         self.engine = engine
+        self.fusion = fusion
         self.tokenizer = tokenizer
         self.config = config
         decoding = config.decoding
@@ -263,6 +289,7 @@ class Translator:
 
         Raises the same errors as `translate`. An error about a line or prefix is raised when that line is reached.
         """
+        self.require_task("translation")
         require_list(lines, "lines")
         lines = checked_lines(lines, "lines")
         if prefixes is not None:
@@ -281,11 +308,73 @@ class Translator:
         found = self._translated(lines, num_best, at_once, prefixes, done or _nothing)
         return found if self._aligner is None else (self._without_tag(line, tag) for line in found)
 
+    def generate(self, prefixes: Iterable[str]) -> list[str]:
+        """Return, for each prefix, the text with which a language model continues it, prefix included; "" is no prefix.
+
+        Issues a UserWarning for each text with a problem. Raises the same errors as `generate_lines`.
+        """
+        texts = []
+        for number, line in enumerate(self.generate_lines(prefixes), start=1):
+            for note in line.notes:
+                warnings.warn(f"line {number:,} {note}", stacklevel=2)
+            texts.append(line.text)
+        return texts
+
+    def generate_lines(
+        self,
+        prefixes: Iterable[str],
+        num_best: int = 1,
+        at_once: bool | Callable[[], bool] = False,
+        done: Callable[[int], object] | None = None,
+    ) -> Iterator[TranslatedLine]:
+        """Yield, for each prefix in order, up to `num_best` texts that a language model continues it with.
+
+        The texts include the prefix. They are searched for or sampled as `config.decoding` says; equal prefixes get
+        equal samples. `at_once` and `done` are as in `translate_lines`. Raises TypeError for arguments of a wrong type;
+        MtkitError if the model is no language model; DataError if a prefix is too long for the model.
+        """
+        self.require_task("language_model")
+        require_list(prefixes, "prefixes")
+        prefixes = checked_lines(prefixes, "prefixes")
+        num_best = require_count(num_best, "num_best")
+        self._require_own_process()
+        return self._generated(prefixes, num_best, at_once, done or _nothing)
+
+    def next_tokens(self, prefixes: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
+        """Return the `count` likeliest next pieces of each prefix with their probabilities, likeliest first.
+
+        One of the pieces is the end mark. The model must be a language model. Raises the errors of `generate_lines`.
+        """
+        self.require_task("language_model")
+        require_list(prefixes, "prefixes")
+        texts = list(checked_lines(prefixes, "prefixes"))
+        count = require_count(count, "count")
+        self._require_own_process()
+        encoded = self._target_speller.encode_target(texts)
+        for text, tokens in zip(texts, encoded, strict=True):
+            self._check_prefix(text, tokens)
+        found: list[list[tuple[str, float]]] = [[] for _ in texts]
+        for chosen in batches_by_length([len(tokens) + 1 for tokens in encoded], self.config.decoding.batch_tokens):
+            rows = likeliest_next(self.model, [[] for _ in chosen], [encoded[i] for i in chosen], count)
+            for i, row in zip(chosen, rows, strict=True):
+                pieces = self.tokenizer.target_pieces([token for token, _ in row])
+                found[i] = list(zip(pieces, (probability for _, probability in row), strict=True))
+        return found
+
+    def require_task(self, task: str) -> None:
+        """Raise MtkitError if the model was not trained for `task`, a value of the setting of that name."""
+        if self.config.task == task:
+            return
+        if task == "translation":
+            raise MtkitError(f"{self.config.name}: is a language model, which cannot translate; use generate or score")
+        raise MtkitError(f"{self.config.name}: is a translation model; only a language model generates from a prefix")
+
     def score(self, sources: Sequence[str], targets: Sequence[str], tag: str | None = None) -> list[ScoredTranslation]:
         """Return the log-probabilities of given translations; `targets[i]` is the translation of `sources[i]`.
 
         A blank source or target is scored as the end mark alone. `tag` is put before each source. Lines are never
-        split. If `tag` is not given, issues a UserWarning about missing or unknown tags, as `translate` does.
+        split, and a language model does not read the sources. If `tag` is not given, issues a UserWarning about missing
+        or unknown tags, as `translate` does.
 
         Raises TypeError if an argument is a single text or an item is not a str; MtkitError if the model does not know
         `tag`; DataError if there are more sources than targets or vice versa, or if a line is longer than the model
@@ -388,7 +477,7 @@ class Translator:
         """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings."""
         decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is None:
-            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden)
+            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion)
         [found] = self.engine.decode(decoding, [(sentences, prefixes)], num_best, forbidden)
         return found
 
@@ -413,18 +502,36 @@ class Translator:
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         for window in _windows(pairs, at_once):
             window_lines, window_prefixes = [line for line, _ in window], [prefix for _, prefix in window]
-            yield from self._translate_window(window_lines, window_prefixes, num_best, done)
+            yield from self._search_window(
+                list(self._parts(window_lines, window_prefixes)), len(window), num_best, done
+            )
 
-    def _translate_window(
-        self, lines: Sequence[str], prefixes: Sequence[str], num_best: int, done: Callable[[int], object]
+    def _generated(
+        self,
+        prefixes: Iterable[str],
+        num_best: int,
+        at_once: bool | Callable[[], bool],
+        done: Callable[[int], object],
+    ) -> Iterator[TranslatedLine]:
+        for window in _windows(zip(prefixes, repeat("")), at_once):
+            texts = [text for text, _ in window]
+            parts = []
+            for number, tokens in enumerate(self._target_speller.encode_target(texts)):
+                self._check_prefix(texts[number], tokens)
+                spelt = self._target_speller.target_texts([texts[number]])[0] if self._unknown in tokens else None
+                parts.append(_Part(number, [], "", tokens, prefix_texts=spelt, is_generated=True))
+            yield from self._search_window(parts, len(window), num_best, done)
+
+    def _search_window(
+        self, parts: list[_Part], num_lines: int, num_best: int, done: Callable[[int], object]
     ) -> list[TranslatedLine]:
-        parts = list(self._parts(lines, prefixes))
-        order = [p for p, part in enumerate(parts) if part.tokens]
-        order.sort(key=lambda p: -len(parts[p].tokens))  # longest first, so that later batches need no more memory
+        """Searches for the translations of all parts of a window of lines."""
+        order = [p for p, part in enumerate(parts) if part.is_searched]
+        order.sort(key=lambda p: -parts[p].length)  # longest first, so that later batches need no more memory
         found = [[BLANK]] * len(parts)
         num_wanted = self.config.decoding.mbr_samples or num_best
         parts_left = Counter(parts[p].line for p in order)
-        done(len(lines) - len(parts_left))
+        done(num_lines - len(parts_left))
         batches = list(self._batches(order, parts, num_wanted))
         rows = (([parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]) for chosen in batches)
         for chosen, searched in zip(batches, self._searched(rows, num_wanted), strict=True):
@@ -434,7 +541,7 @@ class Translator:
                 found[p] = hypotheses
             parts_left.subtract(parts[p].line for p in chosen)
             done(sum(parts_left[line] == 0 for line in {parts[p].line for p in chosen}))
-        return self._joined(len(lines), parts, found, num_best)
+        return self._joined(num_lines, parts, found, num_best)
 
     def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
         encoded = self._target_speller.encode_target(prefixes) if any(prefixes) else [[]] * len(lines)
@@ -496,7 +603,8 @@ class Translator:
                     prefix = []
 
     def _check_prefix(self, text: str, tokens: list[int]) -> None:
-        limit = self.model.limits.target
+        models = [self.model, *([self.fusion.language_model] if self.fusion else [])]
+        limit = min((each.limits.target for each in models if each.limits.target is not None), default=None)
         if limit is not None and len(tokens) >= limit:
             raise DataError(
                 f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can take "
@@ -520,7 +628,7 @@ class Translator:
         most = 0
         for p in order:
             if not batch:
-                most = max(1, min(most_in_step, decoding.batch_tokens // ((len(parts[p].tokens) + 1) * width)))
+                most = max(1, min(most_in_step, decoding.batch_tokens // ((parts[p].length + 1) * width)))
             batch.append(p)
             if len(batch) == most:
                 yield batch
@@ -540,7 +648,7 @@ class Translator:
         for part, hypotheses in zip(parts, found, strict=True):
             notes[part.line] |= dict.fromkeys(self._notes(part, hypotheses))
             translations = [Translation(BREAKS.sub(" ", next(texts)), h.score, self._kept(h)) for h in hypotheses]
-            lines[part.line].append(self._ranked(translations)[:num_best] if part.tokens else translations)
+            lines[part.line].append(self._ranked(translations)[:num_best] if part.is_searched else translations)
         if self._aligner is not None:
             lines = self._with_alignments(parts, lines)
         separators: list[list[str]] = [[] for _ in range(num_lines)]
@@ -552,7 +660,7 @@ class Translator:
 
     def _notes(self, part: _Part, hypotheses: list[Hypothesis]) -> Iterator[str]:
         """Yields descriptions of problems with the translation of a part."""
-        if self._unknown is not None and self._unknown in part.prefix and part.tokens:
+        if self._unknown is not None and self._unknown in part.prefix and part.is_searched:
             yield UNKNOWN_PREFIX
         for hypothesis in hypotheses:
             if not hypothesis.found:
@@ -691,7 +799,8 @@ class Translator:
 
     def _encoded(self, window: Sequence[tuple[str, str]], number: int) -> tuple[list[list[int]], list[list[int]]]:
         """Returns the tokens of both sides; `number` lines precede. Raises DataError if a line is too long."""
-        sources = self.tokenizer.encode_source([source for source, _ in window])
+        reads_source = self.model.reads_source
+        sources = self.tokenizer.encode_source([source if reads_source else "" for source, _ in window])
         targets = self._target_speller.encode_target([target for _, target in window])
         for source, target in zip(sources, targets, strict=True):
             number += 1
@@ -877,20 +986,27 @@ def _windows(pairs: Iterable[tuple[str, str]], at_once: bool | Callable[[], bool
 
 
 def load(
-    path: str | Path, overrides: Sequence[str] = (), precision: str = "fp32", ensemble: Sequence[str | Path] = ()
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    precision: str = "fp32",
+    ensemble: Sequence[str | Path] = (),
+    language_model: str | Path | None = None,
 ) -> Translator:
     """Open a model and return a Translator that searches with PyTorch.
 
     The arguments and the errors are those of `mtkit.load`, which can also open a model for another engine.
     """
-    check_arguments(path, overrides, ensemble)
+    check_arguments(path, overrides, ensemble, language_model)
     if precision not in PRECISIONS:
         raise MtkitError(f"precision: found {shown(precision)}, wants one of {', '.join(PRECISIONS)}")
     bundle = open_and_tell(Path(path))
     model, tokenizer, config = _open(bundle, overrides, precision)
     tell_of_ablation(path, config)
+    fusion = None
+    if language_model is not None:
+        fusion = _fusion(language_model, model, tokenizer, config, path, precision)
     if not ensemble:
-        return _translator(model, tokenizer, config, bundle, overrides)
+        return _translator(model, tokenizer, config, bundle, overrides, fusion)
     members = [model]
     for other in ensemble:
         member, member_tokenizer, member_config = _open(
@@ -900,6 +1016,8 @@ def load(
             raise CheckpointError(f"{other}: a model of architecture cmlm is no member of an ensemble")
         if member_tokenizer.hash != tokenizer.hash:
             raise CheckpointError(f"{other}: its tokenizer is not that of {path}; the models of an ensemble share one")
+        if member_config.task != config.task:
+            raise CheckpointError(f"{other}: its task is {member_config.task}; that of {path} is {config.task}")
         if member.boundaries != model.boundaries:
             raise CheckpointError(
                 f"{other}: its model.start_token, or whether model.ablate has shift, is not that of {path}; an "
@@ -909,7 +1027,38 @@ def load(
         if config.decoding.unknown == "copy" and not member_config.model.has_attention:
             raise CheckpointError(f"{other}: has no attention, by which decoding.unknown copy finds source words")
         members.append(member)
-    return _translator(Ensemble(members), tokenizer, config, bundle, overrides)
+    return _translator(Ensemble(members), tokenizer, config, bundle, overrides, fusion)
+
+
+def _fusion(
+    path: str | Path, model: TranslationModel, tokenizer: Tokenizer, config: Config, other: str | Path, precision: str
+) -> Fusion:
+    """Opens the language model at `path` for shallow fusion with `model`, the translation model at `other`.
+
+    Raises CheckpointError unless the models have the same target vocabulary and the same start token. Raises MtkitError
+    if the settings `config` ask for samples, since the scores of shallow fusion are no probabilities.
+    """
+    found, found_tokenizer, found_config = _open(open_and_tell(Path(path)), [f"device={config.device}"], precision)
+    if found_config.task != "language_model":
+        raise CheckpointError(f"{path}: its task is {found_config.task}; wants a language model to go with {other}")
+    if config.task != "translation":
+        raise CheckpointError(f"{other}: is a language model itself; another one goes with a translation model")
+    sizes = {found_tokenizer.target_vocab_size, tokenizer.target_vocab_size}
+    pieces = [each.target_pieces(range(min(sizes))) for each in (found_tokenizer, tokenizer)]
+    if len(sizes) > 1 or pieces[0] != pieces[1]:
+        raise CheckpointError(
+            f"{path}: its target vocabulary is not that of {other}; train the language model with that tokenizer "
+            "(tokenizer.model)"
+        )
+    if found.boundaries.start != model.boundaries.start or found.boundaries.target_end != model.boundaries.target_end:
+        raise CheckpointError(f"{path}: its model.start_token is not that of {other}; both must begin alike")
+    if isinstance(model, MaskedModel):
+        raise CheckpointError(f"{other}: a model of architecture cmlm does not decode token by token, as fusion wants")
+    if config.decoding.stopping == "optimal":
+        raise MtkitError("decoding.stopping: exact search goes without a language model; take exact or count")
+    if config.decoding.draws:
+        raise MtkitError("decoding: samples are drawn by probabilities, which the scores with a language model are not")
+    return Fusion(found, config.decoding.language_model_weight)
 
 
 def tell_of_ablation(path: str | Path, config: Config) -> None:
@@ -919,15 +1068,30 @@ def tell_of_ablation(path: str | Path, config: Config) -> None:
 
 
 def _translator(
-    model: Model, tokenizer: Tokenizer, config: Config, bundle: Bundle, overrides: Sequence[str]
+    model: Model,
+    tokenizer: Tokenizer,
+    config: Config,
+    bundle: Bundle,
+    overrides: Sequence[str],
+    fusion: Fusion | None = None,
 ) -> Translator:
-    """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length."""
-    is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto"
-    return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto)
+    """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length.
+
+    What a language model generates has no length of its own, so none of it is reported.
+    """
+    is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto" and model.reads_source
+    return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto, fusion=fusion)
 
 
-def check_arguments(path: str | Path, overrides: Sequence[str], ensemble: Sequence[str | Path]) -> None:
+def check_arguments(
+    path: str | Path,
+    overrides: Sequence[str],
+    ensemble: Sequence[str | Path],
+    language_model: str | Path | None = None,
+) -> None:
     """Raises TypeError if one of these arguments of `load` has a wrong type."""
+    if language_model is not None:
+        require_path(language_model, "language_model")
     require_path(path, "path")
     require_texts(overrides, "overrides", 'a list of settings such as ["decoding.beam_size=1"]')
     require_list(ensemble, "ensemble", "a list of paths of models")

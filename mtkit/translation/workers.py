@@ -68,11 +68,12 @@ class Opening:
     overrides: tuple[str, ...] = ()
     precision: str = "fp32"
     ensemble: tuple[Path, ...] = ()
+    language_model: Path | None = None
     alignment: AlignmentSettings | None = None
 
     def open(self) -> Translator:
         """Returns a new Translator."""
-        translator = load(self.path, self.overrides, self.precision, self.ensemble)
+        translator = load(self.path, self.overrides, self.precision, self.ensemble, self.language_model)
         if self.alignment is not None:
             translator.align_with(self.alignment)
         return translator

@@ -21,13 +21,16 @@ import pytest
 import mtkit
 from mtkit.cli import app, main
 from mtkit.commands.options import GROUPS
-from mtkit.config.settings import config_text
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config, config_text
 from mtkit.text.compressed import COMPRESSIONS, open_to_write
+from mtkit.text.tokenizer import Tokenizer
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.exported import write_opus
+from tests.translation.test_translator import random_translator, write_bundle
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate"]
+COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate", "generate"]
 COMMANDS += ["score", "align", "evaluate", "bundle", "pack", "info", "check", "verify"]
 COMMANDS += ["export", "extend", "import"]
 
@@ -89,6 +92,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
         "Encode",
         "Do",
         "Translate",
+        "Continue",
         "Score",
         "Pack",
         "Tell",
@@ -132,6 +136,9 @@ def workplace(tiny_run: Path, corpus_files: CorpusFiles, tmp_path_factory: pytes
     tiny = config_with(settings, training={"max_steps": 4, "validate_every": 2, "save_every": 2})
     (root / "configs" / "demo.yaml").write_text(config_text(tiny))
     write_opus(root / "opus-mt-fr-en", tiny_run)
+    alone = Config(task="language_model", model=TransformerConfig(d_model=8, num_heads=1, d_ff=8, decoder_layers=1))
+    tokenizer = Tokenizer.load(tiny_run / "tokenizer")
+    write_bundle(root / "runs" / "language-model", tokenizer, alone, random_translator(tokenizer, alone).model)
     return root
 
 
@@ -446,7 +453,7 @@ def test_config_prints_settings_that_load_again(call: Call, tmp_path: Path) -> N
         (["distill", "x.yaml"], "Missing option '--teacher'."),
         (["distill", "x.yaml", "--model", "m"], "No such option: --model; say --teacher MODEL ("),
         (["distill", "--config", "x.yaml"], "No such option: --config; CONFIG is an argument: mtkit distill CONFIG ("),
-        (["generate", "model"], "No such command 'generate'. Say 'mtkit translate'. ("),
+        (["decode", "model"], "No such command 'decode'. Say 'mtkit translate'. ("),
         (["average", "model"], "No such command 'average'. Say 'mtkit bundle RUN --step average'. ("),
         (["help"], "No such command 'help'. Say 'mtkit --help'. ("),
         (["train", "x.yaml", "--max-steps", "5"], "; settings are given without dashes: training.max_steps=… ("),
