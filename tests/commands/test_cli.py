@@ -513,7 +513,7 @@ def test_a_wrong_call_is_told_in_one_line_with_the_command_whose_help_shows_how_
         ("--temperature", "0", "decoding.temperature=0: found 0, wants a number, at least 1e-09, at most 1000"),
         ("--seed", "-1", "decoding.seed=-1: found -1, wants a whole number, at least 0"),
         ("--mbr", "x", "decoding.mbr_samples=x: found x, wants a whole number, at least 0, at most 10000"),
-        ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count"),
+        ("--set", "stopping=soon", "decoding.stopping=soon: found soon, wants one of exact, count, optimal"),
         ("--set", "stop=1", "decoding.stop=1: unknown key 'decoding.stop'; did you mean 'top_p'?"),
         ("--prefix", "nowhere", "nowhere: no such file"),
         (
