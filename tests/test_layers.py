@@ -16,6 +16,7 @@ FLOORS = [
     "cli",
     "commands",
     "pipeline",
+    "report",
     "evaluation",
     "training",
     "preparation",

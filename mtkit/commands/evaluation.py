@@ -1,4 +1,7 @@
-"""`mtkit evaluate`, `mtkit bench` and `mtkit plot`: commands that score translations, measure speed, draw pictures."""
+"""Commands that score translations, measure speed, draw pictures and write reports.
+
+These are `mtkit evaluate`, `bench`, `plot`, `report` and `explain`.
+"""
 
 import math
 import re
@@ -527,11 +530,64 @@ def attention(
     plot_attention(found, pictures, columns, output)
 
 
+# Pages.
+
+PageOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write; .html.")]
+
+
+def report(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Run directories, checkpoints or model bundles.")
+    ],
+    output: PageOption,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a page on a run or a model, or on several side by side.
+
+    The page has settings, training curves, scores with intervals and significance, sentences and their attention, the
+    data, and the environment. What mtkit run has translated and scored is used; what is missing is translated now, if
+    the test sets are there.
+    """
+    from mtkit.report.report import report as write_report
+
+    write_report(models, output, decoding_settings(None, None, None, device))
+
+
+def explain(
+    model: ModelArgument,
+    source: Annotated[list[str], typer.Option(metavar="TEXT", help="A sentence; may be repeated.")],
+    output: PageOption,
+    beam_size: BeamSizeOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    decoding: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+    ] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a page that shows how a model translates sentences, token by token.
+
+    The page steps through the translation: the probability of each token, attention of every head, the beam and what
+    was cut, and what the checkpoints of the run make of the sentences.
+    """
+    overrides = [
+        *(f"decoding.{setting}" for setting in decoding or []),
+        *decoding_settings(beam_size, length_penalty, None, device),
+    ]
+    from mtkit.report.explain import explain as write_explanation
+
+    write_explanation(model, source, output, overrides)
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
     app.command(
         cls=EvaluateCommand,
         epilog=f"{EXAMPLE}evaluate runs/demo --source data/demo/valid.fr --reference data/demo/valid.en",
     )(evaluate)
+    app.command(epilog=f"{EXAMPLE}report runs/demo -o report.html")(report)
+    app.command(epilog=f'{EXAMPLE}explain runs/demo --source "Le chat dort." -o explain.html')(explain)
     app.add_typer(bench, name="bench")
     app.add_typer(plot, name="plot")

@@ -401,12 +401,11 @@ class History:
     events: list[dict[str, Any]]
 
 
-def read_history(run: Path) -> History:
-    """Read the training and validation events in the log.jsonl of a run directory.
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read all events in the log.jsonl of a run directory, in order; an incomplete last line is ignored.
 
-    An incomplete last line is ignored. If training has only just begun and the run directory has no log yet, raises
-    CheckpointError. Raises DataError if `run` is not a run directory, or if the log is damaged or has no training or
-    validation events.
+    If training has only just begun and the run directory has no log yet, raises CheckpointError. Raises DataError if
+    `run` is not a run directory, or if the log is damaged.
     """
     path = run / "log.jsonl"
     try:
@@ -421,10 +420,20 @@ def read_history(run: Path) -> History:
             event = json.loads(line)
         except ValueError:
             raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
-        if event.get("event") in ("train", "validation"):
-            # Version 0.1.0 logged the validation loss without label smoothing as `loss`.
-            events.append({"nll": event["loss"], **event} if "loss" in event else event)
+        # Version 0.1.0 logged the validation loss without label smoothing as `loss`.
+        is_old = event.get("event") in ("train", "validation") and "loss" in event
+        events.append({"nll": event["loss"], **event} if is_old else event)
+    return events
+
+
+def read_history(run: Path) -> History:
+    """Read the training and validation events in the log.jsonl of a run directory.
+
+    Raises the errors of `read_log`, and DataError if the log has no training or validation events.
+    """
+    events = [event for event in read_log(run) if event.get("event") in ("train", "validation")]
     if not events:
+        path = run / "log.jsonl"
         raise DataError(f"{path}: has no figures yet; training logs the first after training.log_every updates")
     return History(run.name, events)
 

@@ -725,6 +725,22 @@ ONE_GROUP = Groups()  # the beam is not divided
 
 
 @dataclass(frozen=True)
+class BeamStep:
+    """What happened in one step of beam search, for functions that watch the search.
+
+    Other steps may overwrite the tensors, so a function that watches must copy what it wants to keep.
+    """
+
+    rows: Tensor  # (R,) the sentence of each row
+    log_probs: Tensor  # (R, 1 or W, V) of the next token
+    totals: Tensor  # (R, 1 or W) log-probabilities of the hypotheses before the step; -inf: not alive
+    full: Tensor  # (R,) whether the hypotheses have the maximum length, so that only the end mark may follow
+    ended: Continuations  # (R, W)
+    scores: Tensor  # (R, W) of `ended`
+    alive: Continuations  # (R, W)
+
+
+@dataclass(frozen=True)
 class _Finished:
     """For each sentence, the best hypotheses with an end mark that have been found so far, best first.
 
@@ -806,6 +822,7 @@ def beam_search(
     stopping: Stopping = exact,
     extra_score: Callable[[AnyState], Tensor] | None = None,
     groups: Groups = ONE_GROUP,
+    watch: Callable[[BeamStep], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns for each sentence, in order, its best hypotheses, best first: at least 1, at most `num_best + num_spare`.
 
@@ -820,6 +837,8 @@ def beam_search(
     length. With the rule `exact`, the first `num_best` hypotheses are nevertheless those that a search up to the
     maximum length would find; the `num_spare` hypotheses after them may differ. The result for a sentence does not
     depend on the other sentences of the batch.
+
+    `watch`, if given, is called after each step.
 
     Ties between continuations are broken in favour of the better parent hypothesis, then the more probable token, then
     the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens are kept.
@@ -844,7 +863,8 @@ def beam_search(
     while len(rows):
         log_probs, state = step(ids, state)
         penalties = penalties.to(log_probs.dtype).to(device)
-        ended, alive = continue_beam(log_probs, totals, max_lengths <= length, end, beam_size, groups)  # (R, W)
+        full = max_lengths <= length
+        ended, alive = continue_beam(log_probs, totals, full, end, beam_size, groups)  # (R, W)
 
         # Hypotheses that end.
         scores = ended.log_probs / penalties[length]
@@ -852,6 +872,8 @@ def beam_search(
             scores = scores + extra_score(state).gather(1, ended.parents)
         finished = finished.merge(_Finished(scores, ended.log_probs, nodes.gather(1, ended.parents)))
         num_ended = num_ended + (ended.log_probs > -torch.inf).sum(1)
+        if watch is not None:
+            watch(BeamStep(rows, log_probs, totals, full, ended, scores, alive))
         length += 1
 
         # Hypotheses that stay alive.

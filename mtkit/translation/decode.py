@@ -24,6 +24,7 @@ from mtkit.search.searches import (
     LENGTH_PENALTIES,
     NOT_A_NUMBER,
     STOPPING,
+    BeamStep,
     Constraint,
     Coverage,
     Draw,
@@ -109,6 +110,7 @@ def decode(
     prefixes: Sequence[Sequence[int]] = (),
     forbidden: Sequence[int] | None = None,
     fusion: Fusion | None = None,
+    watch: Callable[[BeamStep], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
@@ -119,7 +121,8 @@ def decode(
     `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
     With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
-    sentences must be empty, and the prefixes are continued. Raises MtkitError if the settings ask for a coverage
+    sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
+    search; greedy search then runs as a beam of one, which finds the same. Raises MtkitError if the settings ask for a coverage
     penalty and the model has no attention.
     """
     if forbidden is None:
@@ -167,7 +170,7 @@ def decode(
         return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
-    if decoding.beam_size == 1 and num_best == 1:
+    if decoding.beam_size == 1 and num_best == 1 and watch is None:
         found = _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
     else:
         found = beam_search(
@@ -183,6 +186,7 @@ def decode(
             stopping=STOPPING[decoding.stopping],
             extra_score=extra_score,
             groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
+            watch=watch,
         )
     if decoding.stopping != "optimal":
         return found

@@ -237,6 +237,13 @@ def validation_score(hypotheses: Sequence[str], references: Sequence[str], metri
     return corpus_scores(hypotheses, [references], target_language, (metric,))[0].score
 
 
+def sentence_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Returns the sentence-level chrF, from 0 to 100, of each hypothesis; BLEU tells little about one sentence."""
+    metric = CHRF()
+    rows = zip(_stripped(hypotheses), *map(_stripped, references), strict=True)
+    return [metric.sentence_score(hypothesis, own).score for hypothesis, *own in rows]
+
+
 def count_words(lines: Sequence[str], language: str) -> list[int]:
     """Returns the number of words in each line, as BLEU's tokenizer for the language counts them.
 

@@ -35,7 +35,7 @@ from mtkit.models.interface import Ensemble, TranslationModel
 from mtkit.models.masked import MaskedModel
 from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of, run_dtype, speed_up
 from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
-from mtkit.search.searches import Hypothesis
+from mtkit.search.searches import BeamStep, Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
 from mtkit.text.segmentation import join_parts, split_line, split_tags, word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
@@ -472,12 +472,20 @@ class Translator:
         return most if limit is None else min(most, limit - 1)
 
     def search(
-        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+        self,
+        sentences: Sequence[Sequence[int]],
+        num_best: int = 1,
+        prefixes: Sequence[Sequence[int]] = (),
+        watch: Callable[[BeamStep], None] | None = None,
     ) -> list[list[Hypothesis]]:
-        """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings."""
+        """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings.
+
+        `watch`, if given, is called after each step of beam search; only searches with PyTorch can be watched.
+        """
         decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is None:
-            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion)
+            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion, watch)
+        assert watch is None
         [found] = self.engine.decode(decoding, [(sentences, prefixes)], num_best, forbidden)
         return found
 

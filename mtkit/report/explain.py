@@ -1,0 +1,529 @@
+"""`mtkit explain`: a page on how a model translates a sentence, token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtkit.bundle.checkpoints import readable_steps, step_directory
+from mtkit.config.training_settings import DecodingConfig
+from mtkit.data.batches import padded_batch, ragged
+from mtkit.errors import DataError, Meter, MtkitError, counted
+from mtkit.models.interface import TranslationModel, log_probs_from
+from mtkit.report.page import (
+    Bar,
+    Cell,
+    Html,
+    bar_chart,
+    contents,
+    data_script,
+    element,
+    joined,
+    note,
+    number,
+    page,
+    require_page,
+    section,
+    table,
+    weight_map,
+    weighted_words,
+    write_page,
+)
+from mtkit.search.searches import BeamStep, Continuations, Hypothesis
+from mtkit.translation.translator import Translator, load
+
+NUM_SHOWN = 10  # tokens of a distribution
+MOST_CHECKPOINTS = 20  # evenly spaced, the newest among them
+
+
+def explain(model: Path, sources: Sequence[str], output: Path, overrides: Sequence[str] = ()) -> None:
+    """Write a page that shows how the model translates each of the sources.
+
+    `overrides` are settings such as decoding.beam_size=1. Raises MtkitError if the model does not search by beam or
+    greedy search; DataError if a source is blank or too long.
+    """
+    require_page(output)
+    translator = load(model, overrides)
+    explained = [explain_sentence(translator, source) for source in sources]
+    spoken = spoken_by_checkpoints(model, explained, overrides)
+    write_page(output, explanation(model, translator, explained, spoken))
+
+
+# What the page shows. Shapes: H heads, Q target tokens with the end mark, S source tokens with the end mark, V
+# vocabulary size, W beam size.
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A hypothesis that a step of beam search considered."""
+
+    tokens: tuple[int, ...]  # the end mark among them, if the hypothesis ended
+    log_prob: float
+    score: float | None  # None if the hypothesis did not end
+    fate: str  # what became of it, and why
+
+
+@dataclass
+class Recorder:
+    """Records the candidates of each step of beam search for one sentence; to be given to `Translator.search`."""
+
+    end: int
+    steps: list[list[Candidate]] = field(default_factory=list)
+    _alive: list[tuple[int, ...]] = field(default_factory=lambda: [()])
+
+    def __call__(self, step: BeamStep) -> None:
+        """Record the candidates of a step, the most probable first."""
+        width = step.alive.tokens.shape[1]
+        found: dict[tuple[int, int], Candidate] = {}  # by parent and token
+        alive = list(zip(*(side[0].tolist() for side in _sides(step.alive)), strict=True))
+        scores = step.scores[0].tolist()
+        ended = list(zip(*(side[0].tolist() for side in _sides(step.ended)), scores, strict=True))
+        for place, (log_prob, parent, token) in enumerate(alive, start=1):
+            if log_prob > -torch.inf:
+                fate = f"kept, place {place}"
+                found[parent, token] = Candidate((*self._alive[parent], token), log_prob, None, fate)
+        for log_prob, parent, token, score in ended:
+            if log_prob > -torch.inf:
+                found[parent, token] = Candidate((*self._alive[parent], token), log_prob, score, "ended")
+        if not bool(step.full[0]):
+            for log_prob, parent, token in _likeliest(step, 2 * width):
+                tokens = (*self._alive[parent], token)
+                found.setdefault((parent, token), Candidate(tokens, log_prob, None, self._why_cut(token, width)))
+        self.steps.append(sorted(found.values(), key=lambda candidate: -candidate.log_prob))
+        self._alive = [(*self._alive[parent], token) for _, parent, token in alive]
+
+    def _why_cut(self, token: int, width: int) -> str:
+        if token == self.end:
+            return f"cut: an end mark counts only among the {width} most probable"
+        return f"cut: the beam keeps {width}"
+
+
+def _sides(continuations: Continuations) -> tuple[Tensor, Tensor, Tensor]:
+    return continuations.log_probs, continuations.parents, continuations.tokens
+
+
+def _likeliest(step: BeamStep, count: int) -> list[tuple[float, int, int]]:
+    """The most probable continuations of a step: log-probability, parent and token."""
+    sums = (step.totals[0][:, None] + step.log_probs[0]).flatten()
+    values, places = sums.topk(min(count, len(sums)))
+    width = step.log_probs.shape[2]
+    return [
+        (value, place // width, place % width)
+        for value, place in zip(values.tolist(), places.tolist(), strict=True)
+        if value > -torch.inf
+    ]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A sentence, its translation, and how the model found it."""
+
+    source: str
+    text: str  # the translation, as `mtkit translate` gives it
+    hypothesis: Hypothesis
+    source_pieces: list[str]  # the last is the end mark
+    pieces: list[str]  # of the translation; the last is the end mark
+    tokens: list[int]  # one for each piece
+    log_probs: NDArray[np.float64]  # (Q, V)
+    attention: list[NDArray[np.float32]]  # (H, Q, S) for each layer; empty if the model has no attention
+    beam: list[list[Candidate]]  # for each step of the search
+
+    @property
+    def chosen(self) -> list[float]:
+        """The log-probability of each token of the translation."""
+        return [float(row[token]) for row, token in zip(self.log_probs, self.tokens, strict=True)]
+
+
+def explain_sentence(translator: Translator, source: str) -> Explained:
+    """Translate a sentence, and return the translation with all that led to it; raises the errors of `explain`."""
+    decoding, model, tokenizer = translator.config.decoding, translator.model, translator.tokenizer
+    if decoding.draws or decoding.mbr_samples or not isinstance(model, TranslationModel):
+        raise MtkitError("this model draws samples; only beam search can be explained: --set method=beam mbr_samples=0")
+    [ids] = tokenizer.encode_source([source])
+    if not ids:
+        raise DataError("--source: found a blank text, wants a sentence")
+    if len(ids) > translator.max_source_length:
+        raise DataError(
+            f"--source: found {counted(len(ids), 'token')}, wants one sentence of at most "
+            f"{translator.max_source_length:,}; longer lines are translated in parts"
+        )
+    recorder = Recorder(model.boundaries.target_end)
+    [[hypothesis, *_]] = translator.search([ids], watch=recorder)
+    if not hypothesis.found:
+        raise DataError(f"--source: the model finds no translation of {source}")
+    [line] = translator.translate_lines([source])
+    log_probs, attention = forced(model, ids, hypothesis.tokens)
+    tokens = [*hypothesis.tokens, model.boundaries.target_end]
+    return Explained(
+        source,
+        line.text,
+        hypothesis,
+        tokenizer.source_pieces([*ids, model.boundaries.source_end]),
+        tokenizer.target_pieces(tokens),
+        tokens,
+        log_probs,
+        attention,
+        recorder.steps,
+    )
+
+
+@torch.inference_mode()
+def forced(
+    model: TranslationModel, source: Sequence[int], target: Sequence[int]
+) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
+    """Returns the log-probabilities (Q, V) of all tokens after each prefix of a translation, and the attention.
+
+    The attention is (H, Q, S) for each layer.
+    """
+    batch = padded_batch(ragged([source]), ragged([target]), model.boundaries).to(model.device)
+    features, state = model.decode(batch.target, model.encode(batch.source, watch=True))
+    log_probs = log_probs_from(model.output(features[0]))
+    return log_probs.double().cpu().numpy(), [layer[0].float().cpu().numpy() for layer in state.attention]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a checkpoint of training makes of a sentence."""
+
+    step: int
+    text: str
+    log_prob: float  # of the translation that the page explains
+
+
+def spoken_by_checkpoints(model: Path, explained: Sequence[Explained], overrides: Sequence[str]) -> list[list[Spoken]]:
+    """Returns for each sentence what the checkpoints of the run at `model` make of it; empty without checkpoints."""
+    steps = readable_steps(model / "checkpoints") if model.is_dir() else []
+    stride = max(1, -(-len(steps) // MOST_CHECKPOINTS))
+    spoken: list[list[Spoken]] = [[] for _ in explained]
+    with Meter("translating", "checkpoints", len(steps[::-1][::stride])) as meter:
+        for step in sorted(steps[::-1][::stride]):
+            translator = load(step_directory(model / "checkpoints", step), overrides)
+            sources, targets = [one.source for one in explained], [one.text for one in explained]
+            texts = [line.text for line in translator.translate_lines(sources)]
+            scored = list(translator.score_lines(zip(sources, targets, strict=True)))
+            for one, text, score in zip(spoken, texts, scored, strict=True):
+                one.append(Spoken(step, text, score.log_prob))
+            meter.add()
+    return spoken
+
+
+# The page.
+
+
+def explanation(
+    model: Path, translator: Translator, explained: Sequence[Explained], spoken: Sequence[Sequence[Spoken]]
+) -> str:
+    """Returns the page as HTML."""
+    config = translator.config
+    parts = [
+        _sentence(number_, translator, one, said)
+        for number_, (one, said) in enumerate(zip(explained, spoken, strict=True), start=1)
+    ]
+    data = {
+        "sentences": [
+            {
+                "source": one.source,
+                "translation": one.text,
+                "score": one.hypothesis.score,
+                "source_pieces": one.source_pieces,
+                "pieces": one.pieces,
+                "log_probs": one.chosen,
+                "attention": [np.round(layer.astype(float), 4).tolist() for layer in one.attention],
+                "checkpoints": [{"step": each.step, "text": each.text} for each in said],
+            }
+            for one, said in zip(explained, spoken, strict=True)
+        ]
+    }
+    title = f"How {config.name} translates"
+    intro = element(
+        "p",
+        f"{config.languages.source} to {config.languages.target}, {config.model.architecture}, "
+        f"{translator.model.num_parameters:,} parameters. "
+        if isinstance(translator.model, TranslationModel)
+        else None,
+        "The model writes one token at a time. Each token gets a probability, given the source and the tokens before. ",
+        "The same numbers come from ",
+        element("code", f"mtkit translate {model}"),
+        ", mtkit score and mtkit plot attention.",
+    )
+    titles = [(f"sentence-{n}", one.source) for n, one in enumerate(explained, start=1)]
+    return page(
+        title,
+        intro,
+        contents(titles) if len(titles) > 1 else None,
+        *parts,
+        data_script("data", data),
+        style=STYLE,
+        script=SCRIPT,
+    )
+
+
+def _sentence(index: int, translator: Translator, one: Explained, spoken: Sequence[Spoken]) -> Html:
+    """The section of one sentence."""
+    prefix = f"sentence-{index}"
+    links = [
+        element("a", piece, href=f"#{prefix}-step-{step}", class_="piece")
+        for step, piece in enumerate(one.pieces, start=1)
+    ]
+    steps = [_step(f"{prefix}-step-{n + 1}", n, translator, one) for n in range(len(one.beam))]
+    return section(
+        one.source,
+        element("p", one.text, class_="translation", lang=translator.config.languages.target),
+        element("p", links, class_="pieces"),
+        _spelling(translator, one),
+        element("div", _controls(one), element("div", steps, aria_live="polite"), class_="player"),
+        element("h3", "Hypotheses that ended"),
+        _ended(translator, one),
+        element("h3", "Attention of every head"),
+        *_heads(one),
+        *(_checkpoints(spoken) if spoken else ()),
+        id_=prefix,
+    )
+
+
+def _spelling(translator: Translator, one: Explained) -> Html | None:
+    """A note if the tokenizer spells the translation in other pieces than the model did."""
+    [again] = translator.tokenizer.encode_target([one.text])
+    if again == one.hypothesis.tokens:
+        return None
+    pieces = " ".join(translator.tokenizer.target_pieces(again))
+    return note(
+        f"The model spelt its translation in other pieces than the tokenizer spells the same text: {pieces}. ",
+        "mtkit score and mtkit plot attention show these.",
+    )
+
+
+def _controls(one: Explained) -> Html:
+    buttons = [
+        element("button", text, type="button", data_move=move, aria_label=label)
+        for text, move, label in (("◀", -1, "Previous step"), ("▶", 1, "Next step"))
+    ]
+    slider = element("input", type="range", min=1, max=len(one.beam), value=1, aria_label="Step of the search")
+    heads = [
+        element("option", f"layer {layer + 1}, head {head + 1}", value=f"{layer},{head}")
+        for layer, weights in enumerate(one.attention)
+        for head in range(len(weights))
+    ]
+    select = element("label", "Attention ", element("select", element("option", "last layer, mean", value=""), heads))
+    return element("div", *buttons[:1], slider, *buttons[1:], select if heads else None, class_="controls", hidden=True)
+
+
+def _step(name: str, place: int, translator: Translator, one: Explained) -> Html:
+    """One step of the search: what the model expected, where it looked, and what the beam kept."""
+    is_written = place < len(one.pieces)
+    if not is_written:
+        heading = f"Step {place + 1}: the search goes on after the translation has ended"
+        return element("article", element("h3", heading), _beam(translator, one, place), id=name, class_="step")
+    before = translator.tokenizer.decode_target([one.tokens[:place]])[0]
+    probability = float(np.exp(one.chosen[place]))
+    after = [" after “", element("b", before), "”"] if before else [" at the beginning"]
+    parts = [
+        element("h3", f"Step {place + 1}: {one.pieces[place]}"),
+        element("p", "Probability ", element("b", f"{probability:.4f}"), *after, "."),
+        element("div", _distribution(translator, one, place), _looks(one, place), class_="charts"),
+        _beam(translator, one, place),
+    ]
+    return element("article", *parts, id=name, class_="step")
+
+
+def _distribution(translator: Translator, one: Explained, place: int) -> Html:
+    """The most probable tokens of a step, and what label smoothing asked of the others."""
+    probabilities = np.exp(one.log_probs[place])
+    order = np.argsort(-probabilities, kind="stable")[:NUM_SHOWN].tolist()
+    if one.tokens[place] not in order:
+        order = [*order[:-1], one.tokens[place]]
+    bars = [
+        Bar(piece, float(probabilities[token]), f"{probabilities[token]:.4f}{' chosen' * (token == one.tokens[place])}")
+        for token, piece in zip(order, translator.tokenizer.target_pieces(order), strict=True)
+    ]
+    rest = max(0.0, 1 - float(probabilities[order].sum()))
+    num_rest = len(probabilities) - len(order)
+    smoothing = translator.config.training.label_smoothing
+    floor = smoothing / len(probabilities)
+    words = f"The other {num_rest:,} tokens have {rest:.4f} together, {number(rest / max(num_rest, 1))} each. "
+    words += (
+        f"Label smoothing of {smoothing:g} asked training for {number(floor)} each, and for "
+        f"{1 - smoothing + floor:.4f} for the right token."
+        if smoothing
+        else "Training had no label smoothing: it asked for 0 each, and for 1 for the right token."
+    )
+    return element("div", bar_chart("Most probable tokens", [("", bars)]), note(words))
+
+
+def _looks(one: Explained, place: int) -> Html | None:
+    """The attention of a step to the source, averaged over the heads of the last layer."""
+    if not one.attention:
+        return None
+    weights = one.attention[-1].mean(0)[place].tolist()
+    heading = element("p", "Attention to the source, in %: ", element("span", "last layer, mean", class_="head"))
+    return element("div", heading, weighted_words(one.source_pieces, weights))
+
+
+def _beam(translator: Translator, one: Explained, place: int) -> Html:
+    """The candidates of a step in a table; an arrow marks those on the way to the translation."""
+    rows: list[list[Cell]] = []
+    for candidate in one.beam[place]:
+        is_on_way = candidate.tokens == tuple(one.tokens[: place + 1])
+        pieces = " ".join(translator.tokenizer.target_pieces(candidate.tokens))
+        score = None if candidate.score is None else f"{candidate.score:.4f}"
+        text = f"{'→ ' * is_on_way}{pieces}"
+        rows.append([candidate.fate, element("b", text) if is_on_way else text, f"{candidate.log_prob:.4f}", score])
+    caption = "The beam after this step; → leads to the translation"
+    return table(("fate", "hypothesis", "log-probability", "score"), rows, caption)
+
+
+def _ended(translator: Translator, one: Explained) -> Html:
+    """All hypotheses that ended, best first, and why the search stopped."""
+    decoding = translator.config.decoding
+    ended = [candidate for step in one.beam for candidate in step if candidate.score is not None]
+    ended.sort(key=lambda candidate: -(candidate.score or 0.0))
+    texts = translator.tokenizer.decode_target([list(candidate.tokens[:-1]) for candidate in ended])
+    rows: list[list[Cell]] = [
+        [text, f"{candidate.log_prob:.4f}", len(candidate.tokens), f"{candidate.score:.4f}"]
+        for text, candidate in zip(texts, ended, strict=True)
+    ]
+    return joined(
+        table(("translation", "log-probability", "tokens", "score"), rows, "Best first; the end mark is a token"),
+        note(_scoring(decoding)),
+    )
+
+
+def _scoring(decoding: DecodingConfig) -> str:
+    divisor = {"power": "length", "gnmt": "((5 + length) / 6)"}.get(decoding.length_penalty_form, "length")
+    stopped = "as soon as no hypothesis that is still alive can reach a better score"
+    if decoding.stopping == "count":
+        stopped = (
+            f"{stopped}, or {counted(decoding.beam_size, 'hypothesis').replace('hypothesiss', 'hypotheses')} ended"
+        )
+    coverage = ", and a coverage penalty is added" if decoding.coverage_penalty else ""
+    return (
+        f"The score is the log-probability divided by {divisor}^{decoding.length_penalty:g}{coverage}. "
+        f"The search stops {stopped}."
+    )
+
+
+def _heads(one: Explained) -> list[Html]:
+    """A picture for every head of every layer."""
+    if not one.attention:
+        return [note("This model has no attention: it sees the source as one vector.")]
+    maps = [
+        weight_map(f"layer {layer + 1}, head {head + 1}", one.pieces, one.source_pieces, matrix.tolist())
+        for layer, weights in enumerate(one.attention)
+        for head, matrix in enumerate(weights)
+    ]
+    return [
+        note("Rows are tokens of the translation, columns tokens of the source; the area of a square is its weight."),
+        element("div", *maps, class_="maps"),
+    ]
+
+
+def _checkpoints(spoken: Sequence[Spoken]) -> list[Html]:
+    rows = [[f"{each.step:,}", each.text, f"{each.log_prob:.4f}"] for each in spoken]
+    slider = element("input", type="range", min=1, max=len(spoken), value=len(spoken), aria_label="Checkpoint")
+    return [
+        element("h3", "During training"),
+        element(
+            "div",
+            element("div", slider, element("output", ""), class_="controls", hidden=True),
+            table(
+                ("update", "translation", "log-probability of the translation above"),
+                rows,
+                "What checkpoints of the run make of the source",
+            ),
+            class_="scrubber",
+        ),
+    ]
+
+
+STYLE = """
+.translation { font-size: 1.25rem; margin: .2rem 0; }
+.pieces { display: flex; flex-wrap: wrap; gap: .3rem; max-width: none; }
+.piece { padding: .1rem .4rem; border: 1px solid var(--line); border-radius: 3px; text-decoration: none; }
+.piece.on { background: var(--mark); color: var(--ink); font-weight: 600; }
+.controls:not([hidden]) { display: flex; flex-wrap: wrap; align-items: center; gap: .6rem; margin: .6rem 0; }
+.controls button, .controls select { font: inherit; color: var(--ink); background: var(--panel); min-height: 2rem;
+  border: 1px solid var(--line); border-radius: 4px; padding: .2rem .7rem; }
+.controls input { flex: 1 1 10rem; max-width: 24rem; min-height: 2rem; }
+.controls output { flex-basis: 100%; font-size: 1.1rem; }
+.step { margin: 0 0 1.4rem; }
+.on .now, .map .now.on { fill: var(--mark); }
+tr.on > * { background: var(--mark); }
+@media screen { .js .step:not(.on) { display: none; } }
+"""
+
+# Makes the page a player. Everything that it shows is on the page already, but for the attention of single heads.
+SCRIPT = """
+document.documentElement.classList.add("js");
+const data = JSON.parse(document.getElementById("data").textContent).sentences;
+document.querySelectorAll("main > section").forEach((section, index) => {
+  const sentence = data[index];
+  const steps = [...section.querySelectorAll(".step")];
+  const pieces = [...section.querySelectorAll(".piece")];
+  const marks = [...section.querySelectorAll(".now")];
+  const player = section.querySelector(".player");
+  const controls = player.querySelector(".controls");
+  const slider = controls.querySelector("input");
+  const select = controls.querySelector("select");
+  let now = 0;
+  function showHead(step) {
+    const words = steps[step].querySelectorAll(".words span");
+    if (!select || !words.length) return;
+    const chosen = select.value.split(",").map(Number);
+    const last = sentence.attention[sentence.attention.length - 1];
+    const rows = select.value ? [sentence.attention[chosen[0]][chosen[1]][step]] : last.map((head) => head[step]);
+    words.forEach((word, place) => {
+      const weight = rows.reduce((sum, row) => sum + row[place], 0) / rows.length;
+      word.style.setProperty("--w", (100 * weight).toFixed(0) + "%");
+      word.querySelector("small").textContent = (100 * weight).toFixed(0);
+    });
+    steps[step].querySelector(".head").textContent = select.selectedOptions[0].textContent;
+  }
+  function show(step) {
+    now = Math.max(0, Math.min(steps.length - 1, step));
+    steps.forEach((one, place) => one.classList.toggle("on", place === now));
+    pieces.forEach((one, place) => {
+      one.classList.toggle("on", place === now);
+      if (place === now) one.setAttribute("aria-current", "step"); else one.removeAttribute("aria-current");
+    });
+    marks.forEach((mark) => {
+      mark.classList.toggle("on", now < pieces.length);
+      mark.setAttribute("y", Number(mark.dataset.top) + 13 * Math.min(now, pieces.length - 1));
+    });
+    slider.value = now + 1;
+    showHead(now);
+  }
+  controls.hidden = false;
+  controls.querySelectorAll("button").forEach((button) =>
+    button.addEventListener("click", () => show(now + Number(button.dataset.move))));
+  slider.addEventListener("input", () => show(Number(slider.value) - 1));
+  if (select) select.addEventListener("change", () => show(now));
+  pieces.forEach((piece, place) => piece.addEventListener("click", (event) => {
+    event.preventDefault();
+    show(place);
+  }));
+  section.querySelector(".pieces").addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (move) { show(now + move); pieces[Math.min(now, pieces.length - 1)].focus(); event.preventDefault(); }
+  });
+  const scrubber = section.querySelector(".scrubber");
+  if (scrubber) {
+    const bar = scrubber.querySelector(".controls");
+    const input = bar.querySelector("input");
+    const rows = [...scrubber.querySelectorAll("tbody tr")];
+    const scrub = () => {
+      const place = Number(input.value) - 1;
+      rows.forEach((row, number) => row.classList.toggle("on", number === place));
+      const said = sentence.checkpoints[place];
+      bar.querySelector("output").textContent = "Update " + said.step.toLocaleString("en") + ": " + said.text;
+    };
+    bar.hidden = false;
+    input.addEventListener("input", scrub);
+    scrub();
+  }
+  show(0);
+});
+"""
