@@ -132,10 +132,17 @@ def folded(summary: str, *content: Content) -> Html:
 Cell = str | float | None  # a number, or text that is one, is aligned to the right
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str, hidden_caption: bool = False) -> Html:
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    caption: str,
+    hidden_caption: bool = False,
+    stacks: bool = False,
+) -> Html:
     """Returns a table; the first cell of each row is its heading. A wide table scrolls by itself.
 
-    With `hidden_caption`, only screen readers tell the caption, for tables whose heading stands right above.
+    With `hidden_caption`, only screen readers tell the caption, for tables whose heading stands right above. With
+    `stacks`, the cells of a row stand below one another on narrow screens, for tables of sentences.
     """
     cells = [list(row) for row in rows]
     are_numbers = [all(_is_number(row[place]) for row in cells) for place in range(len(head))]
@@ -143,7 +150,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str, hid
         element("th", name, scope="col", class_="number" if is_number else None)
         for name, is_number in zip(head, are_numbers, strict=True)
     ]
-    body = [element("tr", [_cell(cell, place == 0) for place, cell in enumerate(row)]) for row in cells]
+    body = [
+        element("tr", [_cell(cell, name, place == 0) for place, (name, cell) in enumerate(zip(head, row, strict=True))])
+        for row in cells
+    ]
     return element(
         "div",
         element(
@@ -151,6 +161,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str, hid
             element("caption", caption, class_="hidden" if hidden_caption else None),
             element("thead", element("tr", titles)),
             element("tbody", body),
+            class_="stacks" if stacks else None,
         ),
         class_="wide",
         role="group",
@@ -166,10 +177,15 @@ def _is_number(value: Cell) -> bool:
     return not isinstance(value, str) or value == "" or NUMBER.fullmatch(value) is not None
 
 
-def _cell(value: Cell, is_heading: bool) -> Html:
-    name, scope = ("th", "row") if is_heading else ("td", None)
+def _cell(value: Cell, head: str, is_heading: bool) -> Html:
     text = value if value is None or isinstance(value, str) else number(value)
-    return element(name, text, scope=scope, class_="number" if _is_number(value) and text else None)
+    return element(
+        "th" if is_heading else "td",
+        text,
+        scope="row" if is_heading else None,
+        class_="number" if _is_number(value) and text else None,
+        data_head=head or None,
+    )
 
 
 def number(value: float) -> str:
@@ -222,7 +238,8 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
         drawn.append(element("text", number(y), x=LEFT - 5, y=f"{height + 4:.1f}", text_anchor="end"))
     for x in (x for x in x_ticks if x_low <= x <= x_high):
         across, _ = place(x, y_ticks[0])
-        drawn.append(element("text", number(x), x=f"{across:.1f}", y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
+        anchor = "middle" if across < WIDTH - 30 else "end"  # so that the last number is not cut off
+        drawn.append(element("text", number(x), x=f"{across:.1f}", y=HEIGHT - BOTTOM + 15, text_anchor=anchor))
     drawn.append(element("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end"))
     for style, curve in enumerate(curves):
         drawn += _drawn_curve(curve, style, place)
@@ -426,6 +443,12 @@ svg .heading { fill: var(--ink); font-weight: 600; }
 .curve.s3 { stroke: var(--s3); } .dot.s3, .bar.s3 { fill: var(--s3); }
 .curve.s4 { stroke: var(--s4); } .dot.s4, .bar.s4 { fill: var(--s4); }
 .curve.s5 { stroke: var(--s5); } .dot.s5, .bar.s5 { fill: var(--s5); }
+@media screen and (max-width: 40rem) {
+  .stacks thead { display: none; } .stacks, .stacks tbody, .stacks tr { display: block; }
+  .stacks th, .stacks td { display: flex; gap: .8rem; border: 0; padding: .1rem 0; text-align: left; }
+  .stacks tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  .stacks [data-head]::before { content: attr(data-head); color: var(--soft); flex: 0 0 5.5rem; }
+}
 details { margin: .4rem 0; }
 summary { cursor: pointer; color: var(--link); font-size: .9rem; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }

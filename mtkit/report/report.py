@@ -56,6 +56,13 @@ def report(models: Sequence[Path], output: Path, overrides: Sequence[str] = ()) 
     if len(models) > len(KEYS):
         raise MtkitError(f"found {len(models)} models, wants at most {len(KEYS)}")
     systems = [Reported.open(key, path, overrides) for key, path in zip(KEYS, models, strict=False)]
+    first, *others = (system.bundle.config.languages for system in systems)
+    for path, languages in zip(models[1:], others, strict=True):
+        if languages != first:
+            raise MtkitError(
+                f"{path}: translates {languages.source} to {languages.target}, but {models[0]} translates "
+                f"{first.source} to {first.target}; report on each by itself"
+            )
     write_page(output, report_page(systems))
 
 
@@ -186,29 +193,13 @@ def report_page(systems: Sequence[Reported]) -> str:
     names = [str(system.bundle.config.name) for system in systems]
     title = f"Report on {' and '.join(dict.fromkeys(names))}"
     links = [(title.lower().replace(" ", "-"), title) for title, content in parts if any(content)]
-    return page(title, contents(links), *sections, style=".two { display: flex; flex-wrap: wrap; gap: 0 2rem; }")
+    return page(title, contents(links), *sections)
 
 
 def _systems(systems: Sequence[Reported]) -> Html:
-    rows: list[list[Cell]] = []
-    for system in systems:
-        config, training = system.bundle.config, system.training
-        best = _best_validation(system)
-        rows.append(
-            [
-                system.key,
-                str(system.path),
-                config.name,
-                f"{config.languages.source} to {config.languages.target}",
-                config.model.architecture,
-                system.bundle.description.get("num_parameters"),
-                training.get("steps"),
-                training.get("minutes"),
-                best,
-                weights_text(training["averaged_steps"], config.training) if training.get("averaged_steps") else None,
-            ]
-        )
-    head = ("", "path", "name", "languages", "model", "parameters", "updates", "minutes", "best validation", "weights")
+    """The main facts, a row for each fact and a column for each system."""
+    facts = [_facts(system) for system in systems]
+    rows = [[name, *(fact[name] for fact in facts)] for name in facts[0]]
     changed = [
         f"{system.key}: settings changed during training, {changes_text(system.training)}."
         for system in systems
@@ -216,10 +207,26 @@ def _systems(systems: Sequence[Reported]) -> Html:
     ]
     unfinished = [system.key for system in systems if not system.training.get("finished", True)]
     return joined(
-        table(head, rows, "What is reported on"),
+        table(("", *(system.key for system in systems)), rows, "What is reported on"),
         [note(text) for text in changed],
         note(f"Training was not finished: {', '.join(unfinished)}.") if unfinished else None,
     )
+
+
+def _facts(system: Reported) -> dict[str, Cell]:
+    config, training = system.bundle.config, system.training
+    steps = training.get("averaged_steps")
+    return {
+        "path": str(system.path),
+        "name": config.name,
+        "languages": f"{config.languages.source} to {config.languages.target}",
+        "model": config.model.architecture,
+        "parameters": system.bundle.description.get("num_parameters"),
+        "updates": training.get("steps"),
+        "minutes": training.get("minutes"),
+        "best validation": _best_validation(system),
+        "weights": weights_text(steps, config.training) if steps else None,
+    }
 
 
 def _best_validation(system: Reported) -> str | None:
@@ -298,11 +305,13 @@ def _comparison(systems: Sequence[Reported], one: TestSet) -> Html:
             verdict = "significant" if score.p_value <= SIGNIFICANT else "may be chance"
             difference = f"{score.score - theirs[metric].score:+.2f}"
             rows.append([f"{system.key} - {first.key}", metric, difference, f"{score.p_value:.4f}", verdict])
-    caption = (
-        f"{one.name}: differences from {first.key}; p: probability of a difference at least this large if neither is "
-        f"better (paired bootstrap); significant: p is at most {SIGNIFICANT}"
+    return joined(
+        table(("systems", "metric", "difference", "p", ""), rows, f"{one.name}: differences from {first.key}"),
+        note(
+            "p: probability of a difference at least this large if neither is better, by paired bootstrap; a "
+            f"difference is significant if p is at most {SIGNIFICANT}."
+        ),
     )
-    return table(("systems", "metric", "difference", "p", ""), rows, caption)
 
 
 def _by_length(systems: Sequence[Reported], one: TestSet) -> Html:
@@ -345,12 +354,16 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
                 for place in chosen
             ]
             head = ("line", "chrF", "source", f"translation by {system.key}", "reference")
-            yield table(head, rows, f"The {what} sentences of {system.key}")
+            yield table(head, rows, f"The {what} sentences of {system.key}", stacks=True)
     first = systems[0].key
     for system in systems[1:]:
         changes = [b - a for a, b in zip(scores[first], scores[system.key], strict=True)]
         order = _ranked(changes, one.sources)
-        for what, chosen in (("better", order[::-1][:NUM_SENTENCES]), ("worse", order[:NUM_SENTENCES])):
+        better = [place for place in order[::-1] if changes[place] > 0]
+        worse = [place for place in order if changes[place] < 0]
+        for what, chosen in (("better", better[:NUM_SENTENCES]), ("worse", worse[:NUM_SENTENCES])):
+            if not chosen:
+                continue
             rows = [
                 [
                     place + 1,
@@ -366,6 +379,7 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
                 ("line", "chrF", "source", first, system.key, "reference"),
                 rows,
                 f"Where {system.key} is {what} than {first}",
+                stacks=True,
             )
 
 
@@ -464,7 +478,7 @@ def _samples(systems: Sequence[Reported]) -> list[Html]:
         ]
         if rows:
             head = ("update", "source", "translation", "reference")
-            found.append(table(head, rows, f"{system.key}, validation sentences"))
+            found.append(table(head, rows, f"{system.key}, validation sentences", stacks=True))
     return found
 
 
@@ -472,20 +486,24 @@ def _samples(systems: Sequence[Reported]) -> list[Html]:
 
 
 def _settings(systems: Sequence[Reported]) -> Html:
-    """The settings in which a system differs from the defaults."""
+    """The settings in which a system differs from the defaults; ≠ marks those in which systems differ."""
     changed = [_changed(system) for system in systems]
-    names = list(dict.fromkeys(name for settings in changed for name in settings))
-    all_settings = [dict(settings_of(system.bundle.config.model_dump(mode="json"))) for system in systems]
+    whole = [dict(settings_of(system.bundle.config.model_dump(mode="json"))) for system in systems]
+    names = {name for settings in changed for name in settings}
+    first = systems[0].bundle.config.model_dump(mode="json")
     rows: list[list[Cell]] = []
-    for name in sorted(names, key=_place_of(all_settings)):
-        schema = setting_schema(tuple(name.split(".")), systems[0].bundle.config.model_dump(mode="json")) or {}
-        default = json_text(schema["default"]) if "default" in schema else ""
-        rows.append([name, default, *(_value(settings.get(name)) for settings in all_settings)])
+    for name in sorted(names, key=_place_of(whole)):
+        schema = setting_schema(tuple(name.split(".")), first) or {}
+        default = _value(schema["default"]) if "default" in schema else ""
+        values = [_value(own.get(name, all_.get(name))) for own, all_ in zip(changed, whole, strict=True)]
+        rows.append([f"{name} ≠" if len(set(values)) > 1 else name, default, *values])
     head = ("setting", "default", *(system.key for system in systems))
-    return table(head, rows, "Settings that differ from the defaults")
+    marked = "; ≠: the systems differ" if len(systems) > 1 else ""
+    return table(head, rows, f"Settings that differ from the defaults{marked}")
 
 
 def _changed(system: Reported) -> dict[str, Any]:
+    """The settings that differ from their defaults, and the architecture."""
     config = system.bundle.config
     changed = dict(settings_of(config.model_dump(mode="json", exclude_defaults=True)))
     return {"model.architecture": config.model.architecture, **changed}
