@@ -129,7 +129,7 @@ def folded(summary: str, *content: Content) -> Html:
     return element("details", element("summary", summary), *content)
 
 
-Cell = str | float | None  # a number, or text that is one, is aligned to the right
+Cell = str | float | None  # a column of numbers, or of text that is numbers, is aligned to the right
 
 
 def table(
@@ -145,13 +145,22 @@ def table(
     `stacks`, the cells of a row stand below one another on narrow screens, for tables of sentences.
     """
     cells = [list(row) for row in rows]
-    are_numbers = [all(_is_number(row[place]) for row in cells) for place in range(len(head))]
-    titles = [
-        element("th", name, scope="col", class_="number" if is_number else None)
-        for name, is_number in zip(head, are_numbers, strict=True)
-    ]
+    align = ["number" if all(_is_number(row[place]) for row in cells) else None for place in range(len(head))]
+    titles = [element("th", name, scope="col", class_=kind) for name, kind in zip(head, align, strict=True)]
     body = [
-        element("tr", [_cell(cell, name, place == 0) for place, (name, cell) in enumerate(zip(head, row, strict=True))])
+        element(
+            "tr",
+            [
+                element(
+                    "td" if place else "th",
+                    cell if cell is None or isinstance(cell, str) else number(cell),
+                    scope=None if place else "row",
+                    class_=kind,
+                    data_head=name or None,
+                )
+                for place, (name, kind, cell) in enumerate(zip(head, align, row, strict=True))
+            ],
+        )
         for row in cells
     ]
     return element(
@@ -175,17 +184,6 @@ NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e-?\d+)?( ± [\d.]+)?( %)?")
 
 def _is_number(value: Cell) -> bool:
     return not isinstance(value, str) or value == "" or NUMBER.fullmatch(value) is not None
-
-
-def _cell(value: Cell, head: str, is_heading: bool) -> Html:
-    text = value if value is None or isinstance(value, str) else number(value)
-    return element(
-        "th" if is_heading else "td",
-        text,
-        scope="row" if is_heading else None,
-        class_="number" if _is_number(value) and text else None,
-        data_head=head or None,
-    )
 
 
 def number(value: float) -> str:
@@ -364,7 +362,7 @@ def weighted_word(word: str, weight: float) -> Html:
 
 def ticks(low: float, high: float) -> list[float]:
     """Returns about five round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / 4
