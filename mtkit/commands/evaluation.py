@@ -543,7 +543,7 @@ def report(
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a page on a run or a model, or on several side by side.
+    """Write a page on models side by side.
 
     The page has settings, training curves, scores with intervals and significance, sentences and their attention, the
     data, and the environment. What mtkit run has translated and scored is used; what is missing is translated now, if
@@ -567,7 +567,7 @@ def explain(
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a page that shows how a model translates sentences, token by token.
+    """Write a page on how a model translates.
 
     The page steps through the translation: the probability of each token, attention of every head, the beam and what
     was cut, and what the checkpoints of the run make of the sentences.

@@ -1,5 +1,6 @@
 """`mtkit explain`: a page on how a model translates a sentence, token by token."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from mtkit.report.page import (
     contents,
     data_script,
     element,
+    folded,
     joined,
     note,
     number,
@@ -141,6 +143,9 @@ class Explained:
 def explain_sentence(translator: Translator, source: str) -> Explained:
     """Translate a sentence, and return the translation with all that led to it; raises the errors of `explain`."""
     decoding, model, tokenizer = translator.config.decoding, translator.model, translator.tokenizer
+    translator.require_task("translation")
+    if decoding.method == "mask_predict":
+        raise MtkitError("this model predicts all tokens together; only beam search can be explained")
     if decoding.draws or decoding.mbr_samples or not isinstance(model, TranslationModel):
         raise MtkitError("this model draws samples; only beam search can be explained: --set method=beam mbr_samples=0")
     [ids] = tokenizer.encode_source([source])
@@ -272,7 +277,7 @@ def _sentence(index: int, translator: Translator, one: Explained, spoken: Sequen
     steps = [_step(f"{prefix}-step-{n + 1}", n, translator, one) for n in range(len(one.beam))]
     return section(
         one.source,
-        element("p", one.text, class_="translation", lang=translator.config.languages.target),
+        element("p", one.text, class_="translation", lang=_language(translator.config.languages.target)),
         element("p", links, class_="pieces"),
         _spelling(translator, one),
         element("div", _controls(one), element("div", steps, aria_live="polite"), class_="player"),
@@ -283,6 +288,11 @@ def _sentence(index: int, translator: Translator, one: Explained, spoken: Sequen
         *(_checkpoints(spoken) if spoken else ()),
         id_=prefix,
     )
+
+
+def _language(code: str) -> str | None:
+    """The code as HTML wants it, such as zh-Hans; `None` if it does not look like the code of a language."""
+    return code.replace("_", "-") if len(re.split("[-_]", code)[0]) in (2, 3) else None
 
 
 def _spelling(translator: Translator, one: Explained) -> Html | None:
@@ -372,8 +382,8 @@ def _beam(translator: Translator, one: Explained, place: int) -> Html:
         score = None if candidate.score is None else f"{candidate.score:.4f}"
         text = f"{'→ ' * is_on_way}{pieces}"
         rows.append([candidate.fate, element("b", text) if is_on_way else text, f"{candidate.log_prob:.4f}", score])
-    caption = "The beam after this step; → leads to the translation"
-    return table(("fate", "hypothesis", "log-probability", "score"), rows, caption)
+    caption = f"The beam after step {place + 1}; → leads to the translation"
+    return table(("fate", "hypothesis", "log-probability", "score"), rows, caption, stacks=True)
 
 
 def _ended(translator: Translator, one: Explained) -> Html:
@@ -386,8 +396,11 @@ def _ended(translator: Translator, one: Explained) -> Html:
         [text, f"{candidate.log_prob:.4f}", len(candidate.tokens), f"{candidate.score:.4f}"]
         for text, candidate in zip(texts, ended, strict=True)
     ]
+    head = ("translation", "log-probability", "tokens", "score")
+    more = table(head, rows[NUM_SHOWN:], "Hypotheses after these", hidden_caption=True, stacks=True)
     return joined(
-        table(("translation", "log-probability", "tokens", "score"), rows, "Best first; the end mark is a token"),
+        table(head, rows[:NUM_SHOWN], "Best first; the end mark is a token", stacks=True),
+        folded(f"{len(rows) - NUM_SHOWN:,} more", more) if len(rows) > NUM_SHOWN else None,
         note(_scoring(decoding)),
     )
 
@@ -433,6 +446,7 @@ def _checkpoints(spoken: Sequence[Spoken]) -> list[Html]:
                 ("update", "translation", "log-probability of the translation above"),
                 rows,
                 "What checkpoints of the run make of the source",
+                stacks=True,
             ),
             class_="scrubber",
         ),
@@ -450,16 +464,27 @@ STYLE = """
 .controls input { flex: 1 1 10rem; max-width: 24rem; min-height: 2rem; }
 .controls output { flex-basis: 100%; font-size: 1.1rem; }
 .step { margin: 0 0 1.4rem; }
-.on .now, .map .now.on { fill: var(--mark); }
+.map .now.on { fill: var(--mark); }
+nav a[aria-current] { font-weight: 600; color: var(--ink); }
 tr.on > * { background: var(--mark); }
-@media screen { .js .step:not(.on) { display: none; } }
+@media screen { .js .step:not(.on), .js main > section:not(.on) { display: none; } }
 """
 
 # Makes the page a player. Everything that it shows is on the page already, but for the attention of single heads.
 SCRIPT = """
 document.documentElement.classList.add("js");
 const data = JSON.parse(document.getElementById("data").textContent).sentences;
-document.querySelectorAll("main > section").forEach((section, index) => {
+const sections = [...document.querySelectorAll("main > section")];
+const links = [...document.querySelectorAll("nav a")];
+function choose(index) {
+  sections.forEach((section, place) => section.classList.toggle("on", place === index));
+  links.forEach((link, place) => {
+    if (place === index) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+  });
+}
+links.forEach((link, index) => link.addEventListener("click", () => choose(index)));
+choose(0);
+sections.forEach((section, index) => {
   const sentence = data[index];
   const steps = [...section.querySelectorAll(".step")];
   const pieces = [...section.querySelectorAll(".piece")];

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from tests.translation.test_translator import random_translator, write_bundle
 PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate", "generate"]
 COMMANDS += ["score", "align", "evaluate", "bundle", "pack", "info", "check", "verify"]
-COMMANDS += ["export", "extend", "import"]
+COMMANDS += ["export", "extend", "import", "report", "explain"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def test_the_example_of_each_command_works(
     call: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    example = call(command, "--help").out.splitlines()[-1].split()
+    example = shlex.split(call(command, "--help").out.splitlines()[-1])
     # The trainings of verify take half a minute; they have a test of their own. A model of four updates has no BLEU.
     more = {"verify": ["--files-only"], "race": ["run_dir=runs/race", "--target", "0"]}
     result = call(*example[1:], *more.get(command, []))
@@ -161,6 +162,8 @@ def test_the_example_of_each_command_works(
     elif command in ("bundle", "export", "extend", "import"):
         assert any(Path(example[-1]).iterdir())
         assert result.out == ""
+    elif command in ("report", "explain"):
+        assert (Path(example[-1]).is_file(), result.out) == (True, "")
     elif command == "pack":
         assert (Path("demo.mtkit").is_file(), result.out) == (True, "")
     else:
