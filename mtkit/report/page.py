@@ -125,7 +125,10 @@ def note(*content: Content) -> Html:
 
 
 def folded(summary: str, *content: Content) -> Html:
-    """Returns content of which only `summary` shows until the reader clicks on it; all of it is printed."""
+    """Returns content of which only `summary` shows until the reader clicks on it.
+
+    All of it is printed, except in a figure, whose table of numbers may be long.
+    """
     return element("details", element("summary", summary), *content)
 
 
@@ -146,7 +149,10 @@ def table(
     """
     cells = [list(row) for row in rows]
     align = ["number" if all(_is_number(row[place]) for row in cells) else None for place in range(len(head))]
-    titles = [element("th", name, scope="col", class_=kind) for name, kind in zip(head, align, strict=True)]
+    titles = [
+        element("th", name, scope="col", class_=kind) if name else element("td")
+        for name, kind in zip(head, align, strict=True)
+    ]
     body = [
         element(
             "tr",
@@ -457,6 +463,6 @@ summary { cursor: pointer; color: var(--link); font-size: .9rem; }
     --strong: #7fbfe6; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav, .controls { display: none; }
   h2, h3 { break-after: avoid; } tr, pre { break-inside: avoid; } .wide { overflow: visible; }
-  details::details-content { content-visibility: visible; block-size: auto; }
+  details::details-content { content-visibility: visible; block-size: auto; } figure details { display: none; }
 }
 """

@@ -1,6 +1,7 @@
 """The page on a sentence shows what `mtkit translate`, `mtkit score` and `mtkit plot attention` say."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from mtkit.bundle.checkpoints import readable_steps, step_directory
 from mtkit.cli import main
 from mtkit.errors import DataError, MtkitError
 from mtkit.evaluation.plot import attention_of
-from mtkit.report.explain import explain, explain_sentence
+from mtkit.report.explain import explain, explain_sentence, explanation
 from mtkit.report.page import read_data
 from mtkit.translation.translator import load
 from tests.report.reading import Reader
@@ -92,6 +93,16 @@ def test_the_beam_that_is_shown_is_that_of_the_search(tiny_run, beam_size):
                 assert on_way.log_prob == pytest.approx(sum(one.chosen[: place + 1]), abs=1e-4)
         scores = [candidate.score for step in one.beam for candidate in step if candidate.score is not None]
         assert max(scores) == pytest.approx(one.hypothesis.score)
+
+
+def test_a_model_without_attention_and_one_of_odd_spelling_are_explained_in_words(tiny_run):
+    translator = load(tiny_run)
+    one = explain_sentence(translator, SOURCES[1])
+    odd = replace(one, attention=[], hypothesis=replace(one.hypothesis, tokens=[*one.hypothesis.tokens, 5]))
+    text = "".join(Reader(explanation(tiny_run, translator, [odd], [[]])).text)
+    assert "This model has no attention" in text
+    assert "The model spelt its translation in other pieces than the tokenizer" in text
+    assert "During training" not in text
 
 
 def test_what_cannot_be_explained_is_refused(tiny_run, tmp_path):

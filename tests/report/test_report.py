@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.bundle import open_bundle, sealed
 from mtkit.cli import main
 from mtkit.config.settings import config_text
 from mtkit.errors import MtkitError
@@ -73,6 +73,17 @@ def test_settings_samples_data_environment_and_command_are_there(run, alone):
     assert ["A", "pairs", number(facts["data"]["num_pairs"])] in alone.tables["Training data"]
     assert ["torch", facts["torch"]] in alone.tables["When training last started"]
     assert any(text.startswith("mtkit ") and facts["command"][-1] in text for text in alone.text)
+
+
+def test_what_was_left_out_of_training_is_told_with_its_reasons(run, tmp_path):
+    moved = Path(shutil.copytree(run / "model", tmp_path / "model"))
+    bundle = open_bundle(moved)
+    training = bundle.description["training"]
+    data = {**training["data"], "dropped": {"longer than data.max_length": 7, "duplicates": 0}}
+    (moved / "bundle.json").write_bytes(sealed({**bundle.description, "training": {**training, "data": data}}))
+    page = reported(tmp_path / "page.html", moved)
+    rows = page.tables["Pairs that were left out of training"]
+    assert rows[1:] == [["A", "longer than data.max_length", "7"]]
 
 
 def test_sentences_are_ranked_and_shown_with_their_translations(run, alone):
