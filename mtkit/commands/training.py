@@ -35,6 +35,12 @@ def config(
     ] = None,
     settings: SettingsArgument = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of settings files instead.")] = False,
+    diff: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="Print only the settings in which the file OTHER differs.")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Print what one setting means, and which recipes use what.")
+    ] = None,
 ) -> None:
     """Print all settings with their meanings.
 
@@ -49,6 +55,16 @@ def config(
         config, settings = None, [str(config), *settings]  # the first argument is a setting: there is no CONFIG
     if schema:
         print(json.dumps(config_schema(), indent=2))
+        return
+    if diff is not None or explain is not None:
+        from mtkit.config.explain import differences_text, explanation
+
+        found = load_settings(config, settings)
+        if explain is not None:
+            print(explanation(explain, found if config or settings else None), end="")
+        if diff is not None:
+            names = (str(config or "the defaults"), str(diff))
+            print(differences_text(found, load_settings(diff, None), names), end="")
         return
     print(config_text(load_settings(config, settings)), end="")
 

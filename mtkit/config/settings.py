@@ -539,7 +539,7 @@ def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent:
             lines += ["", *_comment(child["description"], indent), f"{indent}{key}:", *inner]
         else:
             lines += [*_comment(_meaning(value, child), indent), *_item_lines(child, told, indent)]
-            lines += [*_example_lines(key, child, indent), *_value_lines(key, _as_said(value, child), indent)]
+            lines += [*_example_lines(key, child, indent), *_value_lines(key, as_said(value, child), indent)]
     return lines
 
 
@@ -596,18 +596,18 @@ def _meaning(value: object, schema: Schema) -> str:
     return " ".join(sentences)
 
 
-def _as_said(value: Any, schema: Schema) -> Any:
+def as_said(value: Any, schema: Schema) -> Any:
     """Returns a copy of a list or table; settings at their defaults are left out of the items that are sections.
 
     Other items are copied unchanged.
     """
     if isinstance(value, list):
-        return [_as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
+        return [as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]
     if isinstance(value, dict) and "properties" in schema:
         defaults = {key: child["default"] for key, child in schema["properties"].items() if "default" in child}
         return {key: item for key, item in value.items() if key not in defaults or item != defaults[key]}
     if isinstance(value, dict):
-        return {key: _as_said(item, _child(schema, key) or {}) for key, item in value.items()}
+        return {key: as_said(item, _child(schema, key) or {}) for key, item in value.items()}
     return value
 
 
