@@ -32,7 +32,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     returns = _CarriageReturns(path)
     number = 0
-    with _reading(path), open_to_read(path) as stream:
+    with reading_file(path), open_to_read(path) as stream:
         for number, raw in enumerate(_raw_lines(stream), start=1):
             line = _without_end(raw)
             try:
@@ -47,7 +47,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def count_lines(path: Path) -> int:
     """The number of lines in a file, which need not be UTF-8; standard input or a pipe is read to its end."""
-    with _reading(path), open_to_read(path) as stream:
+    with reading_file(path), open_to_read(path) as stream:
         return sum(1 for _ in stream)
 
 
@@ -116,7 +116,7 @@ def named(path: Path, name: str | None = None) -> str:
 def fingerprint(path: Path) -> str:
     """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>"; raises DataError for a pipe."""
     require_file(path)
-    with _reading(path), open_to_read(path) as stream:
+    with reading_file(path), open_to_read(path) as stream:
         return "sha256:" + hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
 
 
@@ -126,7 +126,7 @@ def compressed_fingerprint(path: Path) -> str:
     Earlier versions of mtkit recorded this checksum for compressed files.
     """
     require_file(path)
-    with _reading(path), path.open("rb") as stream:
+    with reading_file(path), path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -201,7 +201,7 @@ class _CarriageReturns:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading_file(path: Path) -> Iterator[None]:
     """Within the block, turn errors in reading the file at `path` into DataError."""
     try:
         yield
