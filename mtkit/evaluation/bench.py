@@ -806,7 +806,7 @@ SPLIT_SHARE = 0.2  # on a GPU, the share of the time in which the parts of updat
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Sums over measured updates."""
 
     updates: int = 0
@@ -861,18 +861,9 @@ def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record
 
     begun = time.perf_counter()
     corpus = Corpus.open(data.corpus)
-    sizes = (corpus.manifest.source.vocab_size, corpus.manifest.target.vocab_size)
-    specials = Specials() if data.tokenizer is None else data.tokenizer.specials
-    model = new_model(config.model, *sizes, settings.seed, specials).to(device).train()
-    if data.tokenizer is None:
-        feed = Feed(config, corpus, None, None, model.boundaries)
-    else:
-        corpus.require_tokenizer(data.tokenizer.hash)
-        feed = Feed.prepare(config, data.tokenizer, corpus, model.boundaries)
-    optimizer = make_optimizer(model, settings, device)
-    state = TrainState(model, optimizer, Progress(precision=precision), make_average(model, optimizer, settings))
-    trial = _Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], config)
-    with feed.batches(0, 0) as stream, Meter("training", "updates") as meter:
+    trial = new_trial(config, corpus, data.tokenizer, device, precision)
+    model = trial.updater.state.model
+    with trial.feed.batches(0, 0) as stream, Meter("training", "updates") as meter:
         trial.run(stream, meter, num_updates=1)
         first = time.perf_counter() - begun
         trial.run(stream, meter, num_updates=WARM_UP - 1)
@@ -909,10 +900,33 @@ def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record
     }
 
 
-class _Trial:
+def new_trial(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer | None, device: torch.device, precision: str
+) -> "Trial":
+    """Returns a trial that trains a new model on `corpus`.
+
+    `tokenizer` is the one that encoded the corpus; `None` means that the corpus is made up.
+    """
+    settings = config.training
+    sizes = (corpus.manifest.source.vocab_size, corpus.manifest.target.vocab_size)
+    specials = Specials() if tokenizer is None else tokenizer.specials
+    model = new_model(config.model, *sizes, settings.seed, specials).to(device).train()
+    if tokenizer is None:
+        feed = Feed(config, corpus, None, None, model.boundaries)
+    else:
+        corpus.require_tokenizer(tokenizer.hash)
+        feed = Feed.prepare(config, tokenizer, corpus, model.boundaries)
+    optimizer = make_optimizer(model, settings, device)
+    state = TrainState(model, optimizer, Progress(precision=precision), make_average(model, optimizer, settings))
+    return Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], feed)
+
+
+class Trial:
     """Makes updates, and measures them."""
 
-    def __init__(self, updater: Updater, target_vocab_size: int, config: Config) -> None:
+    def __init__(self, updater: Updater, target_vocab_size: int, feed: Feed) -> None:
+        config = feed.config
+        self.feed = feed
         self.updater = updater
         self.config = config
         self.target_vocab_size = target_vocab_size
@@ -923,12 +937,12 @@ class _Trial:
 
     def run(
         self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
-    ) -> _Sums:
+    ) -> Sums:
         """Make at least `num_updates` updates, for at least `seconds` seconds; returns the sums over them.
 
         On a GPU, the parts of an update are only right with `waiting`, which waits for the GPU after each part.
         """
-        self.sums, self.waiting = _Sums(), waiting
+        self.sums, self.waiting = Sums(), waiting
         synchronize(self.device)
         begun = self.since = time.perf_counter()
         while self.sums.updates < num_updates or time.perf_counter() - begun < seconds:

@@ -1,0 +1,409 @@
+"""`mtkit estimate`: what a training will take, before it begins: memory, time, disk, and whether it fits.
+
+Speed and memory are measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a
+sample of the text. `measure_speed` does the same for `mtkit new`, which chooses a model by it.
+"""
+
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mtkit.bundle.opening import carried_over
+from mtkit.config.data_settings import CorpusConfig
+from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.data.corpus import Corpus
+from mtkit.errors import CheckpointError, Meter, MtkitError, counted, duration, inform, is_out_of_memory
+from mtkit.evaluation.bench import (
+    WARM_UP,
+    Record,
+    Sums,
+    Trial,
+    forget_peak,
+    machine_facts,
+    machine_text,
+    new_trial,
+    peak_memory,
+)
+from mtkit.files import Stop, standing, undone_when_ended
+from mtkit.models.registry import empty_model, pick_device, pick_precision
+from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer, read_validation
+from mtkit.preparation.sources import training_corpora
+from mtkit.text.lines import count_lines
+from mtkit.text.parallel import read_corpus, with_patterns_expanded
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.optimizers import optimizer_tensors
+from mtkit.training.schedule import Pace, make_plan
+from mtkit.training.validation import Validation
+from mtkit.translation.workers import free_memory
+
+NUM_UPDATES = 10  # that are measured, after those that warm up
+MOST_SECONDS = 60.0  # after which no further update is measured, if LEAST_UPDATES are
+LEAST_UPDATES = 2
+SAMPLE_PAIRS = 20_000  # that are encoded if the data is not prepared
+BYTES = 4  # of a weight in fp32
+MOST_ROWS_TIMES_VOCABULARY = 2048  # as in the description of decoding.batch_tokens
+LOGIT_COPIES = 3  # logits, log-probabilities and what the choice of the best takes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast settings train on this machine."""
+
+    update_seconds: float
+    pairs_per_update: float
+
+
+def estimate(config: Config) -> Record:
+    """Returns what a training with these settings takes; nothing is written, and the run is only read.
+
+    Raises MtkitError if the settings or the text are wrong, or memory runs out while updates are measured.
+    """
+    config = with_patterns_expanded(carried_over(config))
+    device = pick_device(config.device)
+    at_start = _resident()
+    with _data(config) as data:
+        measured = _measure(data, device)
+    settings, pace = config.training, Pace(measured.speed.update_seconds, measured.validation_seconds)
+    planned = make_plan(settings, pace, 0.0).settings(settings) if settings.max_steps == "auto" else settings
+    updates, seconds = _length(planned, pace)
+    sizes = data.vocab_sizes
+    parameters = parameters_by_part(config, *sizes)
+    num_parameters = sum(parameters.values())
+    disk = _disk(planned, updates, measured, data)
+    translation = translation_bytes(config, sizes[1], num_parameters, data.source_length)
+    if device.type != "cuda" and at_start is not None:
+        translation += at_start
+    free = _free_memory(device)
+    record: Record = {
+        **machine_facts(device),
+        "precision": measured.precision,
+        "data": data.told,
+        "is_sampled": data.is_sampled,
+        "pairs": data.num_pairs,
+        "source_tokens_per_epoch": round(data.num_pairs * data.source_length),
+        "target_tokens_per_epoch": round(data.num_pairs * data.target_length),
+        "parameters": num_parameters,
+        "parameters_by_part": parameters,
+        "updates_per_epoch": data.num_pairs / measured.speed.pairs_per_update,
+        "seconds_per_update": measured.speed.update_seconds,
+        "seconds_per_validation": measured.validation_seconds,
+        "updates": updates,
+        "epochs": updates * measured.speed.pairs_per_update / data.num_pairs,
+        "seconds": seconds,
+        "training_bytes": measured.peak_bytes,
+        "translation_bytes": translation,
+        "free_bytes": free,
+        "disk_bytes": disk,
+        "free_disk_bytes": _free_disk(config.run_path),
+        "config": config.model_dump(mode="json"),
+    }
+    return {**record, "faults": _faults(record, config)}
+
+
+def measure_speed(config: Config) -> Speed:
+    """Returns how fast these settings train; errors are as in `estimate`."""
+    config = with_patterns_expanded(carried_over(config))
+    with _data(config) as data:
+        return _measure(data, pick_device(config.device), validates=False).speed
+
+
+# The data.
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on for the measurement, and what is known of all the data."""
+
+    config: Config  # of the run directory with the data
+    corpus: Corpus
+    tokenizer: Tokenizer
+    num_pairs: int  # of all the data, at most, if it is sampled
+    is_sampled: bool
+    told: str
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """The vocabulary sizes of source and target; those of the settings, if the tokenizer saw a sample alone."""
+        sizes = self.corpus.manifest.source.vocab_size, self.corpus.manifest.target.vocab_size
+        settings = self.config.tokenizer
+        if not self.is_sampled or settings.model is not None or self.config.training.start_from is not None:
+            return sizes
+        return max(sizes[0], settings.size_of("source")[1]), max(sizes[1], settings.size_of("target")[1])
+
+    @property
+    def source_length(self) -> float:
+        """The mean number of tokens of a source, with its end mark."""
+        return 1 + self.corpus.manifest.source.num_tokens / len(self.corpus)
+
+    @property
+    def target_length(self) -> float:
+        """The mean number of tokens of a target, with its end mark."""
+        return 1 + self.corpus.manifest.target.num_tokens / len(self.corpus)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the binarized corpora of the run."""
+        return round(self.corpus.num_bytes * self.num_pairs / len(self.corpus))
+
+
+@contextmanager
+def _data(config: Config) -> Iterator[_Data]:
+    """Context manager that gives the data of the run, or a sample if the run has no data of these settings.
+
+    The sample is in a temporary folder; the run itself is only read.
+    """
+    run = config.run_path
+    if is_prepared(config):
+        corpus = Corpus.open(standing(run / "data" / "train"))
+        tokenizer = Tokenizer.load(standing(run / "tokenizer"))
+        yield _Data(config, corpus, tokenizer, len(corpus), False, f"the data of {run}")
+        return
+    with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-estimate-") as folder:
+        try:
+            sampled, num_pairs, is_sampled = _sampled(config, Path(folder))
+            with redirect_stderr(io.StringIO()):  # reports and warnings about a sample would mislead
+                make_tokenizer(sampled)
+                binarize(sampled, [])
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or folder}: cannot be written: {error.strerror}; TMPDIR=FOLDER before the command "
+                "has its data elsewhere"
+            ) from None
+        corpus = Corpus.open(sampled.run_path / "data" / "train")
+        num_kept = round(num_pairs * len(corpus) / (len(corpus) + sum(corpus.manifest.drops.values())))
+        told = f"a sample of {counted(len(corpus), 'pair')} of data.train" if is_sampled else "data.train"
+        yield _Data(sampled, corpus, Tokenizer.load(sampled.run_path / "tokenizer"), num_kept, is_sampled, told)
+
+
+def _sampled(config: Config, folder: Path) -> tuple[Config, int, bool]:
+    """Writes a sample of each training corpus, spread evenly over it, to `folder`.
+
+    Returns settings for the sample, in a run directory in the folder; the number of pairs in all corpora; and whether
+    the sample has fewer.
+    """
+    corpora = training_corpora(config)
+    counts = [sum(count_lines(part.paths[0]) for part in corpus.parts) for corpus in corpora]
+    step = max(1, -(-sum(counts) // SAMPLE_PAIRS))
+    sampled: list[CorpusConfig] = []
+    with Meter("sampling", "pairs", sum(counts)) as meter:
+        for number, corpus in enumerate(corpora):
+            paths = {side: folder / f"{number}.{side}" for side in ("source", "target")}
+            with paths["source"].open("wb") as sources, paths["target"].open("wb") as targets:
+                for source, target in islice(meter.counting(read_corpus(corpus)), 0, None, step):
+                    sources.write(f"{source}\n".encode())
+                    targets.write(f"{target}\n".encode())
+            given = {"weight": corpus.weight, "tag": corpus.tag, **{side: str(path) for side, path in paths.items()}}
+            sampled.append(CorpusConfig.model_validate(given, strict=False))
+    data = config.data.model_copy(update={"train": tuple(sampled), "test": {}})
+    tokenizer = config.tokenizer.model_copy(update={"text": ()})
+    update = {"data": data, "tokenizer": tokenizer, "run_dir": folder / "run"}
+    return config.model_copy(update=update), sum(counts), step > 1
+
+
+# The measurement.
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured in a few updates."""
+
+    speed: Speed
+    validation_seconds: float  # 0 without validation text
+    precision: str
+    peak_bytes: int | None  # of the memory of the device, or of this process
+    weight_bytes: int  # of the weights in a checkpoint, with their average if the settings have one
+    optimizer_bytes: int
+
+
+def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
+    """Measures updates and, with `validates`, the time of a validation."""
+    config = data.config
+    precision = pick_precision(config.training.precision, device, config.model.d_model)
+    forget_peak(device)
+    try:
+        trial = new_trial(config, data.corpus, data.tokenizer, device, precision)
+        sums = _updates(trial)
+        peak = peak_memory(device)
+        validation = 0.0
+        if validates and config.data.valid:
+            with redirect_stderr(io.StringIO()):
+                prepared = Validation.prepare(config, data.tokenizer, *read_validation(config))
+                validation = prepared.expected_seconds(trial.updater.state.model, data.tokenizer, Stop())
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MtkitError(
+            f"out of memory; lower training.batch_tokens, which is {config.training.batch_tokens:,}, or the model's "
+            "sizes"
+        ) from None
+    state = trial.updater.state
+    weights = sum(parameter.numel() * BYTES for parameter in state.model.parameters())
+    optimizer = optimizer_tensors(state.optimizer, state.model)
+    return _Measured(
+        Speed(sums.seconds / sums.updates, sums.pairs / sums.updates),
+        validation,
+        precision,
+        peak,
+        weights * (1 if state.average is None else 2),
+        sum(tensor.numel() * tensor.element_size() for tensor in optimizer.values()),
+    )
+
+
+def _updates(trial: Trial) -> Sums:
+    inform(f"measuring {WARM_UP + NUM_UPDATES} updates …")
+    with trial.feed.batches(0, 0) as stream, Meter("measuring", "updates", hidden=True) as meter:
+        begun = time.perf_counter()
+        trial.run(stream, meter, num_updates=1)
+        each = time.perf_counter() - begun
+        trial.run(stream, meter, num_updates=1 if each > MOST_SECONDS / NUM_UPDATES else WARM_UP - 1)
+        num_updates = min(NUM_UPDATES, max(LEAST_UPDATES, int(MOST_SECONDS / max(each, 1e-9))))
+        return trial.run(stream, meter, num_updates=num_updates)
+
+
+# Figures.
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "embeddings": lambda name: "embedding.weight" in name,
+    "encoder": lambda name: name.startswith("encoder."),
+    "decoder": lambda name: name.startswith("decoder."),
+    "output": lambda name: True,
+}
+
+
+def parameters_by_part(config: Config, source_vocab_size: int, target_vocab_size: int) -> dict[str, int]:
+    """Returns the number of parameters of each part; a matrix that parts share counts in the first of them.
+
+    The embeddings are the matrices of source and target; "output" is what the output layer has besides them.
+    """
+    model: nn.Module = empty_model(config.model, source_vocab_size, target_vocab_size)
+    found = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        found[next(part for part, holds in PARTS.items() if holds(name))] += parameter.numel()
+    return found
+
+
+def translation_bytes(config: Config, target_vocab_size: int, num_parameters: int, source_length: float) -> int:
+    """Returns about how many bytes translating takes in fp32: weights, cache and logits of a full batch.
+
+    This is computed, with sentences of mean length and translations as long as the limit allows.
+    """
+    decoding, model = config.decoding, config.model
+    width = max(1, decoding.mbr_samples or decoding.beam_size)
+    source = max(1, round(source_length))
+    rows = min(decoding.batch_tokens // source, MOST_ROWS_TIMES_VOCABULARY * decoding.batch_tokens // target_vocab_size)
+    rows = max(rows, width)
+    logits = LOGIT_COPIES * rows * target_vocab_size
+    cache = rows * model.d_model * 4
+    if isinstance(model, TransformerConfig):
+        target = decoding.max_length(source)
+        cache = 2 * model.d_model * model.decoder_layers * rows * (target + source // width)
+    return BYTES * (num_parameters + logits + cache)
+
+
+def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
+    """Returns the number of updates after which max_steps or max_minutes ends training, and the seconds until then."""
+    each = pace.update + pace.validation / settled(settings.validate_every)
+    updates = settled(settings.max_steps)
+    if settings.max_minutes is not None:
+        updates = min(updates, max(1, int(60 * settings.max_minutes / each)))
+    return updates, updates * each
+
+
+def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Data) -> int:
+    """Returns the most bytes of disk that a run takes: binarized data, checkpoints and the bundle.
+
+    Kept are the last checkpoints, from which training can resume, those that may be averaged with the best one, the
+    last ones that may be averaged with a later one, and one that is being written.
+    """
+    every = [settled(settings.save_every), settled(settings.validate_every)]
+    written = len({step for gap in every for step in range(gap, min(updates, 1000 * gap) + 1, gap)}) + 1
+    resumable = min(settings.keep_checkpoints + 1, written)
+    kept = min(settings.keep_checkpoints + 1 + 2 * settings.average_checkpoints, written)
+    return data.num_bytes + (kept + 1) * measured.weight_bytes + resumable * measured.optimizer_bytes
+
+
+def _resident() -> int | None:
+    """Returns the memory that this process has now, in bytes; `None` if the system does not tell."""
+    try:
+        words = Path("/proc/self/status").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    return int(words[words.index("VmRSS:") + 1]) * 1024 if "VmRSS:" in words else None
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Returns the memory that a training could have on the device, in bytes; `None` if the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    own = _resident()
+    return None if device.type != "cpu" or own is None else free_memory() + own  # this process ends before
+
+
+def _free_disk(path: Path) -> int:
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _faults(record: Record, config: Config) -> list[str]:
+    """Returns, in words, what does not fit; [] if all fits."""
+    faults = []
+    free = record["free_bytes"]
+    if free is not None and (record["training_bytes"] or 0) > free:
+        faults.append(
+            f"training takes {_gigabytes(record['training_bytes'])} of memory, and {_gigabytes(free)} are free; lower "
+            f"training.batch_tokens, which is {config.training.batch_tokens:,}, or the model's sizes"
+        )
+    if free is not None and record["translation_bytes"] > free:
+        faults.append(
+            f"translation takes about {_gigabytes(record['translation_bytes'])} of memory, and {_gigabytes(free)} are "
+            f"free; lower decoding.batch_tokens, which is {config.decoding.batch_tokens:,}"
+        )
+    if record["disk_bytes"] > record["free_disk_bytes"]:
+        faults.append(
+            f"the run takes {_gigabytes(record['disk_bytes'])} of disk, and {config.run_path} has "
+            f"{_gigabytes(record['free_disk_bytes'])}; set run_dir, or lower training.average_checkpoints"
+        )
+    return faults
+
+
+def estimate_text(record: Record) -> str:
+    """Returns the record of `estimate` as text, in at most 100 columns."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in record["parameters_by_part"].items() if count)
+    free = "" if record["free_bytes"] is None else f"; {_gigabytes(record['free_bytes'])} free"
+    training = "unknown" if record["training_bytes"] is None else _gigabytes(record["training_bytes"])
+    rows = {
+        "parameters": f"{record['parameters']:,}: {parts}",
+        "training memory": f"{training}, measured{free}",
+        "translation memory": f"about {_gigabytes(record['translation_bytes'])}, with full batches in fp32",
+        "an epoch": f"{counted(record['pairs'], 'pair')}, {record['source_tokens_per_epoch']:,} source and "
+        f"{record['target_tokens_per_epoch']:,} target tokens, {record['updates_per_epoch']:,.1f} updates",
+        "an update": f"{1000 * record['seconds_per_update']:,.0f} ms",
+        "a validation": f"{record['seconds_per_validation']:.1f} s",
+        "training": f"{counted(record['updates'], 'update')}, {record['epochs']:,.1f} epochs, "
+        f"{duration(record['seconds'])}",
+        "disk": f"at most {_gigabytes(record['disk_bytes'])}: data, checkpoints, model; "
+        f"{_gigabytes(record['free_disk_bytes'])} free",
+        "fits": "no" if record["faults"] else "yes",
+    }
+    width = max(map(len, rows))
+    return f"{machine_text(record)}from {record['data']}, in {record['precision']}\n\n" + "".join(
+        f"{name:{width}}  {value}\n" for name, value in rows.items()
+    )
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
