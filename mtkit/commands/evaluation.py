@@ -3,7 +3,6 @@
 These are `mtkit evaluate`, `bench`, `plot`, `report` and `explain`.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from mtkit.commands.options import (
     decoding_settings,
     language_pair,
     load_settings,
+    minutes_above_0,
     one_standard_input,
     tell_of_typing,
     typed,
@@ -366,7 +366,7 @@ def bench_translate(
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
     engines = [choice("--engine", name, ENGINES) for name in _items("--engine", engine)]
     processes = [worker_count(number) or "auto" for number in _items("--workers", workers)]
-    limits = count("--lines", lines), count("--rounds", rounds), _minutes(minutes)
+    limits = count("--lines", lines), count("--rounds", rounds), minutes_above_0(minutes)
     if any(setting.partition("=")[0] == "beam_size" for setting in decoding or []):
         raise UsageError("--set beam_size: say --beam-size, which may name several")
     overrides = [
@@ -400,7 +400,7 @@ def bench_train(
     how much of the machine's speed in matrix products the model uses. The run itself is only read; if it has no
     binarized data yet, the data is made in a temporary folder.
     """
-    limit = _minutes(minutes)
+    limit = minutes_above_0(minutes)
     from mtkit.config.load import load_config
     from mtkit.evaluation.bench import bench_training, check_json, training_text, write_json
 
@@ -417,17 +417,6 @@ def _items(name: str, text: str) -> list[str]:
     if len(set(items)) < len(items):
         raise MtkitError(f"{name}: found {text}, wants each item once")
     return items
-
-
-def _minutes(text: str) -> float:
-    """Returns the value of --minutes; raises MtkitError if it is not a number above 0."""
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise MtkitError(f"--minutes: found {text}, wants a number, more than 0")
-    return minutes
 
 
 # Pictures.

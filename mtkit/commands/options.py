@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and advice on wrong commands, arguments and options."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -157,6 +158,17 @@ def count(name: str, value: str) -> int:
     return number
 
 
+def minutes_above_0(text: str) -> float:
+    """Returns the value of --minutes; raises MtkitError if it is not a number above 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise MtkitError(f"--minutes: found {text}, wants a number, more than 0")
+    return minutes
+
+
 def worker_count(value: str) -> int | None:
     """Parse the value of --workers; returns `None` for auto. Raises MtkitError if the value is neither auto nor N."""
     if value == "auto":
@@ -268,7 +280,9 @@ COMMANDS = {
     "bundle RUN --step average": "average average-checkpoints average_checkpoints",
     "export": "convert ct2 ctranslate2 release_model",
     "distill": "distillation knowledge-distillation kd forward-translate",
-    "config": "settings init show-config",
+    "new": "init create quickstart",
+    "estimate": "plan dry-run requirements",
+    "config": "settings show-config",
     "config --schema": "schema",
     "--help": "help",
     "info": "show describe",
@@ -276,7 +290,7 @@ COMMANDS = {
 }
 GROUPS = ("bench", "plot")  # words that a second word follows, such as `mtkit plot schedule`
 # Commands whose argument is CONFIG.
-TRAINING = ("config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "bench train")
+TRAINING = ("config", "estimate", "train-tokenizer", "binarize", "train", "run", "race", "distill", "bench train")
 
 # For each command, maps a piece of advice to the options of other toolkits that call for this advice. The options are
 # written without leading dashes, and with - in place of _.

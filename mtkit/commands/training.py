@@ -1,4 +1,4 @@
-"""Commands that train a model: `config`, `train-tokenizer`, `binarize`, `train`, `run`, `race`, `verify`, `distill`."""
+"""Commands that train a model, from `new` and `config` to `run`, `verify` and `distill`."""
 
 import time
 from pathlib import Path
@@ -24,9 +24,38 @@ from mtkit.commands.options import (
     choice,
     count,
     decoding_settings,
+    language_pair,
     load_settings,
+    minutes_above_0,
 )
 from mtkit.errors import CheckpointError, MtkitError
+
+
+def new(
+    path: Annotated[Path, typer.Argument(metavar="YAML", help="File of settings to write.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Source and target; or a file with tabs, TMX or JSON lines; or a folder of these."
+        ),
+    ],
+    languages: Annotated[
+        str | None, typer.Option(metavar="FR-EN", help="Source and target; by default from the names of the files.")
+    ] = None,
+    minutes: Annotated[str, typer.Option(metavar="X", help="How long the training may take.")] = "30",
+    quiet: QuietOption = False,
+) -> None:
+    """Make settings for a first model from sentence pairs.
+
+    The pairs are split into training, validation and test text, beside YAML; sentences that are nearly equal stay on
+    one side. Vocabulary, model, dropout and batches are chosen by the number of pairs and by what fits into the
+    minutes on this machine. YAML says why. Nothing is overwritten.
+    """
+    pair, limit = language_pair(languages), minutes_above_0(minutes)
+    from mtkit.evaluation.estimate import measure_speed
+    from mtkit.preparation.new import new
+
+    print(new(path, files, pair, limit, measure_speed), end="")
 
 
 def config(
@@ -67,6 +96,28 @@ def config(
             print(differences_text(found, load_settings(diff, None), names), end="")
         return
     print(config_text(load_settings(config, settings)), end="")
+
+
+def estimate(
+    config: ConfigArgument,
+    settings: SettingsArgument = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Tell what a training takes before it begins.
+
+    Prints parameters by part, memory of training and translation, tokens of an epoch, the time of an update (measured
+    in ten updates of a new model, on a sample of the text if it is not binarized yet), the time to the end, and disk.
+    The exit code is 1 if something does not fit. The run itself is only read.
+    """
+    from mtkit.config.load import load_config
+    from mtkit.evaluation.estimate import estimate, estimate_text
+    from mtkit.files import json_text
+
+    record = estimate(load_config(config, settings or []))
+    print(json_text(record, indent=1) if as_json else estimate_text(record), end="\n" if as_json else "")
+    if record["faults"]:
+        raise MtkitError("\n".join(record["faults"]))
 
 
 def train_tokenizer(config: ConfigArgument, settings: SettingsArgument = None, quiet: QuietOption = False) -> None:
@@ -234,7 +285,9 @@ def distill(
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
+    app.command(epilog=f"{EXAMPLE}new my.yaml pairs.fr-en.tsv --minutes 10")(new)
     app.command(epilog=f"{EXAMPLE}config configs/demo.yaml training.max_steps=100")(config)
+    app.command(epilog=f"{EXAMPLE}estimate configs/demo.yaml")(estimate)
     app.command(epilog=f"{EXAMPLE}train-tokenizer configs/demo.yaml")(train_tokenizer)
     app.command(epilog=f"{EXAMPLE}binarize configs/demo.yaml")(binarize)
     app.command(epilog=f"{EXAMPLE}train configs/demo.yaml training.max_minutes=2")(train)

@@ -26,12 +26,13 @@ from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config, config_text
 from mtkit.text.compressed import COMPRESSIONS, open_to_write
 from mtkit.text.tokenizer import Tokenizer
-from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines
 from tests.exported import write_opus
 from tests.translation.test_translator import random_translator, write_bundle
 
 PROGRAM = [sys.executable, "-m", "mtkit"]
-COMMANDS = ["config", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate", "generate"]
+COMMANDS = ["new", "config", "estimate", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate"]
+COMMANDS += ["generate"]
 COMMANDS += ["score", "align", "evaluate", "bundle", "pack", "info", "check", "verify"]
 COMMANDS += ["export", "extend", "import", "report", "explain"]
 
@@ -140,6 +141,7 @@ def workplace(tiny_run: Path, corpus_files: CorpusFiles, tmp_path_factory: pytes
     alone = Config(task="language_model", model=TransformerConfig(d_model=8, num_heads=1, d_ff=8, decoder_layers=1))
     tokenizer = Tokenizer.load(tiny_run / "tokenizer")
     write_bundle(root / "runs" / "language-model", tokenizer, alone, random_translator(tokenizer, alone).model)
+    write_lines(root / "pairs.fr-en.tsv", list(map("\t".join, zip(*corpus_files.lines("train"), strict=True))))
     return root
 
 
@@ -148,6 +150,7 @@ def test_the_example_of_each_command_works(
     call: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr("mtkit.evaluation.estimate.NUM_UPDATES", 1)
     example = shlex.split(call(command, "--help").out.splitlines()[-1])
     # The trainings of verify take half a minute; they have a test of their own. A model of four updates has no BLEU.
     more = {"verify": ["--files-only"], "race": ["run_dir=runs/race", "--target", "0"]}
