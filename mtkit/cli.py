@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mtkit.commands import evaluation, models, training
+from mtkit.commands import doctor, evaluation, models, training
 from mtkit.commands.options import (
     EXAMPLE,
     UsageError,
@@ -49,7 +49,7 @@ def options(
     """
 
 
-for group in (training, models, evaluation):
+for group in (training, models, evaluation, doctor):
     group.add_to(app)
 
 

@@ -18,6 +18,7 @@ FLOORS = [
     "pipeline",
     "report",
     "evaluation",
+    "doctor",
     "training",
     "preparation",
     "exchange",

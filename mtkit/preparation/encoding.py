@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -157,7 +158,9 @@ class SeenPairs:
     """The set of all sentence pairs seen so far, for detecting duplicates; stores a digest of each pair."""
 
     def __init__(self) -> None:
-        self._shards: list[list[Digests]] = [[] for _ in range(NUM_SHARDS)]  # the levels of each shard, largest first
+        self._shards: list[list[NDArray[Any]]] = [
+            [] for _ in range(NUM_SHARDS)
+        ]  # the levels of each shard, largest first
 
     def add(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         """Adds pairs; returns for each pair whether it is new.
@@ -171,9 +174,9 @@ class SeenPairs:
         is_new = np.zeros(len(pairs), dtype=np.bool_)
         for shard, levels in enumerate(self._shards):
             here = slice(starts[shard], starts[shard + 1])
-            fresh = _unknown(found[here], levels)
+            fresh = unknown_among(found[here], levels)
             is_new[places[here][fresh]] = True
-            _insert(found[here][fresh], levels)
+            insert_sorted(found[here][fresh], levels)
         return is_new.tolist()
 
 
@@ -182,7 +185,7 @@ def _digest(source: str, target: str) -> bytes:
     return blake2b(f"{source}\n{target}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
-def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
+def unknown_among(digests: NDArray[Any], levels: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
     """Returns a bool array that is `True` for each digest that is in none of `levels`, the arrays of known digests."""
     unknown = np.ones(len(digests), dtype=np.bool_)
     for level in levels:
@@ -191,7 +194,7 @@ def _unknown(digests: Digests, levels: Sequence[Digests]) -> NDArray[np.bool_]:
     return unknown
 
 
-def _insert(digests: Digests, levels: list[Digests]) -> None:
+def insert_sorted(digests: NDArray[Any], levels: list[NDArray[Any]]) -> None:
     """Appends sorted digests to `levels`, the list of the arrays of known digests; then merges arrays of similar size.
 
     Because of this merging, each of n digests is copied only O(log n) times, however many calls insert them.

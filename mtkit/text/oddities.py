@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import counted
@@ -20,6 +21,8 @@ from mtkit.text.parallel import Pair
 
 MOST_LINES = 1_000_000  # samples are taken from this many lines at the beginning of a file
 LEADING_LINES = 2048  # the sample contains all of this many lines at the beginning
+
+T = TypeVar("T")
 
 MOSES = "Moses or a tool like it"
 
@@ -124,16 +127,16 @@ class Finding:
     num_lines: int  # number of lines inspected, not counting blank ones
 
 
-def sample(lines: Iterable[str], most: int = MOST_LINES) -> Iterator[tuple[int, str]]:
-    """Yields (line number, line) for a sample of the first `most` lines; numbers begin at 1.
+def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LINES) -> Iterator[tuple[int, T]]:
+    """Yields (line number, line) for a sample of the first `most` lines, or pairs; numbers begin at 1.
 
-    The sample has the first LEADING_LINES lines. Then it takes every second line until it has taken LEADING_LINES / 2
-    lines, then every fourth line until it has taken another LEADING_LINES / 2 lines, then every eighth, and so on.
+    The sample has the first `leading` lines. Then it takes every second line until it has taken `leading` / 2 lines,
+    then every fourth line until it has taken another `leading` / 2 lines, then every eighth, and so on.
     """
     numbered = enumerate(islice(lines, most), start=1)
-    yield from islice(numbered, LEADING_LINES)
+    yield from islice(numbered, leading)
     step = 2
-    while part := list(islice(numbered, 0, LEADING_LINES // 2 * step, step)):
+    while part := list(islice(numbered, 0, leading // 2 * step, step)):
         yield from part
         step *= 2
 
@@ -310,11 +313,8 @@ class Oversights:
         where = " and ".join(map(str, files))
         num_equal = num_pairs = 0
         for source, target in pairs:
-            if not num_pairs and self._is_header(source, target):
-                self._headers.append(
-                    f"{name}: line 1 of {where}, {source.strip()} / {target.strip()}, looks like the names of columns, "
-                    f"and is read as a pair; delete it: {_deleting(files)}"
-                )
+            if not num_pairs and (advice := self.advice_on_header(files, source, target)):
+                self._headers.append(f"{name}: {advice}")
             num_pairs += 1
             num_equal += source.strip().casefold() == target.strip().casefold() != ""
             yield source, target
@@ -325,6 +325,15 @@ class Oversights:
                 f"({num_equal / num_pairs:.1%}), so {then}; name the file of the translation"
                 + (", or leave such pairs out with data.drop_identical: true" if trains else "")
             )
+
+    def advice_on_header(self, files: Sequence[Path], source: str, target: str) -> str | None:
+        """Advice if the first pair of the files looks like the names of columns; else `None`."""
+        if not self._is_header(source, target):
+            return None
+        return (
+            f"line 1 of {' and '.join(map(str, files))}, {source.strip()} / {target.strip()}, looks like the names of "
+            f"columns, and is read as a pair; delete it: {_deleting(files)}"
+        )
 
     def warnings(self) -> Iterator[str]:
         """Yields the first NUM_NAMED warnings of each kind, and a line with the number of further warnings, if any.

@@ -34,7 +34,7 @@ PROGRAM = [sys.executable, "-m", "mtkit"]
 COMMANDS = ["new", "config", "estimate", "train-tokenizer", "binarize", "train", "run", "race", "distill", "translate"]
 COMMANDS += ["generate"]
 COMMANDS += ["score", "align", "evaluate", "bundle", "pack", "info", "check", "verify"]
-COMMANDS += ["export", "extend", "import", "report", "explain"]
+COMMANDS += ["export", "extend", "import", "report", "explain", "doctor", "clean"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
         "Train",
         "Train,",
         "Encode",
+        "Find",
         "Do",
         "Translate",
         "Continue",

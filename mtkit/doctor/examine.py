@@ -1,0 +1,314 @@
+"""`mtkit doctor`: reads parallel text twice, first a sample to learn what is usual, then all of it to judge each pair.
+
+What is held in memory does not grow with the text, but for the hashes by which repeated pairs are found.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from mtkit.config.data_settings import CorpusConfig, LanguagesConfig
+from mtkit.config.settings import Config
+from mtkit.doctor.characters import lowered, minima
+from mtkit.doctor.kinds import NUM_EXAMPLES, Diagnosis, Example, Found
+from mtkit.doctor.learned import Learned, learn
+from mtkit.doctor.pairs import Chosen, Sides, judge
+from mtkit.doctor.repeats import HeldOut, HeldOutPair, Repeats
+from mtkit.doctor.slips import Associations, Slip, SlipSearch, associate
+from mtkit.errors import DataError, Meter, counted, is_shown
+from mtkit.preparation.sources import local_test_sets, resolve_corpora, training_corpora
+from mtkit.text.compressed import open_to_read
+from mtkit.text.lines import count_lines, decode_lines, read_pairs, reading_file, require_file
+from mtkit.text.oddities import (
+    LEADING_LINES,
+    MOST_LINES,
+    Oversights,
+    advice_on_labels,
+    advice_on_table,
+    cleaning_command,
+    findings,
+    sample,
+)
+from mtkit.text.parallel import files_of, read_part
+from mtkit.text.records import Languages, Record, has_records, read_records
+
+BLOCK_PAIRS = 5000
+BLOCK_CHARACTERS = 2_000_000
+SAMPLE_LEADING = 8192  # pairs at the beginning of a text that all belong to the sample
+ROWS = 100  # of a table, from which its columns of sentences are recognised
+
+
+@dataclass
+class Damage:
+    """What is wrong with the files of a part, rather than with single pairs."""
+
+    not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first lines
+    num_not_utf8: int = 0
+    num_lines: tuple[int, int] | None = None  # of both files, if the numbers differ
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parallel text in two files, or in one: columns separated by tabs, TMX or JSON lines."""
+
+    source: Path
+    target: Path | None = None
+    columns: tuple[int, int] = (1, 2)
+    languages: Languages | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the part."""
+        return (self.source,) if self.target is None else (self.source, self.target)
+
+    def read(self, damage: Damage | None = None) -> Iterator[Record]:
+        """Yields the pairs of the part, with their line numbers; records in `damage` what is wrong with the files.
+
+        Bytes that are not UTF-8 become U+FFFD. If one file is longer than the other, its further lines are left out.
+        Raises DataError if TMX or JSON lines are not valid, or if a row has too few columns.
+        """
+        damage = Damage() if damage is None else damage
+        if self.target is not None:
+            yield from self._read_files(self.source, self.target, damage)
+        elif has_records(self.source):
+            yield from read_records(self.source, self.languages)
+        else:
+            yield from self._read_columns(damage)
+
+    def _read_files(self, source: Path, target: Path, damage: Damage) -> Iterator[Record]:
+        number, rest = 0, [0, 0]
+        for line, target_line in zip_longest(_lines(source, damage), _lines(target, damage)):
+            if line is None or target_line is None:
+                rest[0 if target_line is None else 1] += 1
+            else:
+                number += 1
+                yield Record(number, line, target_line)
+        if any(rest):
+            damage.num_lines = number + rest[0], number + rest[1]
+
+    def _read_columns(self, damage: Damage) -> Iterator[Record]:
+        for number, line in enumerate(_lines(self.source, damage), start=1):
+            columns = line.split("\t")
+            if len(columns) < max(self.columns):
+                if not line.strip():
+                    continue
+                raise DataError(
+                    f"{self.source}:{number}: has {len(columns)} of {max(self.columns)} columns; wants a tab between "
+                    "one and the next, or two files"
+                )
+            yield Record(number, columns[self.columns[0] - 1], columns[self.columns[1] - 1])
+
+
+def _lines(path: Path, damage: Damage) -> Iterator[str]:
+    with reading_file(path), open_to_read(path) as stream:
+        for number, (line, is_replaced) in enumerate(decode_lines(stream), start=1):
+            if is_replaced:
+                damage.num_not_utf8 += 1
+                if damage.num_not_utf8 <= NUM_EXAMPLES:
+                    damage.not_utf8.append((path, number))
+            yield line
+
+
+def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
+    """The text in one or two files, which must be read twice, so that pipes are refused."""
+    for path in files:
+        require_file(path)
+    return [Part(files[0], files[1] if len(files) > 1 else None, languages=languages)]
+
+
+def parts_of_settings(config: Config) -> list[Part]:
+    """The training text of the settings."""
+    return [_part(part) for corpus in training_corpora(config) for part in corpus.parts]
+
+
+def _part(part: CorpusConfig) -> Part:
+    source, target = files_of(part)
+    return Part(source, columns=part.columns) if part.tsv is not None else Part(source, target)
+
+
+def held_out_of_settings(config: Config) -> Iterator[HeldOutPair]:
+    """The validation and test pairs of the settings; test sets that are not downloaded yet are left out."""
+    for corpus in resolve_corpora(config, config.data.valid):
+        for part in corpus.parts:
+            for number, (source, target) in enumerate(read_part(part), start=1):
+                yield HeldOutPair(str(part.paths[0]), number, source, target)
+    for name, files in local_test_sets(config).items():
+        for reference in files.target if files is not None else ():
+            assert files is not None
+            for number, (source, target) in enumerate(read_pairs(files.source, reference), start=1):
+                yield HeldOutPair(f"data.test.{name}", number, source, target)
+
+
+def examine(
+    parts: Sequence[Part], held_out: Iterable[HeldOutPair] = (), languages: LanguagesConfig | None = None
+) -> Diagnosis:
+    """Examine parallel text; raises DataError if a file cannot be read at all."""
+    return Examination(parts, held_out, languages).run()
+
+
+class Examination:
+    """One examination: what was learnt from the sample, and what has been found so far."""
+
+    def __init__(
+        self, parts: Sequence[Part], held_out: Iterable[HeldOutPair], languages: LanguagesConfig | None
+    ) -> None:
+        self.parts = parts
+        self.held_out = HeldOut(held_out)
+        self._codes = languages or LanguagesConfig()
+        self._found: dict[str, Found] = {}
+        self._notes: list[str] = []
+        self.learned, self._associations, self._is_unrelated = self._learn()
+
+    def run(self) -> Diagnosis:
+        """Judge all pairs."""
+        repeats, total = Repeats(), 0
+        with Meter("examining", "pairs", num_lines(self.parts), announced=True) as meter:
+            for part in self.parts:
+                damage = Damage()
+                # TMX and JSON lines hold both sides of a pair in one place, where they cannot slip.
+                searched = self._associations if not has_records(part.source) else None
+                slips = SlipSearch(searched) if searched else None
+                for rows in blocks(part.read(damage)):
+                    sides = Sides([row.source for row in rows], [row.target for row in rows])
+                    self._add(part, rows, verdicts(sides, self.learned, repeats, self.held_out))
+                    if slips:
+                        slips.add(*sides.lower)
+                    total += len(rows)
+                    meter.add(len(rows))
+                self._add_damage(part, damage)
+                self._add_slips(part, slips.slips if slips else [])
+        if self._is_unrelated:
+            first = self.parts[0]
+            self._add_text("slip", first.source, 1, "the lines of the two sides do not seem to belong together at all")
+        self._count_held_out()
+        files = tuple(path for part in self.parts for path in part.files)
+        return Diagnosis(total, self.held_out.num_pairs, files, self._found, tuple(self._notes))
+
+    # What is usual, learnt from a sample.
+
+    def _learn(self) -> tuple[Learned, Associations | None, bool]:
+        rows: list[Record] = []
+        numbers: list[int] = []
+        most = max(SAMPLE_LEADING, MOST_LINES // len(self.parts))
+        leading = max(1000, SAMPLE_LEADING // len(self.parts))
+        for part in self.parts:
+            sampled = list(sample(part.read(), most, leading))
+            rows += [row for _, row in sampled]
+            numbers += [number - 1 for number, _ in sampled]
+            self._look_at_files(part, [row for _, row in sampled])
+        sources, targets = [row.source for row in rows], [row.target for row in rows]
+        learned = learn(list(zip(sources, targets, strict=True)))
+        associations, is_unrelated = associate(lowered(sources), lowered(targets), numbers)
+        if associations is None and not is_unrelated:
+            self._notes.append("whether the sides slip was not examined: there is too little text, or too much variety")
+        if learned.languages is None:
+            self._notes.append("wrong languages were not looked for: there is too little text, or both sides are alike")
+        return learned, associations, is_unrelated
+
+    def _look_at_files(self, part: Part, rows: Sequence[Record]) -> None:
+        """Look for tables, headers and text that was processed by other tools, in the sample of a part."""
+        names = (part.source, part.target or part.source)
+        codes = self._codes.source, self._codes.target
+        if rows and rows[0].line == 1:
+            advice = Oversights(self._codes, True).advice_on_header(part.files, rows[0].source, rows[0].target)
+            if advice:
+                self._add_text("header", part.source, 1, advice)
+        for side, (path, code) in enumerate(zip(names, codes, strict=True)):
+            lines = [(row.line, row.target if side else row.source) for row in rows]
+            texts = [line for _, line in lines[:LEADING_LINES]]
+            column = None if part.target is not None else part.columns[side]
+            table = advice_on_table(path, texts, is_test_set=False) if part.target is not None else None
+            advice = table or (advice_on_labels(None, texts, []) if len(texts) >= ROWS else None)
+            if advice:
+                self._add_text("table", path, None, advice)
+                continue
+            for finding in findings(lines):
+                command = cleaning_command(path, column, [finding.sign.cure.replace("LANG", code)], code)
+                self._add_text(
+                    "processed text",
+                    path,
+                    finding.line,
+                    f'"{finding.excerpt}" looks {finding.sign.kind} by {finding.sign.by}, as do {finding.count:,} of '
+                    f"the {finding.num_lines:,} lines looked at: {command}",
+                )
+
+    # What is found.
+
+    def _add(self, part: Part, rows: Sequence[Record], found: dict[str, Chosen]) -> None:
+        for name, chosen in found.items():
+            places = np.flatnonzero(chosen)
+            if len(places):
+                first = [rows[place] for place in places[:NUM_EXAMPLES].tolist()]
+                examples = [Example(part.source, row.line, row.source, row.target) for row in first]
+                self._found.setdefault(name, Found()).add(examples, len(places))
+
+    def _add_text(self, name: str, path: Path, line: int | None, text: str) -> None:
+        self._found.setdefault(name, Found()).add([Example(path, line, text=text)])
+
+    def _add_damage(self, part: Part, damage: Damage) -> None:
+        if damage.num_not_utf8:
+            examples = [Example(path, line, text="has bytes that are not UTF-8") for path, line in damage.not_utf8]
+            self._found.setdefault("not UTF-8", Found()).add(examples, damage.num_not_utf8)
+        if damage.num_lines is not None:
+            source, target = damage.num_lines
+            text = f"{counted(source, 'line')}, but {part.target} has {target:,}"
+            self._add_text("unequal lines", part.source, None, text)
+
+    def _add_slips(self, part: Part, slips: Sequence[Slip]) -> None:
+        for slip in slips:
+            self._add_text("slip", part.source, slip.line, _describe(slip, part))
+
+    def _count_held_out(self) -> None:
+        """Count the held-out pairs that were found, in place of the training pairs in which they were found."""
+        nearly = self.held_out.nearly_found - self.held_out.found
+        for name, pairs in (("held out", self.held_out.found), ("nearly held out", nearly)):
+            if name in self._found:
+                self._found[name].count = len(pairs)
+
+
+def _describe(slip: Slip, part: Part) -> str:
+    """What happened to the alignment at a slip, and what to do."""
+    target = part.target or "the target"
+    if slip.shift is None:
+        return "from here on, the sides do not belong together, nor do lines near by"
+    if slip.shift == 0:
+        return "from here on, line n belongs to line n again"
+    lines = counted(abs(slip.shift), "line")
+    extra, lacking = (target, part.source) if slip.shift > 0 else (part.source, target)
+    return (
+        f"from here on, source line n belongs to target line n{slip.shift:+d}: {extra} has {lines} too many here, or "
+        f"{lacking} lacks {lines}"
+    )
+
+
+def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut) -> dict[str, Chosen]:
+    """For each kind of fault of pairs: which pairs of a block have it."""
+    found = judge(sides, learned)
+    signatures = [minima(block) for block in sides.lower]
+    is_text = ~found["blank side"]
+    found["held out"], found["nearly held out"] = held_out.find(sides, signatures, is_text)
+    found["duplicate"], found["near duplicate"], found["similar"] = repeats.find(sides, signatures, is_text)
+    return found
+
+
+def blocks(rows: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yields lists of consecutive rows, of at most BLOCK_PAIRS rows and about BLOCK_CHARACTERS characters."""
+    rows = iter(rows)
+    while block := list(islice(rows, 1)):
+        size = len(block[0].source) + len(block[0].target)
+        for row in islice(rows, BLOCK_PAIRS - 1):
+            block.append(row)
+            size += len(row.source) + len(row.target)
+            if size > BLOCK_CHARACTERS:
+                break
+        yield block
+
+
+def num_lines(parts: Sequence[Part]) -> int | None:
+    """The number of lines of all parts, for progress; `None` if no progress is shown, or if it is not known."""
+    if not is_shown() or any(has_records(part.source) for part in parts):
+        return None
+    return sum(count_lines(part.source) for part in parts)

@@ -1,0 +1,274 @@
+"""Judges pairs one by one, against what is usual in the text; and mends texts."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtkit.doctor.characters import (
+    ANGLE,
+    CONTROL,
+    DIGIT,
+    LETTER,
+    MARK,
+    ODD_SPACE,
+    PRIVATE,
+    REPLACED,
+    SPACE,
+    SUSPECT,
+    UNSPACED,
+    Block,
+    Flags,
+    Letters,
+    class_of,
+    lowered,
+)
+from mtkit.doctor.learned import Learned
+
+Chosen = NDArray[np.bool_]  # of the pairs of a block, (L)
+
+FEW_LETTERS = 0.2  # share of the visible characters; a side with fewer letters has no words
+LEAST_SCRIPT_LETTERS = 3  # of a line whose script is judged
+
+NUMBER = re.compile(r"\d+(?:[ .,'’\u00a0\u202f]\d{3}(?!\d))*")
+NOT_DIGIT = re.compile(r"\D+")
+LEAST_DIGITS = 3  # of the numbers that are compared; smaller ones are often written as words, or as times of day
+ADDRESS = re.compile(r"https?://[^\s<>\"]+|www\.[^\s<>\"]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!--.*?-->")
+ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+TERMINAL_CODE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
+
+
+class Sides:
+    """A block of pairs with what is known of them: characters as they are and in lower case, and classes."""
+
+    def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        self.texts = (sources, targets)
+        self.raw = (Block(sources), Block(targets))
+        self.lower = (Block(lowered(sources)), Block(lowered(targets)))
+        self.flags: tuple[Flags, Flags] = (self.raw[0].flags(), self.raw[1].flags())
+
+    def where(self, bits: int) -> list[int]:
+        """The places of the pairs with a character of these classes on a side."""
+        places: list[int] = np.flatnonzero((self.flags[0] | self.flags[1]) & bits).tolist()
+        return places
+
+    def chosen(self, places: Iterable[int]) -> Chosen:
+        """The pairs at these places."""
+        chosen = np.zeros(len(self.texts[0]), dtype=np.bool_)
+        chosen[list(places)] = True
+        return chosen
+
+    def having(self, places: Iterable[int], has_fault: Callable[[str], bool]) -> Chosen:
+        """Those of the pairs at these places of which a side has a fault."""
+        sources, targets = self.texts
+        return self.chosen(place for place in places if has_fault(sources[place]) or has_fault(targets[place]))
+
+    def differing(self, places: Iterable[int], differ: Callable[[str, str], bool]) -> Chosen:
+        """Those of the pairs at these places whose sides differ in some way."""
+        sources, targets = self.texts
+        return self.chosen(place for place in places if differ(sources[place], targets[place]))
+
+
+def judge(sides: Sides, learned: Learned) -> dict[str, Chosen]:
+    """For each kind of fault that can be seen in a single pair: which pairs of the block have it.
+
+    A pair with a blank side has no other fault.
+    """
+    letters = [block.count(LETTER | MARK) for block in sides.raw]
+    visible = [block.lengths - block.count(SPACE | CONTROL) for block in sides.raw]
+    is_blank = (visible[0] == 0) | (visible[1] == 0)
+    found = {**_faults_of_characters(sides, learned), **_faults_of_content(sides)}
+    foreign = [block.count_foreign(scripts) for block, scripts in zip(sides.raw, learned.scripts, strict=True)]
+    are_foreign = [
+        (2 * number > all_letters) & (all_letters >= LEAST_SCRIPT_LETTERS)
+        for number, all_letters in zip(foreign, letters, strict=True)
+    ]
+    found["wrong script"] = are_foreign[0] | are_foreign[1]
+    have_few = [number < FEW_LETTERS * seen for number, seen in zip(letters, visible, strict=True)]
+    found["no words"] |= have_few[0] | have_few[1]
+    is_sentence = ~(is_blank | found["no words"] | found["identical"] | found["wrong script"])
+    found["swapped"], found["wrong language"] = _languages(sides, learned, is_sentence)
+    # Texts in another language, or with tags, have other lengths for a reason of their own.
+    is_outlier = learned.lengths.outliers(sides.lower[0].lengths, sides.lower[1].lengths)
+    found["length ratio"] = is_outlier & is_sentence & ~found["wrong language"] & ~found["markup"]
+    return {"blank side": is_blank, **{name: chosen & ~is_blank for name, chosen in found.items()}}
+
+
+def _faults_of_characters(sides: Sides, learned: Learned) -> dict[str, Chosen]:
+    return {
+        "replacement characters": sides.chosen(sides.where(REPLACED)),
+        "mojibake": sides.having(sides.where(SUSPECT), _has_mojibake),
+        "private-use characters": sides.chosen(sides.where(PRIVATE)),
+        "control characters": sides.chosen(_with_controls(sides, learned)),
+        "spaces": sides.chosen(_with_odd_spaces(sides)),
+        "not NFC": sides.having(range(len(sides.texts[0])), _is_decomposed),
+        "markup": sides.having(sides.where(ANGLE), _has_markup),
+    }
+
+
+def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
+    pairs = list(zip(*sides.texts, strict=True))
+    with_digits = np.flatnonzero(sides.flags[0] & sides.flags[1] & DIGIT).tolist()
+    with_addresses = [place for place, pair in enumerate(pairs) if any(map(_may_have_address, pair))]
+    return {
+        "identical": sides.differing(range(len(pairs)), _are_same),
+        "no words": sides.having(with_addresses, _is_address),
+        "addresses differ": sides.differing(with_addresses, _addresses_differ),
+        "numbers differ": sides.differing(with_digits, _numbers_differ),
+    }
+
+
+def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chosen, Chosen]:
+    """Which pairs have changed sides, and which have one side, and only one, in another language."""
+    if learned.languages is None:
+        return np.zeros_like(is_judged), np.zeros_like(is_judged)
+    opposite, third = zip(
+        *(learned.languages.foreign(side, Letters(block)) for side, block in enumerate(sides.lower)), strict=True
+    )
+    is_swapped = opposite[0] & opposite[1] & is_judged
+    # If both sides are in a third language, they are names or program code rather than sentences of it.
+    is_foreign = (opposite[0] ^ opposite[1]) | (third[0] ^ third[1])
+    return is_swapped, is_foreign & is_judged & ~is_swapped
+
+
+def _with_controls(sides: Sides, learned: Learned) -> list[int]:
+    """The pairs with control characters, other than zero-width spaces in scripts without spaces."""
+    places = sides.where(CONTROL)
+    has_zero_width = [any(script in UNSPACED for script in scripts) for scripts in learned.scripts]
+
+    def is_wrong(text: str, is_usual: bool) -> bool:
+        text = mend_mojibake(text)  # its parts may be controls
+        text = text.replace("\u200b", "") if is_usual else text
+        return text != mend_controls(text)
+
+    return [
+        p for p in places if any(is_wrong(t[p], usual) for t, usual in zip(sides.texts, has_zero_width, strict=True))
+    ]
+
+
+def _with_odd_spaces(sides: Sides) -> list[int]:
+    odd: set[int] = set(sides.where(ODD_SPACE))
+    for block in sides.raw:
+        is_space = block.codes == 32
+        after = np.concatenate([is_space[1:], [False]])
+        ends = np.concatenate([block.codes[1:] == 10, [False]])
+        begins = np.concatenate([[True], block.codes[:-1] == 10])
+        bad = is_space & (after | ends | begins)
+        odd.update(np.unique(np.searchsorted(block.starts, np.flatnonzero(bad), side="right") - 1).tolist())
+    return sorted(odd)
+
+
+def _is_decomposed(text: str) -> bool:
+    return not text.isascii() and not unicodedata.is_normalized("NFC", text)
+
+
+def _has_markup(text: str) -> bool:
+    return bool(TAG.search(text) or ENTITY.search(text))
+
+
+def _are_same(source: str, target: str) -> bool:
+    source, target = source.strip(), target.strip()
+    return source == target or source.casefold() == target.casefold()
+
+
+def _may_have_address(text: str) -> bool:
+    return "://" in text or "www." in text or "@" in text
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text consists of addresses, with no word beside them."""
+    return bool(ADDRESS.search(text)) and not any(map(str.isalpha, ADDRESS.sub("", text)))
+
+
+def _addresses_differ(source: str, target: str) -> bool:
+    """Whether the sides have addresses, and not one in common."""
+    first, second = ({match.rstrip(".,;:!?)]'`_") for match in ADDRESS.findall(text)} for text in (source, target))
+    return bool(first or second) and not first & second
+
+
+def _numbers_differ(source: str, target: str) -> bool:
+    """Whether each side has a number that the other one lacks; separators of thousands do not count."""
+    return _has_other_numbers(source, target) and _has_other_numbers(target, source)
+
+
+def _has_other_numbers(text: str, other: str) -> bool:
+    known = NOT_DIGIT.sub("", other)
+    numbers = [NOT_DIGIT.sub("", number) for number in NUMBER.findall(text)]
+    return any(len(number) >= LEAST_DIGITS and number not in known for number in numbers)
+
+
+# Mending.
+
+
+def _byte_of(character: str) -> int | None:
+    """The byte that stands for a character in Windows-1252, with the gaps of that encoding filled as in Latin-1."""
+    try:
+        return character.encode("cp1252")[0]
+    except UnicodeEncodeError:
+        return ord(character) if ord(character) < 256 else None
+
+
+_BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := _byte_of(chr(code))) is not None}
+_LEADS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
+_TAILS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
+BROKEN = re.compile(f"(?:[{_LEADS}][{_TAILS}]{{1,3}})+")
+QUOTES = "“”‘’…–—"  # as the last of two characters, these are more likely punctuation after a letter
+
+
+def mend_mojibake(text: str) -> str:
+    """The text with characters restored whose UTF-8 bytes were read as Windows-1252 or Latin-1, once or twice.
+
+    Sequences that are not valid UTF-8, or would become an unlikely single character, stay as they are.
+    """
+    for _ in range(2):
+        mended = BROKEN.sub(_restored, text)
+        if mended == text:
+            break
+        text = mended
+    return text
+
+
+def _has_mojibake(text: str) -> bool:
+    return mend_mojibake(text) != text
+
+
+def _restored(match: re.Match[str]) -> str:
+    broken = match[0]
+    try:
+        restored = bytes(_BYTES[character] for character in broken).decode("utf-8")
+    except UnicodeDecodeError:
+        return broken
+    is_likely = len(restored) > 1 or "\u00a0" <= restored < "\u0180" or "\u2010" <= restored < "\u2200"
+    is_quoted = len(broken) == 2 and broken[1] in QUOTES and broken[0] not in "ÃÂ"
+    return restored if is_likely and not is_quoted else broken
+
+
+def mend_markup(text: str) -> str:
+    """The text without tags, and with characters in place of entities."""
+    return html.unescape(TAG.sub("", text))
+
+
+def mend_controls(text: str) -> str:
+    """The text without controls and invisible characters; separators of lines become spaces."""
+    text = TERMINAL_CODE.sub("", text)
+    text = text.replace("\u2028", " ").replace("\u2029", " ").replace("\r", " ").replace("\x85", " ")
+    return "".join(character for character in text if class_of(character) != CONTROL)
+
+
+def mend_spaces(text: str) -> str:
+    """The text without spaces at its ends, with single spaces within, and plain ones in place of odd ones."""
+    plain = "".join(" " if class_of(character) & ODD_SPACE else character for character in text)
+    return re.sub(" {2,}", " ", plain).strip(" ")
+
+
+MENDS: dict[str, Callable[[str], str]] = {
+    "mojibake": mend_mojibake,
+    "markup": mend_markup,
+    "control characters": mend_controls,
+    "spaces": mend_spaces,
+    "not NFC": lambda text: unicodedata.normalize("NFC", text),
+}

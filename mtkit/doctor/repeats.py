@@ -1,0 +1,185 @@
+"""Finds pairs that occur again, exactly or nearly, and held-out pairs in the training text.
+
+The training text is not kept: each pair leaves two hashes of 8 bytes, by which ten million pairs are told apart with a
+probability of error below 0.001 %, and NUM_BANDS hashes of 4 bytes, of which two must agree. Ten million pairs so take
+320 MB.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtkit.doctor.characters import NUM_MINIMA, Block, Ids, bands, lowered, minima
+from mtkit.doctor.pairs import Chosen, Sides
+from mtkit.preparation.encoding import insert_sorted, unknown_among
+from mtkit.text.parallel import Pair
+
+# L pairs of a block, B bands of their signatures.
+
+ROWS = 4  # entries of a signature in each band by which pairs of the training text are compared
+LEAST_LENGTH = 30  # characters of each side, for the text to be compared by signatures
+NUM_BANDS = NUM_MINIMA // ROWS
+LEAST_BANDS = 2  # that two similar pairs share; with one, every second pair of similarity 0.8 would be found, with two
+# every eighth, but also more than half of those of similarity 0.9, which are the ones that are meant
+
+
+class Seen:
+    """A set of hashes, in sorted arrays."""
+
+    def __init__(self) -> None:
+        self._levels: list[NDArray[Any]] = []
+
+    def add(self, keys: NDArray[Any]) -> Chosen:
+        """Add hashes; returns for each whether it was there before, or earlier among `keys`."""
+        distinct, first = np.unique(keys, return_index=True)
+        is_old = np.ones(len(keys), dtype=np.bool_)
+        is_new = unknown_among(distinct, self._levels)
+        is_old[first[is_new]] = False
+        insert_sorted(distinct[is_new], self._levels)
+        return is_old
+
+
+def _joined(source: Ids, target: Ids) -> Ids:
+    return source * np.uint64(0x9E3779B97F4A7C15) + (target ^ (target >> np.uint64(32)))
+
+
+class Repeats:
+    """Finds pairs that have occurred before."""
+
+    def __init__(self) -> None:
+        self._exact = Seen()
+        self._letters = Seen()
+        self._bands = [Seen() for _ in range(NUM_BANDS)]
+
+    def find(
+        self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen
+    ) -> tuple[Chosen, Chosen, Chosen]:
+        """Which pairs of a block have occurred before: exactly, nearly, or in a similar form; adds them all.
+
+        A pair nearly repeats another one if both sides are the same but for case, punctuation and spaces. Pairs are
+        similar if they are long and share most sequences of four characters on both sides. Only pairs with `is_judged`
+        are compared and added.
+        """
+        exact = np.zeros(len(is_judged), dtype=np.bool_)
+        near = exact.copy()
+        places = np.flatnonzero(is_judged)
+        exact[places] = self._exact.add(_joined(sides.raw[0].keys(), sides.raw[1].keys())[places])
+        letters = _joined(sides.lower[0].letter_keys(), sides.lower[1].letter_keys())
+        near[places] = self._letters.add(letters[places])
+        lengths = np.minimum(sides.lower[0].lengths, sides.lower[1].lengths)
+        places = np.flatnonzero(is_judged & (lengths >= LEAST_LENGTH))
+        keys = _joined(bands(signatures[0], ROWS), bands(signatures[1], ROWS)) >> np.uint64(32)  # (L, B)
+        shared = np.zeros(len(is_judged), dtype=np.int64)
+        for number, seen in enumerate(self._bands):
+            shared[places] += seen.add(keys[places, number].astype(np.uint32))
+        return exact, near & ~exact, (shared >= LEAST_BANDS) & ~near & ~exact
+
+
+# Held-out pairs.
+
+HELD_OUT_ROWS = 3
+EDITS = 0.1  # edited characters for each character of a side, at most, for a pair to be nearly the same
+
+
+class HeldOutPair(NamedTuple):
+    """A validation or test pair; with several references, one of them."""
+
+    name: str  # of its set
+    number: int  # of its line
+    source: str
+    target: str
+
+
+class HeldOut:
+    """Finds validation and test pairs in training text, also with small edits."""
+
+    def __init__(self, pairs: Iterable[HeldOutPair]) -> None:
+        self._pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
+        self._lower: list[Pair] = []
+        self._exact: dict[int, list[int]] = {}
+        self._bands: dict[int, list[int]] = {}
+        self.found: set[tuple[str, int]] = set()  # set and line of those found in the training text
+        self.nearly_found: set[tuple[str, int]] = set()
+        if self._pairs:
+            self._index()
+        self._exact_keys = np.array(sorted(self._exact), dtype=np.uint64)
+        self._band_keys = np.array(sorted(self._bands), dtype=np.uint64)
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of held-out lines."""
+        return len({(pair.name, pair.number) for pair in self._pairs})
+
+    def _index(self) -> None:
+        sources, targets = lowered([p.source for p in self._pairs]), lowered([p.target for p in self._pairs])
+        self._lower = list(zip(sources, targets, strict=True))
+        blocks = Block(sources), Block(targets)
+        for place, key in enumerate(_joined(blocks[0].letter_keys(), blocks[1].letter_keys()).tolist()):
+            self._exact.setdefault(key, []).append(place)
+        for side, block in enumerate(blocks):
+            for place, keys in enumerate((bands(minima(block), HELD_OUT_ROWS) + np.uint64(side)).tolist()):
+                for key in keys:
+                    self._bands.setdefault(key, []).append(place)
+
+    def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
+        """Which pairs of a block are held out but for case, punctuation and spaces, and which are with small edits."""
+        exact = np.zeros(len(is_judged), dtype=np.bool_)
+        near = exact.copy()
+        if not self._pairs:
+            return exact, near
+        keys = _joined(sides.lower[0].letter_keys(), sides.lower[1].letter_keys())
+        for place in np.flatnonzero(is_judged & _among(keys, self._exact_keys)).tolist():
+            exact[place] = True
+            self.found.update(self._pairs[one][:2] for one in self._exact[int(keys[place])])
+        both = np.concatenate(
+            [bands(signature, HELD_OUT_ROWS) + np.uint64(side) for side, signature in enumerate(signatures)], axis=1
+        )
+        hits = _among(both, self._band_keys) & (is_judged & ~exact)[:, None]
+        texts = [lowered(side) for side in sides.texts]
+        for place in np.flatnonzero(hits.any(axis=1)).tolist():
+            candidates = {one for key in both[place][hits[place]].tolist() for one in self._bands[key]}
+            pair = texts[0][place], texts[1][place]
+            for one in candidates:
+                if all(map(_is_close, pair, self._lower[one])):
+                    near[place] = True
+                    self.nearly_found.add(self._pairs[one][:2])
+        return exact, near
+
+
+def _among(keys: Ids, known: Ids) -> Chosen:
+    """For each hash, whether it is in the sorted array `known`."""
+    if not len(known):
+        return np.zeros(keys.shape, dtype=np.bool_)
+    found: Chosen = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+    return found
+
+
+def _is_close(text: str, other: str) -> bool:
+    """Whether a few edits of characters (Levenshtein, 1966) make one text from the other: EDITS of its length."""
+    limit = int(EDITS * max(len(text), len(other)))
+    return text == other or (abs(len(text) - len(other)) <= limit and _edits(text, other, limit) <= limit)
+
+
+def _edits(text: str, other: str, limit: int) -> int:
+    """The number of insertions, deletions and changes that make one text from the other; `limit` + 1 if it is more.
+
+    Only a diagonal of width 2 x `limit` + 1 of the table is filled in.
+    """
+    start = 0
+    while start < min(len(text), len(other)) and text[start] == other[start]:
+        start += 1
+    text, other = text[start:], other[start:]
+    row = list(range(len(other) + 1))
+    for i, character in enumerate(text, start=1):
+        first, last = max(1, i - limit), min(len(other), i + limit)
+        new = [limit + 1] * (len(other) + 1)
+        if first == 1:
+            new[0] = i
+        for j in range(first, last + 1):
+            new[j] = min(row[j] + 1, new[j - 1] + 1, row[j - 1] + (character != other[j - 1]))
+        row = new
+        if min(row) > limit:
+            return limit + 1
+    return row[-1]

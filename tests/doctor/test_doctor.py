@@ -1,0 +1,188 @@
+"""mtkit doctor finds each kind of fault where it was planted, and nothing in text without faults; mtkit clean mends."""
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mtkit.cli import _run
+from mtkit.doctor.clean import clean
+from mtkit.doctor.examine import Examination, HeldOutPair, examine, parts_of_files
+from mtkit.doctor.kinds import KINDS, Diagnosis
+from mtkit.doctor.page import as_html, as_text
+from mtkit.doctor.pairs import MENDS, mend_mojibake
+from mtkit.errors import DataError
+from tests.conftest import write_lines
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = ROOT / "data" / "demo"
+
+Pairs = list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    """Two thousand pairs of the demo corpus, without faults; no pair twice."""
+    sides = [(DEMO / f"train.{code}").read_text("utf-8").splitlines()[:2400] for code in ("fr", "en")]
+    return list(dict.fromkeys(zip(*sides, strict=True)))[:2000]
+
+
+def diagnosed(pairs: Pairs, folder: Path, held_out: Pairs = ()) -> Diagnosis:
+    """What the doctor finds in these pairs."""
+    return examine(parts_of_files(written(pairs, folder), None), held_out_pairs(held_out))
+
+
+def held_out_pairs(pairs: Pairs) -> list[HeldOutPair]:
+    return [HeldOutPair("test", number, *pair) for number, pair in enumerate(pairs, start=1)]
+
+
+def written(pairs: Pairs, folder: Path) -> list[Path]:
+    files = [folder / "text.fr", folder / "text.en"]
+    for side, file in enumerate(files):
+        write_lines(file, [pair[side] for pair in pairs])
+    return files
+
+
+def lines_of(diagnosis: Diagnosis, name: str) -> list[int | None]:
+    return [example.line for example in diagnosis.found[name].examples]
+
+
+# What a fault makes of a pair; each is planted in a few pairs, and must be found in these alone.
+GERMAN = (
+    "Der Zug nach München hatte schon wieder zwanzig Minuten Verspätung.",
+    "Ich habe gestern meinen Schlüssel in der Küche liegen lassen.",
+    "Wir möchten am Wochenende mit den Kindern in die Berge fahren.",
+    "Können Sie mir bitte sagen, wo ich hier umsteigen muss?",
+    "Seine Schwester studiert seit zwei Jahren Medizin in Heidelberg.",
+    "Das Wetter soll morgen früh deutlich besser werden als heute.",
+    "Niemand wusste, warum das Geschäft so lange geschlossen war.",
+    "Meine Großmutter erzählt uns oft von ihrer Zeit auf dem Land.",
+    "Leider konnten wir die Rechnung noch nicht vollständig bezahlen.",
+    "Er fragte mich, ob ich ihm beim Umzug helfen würde.",
+    "Die Nachbarn beschweren sich ständig über den Lärm der Baustelle.",
+    "Zum Frühstück esse ich meistens Brötchen mit Käse und Marmelade.",
+)
+FAULTS = {
+    "blank side": lambda source, target, n: (source, " \u3000"),
+    "replacement characters": lambda source, target, n: (source.replace("e", "\ufffd"), target),
+    "mojibake": lambda source, target, n: (f"{source} déjà".encode().decode("latin-1"), target),
+    "private-use characters": lambda source, target, n: (source, f"{target} \ue000"),
+    "control characters": lambda source, target, n: (source.replace(" ", "\x07\x1b[0m ", 1), f"\u200b{target}"),
+    "spaces": lambda source, target, n: (source, f" {target}"),
+    "not NFC": lambda source, target, n: (unicodedata.normalize("NFD", f"{source} é"), target),
+    "markup": lambda source, target, n: (f"<p>{source}</p>", f"{target} &amp; more"),
+    "identical": lambda source, target, n: (source, source.upper()),
+    "no words": lambda source, target, n: ("*** --- ***", f"===== {n} ====="),
+    "wrong script": lambda source, target, n: ("Где находится ближайшая станция?", target),
+    "swapped": lambda source, target, n: (target, source),
+    "wrong language": lambda source, target, n: (GERMAN[n], target),
+    "length ratio": lambda source, target, n: (source, " ".join([target] * 6)),
+    "numbers differ": lambda source, target, n: (f"{source} (1984)", f"{target} (2017)"),
+    "addresses differ": lambda source, target, n: (f"{source} https://a.org/x", f"{target} https://b.org/y"),
+}
+
+
+def with_faults(pairs: Pairs) -> tuple[Pairs, dict[str, list[int]]]:
+    """The pairs with each fault in twelve of them, and the places where it is."""
+    long = [place for place, pair in enumerate(pairs) if min(map(len, pair)) > 40]
+    dirty, places = list(pairs), {}
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        places[name] = long[number :: len(FAULTS)][:12]
+        for n, place in enumerate(places[name]):
+            dirty[place] = fault(*pairs[place], n)
+    return dirty, places
+
+
+def test_every_fault_of_pairs_is_found_where_it_is_and_nowhere_else(pairs, tmp_path, quiet):
+    dirty, places = with_faults(pairs)
+    diagnosis = diagnosed(dirty, tmp_path)
+    for name, planted in places.items():
+        assert name in diagnosis.kinds, name
+        # Of a short sentence with names alone, the language may be mistaken.
+        assert 0 <= diagnosis.found[name].count - len(planted) <= (name == "wrong language"), name
+        assert lines_of(diagnosis, name) == [place + 1 for place in planted[:5]], name
+    assert set(diagnosis.kinds) == set(FAULTS)
+    assert diagnosis.stopping == []
+
+    # The page and the JSON say the same; the page needs no other file, and shows what cannot be seen.
+    page = as_html(diagnosis)
+    assert not re.search(r"<(script|link|img)|https?://(?!a\.org|b\.org)", page)
+    assert "&lt;U+200B&gt;" in page
+    assert [finding["kind"] for finding in diagnosis.as_json()["findings"]] == diagnosis.kinds
+    for name in diagnosis.kinds:
+        assert KINDS[name].title in page.replace("&amp;", "&")
+
+
+def test_repeated_pairs_are_found_however_they_are_written(pairs, tmp_path, quiet):
+    long = max(pairs, key=lambda pair: min(map(len, pair)))
+    again = [pairs[7], (pairs[8][0].upper(), f"{pairs[8][1]} …"), (f"{long[0]} b", f"{long[1]} b")]
+    diagnosis = diagnosed([*pairs, *again], tmp_path)
+    assert lines_of(diagnosis, "duplicate") == [len(pairs) + 1]
+    assert lines_of(diagnosis, "near duplicate") == [len(pairs) + 2]
+    assert len(pairs) + 3 in lines_of(diagnosis, "similar")
+
+
+def test_held_out_pairs_are_found_with_small_edits_and_stop_training(pairs, tmp_path, quiet):
+    training, held_out = pairs[100:], pairs[:100]
+    sound = diagnosed(training, tmp_path, held_out)
+    assert sound.kinds == []
+    assert as_text(sound).startswith("1,900 pairs: no faults found")
+    long = [pair for pair in held_out if min(map(len, pair)) > 40][:6]
+    edited = [(f"X{source[1:]}", target[:-3]) for source, target in long[:3]] + [(s.lower(), t) for s, t in long[3:]]
+    diagnosis = diagnosed([*training, *edited], tmp_path, held_out)
+    assert (diagnosis.found["held out"].count, diagnosis.found["nearly held out"].count) == (3, 3)
+    assert "held out" in diagnosis.stopping
+
+
+@pytest.mark.parametrize("lost", [2, 300])
+def test_the_line_from_which_the_sides_slip_is_found(pairs, tmp_path, quiet, lost):
+    cut = 800
+    slipped = list(zip([s for s, _ in pairs[:cut] + pairs[cut + lost :]], [t for _, t in pairs[:-lost]], strict=True))
+    (first, *_) = diagnosed(slipped, tmp_path).found["slip"].examples
+    assert abs(first.line - cut) <= 20
+    assert (f"n+{lost}" if lost < 9 else "do not belong together") in first.text
+
+
+def test_files_of_unequal_length_and_bytes_that_are_not_utf8_stop_training(pairs, tmp_path, quiet, capsys):
+    files = written(pairs[:50], tmp_path)
+    files[1].write_bytes(files[1].read_bytes() + b"caf\xe9\n")
+    code = _run(["doctor", *map(str, files), "--json", "-o", str(tmp_path / "page.html")])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert found["stops"] == ["unequal lines", "not UTF-8"]
+    assert "50 lines, but" in found["findings"][0]["examples"][0]["text"]
+    assert "not UTF-8" in (tmp_path / "page.html").read_text("utf-8")
+    with pytest.raises(DataError, match="50 lines, but"):
+        clean(Examination(parts_of_files(files, None), (), None), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_cleaned_text_has_no_faults_and_the_record_adds_up(pairs, tmp_path, quiet, capsys):
+    dirty, _ = with_faults(pairs)
+    files = written(dirty, tmp_path)
+    before = [file.read_bytes() for file in files]
+    assert _run(["clean", *map(str, files), "-o", str(tmp_path / "new"), "--keep", "addresses differ"]) == 0
+    assert [file.read_bytes() for file in files] == before
+    new = [tmp_path / "new" / file.name for file in files]
+    assert examine(parts_of_files(new, None)).kinds == ["addresses differ"]
+    record = json.loads((tmp_path / "new" / "cleaned.json").read_text("utf-8"))
+    dropped = sum(kind["count"] for kind in record["dropped"].values())
+    assert record["pairs_read"] - record["pairs_written"] == dropped
+    assert record["pairs_written"] == len(new[0].read_text("utf-8").split("\n")) - 1
+    assert record["mended"]["swapped"]["count"] == 12
+    capsys.readouterr()
+    assert _run(["clean", *map(str, files), "-o", str(tmp_path / "new")]) == 1
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["déjà vu — “naïve” Ærø", "Привет, как дела?", "日本語", "Straße, MENÜ“ und „Ä“"])
+def test_mending_undoes_damage_once_or_twice_and_leaves_sound_text_alone(text):
+    assert mend_mojibake(text) == text
+    once = text.encode().decode("latin-1")
+    twice = once.encode().decode("latin-1")
+    broken = [sign for sign in (once, twice) if "Ü" not in text]
+    assert [mend_mojibake(sign) for sign in broken] == [text] * len(broken)
+    for mend in MENDS.values():
+        assert mend(mend(text)) == mend(text) == text
