@@ -122,8 +122,8 @@ def decode(
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
     With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
     sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
-    search; greedy search then runs as a beam of one, which finds the same. Raises MtkitError if the settings ask for a coverage
-    penalty and the model has no attention.
+    search; greedy search then runs as a beam of one, which finds the same. Raises MtkitError if the settings ask for a
+    coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
