@@ -88,7 +88,7 @@ class Difference:
             return f"{self.name} was {self.before}, is {self.after}"
         named = {
             "validation": "the validation text (data.valid)",
-            "data": "the training text or alignments (data.train)",
+            "data": "the training text (data.train) or its alignments (training.guided_alignment)",
         }
         return named.get(self.name, f"the {self.name}")
 
