@@ -448,10 +448,10 @@ svg .heading { fill: var(--ink); font-weight: 600; }
 .curve.s4 { stroke: var(--s4); } .dot.s4, .bar.s4 { fill: var(--s4); }
 .curve.s5 { stroke: var(--s5); } .dot.s5, .bar.s5 { fill: var(--s5); }
 @media screen and (max-width: 40rem) {
-  .stacks thead { display: none; } .stacks, .stacks tbody, .stacks tr { display: block; }
+  .stacks thead, .stacks td:empty { display: none; } .stacks, .stacks :is(caption, tbody, tr) { display: block; }
   .stacks th, .stacks td { display: flex; gap: .8rem; border: 0; padding: .1rem 0; text-align: left; }
   .stacks tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
-  .stacks [data-head]::before { content: attr(data-head); color: var(--soft); flex: 0 0 5.5rem; }
+  .stacks [data-head]::before { content: attr(data-head); color: var(--soft); flex: 0 0 7.5rem; }
 }
 details { margin: .4rem 0; }
 summary { cursor: pointer; color: var(--link); font-size: .9rem; }

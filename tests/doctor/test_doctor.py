@@ -10,7 +10,7 @@ import pytest
 from mtkit.cli import _run
 from mtkit.doctor.clean import clean
 from mtkit.doctor.examine import Examination, HeldOutPair, examine, parts_of_files
-from mtkit.doctor.kinds import KINDS, Diagnosis
+from mtkit.doctor.kinds import KINDS, MENDED, Diagnosis
 from mtkit.doctor.page import as_html, as_text
 from mtkit.doctor.pairs import MENDS, mend_mojibake
 from mtkit.errors import DataError
@@ -124,16 +124,34 @@ def test_repeated_pairs_are_found_however_they_are_written(pairs, tmp_path, quie
     assert len(pairs) + 3 in lines_of(diagnosis, "similar")
 
 
-def test_held_out_pairs_are_found_with_small_edits_and_stop_training(pairs, tmp_path, quiet):
+RECIPE = """
+languages: {source: fr, target: en}
+data:
+  train: [{source: text.*.fr, target: text.*.en}]
+  valid: [{source: valid.fr, target: valid.en}]
+"""
+
+
+def test_held_out_pairs_are_found_with_small_edits_and_stop_training(pairs, tmp_path, quiet, capsys):
     training, held_out = pairs[100:], pairs[:100]
     sound = diagnosed(training, tmp_path, held_out)
     assert sound.kinds == []
     assert as_text(sound).startswith("1,900 pairs: no faults found")
+
+    # The same with settings, from several files; in the second, three pairs are held out, and three nearly.
     long = [pair for pair in held_out if min(map(len, pair)) > 40][:6]
     edited = [(f"X{source[1:]}", target[:-3]) for source, target in long[:3]] + [(s.lower(), t) for s, t in long[3:]]
-    diagnosis = diagnosed([*training, *edited], tmp_path, held_out)
-    assert (diagnosis.found["held out"].count, diagnosis.found["nearly held out"].count) == (3, 3)
-    assert "held out" in diagnosis.stopping
+    for name, some in {"text.1": training[:1800], "text.2": training[1800:] + edited, "valid": held_out}.items():
+        for side, code in enumerate(("fr", "en")):
+            write_lines(tmp_path / f"{name}.{code}", [pair[side] for pair in some])
+    (tmp_path / "my.yaml").write_text(RECIPE, encoding="utf-8")
+    assert _run(["doctor", str(tmp_path / "my.yaml"), f"data.root={tmp_path}", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pairs"], found["held_out_pairs"]) == (1906, 100)
+    assert {finding["kind"]: finding["count"] for finding in found["findings"]} == {"held out": 3, "nearly held out": 3}
+    assert found["findings"][0]["examples"][0]["file"] == str(tmp_path / "text.2.fr")
+    assert found["findings"][0]["examples"][0]["line"] == 104
+    assert "held out" in found["stops"]
 
 
 @pytest.mark.parametrize("lost", [2, 300])
@@ -184,5 +202,6 @@ def test_mending_undoes_damage_once_or_twice_and_leaves_sound_text_alone(text):
     twice = once.encode().decode("latin-1")
     broken = [sign for sign in (once, twice) if "Ü" not in text]
     assert [mend_mojibake(sign) for sign in broken] == [text] * len(broken)
+    assert {"swapped", *MENDS} == {name for name, kind in KINDS.items() if kind.cleaned == MENDED}
     for mend in MENDS.values():
         assert mend(mend(text)) == mend(text) == text
