@@ -387,7 +387,7 @@ def estimate_text(record: Record) -> str:
     training = "unknown" if record["training_bytes"] is None else _gigabytes(record["training_bytes"])
     rows = {
         "parameters": f"{record['parameters']:,}: {parts}",
-        "training memory": f"{training}, measured{free}",
+        "training memory": f"{training} in the first updates, measured{free}",
         "translation memory": f"about {_gigabytes(record['translation_bytes'])}, with full batches in fp32",
         "an epoch": f"{counted(record['pairs'], 'pair')}, {record['source_tokens_per_epoch']:,} source and "
         f"{record['target_tokens_per_epoch']:,} target tokens, {record['updates_per_epoch']:,.1f} updates",

@@ -4,6 +4,7 @@ The pairs come from text files, tables, TMX or JSON lines. The files are read tw
 keys and signatures of about 150 bytes a pair are kept in memory, and once to write them.
 """
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from mtkit.config.data_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted
 from mtkit.text.compressed import open_to_read
-from mtkit.text.lines import FIRST_LINES, read_columns, read_lines, read_pairs, require_file
+from mtkit.text.lines import FIRST_LINES, advice_on_csv, read_columns, read_lines, read_pairs, require_file
 from mtkit.text.oddities import LANGUAGE_CODES, Oversights, decompressed_path, sentence_columns
 from mtkit.text.parallel import Pair
 from mtkit.text.records import has_records, read_records
@@ -111,6 +112,9 @@ def _paired(paths: Sequence[Path]) -> list[Input]:
     for group in groups.values():
         if len(group) != 2:
             what = "has no other side" if len(group) == 1 else f"has several: {', '.join(map(str, group[1:]))}"
+            lines = list(islice(read_lines(group[0]), FIRST_LINES))
+            if lines and (advice := advice_on_csv(group[0], lines)):
+                raise DataError(f"{group[0]}: {advice}")
             raise DataError(
                 f"{group[0]}: {what}; wants a file of each language, such as news.fr and news.en, or one with tabs"
             )
@@ -118,15 +122,13 @@ def _paired(paths: Sequence[Path]) -> list[Input]:
 
 
 def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
-    """Returns the inputs, with the two files of each in the order of the languages if their names show another order.
+    """Returns the inputs, with files or columns exchanged where names show that they are in the other order."""
+    return [_exchanged(each) if _languages_of(each) == (languages[1], languages[0]) else each for each in inputs]
 
-    The order in which two files were typed stays as it is.
-    """
-    swapped = (languages[1], languages[0])
-    return [
-        Input((each.paths[1], each.paths[0])) if len(inputs) > 1 and _named_languages(each) == swapped else each
-        for each in inputs
-    ]
+
+def _exchanged(each: Input) -> Input:
+    """Returns the input with source and target exchanged; of TMX and JSON lines, the languages choose the sides."""
+    return Input(each.paths[::-1], each.columns[::-1])
 
 
 def languages_of(inputs: Sequence[Input]) -> Languages | None:
@@ -172,11 +174,23 @@ def _recorded_languages(path: Path) -> Languages | None:
     """Returns the languages of TMX or JSON lines if the beginning has exactly two; that of a TMX header comes first."""
     with open_to_read(path) as stream:
         head = stream.read(HEAD_BYTES)
-    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="ignore").lower()
-    names = re.findall(r'(?:srclang|xml:lang|\blang)\s*=\s*["\']([a-z]{2})\b', text)
-    names += re.findall(r'"([a-z]{2})"\s*:', text.partition("\n")[0]) if not names else []
+    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="ignore")
+    if text.lstrip().startswith("<"):
+        names = re.findall(r'(?:srclang|xml:lang|\blang)\s*=\s*["\']([a-z]{2})\b', text.lower())
+    else:
+        names = _keys_of_texts(text.lstrip().partition("\n")[0])
     codes = [name for name in dict.fromkeys(names) if name in CODES]
     return (codes[0], codes[1]) if len(codes) == 2 else None
+
+
+def _keys_of_texts(line: str) -> list[str]:
+    """Returns the keys of a line of JSON whose values are texts; [] if the line is no object."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    row = row.get("translation", row) if isinstance(row, dict) else {}
+    return [key.lower() for key, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
 
 
 # Duplicates, near and exact.

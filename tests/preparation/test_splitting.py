@@ -172,3 +172,16 @@ def test_what_cannot_be_used_is_counted_or_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "in" / "alone.fr", ["x"])
     with pytest.raises(DataError, match=r"alone\.fr: has no other side"):
         find_inputs([tmp_path / "in"])
+    write_lines(tmp_path / "pairs.csv", [f"a {number},b {number}" for number in range(20)])
+    with pytest.raises(DataError, match="this is CSV, which is not read"):
+        find_inputs([tmp_path / "pairs.csv"])
+
+
+def test_the_languages_that_are_asked_for_choose_the_order_of_the_sides(tmp_path: Path) -> None:
+    for form in ("two files", "table", "json lines", "tmx"):
+        inputs = find_inputs(write(tmp_path / form, form))
+        there, back = ([*ordered(inputs, codes)[0].pairs(codes)] for codes in (("fr", "en"), ("en", "fr")))
+        assert there == [(source, target) for target, source in back], form
+        assert there[-1] == PAIRS[-1]
+    write_lines(tmp_path / "some.jsonl", [json.dumps({"id": "1", "translation": {"de": "ja", "en": "yes"}})])
+    assert languages_of(find_inputs([tmp_path / "some.jsonl"])) == ("de", "en")
