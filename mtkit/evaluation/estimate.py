@@ -1,7 +1,8 @@
 """`mtkit estimate`: what a training will take, before it begins: memory, time, disk, and whether it fits.
 
 Speed and memory are measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a
-sample of the text. `measure_speed` does the same for `mtkit new`, which chooses a model by it.
+sample of the text. On a CPU, memory may grow further in later updates. `measure_speed` measures the speed alone, for
+`mtkit new`, which chooses a model by it.
 """
 
 import io
