@@ -82,7 +82,7 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
     result = call(*([command] if command else []), "--help")
     assert (result.code, result.error) == (0, "")
     lines = result.out.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= (40 if command else 48)  # the list of commands may be a little longer
     assert max(map(len, lines)) <= 100
     verbs = {
         "Check",

@@ -46,7 +46,9 @@ def test_the_last_part_of_a_name_is_enough_and_what_is_unclear_is_told(tmp_path)
     (tmp_path / "configs" / "broken.yaml").write_text("model: {d_model: none}")
     assert "48: mine" in explanation("model.d_model")
     assert explanation("max_steps") == explanation("training.max_steps")
-    with pytest.raises(ConfigError, match=r"seed, which several settings have; say training.seed or decoding.seed"):
+    with pytest.raises(
+        ConfigError, match=r"seed, which several settings have; say data.seed or training.seed or decoding.seed"
+    ):
         explanation("seed")
     with pytest.raises(ConfigError, match=r"no setting; did you mean .*max_steps"):
         explanation("max_step")
