@@ -140,7 +140,9 @@ def test_held_out_pairs_are_found_with_small_edits_and_stop_training(pairs, tmp_
 
     # The same with settings, from several files; in the second, three pairs are held out, and three nearly.
     long = [pair for pair in held_out if min(map(len, pair)) > 40][:6]
-    edited = [(f"X{source[1:]}", target[:-3]) for source, target in long[:3]] + [(s.lower(), t) for s, t in long[3:]]
+    edited = [(f"X{source[1:]}", target[:-3].rstrip()) for source, target in long[:3]] + [
+        (s.lower(), t) for s, t in long[3:]
+    ]
     for name, some in {"text.1": training[:1800], "text.2": training[1800:] + edited, "valid": held_out}.items():
         for side, code in enumerate(("fr", "en")):
             write_lines(tmp_path / f"{name}.{code}", [pair[side] for pair in some])
