@@ -164,7 +164,7 @@ def _named_languages(each: Input) -> Languages | None:
     path = each.paths[0]
     for name in (path.name, path.absolute().parent.name):
         words = re.split(r"[^a-z]+", name.lower())
-        for source, target in pairwise(words):
+        for source, target in reversed(list(pairwise(words))):  # the last two: my.de-en.tsv is not from my to de
             if source in CODES and target in CODES and source != target:
                 return source, target
     return None

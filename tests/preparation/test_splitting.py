@@ -185,3 +185,9 @@ def test_the_languages_that_are_asked_for_choose_the_order_of_the_sides(tmp_path
         assert there[-1] == PAIRS[-1]
     write_lines(tmp_path / "some.jsonl", [json.dumps({"id": "1", "translation": {"de": "ja", "en": "yes"}})])
     assert languages_of(find_inputs([tmp_path / "some.jsonl"])) == ("de", "en")
+
+
+@pytest.mark.parametrize("name", ["my2.de-en.tsv", "de_en.tsv", "is.news.de-en.tsv.gz"])
+def test_the_last_two_codes_of_a_name_are_the_languages(name: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / name, ["ja\tyes", "nein\tno"])
+    assert languages_of(find_inputs([tmp_path / name])) == ("de", "en")
