@@ -30,6 +30,7 @@ from mtkit.commands.options import (
     ModelArgument,
     PrecisionOption,
     QuietOption,
+    SetOption,
     SettingsArgument,
     UsageError,
     WorkersOption,
@@ -41,6 +42,7 @@ from mtkit.commands.options import (
     load_settings,
     minutes_above_0,
     one_standard_input,
+    set_settings,
     tell_of_typing,
     typed,
     worker_count,
@@ -120,10 +122,7 @@ def evaluate(
     alignment_step: HiddenAlignmentStep = "predicted",
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
-    decoding: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
-    ] = None,
+    decoding: SetOption = None,
     device: DeviceOption = None,
     workers: WorkersOption = "auto",
     engine: EngineOption = "torch",
@@ -138,7 +137,7 @@ def evaluate(
     """
     given = Given(model, hypothesis, against, source, tuple(reference or ()), tuple(test_set or ()), tag)
     overrides = [
-        *(f"decoding.{setting}" for setting in decoding or []),
+        *set_settings(decoding),
         *decoding_settings(beam_size, length_penalty, None, device),
     ]
     num_workers = worker_count(workers)
@@ -347,10 +346,7 @@ def bench_translate(
     rounds: Annotated[str, typer.Option(metavar="N", help="Rounds in which all take turns.")] = "5",
     minutes: Annotated[str, typer.Option(metavar="X", help="Begin no further round after this time.")] = "10",
     length_penalty: LengthPenaltyOption = None,
-    decoding: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
-    ] = None,
+    decoding: SetOption = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     json: JsonFileOption = None,
@@ -370,7 +366,7 @@ def bench_translate(
     if any(setting.partition("=")[0] == "beam_size" for setting in decoding or []):
         raise UsageError("--set beam_size: say --beam-size, which may name several")
     overrides = [
-        *(f"decoding.{setting}" for setting in decoding or []),
+        *set_settings(decoding),
         *decoding_settings(None, length_penalty, batch_tokens, device),
     ]
     from mtkit.evaluation.bench import bench_translation, check_json, translation_text, variants, write_json
@@ -549,10 +545,7 @@ def explain(
     output: PageOption,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
-    decoding: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
-    ] = None,
+    decoding: SetOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -562,7 +555,7 @@ def explain(
     was cut, and what the checkpoints of the run make of the sentences.
     """
     overrides = [
-        *(f"decoding.{setting}" for setting in decoding or []),
+        *set_settings(decoding),
         *decoding_settings(beam_size, length_penalty, None, device),
     ]
     from mtkit.report.explain import explain as write_explanation

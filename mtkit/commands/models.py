@@ -35,6 +35,7 @@ from mtkit.commands.options import (
     ModelArgument,
     PrecisionOption,
     QuietOption,
+    SetOption,
     TagOption,
     UsageError,
     WorkersOption,
@@ -46,6 +47,7 @@ from mtkit.commands.options import (
     language_pair,
     one_standard_input,
     opened,
+    set_settings,
     standard_output,
     tell_of_typing,
     typed,
@@ -78,10 +80,6 @@ TemperatureOption = Annotated[str | None, typer.Option(metavar="X", help="Of sam
 TopKOption = Annotated[str | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens.")]
 TopPOption = Annotated[str | None, typer.Option(metavar="P", help="Sample from the likeliest that hold this share.")]
 SeedOption = Annotated[str | None, typer.Option(metavar="N", help="Seed of samples.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
-]
 
 
 def translate(
@@ -129,7 +127,7 @@ def translate(
     N lines in, N lines out, in order; a blank line gives a blank line.
     """
     overrides = [
-        *(f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []),
+        *set_settings(settings),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
         *(["decoding.method=sample"] if sample else []),
         *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
@@ -242,7 +240,7 @@ def generate(
     texts; --sample draws varied ones.
     """
     overrides = [
-        *(f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []),
+        *set_settings(settings),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
         *(["decoding.method=sample"] if sample else []),
         *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),

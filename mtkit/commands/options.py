@@ -145,6 +145,17 @@ def decoding_settings(
     return found if device is None else [*found, f"device={device}"]
 
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting of decoding, such as stopping=count."),
+]
+
+
+def set_settings(settings: list[str] | None) -> list[str]:
+    """Returns what --set was given as settings; the prefix "decoding." of the keys may be left out."""
+    return [f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []]
+
+
 def given(**settings: str | None) -> list[str]:
     """Returns the decoding settings that are not `None`, each as "decoding.NAME=VALUE"."""
     return [f"decoding.{name}={value}" for name, value in settings.items() if value is not None]

@@ -27,6 +27,7 @@ from mtkit.commands.options import (
     language_pair,
     load_settings,
     minutes_above_0,
+    set_settings,
 )
 from mtkit.errors import CheckpointError, MtkitError
 
@@ -276,7 +277,7 @@ def distill(
     from mtkit.preparation.distill import Teacher, distill
 
     overrides = [
-        *(f"decoding.{setting}" for setting in decoding or []),
+        *set_settings(decoding),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
     ]
     model = Teacher(teacher, overrides, choice("--precision", precision, PRECISIONS), ensemble or [])

@@ -73,17 +73,30 @@ def translate(
             for number, line in enumerate(translated, start=1):
                 if line.num_parts > 1:
                     warnings.add("was too long for the model; translated in parts", number)
-                for note in line.notes:
-                    warnings.add(note, number)
-                out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
+                _write_line(line, number, out, warnings, num_best, with_scores, line_buffered)
                 if alignments is not None:
                     for best in line.translations if num_best > 1 else line.translations[:1]:
                         _write_links(best.alignment, alignments, line_buffered)
                 written.number = number
-                if line_buffered:
-                    out.flush()
     out.flush()
     warnings.close()
+
+
+def _write_line(
+    line: TranslatedLine,
+    number: int,
+    out: BinaryIO,
+    warnings: Warnings,
+    num_best: int,
+    with_scores: bool,
+    line_buffered: bool,
+) -> None:
+    """Writes the output lines of input line `number`, and adds its notes to `warnings`."""
+    for note in line.notes:
+        warnings.add(note, number)
+    out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
+    if line_buffered:
+        out.flush()
 
 
 def _write_links(links: Links | None, out: BinaryIO, line_buffered: bool) -> None:
@@ -116,12 +129,8 @@ def generate(
         ):
             generated = translator.generate_lines(lines, num_best, streams.answer_now, meter.add)
             for number, line in enumerate(generated, start=1):
-                for note in line.notes:
-                    warnings.add(note, number)
-                out.write(_translation_text(line, number, num_best, with_scores).encode("utf-8"))
+                _write_line(line, number, out, warnings, num_best, with_scores, line_buffered)
                 written.number = number
-                if line_buffered:
-                    out.flush()
     out.flush()
     warnings.close()
 

@@ -254,12 +254,7 @@ class Translator:
         if tag is None:
             lines = list(checked_lines(lines, "lines"))
             self._warn_of_tags(lines)
-        texts = []
-        for number, line in enumerate(self.translate_lines(lines, tag=tag, prefixes=prefixes), start=1):
-            for note in line.notes:
-                warnings.warn(f"line {number:,} {note}", stacklevel=2)
-            texts.append(line.text)
-        return texts
+        return _texts_with_warnings(self.translate_lines(lines, tag=tag, prefixes=prefixes))
 
     def translate_lines(
         self,
@@ -313,12 +308,7 @@ class Translator:
 
         Issues a UserWarning for each text with a problem. Raises the same errors as `generate_lines`.
         """
-        texts = []
-        for number, line in enumerate(self.generate_lines(prefixes), start=1):
-            for note in line.notes:
-                warnings.warn(f"line {number:,} {note}", stacklevel=2)
-            texts.append(line.text)
-        return texts
+        return _texts_with_warnings(self.generate_lines(prefixes))
 
     def generate_lines(
         self,
@@ -865,6 +855,16 @@ class Translator:
                 f"this model was loaded on {self.model.device} before the process was forked, and a forked child "
                 "cannot use it; load the model in each child, or start them by another method than fork"
             )
+
+
+def _texts_with_warnings(lines: Iterable[TranslatedLine]) -> list[str]:
+    """Returns the text of each line; issues a UserWarning, which names the caller's caller, for each of its notes."""
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        for note in line.notes:
+            warnings.warn(f"line {number:,} {note}", stacklevel=3)
+        texts.append(line.text)
+    return texts
 
 
 def _nothing(_: int) -> None:
