@@ -38,9 +38,9 @@ def doctor(
     from mtkit.files import json_text, write_file
 
     diagnosis = _examination(text, languages).run()
+    print(json_text(diagnosis.as_json(), indent=2) + "\n" if json else as_text(diagnosis), end="")
     if output is not None:
         write_file(output, as_html(diagnosis).encode())
-    print(json_text(diagnosis.as_json(), indent=2) + "\n" if json else as_text(diagnosis), end="")
     if diagnosis.stopping:
         raise typer.Exit(1)
 

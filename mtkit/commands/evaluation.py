@@ -144,7 +144,13 @@ def evaluate(
     choice("--engine", engine, ENGINES)
     choice("--precision", precision, PRECISIONS)
     alignment = alignment_settings(
-        gold_alignments is not None, "words", alignment_layer, alignment_head, alignment_threshold, alignment_step
+        gold_alignments is not None,
+        "words",
+        alignment_layer,
+        alignment_head,
+        alignment_threshold,
+        alignment_step,
+        wanted_by="--gold-alignments",
     )
     one_standard_input(*given.files, gold_alignments)
     _check_options(given, test, confidence, languages, target_language)

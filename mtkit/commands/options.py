@@ -104,17 +104,24 @@ HiddenAlignmentStep = Annotated[str, _STEP[1]]
 
 
 def alignment_settings(
-    wanted: bool, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
+    wanted: bool,
+    units: str,
+    layer: str | None,
+    head: str | None,
+    threshold: str | None,
+    step: str,
+    wanted_by: str = "--alignments",
 ) -> "AlignmentSettings | None":
     """Returns the settings that the options give; `None` if no alignments are wanted.
 
-    Raises UsageError if one of the options is given but no alignments are wanted.
+    Raises UsageError if one of the options is given but not `wanted_by`, the option that asks for alignments.
     """
     from mtkit.translation.alignments import AlignmentSettings, parse_settings
 
     settings = parse_settings(units, layer, head, threshold, step)
     if not wanted and settings != AlignmentSettings():
-        raise UsageError("--alignment-units, -layer, -head, -threshold and -step go with --alignments FILE")
+        units_too = "units, -" if wanted_by == "--alignments" else ""  # gold alignments are between words
+        raise UsageError(f"--alignment-{units_too}layer, -head, -threshold and -step go with {wanted_by} FILE")
     return settings if wanted else None
 
 

@@ -258,8 +258,7 @@ class Config(Section):
         """The layer and the attention head, from 1, that guided alignment trains; `None` without guided alignment."""
         if self.training.guided_alignment is None:
             return None
-        layer = self.training.guided_alignment_layer or max(1, self.model.source_attention[0] - 1)
-        return layer, self.training.guided_alignment_head
+        return self.training.guided_layer(self.model.source_attention[0]), self.training.guided_alignment_head
 
     def data_path(self, path: Path) -> Path:
         """Returns a path from the data or tokenizer section, resolved against `data.root` if that is given."""

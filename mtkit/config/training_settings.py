@@ -339,6 +339,10 @@ class TrainingConfig(Section):
             )
         return self
 
+    def guided_layer(self, num_layers: int) -> int:
+        """Returns the layer, from 1, that guided alignment trains in a decoder of so many layers."""
+        return self.guided_alignment_layer or max(1, num_layers - 1)
+
     @property
     def matrix_rate_factor(self) -> float:
         """The learning rate of hidden matrices divided by that of all other weights."""
@@ -365,7 +369,8 @@ def settled(updates: int | Auto) -> int:
 
 # The settings of beam search, sampling and minimum Bayes risk decoding, which method mask_predict does not use.
 NOT_MASKED = [
-    *("beam_size", "length_penalty", "length_penalty_form", "stopping", "min_length", "no_repeat_ngram"),
+    *("beam_size", "length_penalty", "length_penalty_form", "stopping", "search_steps", "min_length"),
+    "no_repeat_ngram",
     *("coverage_penalty", "diversity_groups", "diversity_strength", "temperature", "top_k", "top_p"),
     *("mbr_samples", "mbr_utility", "language_model_weight"),
 ]

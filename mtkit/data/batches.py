@@ -232,7 +232,8 @@ class Rows:
     segments: Tensor  # (R, L) int64: the number of the token's sentence in the row, from 1; 0 for padding
     positions: Tensor  # (R, L) int64: the token's position in its sentence, from 0; 0 for padding
     packed: bool = False  # whether any row holds more than one sentence
-    cut: Tensor | None = None  # (R, L) bool: True for tokens whose embedding is set to zero (token cutoff)
+    # (R, L) bool: True for tokens without their embedding: zero (token cutoff) or, in a cmlm, a learned vector
+    cut: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:

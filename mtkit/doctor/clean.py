@@ -147,11 +147,22 @@ class _Cleaning:
                     mend = MENDS[name]
                     after = before._replace(source=mend(before.source), target=mend(before.target))
                 if after != before:
+                    after = self._settled(after)
                     rows[place] = after
                     text = f"{after.source} ||| {after.target}"
                     example = Example(part.source, before.line, before.source, before.target, text)
                     self._cleaned.mended.setdefault(name, Found()).add([example])
         return rows
+
+    def _settled(self, row: Record) -> Record:
+        """The row with the faults mended that only mending has brought to light, such as the spaces within a tag."""
+        before = None
+        while row != before:
+            before = row
+            for name in self._mending:
+                if mend := MENDS.get(name):
+                    row = row._replace(source=mend(row.source), target=mend(row.target))
+        return row
 
 
 def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from mtkit.doctor.learned import Learned, learn
 from mtkit.doctor.pairs import Chosen, Sides, judge
 from mtkit.doctor.repeats import HeldOut, HeldOutPair, Repeats
 from mtkit.doctor.slips import Associations, Slip, SlipSearch, associate
-from mtkit.errors import DataError, Meter, counted, is_shown
+from mtkit.errors import ConfigError, DataError, Meter, counted, is_shown
 from mtkit.preparation.sources import local_test_sets, resolve_corpora, training_corpora
 from mtkit.text.compressed import open_to_read
 from mtkit.text.lines import count_lines, decode_lines, read_pairs, reading_file, require_file
@@ -120,7 +120,9 @@ def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[P
 
 
 def parts_of_settings(config: Config) -> list[Part]:
-    """The training text of the settings."""
+    """The training text of the settings. Raises ConfigError for a language model, whose text has one side."""
+    if config.task == "language_model":
+        raise ConfigError("mtkit doctor and mtkit clean compare two sides; task is language_model, which has one")
     return [_part(part) for corpus in training_corpora(config) for part in corpus.parts]
 
 

@@ -249,7 +249,7 @@ def _restored(match: re.Match[str]) -> str:
 
 def mend_markup(text: str) -> str:
     """The text without tags, and with characters in place of entities."""
-    return html.unescape(TAG.sub("", text))
+    return html.unescape(TAG.sub("", text)).replace("\r", " ").replace("\n", " ")  # a line stays one line
 
 
 def mend_controls(text: str) -> str:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -40,8 +39,8 @@ from mtkit.files import Stop, standing, undone_when_ended
 from mtkit.models.registry import empty_model, pick_device, pick_precision
 from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer, read_validation
 from mtkit.preparation.sources import training_corpora
-from mtkit.text.lines import count_lines
-from mtkit.text.parallel import read_corpus, with_patterns_expanded
+from mtkit.text.lines import count_lines, read_lines
+from mtkit.text.parallel import data_file, read_corpus, with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.optimizers import optimizer_tensors
 from mtkit.training.schedule import Pace, make_plan
@@ -172,7 +171,7 @@ def _data(config: Config) -> Iterator[_Data]:
         return
     with undone_when_ended(), tempfile.TemporaryDirectory(prefix="mtkit-estimate-") as folder:
         try:
-            sampled, num_pairs, is_sampled = _sampled(config, Path(folder))
+            sampled, step = _sampled(config, Path(folder))
             with redirect_stderr(io.StringIO()):  # reports and warnings about a sample would mislead
                 make_tokenizer(sampled)
                 binarize(sampled, [])
@@ -182,34 +181,41 @@ def _data(config: Config) -> Iterator[_Data]:
                 "has its data elsewhere"
             ) from None
         corpus = Corpus.open(sampled.run_path / "data" / "train")
-        num_kept = round(num_pairs * len(corpus) / (len(corpus) + sum(corpus.manifest.drops.values())))
-        told = f"a sample of {counted(len(corpus), 'pair')} of data.train" if is_sampled else "data.train"
-        yield _Data(sampled, corpus, Tokenizer.load(sampled.run_path / "tokenizer"), num_kept, is_sampled, told)
+        num_kept = round(len(corpus) * step)  # after cleaning, and after data.join and data.fraction
+        told = f"a sample of {counted(len(corpus), 'pair')} of data.train" if step > 1 else "data.train"
+        yield _Data(sampled, corpus, Tokenizer.load(sampled.run_path / "tokenizer"), num_kept, step > 1, told)
 
 
-def _sampled(config: Config, folder: Path) -> tuple[Config, int, bool]:
+def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
     """Writes a sample of each training corpus, spread evenly over it, to `folder`.
 
-    Returns settings for the sample, in a run directory in the folder; the number of pairs in all corpora; and whether
-    the sample has fewer.
+    Returns settings for the sample, in a run directory in the folder, and n, where the sample has every n-th pair. A
+    file of alignments is sampled, too.
     """
     corpora = training_corpora(config)
     counts = [sum(count_lines(part.paths[0]) for part in corpus.parts) for corpus in corpora]
     step = max(1, -(-sum(counts) // SAMPLE_PAIRS))
     sampled: list[CorpusConfig] = []
-    with Meter("sampling", "pairs", sum(counts)) as meter:
+    guide = config.training.guided_alignment
+    alignments = None if guide is None else read_lines(data_file(config, guide))
+    with Meter("sampling", "pairs", sum(counts)) as meter, (folder / "alignments").open("wb") as links:
         for number, corpus in enumerate(corpora):
             paths = {side: folder / f"{number}.{side}" for side in ("source", "target")}
             with paths["source"].open("wb") as sources, paths["target"].open("wb") as targets:
-                for source, target in islice(meter.counting(read_corpus(corpus)), 0, None, step):
-                    sources.write(f"{source}\n".encode())
-                    targets.write(f"{target}\n".encode())
+                for place, (source, target) in enumerate(meter.counting(read_corpus(corpus))):
+                    aligned = "" if alignments is None else next(alignments, "")
+                    if place % step == 0:
+                        sources.write(f"{source}\n".encode())
+                        targets.write(f"{target}\n".encode())
+                        links.write(f"{aligned}\n".encode())
             given = {"weight": corpus.weight, "tag": corpus.tag, **{side: str(path) for side, path in paths.items()}}
             sampled.append(CorpusConfig.model_validate(given, strict=False))
     data = config.data.model_copy(update={"train": tuple(sampled), "test": {}})
     tokenizer = config.tokenizer.model_copy(update={"text": ()})
-    update = {"data": data, "tokenizer": tokenizer, "run_dir": folder / "run"}
-    return config.model_copy(update=update), sum(counts), step > 1
+    guided = {} if guide is None else {"guided_alignment": folder / "alignments"}
+    training = config.training.model_copy(update=guided)
+    update = {"data": data, "tokenizer": tokenizer, "training": training, "run_dir": folder / "run"}
+    return config.model_copy(update=update), step
 
 
 # The measurement.

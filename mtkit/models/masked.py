@@ -165,9 +165,9 @@ def build_masked(config: MaskedConfig, source_vocab_size: int, target_vocab_size
     source, target, output = tied_embeddings(
         config.tie_embeddings, lambda: table(source_vocab_size), lambda: table(target_vocab_size), config.output_bias
     )
-    longest = min(config.position_limits.values(), default=None)
-    encoder = TransformerEncoder(config, source)
-    return MaskedModel(encoder, MaskedDecoder(config, target, output), Limits(longest, longest), config.start_token)
+    limits = Limits(config.limit_of("encoder"), config.limit_of("decoder"))
+    encoder, decoder = TransformerEncoder(config, source), MaskedDecoder(config, target, output)
+    return MaskedModel(encoder, decoder, limits, config.start_token)
 
 
 def initialize_masked(model: nn.Module) -> None:

@@ -318,15 +318,21 @@ class Encoder:
         """
         if not self._has_source:
             read = [(target, target) for _, target in read]
+        if self._rules.join.max > 1:  # held-out sentences are looked for one by one
+            for source, target in read:
+                self._search.add_training_pair(tagged(source, part.tag), target)
         lines, raw = self._training_pairs(read)
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
-        sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
+        sources = targets
+        if self._has_source:
+            sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
         tag_length = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
         reasons: list[str | None] = []
         for place, (source, target) in enumerate(raw):
             source_length = len(sources[place]) if len(sources[place]) > tag_length else 0
-            reasons.append(drop_reason(source, target, source_length, len(targets[place]), self._rules))
+            reason = drop_reason(source, target, source_length, len(targets[place]), self._rules)
+            reasons.append("blank target" if reason == "blank source" and not self._has_source else reason)
         if self._seen:
             passed = [place for place, reason in enumerate(reasons) if not reason]
             for place, is_new in zip(passed, self._seen.add([pairs[place] for place in passed]), strict=True):
@@ -334,7 +340,7 @@ class Encoder:
         for place, reason in enumerate(reasons):
             if reason:
                 self.drops.add(reason, part.paths[0], first_line + lines[place], *raw[place])
-            else:
+            elif self._rules.join.max == 1:
                 self._search.add_training_pair(*pairs[place])
         kept = [place for place, reason in enumerate(reasons) if not reason]
         kept_targets = [targets[place] for place in kept]

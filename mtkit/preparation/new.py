@@ -164,7 +164,7 @@ def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes:
     with replaced_directory(folder) as place:
         split = split_pairs(inputs, languages, place, SEED)
         inform(split.told())
-        settings = _Settings(path.stem, languages, split, folder)
+        settings = _Settings(path, languages, split, folder)
 
         def speed_of(size: Size, vocab_size: int) -> Speed:
             draft = Choice(size, vocab_size, size, _batch_tokens(size, on_cpu), 0.1, minutes, 1, 1.0, 1.0)
@@ -202,7 +202,7 @@ def _require_nothing(path: Path, folder: Path, run: Path) -> None:
 class _Settings:
     """What the YAML says besides the choice."""
 
-    name: str
+    path: Path
     languages: Languages | None
     split: Split
     folder: Path
@@ -224,8 +224,8 @@ class _Settings:
         lines = [
             f"# Made by mtkit {__version__} on {datetime.now(UTC).date().isoformat()}.",
             f"# {self.split.told()}.",
-            f"# mtkit run {self.name}.yaml",
-            f"name: {write_yaml(self.name)}",
+            f"# mtkit run {self.path}",
+            f"name: {write_yaml(self.path.stem)}",
             *languages,
             "data:",
             f"  # Sentences that are {near}, on either side, were kept on one side of the split.",

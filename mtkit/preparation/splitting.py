@@ -39,7 +39,7 @@ class Input:
     """A source file and its target file, or one file with both sides: a table, TMX or JSON lines."""
 
     paths: tuple[Path, ...]
-    columns: tuple[int, int] = (1, 2)  # of a table
+    columns: tuple[int, int] = (1, 2)  # of source and target in a table or in records that name no languages
 
     def pairs(self, languages: Languages | None) -> Iterator[Pair]:
         """Yields the pairs; in TMX and JSON lines, `languages` chooses the sides. Raises DataError for bad text."""
@@ -47,7 +47,7 @@ class Input:
             return read_pairs(*self.paths)
         [path] = self.paths
         if has_records(path):
-            return ((record.source, record.target) for record in read_records(path, languages))
+            return ((record.source, record.target) for record in read_records(path, languages, self.columns == (2, 1)))
         return read_columns(path, *self.columns)
 
     @property
@@ -127,7 +127,7 @@ def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
 
 
 def _exchanged(each: Input) -> Input:
-    """Returns the input with source and target exchanged; of TMX and JSON lines, the languages choose the sides."""
+    """Returns the input with source and target exchanged; texts of records that name their languages stay as named."""
     return Input(each.paths[::-1], each.columns[::-1])
 
 
@@ -402,8 +402,7 @@ class _Reading:
 
 
 def _is_header(pair: Pair) -> bool:
-    watch = Oversights(LanguagesConfig(), is_copying_dropped=True)
-    return bool(list(watch.watched("", (), [pair], trains=True)) and list(watch.warnings()))
+    return Oversights(LanguagesConfig(), is_copying_dropped=True).advice_on_header((), *pair) is not None
 
 
 def _all_pairs(inputs: Sequence[Input], languages: Languages | None) -> Iterator[tuple[Pair, bool]]:

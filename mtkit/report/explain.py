@@ -146,6 +146,8 @@ def explain_sentence(translator: Translator, source: str) -> Explained:
     translator.require_task("translation")
     if decoding.method == "mask_predict":
         raise MtkitError("this model predicts all tokens together; only beam search can be explained")
+    if decoding.stopping == "optimal":
+        raise MtkitError("exact search goes beyond the beam; only beam search can be explained: --set stopping=exact")
     if decoding.draws or decoding.mbr_samples or not isinstance(model, TranslationModel):
         raise MtkitError("this model draws samples; only beam search can be explained: --set method=beam mbr_samples=0")
     [ids] = tokenizer.encode_source([source])
@@ -409,9 +411,7 @@ def _scoring(decoding: DecodingConfig) -> str:
     divisor = {"power": "length", "gnmt": "((5 + length) / 6)"}.get(decoding.length_penalty_form, "length")
     stopped = "as soon as no hypothesis that is still alive can reach a better score"
     if decoding.stopping == "count":
-        stopped = (
-            f"{stopped}, or {counted(decoding.beam_size, 'hypothesis').replace('hypothesiss', 'hypotheses')} ended"
-        )
+        stopped += f", or as soon as the number of hypotheses that have ended is {decoding.beam_size:,}"
     coverage = ", and a coverage penalty is added" if decoding.coverage_penalty else ""
     return (
         f"The score is the log-probability divided by {divisor}^{decoding.length_penalty:g}{coverage}. "

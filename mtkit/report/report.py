@@ -56,6 +56,9 @@ def report(models: Sequence[Path], output: Path, overrides: Sequence[str] = ()) 
     if len(models) > len(KEYS):
         raise MtkitError(f"found {len(models)} models, wants at most {len(KEYS)}")
     systems = [Reported.open(key, path, overrides) for key, path in zip(KEYS, models, strict=False)]
+    tasks = {system.bundle.config.task for system in systems}
+    if len(tasks) > 1:
+        raise MtkitError("a translation model and a language model cannot be compared; report on each by itself")
     first, *others = (system.bundle.config.languages for system in systems)
     for path, languages in zip(models[1:], others, strict=True):
         if languages != first:
@@ -131,8 +134,10 @@ class TestSet:
 
 
 def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
-    """Returns the test sets of the first system, translated by all."""
+    """Returns the test sets of the first system, translated by all; a language model has none."""
     config = systems[0].bundle.config
+    if config.task == "language_model":
+        return []
     found = []
     for name, test_set in config.data.test.items():
         alone = config.model_copy(update={"data": config.data.model_copy(update={"test": {name: test_set}})})

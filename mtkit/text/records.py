@@ -38,14 +38,16 @@ def has_records(path: Path) -> bool:
     return _ending(path) in (*TMX, *JSON_LINES)
 
 
-def read_records(path: Path, languages: Languages | None = None) -> Iterator[Record]:
+def read_records(path: Path, languages: Languages | None = None, is_turned: bool = False) -> Iterator[Record]:
     """Yields the sentence pairs of a TMX or JSON lines file; `languages` are the codes of source and target.
+
+    JSON lines that name no languages, but source and target or only an order, have the target first if `is_turned`.
 
     Without `languages`, the sides are those that the first pair names. In TMX, the header's source language comes
     first. Units of TMX that lack a side are skipped. Line breaks within a text become spaces. Raises DataError, with
     the line, for anything that is not valid.
     """
-    return _read_tmx(path, languages) if _ending(path) in TMX else _read_json_lines(path, languages)
+    return _read_tmx(path, languages) if _ending(path) in TMX else _read_json_lines(path, languages, is_turned)
 
 
 def _ending(path: Path) -> str:
@@ -193,10 +195,10 @@ def _on_one_line(text: str) -> str:
 # JSON lines.
 
 
-def _read_json_lines(path: Path, languages: Languages | None) -> Iterator[Record]:
+def _read_json_lines(path: Path, languages: Languages | None, is_turned: bool) -> Iterator[Record]:
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
-            source, target = _sides(path, number, line, languages)
+            source, target = _sides(path, number, line, languages, is_turned)
             yield Record(number, _without_breaks(source), _without_breaks(target))
 
 
@@ -204,7 +206,7 @@ def _without_breaks(text: str) -> str:
     return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
-def _sides(path: Path, number: int, line: str, languages: Languages | None) -> tuple[str, str]:
+def _sides(path: Path, number: int, line: str, languages: Languages | None, is_turned: bool) -> tuple[str, str]:
     """The source and the target of a line: an object by key, an array by order."""
     where = f"{named(path)}:{number}"
     try:
@@ -215,18 +217,22 @@ def _sides(path: Path, number: int, line: str, languages: Languages | None) -> t
     if isinstance(found, dict) and isinstance(found.get("translation"), dict):
         found = found["translation"]  # as the data sets of Hugging Face have it
     if isinstance(found, dict):
-        keys = _keys(found, languages)
+        keys = _keys(found, languages, is_turned)
         if keys is None:
             names = ", ".join(islice(map(str, found), 8)) or "no key"
             wanted = " and ".join(languages) if languages else "source and target, or two texts by language code"
             raise DataError(f"{where}: found {names}; wants {wanted}")
         found = [found[key] for key in keys]
+    elif isinstance(found, list) and is_turned:
+        found = found[::-1]
     if not isinstance(found, list) or len(found) != 2 or not all(isinstance(text, str) for text in found):
         raise DataError(f'{where}: wants two texts, such as {{"source": "…", "target": "…"}}')
+    if any("\ud800" <= character <= "\udfff" for text in found for character in text):
+        raise DataError(f"{where}: has half of a surrogate pair, which is no character; write the character itself")
     return found[0], found[1]
 
 
-def _keys(found: dict[str, Any], languages: Languages | None) -> tuple[str, str] | None:
+def _keys(found: dict[str, Any], languages: Languages | None, is_turned: bool) -> tuple[str, str] | None:
     """The keys of the source and the target in an object; `None` if it is not clear which they are."""
     if languages:
         sides = [next((key for key in found if _is_code(key, wanted)), None) for wanted in languages]
@@ -234,6 +240,6 @@ def _keys(found: dict[str, Any], languages: Languages | None) -> tuple[str, str]
             return sides[0], sides[1]
     for pair in SIDES:
         if all(key in found for key in pair):
-            return pair
+            return pair[::-1] if is_turned else pair
     texts = [key for key, value in found.items() if isinstance(value, str)]
     return (texts[0], texts[1]) if len(texts) == 2 and not languages else None

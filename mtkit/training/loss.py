@@ -300,8 +300,7 @@ def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings:
     target. Here they come from the pass that predicts, whose head sees only the tokens before.
     """
     assert batch.alignment is not None
-    layer = settings.guided_alignment_layer or max(1, len(attention) - 1)
-    weights = attention[layer - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
+    weights = attention[settings.guided_layer(len(attention)) - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
     links = batch.alignment
     chosen = weights[links.rows, links.targets, links.sources]
     chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))

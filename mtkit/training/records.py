@@ -130,7 +130,8 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
     }
 
 
-# Training settings that the finished model does not depend on.
+# Training settings that the finished model does not depend on. Of guided_alignment, only the path is meant: what the
+# file holds is in the checksum of the data.
 WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints", "guided_alignment"}
 
 

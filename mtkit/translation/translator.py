@@ -601,7 +601,7 @@ class Translator:
                     prefix = []
 
     def _check_prefix(self, text: str, tokens: list[int]) -> None:
-        models = [self.model, *([self.fusion.language_model] if self.fusion else [])]
+        models = [self.model, *([self.fusion.language_model] if self.fusion and self.fusion.weight else [])]
         limit = min((each.limits.target for each in models if each.limits.target is not None), default=None)
         if limit is not None and len(tokens) >= limit:
             raise DataError(
@@ -1061,11 +1061,14 @@ def _fusion(
     if found.boundaries.start != model.boundaries.start or found.boundaries.target_end != model.boundaries.target_end:
         raise CheckpointError(f"{path}: its model.start_token is not that of {other}; both must begin alike")
     if isinstance(model, MaskedModel):
-        raise CheckpointError(f"{other}: a model of architecture cmlm does not decode token by token, as fusion wants")
+        raise CheckpointError(
+            f"{other}: a model of architecture cmlm does not decode token by token, which fusion needs"
+        )
     if config.decoding.stopping == "optimal":
         raise MtkitError("decoding.stopping: exact search goes without a language model; take exact or count")
     if config.decoding.draws:
         raise MtkitError("decoding: samples are drawn by probabilities, which the scores with a language model are not")
+    tell_of_ablation(path, found_config)
     return Fusion(found, config.decoding.language_model_weight)
 
 

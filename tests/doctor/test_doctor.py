@@ -72,7 +72,7 @@ FAULTS = {
     "control characters": lambda source, target, n: (source.replace(" ", "\x07\x1b[0m ", 1), f"\u200b{target}"),
     "spaces": lambda source, target, n: (source, f" {target}"),
     "not NFC": lambda source, target, n: (unicodedata.normalize("NFD", f"{source} é"), target),
-    "markup": lambda source, target, n: (f"<p>{source}</p>", f"{target} &amp; more"),
+    "markup": lambda source, target, n: (f"<p> {source} </p>", f"{target} &amp; mo&#10;re"),
     "identical": lambda source, target, n: (source, source.upper()),
     "no words": lambda source, target, n: ("*** --- ***", f"===== {n} ====="),
     "wrong script": lambda source, target, n: ("Где находится ближайшая станция?", target),

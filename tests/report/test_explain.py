@@ -113,5 +113,7 @@ def test_what_cannot_be_explained_is_refused(tiny_run, tmp_path):
         explain_sentence(translator, "one two " * 20)
     with pytest.raises(MtkitError, match="only beam search can be explained: --set method=beam"):
         explain_sentence(load(tiny_run, ["decoding.method=sample"]), "one")
+    with pytest.raises(MtkitError, match="only beam search can be explained: --set stopping=exact"):
+        explain_sentence(load(tiny_run, ["decoding.stopping=optimal"]), "one")
     with pytest.raises(MtkitError, match=r"wants a file that ends in \.html"):
         explain(tiny_run, ["one"], tmp_path / "page.txt")

@@ -61,7 +61,11 @@ def test_json_lines_are_read_in_their_usual_forms(tmp_path):
     ]
     write_lines(file, [*map(json.dumps, forms), ""])
     assert list(read_records(file)) == [(number, "Oui mais", "Yes but") for number in range(1, 6)]
+    turned = [record[1:] for record in read_records(file, ("fr", "en"), is_turned=True)]  # where no language is named
+    there, back = ("Oui mais", "Yes but"), ("Yes but", "Oui mais")
+    assert turned == [back, back, there, there, back]
     for wrong in (
+        '["\\ud83d", "a"]',
         '{"source": "Oui"',
         "[" * 100_000,
         '{"a": "x", "b": "y", "c": "z"}',
