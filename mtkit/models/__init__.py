@@ -1,4 +1,4 @@
-"""Architectures: the Transformer, recurrent encoder-decoders, hybrids of the two, and a masked language model.
+"""Architectures: Transformer, recurrent encoder-decoders, hybrids of the two, a conditional masked language model.
 
 Every model has the methods `encode`, `decode` and `output`. `decode` returns features (the input of the output layer,
 one vector per token) and a new decoding state. The registry builds the architecture that the settings name. Of the

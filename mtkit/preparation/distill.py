@@ -62,9 +62,13 @@ def distill(
     which a side is blank is left out. With `keep_original`, the student trains on the original pairs, too.
 
     Goes on with what an earlier call has translated; with `fresh`, begins anew. Returns a report of several lines.
-    Raises CheckpointError if the earlier call had another teacher, text or way of decoding, or if its files have
-    changed since; StoppedError if a signal ends the work.
+    Raises ConfigError for a language model; CheckpointError if the earlier call had another teacher, text or way of
+    decoding, or if its files have changed since; StoppedError if a signal ends the work.
     """
+    if config.task == "language_model":
+        raise ConfigError(
+            "mtkit distill makes translations for a student; task is language_model, which reads no source"
+        )
     corpora = training_corpora(with_patterns_expanded(config))
     made_from = _made_from(config, corpora, teacher)
     folder = folder or config.run_path.with_name(f"{config.run_path.name}-distilled-text")

@@ -979,7 +979,7 @@ class _Best:
 def _search_depth_first(
     extend: Callable[[Tensor], Tensor], best: _Best, divisors: list[float], end: int, max_steps: int
 ) -> bool:
-    """Adds to `best` what is better; returns whether all prefixes were looked at that could lead to a better one."""
+    """Adds what is better to `best`; returns whether every prefix that could lead to such a hypothesis was examined."""
     longest = len(divisors) - 1
     # Log-probabilities never increase, and of all lengths from n on, n or the maximum has the largest penalty. So the
     # log-probability of a prefix of n tokens, divided by largest[n], is an upper bound of the scores it can lead to.

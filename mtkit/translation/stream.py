@@ -58,7 +58,13 @@ def translate(
     raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
     """
     warnings = Warnings()
-    with InputStreams(out.flush, line_buffered) as streams:
+
+    def flush() -> None:
+        for stream in (alignments, out):
+            if stream is not None:
+                stream.flush()
+
+    with InputStreams(flush, line_buffered) as streams:
         decoded = streams.read(decode_lines(source), may_pause(source), lambda line: len(line[0]))
         lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
         if tag is None:

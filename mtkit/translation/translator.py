@@ -223,7 +223,7 @@ class Translator:
         self._aligner: _Aligner | None = None
 
     def align_with(self, settings: AlignmentSettings) -> None:
-        """Have translations and scores tell word alignments from now on, which takes one more pass of the decoder.
+        """Make translations and scores include word alignments from now on; each batch then takes one more pass.
 
         The words are those of the line as given, including tags in it but not the tag given as `tag`. If a line is
         translated in parts, links still have the numbers of the whole line. Raises MtkitError if the model has no
@@ -1088,7 +1088,7 @@ def _translator(
 ) -> Translator:
     """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length.
 
-    What a language model generates has no length of its own, so none of it is reported.
+    Texts that a language model generates are never reported, since no source sets their length.
     """
     is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto" and model.reads_source
     return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto, fusion=fusion)
