@@ -106,18 +106,21 @@ def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 
 CELLS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 
-# For each device, the autocast dtype under which recurrent cells are computed in fp32 instead. On CUDA, autocast to
+# For each device, the autocast dtypes under which recurrent cells are computed in fp32 instead. On CUDA, autocast to
 # bf16 would run cuDNN's cells in fp16. Small gradients would then vanish, since training in bf16 has no loss scaling.
-# Few CPUs support cells in fp16.
-CELLS_IN_FP32 = {"cuda": torch.bfloat16, "cpu": torch.float16}
+# Few CPUs support cells in fp16, and those without AVX-512 have no LSTM in bf16 (oneDNN raises an error).
+CELLS_IN_FP32 = {
+    "cuda": {torch.bfloat16},
+    "cpu": {torch.float16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else {torch.float16, torch.bfloat16},
+}
 
 
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
     """Returns a context that switches off autocast if recurrent cells on `device` must be computed in fp32.
 
-    They must be if the dtype of autocast is the one in CELLS_IN_FP32. Otherwise, the context does nothing.
+    They must be if the dtype of autocast is one of those in CELLS_IN_FP32. Otherwise, the context does nothing.
     """
-    in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == CELLS_IN_FP32.get(device)
+    in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in CELLS_IN_FP32.get(device, ())
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
 
 
