@@ -360,7 +360,8 @@ def ctranslate2_card(model: PortableModel) -> str:
     print(target.decode([result.hypotheses[0] for result in results]))
 
 Suppressed pieces are never generated. A source of more tokens than max_input_length is cut: split it. Leave out blank
-lines, which need no translation.{form}
+lines, which need no translation.{form} With 8-bit weights on an AMD processor without VNNI, set the environment
+variable CT2_USE_MKL to 1, since products overflow there otherwise.
 """
 
 
