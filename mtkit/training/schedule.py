@@ -246,6 +246,9 @@ FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
 RESERVE = 0.1  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
 # A forecast is made after MOST_SEEN updates, or earlier, once SECONDS_SEEN have passed and LEAST_SEEN updates are done.
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
+# Fractions of max_minutes or of max_steps, whichever passes first, after which a plan is compared with the present
+# speed, and the fraction by which max_steps must be wrong to be planned again.
+REVIEWS, MISFIT = (0.05, 0.15, 0.35, 0.6), 0.1
 FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
 
 
@@ -269,11 +272,14 @@ class Plan:
     warmup_steps: int
     validate_every: int
     save_every: int
+    validation: float = 0.0  # seconds of a validation, as measured or expected before training
+    reviews: int = 0  # how many of REVIEWS are done
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
         """Returns a copy of the settings in which the numbers of the plan replace "auto"."""
-        numbers = {name: value for name, value in asdict(self).items() if getattr(config, name) == "auto"}
-        return config.model_copy(update=numbers)
+        names = ("max_steps", *SHARES)
+        numbers = {name: value for name, value in asdict(self).items() if name in names}
+        return config.model_copy(update={name: n for name, n in numbers.items() if getattr(config, name) == "auto"})
 
     def told(self, pace: Pace) -> str:
         """Returns the plan in words, together with the measured speed `pace`."""
@@ -320,7 +326,45 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
             f"{max_steps:,} updates here, {warmup_steps:,} of them warm-up; leave it out, lower it, or raise "
             "training.max_minutes"
         )
-    return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every))
+    return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every), pace.validation)
+
+
+def is_review_due(plan: Plan, step: int, seconds: float) -> bool:
+    """Whether the next comparison of the plan with the present speed is due, after `seconds` of training."""
+    done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))
+    return plan.reviews < len(REVIEWS) and done >= REVIEWS[plan.reviews]
+
+
+def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
+    """Returns the plan for the rest of a run; if the old numbers still fit, only `reviews` changes.
+
+    `config` has the settings as given, with "auto". `update` is the present number of seconds of one update, and
+    `seconds` the time that training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd)
+    is not planned again, nor is a warm-up that is over.
+    """
+    plan = replace(plan, reviews=plan.reviews + 1)
+    if config.schedule == "wsd" and step >= decay_start(plan.settings(config)):
+        return plan
+    left = (60 * plan.max_minutes - seconds) * (1 - RESERVE)
+    every = plan.validate_every
+    if config.validate_every == "auto":
+        fit = math.floor(min(VALIDATION_SHARE * left / max(plan.validation, 1e-9), left / update / APART))
+        validations = min(max(fit, 1), MOST_VALIDATIONS)
+        wanted = max(int((left - validations * plan.validation) / (validations * update)), 1)
+        # Averages of checkpoints want equal distances, so a distance that is about right stays.
+        every = every if wanted / 2 <= every <= wanted * 2 else wanted
+    steps = step + int(left / (update + plan.validation / every))
+    least = max(step + 1, plan.warmup_steps + 1 + (0 if config.decay_steps == "auto" else config.decay_steps))
+    steps = max(steps, least)
+    if config.validate_every == "auto":
+        steps = max(steps // every, math.ceil(least / every)) * every
+    if abs(steps - plan.max_steps) <= MISFIT * plan.max_steps:
+        return plan
+    settings = with_shares(config.model_copy(update={"max_steps": steps, "validate_every": every}))
+    warmup_steps = max(settled(settings.warmup_steps), step) if step < plan.warmup_steps else plan.warmup_steps
+    return replace(
+        plan, max_steps=steps, warmup_steps=warmup_steps, validate_every=every, save_every=settled(settings.save_every)
+    )
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:

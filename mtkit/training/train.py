@@ -4,8 +4,8 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ from mtkit.bundle.checkpoints import (
 )
 from mtkit.bundle.opening import noted_start, start_bundle, start_checksum
 from mtkit.config.settings import Config
-from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.config.training_settings import SHARES, TrainingConfig, settled
 from mtkit.data.batches import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
@@ -42,6 +42,7 @@ from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import (
     MEASURES,
     Changes,
+    Difference,
     changes_since,
     earlier_budgets,
     facts_of,
@@ -63,11 +64,13 @@ from mtkit.training.schedule import (
     advice,
     divergence,
     has_reached_target,
+    is_review_due,
     learning_rate,
     lowers_rate,
     make_plan,
     no_ending,
     reason_to_end,
+    reviewed_plan,
     saves_at,
     shortcomings,
     with_shares,
@@ -405,6 +408,38 @@ class Trainer:
                 f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
             )
 
+    def _review_plan(self, pace: "MeanSeconds") -> bool:
+        """If a review of the plan is due (`max_steps` "auto"), replace the numbers that do not fit the present speed.
+
+        Returns whether a review was due. New numbers are recorded like a change of settings, so that the run goes on
+        with them if it is stopped.
+        """
+        progress = self.state.progress
+        if (
+            progress.plan is None
+            or progress.ending
+            or not is_review_due(old := Plan(**progress.plan), progress.step, progress.seconds)
+        ):
+            return False
+        given = self.given.training
+        plan = reviewed_plan(given, old, pace.mean, progress.step, progress.seconds)
+        progress.plan = asdict(plan)
+        self.is_saved = False
+        before, after = old.settings(given), plan.settings(given)
+        numbers = {f"training.{name}": (getattr(before, name), getattr(after, name)) for name in ("max_steps", *SHARES)}
+        differences = [Difference(name, *sides) for name, sides in numbers.items() if sides[0] != sides[1]]
+        if differences:
+            progress.changes = with_changes(progress.changes, progress.step, progress.pairs, differences)
+            self._settle(after)
+            told = {difference.name: [difference.before, difference.after] for difference in differences}
+            self.log.write("change", step=progress.step, settings=told)
+            say(
+                f"step {progress.step:,}: an update takes {pace.mean:.2g} s now, so the rest is planned anew: "
+                f"{'; '.join(map(str, differences))}"
+            )
+            write_facts(self.given, self.corpus, self.model, progress, self.started_from)
+        return True
+
     def _write_facts(self) -> None:
         """Write config.yaml and run.json, log the content of run.json, and report the main facts."""
         progress = self.state.progress
@@ -423,6 +458,7 @@ class Trainer:
         has_matrices = settings.optimizer == "muon"  # with a learning rate of their own
         self.model.train()
         begun = time.monotonic() - progress.seconds
+        pace = MeanSeconds()  # of the updates since the plan was last reviewed
         forecast = Forecast(settings, is_planned=self.given.training.max_steps == "auto")
         forecast.begin(progress.step)
         with closing(ShownTraining(progress, settings)) as shown:
@@ -444,12 +480,15 @@ class Trainer:
                     return reason
                 stop.check()
 
-                epoch = self._update_or_save(stream)
+                with pace.timing():
+                    epoch = self._update_or_save(stream)
                 if what := divergence(progress, settings, self.updater.scaler.scale):
                     raise MtkitError(self._with_remedy(what))
                 shown.update()
                 progress.seconds = time.monotonic() - begun
                 forecast.see(progress.step, progress.seconds)
+                if self._review_plan(pace):
+                    settings, pace = self.settings, MeanSeconds()
                 is_logged = progress.step % settings.log_every == 0
                 if progress.window.updates and (is_logged or shown.is_overdue):
                     record = progress.window.record(progress.seconds)
@@ -539,6 +578,8 @@ class Trainer:
         progress.validated_step = progress.step
         self.is_saved = False
         clock = {"seconds": round(time.monotonic() - begun, 3), "minutes": round(progress.seconds / 60, 4)}
+        if progress.plan:
+            progress.plan["validation"] = clock["seconds"]
         self.log.write("validation", step=progress.step, **measured, best=better, **clock)
         at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
         say(f"{at}: {measures_text(measured)}{' (best)' if better else ''}")
@@ -738,6 +779,25 @@ def _shape(batch: Batch | None) -> str:
     assert batch is not None, "an update has a batch"
     source, target = batch.source.ids.shape[1], batch.target.ids.shape[1]
     return f"a batch of {counted(batch.num_pairs, 'pair')} of up to {source:,} source and {target:,} target tokens"
+
+
+class MeanSeconds:
+    """The mean time of something that is timed again and again."""
+
+    def __init__(self) -> None:
+        self._times, self._seconds = 0, 0.0
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Times the body of the `with` statement."""
+        begun = time.monotonic()
+        yield
+        self._times, self._seconds = self._times + 1, self._seconds + time.monotonic() - begun
+
+    @property
+    def mean(self) -> float:
+        """Mean seconds; at least a nanosecond, so that it can divide."""
+        return max(self._seconds / max(self._times, 1), 1e-9)
 
 
 # Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.

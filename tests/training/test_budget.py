@@ -1,11 +1,13 @@
 """Training that is given minutes: what is auto is fixed once and for all, and what does not fit is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mtkit.training.train
 from mtkit.bundle.checkpoints import read_progress
 from mtkit.bundle.opening import open_model
 from mtkit.config.load import load_config
@@ -14,7 +16,18 @@ from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError, StoppedError
 from mtkit.evaluation.plot import schedule_of
 from mtkit.training.records import is_trained
-from mtkit.training.schedule import Forecast, Pace, Plan, advice, decay_start, make_plan, shortcomings, with_shares
+from mtkit.training.schedule import (
+    Forecast,
+    Pace,
+    Plan,
+    advice,
+    decay_start,
+    is_review_due,
+    make_plan,
+    reviewed_plan,
+    shortcomings,
+    with_shares,
+)
 from mtkit.training.train import Trainer
 from tests.runs import Make, at_step, doing, interrupt, outcome, trained
 
@@ -147,6 +160,70 @@ def test_other_minutes_must_be_asked_for_where_the_schedule_ends_with_them(make:
     message = rf"training.max_steps was {plan['max_steps']}, is {2 * plan['max_steps']}\. Change them back, add --ch"
     with pytest.raises(CheckpointError, match=message):
         trained(make(max_minutes=20.0, **linear))
+
+
+def test_a_plan_is_reviewed_a_few_times_by_time_or_updates():
+    plan = Plan(10.0, 1000, 100, 100, 100)
+    assert not is_review_due(plan, step=49, seconds=29.0)
+    assert is_review_due(plan, step=50, seconds=29.0)
+    assert is_review_due(plan, step=49, seconds=30.0)
+    assert not is_review_due(replace(plan, reviews=1), step=149, seconds=89.0)
+    assert not is_review_due(replace(plan, reviews=4), step=999, seconds=599.0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "wsd", "noam"])
+@pytest.mark.parametrize("update", [0.01, 0.5, 1.0, 20.0])
+@pytest.mark.parametrize("said", [{}, {"validate_every": 7}, {"warmup_steps": 30}])
+def test_a_reviewed_plan_takes_the_rest_of_the_minutes(schedule, update, said):
+    config = settings(schedule=schedule, **said)
+    plan = make_plan(config, Pace(0.5, 1.0), spent=0.0)
+    step, seconds = 200, 120.0
+    new = reviewed_plan(config, plan, update, step, seconds)
+    assert new.reviews == 1
+    if update == 0.5:  # as planned
+        assert replace(new, reviews=0) == plan
+        return
+    assert new.max_steps > step
+    assert new.warmup_steps == plan.warmup_steps
+    stretch = update * new.validate_every + 1.0
+    rest = (new.max_steps - step) * update + (new.max_steps - step) / new.validate_every
+    assert rest <= max(0.9 * 480, 2 * stretch)
+    assert rest + stretch > 0.85 * 480
+    if "validate_every" not in said:
+        assert new.max_steps % new.validate_every == 0
+
+
+def test_a_warm_up_that_is_not_over_grows_with_the_plan():
+    config = settings(schedule="linear")
+    plan = make_plan(config, Pace(5.0, 1.0), spent=0.0)
+    assert plan.warmup_steps < 12
+    new = reviewed_plan(config, plan, 0.1, 5, 30.0)
+    assert new.warmup_steps == round(0.1 * new.max_steps) > 300
+
+
+def test_a_decay_that_has_begun_is_not_planned_again():
+    config = settings(schedule="wsd")
+    plan = make_plan(config, Pace(0.5, 1.0), spent=0.0)
+    step = decay_start(plan.settings(config))
+    assert reviewed_plan(config, plan, 5.0, step, 400.0) == replace(plan, reviews=1)
+    assert reviewed_plan(config, plan, 5.0, step - 1, 400.0).max_steps < plan.max_steps
+
+
+def test_a_plan_from_a_busy_moment_is_replaced_and_the_run_resumes_with_the_new_one(make: Make, capsys, monkeypatch):
+    monkeypatch.setattr(mtkit.training.train, "measure_pace", lambda *_: Pace(10.0, 0.1))
+    config = make(max_minutes=10.0, **{**AUTO, "schedule": "linear", "learning_rate": 0.01})
+    run = stopped(config, 12)
+    told = capsys.readouterr().err
+    assert "training.max_steps auto: 10 minutes are 50 updates here" in told
+    progress, identity, _ = read_progress(run / "checkpoints", 13)
+    first = progress.changes[0]["settings"]["training.max_steps"]
+    assert first[0] == 50 < 500 < first[1]
+    assert f"the rest is planned anew: training.max_steps was 50, is {first[1]}; " in told
+    assert identity["training"]["max_steps"] == progress.plan["max_steps"] == plan_of(run)["max_steps"]
+    stopped(config, 20)
+    assert "changed from step" not in capsys.readouterr().err
+    again, _, _ = read_progress(run / "checkpoints", 21)
+    assert again.plan["reviews"] >= progress.plan["reviews"]
 
 
 def test_a_run_that_began_with_numbers_does_not_go_on_with_auto(make: Make):
