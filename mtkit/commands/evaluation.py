@@ -340,7 +340,9 @@ def bench_translate(
     reference: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its translation; adds BLEU to the table.")
     ] = None,
-    beam_size: Annotated[str, typer.Option(metavar="N,N,…", help="Beam sizes to measure; 1 is greedy.")] = "1,5",
+    beam_size: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Beam sizes to measure; 1,5 by default. 1 is greedy.")
+    ] = None,
     precision: Annotated[
         str, typer.Option(metavar="NAME,NAME,…", help="Of fp32, bf16, fp16, int8, fp64 and auto.")
     ] = "fp32",
@@ -364,7 +366,7 @@ def bench_translate(
     to text and from ids to ids, medians with the smallest and largest; rows that the decoder computed for each token;
     start-up and memory. What is impossible has a line that says why.
     """
-    sizes = [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
+    sizes = None if beam_size is None else [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
     engines = [choice("--engine", name, ENGINES) for name in _items("--engine", engine)]
     processes = [worker_count(number) or "auto" for number in _items("--workers", workers)]
@@ -375,14 +377,13 @@ def bench_translate(
         *set_settings(decoding),
         *decoding_settings(None, length_penalty, batch_tokens, device),
     ]
-    from mtkit.evaluation.bench import bench_translation, check_json, translation_text, variants, write_json
+    from mtkit.evaluation import bench as measures
 
-    check_json(json)
-    record = bench_translation(
-        model, file, variants(sizes, precisions, engines, processes), overrides, reference, *limits
-    )
-    print(translation_text(record), end="")
-    write_json(json, record)
+    measures.check_json(json)
+    ways = measures.variants(sizes or measures.default_beam_sizes(model), precisions, engines, processes)
+    record = measures.bench_translation(model, file, ways, overrides, reference, *limits)
+    print(measures.translation_text(record), end="")
+    measures.write_json(json, record)
 
 
 @bench.command("train", epilog=f"{BENCH_EXAMPLE}train configs/demo.yaml --minutes 0.2")

@@ -28,8 +28,8 @@ from torch import nn
 
 from mtkit import __version__
 from mtkit.bundle.checkpoints import FIRST_SCALE, Progress
-from mtkit.bundle.opening import carried_over
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.bundle.opening import carried_over, open_model
+from mtkit.config.model_settings import MaskedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.data.batches import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, CorpusWriter
@@ -166,7 +166,7 @@ class Variant:
     translate`. Tables and JSON show all fields.
     """
 
-    beam_size: int
+    beam_size: int | None  # None for a model without beams
     precision: str = "fp32"
     engine: str = "torch"
     workers: int | Literal["auto"] = 1
@@ -182,6 +182,12 @@ def variants(*values: Sequence[Any]) -> list[Variant]:
     return [Variant(*combination) for combination in product(*values)]
 
 
+def default_beam_sizes(model: Path) -> list[int | None]:
+    """Returns the beam sizes to measure if the user names none: 1 and 5, or `None` for a model that has no beams."""
+    is_masked = isinstance(open_model(model).config.model, MaskedConfig)
+    return [None] if is_masked else [1, 5]
+
+
 def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> Record:
     """Returns the arguments with which `load` opens the model so that it translates as `variant` says."""
     return {
@@ -192,8 +198,8 @@ def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> R
     }
 
 
-def _all_settings(variant: Variant, overrides: Sequence[str]) -> list[str]:
-    return [*overrides, f"decoding.beam_size={variant.beam_size}"]
+def _all_settings(variant: Variant, overrides: Sequence[str]) -> Sequence[str]:
+    return overrides if variant.beam_size is None else [*overrides, f"decoding.beam_size={variant.beam_size}"]
 
 
 class Ids:
@@ -652,7 +658,7 @@ def _value(found: Record, name: str) -> str:
     values = [found[name]]
     if found[name] == "auto" and found["fault"] is None:
         values.append(found["chosen"][name])
-    return ":".join(SHORT.get(str(value), str(value)) for value in values)
+    return ":".join("-" if value is None else SHORT.get(str(value), str(value)) for value in values)
 
 
 def _rates_text(rates: Record | None) -> str:

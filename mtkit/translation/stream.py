@@ -152,7 +152,7 @@ def list_next(translator: Translator, source: BinaryIO, out: BinaryIO, count: in
     for number, line in enumerate(lines, start=1):
         for piece, probability in translator.next_tokens([line], count)[0]:
             out.write(f"{number}\t{probability:.6f}\t{piece}\n".encode())
-    out.flush()
+        out.flush()  # someone who types lines sees the pieces of each at once
     warnings.close()
 
 

@@ -97,6 +97,13 @@ def example_of(call: Call, command: str) -> list[str]:
     return arguments
 
 
+def test_beams_are_measured_unless_the_model_has_none():
+    with_beams = Path(__file__).parents[1] / "bundles" / "format-2"
+    assert bench.default_beam_sizes(with_beams) == [1, 5]
+    assert bench.load_arguments(with_beams, Variant(5), ["a=1"])["overrides"] == ["a=1", "decoding.beam_size=5"]
+    assert bench.load_arguments(with_beams, Variant(None), ["a=1"])["overrides"] == ["a=1"]
+
+
 @pytest.mark.parametrize("command", ["translate", "train"])
 def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Call, command: str) -> None:
     lines = call("bench", command, "--help").out.splitlines()

@@ -11,6 +11,7 @@ from mtkit.config.model_settings import MaskedConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import ConfigError, MtkitError
+from mtkit.evaluation.bench import default_beam_sizes
 from mtkit.evaluation.plot import attention_of
 from mtkit.models.masked import MaskedModel
 from mtkit.models.registry import new_model
@@ -125,6 +126,7 @@ def test_a_trained_model_translates_all_at_once_and_refuses_what_it_cannot_do(ma
     decoding = translator.config.decoding
     assert (decoding.method, decoding.iterations, decoding.length_candidates) == ("mask_predict", 10, 5)
     assert decoding_text(decoding) == "mask-predict, iterations 10, length candidates 5"
+    assert default_beam_sizes(path) == [None]
     lines = ["", *(source for source, _ in toy_pairs(5)), " "]
     translated = list(translator.translate_lines(lines, num_best=3))
     assert [line.text == "" for line in translated] == [True, *[False] * 5, True]
