@@ -272,7 +272,7 @@ class Plan:
     warmup_steps: int
     validate_every: int
     save_every: int
-    validation: float = 0.0  # seconds of a validation, as measured or expected before training
+    validation: float = 0.0  # seconds of a validation, as expected or last measured; 0 in plans of earlier versions
     reviews: int = 0  # how many of REVIEWS are done
 
     def settings(self, config: TrainingConfig) -> TrainingConfig:
@@ -329,26 +329,26 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
     return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every), pace.validation)
 
 
-def is_review_due(plan: Plan, step: int, seconds: float) -> bool:
-    """Whether the next comparison of the plan with the present speed is due, after `seconds` of training."""
+def reviews_due(plan: Plan, step: int, seconds: float) -> int:
+    """Returns how many of REVIEWS are due after `step` and `seconds` of training; `plan.reviews` of them are done."""
     done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))
-    return plan.reviews < len(REVIEWS) and done >= REVIEWS[plan.reviews]
+    return max(plan.reviews, sum(done >= review for review in REVIEWS))
 
 
 def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
-    """Returns the plan for the rest of a run; if the old numbers still fit, only `reviews` changes.
+    """Returns the plan for the rest of a run, for the reviews due; if the old numbers fit, only `reviews` changes.
 
     `config` has the settings as given, with "auto". `update` is the present number of seconds of one update, and
     `seconds` the time that training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd)
     is not planned again, nor is a warm-up that is over.
     """
-    plan = replace(plan, reviews=plan.reviews + 1)
+    plan = replace(plan, reviews=reviews_due(plan, step, seconds))
     if config.schedule == "wsd" and step >= decay_start(plan.settings(config)):
         return plan
     left = (60 * plan.max_minutes - seconds) * (1 - RESERVE)
     every = plan.validate_every
-    if config.validate_every == "auto":
-        fit = math.floor(min(VALIDATION_SHARE * left / max(plan.validation, 1e-9), left / update / APART))
+    if config.validate_every == "auto" and plan.validation:
+        fit = math.floor(min(VALIDATION_SHARE * left / plan.validation, left / update / APART))
         validations = min(max(fit, 1), MOST_VALIDATIONS)
         wanted = max(int((left - validations * plan.validation) / (validations * update)), 1)
         # Averages of checkpoints want equal distances, so a distance that is about right stays.

@@ -64,13 +64,13 @@ from mtkit.training.schedule import (
     advice,
     divergence,
     has_reached_target,
-    is_review_due,
     learning_rate,
     lowers_rate,
     make_plan,
     no_ending,
     reason_to_end,
     reviewed_plan,
+    reviews_due,
     saves_at,
     shortcomings,
     with_shares,
@@ -415,11 +415,10 @@ class Trainer:
         with them if it is stopped.
         """
         progress = self.state.progress
-        if (
-            progress.plan is None
-            or progress.ending
-            or not is_review_due(old := Plan(**progress.plan), progress.step, progress.seconds)
-        ):
+        if progress.plan is None or progress.ending:
+            return False
+        old = Plan(**progress.plan)
+        if reviews_due(old, progress.step, progress.seconds) == old.reviews:
             return False
         given = self.given.training
         plan = reviewed_plan(given, old, pace.mean, progress.step, progress.seconds)

@@ -22,9 +22,9 @@ from mtkit.training.schedule import (
     Plan,
     advice,
     decay_start,
-    is_review_due,
     make_plan,
     reviewed_plan,
+    reviews_due,
     shortcomings,
     with_shares,
 )
@@ -164,11 +164,20 @@ def test_other_minutes_must_be_asked_for_where_the_schedule_ends_with_them(make:
 
 def test_a_plan_is_reviewed_a_few_times_by_time_or_updates():
     plan = Plan(10.0, 1000, 100, 100, 100)
-    assert not is_review_due(plan, step=49, seconds=29.0)
-    assert is_review_due(plan, step=50, seconds=29.0)
-    assert is_review_due(plan, step=49, seconds=30.0)
-    assert not is_review_due(replace(plan, reviews=1), step=149, seconds=89.0)
-    assert not is_review_due(replace(plan, reviews=4), step=999, seconds=599.0)
+    assert reviews_due(plan, step=49, seconds=29.0) == 0
+    assert reviews_due(plan, step=50, seconds=29.0) == 1
+    assert reviews_due(plan, step=49, seconds=30.0) == 1
+    assert reviews_due(plan, step=49, seconds=210.0) == 3  # those that were missed are one
+    assert reviews_due(replace(plan, reviews=1), step=149, seconds=89.0) == 1
+    assert reviews_due(replace(plan, reviews=4), step=999, seconds=599.0) == 4
+    assert reviews_due(replace(plan, reviews=2), step=10, seconds=10.0) == 2  # a longer plan since
+
+
+def test_a_plan_of_an_earlier_version_keeps_its_validations():
+    plan = Plan(10.0, 100, 10, 25, 25)
+    new = reviewed_plan(settings(schedule="linear"), plan, 0.1, 30, 60.0)
+    assert new.max_steps > 4000
+    assert new.validate_every == 25
 
 
 @pytest.mark.parametrize("schedule", ["linear", "wsd", "noam"])
@@ -179,7 +188,7 @@ def test_a_reviewed_plan_takes_the_rest_of_the_minutes(schedule, update, said):
     plan = make_plan(config, Pace(0.5, 1.0), spent=0.0)
     step, seconds = 200, 120.0
     new = reviewed_plan(config, plan, update, step, seconds)
-    assert new.reviews == 1
+    assert new.reviews == 2
     if update == 0.5:  # as planned
         assert replace(new, reviews=0) == plan
         return
@@ -205,7 +214,7 @@ def test_a_decay_that_has_begun_is_not_planned_again():
     config = settings(schedule="wsd")
     plan = make_plan(config, Pace(0.5, 1.0), spent=0.0)
     step = decay_start(plan.settings(config))
-    assert reviewed_plan(config, plan, 5.0, step, 400.0) == replace(plan, reviews=1)
+    assert reviewed_plan(config, plan, 5.0, step, 400.0) == replace(plan, reviews=4)
     assert reviewed_plan(config, plan, 5.0, step - 1, 400.0).max_steps < plan.max_steps
 
 
