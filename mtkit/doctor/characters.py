@@ -181,7 +181,7 @@ class Block:
         codes = _mixed(np.concatenate([self.codes, np.full(size, 10, dtype=np.uint32)]).astype(np.uint64))
         total = np.zeros(len(self.codes), dtype=np.uint64)
         is_whole = np.ones(len(self.codes), dtype=np.bool_)
-        ends = np.concatenate([self.codes == 10, np.ones(size, dtype=np.bool_)])
+        ends = np.concatenate([self.classes == END, np.ones(size, dtype=np.bool_)])
         for offset in range(size):
             total = total * _FACTOR + codes[offset : offset + len(total)]
             if offset < size - 1:
@@ -229,9 +229,10 @@ _MULTIPLIERS = np.random.default_rng(1).integers(1, 2**32, NUM_MINIMA, dtype=np.
 def minima(block: Block) -> NDArray[np.uint32]:
     """The signature of each line, (L, NUM_MINIMA).
 
-    The share of equal entries in two signatures estimates the Jaccard similarity of the lines' SHINGLE-grams.
+    The share of equal entries in two signatures estimates the Jaccard similarity of the lines' SHINGLE-grams, in which
+    all that is not a letter, mark or digit counts as a space, the end of the line, too.
     """
-    grams, is_whole = block.grams(SHINGLE)
+    grams, is_whole = _only(block, LETTER | MARK | DIGIT).grams(SHINGLE)
     base = (grams >> np.uint64(32)).astype(np.uint32)
     outside = np.where(is_whole, np.uint32(0), np.uint32(0xFFFFFFFF))
     found = np.empty((len(block.starts), NUM_MINIMA), dtype=np.uint32)
@@ -286,18 +287,17 @@ class Letters:
 
     def __init__(self, lower: Block) -> None:
         self.num_lines = len(lower.starts)
-        grams, is_whole = _letters_alone(lower).grams(LETTERS)
+        grams, is_whole = _only(lower, LETTER | MARK | END).grams(LETTERS)
         lines = np.repeat(np.arange(self.num_lines), lower.lengths + 1)
         self.buckets = (grams[is_whole] >> np.uint64(48)).astype(np.int64)
         self.lines = lines[is_whole]
         self.sizes = np.bincount(self.lines, minlength=self.num_lines)  # (L)
 
 
-def _letters_alone(block: Block) -> Block:
-    """The block with a space in place of each character that is not a letter or mark."""
+def _only(block: Block, classes: int) -> Block:
+    """The block with a space in place of each character that has none of the class bits."""
     changed = Block.__new__(Block)
-    is_kept = (block.classes & (LETTER | MARK | END)) != 0
-    changed.codes = np.where(is_kept, block.codes, np.uint32(32))
+    changed.codes = np.where((block.classes & classes) != 0, block.codes, np.uint32(32))
     changed.starts, changed.lengths, changed.classes = block.starts, block.lengths, block.classes
     return changed
 

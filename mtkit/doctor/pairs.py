@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtkit.doctor.characters import (
+    ALONE,
+    ALPHABET,
     ANGLE,
     CONTROL,
     DIGIT,
@@ -26,19 +28,30 @@ from mtkit.doctor.characters import (
     class_of,
     lowered,
 )
-from mtkit.doctor.learned import Learned
+from mtkit.doctor.learned import Languages, Learned
 
 Chosen = NDArray[np.bool_]  # of the pairs of a block, (L)
 
 FEW_LETTERS = 0.2  # share of the visible characters; a side with fewer letters has no words
 LEAST_SCRIPT_LETTERS = 3  # of a line whose script is judged
 
-NUMBER = re.compile(r"\d+(?:[ .,'’\u00a0\u202f]\d{3}(?!\d))*")
-NOT_DIGIT = re.compile(r"\D+")
+NUMBER = re.compile(r"\d+(?:[ .,'’\u00a0\u202f，٬]\d{3}(?!\d))*")
 LEAST_DIGITS = 3  # of the numbers that are compared; smaller ones are often written as words, or as times of day
-ADDRESS = re.compile(r"https?://[^\s<>\"]+|www\.[^\s<>\"]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!--.*?-->")
-ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+ADDRESS = re.compile(r"https?://[^\s<>\"`]+|www\.[^\s<>\"`]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# The code of a language, as a label of a host's name (fr.example.org) or a part of a path (/en-us/).
+LANGUAGE_CODE = re.compile(r"(?<![^/.])[a-z]{2}(?:-[a-z]{2,4})?(?=[/.]|$)")
+ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+TAG = re.compile(
+    r"<(?P<end>/)?(?P<name>[A-Za-z][A-Za-z0-9]*(?::[A-Za-z0-9]+)?)"
+    r"(?P<attributes>(?:\s+[\w:-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+))*)\s*(?P<empty>/)?>|<!--.*?-->"
+)
+# Elements of HTML that are common in text. Other names in angle brackets, such as <file>, more often stand for a value.
+ELEMENT = re.compile(
+    r"a|b|big|blockquote|br|center|d[dlt]|div|em|font|h[1-6]|hr|i|img|li|ol|p|pre|s|small|span|strike|strong|su[bp]|"
+    r"tbody|t[dhrt]|u|ul|wbr",
+    re.IGNORECASE,
+)
+WORD = re.compile(r"\w+")
 TERMINAL_CODE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -87,7 +100,7 @@ def judge(sides: Sides, learned: Learned) -> dict[str, Chosen]:
         (2 * number > all_letters) & (all_letters >= LEAST_SCRIPT_LETTERS)
         for number, all_letters in zip(foreign, letters, strict=True)
     ]
-    found["wrong script"] = are_foreign[0] | are_foreign[1]
+    found["wrong script"] = _with_foreign_words(sides, learned, are_foreign)
     have_few = [number < FEW_LETTERS * seen for number, seen in zip(letters, visible, strict=True)]
     found["no words"] |= have_few[0] | have_few[1]
     is_sentence = ~(is_blank | found["no words"] | found["identical"] | found["wrong script"])
@@ -122,17 +135,57 @@ def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
     }
 
 
+def _with_foreign_words(sides: Sides, learned: Learned, are_foreign: Sequence[Chosen]) -> Chosen:
+    """Which of the pairs that have more foreign letters than others on a side have more foreign words there, too.
+
+    One character of Chinese is a word, so that a name in Latin letters may outweigh a sentence around it by letters.
+    """
+    found = np.zeros(len(sides.texts[0]), dtype=np.bool_)
+    for texts, scripts, chosen in zip(sides.texts, learned.scripts, are_foreign, strict=True):
+        is_known = ALPHABET.is_of(scripts)
+        for place in np.flatnonzero(chosen).tolist():
+            foreign = [not is_known[ALPHABET.scripts[ord(word[0])]] for word in _words(texts[place])]
+            found[place] |= 2 * sum(foreign) > len(foreign)
+    return found
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text that begin with a letter; each character of scripts without spaces is one."""
+    characters = [f" {character} " if class_of(character) & ALONE else character for character in text]
+    return [word for word in WORD.findall("".join(characters)) if class_of(word[0]) & LETTER]
+
+
 def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chosen, Chosen]:
-    """Which pairs have changed sides, and which have one side, and only one, in another language."""
-    if learned.languages is None:
-        return np.zeros_like(is_judged), np.zeros_like(is_judged)
-    opposite, third = zip(
-        *(learned.languages.foreign(side, Letters(block)) for side, block in enumerate(sides.lower)), strict=True
-    )
-    is_swapped = opposite[0] & opposite[1] & is_judged
+    """Which pairs have changed sides, and which have one side, and only one, in another language.
+
+    Words on both sides, such as names and code, say nothing of the language: a pair is judged with and without them.
+    """
+    is_swapped, is_foreign = np.zeros_like(is_judged), np.zeros_like(is_judged)
+    if learned.languages is not None:
+        swapped, foreign = _judged_languages(sides.lower, learned.languages)
+        places = np.flatnonzero(is_judged & (swapped | foreign))
+        if len(places):
+            lower = [lowered(side) for side in sides.texts]
+            pairs = [_without_common_words(lower[0][place], lower[1][place]) for place in places.tolist()]
+            sources, targets = (Block(side) for side in zip(*pairs, strict=True))
+            swapped_still, foreign_still = _judged_languages((sources, targets), learned.languages)
+            is_swapped[places] = swapped[places] & swapped_still
+            is_foreign[places] = foreign[places] & (foreign_still | swapped_still) & ~is_swapped[places]
+    return is_swapped, is_foreign
+
+
+def _judged_languages(lower: tuple[Block, Block], languages: Languages) -> tuple[Chosen, Chosen]:
+    """Which pairs have each side in the other's language, and which have one side alone in another language."""
+    opposite, third = zip(*(languages.foreign(side, Letters(block)) for side, block in enumerate(lower)), strict=True)
     # If both sides are in a third language, they are names or program code rather than sentences of it.
-    is_foreign = (opposite[0] ^ opposite[1]) | (third[0] ^ third[1])
-    return is_swapped, is_foreign & is_judged & ~is_swapped
+    return opposite[0] & opposite[1], (opposite[0] ^ opposite[1]) | (third[0] ^ third[1])
+
+
+def _without_common_words(source: str, target: str) -> tuple[str, str]:
+    """Both texts without the words that they share."""
+    common = set(WORD.findall(source)) & set(WORD.findall(target))
+    source, target = (WORD.sub(lambda m: "" if m[0] in common else m[0], text) for text in (source, target))
+    return source, target
 
 
 def _with_controls(sides: Sides, learned: Learned) -> list[int]:
@@ -167,7 +220,7 @@ def _is_decomposed(text: str) -> bool:
 
 
 def _has_markup(text: str) -> bool:
-    return bool(TAG.search(text) or ENTITY.search(text))
+    return mend_markup(text) != text
 
 
 def _are_same(source: str, target: str) -> bool:
@@ -186,8 +239,20 @@ def _is_address(text: str) -> bool:
 
 def _addresses_differ(source: str, target: str) -> bool:
     """Whether the sides have addresses, and not one in common."""
-    first, second = ({match.rstrip(".,;:!?)]'`_") for match in ADDRESS.findall(text)} for text in (source, target))
+    first, second = (set(map(_site_or_address, ADDRESS.findall(text))) for text in (source, target))
     return bool(first or second) and not first & second
+
+
+def _site_or_address(address: str) -> str:
+    """What must be the same in a translation: the address; or only its site, if it leads to a page in some language."""
+    address = address.rstrip(".,;:!?)]'`_").lower()
+    if "@" in address:
+        return address
+    address = re.sub(r"^(?:https?://)?(?:www\.)?", "", address).rstrip("/")
+    host, _, path = address.partition("/")
+    site = ".".join(host.split(".")[-2:])
+    has_language = LANGUAGE_CODE.search(host.removesuffix(site)) or LANGUAGE_CODE.search(f"/{path}")
+    return site if has_language else address
 
 
 def _numbers_differ(source: str, target: str) -> bool:
@@ -196,9 +261,16 @@ def _numbers_differ(source: str, target: str) -> bool:
 
 
 def _has_other_numbers(text: str, other: str) -> bool:
-    known = NOT_DIGIT.sub("", other)
-    numbers = [NOT_DIGIT.sub("", number) for number in NUMBER.findall(text)]
+    numbers = list(map(_digits, NUMBER.findall(text)))
+    if all(len(number) < LEAST_DIGITS for number in numbers):
+        return False
+    known = _digits(other)
     return any(len(number) >= LEAST_DIGITS and number not in known for number in numbers)
+
+
+def _digits(text: str) -> str:
+    """The digits of a text, as ASCII whatever script they are of."""
+    return "".join(str(unicodedata.decimal(character)) for character in text if character.isdecimal())
 
 
 # Mending.
@@ -216,7 +288,7 @@ _BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := _byte_of(c
 _LEADS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
 _TAILS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
 BROKEN = re.compile(f"(?:[{_LEADS}][{_TAILS}]{{1,3}})+")
-QUOTES = "“”‘’…–—"  # as the last of two characters, these are more likely punctuation after a letter
+QUOTES = "“”‘’…–—"  # as the last of two characters, these are more likely punctuation, unless the word goes on
 
 
 def mend_mojibake(text: str) -> str:
@@ -243,13 +315,26 @@ def _restored(match: re.Match[str]) -> str:
     except UnicodeDecodeError:
         return broken
     is_likely = len(restored) > 1 or "\u00a0" <= restored < "\u0180" or "\u2010" <= restored < "\u2200"
-    is_quoted = len(broken) == 2 and broken[1] in QUOTES and broken[0] not in "ÃÂ"
+    goes_on = match.string[match.end() : match.end() + 1].islower()
+    is_quoted = len(broken) == 2 and broken[1] in QUOTES and broken[0] not in "ÃÂ" and not goes_on
     return restored if is_likely and not is_quoted else broken
 
 
 def mend_markup(text: str) -> str:
-    """The text without tags, and with characters in place of entities."""
-    return html.unescape(TAG.sub("", text)).replace("\r", " ").replace("\n", " ")  # a line stays one line
+    """The text without tags, and with characters in place of entities.
+
+    <name> counts as a tag if it is a common element of HTML, has attributes, or has an end.
+    """
+    ended = {match["name"] for match in TAG.finditer(text) if match["end"]} if "</" in text else set()
+
+    def without(match: re.Match[str]) -> str:
+        name = match["name"]
+        is_tag = not name or match["end"] or match["empty"] or match["attributes"]
+        return "" if is_tag or name in ended or ELEMENT.fullmatch(name) else match[0]
+
+    text = TAG.sub(without, text)
+    # A line stays one line.
+    return ENTITY.sub(lambda match: html.unescape(match[0]).replace("\r", " ").replace("\n", " "), text)
 
 
 def mend_controls(text: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtkit.doctor.characters import NUM_MINIMA, Block, Ids, bands, lowered, minima
-from mtkit.doctor.pairs import Chosen, Sides
+from mtkit.doctor.pairs import WORD, Chosen, Sides
 from mtkit.preparation.encoding import insert_sorted, unknown_among
 from mtkit.text.parallel import Pair
 
@@ -80,7 +80,7 @@ class Repeats:
 # Held-out pairs.
 
 HELD_OUT_ROWS = 3
-EDITS = 0.1  # edited characters for each character of a side, at most, for a pair to be nearly the same
+EDITS = 0.1  # edited letters and digits for each one of a side, at most, for a pair to be nearly the same
 
 
 class HeldOutPair(NamedTuple):
@@ -97,7 +97,7 @@ class HeldOut:
 
     def __init__(self, pairs: Iterable[HeldOutPair]) -> None:
         self._pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
-        self._lower: list[Pair] = []
+        self._words: list[Pair] = []  # in lower case, without punctuation
         self._exact: dict[int, list[int]] = {}
         self._bands: dict[int, list[int]] = {}
         self.found: set[tuple[str, int]] = set()  # set and line of those found in the training text
@@ -114,7 +114,9 @@ class HeldOut:
 
     def _index(self) -> None:
         sources, targets = lowered([p.source for p in self._pairs]), lowered([p.target for p in self._pairs])
-        self._lower = list(zip(sources, targets, strict=True))
+        self._words = [
+            (_words_alone(source), _words_alone(target)) for source, target in zip(sources, targets, strict=True)
+        ]
         blocks = Block(sources), Block(targets)
         for place, key in enumerate(_joined(blocks[0].letter_keys(), blocks[1].letter_keys()).tolist()):
             self._exact.setdefault(key, []).append(place)
@@ -140,9 +142,9 @@ class HeldOut:
         texts = [lowered(side) for side in sides.texts]
         for place in np.flatnonzero(hits.any(axis=1)).tolist():
             candidates = {one for key in both[place][hits[place]].tolist() for one in self._bands[key]}
-            pair = texts[0][place], texts[1][place]
+            pair = _words_alone(texts[0][place]), _words_alone(texts[1][place])
             for one in candidates:
-                if all(map(_is_close, pair, self._lower[one])):
+                if all(map(_is_close, pair, self._words[one])):
                     near[place] = True
                     self.nearly_found.add(self._pairs[one][:2])
         return exact, near
@@ -154,6 +156,11 @@ def _among(keys: Ids, known: Ids) -> Chosen:
         return np.zeros(keys.shape, dtype=np.bool_)
     found: Chosen = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
     return found
+
+
+def _words_alone(text: str) -> str:
+    """The words of a text with a space between one and the next."""
+    return " ".join(WORD.findall(text))
 
 
 def _is_close(text: str, other: str) -> bool:
