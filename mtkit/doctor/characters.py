@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Flags = NDArray[np.uint16]
 Ids = NDArray[np.uint64]
 
-# Classes of characters, as bits.
-LETTER, MARK, DIGIT, SPACE, ODD_SPACE, CONTROL, PRIVATE, REPLACED, SUSPECT, ANGLE, OTHER, END, ALONE = (
-    1 << bit for bit in range(13)
-)
+# Classes of characters, as bits. LEAD and TAIL are the characters as which bytes of UTF-8 appear when read as
+# Windows-1252 or Latin-1; DOT is the marks of addresses (. / @); UNSTABLE what Unicode normalisation may change.
+LETTER, MARK, DIGIT, SPACE, ODD_SPACE, CONTROL, PRIVATE, REPLACED, OTHER, END, ALONE = (1 << bit for bit in range(11))
+LEAD, TAIL, ANGLE, DOT, UNSTABLE = (1 << bit for bit in range(11, 16))
 
 # Characters without a visible form that text does not need: controls, the zero-width space and no-break space, the soft
 # hyphen, separators of lines. Joiners and marks of direction are not among them: Persian, Hindi and Hebrew need them.
@@ -71,6 +71,25 @@ def class_of(character: str) -> int:
 
 def _described(character: str) -> tuple[int, str]:
     """The class bits of a character, and its script by its Unicode name; the script is "" if it is not a letter."""
+    kind, script = _kind(character)
+    byte = byte_of(character)
+    if byte is not None:
+        kind |= (LEAD if 0xC2 <= byte <= 0xF4 else 0) | (TAIL if 0x80 <= byte <= 0xBF else 0)
+    is_stable = unicodedata.is_normalized("NFC", character) and not unicodedata.combining(character)
+    if not is_stable or kind & MARK or "\u1160" <= character <= "\u11ff":  # vowels and finals of Hangul
+        kind |= UNSTABLE
+    return kind | (ANGLE if character in "<&" else 0) | (DOT if character in "./@" else 0), script
+
+
+def byte_of(character: str) -> int | None:
+    """The byte that stands for a character in Windows-1252, with the gaps of that encoding filled as in Latin-1."""
+    try:
+        return character.encode("cp1252")[0]
+    except UnicodeEncodeError:
+        return ord(character) if ord(character) < 256 else None
+
+
+def _kind(character: str) -> tuple[int, str]:
     if character == "\n":
         return END, ""
     category = unicodedata.category(character)
@@ -83,19 +102,9 @@ def _described(character: str) -> tuple[int, str]:
     if category == "Co":
         return PRIVATE, ""
     kind = {"L": LETTER, "M": MARK, "N": DIGIT if category == "Nd" else OTHER}.get(category[0], OTHER)
-    if character in "<&":
-        kind |= ANGLE
-    if character in _mojibake_starts():
-        kind |= SUSPECT
     words = [word for word in unicodedata.name(character, "").replace("-", " ").split() if word not in WIDTHS]
     script = words[0] if category[0] == "L" and words else ""
     return kind | (ALONE if script in UNSPACED else 0), script
-
-
-@cache
-def _mojibake_starts() -> frozenset[str]:
-    """The characters as which the first byte of a character in UTF-8 appears when read as Windows-1252 or Latin-1."""
-    return frozenset(bytes([byte]).decode(name) for byte in range(0xC2, 0xF5) for name in ("cp1252", "latin-1"))
 
 
 class Block:
@@ -135,6 +144,12 @@ class Block:
         """A hash of each line, (L), of all characters."""
         return self._hashes(np.ones(len(self.codes), dtype=np.bool_))
 
+    def with_next(self, first: int, then: int) -> NDArray[np.int64]:
+        """The places of the lines in which a character of the classes `first` stands before one of `then`."""
+        found = np.flatnonzero(((self.classes[:-1] & first) != 0) & ((self.classes[1:] & then) != 0))
+        return np.unique(np.searchsorted(self.starts, found, side="right") - 1)
+
+    @cached_property
     def letter_keys(self) -> Ids:
         """A hash of each line, (L), of its letters, marks and digits alone; equal for texts that differ in the rest."""
         return self._hashes((self.classes & (LETTER | MARK | DIGIT)) != 0)

@@ -21,7 +21,7 @@ from mtkit.doctor.slips import Associations, Slip, SlipSearch, associate
 from mtkit.errors import ConfigError, DataError, Meter, counted, is_shown
 from mtkit.preparation.sources import local_test_sets, resolve_corpora, training_corpora
 from mtkit.text.compressed import open_to_read
-from mtkit.text.lines import count_lines, decode_lines, read_pairs, reading_file, require_file
+from mtkit.text.lines import count_lines, decode_blocks, read_pairs, reading_file, require_file
 from mtkit.text.oddities import (
     LEADING_LINES,
     MOST_LINES,
@@ -37,6 +37,7 @@ from mtkit.text.records import Languages, Record, has_records, read_records
 
 BLOCK_PAIRS = 5000
 BLOCK_CHARACTERS = 2_000_000
+STEP_PAIRS = 50  # that are read before the characters are counted
 SAMPLE_LEADING = 8192  # pairs at the beginning of a text that all belong to the sample
 ROWS = 100  # of a table, from which its columns of sentences are recognised
 
@@ -104,12 +105,12 @@ class Part:
 
 def _lines(path: Path, damage: Damage) -> Iterator[str]:
     with reading_file(path), open_to_read(path) as stream:
-        for number, (line, is_replaced) in enumerate(decode_lines(stream), start=1):
-            if is_replaced:
-                damage.num_not_utf8 += 1
-                if damage.num_not_utf8 <= NUM_EXAMPLES:
-                    damage.not_utf8.append((path, number))
-            yield line
+        number = 1
+        for lines, replaced in decode_blocks(stream):
+            damage.num_not_utf8 += len(replaced)
+            damage.not_utf8 += [(path, number + place) for place in replaced[: NUM_EXAMPLES - len(damage.not_utf8)]]
+            number += len(lines)
+            yield from lines
 
 
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
@@ -299,13 +300,15 @@ def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut
 def blocks(rows: Iterable[Record]) -> Iterator[list[Record]]:
     """Yields lists of consecutive rows, of at most BLOCK_PAIRS rows and about BLOCK_CHARACTERS characters."""
     rows = iter(rows)
-    while block := list(islice(rows, 1)):
-        size = len(block[0].source) + len(block[0].target)
-        for row in islice(rows, BLOCK_PAIRS - 1):
-            block.append(row)
-            size += len(row.source) + len(row.target)
-            if size > BLOCK_CHARACTERS:
-                break
+    block: list[Record] = []
+    size = 0
+    while some := list(islice(rows, STEP_PAIRS)):
+        block += some
+        size += sum([len(row.source) + len(row.target) for row in some])
+        if size > BLOCK_CHARACTERS or len(block) >= BLOCK_PAIRS:
+            yield block
+            block, size = [], 0
+    if block:
         yield block
 
 

@@ -14,17 +14,21 @@ from mtkit.doctor.characters import (
     ANGLE,
     CONTROL,
     DIGIT,
+    DOT,
+    LEAD,
     LETTER,
     MARK,
     ODD_SPACE,
     PRIVATE,
     REPLACED,
     SPACE,
-    SUSPECT,
+    TAIL,
     UNSPACED,
+    UNSTABLE,
     Block,
     Flags,
     Letters,
+    byte_of,
     class_of,
     lowered,
 )
@@ -67,6 +71,11 @@ class Sides:
     def where(self, bits: int) -> list[int]:
         """The places of the pairs with a character of these classes on a side."""
         places: list[int] = np.flatnonzero((self.flags[0] | self.flags[1]) & bits).tolist()
+        return places
+
+    def with_next(self, first: int, then: int) -> list[int]:
+        """The places of the pairs with a character of the classes `first` before one of `then` on a side."""
+        places: list[int] = np.union1d(*(block.with_next(first, then) for block in self.raw)).tolist()
         return places
 
     def chosen(self, places: Iterable[int]) -> Chosen:
@@ -114,21 +123,21 @@ def judge(sides: Sides, learned: Learned) -> dict[str, Chosen]:
 def _faults_of_characters(sides: Sides, learned: Learned) -> dict[str, Chosen]:
     return {
         "replacement characters": sides.chosen(sides.where(REPLACED)),
-        "mojibake": sides.having(sides.where(SUSPECT), _has_mojibake),
+        "mojibake": sides.having(sides.with_next(LEAD, TAIL), _has_mojibake),
         "private-use characters": sides.chosen(sides.where(PRIVATE)),
         "control characters": sides.chosen(_with_controls(sides, learned)),
         "spaces": sides.chosen(_with_odd_spaces(sides)),
-        "not NFC": sides.having(range(len(sides.texts[0])), _is_decomposed),
+        "not NFC": sides.having(sides.where(UNSTABLE), _is_decomposed),
         "markup": sides.having(sides.where(ANGLE), _has_markup),
     }
 
 
 def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
-    pairs = list(zip(*sides.texts, strict=True))
     with_digits = np.flatnonzero(sides.flags[0] & sides.flags[1] & DIGIT).tolist()
-    with_addresses = [place for place, pair in enumerate(pairs) if any(map(_may_have_address, pair))]
+    with_addresses = sides.with_next(DOT, LETTER | DIGIT | DOT)
+    with_same_letters = np.flatnonzero(sides.lower[0].letter_keys == sides.lower[1].letter_keys).tolist()
     return {
-        "identical": sides.differing(range(len(pairs)), _are_same),
+        "identical": sides.differing(with_same_letters, _are_same),
         "no words": sides.having(with_addresses, _is_address),
         "addresses differ": sides.differing(with_addresses, _addresses_differ),
         "numbers differ": sides.differing(with_digits, _numbers_differ),
@@ -216,7 +225,7 @@ def _with_odd_spaces(sides: Sides) -> list[int]:
 
 
 def _is_decomposed(text: str) -> bool:
-    return not text.isascii() and not unicodedata.is_normalized("NFC", text)
+    return not unicodedata.is_normalized("NFC", text)
 
 
 def _has_markup(text: str) -> bool:
@@ -226,10 +235,6 @@ def _has_markup(text: str) -> bool:
 def _are_same(source: str, target: str) -> bool:
     source, target = source.strip(), target.strip()
     return source == target or source.casefold() == target.casefold()
-
-
-def _may_have_address(text: str) -> bool:
-    return "://" in text or "www." in text or "@" in text
 
 
 def _is_address(text: str) -> bool:
@@ -276,15 +281,7 @@ def _digits(text: str) -> str:
 # Mending.
 
 
-def _byte_of(character: str) -> int | None:
-    """The byte that stands for a character in Windows-1252, with the gaps of that encoding filled as in Latin-1."""
-    try:
-        return character.encode("cp1252")[0]
-    except UnicodeEncodeError:
-        return ord(character) if ord(character) < 256 else None
-
-
-_BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := _byte_of(chr(code))) is not None}
+_BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := byte_of(chr(code))) is not None}
 _LEADS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
 _TAILS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
 BROKEN = re.compile(f"(?:[{_LEADS}][{_TAILS}]{{1,3}})+")
@@ -341,7 +338,7 @@ def mend_controls(text: str) -> str:
     """The text without controls and invisible characters; separators of lines become spaces."""
     text = TERMINAL_CODE.sub("", text)
     text = text.replace("\u2028", " ").replace("\u2029", " ").replace("\r", " ").replace("\x85", " ")
-    return "".join(character for character in text if class_of(character) != CONTROL)
+    return "".join(character for character in text if not class_of(character) & CONTROL)
 
 
 def mend_spaces(text: str) -> str:

@@ -66,7 +66,7 @@ class Repeats:
         near = exact.copy()
         places = np.flatnonzero(is_judged)
         exact[places] = self._exact.add(_joined(sides.raw[0].keys(), sides.raw[1].keys())[places])
-        letters = _joined(sides.lower[0].letter_keys(), sides.lower[1].letter_keys())
+        letters = _joined(sides.lower[0].letter_keys, sides.lower[1].letter_keys)
         near[places] = self._letters.add(letters[places])
         lengths = np.minimum(sides.lower[0].lengths, sides.lower[1].lengths)
         places = np.flatnonzero(is_judged & (lengths >= LEAST_LENGTH))
@@ -118,7 +118,7 @@ class HeldOut:
             (_words_alone(source), _words_alone(target)) for source, target in zip(sources, targets, strict=True)
         ]
         blocks = Block(sources), Block(targets)
-        for place, key in enumerate(_joined(blocks[0].letter_keys(), blocks[1].letter_keys()).tolist()):
+        for place, key in enumerate(_joined(blocks[0].letter_keys, blocks[1].letter_keys).tolist()):
             self._exact.setdefault(key, []).append(place)
         for side, block in enumerate(blocks):
             for place, keys in enumerate((bands(minima(block), HELD_OUT_ROWS) + np.uint64(side)).tolist()):
@@ -131,7 +131,7 @@ class HeldOut:
         near = exact.copy()
         if not self._pairs:
             return exact, near
-        keys = _joined(sides.lower[0].letter_keys(), sides.lower[1].letter_keys())
+        keys = _joined(sides.lower[0].letter_keys, sides.lower[1].letter_keys)
         for place in np.flatnonzero(is_judged & _among(keys, self._exact_keys)).tolist():
             exact[place] = True
             self.found.update(self._pairs[one][:2] for one in self._exact[int(keys[place])])

@@ -20,6 +20,7 @@ WIDTH = 128
 BUCKETS = 1 << 14
 # A line is compared by vectors learnt from the other folds: else a pair would support itself, whatever it is.
 FOLDS = 4
+MOST_WORDS = 500  # of a line that count
 SHRINKAGE = 3.0  # lines without content that each source word is averaged with, so that rare words weigh less
 
 MOST_SHIFT = 8  # lines
@@ -50,24 +51,23 @@ class Associations:
 
     def __init__(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> None:
         """Learn from the lines of a sample; `numbers` are their places in the whole text, from 0."""
-        self._random = (
-            np.random.default_rng(1).integers(0, 2, (BUCKETS, WIDTH), dtype=np.int8).astype(np.float32) * 2 - 1
-        )
-        self._weights = [_weights(block) for block in (source, target)]
+        random = np.random.default_rng(1).integers(0, 2, (BUCKETS, WIDTH), dtype=np.int8).astype(np.float32) * 2 - 1
+        self._random = random * _weights(target)[:, None]  # (B, D)
         self._mean = np.zeros(WIDTH, dtype=np.float32)
-        self._sums = np.zeros((FOLDS, BUCKETS, WIDTH), dtype=np.float32)
-        self._counts = np.zeros((FOLDS, BUCKETS), dtype=np.float32)
         targets = self._target_vectors(target, center=False)
         self._mean = targets.mean(axis=0)
         targets = _unit(targets - self._mean)
-        words, lines = _words(source)
-        for fold in range(FOLDS):
-            chosen = numbers[lines] % FOLDS == fold
-            np.add.at(self._sums[fold], words[chosen], targets[lines[chosen]])
-            self._counts[fold] = np.bincount(words[chosen], minlength=BUCKETS)
-        np.subtract(self._sums.sum(axis=0), self._sums, out=self._sums)
-        np.subtract(self._counts.sum(axis=0), self._counts, out=self._counts)
-        self._sums /= (self._counts + SHRINKAGE)[:, :, None]
+        sums = np.zeros((FOLDS, BUCKETS, WIDTH), dtype=np.float32)
+        counts = np.zeros((FOLDS, BUCKETS), dtype=np.float32)
+        words, starts = _words(source)
+        for number, line in zip(numbers.tolist(), range(len(starts) - 1), strict=True):
+            of_line = words[starts[line] : starts[line + 1]]
+            sums[number % FOLDS, of_line] += targets[line]
+            counts[number % FOLDS, of_line] += 1
+        sums = sums.sum(axis=0) - sums
+        counts = counts.sum(axis=0) - counts
+        sums *= (_weights(source) / (counts + SHRINKAGE))[:, :, None]
+        self._learnt = sums.reshape(FOLDS * BUCKETS, WIDTH)
         self.gain = self._learn_gain(source, target, numbers)
 
     def _learn_gain(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> float:
@@ -78,17 +78,13 @@ class Associations:
 
     def vectors(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> tuple[Vectors, Vectors]:
         """Unit vectors of the source lines and of the target lines, (L, D), whose places in the text are `numbers`."""
-        words, lines = _words(source)
-        folds = numbers[lines] % FOLDS
-        sums = np.zeros((len(source.starts), WIDTH), dtype=np.float32)
-        _add_rows(sums, self._sums[folds, words] * self._weights[0][words][:, None], lines)
-        return _unit(sums), self._target_vectors(target, center=True)
+        words, starts = _words(source)
+        words = words + np.repeat(numbers % FOLDS * BUCKETS, np.diff(starts))
+        return _unit(_sums(self._learnt, words, starts)), self._target_vectors(target, center=True)
 
     def _target_vectors(self, target: Block, center: bool) -> Vectors:
-        words, lines = _words(target)
-        sums = np.zeros((len(target.starts), WIDTH), dtype=np.float32)
-        _add_rows(sums, self._random[words] * self._weights[1][words][:, None], lines)
-        return _unit(_unit(sums) - self._mean) if center else _unit(sums)
+        vectors = _unit(_sums(self._random, *_words(target)))
+        return _unit(vectors - self._mean) if center else vectors
 
 
 def associate(
@@ -117,23 +113,43 @@ def associate(
 
 
 def _words(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The buckets of the words of all lines, (W), and where those of each line start, and the last end, (L + 1).
+
+    Of a very long line, only the first MOST_WORDS words count.
+    """
     hashes, lines = block.words()
-    return (hashes >> np.uint64(50)).astype(np.int64), lines
+    starts = np.searchsorted(lines, np.arange(len(block.starts) + 1))
+    if len(lines) and np.diff(starts).max() > MOST_WORDS:
+        is_kept = np.arange(len(lines)) - starts[lines] < MOST_WORDS
+        hashes = hashes[is_kept]
+        starts = np.searchsorted(lines[is_kept], np.arange(len(block.starts) + 1))
+    return (hashes >> np.uint64(50)).astype(np.int64), starts
 
 
 def _weights(block: Block) -> NDArray[np.float32]:
     """The inverse document frequency of each word, (B); 0 for words that do not occur."""
-    words, lines = _words(block)
+    words, starts = _words(block)
+    lines = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     number = np.bincount(np.unique(np.stack([words, lines]), axis=1)[0], minlength=BUCKETS)
     idf = np.log((len(block.starts) + 1) / np.maximum(number, 1))
     return np.where(number > 0, idf, 0).astype(np.float32)
 
 
-def _add_rows(sums: Vectors, rows: Vectors, lines: NDArray[np.int64]) -> None:
-    """Add each row to the sum of its line; the lines are in ascending order."""
-    if len(lines):
-        found, starts = np.unique(lines, return_index=True)
-        sums[found] = np.add.reduceat(rows, starts, axis=0)
+def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
+    """The sum of the vectors of the words of each line, (L, D).
+
+    The lines are taken in the order of their lengths, so that their n-th words are added in one go.
+    """
+    lengths = np.diff(starts)
+    order = np.argsort(-lengths, kind="stable")
+    sums = np.zeros((len(lengths), table.shape[1]), dtype=np.float32)
+    first, longest_first = starts[:-1][order], lengths[order]
+    for place in range(int(longest_first[0]) if len(order) else 0):
+        number = int(np.searchsorted(-longest_first, -place))  # of the lines that have more words than `place`
+        sums[:number] += table[words[first[:number] + place]]
+    ordered = np.empty_like(sums)
+    ordered[order] = sums
+    return ordered
 
 
 def _unit(vectors: Vectors) -> Vectors:

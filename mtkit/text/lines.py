@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Generic, TypeVar, cast
 from mtkit.errors import DataError, counted
 from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read
 
+BLOCK_BYTES = 1 << 18  # of lines that are decoded together
 MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
@@ -57,11 +58,30 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
     `is_replaced` tells whether the line contained bytes that are not UTF-8; such bytes become U+FFFD.
     """
     for raw in _raw_lines(stream):
-        line = _without_end(raw)
+        yield _decoded(raw)
+
+
+def decode_blocks(stream: BinaryIO) -> Iterator[tuple[list[str], list[int]]]:
+    """Yields (lines, replaced) for some thousand lines at a time, faster than `decode_lines`, which waits for no line.
+
+    `replaced` has the places in `lines`, from 0, of those that contained bytes that are not UTF-8.
+    """
+    is_first = True
+    while raw := stream.readlines(BLOCK_BYTES):
+        if is_first:
+            raw[0] = raw[0].removeprefix(BOM_UTF8)
+            is_first = False
         try:
-            yield line.decode("utf-8"), False
+            text = b"".join(raw).decode("utf-8")
         except UnicodeDecodeError:
-            yield line.decode("utf-8", errors="replace"), True
+            decoded = list(map(_decoded, raw))
+            yield (
+                [line for line, _ in decoded],
+                [place for place, (_, is_replaced) in enumerate(decoded) if is_replaced],
+            )
+            continue
+        lines = text.removesuffix("\n").split("\n") if text else []
+        yield [line.removesuffix("\r") for line in lines] if "\r" in text else lines, []
 
 
 def read_pairs(
@@ -145,6 +165,15 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
     while raw:
         yield raw
         raw = stream.readline()
+
+
+def _decoded(raw: bytes) -> tuple[str, bool]:
+    """The line without its line end, and whether it contained bytes that are not UTF-8."""
+    line = _without_end(raw)
+    try:
+        return line.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return line.decode("utf-8", errors="replace"), True
 
 
 def _without_end(raw: bytes) -> bytes:

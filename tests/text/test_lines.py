@@ -17,7 +17,15 @@ import pytest
 
 from mtkit.errors import DataError
 from mtkit.text.compressed import COMPRESSIONS, open_to_read, open_to_write
-from mtkit.text.lines import compressed_fingerprint, decode_lines, fingerprint, read_columns, read_lines, read_pairs
+from mtkit.text.lines import (
+    compressed_fingerprint,
+    decode_blocks,
+    decode_lines,
+    fingerprint,
+    read_columns,
+    read_lines,
+    read_pairs,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -71,11 +79,13 @@ def lines_of(path: Path, raw: bytes) -> list[str]:
         ("a\u2028b\u0085c\fd\x00e\x1cf\vg\n".encode(), ["a\u2028b\u0085c\fd\x00e\x1cf\vg"]),
     ],
 )
-def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, lines):
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, lines, monkeypatch):
     assert lines_of(tmp_path / "text", raw) == lines
     for ending, compress in COMPRESS.items():
         assert lines_of(tmp_path / f"text{ending}", compress(raw)) == lines
     assert list(decode_lines(io.BytesIO(raw))) == [(line, False) for line in lines]
+    monkeypatch.setattr("mtkit.text.lines.BLOCK_BYTES", 2)
+    assert [line for block, _ in decode_blocks(io.BytesIO(raw)) for line in block] == lines
 
 
 def test_a_file_is_streamed(tmp_path):
@@ -300,8 +310,14 @@ def test_zst_without_its_package_names_the_extra(tmp_path, monkeypatch, mode):
 
 
 def test_damaged_lines_of_a_stream_are_replaced_and_marked():
-    stream = io.BytesIO(b"good\nb\xe9d\n\xf0\x9f\ngood")
-    assert list(decode_lines(stream)) == [("good", False), ("b\ufffdd", True), ("\ufffd", True), ("good", False)]
+    raw = b"good\nb\xe9d\n\xf0\x9f\ngood"
+    assert list(decode_blocks(io.BytesIO(raw))) == [(["good", "b\ufffdd", "\ufffd", "good"], [1, 2])]
+    assert list(decode_lines(io.BytesIO(raw))) == [
+        ("good", False),
+        ("b\ufffdd", True),
+        ("\ufffd", True),
+        ("good", False),
+    ]
 
 
 def test_a_line_of_a_pipe_comes_before_the_next_is_written():
