@@ -11,7 +11,7 @@ from mtkit.config.section import Keys, write_yaml
 from mtkit.config.settings import Config, Schema, as_said, kinds_with, setting_names, setting_schema, wanted
 from mtkit.errors import ConfigError, MtkitError
 
-ARCHITECTURES = ("transformer", "rnn", "mixed")
+ARCHITECTURES = tuple(kinds_with(("model", "architecture")))
 WIDTH = 100  # of the text, in characters
 LONGEST_SHOWN = 60  # characters of a value that --explain shows
 
@@ -37,6 +37,7 @@ REASONS = {
     "model.residual_init": "Zero makes the first hundred updates better, and no difference in the end.",
     "model.query_key_norm": "Gains a little in small batches; CTranslate2 has no such models.",
     "decoding.beam_size": "5 gains 1 to 2 BLEU over greedy search; larger beams rarely gain more.",
+    "decoding.method": "With architecture cmlm, the default is mask_predict, the only search for its models.",
     "decoding.length_penalty": "1 divides scores by length, so that short translations get no advantage.",
 }
 

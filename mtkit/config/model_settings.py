@@ -43,6 +43,8 @@ Ablation = Literal[
 ]
 # With these, what the decoder computes for a token depends on later tokens, which a cache of earlier tokens lacks.
 SEES_LATER = ("causal_mask", "causal_mask_product", "shift")
+# These are parts of what reads the source, which a language model lacks.
+OF_THE_SOURCE = ("cross_attention", "encoder_causal")
 
 
 class TransformerConfig(CarriedSection):
@@ -128,6 +130,8 @@ class TransformerConfig(CarriedSection):
                 raise ValueError(f"ablate has {name} twice")
         if {"causal_mask", "causal_mask_product"} <= {*self.ablate}:
             raise ValueError("ablate has causal_mask and causal_mask_product, which takes its place; take out one")
+        if not self.reads_source and (found := [name for name in self.ablate if name in OF_THE_SOURCE]):
+            raise ValueError(f"ablate has {found[0]}, which a model without encoder_layers lacks anyway")
         if self.norm == "none" and (said := self.first_changed("norm_placement", "embedding_norm")):
             raise ValueError(f"{said} wants norm layer or rms, found none")
         has_feed_forward = self.width_of("encoder") or self.width_of("decoder")

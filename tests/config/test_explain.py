@@ -1,9 +1,12 @@
 """Settings are compared and explained: each by its name, all of them, and with both values."""
 
+from typing import get_args
+
 import pytest
 
 from mtkit.config.explain import ARCHITECTURES, REASONS, differences, explanation, settings_by_name
 from mtkit.config.load import load_config
+from mtkit.config.model_settings import AnyModelConfig
 from mtkit.config.section import write_yaml
 from mtkit.config.settings import setting_names
 from mtkit.errors import ConfigError
@@ -26,6 +29,13 @@ def test_settings_differ_in_what_was_overridden_and_in_nothing_else():
     assert differences(changed, default) == {name: (b, a) for name, (a, b) in found.items()}
     assert differences(changed, changed) == {}
     assert differences(default, load_config(None, ["model.architecture=rnn"]))["model.num_heads"] == ("8", "-")
+
+
+def test_every_architecture_is_known():
+    assert set(ARCHITECTURES) == {
+        get_args(kind.model_fields["architecture"].annotation)[0] for kind in get_args(AnyModelConfig)
+    }
+    assert "Architectures that have it: transformer, rnn, cmlm." in explanation("model.dropout")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -242,6 +242,14 @@ def test_packing_changes_nothing_where_later_tokens_are_seen(name: str) -> None:
     [
         ({"ablate": ("shift", "shift")}, "ablate has shift twice"),
         ({"ablate": ("causal_mask", "causal_mask_product")}, "ablate has causal_mask and causal_mask_product"),
+        (
+            {"ablate": ("residual", "encoder_causal"), "encoder_layers": 0},
+            "ablate has encoder_causal, which a model with",
+        ),
+        (
+            {"ablate": ("cross_attention",), "encoder_layers": 0},
+            "ablate has cross_attention, which a model without enc",
+        ),
         ({"norm": "none", "norm_placement": "post"}, "norm_placement post wants norm layer or rms, found none"),
         ({"d_ff": 0, "activation": "gelu"}, "activation gelu wants feed-forward layers; d_ff is 0"),
     ],
