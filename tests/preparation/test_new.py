@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,24 @@ import pytest
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import MtkitError
-from mtkit.preparation import new as module
-from mtkit.preparation.new import DROPOUTS, LEAST_UPDATES, SIZES, Size, choose, dropout_for, new, size_for
+from mtkit.preparation.new import (
+    ACCELERATOR,
+    DROPOUTS,
+    ENOUGH_UPDATES,
+    LEARNING_RATE,
+    LEAST_UPDATES,
+    MATRIX_LEARNING_RATE,
+    MEASURED_WIDTH,
+    MOST_EPOCHS,
+    SIZES,
+    USABLE,
+    Size,
+    choose,
+    dropout_for,
+    new,
+    size_for,
+)
+from mtkit.preparation.splitting import LEAST, MOST, SHARE
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parent.parent.parent
@@ -125,9 +142,29 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_page_has_the_rules_as_they_are() -> None:
     page = (ROOT / "configs" / "README.md").read_text("utf-8")
-    for size in SIZES:
-        shape = f"{size.vocab_size:,} | {size.d_model} | {size.d_ff:,} | {size.layers} + {size.layers}"
-        assert f"| {shape} | {size.batch_tokens:,} |" in page
-    for _, dropout in DROPOUTS:
-        assert f"{dropout:g}" in page
-    assert module.MOST_EPOCHS == 100
+    section = page.partition("## The rules of mtkit new")[2].partition("\n## ")[0]
+    rows = [row.split(" | ")[:-1] for row in section.splitlines() if row.startswith("| ")][1:]
+    expected = [
+        [
+            f"| up to {size.pairs:,}" if size.pairs < inf else "| more",
+            *(f"{number:,}" for number in (size.vocab_size, size.d_model, size.d_ff)),
+            f"{size.layers} + {size.layers}",
+            f"{size.batch_tokens:,}",
+        ]
+        for size in SIZES
+    ]
+    assert rows == expected
+    (first_most, first), *others, (_, last) = DROPOUTS
+    dropouts = ", ".join(f"{dropout:g} for up to {most:g}" for most, dropout in others)
+    text = " ".join(section.split())
+    for said in (
+        f"{first:g} for up to {first_most:g} epochs, {dropouts}, then {last:g};",
+        f"fewer than {LEAST_UPDATES} updates of the model fit into {USABLE:.0%} of the minutes".replace("%", " %"),
+        f"more than {MOST_EPOCHS} epochs, and more than {ENOUGH_UPDATES:,} updates, are not used",
+        f"Muon with {LEARNING_RATE:g}, and {MATRIX_LEARNING_RATE:g} for hidden matrices, at width {MEASURED_WIDTH}",
+        f"batches {('no', 'one', 'two', 'three', 'four')[ACCELERATOR]} times as large",
+        f"at least {LEAST} and at most {MOST:,}, chosen by chance",
+    ):
+        assert said in text
+    assert SHARE == 1 / 20
+    assert "a twentieth of the pairs each" in text
