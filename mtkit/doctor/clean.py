@@ -11,7 +11,7 @@ from mtkit.doctor.examine import Examination, Part, blocks, num_lines, verdicts
 from mtkit.doctor.kinds import DROPPED, KINDS, MENDED, Diagnosis, Example, Found
 from mtkit.doctor.pairs import MENDS, Chosen, Sides, judge
 from mtkit.doctor.repeats import Repeats
-from mtkit.errors import DataError, Meter
+from mtkit.errors import DataError, Meter, counted
 from mtkit.files import json_text, replaced_directory, require_folder
 from mtkit.text.compressed import COMPRESSIONS
 from mtkit.text.records import Record, has_records
@@ -29,6 +29,7 @@ class Cleaned:
     files: dict[str, list[str]] = field(default_factory=dict)  # new files by part
     num_read: int = 0
     num_written: int = 0
+    num_lacking: int = 0  # units of TMX that lack a side, and are not among those read
     dropped: dict[str, Found] = field(default_factory=dict)
     mended: dict[str, Found] = field(default_factory=dict)
 
@@ -38,6 +39,7 @@ class Cleaned:
             "files": self.files,
             "pairs_read": self.num_read,
             "pairs_written": self.num_written,
+            "units_without_a_side": self.num_lacking,
             "dropped": {name: _shown(found) for name, found in self.dropped.items()},
             "mended": {name: _shown(found) for name, found in self.mended.items()},
         }
@@ -49,6 +51,8 @@ class Cleaned:
             if kinds:
                 counts = ", ".join(f"{found.count:,} {name}" for name, found in kinds.items())
                 lines.append(f"{what}: {counts}")
+        if self.num_lacking:
+            lines.append(f"skipped: {counted(self.num_lacking, 'unit')} without one of the languages")
         return "\n".join(lines)
 
 
@@ -80,6 +84,8 @@ def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) ->
     kinds = [name for name in diagnosis.kinds if KINDS[name].cleaned and name not in keep]
     with replaced_directory(folder) as new:
         cleaned = _Cleaning(examination, kinds).write(folder, new)
+        if lacking := diagnosis.found.get("lacking side"):
+            cleaned.num_lacking = lacking.count
         (new / RECORD).write_text(json_text(cleaned.as_json(), indent=2) + "\n", encoding="utf-8")
     return cleaned, diagnosis
 

@@ -49,6 +49,14 @@ class Damage:
     not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first lines
     num_not_utf8: int = 0
     num_lines: tuple[int, int] | None = None  # of both files, if the numbers differ
+    lacking: list[int] = field(default_factory=list)  # lines of the first units of TMX that lack a side
+    num_lacking: int = 0
+
+    def add_lacking(self, line: int) -> None:
+        """Count a unit of TMX that lacks a side."""
+        self.num_lacking += 1
+        if self.num_lacking <= NUM_EXAMPLES:
+            self.lacking.append(line)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Part:
         if self.target is not None:
             yield from self._read_files(self.source, self.target, damage)
         elif has_records(self.source):
-            yield from read_records(self.source, self.languages)
+            yield from read_records(self.source, self.languages, on_lacking=damage.add_lacking)
         else:
             yield from self._read_columns(damage)
 
@@ -259,6 +267,11 @@ class Examination:
             source, target = damage.num_lines
             text = f"{counted(source, 'line')}, but {part.target} has {target:,}"
             self._add_text("unequal lines", part.source, None, text)
+
+        if damage.num_lacking:
+            text = "a unit without one of the languages"
+            examples = [Example(part.source, line, text=text) for line in damage.lacking]
+            self._found.setdefault("lacking side", Found()).add(examples, damage.num_lacking)
 
     def _add_slips(self, part: Part, slips: Sequence[Slip]) -> None:
         for slip in slips:

@@ -61,6 +61,11 @@ KINDS: dict[str, Kind] = {
         "one wrong pair",
         "the command in the example deletes it",
     ),
+    "lacking side": Kind(
+        "Units of TMX without one of the two languages",
+        "they are skipped",
+        "nothing, if the file has more than two languages; else --languages, such as fr-en",
+    ),
     "blank side": Kind(
         "A side is blank",
         "such pairs are left out of training; many of them mean that text was lost",

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -41,13 +41,17 @@ class Input:
     paths: tuple[Path, ...]
     columns: tuple[int, int] = (1, 2)  # of source and target in a table or in records that name no languages
 
-    def pairs(self, languages: Languages | None) -> Iterator[Pair]:
-        """Yields the pairs; in TMX and JSON lines, `languages` chooses the sides. Raises DataError for bad text."""
+    def pairs(self, languages: Languages | None, on_lacking: Callable[[int], None] | None = None) -> Iterator[Pair]:
+        """Yields the pairs; in TMX and JSON lines, `languages` chooses the sides. Raises DataError for bad text.
+
+        `on_lacking` is called with the line of each unit of TMX that lacks one of the languages.
+        """
         if len(self.paths) == 2:
             return read_pairs(*self.paths)
         [path] = self.paths
         if has_records(path):
-            return ((record.source, record.target) for record in read_records(path, languages, self.columns == (2, 1)))
+            records = read_records(path, languages, self.columns == (2, 1), on_lacking)
+            return ((record.source, record.target) for record in records)
         return read_columns(path, *self.columns)
 
     @property
@@ -313,13 +317,15 @@ class Split:
     sizes: dict[str, int]  # pairs of train, valid and test
     num_groups: int
     near: bool  # whether near-duplicates were kept together, not only equal sentences
+    num_lacking: int = 0  # units of TMX that lack one of the languages, and are no pairs
 
     def told(self) -> str:
         """Returns the numbers in words."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count)
         lost = f", {sum(self.dropped.values()):,} of them left out ({reasons})" if reasons else ""
+        lacking = f", and {counted(self.num_lacking, 'unit')} without one of the languages" if self.num_lacking else ""
         return (
-            f"{counted(self.num_read, 'pair')}{lost}: {self.sizes['train']:,} for training, "
+            f"{counted(self.num_read, 'pair')}{lost}{lacking}: {self.sizes['train']:,} for training, "
             f"{self.sizes['valid']:,} for validation, {self.sizes['test']:,} for testing"
         )
 
@@ -362,6 +368,7 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
         {name: int((chosen == part).sum()) for part, name in NAMES.items()},
         len(np.unique(labels)),
         near,
+        read.num_lacking,
     )
 
 
@@ -370,12 +377,13 @@ class _Reading:
 
     def __init__(self, inputs: Sequence[Input], languages: Languages | None) -> None:
         self.dropped: Counter[str] = Counter()
+        self.num_lacking = 0  # units of TMX
         self.sides = (_Side(), _Side())
         kept: list[NDArray[np.bool_]] = []
         differs: list[NDArray[np.bool_]] = []
         digests: list[Keys] = []
         with Meter("reading", "pairs") as meter:
-            for chunk in _chunks(meter.counting(_all_pairs(inputs, languages))):
+            for chunk in _chunks(meter.counting(_all_pairs(inputs, languages, self._count_lacking))):
                 kept.append(np.array([not self._fault(pair, is_first) for pair, is_first in chunk]))
                 differs.append(np.array([one.casefold() != other.casefold() for (one, other), _ in chunk]))
                 digests.append(np.array([_digest("\n".join(pair)) for pair, _ in chunk], np.uint64))
@@ -392,6 +400,9 @@ class _Reading:
         self.dropped["repeated"] = int((~is_first).sum())
         self.is_kept[places[~is_first]] = False
 
+    def _count_lacking(self, line: int) -> None:
+        self.num_lacking += 1
+
     def _fault(self, pair: Pair, is_first: bool) -> str | None:
         fault = "blank" if not (pair[0].strip() and pair[1].strip()) else None
         if is_first and _is_header(pair):
@@ -405,10 +416,12 @@ def _is_header(pair: Pair) -> bool:
     return Oversights(LanguagesConfig(), is_copying_dropped=True).advice_on_header((), *pair) is not None
 
 
-def _all_pairs(inputs: Sequence[Input], languages: Languages | None) -> Iterator[tuple[Pair, bool]]:
+def _all_pairs(
+    inputs: Sequence[Input], languages: Languages | None, on_lacking: Callable[[int], None] | None = None
+) -> Iterator[tuple[Pair, bool]]:
     """Yields all pairs, and whether each is the first of its input."""
     for each in inputs:
-        yield from ((pair, number == 0) for number, pair in enumerate(each.pairs(languages)))
+        yield from ((pair, number == 0) for number, pair in enumerate(each.pairs(languages, on_lacking)))
 
 
 def _chunks(pairs: Iterable[tuple[Pair, bool]]) -> Iterator[list[tuple[Pair, bool]]]:

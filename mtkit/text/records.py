@@ -5,7 +5,7 @@ Both come from strangers, so XML that declares entities, or refers to other file
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,16 +38,23 @@ def has_records(path: Path) -> bool:
     return _ending(path) in (*TMX, *JSON_LINES)
 
 
-def read_records(path: Path, languages: Languages | None = None, is_turned: bool = False) -> Iterator[Record]:
+def read_records(
+    path: Path,
+    languages: Languages | None = None,
+    is_turned: bool = False,
+    on_lacking: Callable[[int], None] | None = None,
+) -> Iterator[Record]:
     """Yields the sentence pairs of a TMX or JSON lines file; `languages` are the codes of source and target.
 
     JSON lines that name no languages, but source and target or only an order, have the target first if `is_turned`.
 
     Without `languages`, the sides are those that the first pair names. In TMX, the header's source language comes
-    first. Units of TMX that lack a side are skipped. Line breaks within a text become spaces. Raises DataError, with
-    the line, for anything that is not valid.
+    first. Units of TMX that lack a side are skipped; `on_lacking` is called with the line of each. Line breaks within a
+    text become spaces. Raises DataError, with the line, for anything that is not valid.
     """
-    return _read_tmx(path, languages) if _ending(path) in TMX else _read_json_lines(path, languages, is_turned)
+    if _ending(path) in TMX:
+        return _read_tmx(path, languages, on_lacking)
+    return _read_json_lines(path, languages, is_turned)
 
 
 def _ending(path: Path) -> str:
@@ -69,22 +76,20 @@ CHUNK_BYTES = 1 << 16
 CODES = ("bpt", "ept", "it", "ph", "ut", "sub")
 
 
-def _read_tmx(path: Path, languages: Languages | None) -> Iterator[Record]:
+def _read_tmx(path: Path, languages: Languages | None, on_lacking: Callable[[int], None] | None) -> Iterator[Record]:
     units = _Units(path)
     with reading_file(path), open_to_read(path) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            units.feed(chunk)
+        chunk = None
+        while chunk != b"":
+            chunk = stream.read(CHUNK_BYTES)
+            units.feed(chunk, is_last=not chunk)
             for line, texts in units.taken():
                 languages = languages or units.languages(line, texts)
                 record = _pair(line, texts, languages)
                 if record is not None:
                     yield record
-        units.feed(b"", is_last=True)
-        for line, texts in units.taken():
-            languages = languages or units.languages(line, texts)
-            record = _pair(line, texts, languages)
-            if record is not None:
-                yield record
+                elif on_lacking is not None:
+                    on_lacking(line)
 
 
 def _pair(line: int, texts: dict[str, str], languages: Languages) -> Record | None:

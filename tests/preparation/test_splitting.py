@@ -162,6 +162,12 @@ def test_what_cannot_be_used_is_counted_or_refused(tmp_path: Path) -> None:
     found, _ = split(tmp_path / "data", *write(tmp_path / "in", "table", [*PAIRS, *odd]))
     repeated = NUM_PAIRS - len(set(PAIRS)) + 2
     assert found.dropped == {"header": 1, "blank": 2, "repeated": repeated}
+    [memory] = write(tmp_path / "memory", "tmx")
+    unit = '<tu><tuv xml:lang="fr"><seg>seul</seg></tuv></tu>'
+    memory.write_text(memory.read_text("utf-8").replace("</body>", f"{unit}{unit}</body>"), "utf-8")
+    found, _ = split(tmp_path / "units", memory)
+    assert (found.num_read, found.num_lacking) == (NUM_PAIRS, 2)
+    assert f"{NUM_PAIRS} pairs, and 2 units without one of the languages: " in found.told()
     with pytest.raises(DataError, match="60 usable pairs of 61; a training wants 400"):
         split(tmp_path / "few", *write(tmp_path / "few-in", "table", PAIRS[:60]))
     with pytest.raises(DataError, match="nearly all sentences occur again and again"):
