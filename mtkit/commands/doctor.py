@@ -34,13 +34,16 @@ def doctor(
     Prints where they are, what they cost and what mends them. With CONFIG, the training text is examined, and searched
     for validation and test pairs. The exit code is 1 if something should be mended before training.
     """
-    from mtkit.doctor.page import as_html, as_text
-    from mtkit.files import json_text, write_file
+    from mtkit.files import json_text
+    from mtkit.report.diagnosis import as_html, as_text
+    from mtkit.report.page import require_page, write_page
 
+    if output is not None:
+        require_page(output)
     diagnosis = _examination(text, languages).run()
     print(json_text(diagnosis.as_json(), indent=2) + "\n" if json else as_text(diagnosis), end="")
     if output is not None:
-        write_file(output, as_html(diagnosis).encode())
+        write_page(output, as_html(diagnosis))
     if diagnosis.stopping:
         raise typer.Exit(1)
 

@@ -12,9 +12,9 @@ from mtkit.doctor.clean import clean
 from mtkit.doctor.examine import Examination, HeldOutPair, examine, parts_of_files
 from mtkit.doctor.kinds import KINDS, MENDED, Diagnosis
 from mtkit.doctor.learned import Learned, Lengths
-from mtkit.doctor.page import as_html, as_text
 from mtkit.doctor.pairs import MENDS, Sides, judge, mend_mojibake
 from mtkit.errors import DataError
+from mtkit.report.diagnosis import as_html, as_text
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parent.parent.parent
@@ -177,6 +177,30 @@ def test_files_of_unequal_length_and_bytes_that_are_not_utf8_stop_training(pairs
     with pytest.raises(DataError, match="50 lines, but"):
         clean(Examination(parts_of_files(files, None), (), None), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_units_of_a_memory_that_lack_a_language_are_counted(pairs, tmp_path, quiet, capsys):
+    file = tmp_path / "memory.tmx"
+    sides = [
+        [f'<tuv xml:lang="{code}"><seg>{text}</seg></tuv>' for code, text in zip(("fr", "en"), pair, strict=True)]
+        for pair in pairs[:40]
+    ]
+    units = [f"<tu>{source}{'' if number in (8, 9) else target}</tu>" for number, (source, target) in enumerate(sides)]
+    write_lines(file, ['<tmx version="1.4"><header srclang="fr"/><body>', *units, "</body></tmx>"])
+    assert _run(["doctor", str(file), "--json"]) == 0
+    [finding] = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["kind"], finding["count"]) == ("lacking side", 2)
+    assert [example["line"] for example in finding["examples"]] == [10, 11]
+    assert _run(["clean", str(file), "-o", str(tmp_path / "new")]) == 0
+    assert "skipped: 2 units without one of the languages" in capsys.readouterr().out
+    record = json.loads((tmp_path / "new" / "cleaned.json").read_text("utf-8"))
+    assert (record["pairs_read"], record["units_without_a_side"]) == (38, 2)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_text_is_read(tmp_path, capsys):
+    for output, told in (("page.txt", "wants a file that ends in .html"), ("no/page.html", "no such directory")):
+        assert _run(["doctor", str(tmp_path / "no.fr"), str(tmp_path / "no.en"), "-o", str(tmp_path / output)]) == 1
+        assert told in capsys.readouterr().err
 
 
 def test_cleaned_text_has_no_faults_and_the_record_adds_up(pairs, tmp_path, quiet, capsys):
