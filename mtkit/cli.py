@@ -14,7 +14,7 @@ from mtkit.commands.options import (
     UsageError,
     usage_message,
 )
-from mtkit.errors import MtkitError, SignalError, StoppedError, is_out_of_memory, say
+from mtkit.errors import ERROR, MtkitError, SignalError, StoppedError, is_out_of_memory, say
 from mtkit.files import NOTHING_HALF, ended_by_signal
 
 STOPPED = 130
@@ -131,4 +131,4 @@ def _run(arguments: list[str]) -> int:
 
 def _tell(message: str) -> None:
     for line in message.splitlines():
-        say(f"mtkit: error: {line}")
+        say(f"{ERROR}{line}")

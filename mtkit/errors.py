@@ -141,6 +141,9 @@ def require_texts(values: Iterable[Any], name: str, wanted: str) -> None:
 
 # Messages on stderr.
 
+ERROR = "mtkit: error: "  # the beginning of each line of an error message
+_says_all = True
+
 NUM_NAMED = 10  # warnings of each kind that are printed; further ones are counted
 
 
@@ -155,13 +158,19 @@ def say(text: str) -> None:
     If printing fails, the line is dropped without an error: a closed pipe or terminal, or a log file on a full disk,
     should not end the program.
     """
-    if sys.stderr is None:
+    if sys.stderr is None or not (_says_all or text.startswith(ERROR)):
         return
     try:
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
     except (OSError, ValueError):  # ValueError: stderr is closed
         pass
+
+
+def say_only_errors() -> None:
+    """Let `say` print only error messages from now on: in processes that all say the same, one says the rest."""
+    global _says_all
+    _says_all = False
 
 
 def counted(number: int, noun: str) -> str:

@@ -143,12 +143,12 @@ class Stop:
 
 
 @contextmanager
-def stopping_by_signal() -> Iterator[Stop]:
+def stopping_by_signal(silent: bool = False) -> Iterator[Stop]:
     """Yields a Stop that records Ctrl-C, SIGTERM and SIGHUP, so that training can end after the current update.
 
     A Ctrl-C after any of these signals raises KeyboardInterrupt. SIGUSR1 asks for a checkpoint, after which training
     continues; job queues send it some time before they stop a job. If SIGHUP was ignored before, as under nohup, it
-    stays ignored.
+    stays ignored. With `silent=True`, nothing is printed, since another process tells the user.
     """
     stop = Stop()
 
@@ -158,6 +158,8 @@ def stopping_by_signal() -> Iterator[Stop]:
         if stop.signal:
             return  # a closed terminal sends several SIGHUP, and a job queue may send SIGTERM after them
         stop.signal = number
+        if silent:
+            return
         # Not by print, which is not reentrant: the signal may have interrupted another print.
         with suppress(OSError):
             os.write(2, "\nstopping: saving the state (Ctrl-C to stop at once) …\n".encode())
