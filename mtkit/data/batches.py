@@ -394,6 +394,17 @@ def aligned_tokens(corpus: Corpus, pairs: NDArray[np.int64]) -> AlignedTokens:
 # The batches of a corpus in the order of training, either with the ids of the corpus or with newly sampled
 # segmentations.
 
+
+@dataclass(frozen=True)
+class Share:
+    """The batches that one of several processes trains on: of every `count` batches in a row, number `rank`, from 0."""
+
+    rank: int
+    count: int
+
+
+ALL = Share(0, 1)
+
 # For each batch: the epoch to which it belongs, and the parts into which it is divided (usually only one).
 Stream = Iterator[tuple[int, tuple[Batch, ...]]]
 
@@ -424,18 +435,23 @@ def micro_batches(
     boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
+    share: Share = ALL,
 ) -> Stream:
     """Yields (epoch, parts of the batch) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Even if segmentations are sampled, pairs are assigned to batches by their lengths in the corpus. So a batch may be
-    larger than `batch_tokens` once segmentations have been sampled. Such a batch is divided into several parts, all for
-    the same update of the model; any other batch has one part. Sampled segmentations depend only on the text, the seed
-    and the number of pairs before the batch. `earlier` lists the values of `batch_tokens` that the run used before.
-    Raises ValueError if no batch ends after exactly `consumed` pairs.
+    Of these batches, only those of `share` are made and yielded. Even if segmentations are sampled, pairs are assigned
+    to batches by their lengths in the corpus. So a batch may be larger than `batch_tokens` once segmentations have been
+    sampled. Such a batch is divided into several parts, all for the same update of the model; any other batch has one
+    part. Sampled segmentations depend only on the text, the seed and the number of pairs before the batch. `earlier`
+    lists the values of `batch_tokens` that the run used before. Raises ValueError if no batch ends after exactly
+    `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    for epoch, pairs in batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier):
-        if sampling:
+    batches = batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier)
+    for number, (epoch, pairs) in enumerate(batches):
+        if number % share.count != share.rank:
+            pass
+        elif sampling:
             yield epoch, _sampled_parts(corpus, config, sampling, pairs, consumed, boundaries)
         else:
             source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
@@ -551,14 +567,17 @@ class Feed:
         )
 
     @contextmanager
-    def batches(self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = ()) -> Iterator[Stream]:
+    def batches(
+        self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = (), share: Share = ALL
+    ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        The batches are prefetched. `earlier` lists the values of `batch_tokens` that the run used before. Raises
-        CheckpointError if no batch ends after exactly `pairs` pairs; the message names `step`.
+        Of these, only the batches of `share` are given. The batches are prefetched. `earlier` lists the values of
+        `batch_tokens` that the run used before. Raises CheckpointError if no batch ends after exactly `pairs` pairs;
+        the message names `step`.
         """
         stream = micro_batches(
-            self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier
+            self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier, share
         )
         try:
             first = next(stream)
