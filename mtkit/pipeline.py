@@ -19,7 +19,16 @@ from mtkit.bundle.opening import carried_over, has_model, is_begun, run_config, 
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, say
 from mtkit.evaluation.evaluate import ScoredSet, evaluate
-from mtkit.files import clear_beside, followed, only_writer, remove, require_folder, without_usr1, write_file
+from mtkit.files import (
+    clear_beside,
+    followed,
+    only_writer,
+    remove,
+    require_folder,
+    stopping_by_signal,
+    without_usr1,
+    write_file,
+)
 from mtkit.models.registry import pick_device
 from mtkit.preparation.prepare import (
     binarize,
@@ -38,6 +47,7 @@ from mtkit.preparation.sources import SetFiles, check_names, has_files, test_set
 from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
+from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.log import require_tensorboard
 from mtkit.training.records import (
     changed_since_trained,
@@ -99,29 +109,47 @@ def run_binarize(config: Config) -> None:
         binarize(config, told)
 
 
-def run_train(config: Config, fresh: bool = False, change: bool = False, end_in: int | None = None) -> None:
+def run_train(
+    config: Config, fresh: bool = False, change: bool = False, end_in: int | None = None, ranks: Ranks = ALONE
+) -> None:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
     With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
     the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the
-    run then ends.
+    run then ends. If several processes train together, each calls this function with its `ranks`.
     """
     config = with_patterns_expanded(carried_over(config))
+    if not ranks.is_first:
+        _follow(config, ranks, fresh, change, end_in)
+        return
     with _opened(config):
         config = config if fresh else keep_normalization(config)
-        _train(config, fresh, change, end_in)
+        _train(config, fresh, change, end_in, ranks)
 
 
-def run_all(config: Config, fresh: bool = False, change: bool = False) -> list[ScoredSet]:
+def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ranks = ALONE) -> list[ScoredSet]:
     """`mtkit run`: execute every stage that is out of date; returns the scores on the test sets.
 
-    `fresh` and `change` are as in `run_train`.
+    `fresh`, `change` and `ranks` are as in `run_train`; only rank 0 evaluates, the others return no scores.
     """
     config = with_patterns_expanded(carried_over(config))
+    if not ranks.is_first:
+        _follow(config, ranks, fresh, change)
+        return []
     with _opened(config):
         config = config if fresh else keep_normalization(config)
-        _train(config, fresh, change)
+        _train(config, fresh, change, ranks=ranks)
         return _evaluate(config)
+
+
+def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int | None = None) -> None:
+    """What all ranks but the first do: wait until the first one has prepared the data, then train with it."""
+    with stopping_by_signal(silent=True) as stop:
+        trains = ranks.are_to_train(stop)
+    if trains:
+        config = config if fresh else keep_normalization(config)
+        train(config, read_validation(config), change, end_in=end_in, ranks=ranks)
+    ranks.part()
 
 
 def run_race(config: Config, begun: float, fresh: bool = False, test: bool = False) -> dict[str, Any]:
@@ -178,7 +206,7 @@ def _opened(config: Config) -> Iterator[None]:
         yield
 
 
-def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None) -> bool:
+def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None, ranks: Ranks = ALONE) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
     Training is skipped if the model is up to date, unless `fresh` is true.
@@ -199,7 +227,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None)
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
-            train(config, read_validation(config), after_save=start.keep_new)
+            train(config, read_validation(config), after_save=start.keep_new, ranks=ranks)
         return True
     _prepare(config)
     ended = ending_of(config.run_path)
@@ -207,6 +235,8 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None)
         write_file(config.run_path / "config.yaml", config_text(config).encode())
         how = f"; --end-in {ended.steps} ended the run at step {ended.last_step:,}" if ended else ""
         say(f"training: {config.run_path / 'model'} is up to date{how}")
+        ranks.begin(trains=False)
+        ranks.part()
         return False
     if has_model(config.run_path) and not checkpoint_steps(config.run_path / "checkpoints"):
         if end_in is not None:
@@ -216,7 +246,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None)
             f"changed: {'; '.join(changed_since_trained(config))}. Change it back, give the run another name "
             f"(training.start_from={config.run_path} starts it from this model), or replace the model with --fresh"
         )
-    train(config, read_validation(config), change, end_in=end_in)
+    train(config, read_validation(config), change, end_in=end_in, ranks=ranks)
     return True
 
 

@@ -17,6 +17,7 @@ from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 
@@ -70,11 +71,12 @@ def done_once(stage: Callable[[Config], Any], config: Config) -> Any:
     return _DONE[key][1]
 
 
-def trainer_of(config: Config) -> Trainer:
+def trainer_of(config: Config, ranks: Ranks = ALONE) -> Trainer:
     """A trainer at the last checkpoint of a run."""
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
     corpus = Corpus.open(config.run_path / "data" / "train")
-    return Trainer(config, tokenizer, corpus, Validation.prepare(config, tokenizer, *read_validation(config)))
+    validation = Validation.prepare(config, tokenizer, *read_validation(config))
+    return Trainer(config, tokenizer, corpus, validation, ranks=ranks)
 
 
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:

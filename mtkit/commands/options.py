@@ -42,6 +42,9 @@ FreshOption = Annotated[
 ChangeOption = Annotated[
     bool, typer.Option("--change", help="Resume with changed settings that affect the weights from here on.")
 ]
+DevicesOption = Annotated[
+    str | None, typer.Option(metavar="N", help="Train on N devices of this machine; torchrun takes more machines.")
+]
 BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
 LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
 BatchTokensOption = Annotated[

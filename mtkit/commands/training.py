@@ -14,6 +14,7 @@ from mtkit.commands.options import (
     ChangeOption,
     ConfigArgument,
     DeviceOption,
+    DevicesOption,
     EnsembleOption,
     FreshOption,
     LengthPenaltyOption,
@@ -149,6 +150,7 @@ def train(
         str | None,
         typer.Option(metavar="N", help="End the run: let the learning rate fall over its next N updates."),
     ] = None,
+    devices: DevicesOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train, resuming where the run stopped.
@@ -157,10 +159,21 @@ def train(
     """
     updates = None if end_in is None else count("--end-in", end_in)
     _require_one_way(fresh, change, end_in is not None)
+    number = None if devices is None else count("--devices", devices)
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_train
+    from mtkit.training.distributed import started
 
-    run_train(load_config(config, settings or []), fresh, change, updates)
+    found = load_config(config, settings or [])
+    ending = [] if end_in is None else ["--end-in", end_in]
+    with started(found.device, number, ["train", *_again(config, settings, fresh, change), *ending]) as ranks:
+        run_train(found, fresh, change, updates, ranks)
+
+
+def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool) -> list[str]:
+    """Returns the arguments with which a command was called, for the other processes of a training."""
+    flags = {"--fresh": fresh, "--change": change}
+    return [str(config), *(settings or []), *(name for name, is_given in flags.items() if is_given)]
 
 
 def _require_one_way(fresh: bool, change: bool, ends: bool = False) -> None:
@@ -175,6 +188,7 @@ def run(
     settings: SettingsArgument = None,
     fresh: FreshOption = False,
     change: ChangeOption = False,
+    devices: DevicesOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run every stage that is out of date, then evaluate.
@@ -182,11 +196,15 @@ def run(
     The stages are train-tokenizer, binarize, train and evaluate; the scores are printed.
     """
     _require_one_way(fresh, change)
+    number = None if devices is None else count("--devices", devices)
     from mtkit.config.load import load_config
     from mtkit.evaluation.evaluate import table
     from mtkit.pipeline import run_all
+    from mtkit.training.distributed import started
 
-    scores = run_all(load_config(config, settings or []), fresh, change)
+    found = load_config(config, settings or [])
+    with started(found.device, number, ["run", *_again(config, settings, fresh, change)]) as ranks:
+        scores = run_all(found, fresh, change, ranks)
     if scores:
         print(table(scores), end="")
 

@@ -46,7 +46,14 @@ class TrainingConfig(Section):
     batch_tokens: int = Field(
         4096, ge=1, description="Largest size of a batch: sentences x longest side, in tokens, counting end marks."
     )
-    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one update.")
+    accumulate: int = Field(1, ge=1, description="Batches of each device whose gradients make one update.")
+    update_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Size of an update over all devices, measured as batch_tokens is, instead of accumulate: each "
+        "device accumulates update_tokens / (batch_tokens x devices) batches, rounded, at least 1; null: as "
+        "accumulate says.",
+    )
     max_steps: Updates = Field(
         100_000,
         description="Updates after which training ends; auto: as many as fit into max_minutes, fixed once by the "
@@ -217,6 +224,19 @@ class TrainingConfig(Section):
         description="Draw the log with TensorBoard, into tensorboard of the run directory; wants mtkit[tensorboard].",
     )
     seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
+
+    def batches_per_update(self, devices: int = 1) -> int:
+        """Returns how many batches each of so many devices contributes to an update."""
+        if self.update_tokens is None:
+            return self.accumulate
+        return max(1, int(self.update_tokens / (self.batch_tokens * devices) + 0.5))
+
+    @model_validator(mode="after")
+    def update_fits(self) -> "TrainingConfig":
+        """Raise ValueError if both `update_tokens` and `accumulate` say how large an update is."""
+        if self.update_tokens is not None and (said := self.first_changed("accumulate")):
+            raise ValueError(f"{said} and update_tokens {self.update_tokens} both say how large an update is; give one")
+        return self
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":

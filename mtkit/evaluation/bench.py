@@ -886,7 +886,7 @@ def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record
         "data": data.told,
         "pairs": len(corpus),
         "batch_tokens": settings.batch_tokens,
-        "accumulate": settings.accumulate,
+        "accumulate": settings.batches_per_update(),
         "updates": sums.updates,
         "seconds": sums.seconds,
         "target_tokens_per_second": sums.target_tokens / sums.seconds,
@@ -952,7 +952,8 @@ class Trial:
         synchronize(self.device)
         begun = self.since = time.perf_counter()
         while self.sums.updates < num_updates or time.perf_counter() - begun < seconds:
-            batches = [batch for _, parts in islice(stream, self.config.training.accumulate) for batch in parts]
+            taken = islice(stream, self.config.training.batches_per_update())
+            batches = [batch for _, parts in taken for batch in parts]
             self._end_part(DATA)
             self.step += 1
             self.updater.update(batches, self.step, RATE)

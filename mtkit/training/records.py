@@ -294,7 +294,12 @@ def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
 
 
 def write_facts(
-    config: Config, corpus: Corpus, model: TranslationModel, progress: Progress, started_from: str | None
+    config: Config,
+    corpus: Corpus,
+    model: TranslationModel,
+    progress: Progress,
+    started_from: str | None,
+    num_devices: int = 1,
 ) -> dict[str, Any]:
     """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
@@ -306,6 +311,7 @@ def write_facts(
         "torch": torch.__version__,
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
+        **({"devices": num_devices} if num_devices > 1 else {}),
         "threads": torch.get_num_threads(),
         "precision": progress.precision,
         "start_from": started_from,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtkit import __version__
 from mtkit.bundle.checkpoints import (
     FIRST_SCALE,
     TRAINED,
@@ -29,7 +30,7 @@ from mtkit.bundle.checkpoints import (
 from mtkit.bundle.opening import noted_start, start_bundle, start_checksum
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import SHARES, TrainingConfig, settled
-from mtkit.data.batches import Batch, Feed, Stream
+from mtkit.data.batches import Batch, Feed, Share, Stream
 from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
 from mtkit.files import Stop, stopping_by_signal
@@ -37,13 +38,15 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model, pick_device, pick_precision, require_weights_of
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
-from mtkit.training.log import Board, Log, ShownTraining
+from mtkit.training.distributed import ALONE, Ranks
+from mtkit.training.log import Board, Log, NoLog, ShownTraining
 from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import (
     MEASURES,
     Changes,
     Difference,
     changes_since,
+    differences,
     earlier_budgets,
     facts_of,
     identity_of,
@@ -91,6 +94,7 @@ def train(
     change: bool = False,
     after_save: Callable[[], None] = nothing,
     end_in: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train until a limit in the settings is reached, and write the bundle into the run directory.
 
@@ -98,16 +102,19 @@ def train(
     one; `change=True` (--change) allows settings that differ from those of the checkpoint. `after_save` is called after
     each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over the `end_in` updates after the
     newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, saves the state, then raises
-    StoppedError.
+    StoppedError. All `ranks` call this function; only rank 0 writes files.
     """
     run = config.run_path
+    if ranks.is_first:
+        clear_leftovers(run / "checkpoints")
+        ranks.begin(trains=True)
     tokenizer = Tokenizer.load(run / "tokenizer")
     corpus = Corpus.open(run / "data" / "train")
     corpus.require_tokenizer(tokenizer.hash)
-    with Verification(corpus) as verification:
+    with Verification(corpus) if ranks.is_first_here else nullcontext() as verification:
         measured = Validation.prepare(config, tokenizer, *validation)
-        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save, end_in)
-        with stopping_by_signal() as stop:
+        trainer = Trainer(config, tokenizer, corpus, measured, change, after_save, end_in, ranks)
+        with stopping_by_signal(silent=not ranks.is_first) as stop:
             trainer.run(stop, verification)
 
 
@@ -123,7 +130,9 @@ class Trainer:
         change: bool = False,
         after_save: Callable[[], None] = nothing,
         end_in: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.given = config
         self.config = config  # as given, with numbers in place of "auto" once they are known
         self.after_save = after_save
@@ -152,9 +161,8 @@ class Trainer:
         self._resume(change, end_in)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
-        self.updater = Updater(self.state, self.settings, scaler)
-        board = Board(self.run_path / "tensorboard", progress.step) if self.settings.tensorboard else None
-        self.log = Log(self.run_path / "log.jsonl", progress.log_bytes, board)
+        self.updater = Updater(self.state, self.settings, scaler, ranks)
+        self.log = self._open_log() if ranks.is_first else NoLog()
 
     @property
     def settings(self) -> TrainingConfig:
@@ -168,6 +176,11 @@ class Trainer:
     def _rate(self, step: int, settings: TrainingConfig) -> float:
         """Returns the learning rate of update number `step` under the given settings."""
         return learning_rate(step, settings, self.config.model.d_model, self.state.progress.rate_lowered)
+
+    def _open_log(self) -> Log:
+        step, length = self.state.progress.step, self.state.progress.log_bytes
+        board = Board(self.run_path / "tensorboard", step) if self.settings.tensorboard else None
+        return Log(self.run_path / "log.jsonl", length, board)
 
     # How a run begins: new, from another model, or from its newest checkpoint.
 
@@ -190,7 +203,6 @@ class Trainer:
         Raises CheckpointError in three cases: a setting that must never change has changed; a setting that may change
         only with `change=True` has changed without it; or the run cannot end in `end_in` updates.
         """
-        clear_leftovers(self.checkpoints)
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
             if end_in is not None:
@@ -336,7 +348,7 @@ class Trainer:
         progress = self.state.progress
         weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._set_weights(measured_weights(self.checkpoints, progress.best_step))
-        measured, _ = self.validation.measure(self.model, self.tokenizer, Stop())
+        measured, _ = self.validation.measure(self.model, self.tokenizer, Stop(), self.ranks)
         progress.best_score = selection_score(measured, self.settings)
         self._set_weights(weights)
 
@@ -347,11 +359,18 @@ class Trainer:
 
         Raises StoppedError if a signal stops training, and MtkitError if training fails.
         """
+        self.asked = stop
         if verification:
             stop.watched.append(verification.check)
+        if self.ranks.are_many:
+            stop.watched.append(self.ranks.check)
+        if not self.ranks.is_first:
+            stop = Stop(watched=stop.watched)  # signals count once rank 0 knows of them
         progress = self.state.progress
-        (self.run_path / TRAINED).unlink(missing_ok=True)
         try:
+            self._require_alike()
+            if self.ranks.is_first:
+                (self.run_path / TRAINED).unlink(missing_ok=True)
             if self.settings.max_steps == "auto":
                 self._make_plan(stop)
             self._write_facts()
@@ -362,7 +381,8 @@ class Trainer:
                 self._save()  # so that --change and --end-in need not be given again
             if self.validates_start:
                 self._validate_start(stop)
-            with self.feed.batches(progress.step, progress.pairs, earlier_budgets(progress.changes)) as stream:
+            share, earlier = Share(self.ranks.rank, self.ranks.count), earlier_budgets(progress.changes)
+            with self.feed.batches(progress.step, progress.pairs, earlier, share) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
             found = [] if has_reached_target(progress, self.settings) else shortcomings(self.settings, progress.step)
@@ -383,6 +403,26 @@ class Trainer:
         finally:
             self.log.close()
 
+    def _require_alike(self) -> None:
+        """Give all ranks the weights of rank 0. Raises CheckpointError if they do not train the same run."""
+        if not self.ranks.are_many:
+            return
+        progress = self.state.progress
+        mine = {"mtkit": __version__, "step": progress.step, "precision": progress.precision, **self._identity()}
+        first, *others = self.ranks.gather(mine)
+        for rank, found in enumerate(others, start=1):
+            if found != first:
+                told = "; ".join(
+                    f"{each.name} is {each.before} in rank 0, {each.after} there" for each in differences(first, found)
+                )
+                raise CheckpointError(
+                    f"{self.run_path}: rank {rank} does not train the same: {told}. All machines need the same command "
+                    "and the same run directory, on a disk that they share"
+                )
+        self.ranks.share(self.model)
+        batches = self.settings.batches_per_update(self.ranks.count) * self.ranks.count
+        say(f"training on {self.ranks.count} devices; an update takes {batches:,} batches")
+
     def _make_plan(self, stop: Stop) -> None:
         """Measure the speed of training; replace "auto" in the settings by numbers that suit `max_minutes`.
 
@@ -391,12 +431,12 @@ class Trainer:
         begun = time.monotonic()
         progress = self.state.progress
         try:
-            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop)
+            pace = measure_pace(self.model, self.feed, self.validation, self.tokenizer, progress, stop, self.ranks)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
-        progress.seconds = time.monotonic() - begun
+        progress.seconds = self.ranks.of_first(time.monotonic() - begun)
         spent = progress.seconds + (pace.validation if self.validates_start else 0.0)
         plan = make_plan(self.settings, pace, spent)
         progress.plan = asdict(plan)
@@ -415,34 +455,38 @@ class Trainer:
         with them if it is stopped.
         """
         progress = self.state.progress
-        if progress.plan is None or progress.ending:
+        if progress.plan is None or progress.ending or not pace.is_known:
             return False
         old = Plan(**progress.plan)
         if reviews_due(old, progress.step, progress.seconds) == old.reviews:
             return False
         given = self.given.training
-        plan = reviewed_plan(given, old, pace.mean, progress.step, progress.seconds)
+        update = self.ranks.of_first(pace.mean)
+        plan = reviewed_plan(given, old, update, progress.step, progress.seconds)
         progress.plan = asdict(plan)
         self.is_saved = False
         before, after = old.settings(given), plan.settings(given)
         numbers = {f"training.{name}": (getattr(before, name), getattr(after, name)) for name in ("max_steps", *SHARES)}
-        differences = [Difference(name, *sides) for name, sides in numbers.items() if sides[0] != sides[1]]
-        if differences:
-            progress.changes = with_changes(progress.changes, progress.step, progress.pairs, differences)
+        found = [Difference(name, *sides) for name, sides in numbers.items() if sides[0] != sides[1]]
+        if found:
+            progress.changes = with_changes(progress.changes, progress.step, progress.pairs, found)
             self._settle(after)
-            told = {difference.name: [difference.before, difference.after] for difference in differences}
+            told = {difference.name: [difference.before, difference.after] for difference in found}
             self.log.write("change", step=progress.step, settings=told)
             say(
-                f"step {progress.step:,}: an update takes {pace.mean:.2g} s now, so the rest is planned anew: "
-                f"{'; '.join(map(str, differences))}"
+                f"step {progress.step:,}: an update takes {update:.2g} s now, so the rest is planned anew: "
+                f"{'; '.join(map(str, found))}"
             )
-            write_facts(self.given, self.corpus, self.model, progress, self.started_from)
+            if self.ranks.is_first:
+                write_facts(self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count)
         return True
 
     def _write_facts(self) -> None:
         """Write config.yaml and run.json, log the content of run.json, and report the main facts."""
+        if not self.ranks.is_first:
+            return
         progress = self.state.progress
-        facts = write_facts(self.given, self.corpus, self.model, progress, self.started_from)
+        facts = write_facts(self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count)
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
@@ -471,10 +515,13 @@ class Trainer:
                     progress.window = Window(since=progress.seconds)
                 if self._saves_at(step) and not self.is_saved and self._is_savable:
                     self._save()
+                progress.seconds = self.ranks.agree(self.asked, stop, progress.seconds)
                 if stop.save:
                     stop.save = False
                     self._save_what_is_new()
                     say(f"SIGUSR1: {self._saved_text()}; going on")
+                if self._review_plan(pace):
+                    settings, pace = self.settings, MeanSeconds()
                 if reason := reason_to_end(progress, settings):
                     return reason
                 stop.check()
@@ -486,8 +533,6 @@ class Trainer:
                 shown.update()
                 progress.seconds = time.monotonic() - begun
                 forecast.see(progress.step, progress.seconds)
-                if self._review_plan(pace):
-                    settings, pace = self.settings, MeanSeconds()
                 is_logged = progress.step % settings.log_every == 0
                 if progress.window.updates and (is_logged or shown.is_overdue):
                     record = progress.window.record(progress.seconds)
@@ -500,14 +545,16 @@ class Trainer:
     def _update(self, stream: Stream) -> int:
         """Take the batches of one update from the stream and make the update; returns the epoch of the last batch."""
         progress, settings = self.state.progress, self.settings
-        taken = list(islice(stream, settings.accumulate))
+        taken = list(islice(stream, settings.batches_per_update(self.ranks.count)))
         batches = [batch for _, parts in taken for batch in parts]
         self.is_saved = False
         progress.step += 1
-        progress.pairs += sum(batch.num_pairs for batch in batches)
-        progress.target_tokens += sum(batch.target_tokens for batch in batches)
+        counts = [sum(batch.num_pairs for batch in batches), sum(batch.target_tokens for batch in batches)]
+        pairs, tokens, epoch = map(int, self.ranks.sums([*counts, taken[-1][0] if self.ranks.is_last else 0]))
+        progress.pairs += pairs
+        progress.target_tokens += tokens
         scale_before = self.updater.scaler.scale
-        update = self.updater.update(batches, progress.step, self._rate(progress.step, settings))
+        update = self.updater.update(batches, progress.step, self._rate(progress.step, settings), tokens)
         if update.is_finite:
             progress.skipped_in_row = 0
             progress.window.add(update)
@@ -515,7 +562,7 @@ class Trainer:
             self._overflow()
         else:
             self._skip(update)
-        return taken[-1][0]
+        return epoch
 
     def _skip(self, update: Update) -> None:
         """Count and report an update that was skipped because its loss or gradient was not finite."""
@@ -565,7 +612,7 @@ class Trainer:
         progress = self.state.progress
         begun = time.monotonic()
         with self.state.average.in_use() if self.state.average else nullcontext():
-            measured, translations = self.validation.measure(self.model, self.tokenizer, stop)
+            measured, translations = self.validation.measure(self.model, self.tokenizer, stop, self.ranks)
         score = selection_score(measured, self.settings)
         better = score > progress.best_score
         if better:
@@ -578,7 +625,7 @@ class Trainer:
         self.is_saved = False
         clock = {"seconds": round(time.monotonic() - begun, 3), "minutes": round(progress.seconds / 60, 4)}
         if progress.plan:
-            progress.plan["validation"] = clock["seconds"]
+            progress.plan["validation"] = self.ranks.of_first(clock["seconds"])
         self.log.write("validation", step=progress.step, **measured, best=better, **clock)
         at = f"step {progress.step:,}, epoch {self._epochs():.1f}"
         say(f"{at}: {measures_text(measured)}{' (best)' if better else ''}")
@@ -608,7 +655,13 @@ class Trainer:
     # Saving.
 
     def _save(self) -> None:
-        """Write a checkpoint, delete checkpoints that are no longer needed, and call `after_save`."""
+        """Write a checkpoint, delete checkpoints that are no longer needed, and call `after_save`.
+
+        Only rank 0 does so; in the others, the state counts as saved.
+        """
+        if not self.ranks.is_first:
+            self.is_saved = True
+            return
         progress = self.state.progress
         progress.log_bytes = self.log.length
         progress.loss_scale, progress.scale_updates = self.updater.scaler.state
@@ -665,12 +718,19 @@ class Trainer:
         if not self.is_saved:
             self._save()
         best = progress.best_step if progress.has_best else progress.step  # the last step if no score was finite
-        weights, steps = measured_weights(self.checkpoints, best), [best]
-        chosen = averaged_steps(self._scheduled(), best, settings.average_checkpoints)
+        steps = [best]
+        # Rank 0 has written the checkpoints; the others may not see them all yet.
+        chosen = self.ranks.of_first(averaged_steps(self._scheduled(), best, settings.average_checkpoints))
         if len(chosen) > 1:
-            average = average_weights(self.checkpoints, chosen)
-            self._set_weights(average)
-            measured, _ = self.validation.measure(self.model, self.tokenizer, stop)
+            if self.ranks.is_first:
+                self._set_weights(average := average_weights(self.checkpoints, chosen))
+            self.ranks.share(self.model)
+            measured, _ = self.validation.measure(self.model, self.tokenizer, stop, self.ranks)
+        self.ranks.part()
+        if not self.ranks.is_first:
+            return
+        weights = measured_weights(self.checkpoints, best)
+        if len(chosen) > 1:
             better = selection_score(measured, settings) > progress.best_score
             self.log.write("average", steps=chosen, **measured, better=better)
             verdict = "taken" if better else "not taken"
@@ -794,9 +854,14 @@ class MeanSeconds:
         self._times, self._seconds = self._times + 1, self._seconds + time.monotonic() - begun
 
     @property
+    def is_known(self) -> bool:
+        """Whether anything was timed yet."""
+        return self._times > 0
+
+    @property
     def mean(self) -> float:
-        """Mean seconds; at least a nanosecond, so that it can divide."""
-        return max(self._seconds / max(self._times, 1), 1e-9)
+        """Mean seconds; at least a nanosecond, so that it can divide. Something must have been timed."""
+        return max(self._seconds / self._times, 1e-9)
 
 
 # Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
@@ -808,17 +873,24 @@ SHARE, LONGEST = 0.03, 60.0
 
 
 def measure_pace(
-    model: TranslationModel, feed: Feed, validation: Validation, tokenizer: Tokenizer, progress: Progress, stop: Stop
+    model: TranslationModel,
+    feed: Feed,
+    validation: Validation,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    stop: Stop,
+    ranks: Ranks = ALONE,
 ) -> Pace:
-    """Measures how many seconds an update takes, and how many a validation takes.
+    """Measures how many seconds an update takes, and how many a validation takes; all ranks return the times of rank 0.
 
     `model` and `progress` stay unchanged.
     """
-    update = _update_seconds(model, feed, progress, stop)
-    return Pace(update, validation.expected_seconds(model, tokenizer, stop))
+    update = _update_seconds(model, feed, progress, stop, ranks)
+    seconds = validation.expected_seconds(model, tokenizer, stop) / ranks.count  # the ranks share a validation
+    return Pace(*ranks.of_first([update, seconds]))
 
 
-def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop) -> float:
+def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, stop: Stop, ranks: Ranks) -> float:
     """Returns the mean seconds of an update, measured on a copy of `model`.
 
     The first update is not timed, since it also allocates memory.
@@ -826,17 +898,17 @@ def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, sto
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
     state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
-    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0))
+    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0), ranks)
     longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
     begun = time.monotonic()
-    with feed.batches(progress.step, progress.pairs) as stream:
+    with feed.batches(progress.step, progress.pairs, share=Share(ranks.rank, ranks.count)) as stream:
         for done in range(MOST + 1):
             stop.check()
-            batches = [batch for _, parts in islice(stream, settings.accumulate) for batch in parts]
-            updater.update(batches, done + 1, 0.0)
+            taken = islice(stream, settings.batches_per_update(ranks.count))
+            updater.update([batch for _, parts in taken for batch in parts], done + 1, 0.0)
             if not done:
                 begun = time.monotonic()
-            elif done >= LEAST and time.monotonic() - begun >= longest:
+            elif ranks.of_first(done >= LEAST and time.monotonic() - begun >= longest):
                 break
     if device.type == "cuda":
         torch.cuda.synchronize()

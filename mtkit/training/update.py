@@ -13,6 +13,7 @@ from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
+from mtkit.training.distributed import ALONE, GradientSum, Ranks
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import AveragedWeights
 
@@ -76,37 +77,48 @@ class TrainState:
 class Updater:
     """Updates the weights of a model, one step of the optimizer at a time."""
 
-    def __init__(self, state: TrainState, settings: TrainingConfig, scaler: LossScaler) -> None:
+    def __init__(self, state: TrainState, settings: TrainingConfig, scaler: LossScaler, ranks: Ranks = ALONE) -> None:
         self.state = state
         self.settings = settings
         self.scaler = scaler
+        self.ranks = ranks
+        self._gradients = GradientSum(state.model, ranks) if ranks.are_many else None
         self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
-    def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
+    def update(self, batches: Sequence[Batch], step: int, rate: float, tokens: int | None = None) -> Update:
         """Make update number `step` with learning rate `rate`; returns the statistics of the update.
 
-        The loss is summed over all batches, then divided by the number of target tokens in these batches. If the loss
-        or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch is raised.
+        The loss is summed over all batches of all ranks, then divided by the number of target tokens in these batches.
+        If the loss or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch
+        is raised. `tokens` is the number of these target tokens; without it, the ranks count them.
         """
         state, settings = self.state, self.settings
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
-        tokens = sum(batch.target_tokens for batch in batches)
+        if tokens is None:
+            tokens = int(self.ranks.sums([sum(batch.target_tokens for batch in batches)])[0])
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
-            # Each batch has a seed of its own, so that checkpoints need not hold a random state.
-            seed_device(state.model.device, random_seed(settings.seed, step, number))
+            # Each batch has a seed of its own, so that checkpoints need not hold a random state. The ranks take the
+            # batches in turn, so this is the number of the batch in the update, as in a process that is alone.
+            place = number * self.ranks.count + self.ranks.rank
+            seed_device(state.model.device, random_seed(settings.seed, step, place))
+            if self._gradients and number == len(batches) - 1:
+                self._gradients.begin()
             with mixed_precision(state.model.device, state.progress.precision):
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
             self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sums)
+        total = torch.stack(sums).sum(0)
+        padding = sum(batch.padding for batch in batches) / len(batches)
+        if self._gradients:
+            total, padding = self._gradients.finish(total, padding)
 
         self.scaler.unscale(state.optimizer)
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-        smoothed, nll, *consistency = torch.stack(sums).sum(0).tolist()
-        padding = sum(batch.padding for batch in batches) / len(batches)
+        smoothed, nll, *consistency = total.tolist()
         update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
             with mixed_precision(state.model.device, state.progress.precision):  # for muon's matrix products

@@ -7,7 +7,8 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mtkit.errors import DataError, Meter, counted, say
 from mtkit.files import Stop
 from mtkit.models.interface import TranslationModel
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.loss import cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
 from mtkit.translation.translator import Translator
@@ -88,9 +90,12 @@ class Validation:
         greedy = config.model_copy(update={"decoding": decoding})
         return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
 
-    def measure(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> tuple[dict[str, float], list[str]]:
+    def measure(
+        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, ranks: Ranks = ALONE
+    ) -> tuple[dict[str, float], list[str]]:
         """Validate the model; returns the results by name, and the model's greedy translations of the sources.
 
+        The ranks share the work, and all return the same.
         The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
         result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
         does not have. Raises StoppedError if a signal asks training to stop.
@@ -98,20 +103,26 @@ class Validation:
         model.eval()
         try:
             with Meter("validating", "sentences", len(self.sources), announced=model.reads_source) as meter:
-                batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches]
-                sums = sum((self._sums(model, batch, stop) for batch in batches), torch.zeros(2, dtype=torch.float64))
-                count = sum(batch.target_tokens for batch in batches)
-                translations, notes = self._translate(model, tokenizer, stop, meter)
+                own = slice(ranks.rank, None, ranks.count)
+                batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches[own]]
+                of_batches = [self._sums(model, batch, stop).tolist() for batch in batches]
+                of_lines = self._translate(model, tokenizer, self.sources[own], stop, meter)
+                losses, lines = map(_in_turn, zip(*ranks.gather([of_batches, of_lines]), strict=True))
+                meter.add(len(lines) - meter.done)
         finally:
             model.train()
+        translations = [text for text, _ in lines]
+        notes = Counter(note for _, notes in lines for note in notes)
         for note, number in notes.items():
             say(f"mtkit: warning: validation: {number:,} of {counted(len(translations), 'line')}, each of which {note}")
-        language = self.config.languages.target
-        loss, nll = sums / max(count, 1)
+        sums = sum((torch.tensor(each, dtype=torch.float64) for each in losses), torch.zeros(2, dtype=torch.float64))
+        loss, nll = sums / sum(int(target.lengths.sum()) + len(target.lengths) for _, target in self.batches)
         measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
-        for metric in ("bleu", "chrf") if model.reads_source else ():
-            measured[metric] = validation_score(translations, self.references, metric, language)
-        return measured, translations
+        if ranks.is_first:
+            for metric in ("bleu", "chrf") if model.reads_source else ():
+                language = self.config.languages.target
+                measured[metric] = validation_score(translations, self.references, metric, language)
+        return ranks.of_first(measured), translations
 
     def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
         """Returns an estimate of how many seconds a validation takes.
@@ -140,18 +151,18 @@ class Validation:
         return losses + searching * min(1.0, sum(map(len, references)) / max(length, 1))
 
     def _translate(
-        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, meter: Meter
-    ) -> tuple[list[str], Counter[str]]:
-        """Returns the translations of the sources, and the number of lines with each kind of problem."""
+        self, model: TranslationModel, tokenizer: Tokenizer, sources: list[str], stop: Stop, meter: Meter
+    ) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the translation of each source, and the kinds of problems with it."""
         if not model.reads_source:
-            return [], Counter()
+            return []
 
         def done(count: int) -> None:
             stop.check()
             meter.add(count)
 
-        lines = list(Translator(model, tokenizer, self.config).translate_lines(self.sources, done=done))
-        return [line.text for line in lines], Counter(note for line in lines for note in line.notes)
+        lines = Translator(model, tokenizer, self.config).translate_lines(sources, done=done)
+        return [(line.text, line.notes) for line in lines]
 
     @torch.no_grad()
     def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
@@ -159,6 +170,11 @@ class Validation:
         stop.check()
         batch = batch.to(model.device)
         return cross_entropy(model, batch, self.config.training).sums.cpu().double()
+
+
+def _in_turn(shares: Sequence[list[Any]]) -> list[Any]:
+    """Returns the items of several lists in turn: the first item of each list, then the second, and so on."""
+    return [item for items in zip_longest(*shares) for item in items if item is not None]
 
 
 def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:

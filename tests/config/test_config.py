@@ -852,13 +852,16 @@ def test_every_key_is_printed_below_its_meaning_choices_and_limits() -> None:
         del lines[: at + 1]
     text = config_text(Config())
     assert " One of adam, adamw, sgd, muon, schedule_free.\n  optimizer: adam\n" in text
-    assert "  # Batches whose gradients make one update. A whole number, at least 1.\n  accumulate: 1\n" in text
+    assert (
+        "  # Batches of each device whose gradients make one update. A whole number, at least 1.\n  accumulate: 1\n"
+        in text
+    )
     assert "# How the model is trained, and how its checkpoints are kept and chosen.\ntraining:\n" in text
 
 
 def test_a_setting_that_differs_is_printed_with_its_default() -> None:
     text = config_text(load_config(None, ["training.accumulate=5"]))
-    comment = "  # Batches whose gradients make one update. A whole number, at least 1. Default: 1.\n"
+    comment = "  # Batches of each device whose gradients make one update. A whole number, at least 1. Default: 1.\n"
     assert f"{comment}  accumulate: 5\n" in text
 
 
