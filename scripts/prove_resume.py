@@ -1,12 +1,14 @@
 """Kills a training run at random moments, resumes it each time, and compares the result with an uninterrupted run.
 
-    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--changes] [--folder FOLDER] [KEY=VALUE]...
+    .venv/bin/python scripts/prove_resume.py [--seed 1] [--kills 20] [--devices 2] [--changes] [--folder FOLDER]
+        [KEY=VALUE]...
 
 `mtkit train` trains a small Transformer on the demo corpus. SIGKILL, which no program can catch, is sent a random time
 after a random step, every fourth time while a checkpoint is being written; the same command then resumes the run. At
 the end, the weights, the optimizer's state and the log must be the same as those of the uninterrupted run, bit for bit:
 prints IDENTICAL and exits with 0, or DIFFERENT and 1. Takes about five minutes on one core. KEY=VALUE overrides a
-setting, such as training.ema_decay=0.99. `mtkit verify` does the same for any settings, with two kills.
+setting, such as training.ema_decay=0.99. With --devices 2, each training has two ranks, of which the first is killed;
+the other then ends by itself. `mtkit verify` does the same for any settings, with two kills.
 
 With --changes, the settings of both runs change every 120 steps (by --change): the learning rate, the batch size, to
 a linear schedule, and to a longer one.
@@ -71,7 +73,7 @@ def main() -> None:
         (folder / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
         corpus = corpus_folder(folder)
         killed, whole = folder / "killed", folder / "whole"
-        train = partial(command, folder, corpus)
+        train = partial(command, folder, corpus, arguments.devices)
         phases = (
             list(settings_of_phases(arguments.settings)) if arguments.changes else [(MAX_STEPS, arguments.settings)]
         )
@@ -83,7 +85,7 @@ def main() -> None:
                 moment = train_and_kill(train(settings, killed), killed, kill, folder / "killed.stderr")
                 if moment is None:
                     sys.exit("the run ended before it was killed")
-                print(f"kill: {described(moment, killed, arguments.changes)}", flush=True)
+                print(f"kill: {described(moment, killed, arguments.changes or arguments.devices > 1)}", flush=True)
             train_to_end(train(settings, killed), folder / "killed.stderr")
         print(f"the killed run ended by itself after {time.monotonic() - begun:.0f} s", flush=True)
 
@@ -105,6 +107,7 @@ def parsed() -> argparse.Namespace:
         "--seed", type=int, default=random.SystemRandom().randrange(10_000), help="random seed of the moments"
     )
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--devices", type=int, default=1, help="how many devices, and thus processes, train together")
     parser.add_argument("--changes", action="store_true", help="change settings during the run")
     parser.add_argument("--folder", type=Path, help="keep the runs here; deleted by default")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run")
@@ -128,22 +131,23 @@ def kills(count: int, rng: random.Random, ends: list[int]) -> Iterator[Kill]:
         yield Kill(step, while_saving, rng.uniform(0, 0.02 if while_saving else 0.3))
 
 
-def command(folder: Path, corpus: Path, settings: list[str], run: Path) -> list[str]:
+def command(folder: Path, corpus: Path, devices: int, settings: list[str], run: Path) -> list[str]:
     """The mtkit train command of a run."""
     arguments = [
         str(folder / "settings.yaml"),
         *settings,
         f"data.root={json.dumps(str(corpus))}",
         f"run_dir={json.dumps(str(run))}",
+        *([f"--devices={devices}"] if devices > 1 else []),
     ]
     return [sys.executable, "-m", "mtkit", "train", *arguments]
 
 
-def described(killed: Killed, run: Path, is_changed: bool) -> str:
-    """Where a run was killed; with its place in the epoch unless the batch size changed."""
+def described(killed: Killed, run: Path, has_no_place: bool) -> str:
+    """Where a run was killed; with its place in the epoch unless the size of updates changed or is another."""
     between = "between checkpoints" if killed.step % SAVE_EVERY else "at one"
     where = "writing a checkpoint" if killed.while_saving else between
-    return f"step {killed.step:3}, {'' if is_changed else place(run, killed.step) + ', '}{where}"
+    return f"step {killed.step:3}, {'' if has_no_place else place(run, killed.step) + ', '}{where}"
 
 
 def place(run: Path, step: int) -> str:
