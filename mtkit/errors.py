@@ -32,6 +32,10 @@ class CheckpointError(MtkitError):
     """A checkpoint, model or run directory is missing, damaged, in use or incompatible."""
 
 
+class DivergedError(MtkitError):
+    """A training diverged: its loss or its gradient is no longer finite."""
+
+
 class StoppedError(MtkitError):
     """The user stopped the command; the work done so far is saved.
 

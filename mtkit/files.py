@@ -128,18 +128,24 @@ class Stop:
     """Records what signals ask training to do; training looks at the record between batches."""
 
     signal: int = 0  # number of the signal that asked training to stop; 0: none
+    deadline: float = math.inf  # time, by time.monotonic(), at which training stops
     save: bool = False  # whether SIGUSR1 asked for a checkpoint; training continues after it
     watched: list[Callable[[], None]] = field(default_factory=list)  # each raises an error if the run must not continue
 
     def check(self) -> None:
-        """Raise StoppedError if a signal asked training to stop; otherwise call the functions in `watched`.
+        """Raise StoppedError if a signal asked training to stop or its time is up; else call those in `watched`.
 
         Each function in `watched` raises an error if the run must not continue.
         """
-        if self.signal:
+        if self.signal or monotonic() >= self.deadline:
             raise StoppedError
         for check in self.watched:
             check()
+
+    @property
+    def reason(self) -> str:
+        """What stopped training, such as SIGINT, for messages."""
+        return signal.Signals(self.signal).name if self.signal else "the end of its time"
 
 
 @contextmanager

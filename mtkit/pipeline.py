@@ -6,6 +6,7 @@ files, not by their times.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,13 +111,19 @@ def run_binarize(config: Config) -> None:
 
 
 def run_train(
-    config: Config, fresh: bool = False, change: bool = False, end_in: int | None = None, ranks: Ranks = ALONE
+    config: Config,
+    fresh: bool = False,
+    change: bool = False,
+    end_in: int | None = None,
+    ranks: Ranks = ALONE,
+    deadline: float = math.inf,
 ) -> None:
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
     With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
     the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the
-    run then ends. If several processes train together, each calls this function with its `ranks`.
+    run then ends. If several processes train together, each calls this function with its `ranks`. At `deadline`, a time
+    by time.monotonic(), training saves its state and raises StoppedError.
     """
     config = with_patterns_expanded(carried_over(config))
     if not ranks.is_first:
@@ -124,7 +131,7 @@ def run_train(
         return
     with _opened(config):
         config = config if fresh else keep_normalization(config)
-        _train(config, fresh, change, end_in, ranks)
+        _train(config, fresh, change, end_in, ranks, deadline)
 
 
 def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ranks = ALONE) -> list[ScoredSet]:
@@ -206,7 +213,14 @@ def _opened(config: Config) -> Iterator[None]:
         yield
 
 
-def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None, ranks: Ranks = ALONE) -> bool:
+def _train(
+    config: Config,
+    fresh: bool,
+    change: bool,
+    end_in: int | None = None,
+    ranks: Ranks = ALONE,
+    deadline: float = math.inf,
+) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
     Training is skipped if the model is up to date, unless `fresh` is true.
@@ -227,7 +241,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None,
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
-            train(config, read_validation(config), after_save=start.keep_new, ranks=ranks)
+            train(config, read_validation(config), after_save=start.keep_new, ranks=ranks, deadline=deadline)
         return True
     _prepare(config)
     ended = ending_of(config.run_path)
@@ -246,7 +260,7 @@ def _train(config: Config, fresh: bool, change: bool, end_in: int | None = None,
             f"changed: {'; '.join(changed_since_trained(config))}. Change it back, give the run another name "
             f"(training.start_from={config.run_path} starts it from this model), or replace the model with --fresh"
         )
-    train(config, read_validation(config), change, end_in=end_in, ranks=ranks)
+    train(config, read_validation(config), change, end_in=end_in, ranks=ranks, deadline=deadline)
     return True
 
 

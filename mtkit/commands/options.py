@@ -309,7 +309,7 @@ COMMANDS = {
     "info": "show describe",
     "bench": "benchmark speed profile",
 }
-GROUPS = ("bench", "plot")  # words that a second word follows, such as `mtkit plot schedule`
+GROUPS = ("bench", "plot", "experiment")  # words that a second word follows, such as `mtkit plot schedule`
 # Commands whose argument is CONFIG.
 TRAINING = ("config", "estimate", "train-tokenizer", "binarize", "train", "run", "race", "distill", "bench train")
 

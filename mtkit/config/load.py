@@ -74,13 +74,26 @@ def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config
 
     Raises ConfigError if the new settings are invalid; each line of the message begins with `name`.
     """
-    data = {**config.model_dump(mode="json"), **sections}
-    try:
-        return _validated(data)
-    except ValidationError as error:
-        places: Places = {(): name}
-        faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(_lines(faults, places))) from None
+    return _checked({**config.model_dump(mode="json"), **sections}, name, None)
+
+
+def config_from_data(data: dict[str, Any], name: str) -> Config:
+    """Returns the settings in `data`, which is as parsed from YAML.
+
+    Raises ConfigError if the settings are invalid; each line of the message begins with `name`.
+    """
+    return _checked(data, name, INCOMPLETE if _starts_from_a_model(data) else None)
+
+
+def _checked(data: dict[str, Any], name: str, context: dict[str, bool] | None) -> Config:
+    places: Places = {(): name}
+    faults = list(_faults_of_text(data, (), places))
+    if not faults:
+        try:
+            return _validated(data, context)
+        except ValidationError as error:
+            faults = [_fault(problem, data, places) for problem in error.errors(include_url=False)]
+    raise ConfigError("\n".join(_lines(faults, places)))
 
 
 def check_tags(config: Config, known: Collection[str] | None = None) -> None:

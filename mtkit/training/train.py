@@ -2,7 +2,6 @@
 
 import copy
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -32,7 +31,7 @@ from mtkit.config.settings import Config
 from mtkit.config.training_settings import SHARES, TrainingConfig, settled
 from mtkit.data.batches import Batch, Feed, Share, Stream
 from mtkit.data.corpus import Corpus, Verification
-from mtkit.errors import CheckpointError, MtkitError, StoppedError, counted, is_out_of_memory, say
+from mtkit.errors import CheckpointError, DivergedError, MtkitError, StoppedError, counted, is_out_of_memory, say
 from mtkit.files import Stop, stopping_by_signal
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model, pick_device, pick_precision, require_weights_of
@@ -95,14 +94,16 @@ def train(
     after_save: Callable[[], None] = nothing,
     end_in: int | None = None,
     ranks: Ranks = ALONE,
+    deadline: float = math.inf,
 ) -> None:
     """Train until a limit in the settings is reached, and write the bundle into the run directory.
 
     `validation` holds the source sentences and the references. Training resumes from the newest checkpoint if there is
     one; `change=True` (--change) allows settings that differ from those of the checkpoint. `after_save` is called after
     each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over the `end_in` updates after the
-    newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, saves the state, then raises
-    StoppedError. All `ranks` call this function; only rank 0 writes files.
+    newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, and at `deadline`, a time by
+    time.monotonic(), saves the state, then raises StoppedError. All `ranks` call this function; only rank 0 writes
+    files.
     """
     run = config.run_path
     if ranks.is_first:
@@ -115,6 +116,7 @@ def train(
         measured = Validation.prepare(config, tokenizer, *validation)
         trainer = Trainer(config, tokenizer, corpus, measured, change, after_save, end_in, ranks)
         with stopping_by_signal(silent=not ranks.is_first) as stop:
+            stop.deadline = deadline
             trainer.run(stop, verification)
 
 
@@ -393,7 +395,7 @@ class Trainer:
             self._finish(stop)
         except StoppedError:
             self._save_what_is_new()
-            where = f"stopped at step {progress.step:,} by {signal.Signals(stop.signal).name}"
+            where = f"stopped at step {progress.step:,} by {stop.reason}"
             saved = "the state is saved" if self.is_saved else self._saved_text()
             raise StoppedError(
                 f"{where}; {saved} in {self.checkpoints}, and the same command (without --fresh) goes on from there"
@@ -529,7 +531,7 @@ class Trainer:
                 with pace.timing():
                     epoch = self._update_or_save(stream)
                 if what := divergence(progress, settings, self.updater.scaler.scale):
-                    raise MtkitError(self._with_remedy(what))
+                    raise DivergedError(self._with_remedy(what))
                 shown.update()
                 progress.seconds = time.monotonic() - begun
                 forecast.see(progress.step, progress.seconds)

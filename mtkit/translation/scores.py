@@ -298,6 +298,25 @@ def _stripped(lines: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+# Statistics of sentences, whose sums give BLEU. Shapes: N lines, K statistics per line, B sums.
+
+
+def bleu_statistics(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], target_language: str
+) -> "Statistics":
+    """Returns the statistics (N, K) of each line from which BLEU is computed; raises the errors of `corpus_scores`."""
+    _check_lengths(hypotheses, references, ())
+    metric = bleu(target_language)
+    metric._ref_cache = metric._cache_references([_stripped(reference) for reference in references])
+    return np.array(metric._extract_corpus_statistics(_stripped(hypotheses), None), dtype=np.float64)
+
+
+def bleu_of(sums: "Statistics") -> NDArray[np.float64]:
+    """Returns the BLEU (B,) of sums (B, K) of statistics of lines, as `corpus_scores` has it."""
+    metric = bleu("")  # the tokenizer has done its part already
+    return np.array([metric._compute_score_from_stats([round(x) for x in row]).score for row in sums.tolist()])
+
+
 # Paired significance tests of the difference between two systems.
 #
 # Shapes: N lines of the test set, K statistics per line from which a metric computes its score, B resamples or trials.

@@ -1,0 +1,441 @@
+"""What is measured of a trained model, kept as statistics of single sentences so that its noise can be computed.
+
+Measures that come from one pass over the text form a group. Shapes: N sentences, K statistics of a sentence (the
+columns of a group), B sums over resampled sentences.
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtkit.bundle.bundle import open_bundle
+from mtkit.config.settings import Config
+from mtkit.data.batches import NO_LABEL, padded_batch, ragged
+from mtkit.evaluation.evaluate import read_test_set
+from mtkit.evaluation.plot import read_log
+from mtkit.files import json_text
+from mtkit.models.interface import log_probs_from
+from mtkit.models.masked import MaskedModel
+from mtkit.preparation.prepare import read_validation
+from mtkit.preparation.sources import SetFiles, test_sets
+from mtkit.text.lines import fingerprint
+from mtkit.text.parallel import tagged
+from mtkit.translation.alignments import AlignmentSettings, Links, diagonal, read_gold
+from mtkit.translation.decode import batches_by_length
+from mtkit.translation.scores import bleu_of, bleu_statistics
+from mtkit.translation.translator import CUT_OFF, Translator, load
+
+Statistics = NDArray[np.float64]  # (N, K)
+Sums = NDArray[np.float64]  # (B, K)
+Record = dict[str, Any]
+
+# The table of measures.
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure: which statistics it is computed from, and how."""
+
+    what: str  # for tables
+    group: str  # a key of GROUPS
+    value: Callable[[Sums], NDArray[np.float64]]  # of sums (B, K): (B,)
+    by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # subsets: name to group and set in it
+    digits: int = 2
+
+
+def _ratio(over: int, under: int, factor: float = 1.0) -> Callable[[Sums], NDArray[np.float64]]:
+    """A function that divides one column of sums by another."""
+
+    def value(sums: Sums) -> NDArray[np.float64]:
+        with np.errstate(all="ignore"):
+            return np.nan_to_num(factor * sums[:, over] / sums[:, under], nan=0.0, posinf=math.inf)
+
+    return value
+
+
+def _bleu(sums: Sums) -> NDArray[np.float64]:
+    return bleu_of(sums[:, :NUM_BLEU])
+
+
+def _perplexity(sums: Sums) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        return np.exp(_ratio(0, 1)(sums))
+
+
+def _calibration_error(sums: Sums) -> NDArray[np.float64]:
+    """The mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %."""
+    counts, confidences, right = (sums[:, 6 + part * NUM_BINS : 6 + (part + 1) * NUM_BINS] for part in range(3))
+    return np.asarray(100 * np.abs(confidences - right).sum(1) / np.maximum(counts.sum(1), 1))
+
+
+# The columns of translations, after those of BLEU.
+NUM_BLEU = 10
+LINES, EXACT, REPEATED, WORDS, REFERENCE_WORDS, EMPTY, CUT, SCORE = range(NUM_BLEU, NUM_BLEU + 8)
+NUM_BINS = 15  # of confidence
+MOST_JOINED = 3
+
+BY_LENGTH = {name: ("translations", name) for name in ("short", "medium", "long")}
+BY_JOINED = {f"joined {count}": ("joined", f"joined {count}") for count in range(1, MOST_JOINED + 1)}
+BY_SOURCE = {"right source": ("likelihood", "all"), "wrong source": ("wrong source", "all")}
+BY_LAYER = {name: ("alignments", name) for name in ("diagonal", *(f"layer {number}" for number in range(1, 7)))}
+LENGTHS = {"length": BY_LENGTH, "joined": BY_JOINED}
+SOURCES = {"source": BY_SOURCE}
+
+MEASURES: dict[str, Measure] = {
+    "bleu": Measure("BLEU of the test set", "translations", _bleu, LENGTHS),
+    "exact": Measure("translations equal to the reference, %", "translations", _ratio(EXACT, LINES, 100), LENGTHS),
+    "repeats": Measure("words equal to the word before, %", "translations", _ratio(REPEATED, WORDS, 100), LENGTHS),
+    "length_ratio": Measure("words per word of the reference", "translations", _ratio(WORDS, REFERENCE_WORDS), LENGTHS),
+    "empty": Measure("empty translations, %", "translations", _ratio(EMPTY, LINES, 100), LENGTHS),
+    "cut_off": Measure("translations that reach the length limit, %", "translations", _ratio(CUT, LINES, 100), LENGTHS),
+    "score": Measure(
+        "mean score of a translation; its log-probability if length_penalty is 0", "translations", _ratio(SCORE, LINES)
+    ),
+    "perplexity": Measure("perplexity of the validation text, without smoothing", "likelihood", _perplexity, SOURCES),
+    "nll": Measure("nats per token of the validation text", "likelihood", _ratio(0, 1), SOURCES, 3),
+    "bits": Measure("bits per token of the validation text", "likelihood", _ratio(0, 1, 1 / math.log(2)), SOURCES, 3),
+    "bits_per_character": Measure(
+        "bits per character of the validation text", "likelihood", _ratio(0, 5, 1 / math.log(2)), SOURCES, 3
+    ),
+    "accuracy": Measure(
+        "validation tokens that are the likeliest after the right tokens before, %",
+        "likelihood",
+        _ratio(2, 1, 100),
+        SOURCES,
+    ),
+    "confidence": Measure("mean probability of the likeliest token, %", "likelihood", _ratio(3, 1, 100), SOURCES),
+    "entropy": Measure("mean entropy of the predictions, nats", "likelihood", _ratio(4, 1), SOURCES, 3),
+    "calibration_error": Measure("distance of confidence from accuracy, %", "likelihood", _calibration_error, SOURCES),
+    "order_invariance": Measure(
+        "translations that stay the same when the source tokens are shuffled, %", "shuffled", _ratio(0, 1, 100)
+    ),
+    "alignment_error": Measure(
+        "alignment error rate, %", "alignments", lambda sums: 100 - _ratio(0, 1, 100)(sums), {"layer": BY_LAYER}
+    ),
+    "parameters": Measure("parameters", "training", _ratio(0, 5), digits=0),
+    "minutes": Measure("minutes of training", "training", _ratio(1, 5)),
+    "updates": Measure("updates", "training", _ratio(2, 5), digits=0),
+    "training_loss": Measure("nats per token of the training text, at the end", "training", _ratio(3, 5), digits=3),
+    "trained": Measure("1 if training ended well, 0 if it diverged", "training", _ratio(4, 5), digits=0),
+    "tokens_per_second": Measure("target tokens a second in training", "speed", _ratio(0, 1), digits=0),
+}
+ALWAYS = ("parameters", "minutes")
+
+# Resampling.
+
+NUM_RESAMPLES = 400
+
+
+@cache
+def resamples(num_sentences: int) -> NDArray[np.float64]:
+    """Returns how often each resample has each sentence, (1 + NUM_RESAMPLES, N); the first has each once.
+
+    It depends on the number of sentences alone, so that variants are compared in pairs.
+    """
+    generator = np.random.default_rng(num_sentences)
+    drawn = generator.multinomial(num_sentences, [1 / num_sentences] * num_sentences, size=NUM_RESAMPLES)
+    return np.concatenate([np.ones((1, num_sentences)), drawn])
+
+
+def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
+    """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,), or (1,) of one sentence."""
+    if len(rows) == 1:
+        return measure.value(rows)
+    if not np.isfinite(rows).all():
+        return measure.value(rows.sum(0, keepdims=True))
+    return measure.value(resamples(len(rows)) @ rows)
+
+
+# Measuring.
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run, or one that diverged, of which something is measured."""
+
+    config: Config  # of the variant; its decoding may differ from that of the run
+    run: Path
+    check: Callable[[], None]  # raises an error when the time is up
+    diverged: bool = False
+
+    @cached_property
+    def translator(self) -> Translator:
+        """The model, with the decoding of the variant."""
+        decoding = self.config.decoding.model_dump(mode="json")
+        settings = [f"decoding.{name}={json.dumps(value)}" for name, value in decoding.items()]
+        return load(self.run / "model", [f"device={self.config.device}", *settings])
+
+    @cached_property
+    def test_set(self) -> SetFiles | None:
+        """The first test set; `None` if there is none."""
+        return next(iter(test_sets(self.config).values()), None) if self.config.data.test else None
+
+    @cached_property
+    def test_lines(self) -> tuple[list[str], list[list[str]]]:
+        """The sources and the references of the test set, or else of the validation text."""
+        if self.test_set is not None:
+            return read_test_set(self.test_set)
+        sources, references = read_validation(self.config.model_copy(update={"run_dir": self.run}))
+        return sources, [references]
+
+    def done(self, _: int) -> None:
+        """Called after each batch."""
+        self.check()
+
+
+def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequence[Sequence[str]]) -> Record:
+    """Translates; returns the statistics of each line, and the translations."""
+    if subject.diverged:
+        texts, notes, scores = [""] * len(sources), [()] * len(sources), [0.0] * len(sources)
+    else:
+        tag = subject.test_set.tag if subject.test_set else None
+        lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
+        texts, notes = [line.text for line in lines], [line.notes for line in lines]
+        scores = [line.translations[0].score for line in lines]
+    rows = np.zeros((len(sources), NUM_BLEU + 8))
+    rows[:, :NUM_BLEU] = bleu_statistics(texts, references, subject.config.languages.target)
+    rows[:, LINES] = 1
+    for row, text, noted, score, *right in zip(rows, texts, notes, scores, *references, strict=True):
+        words = text.split()
+        row[EXACT] = text.strip() in [line.strip() for line in right]
+        row[REPEATED] = sum(one == other for one, other in zip(words, words[1:], strict=False))
+        row[WORDS], row[REFERENCE_WORDS] = len(words), len(right[0].split())
+        row[EMPTY], row[CUT], row[SCORE] = not words, CUT_OFF in noted, score
+    return {"rows": rows.tolist(), "texts": texts}
+
+
+def translations(subject: Subject) -> Record:
+    """Translates the test set; sentences are also divided into thirds by the words of their source."""
+    if subject.config.task == "language_model":
+        return {"sets": {}}
+    sources, references = subject.test_lines
+    found = _translation_rows(subject, sources, references)
+    order = sorted(range(len(sources)), key=lambda place: (len(sources[place].split()), place))
+    third = len(order) / 3
+    parts = {
+        name: sorted(order[round(number * third) : round((number + 1) * third)])
+        for number, name in enumerate(BY_LENGTH)
+    }
+    return {"sets": {"all": found["rows"]}, "parts": parts, "texts": found["texts"]}
+
+
+def joined(subject: Subject) -> Record:
+    """Translates the test set with one, two and three consecutive lines joined: the same words in longer sentences."""
+    if subject.config.task == "language_model":
+        return {"sets": {}}
+    sources, references = subject.test_lines
+    sets = {}
+    for count, name in enumerate(BY_JOINED, start=1):
+        texts = [_joined(lines, count) for lines in (sources, *references)]
+        sets[name] = _translation_rows(subject, texts[0], texts[1:])["rows"]
+    return {"sets": sets}
+
+
+def _joined(lines: Sequence[str], count: int) -> list[str]:
+    """The lines, `count` at a time with a space between; a rest at the end is left out, as it is for all counts."""
+    whole = len(lines) - len(lines) % math.lcm(*range(1, MOST_JOINED + 1)) or len(lines)
+    return [" ".join(lines[start : start + count]) for start in range(0, whole - count + 1, count)]
+
+
+def likelihood(subject: Subject) -> Record:
+    """The predictions of the tokens of the validation text, given the right tokens before them."""
+    return {"sets": {"all": _likelihood_rows(subject, 0)}}
+
+
+def wrong_source(subject: Subject) -> Record:
+    """The same as `likelihood`, where each target has the source of the next pair."""
+    return {"sets": {"all": _likelihood_rows(subject, 1)}}
+
+
+@torch.inference_mode()
+def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
+    """Returns the statistics of each validation pair; pairs that the model cannot take have zeros.
+
+    The columns are nats, tokens, right ones, probability of the likeliest, entropy, characters, then for bins of
+    confidence the tokens, their confidence and the right ones among them.
+    """
+    sources, targets = read_validation(subject.config.model_copy(update={"run_dir": subject.run}))
+    sources = sources[turned:] + sources[:turned]
+    rows = np.zeros((len(sources), 6 + 3 * NUM_BINS))
+    if subject.diverged:
+        rows[:, 0], rows[:, 1] = math.inf, 1
+        return json.loads(json_text(rows.tolist()))  # type: ignore[no-any-return]
+    translator = subject.translator
+    model, tokenizer = translator.model, translator.tokenizer
+    has_source = subject.config.task == "translation"
+    encoded = tokenizer.encode_source(sources) if has_source else [[] for _ in sources]
+    labels = tokenizer.encode_target(targets)
+    most = subject.config.data.max_length
+    fit = [
+        place
+        for place, (source, target) in enumerate(zip(encoded, labels, strict=True))
+        if target and (source or not has_source) and max(len(source), len(target)) <= most
+    ]
+    lengths = [max(len(encoded[place]), len(labels[place])) + 1 for place in fit]
+    for chosen in batches_by_length(lengths, subject.config.training.batch_tokens):
+        subject.check()
+        places = [fit[i] for i in chosen]
+        batch = padded_batch(
+            ragged([encoded[p] for p in places]), ragged([labels[p] for p in places]), model.boundaries
+        ).to(model.device)
+        state = model.encode(batch.source)
+        target, wanted = batch.target, batch.labels
+        if isinstance(model, MaskedModel):
+            hidden = model.hide(batch, everything=True)
+            target, wanted = hidden.target, hidden.labels
+        features, _ = model.decode(target, state)  # (R, T, D)
+        for place, of_row, right in zip(places, features, wanted, strict=True):
+            real = right != NO_LABEL
+            rows[place] = _token_statistics(log_probs_from(model.output(of_row[real])), right[real])
+            rows[place, 5] = len(targets[place]) + 1
+    return rows.tolist()  # type: ignore[no-any-return]
+
+
+def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:
+    """The columns of `_likelihood_rows` for the tokens of one sentence, from (T, V) log-probabilities."""
+    best, likeliest = log_probs.max(1)
+    confidence, right = best.exp().double().cpu(), (likeliest == labels).double().cpu()
+    bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    found = torch.zeros(3, NUM_BINS, dtype=torch.float64)
+    for row, amounts in enumerate((torch.ones_like(confidence), confidence, right)):
+        found[row].index_add_(0, bins, amounts)
+    entropy = -(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(1)
+    nll = -log_probs.gather(1, labels[:, None]).sum()
+    sums = [float(nll), float(len(labels)), float(right.sum()), float(confidence.sum()), float(entropy.sum()), 0.0]
+    return np.array([*sums, *found.flatten().tolist()])
+
+
+NUM_SHUFFLED, NUM_SHUFFLES = 200, 3
+
+
+def shuffled(subject: Subject) -> Record:
+    """How often a translation stays the same when the source tokens are shuffled, the end mark staying last."""
+    if subject.config.task == "language_model":
+        return {"sets": {}}
+    sources = subject.test_lines[0][:NUM_SHUFFLED]
+    if subject.diverged:
+        return {"sets": {"all": [[0.0, 0.0] for _ in sources]}}
+    translator, generator = subject.translator, random.Random(1)
+    orders: list[list[int]] = []
+    for tokens in translator.tokenizer.encode_source(sources):
+        orders.append(tokens)
+        for _ in range(NUM_SHUFFLES):
+            orders.append(generator.sample(tokens, len(tokens)))
+    found: list[list[int]] = [[] for _ in orders]
+    for chosen in batches_by_length([len(tokens) + 1 for tokens in orders], 4096):
+        subject.check()
+        for place, hypotheses in zip(chosen, translator.search([orders[i] for i in chosen]), strict=True):
+            found[place] = hypotheses[0].tokens if hypotheses else []
+    width = 1 + NUM_SHUFFLES
+    rows = []
+    for start in range(0, len(found), width):
+        changed = [i for i in range(start + 1, start + width) if orders[i] != orders[start]]
+        rows.append([float(sum(found[i] == found[start] for i in changed)), float(len(changed))])
+    return {"sets": {"all": rows}}
+
+
+def alignments(subject: Subject) -> Record:
+    """Links read off attention to the source, against gold links beside the test set: test.align for test.fr."""
+    files, model = subject.test_set, subject.config.model
+    gold_path = None if files is None else files.source.with_suffix(".align")
+    if gold_path is None or not gold_path.exists() or not model.has_attention or subject.diverged:
+        return {"sets": {}}
+    sources, references = subject.test_lines
+    pairs = list(zip(sources, references[0], strict=True))
+    gold = read_gold(gold_path, pairs)
+
+    def rows(links: Sequence[Links]) -> list[list[float]]:
+        return [
+            [
+                float(len(right.sure.intersection(found)) + len(right.possible.intersection(found))),
+                float(len(found) + len(right.sure)),
+            ]
+            for found, right in zip(links, gold, strict=True)
+        ]
+
+    sets = {"diagonal": rows([diagonal(len(source.split()), len(target.split())) for source, target in pairs])}
+    layers = model.source_attention[0]
+    for name, layer in [("all", None), *((f"layer {number}", number) for number in range(1, min(layers, 6) + 1))]:
+        subject.check()
+        subject.translator.align_with(AlignmentSettings(layer=layer))
+        sets[name] = rows(list(subject.translator.align_lines(pairs)))
+    return {"sets": sets}
+
+
+def training(subject: Subject) -> Record:
+    """Facts of the training: parameters, minutes, updates, the last loss, whether it ended well."""
+    events = read_log(subject.run)
+    trained = [event for event in events if event["event"] == "train"]
+    last = trained[-1] if trained else {}
+    starts = [event for event in events if event["event"] == "start"]
+    parameters = starts[-1].get("num_parameters", 0) if starts else 0
+    if not subject.diverged:
+        parameters = open_bundle(subject.run / "model").description["num_parameters"]
+    minutes = max((event["minutes"] for event in events if "minutes" in event), default=0.0)
+    updates = max((event.get("step", 0) for event in events), default=0)
+    loss = last.get("nll")
+    row = [parameters, minutes, updates, loss, 0.0 if subject.diverged else 1.0, 1.0]
+    return {"sets": {"all": [row]}}
+
+
+def speed(subject: Subject) -> Record:
+    """Target tokens a second, one for each line of the training log."""
+    events = read_log(subject.run)
+    rates = [event["tokens_per_second"] for event in events if event["event"] == "train"]
+    return {"sets": {"all": [[rate, 1.0] for rate in rates]} if rates else {}}
+
+
+GROUPS: dict[str, Callable[[Subject], Record]] = {
+    "translations": translations,
+    "joined": joined,
+    "likelihood": likelihood,
+    "wrong source": wrong_source,
+    "shuffled": shuffled,
+    "alignments": alignments,
+    "training": training,
+    "speed": speed,
+}
+DECODED = ("translations", "joined", "shuffled")  # these depend on the settings of decoding
+READ = (*DECODED, "alignments")  # and these on the test set
+FORMAT = 1  # of the records; a new one has everything measured again
+
+
+def record_name(group: str, config: Config) -> str:
+    """Returns the name of the file, in the folder `measures` of a run, for a group measured with these settings."""
+    told: list[Any] = [FORMAT]
+    if group in DECODED:
+        told.append(config.decoding.model_dump(mode="json"))
+    if group in READ and config.data.test:
+        files = next(iter(test_sets(config).values()))
+        gold = files.source.with_suffix(".align")
+        paths = [files.source, *files.target, *([gold] if group == "alignments" and gold.exists() else [])]
+        told += [known_fingerprint(path) for path in paths]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return f"{group.replace(' ', '-')}-{digest[:10]}.json"
+
+
+@cache
+def known_fingerprint(path: Path) -> str:
+    """The checksum of a file's text, read once in a process."""
+    return fingerprint(path)
+
+
+def rows_of(record: Record, name: str) -> Statistics | None:
+    """Returns the statistics of a set or part in a record; `None` if the model has none. Null stands for infinity."""
+    if name in record.get("parts", {}):
+        whole = rows_of(record, "all")
+        return None if whole is None else whole[record["parts"][name]]
+    rows = record["sets"].get(name)
+    if not rows:
+        return None
+    return np.array([[math.inf if value is None else value for value in row] for row in rows], dtype=np.float64)

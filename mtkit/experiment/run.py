@@ -1,0 +1,530 @@
+"""Runs experiments: which trainings they need, each once, in which order, and within a budget of minutes.
+
+The folder of results holds `runs/KEY`, a run directory for each training with its measures in `measures`; `prepared`,
+tokenizers and data that runs share; `boards`, the results of checks without training; and `predictions` of readers.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtkit import __version__
+from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.opening import has_model
+from mtkit.config.settings import Config
+from mtkit.config.training_settings import settled
+from mtkit.errors import ConfigError, DivergedError, MtkitError, StoppedError, counted, duration, inform, say
+from mtkit.evaluation.estimate import parameters_by_part
+from mtkit.experiment.boards import BOARDS
+from mtkit.experiment.card import DEMO, SIZES, Card, Size
+from mtkit.experiment.measures import GROUPS as MEASURED
+from mtkit.experiment.measures import MEASURES, Subject, known_fingerprint, record_name, rows_of, values_of
+from mtkit.experiment.verdict import BOARD, NOT_HERE, NOT_RUN, MissingError, Reference, Values, Verdict, judge
+from mtkit.files import json_text, only_writer, write_file
+from mtkit.pipeline import run_binarize, run_train
+from mtkit.preparation.prepare import adopt, is_prepared
+from mtkit.text.parallel import with_patterns_expanded
+
+RESULTS = Path("runs/experiments")  # the folder of results, unless another is named
+
+# What is asked for.
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The size, the number of seeds and the data at which experiments are run or shown."""
+
+    size: Size = "toy"
+    seeds: int = 1
+    data: str = DEMO
+
+
+LAST = "last.json"  # in the folder of results: the Choice of the last `run`
+
+
+def last_choice(results: Path) -> Choice:
+    """Returns what the last `mtkit experiment run` asked for, the defaults if there was none."""
+    try:
+        found = json.loads((results / LAST).read_text(encoding="utf-8"))
+        choice = Choice(found["size"], found["seeds"], found["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Choice()
+    return choice if choice.size in SIZES else Choice()
+
+
+# Trainings.
+
+# Settings that a trained model does not depend on, or that fingerprints of files stand for.
+LEFT_OUT = ("name", "run_dir", "device", "data", "decoding")
+UNTRAINED = ("log_every", "tensorboard", "keep_checkpoints", "guided_alignment")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that variants of experiments need: equal settings on equal data are one training."""
+
+    key: str
+    config: Config  # its run directory is runs/KEY of the folder of results
+
+
+def training_key(config: Config) -> str:
+    """Returns a checksum of the settings and of the text that a trained model depends on."""
+    config = with_patterns_expanded(config)
+    settings = config.model_dump(mode="json")
+    told: dict[str, Any] = {name: value for name, value in settings.items() if name not in LEFT_OUT}
+    told["training"] = {name: value for name, value in told["training"].items() if name not in UNTRAINED}
+    told["data"] = {
+        name: value for name, value in settings["data"].items() if name not in ("root", "train", "valid", "test")
+    }
+    # How validations translate, by which the best checkpoint is chosen.
+    told["decoding"] = [settings["decoding"][name] for name in ("method", "batch_tokens")]
+    for name in ("train", "valid"):
+        corpora = getattr(config.data, name)
+        told[name] = [
+            [
+                *(known_fingerprint(config.data_path(path)) for path in corpus.paths),
+                corpus.columns,
+                corpus.weight,
+                corpus.tag,
+            ]
+            for corpus in corpora
+        ]
+    files = [*config.tokenizer.models().values(), *(path for text in config.tokenizer.text for path in text.paths)]
+    if config.training.guided_alignment is not None:
+        files.append(config.training.guided_alignment)
+    told["files"] = [known_fingerprint(config.data_path(path)) for path in files]
+    return _digest(told)
+
+
+def _prepared_key(config: Config) -> str:
+    """A checksum of all that the tokenizer and the binarized data depend on."""
+    settings = config.model_dump(mode="json")
+    paths = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
+    told = [settings[name] for name in ("task", "languages", "tokenizer", "data")]
+    del settings["data"]["test"]
+    return _digest([*told, config.training.samples_subwords, [known_fingerprint(path) for path in paths]])
+
+
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# What is there.
+
+MEASURES_FOLDER = "measures"
+DIVERGED = "diverged.json"
+COST = "cost.json"
+
+
+class Lab:
+    """The folder of results, seen at one size, with a number of seeds and one corpus."""
+
+    def __init__(self, results: Path, choice: Choice, overrides: Sequence[str] = ()) -> None:
+        self.results = results
+        self.choice = choice
+        self._trainings: dict[tuple[str, str, int], Training] = {}
+        self._values: dict[tuple[str, Reference, int], np.ndarray[Any, Any] | None] = {}
+
+    # Trainings.
+
+    def training(self, card: Card, variant: str, seed: int) -> Training:
+        """Returns the training that a variant needs. Raises MtkitError if its settings or its text are wrong."""
+        known = (str(card.path), variant, seed)
+        if known not in self._trainings:
+            config = card.config(variant, self.choice.size, seed, self.choice.data)
+            key = training_key(config)
+            update = {"run_dir": self.results / "runs" / key, "name": key}
+            self._trainings[known] = Training(key, config.model_copy(update=update))
+        return self._trainings[known]
+
+    def trainings(self, card: Card, seed: int) -> dict[str, Training]:
+        """Returns the trainings of the variants and controls that run at this size, by name."""
+        return {name: self.training(card, name, seed) for name in card.runs_at(self.choice.size)}
+
+    def is_done(self, training: Training) -> bool:
+        """Whether a training has ended, well or not."""
+        run = training.config.run_path
+        return has_model(run) or (run / DIVERGED).exists()
+
+    def record(self, training: Training, group: str) -> dict[str, Any] | None:
+        """Returns what was measured of a training; `None` if it was not."""
+        path = self._record_path(training, group)
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise MtkitError(f"{path}: is damaged; delete it, and mtkit experiment run measures again") from None
+        return found
+
+    def _record_path(self, training: Training, group: str) -> Path:
+        return training.config.run_path / MEASURES_FOLDER / record_name(group, training.config)
+
+    def missing_groups(self, card: Card, training: Training) -> list[str]:
+        """Returns the groups of measures that a card needs and that were not measured yet."""
+        return [group for group in card.groups if not self._record_path(training, group).exists()]
+
+    def unfinished(self, card: Card, seed: int) -> dict[str, Training]:
+        """Returns the trainings of a card that have not ended or are not measured."""
+        return {
+            name: training
+            for name, training in self.trainings(card, seed).items()
+            if not self.is_done(training) or self.missing_groups(card, training)
+        }
+
+    # Boards.
+
+    def board_path(self, name: str) -> Path:
+        """The file with the results of a board."""
+        return self.results / "boards" / f"{name}.json"
+
+    def board(self, name: str) -> dict[str, float] | None:
+        """Returns the results of a board; `None` if it was not run."""
+        try:
+            found: dict[str, float | None] = json.loads(self.board_path(name).read_text(encoding="utf-8"))["results"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return {key: math.nan if value is None else value for key, value in found.items()}
+
+    # Measures.
+
+    def values(self, card: Card, reference: Reference) -> Values:
+        """Returns a measure of a variant for all seeds that have it. Raises MissingError if there is none."""
+        if reference.measure == BOARD:
+            return self._board_value(card, reference)
+        if reference.variant not in card.runs_at(self.choice.size):
+            raise MissingError(NOT_HERE)
+        found = []
+        for seed in range(1, self.choice.seeds + 1):
+            known = (str(card.path), reference, seed)
+            if known not in self._values:
+                self._values[known] = self._value(card, reference, seed)
+            value = self._values[known]
+            if value is None:  # seeds are compared in pairs, so a later one does not count either
+                break
+            found.append(value)
+        if not found:
+            raise MissingError(NOT_RUN)
+        return np.stack(found)
+
+    def _value(self, card: Card, reference: Reference, seed: int) -> "np.ndarray[Any, Any] | None":
+        measure = MEASURES[reference.measure]
+        group, name = measure.group, "all"
+        if reference.subset is not None:
+            group, name = next(names[reference.subset] for names in measure.by.values() if reference.subset in names)
+        training = self.training(card, reference.variant, seed)
+        record = self.record(training, group) if self.is_done(training) else None
+        if record is None:
+            return None
+        rows = rows_of(record, name)
+        if rows is None:
+            raise MissingError(NOT_HERE)
+        return values_of(measure, rows)
+
+    def _board_value(self, card: Card, reference: Reference) -> Values:
+        results = self.board(reference.variant)
+        if results is None:
+            raise MissingError(NOT_RUN)
+        if reference.subset not in results:
+            raise ConfigError(
+                f"{card.path}: found {reference}, but the board {reference.variant} has no such result; it has "
+                f"{', '.join(results)}"
+            )
+        return np.full((1, 1), results[str(reference.subset)])
+
+    def verdict(self, card: Card) -> Verdict:
+        """Returns the verdict on a card, from what is measured so far."""
+        return judge(card, lambda reference: self.values(card, reference))
+
+    # Cost.
+
+    @cached_property
+    def _rates(self) -> dict[str, list[float]]:
+        """Minutes for each unit of work of the finished trainings, by architecture."""
+        found: dict[str, list[float]] = {}
+        for path in sorted(self.results.glob(f"runs/*/{COST}")):
+            cost = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault(cost["architecture"], []).append(cost["minutes"] / cost["work"])
+        return found
+
+    def forget_rates(self) -> None:
+        """Have costs estimated anew, after a training has ended."""
+        self.__dict__.pop("_rates", None)
+
+    @cached_property
+    def _guess(self) -> float:
+        """Minutes for each unit of work, from the speed of a product of matrices, while no training has ended."""
+        matrix = torch.randn(384, 384)
+        begun, count = time.perf_counter(), 0
+        while time.perf_counter() < begun + 0.1:
+            matrix @ matrix
+            count += 1
+        speed = 2 * 384**3 * count / (time.perf_counter() - begun)
+        return 6 / (GUESSED_USE * speed) / 60
+
+    def minutes_left(self, training: Training) -> float:
+        """Estimates how many minutes a training and its measures still take on this machine."""
+        if self.is_done(training):
+            return MEASURING
+        config = training.config
+        settings = config.training
+        if settings.max_steps == "auto":
+            return (settings.max_minutes or 0) + MEASURING
+        rates = self._rates.get(config.model.architecture) or [
+            rate for of_one in self._rates.values() for rate in of_one
+        ]
+        rate = float(np.median(rates)) if rates else self._guess
+        steps = checkpoint_steps(config.run_path / "checkpoints")
+        share = 1 - (steps[-1] if steps else 0) / settings.max_steps
+        minutes = work_of(config) * rate * max(share, 0.0)
+        return min(minutes, settings.max_minutes or math.inf) + MEASURING
+
+
+GUESSED_USE = 0.1  # of the speed of products of matrices, in training small models
+MEASURING = 0.05  # minutes that measuring a model takes, about
+
+
+def work_of(config: Config) -> float:
+    """Returns the work of a training: parameters times tokens of all batches."""
+    sizes = [config.tokenizer.size_of(side)[1] for side in ("source", "target")]
+    parameters = sum(parameters_by_part(config, sizes[0], sizes[1]).values())
+    settings = config.training
+    return float(parameters * settings.batch_tokens * settings.accumulate * settled(settings.max_steps))
+
+
+# Running.
+
+
+def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
+    """Run boards and trainings of the cards until the minutes since `begun` (by time.monotonic()) are over.
+
+    Boards come first. Of the trainings, those of the first seed come first, and of these, those of the card with the
+    most teaching value for each minute that it still takes. A training that does not fit into the time that is left is
+    not begun; one that takes longer than was estimated is stopped with a checkpoint, from which the next call resumes.
+    Raises MtkitError at the end if trainings failed, and StoppedError if a signal stops it.
+    """
+    lab.results.mkdir(parents=True, exist_ok=True)
+    write_file(lab.results / LAST, (json_text(asdict(lab.choice)) + "\n").encode())
+    clock = Clock(begun + 60 * minutes)
+    failed: dict[str, str] = {}
+    with only_writer(lab.results):
+        try:
+            _run_boards(cards, lab, clock)
+            for seed in range(1, lab.choice.seeds + 1):
+                for card, name, training in _in_order(cards, lab, seed, clock, failed):
+                    try:
+                        _run_one(card, name, training, lab, clock)
+                    except (DivergedError, StoppedError):
+                        raise
+                    except MtkitError as error:
+                        failed[training.key] = f"{card.name}, {name}: {error}"
+                        say(f"mtkit: error: {failed[training.key]}")
+                    lab.forget_rates()
+        except StoppedError:
+            if not clock.is_over:
+                raise
+            say(f"the {minutes:g} minutes are over; the same command goes on from here")
+    if failed:
+        raise MtkitError("\n".join(failed.values()))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time at which a command has to end."""
+
+    deadline: float  # by time.monotonic()
+
+    @property
+    def minutes_left(self) -> float:
+        """Minutes until then."""
+        return (self.deadline - time.monotonic()) / 60
+
+    @property
+    def is_over(self) -> bool:
+        """Whether that time has come."""
+        return self.minutes_left <= 0
+
+    def check(self) -> None:
+        """Raise StoppedError if that time has come."""
+        if self.is_over:
+            raise StoppedError("the time is over")
+
+
+def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock) -> None:
+    """Run the boards of the cards that have not been run with this version of mtkit."""
+    for name in dict.fromkeys(name for card in cards for name in card.file.board):
+        path = lab.board_path(name)
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))["mtkit"]
+        except (OSError, ValueError, KeyError):
+            known = None
+        if known == __version__:
+            continue
+        clock.check()
+        begun = time.monotonic()
+        results = BOARDS[name]()
+        seconds = round(time.monotonic() - begun, 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"board": name, "mtkit": __version__, "seconds": seconds, "results": results}
+        write_file(path, (json_text(record, indent=1) + "\n").encode())
+        inform(f"board {name}: {duration(seconds)}")
+
+
+def _in_order(
+    cards: Sequence[Card], lab: Lab, seed: int, clock: Clock, failed: dict[str, str]
+) -> Iterator[tuple[Card, str, Training]]:
+    """Yields the trainings of one seed in the order in which they are to be run, while they fit into the time."""
+    while True:
+        waiting = {}
+        for card in cards:
+            left = {
+                name: training for name, training in lab.unfinished(card, seed).items() if training.key not in failed
+            }
+            if left:
+                waiting[card.name] = card, left
+        if not waiting:
+            return
+        costs = {
+            name: sum({training.key: lab.minutes_left(training) for training in left.values()}.values())
+            for name, (_, left) in waiting.items()
+        }
+        best = sorted(waiting, key=lambda name: waiting[name][0].file.rank * costs[name])
+        whole = [name for name in best if costs[name] <= clock.minutes_left]
+        # If no card fits as a whole, those of its trainings that fit are worth having for the next call.
+        chosen = next(
+            (
+                (card, variant, training)
+                for card, left in (waiting[name] for name in whole or best)
+                for variant, training in left.items()
+                if lab.minutes_left(training) <= clock.minutes_left
+            ),
+            None,
+        )
+        if chosen is None:
+            trainings = counted(len({t.key for _, left in waiting.values() for t in left.values()}), "training")
+            told = duration(60 * min(lab.minutes_left(t) for _, left in waiting.values() for t in left.values()))
+            say(f"{trainings} of seed {seed} wait: the shortest takes about {told}, and less is left")
+            return
+        yield chosen
+
+
+def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) -> None:
+    """Train, unless that is done, and measure what the card needs. Raises StoppedError if the time is over."""
+    config, run_dir = training.config, training.config.run_path
+    clock.check()
+    if not lab.is_done(training):
+        about = duration(60 * lab.minutes_left(training))
+        inform(
+            f"{card.name}, {name}: training {training.key} in about {about}, {duration(60 * clock.minutes_left)} left"
+        )
+        _share_data(config, lab.results)
+        try:
+            run_train(config, deadline=clock.deadline)
+        except DivergedError as error:
+            say(f"{card.name}, {name}: {error}")
+            write_file(run_dir / DIVERGED, (json_text({"error": str(error)}) + "\n").encode())
+    subject = Subject(config, run_dir, clock.check, (run_dir / DIVERGED).exists())
+    (run_dir / MEASURES_FOLDER).mkdir(exist_ok=True)
+    for group in lab.missing_groups(card, training):
+        clock.check()
+        record = {"group": group, "run": training.key, **MEASURED[group](subject)}
+        path = run_dir / MEASURES_FOLDER / record_name(group, config)
+        write_file(path, (json_text(record) + "\n").encode())
+        if group == "training" and not subject.diverged and config.training.max_steps != "auto":
+            minutes = record["sets"]["all"][0][1]
+            cost = {"architecture": config.model.architecture, "work": work_of(config), "minutes": minutes}
+            write_file(run_dir / COST, (json_text(cost) + "\n").encode())
+
+
+def _share_data(config: Config, results: Path) -> None:
+    """Give a new run the tokenizer and the data that other runs with the same settings of text have."""
+    if config.tokenizer.model is not None or config.training.start_from is not None:
+        return
+    if config.training.guided_alignment is not None or (config.run_path / "tokenizer").exists():
+        return
+    key = _prepared_key(config)
+    shared = config.model_copy(update={"run_dir": results / "prepared" / key})
+    if not is_prepared(shared):
+        run_binarize(shared)
+    adopt(with_patterns_expanded(config), shared.run_path)
+
+
+# Predictions of readers.
+
+
+def add_prediction(card: Card, lab: Lab, text: str, sizes: Sequence[Size] = SIZES) -> Path:
+    """Write down a reader's prediction, with the date. Raises MtkitError once there are results of the experiment."""
+    if not text.strip():
+        raise MtkitError("found an empty prediction, wants a sentence")
+    for size in sizes:
+        seen = Lab(lab.results, Choice(size, 1, lab.choice.data)).verdict(card)
+        if any(finding.state not in (NOT_RUN, NOT_HERE) for finding in seen.predictions):
+            raise MtkitError(f"{card.name}: has results already (size {size}), so predictions are closed")
+    path = lab.results / "predictions" / f"{card.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = read_predictions(card, lab.results)
+    found.append({"text": text.strip(), "date": datetime.now(UTC).date().isoformat()})
+    write_file(path, (json_text(found, indent=1) + "\n").encode())
+    return path
+
+
+def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
+    """Returns the predictions of readers for a card, each with `text` and `date`."""
+    try:
+        found: list[dict[str, str]] = json.loads(
+            (results / "predictions" / f"{card.name}.json").read_text(encoding="utf-8")
+        )
+    except FileNotFoundError:
+        return []
+    return found
+
+
+# Tables for the terminal.
+
+
+def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
+    """Returns a row for each card: name, claim, verdict, what is done, cost on this machine, what is shared."""
+    uses: dict[str, set[str]] = {}
+    for card in cards:
+        for training in lab.trainings(card, 1).values():
+            uses.setdefault(training.key, set()).add(card.name)
+    rows = []
+    for card in cards:
+        trainings = lab.trainings(card, 1)
+        keys = {training.key: training for training in trainings.values()}
+        left = lab.unfinished(card, 1)
+        minutes = sum({training.key: lab.minutes_left(training) for training in left.values()}.values())
+        shared = sum(len(uses[key]) > 1 for key in keys)
+        rows.append(
+            {
+                "name": card.name,
+                "claim": card.file.claim,
+                "verdict": lab.verdict(card).text,
+                "done": f"{len(keys) - len({t.key for t in left.values()})} of {len(keys)}" if keys else "board",
+                "minutes left": f"{minutes:.1f}" if left else "0",
+                "shared": str(shared),
+            }
+        )
+    return rows
+
+
+def with_seeds(lab: Lab, card: Card) -> list[tuple[str, int, Training]]:
+    """Returns the trainings of a card for all seeds, as variant, seed and training."""
+    return [
+        (name, seed, training)
+        for seed in range(1, lab.choice.seeds + 1)
+        for name, training in lab.trainings(card, seed).items()
+    ]
+
+
+Show = Callable[[str], None]
