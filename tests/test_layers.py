@@ -15,6 +15,7 @@ PACKAGE = ROOT / "mtkit"
 FLOORS = [
     "cli",
     "commands",
+    "experiment",
     "pipeline",
     "report",
     "evaluation",

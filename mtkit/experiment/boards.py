@@ -1,6 +1,973 @@
-"""Checks that train nothing: what they measure is the same for everyone, and takes seconds."""
+"""Boards: checks of claims that train nothing, on mtkit's own models, losses, schedules and tokenizers.
 
-from collections.abc import Callable
+A board is a function without arguments that returns figures by name. It takes at most a few seconds on one core, draws
+from seeds of its own, and leaves the global random state unchanged. An experiment file names the boards that it wants;
+its predictions read their figures, as in `board["leaks", "minus infinity"]`. Figures whose names begin with
+"milliseconds" are times: they are shown, but differ from call to call.
 
-# Each returns its results by name; a name such as "post, 6" is a point 6 of a curve "post".
-BOARDS: dict[str, Callable[[], dict[str, float]]] = {}
+Shapes: R rows, L length, Q queries, N keys, H heads, K width of a head, D model width, V vocabulary size, P positions.
+"""
+
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.training_settings import DecodingConfig, TrainingConfig
+from mtkit.data.batches import Batch, Rows, padded_batch, ragged, source_rows
+from mtkit.errors import DataError
+from mtkit.models import layers
+from mtkit.models.interface import Embedding, Memory, Output, TranslationModel, next_rows
+from mtkit.models.recurrent import RecurrentLayer
+from mtkit.models.registry import new_model
+from mtkit.models.transformer import TransformerEncoder
+from mtkit.text.lines import read_lines
+from mtkit.text.segmentation import SPACE_MARK
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.text.vocabulary import UNKNOWN_TEXT
+from mtkit.training.loss import cross_entropy, label_smoothed_cross_entropy
+from mtkit.training.schedule import learning_rate
+from mtkit.translation.alignments import alignment_scores, diagonal, read_gold
+from mtkit.translation.decode import decode, log_probs_of
+
+Figures = dict[str, float]
+
+# Small random models, and sentences for them.
+
+VOCAB = 23
+FIRST_WORD = 5  # ids below are special tokens
+SMALL: dict[str, Any] = {"d_model": 16, "num_heads": 4, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}
+
+
+def random_numbers(*shape: int, seed: int = 1) -> Tensor:
+    """Returns fp64 numbers from a normal distribution of mean 0 and variance 1."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seeds the random numbers that PyTorch draws within the block, and restores the global random state after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        yield
+
+
+def made(config: AnyModelConfig, vocab_size: int = VOCAB) -> TranslationModel:
+    """Returns a random model in fp64, without dropout.
+
+    Its biases and gains are drawn too: with biases of zero, some faults would stay hidden.
+    """
+    model = new_model(config, vocab_size, vocab_size, seed=1).double().eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def transformer(**settings: Any) -> TranslationModel:
+    """Returns a random Transformer of the size SMALL with these settings."""
+    return made(TransformerConfig(**{**SMALL, **settings}))
+
+
+def recurrent(**settings: Any) -> TranslationModel:
+    """Returns a random recurrent model with GRU cells that read forwards only, with these settings."""
+    return made(RecurrentConfig(**{"cell": "gru", "d_model": 16, "bidirectional": False, **settings}))
+
+
+def sentences(*lengths: int, seed: int = 1) -> list[list[int]]:
+    """Returns random sentences of these lengths, in token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(FIRST_WORD, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+def batch_of(model: TranslationModel, sources: list[list[int]], targets: list[list[int]]) -> Batch:
+    """Returns these pairs as a batch of training."""
+    return padded_batch(ragged(sources), ragged(targets), model.boundaries)
+
+
+def other_word(token: int) -> int:
+    """Returns the id of another word."""
+    return FIRST_WORD + (token - FIRST_WORD + 1) % (VOCAB - FIRST_WORD)
+
+
+def largest(values: Tensor) -> float:
+    """Returns the largest absolute value."""
+    return float(values.abs().max())
+
+
+# What a word can see.
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+LENGTH = 6  # words of the sentences whose leaks are measured
+
+
+def masked_afterwards(query: Tensor, key: Tensor, renormalized: bool) -> Tensor:
+    """Returns attention weights that are set to 0 for later keys after the softmax."""
+    weights = layers.attention_weights(query, key, None, causal=False).tril()
+    return weights / weights.sum(-1, keepdim=True) if renormalized else weights
+
+
+# Five ways to hide later words, of which only the last is what models do.
+MASKS: dict[str, Weigh] = {
+    "no mask": lambda query, key: layers.attention_weights(query, key, None, causal=False),
+    "product before the softmax": lambda query, key: layers.attention_weights(
+        query, key, None, causal=False, factors=torch.ones(query.shape[2], key.shape[2], dtype=query.dtype).tril()
+    ),
+    "zero after the softmax": partial(masked_afterwards, renormalized=False),
+    "zero, renormalised": partial(masked_afterwards, renormalized=True),
+    "minus infinity": lambda query, key: layers.attention_weights(query, key, None, causal=True),
+}
+
+
+def leak_of_attention(weigh: Weigh) -> float:
+    """Returns the largest change of the output for a word when a later word changes."""
+    x, other = random_numbers(2, LENGTH, 8)
+    projections = random_numbers(3, 8, 8, seed=2) / math.sqrt(8)
+
+    def attended(words: Tensor) -> Tensor:
+        query, key, value = (words @ projections)[:, None, None].unbind()  # each (1, 1, L, K)
+        return torch.matmul(weigh(query, key), value)[0, 0]
+
+    before = attended(x)
+    changes = []
+    for place in range(1, LENGTH):
+        changed = x.clone()
+        changed[place] = other[place]
+        changes.append(largest((attended(changed) - before)[:place]))
+    return max(changes)
+
+
+def leak_of_decoder(model: TranslationModel) -> float:
+    """Returns how much the predictions of a word, and of those before it, change when this word changes."""
+    [source], [target] = sentences(5), sentences(LENGTH, seed=2)
+
+    def features(words: list[int]) -> Tensor:
+        batch = batch_of(model, [source], [words])
+        return model.decode(batch.target, model.encode(batch.source))[0][0]
+
+    before = features(target)
+    changes = []
+    for place in range(LENGTH):
+        changed = [*target[:place], other_word(target[place]), *target[place + 1 :]]
+        changes.append(largest((features(changed) - before)[: place + 1]))
+    return max(changes)
+
+
+def leak_of_encoder(model: TranslationModel) -> float:
+    """Returns how much the states of the first words of a source change when the last word changes."""
+    [source] = sentences(LENGTH)
+    states = [
+        model.encoder(source_rows(ragged([words]))).states[0, : LENGTH - 1]
+        for words in (source, [*source[:-1], other_word(source[-1])])
+    ]
+    return largest(states[0] - states[1])
+
+
+def difference_of_steps(model: TranslationModel) -> float:
+    """Returns how far decoding word by word is from decoding each beginning of the sentence as a whole."""
+    [source], [target] = sentences(5), sentences(LENGTH, seed=2)
+    rows = source_rows(ragged([source]))
+    state, differences = model.encode(rows), []
+    for length, token in enumerate([model.boundaries.start, *target]):
+        features, state = model.decode(next_rows(torch.tensor([[token]]), state), state)
+        batch = batch_of(model, [source], [target[:length]])
+        differences.append(largest(features[0, -1] - model(batch.source, batch.target)[0, -1]))
+    return max(differences)
+
+
+@torch.no_grad()
+def leaks() -> Figures:
+    """How much a word sees of what it must not see, for five masks and for whole models.
+
+    "steps, no mask" compares a search with teacher forcing where no mask hides later words: there, a cache of keys and
+    values would be wrong, since it is a mask itself.
+    """
+    found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
+    found["decoder"] = leak_of_decoder(transformer())
+    found["decoder, no mask"] = leak_of_decoder(transformer(ablate=("causal_mask",)))
+    found["decoder, product"] = leak_of_decoder(transformer(ablate=("causal_mask_product",)))
+    found["decoder, no shift"] = leak_of_decoder(transformer(ablate=("shift",)))
+    found["encoder"] = leak_of_encoder(transformer())
+    found["encoder, causal"] = leak_of_encoder(transformer(ablate=("encoder_causal",)))
+    found["steps"] = difference_of_steps(transformer())
+    found["steps, no mask"] = difference_of_steps(transformer(ablate=("causal_mask",)))
+    return found
+
+
+@torch.no_grad()
+def source_path() -> Figures:
+    """What the decoder learns of the source, and by which way.
+
+    "one vector": change of the outputs when all encoder states but the last are replaced by noise. "gradient": the norm
+    of the gradient that reaches the encoder. "least change": the smallest change of a prediction when one source word
+    changes.
+    """
+    found: Figures = {}
+    for name, attention in (("one vector", "none"), ("attention", "additive")):
+        model = recurrent(attention=attention)
+        batch = batch_of(model, sentences(7, 4), sentences(5, 6, seed=2))
+        memory = model.encoder(batch.source)
+        noise = random_numbers(*memory.states.shape)
+        outputs = [
+            model.decode(batch.target, model.decoder.start(Memory(states, memory.finals), batch.source))[0]
+            for states in (memory.states, noise)
+        ]
+        found[f"states replaced, {name}"] = largest((outputs[0] - outputs[1])[batch.target.mask])
+    for name, model in (
+        ("cross-attention", transformer()),
+        ("no cross-attention", transformer(ablate=("cross_attention",))),
+    ):
+        batch = batch_of(model, sentences(7, 4), sentences(5, 6, seed=2))
+        gradients = gradients_of(model, [batch])
+        norms = [gradient.norm() for name, gradient in gradients.items() if name.startswith("encoder.layers")]
+        found[f"gradient of the encoder, {name}"] = float(torch.stack(norms).norm())
+        found[f"least change, {name}"] = least_change(model)
+    return found
+
+
+def least_change(model: TranslationModel) -> float:
+    """Returns the smallest change of the features of a target word when one source word changes."""
+    [source], [target] = sentences(6), sentences(5, seed=2)
+    batch = batch_of(model, [source], [target])
+    before = model(batch.source, batch.target)[0]
+    changes = []
+    for place, token in enumerate(source):
+        changed = batch_of(model, [[*source[:place], other_word(token), *source[place + 1 :]]], [target])
+        changes.append(float((model(changed.source, changed.target)[0] - before).abs().amax(1).min()))
+    return min(changes)
+
+
+# Order and positions.
+
+
+@torch.no_grad()
+def order() -> Figures:
+    """How far the encoder's states are from moving along when the words of the source are put in another order.
+
+    0 means that the encoder knows nothing of the order. "output" is the same for the predictions of the decoder;
+    "decoder" is the change of the last prediction when the target words before it are exchanged.
+    """
+    [source], [target] = sentences(7), sentences(6, seed=2)
+    moved = [3, 1, 0, 4, 6, 2, 5]
+    places = torch.tensor([*moved, len(source)])  # the end mark stays where it is
+    found: Figures = {}
+    for kind in layers.POSITIONS:
+        model = transformer(encoder_positions=kind)
+        both = [batch_of(model, [words], [target]) for words in (source, [source[place] for place in moved])]
+        states = [model.encoder(batch.source).states[0] for batch in both]
+        found[f"encoder, {kind}"] = largest(states[0][places] - states[1])
+        outputs = [model(batch.source, batch.target)[0] for batch in both]
+        found[f"output, {kind}"] = largest(outputs[0] - outputs[1])
+    for name, depth in (("one layer", 1), ("two layers", 2)):
+        model = transformer(decoder_positions="none", decoder_layers=depth)
+        exchanged = [target[1], target[0], *target[2:]]
+        batches = [batch_of(model, [source], [words]) for words in (target, exchanged)]
+        last = [model(batch.source, batch.target)[0, -1] for batch in batches]
+        found[f"decoder, none, {name}"] = largest(last[0] - last[1])
+    return found
+
+
+CODE_WIDTH, CODE_LENGTH = 128, 1000  # of the position codes that are compared
+
+
+def codes(kind: str) -> Tensor:
+    """Returns the codes (P, D) that a position encoding of mtkit gives to the first CODE_LENGTH positions, in fp64.
+
+    Learned codes are as they are before training.
+    """
+    make = layers.POSITIONS[kind]
+    assert make is not None, "only codes that are added or concatenated to embeddings"
+    with seeded():
+        module = make(TransformerConfig.model_validate({"d_model": CODE_WIDTH, "positions": kind}))
+        if isinstance(module, layers.LearnedPositions):
+            module.initialize()
+    positions = torch.arange(CODE_LENGTH)[None]
+    table: Tensor = module(positions, CODE_LENGTH)[0].detach().double()
+    return table
+
+
+def offset_map(offset: int) -> Tensor:
+    """Returns the matrix (D, D) that rotates each pair of a sine and a cosine by the angle of `offset` positions."""
+    frequencies = 10000.0 ** -(torch.arange(CODE_WIDTH // 2, dtype=torch.float64) / (CODE_WIDTH // 2))
+    sine, cosine = (offset * frequencies).sin().diag(), (offset * frequencies).cos().diag()
+    return torch.cat([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)])
+
+
+def misfit_of_best_map(table: Tensor, offset: int) -> float:
+    """Returns how far the best affine map is from giving the code `offset` positions later, relative to the codes."""
+    before, after = table[:-offset], table[offset:]
+    before = torch.cat([before, torch.ones(len(before), 1, dtype=before.dtype)], 1)
+    spread = (after - after.mean(0)).norm()
+    return float((before @ torch.linalg.lstsq(before, after, driver="gelsd").solution - after).norm() / spread)
+
+
+@torch.no_grad()
+def rotation() -> Figures:
+    """Whether a fixed linear map leads from a position code to the one some positions later, and what codes are like.
+
+    "rotation" is the largest error of the rotation in closed form for sinusoids. "best map" is the error of the best
+    affine map for each code, fitted and measured on the same positions. The rest describes sinusoids of width 128: the
+    length of the step from one position to the next relative to that of the code, how many directions hold 99 % of the
+    variance of the first 50 positions, how many dimensions change by more than 0.1 there, and how alike positions
+    before and after one are.
+    """
+    table = codes("sinusoidal")
+    found: Figures = {"rotation": max(largest(table[:-k] @ offset_map(k).T - table[k:]) for k in (1, 7, 100))}
+    for kind in ("sinusoidal", "scalar", "binary", "learned"):
+        found[f"best map, {kind}"] = misfit_of_best_map(codes(kind), 7)
+    steps = (table[1:] - table[:-1]).norm(dim=1) / table[1:].norm(dim=1)
+    found["smallest step"], found["largest step"] = float(steps.min()), float(steps.max())
+    first = table[:50]
+    variances = torch.linalg.svdvals(first - first.mean(0)) ** 2
+    shares = variances.cumsum(0) / variances.sum()
+    found["directions with 99 % of the variance"] = float((shares < 0.99).sum() + 1)
+    found["dimensions in use"] = float((first.amax(0) - first.amin(0) > 0.1).sum())
+    products = table @ table.T
+    found["before unlike after"] = max(
+        largest(products.diagonal(k)[: CODE_LENGTH - 2 * k] - products.diagonal(k)[k : CODE_LENGTH - k])
+        for k in (1, 5, 20)
+    )
+    found["closest positions"] = float(torch.pdist(table).min())
+    bits = codes("binary")
+    for bit in (0, 3):
+        found[f"period of bit {bit}"] = period(bits[:, bit])
+    found["rotary, both moved"] = change_of_rotary_scores()
+    return found
+
+
+def period(column: Tensor) -> float:
+    """Returns the smallest number of positions after which a column repeats itself."""
+    return float(next(p for p in range(1, len(column)) if torch.equal(column[p:], column[:-p])))
+
+
+def change_of_rotary_scores() -> float:
+    """Returns how much the scores of rotated queries and keys change when both move on by five positions."""
+    query, key = random_numbers(2, 1, 1, 12, 16).float()
+    rotary = layers.RotaryPositions(16)
+    scores = []
+    for first in (0, 5):
+        rotated = rotary(torch.arange(first, first + 12)[None], first + 12)
+        scores.append(rotated(query) @ rotated(key).mT)
+    return largest(scores[0] - scores[1])
+
+
+TRAINED_LENGTH, TABLE_LENGTH = 12, 64
+
+
+def learned_rows() -> Figures:
+    """Which rows of a table of learned positions get a gradient when the longest sentence has 12 words.
+
+    The rows beyond keep their random values, whatever the training. "largest trained" and "largest later" are inputs
+    of a scalar code, within and beyond the trained length.
+    """
+    model = transformer(positions="learned", max_positions=TABLE_LENGTH)
+    lengths = range(1, TRAINED_LENGTH + 1)
+    gradients = gradients_of(model, [batch_of(model, sentences(*lengths), sentences(*lengths, seed=2))])
+    table = gradients["encoder.embedded.positions.weight"]
+    scalar = codes("scalar")
+    return {
+        "rows": float(len(table)),
+        "rows with a gradient": float((table.abs().amax(1) > 0).sum()),
+        "scalar, largest trained": float(scalar[TRAINED_LENGTH, 0]),
+        "scalar, largest later": float(scalar[TABLE_LENGTH - 1, 0]),
+    }
+
+
+# Learning rate and loss.
+
+
+def noam() -> Figures:
+    """The peaks of three learning-rate curves of the original schedule, named by width and warm-up.
+
+    "after both peaks" is the largest relative difference between the two curves of width 512 from step 8,000 on.
+    """
+    found: Figures = {}
+    curves: dict[tuple[int, int], list[float]] = {}
+    for d_model, warmup in ((512, 4000), (512, 8000), (256, 4000)):
+        settings = TrainingConfig(schedule="noam", warmup_steps=warmup)
+        rates = [learning_rate(step, settings, d_model) for step in range(1, 10_001)]
+        found[f"peak, {d_model}, {warmup}"] = max(rates)
+        found[f"step of the peak, {d_model}, {warmup}"] = float(rates.index(max(rates)) + 1)
+        curves[d_model, warmup] = rates[8000 - 1 :]
+    both = zip(curves[512, 4000], curves[512, 8000], strict=True)
+    return found | {"after both peaks": max(abs(one / other - 1) for one, other in both)}
+
+
+def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
+    """Returns the loss of a token whose label has the log-odds `odds`, and the derivative of the loss by them.
+
+    The other tokens share the rest of the probability evenly.
+    """
+    output = Output(Embedding(vocab_size, 2, scaled=False)).double()
+    with torch.no_grad():
+        output.weight[:] = torch.tensor([0.0, 1.0])
+        output.weight[0] = torch.tensor([1.0, 0.0])  # the label
+    features = torch.tensor([[[odds + math.log(vocab_size - 1), 0.0]]], dtype=torch.float64, requires_grad=True)
+    loss, _ = label_smoothed_cross_entropy(features, output, torch.zeros(1, 1, dtype=torch.int64), smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert features.grad is not None
+    return float(loss.detach()), float(features.grad[0, 0, 0])
+
+
+def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
+    """Returns the probability of the label at which the loss is least, at most 1 - 1e-9, and the loss there."""
+    low, high = 0.0, -math.log(1e-9)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if loss_at(middle, vocab_size, smoothing)[1] < 0:
+            low = middle
+        else:
+            high = middle
+    return 1 / (1 + math.exp(-low)), loss_at(low, vocab_size, smoothing)[0]
+
+
+def smoothing() -> Figures:
+    """Where the label-smoothed loss is least, and what it is there, by the size of the vocabulary and the smoothing.
+
+    mtkit spreads the mass over all V words. With the smoothing multiplied by V / (V - 1), that is the definition that
+    spreads it over the other words ("spread over the others"). "surer than that" is how much the loss is above its
+    floor if the label gets 0.999.
+    """
+    found: Figures = {}
+    for vocab_size, mass in ((5, 0.0), (5, 0.1), (5, 0.4), (8000, 0.1)):
+        best, floor = lowest_loss(vocab_size, mass)
+        found[f"best probability, {vocab_size}, {mass}"], found[f"floor, {vocab_size}, {mass}"] = best, floor
+    found["best probability, 5, 0.1, spread over the others"] = lowest_loss(5, 0.1 * 5 / 4)[0]
+    sure, _ = loss_at(math.log(0.999 / 0.001), 8000, 0.1)
+    found["surer than that"] = sure - found["floor, 8000, 0.1"]
+    return found
+
+
+NUM_KEYS, NUM_QUERIES = 20, 400
+
+
+@torch.no_grad()
+def entropy() -> Figures:
+    """How even attention over 20 keys is at the start, with and without the division by the square root of the width.
+
+    "entropy" is in nats, at most log 20 = 3.00. "slope" is the mean of w (1 - w), by which a softmax passes a gradient
+    on. Queries and keys have variance 1.
+    """
+    found: Figures = {"entropy, at most": math.log(NUM_KEYS)}
+    for width in (8, 32, 128, 512):
+        query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
+        key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
+        for name, scaled in (("scaled", True), ("unscaled", False)):
+            with seeded():
+                factor = layers.SelfAttention(width, 1, 0.0, scaled=scaled).factor
+            weights = layers.attention_weights(query * factor, key, None, causal=False)
+            found[f"entropy, {name}, {width}"] = float(torch.special.entr(weights).sum(-1).mean())
+            found[f"slope, {name}, {width}"] = float((weights * (1 - weights)).mean())
+    return found
+
+
+# Depth.
+
+DEEP: dict[str, Any] = {"d_model": 32, "num_heads": 4, "d_ff": 64, "dropout": 0.0}
+NORMS: dict[str, dict[str, Any]] = {
+    "none": {"norm": "none"},
+    "post": {"norm_placement": "post"},
+    "pre": {"norm_placement": "pre"},
+}
+
+
+def gradients_of(model: TranslationModel, batches: Sequence[Batch], tokens: int | None = None) -> dict[str, Tensor]:
+    """Returns the gradient of the loss per target token, by the name of the weight; the loss has no smoothing.
+
+    The loss is summed over all batches and divided by `tokens`, by default the number of their target tokens.
+    """
+    settings = TrainingConfig(label_smoothing=0.0)
+    tokens = tokens or sum(batch.target_tokens for batch in batches)
+    with torch.enable_grad():
+        model.zero_grad(set_to_none=True)
+        for batch in batches:
+            (cross_entropy(model, batch, settings).total / tokens).backward()  # type: ignore[no-untyped-call]
+    return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in model.named_parameters()}
+
+
+def depth() -> Figures:
+    """Gradients of encoder layers, and how alike positions are at the top, before training.
+
+    For each place of the norm, with and without residual connections, and 2, 6 or 12 layers: the norm of the gradient
+    of the encoder's first and last feed-forward layer and of the decoder's last, and the mean cosine between two words
+    of a sentence in the states of the encoder, where 1 means that all words look the same.
+    """
+    found: Figures = {}
+    pairs = sentences(*[12] * 8), sentences(*[12] * 8, seed=2)
+    for norm, with_residual, number in itertools.product(NORMS, (True, False), (2, 6, 12)):
+        parts: dict[str, Any] = {**DEEP, **NORMS[norm], "ablate": () if with_residual else ("residual",)}
+        config = TransformerConfig(**parts, encoder_layers=number, decoder_layers=number)
+        model = new_model(config, VOCAB, VOCAB, seed=1).double()
+        batch = batch_of(model, *pairs)
+        name = f"{norm}, {'residual' if with_residual else 'no residual'}, {number}"
+        gradients = gradients_of(model, [batch])
+        for which, layer in (
+            ("first gradient", "encoder.layers.0"),
+            ("last gradient", f"encoder.layers.{number - 1}"),
+            ("gradient of the decoder", f"decoder.layers.{number - 1}"),
+        ):
+            found[f"{which}, {name}"] = float(gradients[f"{layer}.feed_forward.inner.weight"].norm())
+        found[f"cosine, {name}"] = mean_cosine(model, batch.source)
+    return found
+
+
+@torch.no_grad()
+def mean_cosine(model: TranslationModel, source: Rows) -> float:
+    """Returns the mean cosine between the encoder's states of two different words of a sentence, end marks excepted.
+
+    It is measured before the norm that follows the last layer of a pre-norm model, if there is one.
+    """
+    encoder = model.encoder
+    assert isinstance(encoder, TransformerEncoder)
+    norm, encoder.norm = encoder.norm, nn.Identity()
+    states = nn.functional.normalize(encoder(source).states[:, :-1], dim=2)  # (R, L, D)
+    encoder.norm = norm
+    cosines = states @ states.mT
+    length = cosines.shape[1]
+    return float((cosines.sum((1, 2)) - length).mean() / (length * (length - 1)))
+
+
+# What must wait for what, in training and in translation.
+
+
+def longest_chain(output: Tensor) -> int:
+    """Returns the largest number of operations, one after the other, on any way from the leaves to `output`."""
+    lengths: dict[Any, int] = {}
+    waiting: list[tuple[Any, bool]] = [(output.grad_fn, False)]
+    while waiting:
+        operation, inputs_done = waiting.pop()
+        inputs = [each for each, _ in operation.next_functions if each is not None]
+        if inputs_done:
+            lengths[operation] = 1 + max((lengths[each] for each in inputs), default=0)
+        elif operation not in lengths:
+            waiting.append((operation, True))
+            waiting += [(each, False) for each in inputs if each not in lengths]
+    return lengths[output.grad_fn]
+
+
+TOKENS = 2048  # of each forward and backward pass that is timed, whatever the length of the sentences
+
+
+def steps() -> Figures:
+    """How many operations must follow one another in a layer over sentences of 8, 32 and 128 words, and times.
+
+    "chain" counts them in the graph that the gradient runs through. "milliseconds" are those of a forward and a
+    backward pass over 2,048 words, the shorter of two; on a machine with few cores they say little about one with many.
+    "product against loop" is the difference between attention as one product and word by word.
+    """
+    with seeded():
+        attention = layers.SelfAttention(32, 4, 0.0)
+        cells = {name: RecurrentLayer(name, 32, 32) for name in ("gru", "tanh")}
+
+    def run(name: str, x: Tensor) -> Tensor:
+        outputs: Tensor
+        outputs = attention(x, None, causal=True) if name == "attention" else cells[name](x, x.new_zeros(len(x), 32))[0]
+        return outputs
+
+    found: Figures = {}
+    for name, length in itertools.product(("attention", "gru", "tanh"), (8, 32, 128)):
+        x = random_numbers(TOKENS // length, length, 32).float().requires_grad_()
+        found[f"chain, {name}, {length}"] = float(longest_chain(run(name, x).sum()))
+        found[f"milliseconds, {name}, {length}"] = min(milliseconds(partial(run, name, x)) for _ in range(2))
+    x = random_numbers(2, 16, 32).float()
+    with torch.no_grad():
+        one_by_one = [attention(x[:, : place + 1], None)[:, -1] for place in range(16)]
+        found["product against loop"] = largest(run("attention", x) - torch.stack(one_by_one, 1))
+    return found
+
+
+def milliseconds(forward: Callable[[], Tensor]) -> float:
+    """Returns how long a forward and a backward pass take."""
+    start = time.perf_counter()
+    forward().sum().backward()  # type: ignore[no-untyped-call]
+    return 1000 * (time.perf_counter() - start)
+
+
+FORCED_LENGTH = 20
+
+
+@torch.no_grad()
+def search_work() -> Figures:
+    """What the decoder computes to write 20 words: how often it is called, and for how many words in all.
+
+    A decoder with a cache computes each word once, one without it the whole beginning at every step. Scoring a given
+    translation takes one call. Mask-predict takes as many as it has iterations, however long the sentence is.
+    """
+    models = {
+        "cache": transformer(),
+        "no cache": transformer(ablate=("causal_mask",)),
+        "recurrent": recurrent(attention="additive"),
+    }
+    sources = sentences(FORCED_LENGTH)
+    greedy: dict[str, Any] = {
+        "beam_size": 1,
+        "min_length": FORCED_LENGTH,
+        "max_length_ratio": 1.0,
+        "max_length_extra": 0,
+    }
+    found: Figures = {}
+    for name, model in models.items():
+        calls = count_words(model, partial(decode, model, DecodingConfig(**greedy), sources))
+        found[f"calls, {name}"], found[f"words, {name}"] = float(len(calls)), float(sum(calls))
+    model = models["cache"]
+    calls = count_words(model, partial(log_probs_of, model, sources, sentences(FORCED_LENGTH, seed=2), 4096))
+    found["calls, scoring"], found["words, scoring"] = float(len(calls)), float(sum(calls))
+    masked = made(MaskedConfig(**SMALL))
+    for iterations, length in itertools.product((1, 4), (5, FORCED_LENGTH)):
+        settings = DecodingConfig(
+            method="mask_predict",
+            iterations=iterations,
+            length_candidates=1,
+            max_length_ratio=1.0,
+            max_length_extra=0,
+        )
+        calls = count_words(masked, partial(decode, masked, settings, sentences(length)))
+        found[f"calls, mask-predict, {iterations} iterations, {length} words"] = float(len(calls))
+    found["steps against all at once"] = difference_of_steps(models["cache"])
+    return found
+
+
+def count_words(model: TranslationModel, work: Callable[[], object]) -> list[int]:
+    """Returns, for each call of the first layer of the decoder during `work`, for how many words it computed."""
+    decoder: Any = model.decoder
+    counts: list[int] = []
+    handle = decoder.layers[0].register_forward_hook(
+        lambda layer, inputs, output: counts.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    work()
+    handle.remove()
+    return counts
+
+
+NUM_SEARCHED = 6
+
+
+@torch.no_grad()
+def search() -> Figures:
+    """The log-probability of what searches find with a random model, by the size of the beam, and the best there is.
+
+    It is the mean of a few sentences, without a length penalty. "best of all" tries every translation of up to three
+    words.
+    """
+    vocab_size, longest = FIRST_WORD + 3, 3
+    model = made(TransformerConfig(**{**SMALL, "d_model": 32, "scale_embeddings": False}), vocab_size)
+    with torch.no_grad():
+        model.output.weight.mul_(3)  # so that words differ in probability
+    generator = torch.Generator().manual_seed(3)
+    sources = torch.randint(FIRST_WORD, vocab_size, (NUM_SEARCHED, longest), generator=generator).tolist()
+    settings: dict[str, Any] = {"length_penalty": 0.0, "max_length_ratio": 1.0, "max_length_extra": 0}
+    found: Figures = {}
+    searches: dict[str, dict[str, Any]] = {f"beam {size}": {"beam_size": size} for size in (1, 2, 4, 16)}
+    searches["exact"] = {"beam_size": 1, "stopping": "optimal"}
+    for name, more in searches.items():
+        best = decode(model, DecodingConfig(**settings, **more), sources)
+        found[name] = sum(hypotheses[0].log_prob for hypotheses in best) / len(sources)
+    every = [
+        list(words) for n in range(longest + 1) for words in itertools.product(range(FIRST_WORD, vocab_size), repeat=n)
+    ]
+    scores = [max(map(sum, log_probs_of(model, [source] * len(every), every, 4096))) for source in sources]
+    found["best of all"] = sum(scores) / len(scores)
+    return found
+
+
+# Batches, probabilities and gradients.
+
+
+def side_by_side(rows: Sequence[Rows], num_padding: int) -> Rows:
+    """Returns rows of one sentence each as a single row in which they stand side by side, followed by padding."""
+    padding = torch.zeros(1, num_padding, dtype=torch.int64)
+    parts = [(each.ids, each.segments * number, each.positions) for number, each in enumerate(rows, start=1)]
+    ids, segments, positions = (torch.cat([*part, padding], 1) for part in zip(*parts, strict=True))
+    return Rows(ids, segments, positions, packed=True)
+
+
+def below_padding(rows: Rows) -> Rows:
+    """Returns the rows below one that holds nothing but padding."""
+    ids, segments, positions = (nn.functional.pad(x, (0, 0, 1, 0)) for x in (rows.ids, rows.segments, rows.positions))
+    return Rows(ids, segments, positions)
+
+
+@torch.no_grad()
+def batches() -> Figures:
+    """Whether sentences in one batch are treated as they would be one by one: padded, and packed into one row; fp64.
+
+    "finite" is 1 if all features are numbers, those of padding too, and 0 if any is NaN or infinite.
+    """
+    model = transformer()
+    sources, targets = sentences(7, 3, 5), sentences(4, 6, 2, seed=2)
+    batch = batch_of(model, sources, targets)
+    single = [batch_of(model, [source], [target]) for source, target in zip(sources, targets, strict=True)]
+    alone = torch.cat([model(each.source, each.target)[0] for each in single])
+    together = model(batch.source, batch.target)
+    source, target = ([getattr(each, side) for each in single] for side in ("source", "target"))
+    in_one_row = model(side_by_side(source, 4), side_by_side(target, 3))
+    with_empty = model(below_padding(batch.source), below_padding(batch.target))
+    return {
+        "padded against single": largest(together[batch.target.mask] - alone),
+        "packed against single": largest(in_one_row[0, : len(alone)] - alone),
+        "beside an empty row": largest((with_empty[1:] - together)[batch.target.mask]),
+        "finite, padded": float(together.isfinite().all()),
+        "finite, packed": float(in_one_row.isfinite().all()),
+        "finite, empty row": float(with_empty.isfinite().all()),
+    }
+
+
+@torch.no_grad()
+def chain_rule() -> Figures:
+    """Whether the probabilities of all translations of a sentence add up to 1, and what the mean of a loss is over.
+
+    "complete" is the probability of all translations of at most three tokens, "unfinished" that of all longer ones,
+    by their first four tokens. The two means are those of a short and a long sentence: over all tokens, which is the
+    loss of training, and over the means of the sentences, which gives a short sentence as much weight as a long one.
+    """
+    vocab_size, longest = FIRST_WORD + 1, 3
+    model = made(TransformerConfig(**SMALL), vocab_size)
+    end = model.boundaries.target_end
+    source = [FIRST_WORD] * 4
+    words = [token for token in range(vocab_size) if token != end]
+    complete = unfinished = 0.0
+    for length in range(longest + 2):
+        prefixes = [list(prefix) for prefix in itertools.product(words, repeat=length)]
+        scored = log_probs_of(model, [source] * len(prefixes), prefixes, 4096)
+        if length <= longest:
+            complete += sum(math.exp(sum(log_probs)) for log_probs in scored)
+        else:
+            unfinished += sum(math.exp(sum(log_probs[:-1])) for log_probs in scored)
+    model = transformer()
+    pairs = sentences(4, 9), sentences(2, 16, seed=2)
+    batch = batch_of(model, *pairs)
+    loss = cross_entropy(model, batch, TrainingConfig(label_smoothing=0.0)).total
+    scored = log_probs_of(model, *pairs, 4096)
+    total = -sum(map(sum, scored))
+    return {
+        "complete": complete,
+        "unfinished": unfinished,
+        "sum of all": complete + unfinished,
+        "loss per token": float(loss) / batch.target_tokens,
+        "mean over tokens": total / sum(map(len, scored)),
+        "mean of sentence means": sum(-sum(log_probs) / len(log_probs) for log_probs in scored) / len(scored),
+    }
+
+
+def memory() -> Figures:
+    """How much a word, 1, 5, 20 or 50 steps before, changes the state of a recurrent layer, before training.
+
+    The figures are norms of gradients relative to that of the current word. "later" is the gradient of a later word,
+    which must be 0. "attention" has the same for a self-attention layer, relative to the current word, too.
+    """
+    length, width = 60, 32
+    x = random_numbers(4, length, width).requires_grad_()
+    found: Figures = {}
+    with seeded():
+        cells = {name: RecurrentLayer(name, width, width).double() for name in ("tanh", "gru", "lstm")}
+        attention = layers.SelfAttention(width, 4, 0.0).double()
+        for layer in cells.values():
+            layer.initialize()
+    for name, layer in cells.items():
+        outputs, _ = layer(x, x.new_zeros(len(x), layer.state_width))
+        found |= reach(name, outputs, x)
+    return found | reach("attention", attention(x, None, causal=True), x)
+
+
+def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
+    """Returns the figures of `memory` for the last output but five of a layer that read `x`, both (R, L, D)."""
+    place = outputs.shape[1] - 6
+    direction = random_numbers(*outputs[:, place].shape, seed=3)
+    [gradient] = torch.autograd.grad((outputs[:, place] * direction).sum(), x)
+    norms = gradient.norm(dim=(0, 2))
+    found = {f"{name}, {distance}": float(norms[place - distance] / norms[place]) for distance in (1, 5, 20, 50)}
+    return found | {f"{name}, later": float(norms[place + 1 :].max())}
+
+
+def ranks() -> Figures:
+    """Whether two halves of a batch, on devices of their own, give the gradient of the whole batch.
+
+    Differences are relative to the norm of the whole gradient. "halves" sums both gradients and divides by the tokens
+    of both halves, as training does; "mean of halves" averages the gradients of the two means, which is not the same
+    where the halves differ in tokens.
+    """
+    model = transformer()
+    sources, targets = sentences(9, 8, 2, 3), sentences(8, 9, 3, 1, seed=2)
+    whole = batch_of(model, sources, targets)
+    halves = [batch_of(model, sources[:2], targets[:2]), batch_of(model, sources[2:], targets[2:])]
+    wanted = joined(gradients_of(model, [whole]))
+    summed = sum(joined(gradients_of(model, [half], whole.target_tokens)) for half in halves)
+    mean = sum(joined(gradients_of(model, [half])) for half in halves) / 2
+    return {
+        "halves": float((summed - wanted).norm() / wanted.norm()),
+        "mean of halves": float((mean - wanted).norm() / wanted.norm()),
+        "tokens of the first half": float(halves[0].target_tokens),
+        "tokens of the second half": float(halves[1].target_tokens),
+    }
+
+
+def joined(gradients: dict[str, Tensor]) -> Tensor:
+    """Returns all gradients as one vector."""
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+# Text: the demo corpus.
+
+
+def demo(name: str) -> Path:
+    """Returns the path of a file of the demo corpus, which is in the repository, not in the installed package.
+
+    Raises DataError if there is none.
+    """
+    folders = [Path("data/demo"), Path(__file__).parents[2] / "data" / "demo"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folders[0] / name}: not there; this board reads the demo corpus: run it in a clone of mtkit")
+
+
+def words_of(lines: Iterable[str]) -> list[list[str]]:
+    """Returns the words of each line, in lower case, without the punctuation at their ends."""
+    return [[word.strip(".,?!").lower() for word in line.split() if word.strip(".,?!")] for line in lines]
+
+
+FORMS = ("s", "ed", "ing")  # of regular English verbs
+VOCAB_SIZES = (150, 300, 1000, 4000)
+
+
+def families_of(counts: Counter[str]) -> list[list[str]]:
+    """Returns the families of word forms in a text: a word of three letters or more, with at least two of its FORMS."""
+    families = [[base, *(base + form for form in FORMS if base + form in counts)] for base in sorted(counts)]
+    return [family for family in families if len(family) > 2 and len(family[0]) > 2]
+
+
+def cutter(lines: list[str], settings: TokenizerConfig) -> Callable[[str], list[str]]:
+    """Trains a tokenizer on these lines; returns a function that cuts a word into its pieces."""
+    with TemporaryDirectory() as folder:
+        train_tokenizer(lambda: lines, list, settings, Path(folder))
+        tokenizer = Tokenizer.load(Path(folder))
+
+    def cut(word: str) -> list[str]:
+        [tokens] = tokenizer.encode_target([word])
+        pieces = [piece.removeprefix(SPACE_MARK) for piece in tokenizer.target_pieces(tokens)]
+        return [piece for piece in pieces if piece]
+
+    return cut
+
+
+def share(answers: Iterable[bool]) -> float:
+    """Returns the share of true answers, from 0 to 1."""
+    given = list(answers)
+    return sum(given) / len(given)
+
+
+def segmentations() -> Figures:
+    """How tokenizers of several sizes cut families of word forms, such as walk, walks, walked and walking.
+
+    "stem" is the share of families in which the base form is one piece and every other form is cut and begins with it,
+    "whole" that of families whose forms are all single pieces. "unknown" is the share of words of the test text that
+    have no piece: for a vocabulary of the most frequent words, and for pieces.
+    """
+    train, test = (
+        [" ".join(words) for words in words_of(read_lines(demo(f"{part}.en")))] for part in ("train", "test")
+    )
+    families = families_of(Counter(word for line in train for word in line.split()))
+    words = [word for line in test for word in line.split()]
+    found: Figures = {"families": float(len(families))}
+    for size in VOCAB_SIZES:
+        cut = cutter(train, TokenizerConfig(vocab_size=size, byte_fallback=False))
+        forms = [[cut(form) for form in family] for family in families]
+        found[f"stem, {size}"] = share(
+            len(base) == 1 and all(len(form) > 1 and form[0] == base[0] for form in others) for base, *others in forms
+        )
+        found[f"whole, {size}"] = share(all(len(form) == 1 for form in family) for family in forms)
+        found[f"pieces per word, {size}"] = sum(len(cut(word)) for word in words) / len(words)
+    for kind in ("word", "bpe"):
+        cut = cutter(train, TokenizerConfig(type=kind, vocab_size=300, byte_fallback=False))
+        found[f"unknown, {kind}, 300"] = share(UNKNOWN_TEXT in cut(word) for word in words)
+    return found
+
+
+def bits(counts: Counter[str]) -> float:
+    """Returns the entropy of a distribution that is given by counts, in bits."""
+    total = counts.total()
+    return sum(count / total * math.log2(total / count) for count in counts.values())
+
+
+def continuations() -> Figures:
+    """How open the next word is, by the word before it, and how many sentences have several translations.
+
+    "bits" is the entropy of the next word in the English text; "ten likeliest" is the share of the ten most frequent
+    ones. "several translations" is the share of different sentences of one language that occur with more than one
+    translation.
+    """
+    texts = [list(read_lines(demo(f"train.{language}"))) for language in ("fr", "en")]
+    followers: dict[str, Counter[str]] = {}
+    for line in words_of(texts[1]):
+        for word, after in itertools.pairwise(line):
+            followers.setdefault(word, Counter())[after] += 1
+    found: Figures = {}
+    for word in ("the", "my", "is", "going", "used"):
+        found[f"bits, {word}"] = bits(followers[word])
+        ten = followers[word].most_common(10)
+        found[f"ten likeliest, {word}"] = sum(count for _, count in ten) / followers[word].total()
+    for name, (sources, targets) in (("French", texts), ("English", texts[::-1])):
+        translations: dict[str, set[str]] = {}
+        for source, target in zip(sources, targets, strict=True):
+            translations.setdefault(source, set()).add(target)
+        found[f"several translations, {name}"] = share(len(each) > 1 for each in translations.values())
+    return found
+
+
+def alignments() -> Figures:
+    """Alignment error rates on the demo corpus of guesses that read no attention, in per cent.
+
+    Attention is worth something only where it is better than the diagonal, which knows nothing but the lengths.
+    """
+    pairs = list(zip(*(read_lines(demo(f"test.{language}")) for language in ("fr", "en")), strict=True))
+    gold = read_gold(demo("test.align"), pairs)
+    lengths = [(len(source.split()), len(target.split())) for source, target in pairs]
+    guesses = {
+        "gold": [tuple(sorted(each.sure)) for each in gold],
+        "diagonal": list(itertools.starmap(diagonal, lengths)),
+        "first word": [tuple((0, j) for j in range(num_target)) for _, num_target in lengths],
+    }
+    found = {name: alignment_scores(links, gold).error_rate for name, links in guesses.items()}
+    return found | {"sentences that are not monotone": share(not is_monotone(sorted(each.sure)) for each in gold)}
+
+
+def is_monotone(links: Sequence[tuple[int, int]]) -> bool:
+    """Whether no two of the links, sorted, cross each other."""
+    return all(b[1] >= a[1] for a, b in itertools.combinations(links, 2) if b[0] > a[0])
+
+
+BOARDS: dict[str, Callable[[], Figures]] = {
+    "leaks": leaks,
+    "source path": source_path,
+    "order": order,
+    "rotation": rotation,
+    "learned rows": learned_rows,
+    "noam": noam,
+    "smoothing": smoothing,
+    "entropy": entropy,
+    "depth": depth,
+    "steps": steps,
+    "search work": search_work,
+    "search": search,
+    "batches": batches,
+    "chain rule": chain_rule,
+    "memory": memory,
+    "ranks": ranks,
+    "segmentations": segmentations,
+    "continuations": continuations,
+    "alignments": alignments,
+}
