@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mtkit.commands.options import QuietOption, UsageError, choice, count, minutes_above_0
-from mtkit.errors import MtkitError
+from mtkit.commands.options import QuietOption, choice, count, minutes_above_0
 
 if TYPE_CHECKING:
     from mtkit.experiment.run import Choice, Lab
@@ -19,9 +18,7 @@ SIZES = ("toy", "small", "full")
 experiment = typer.Typer(rich_markup_mode=None, help="Test claims by trainings with parts changed or taken out.")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of experiments, or one file.")]
-NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Its name, such as 02-bottleneck or 02, or its file.")
-]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name, such as 02-bottleneck or 02, or file.")]
 FolderOption = Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Folder in which NAME is.")]
 RunsOption = Annotated[Path, typer.Option("--runs", "-o", metavar="FOLDER", help="Folder of the results.")]
 RunsAlone = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of the results.")]
@@ -157,6 +154,3 @@ def report(
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module with `app`."""
     app.add_typer(experiment, name="experiment")
-
-
-_ = (MtkitError, UsageError)

@@ -308,7 +308,8 @@ def _messages(error: Exception, data: Changes) -> Iterator[str]:
             case "missing":
                 yield f"{'.'.join(map(str, problem['loc']))}: missing"
             case _:
-                yield f"{where}: found {write_yaml(problem.get('input'))[:60]}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+                wanted = problem["msg"].removeprefix("Input should be ")
+                yield f"{where}: found {write_yaml(problem.get('input'))[:60]}, wants {wanted}"
 
 
 def _keys_of(data: Any) -> set[Any]:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ class Subject:
 def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequence[Sequence[str]]) -> Record:
     """Translates; returns the statistics of each line, and the translations."""
     if subject.diverged:
-        texts, notes, scores = [""] * len(sources), [()] * len(sources), [0.0] * len(sources)
+        texts, scores = [""] * len(sources), [0.0] * len(sources)
+        notes: list[tuple[str, ...]] = [() for _ in sources]
     else:
         tag = subject.test_set.tag if subject.test_set else None
         lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
@@ -208,7 +210,7 @@ def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequ
     for row, text, noted, score, *right in zip(rows, texts, notes, scores, *references, strict=True):
         words = text.split()
         row[EXACT] = text.strip() in [line.strip() for line in right]
-        row[REPEATED] = sum(one == other for one, other in zip(words, words[1:], strict=False))
+        row[REPEATED] = sum(one == other for one, other in pairwise(words))
         row[WORDS], row[REFERENCE_WORDS] = len(words), len(right[0].split())
         row[EMPTY], row[CUT], row[SCORE] = not words, CUT_OFF in noted, score
     return {"rows": rows.tolist(), "texts": texts}
@@ -298,7 +300,7 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
             real = right != NO_LABEL
             rows[place] = _token_statistics(log_probs_from(model.output(of_row[real])), right[real])
             rows[place, 5] = len(targets[place]) + 1
-    return rows.tolist()  # type: ignore[no-any-return]
+    return rows.tolist()
 
 
 def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:

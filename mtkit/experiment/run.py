@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -516,15 +516,3 @@ def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def with_seeds(lab: Lab, card: Card) -> list[tuple[str, int, Training]]:
-    """Returns the trainings of a card for all seeds, as variant, seed and training."""
-    return [
-        (name, seed, training)
-        for seed in range(1, lab.choice.seeds + 1)
-        for name, training in lab.trainings(card, seed).items()
-    ]
-
-
-Show = Callable[[str], None]

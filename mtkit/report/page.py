@@ -189,6 +189,8 @@ NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e-?\d+)?( ± [\d.]+)?( %)?")
 
 
 def _is_number(value: Cell) -> bool:
+    if isinstance(value, Html):
+        value = re.sub("<[^>]*>", "", value)  # a number may be a link
     return not isinstance(value, str) or value == "" or NUMBER.fullmatch(value) is not None
 
 

@@ -1,0 +1,509 @@
+"""What came of experiments, as a page and as text; every figure links to the run or the board that it is from."""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mtkit.errors import counted, duration
+from mtkit.evaluation.bench import machine_facts
+from mtkit.evaluation.plot import History, read_log, series
+from mtkit.experiment.card import DEMO, Card, differing_yaml, split_measure
+from mtkit.experiment.measures import MEASURES
+from mtkit.experiment.run import DIVERGED, Lab, Training, read_predictions
+from mtkit.experiment.verdict import (
+    CLAIM_HOLDS,
+    CONTRADICTED,
+    FAILS,
+    HOLDS,
+    HOLDS_IF,
+    INVALID,
+    NOISE,
+    NOT_HERE,
+    NOT_RUN,
+    NOT_SHOWN,
+    Estimate,
+    Finding,
+    MissingError,
+    Reference,
+    Verdict,
+    estimate,
+)
+from mtkit.models.registry import pick_device
+from mtkit.report.page import (
+    Bar,
+    Cell,
+    Content,
+    Curve,
+    Html,
+    bar_chart,
+    contents,
+    element,
+    folded,
+    joined,
+    line_chart,
+    note,
+    number,
+    page,
+    require_page,
+    section,
+    table,
+    write_page,
+)
+
+# A sign before a verdict, so that colour is not needed to tell them apart.
+SIGNS = {CLAIM_HOLDS: "✓", HOLDS_IF: "✓", CONTRADICTED: "✗", NOT_SHOWN: "~", INVALID: "!"}
+OUTCOMES = {HOLDS: "✓ holds", NOISE: "~ within noise", FAILS: "✗ does not hold"}
+
+STYLE = """
+.verdict { font-weight: 600; font-size: 1.05rem; } .claim { font-size: 1.1rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.6rem; }
+.pair > * { min-width: 0; } td a { white-space: nowrap; } li { max-width: 46rem; }
+@media print { section { break-before: page; } section section { break-before: auto; } }
+"""
+
+
+def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) -> None:
+    """Write the page on the cards to `output`, an .html file."""
+    require_page(output)
+    write_page(output, report_page(cards, lab, folder))
+
+
+def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
+    """Returns the page as HTML."""
+    verdicts = {card.name: lab.verdict(card) for card in cards}
+    links = [("claims", "Claims"), *((card.name, _title(card)) for card in cards), ("runs", "Runs")]
+    sections = [_card_section(card, verdicts[card.name], lab, folder) for card in cards]
+    return page(
+        "Claims and experiments",
+        contents(links),
+        _claims(cards, verdicts, lab),
+        *sections,
+        _runs(cards, lab),
+        style=STYLE,
+    )
+
+
+def _title(card: Card) -> str:
+    return f"{card.short} {card.file.experiment}" if card.short != card.name else card.file.experiment
+
+
+# The table of claims.
+
+
+def _claims(cards: Sequence[Card], verdicts: dict[str, Verdict], lab: Lab) -> Html:
+    rows: list[list[Cell]] = [
+        [
+            element("a", _title(card), href=f"#{card.name}"),
+            card.file.claim,
+            _signed(verdicts[card.name]),
+        ]
+        for card in cards
+    ]
+    choice = lab.choice
+    return section(
+        "Claims",
+        note(
+            f"Size {choice.size}, {counted(choice.seeds, 'seed')}, data {choice.data}. A verdict is computed from the "
+            "predictions and the conditions of validity of an experiment: a claim holds if every prediction holds by "
+            "more than noise, and is contradicted if one is false by more than noise. A figure links to its run."
+        ),
+        table(("experiment", "claim", "verdict"), rows, "Claims and verdicts", hidden_caption=True, stacks=True),
+    )
+
+
+def _signed(verdict: Verdict) -> str:
+    return f"{SIGNS.get(verdict.kind, '·')} {verdict.text}"
+
+
+# An experiment.
+
+
+def _card_section(card: Card, verdict: Verdict, lab: Lab, folder: Path) -> Html:
+    file = card.file
+    return section(
+        _title(card),
+        element("p", file.claim, class_="claim"),
+        element("p", f"Verdict: {_signed(verdict)}", class_="verdict"),
+        element("h3", "Predictions"),
+        table(
+            ("prediction", "if", "figures", "outcome"), _prediction_rows(card, verdict, lab), "Predictions", True, True
+        ),
+        _readers(card, lab),
+        *_differences(card, lab),
+        *_figures(card, lab),
+        _picture(card, lab),
+        *_boards(card, lab),
+        *_conditions(verdict, card, lab),
+        *_texts(card),
+        element("h3", "Again"),
+        element("pre", command_of(card, lab, folder)),
+        id_=card.name,
+    )
+
+
+def _prediction_rows(card: Card, verdict: Verdict, lab: Lab) -> list[list[Cell]]:
+    return [
+        [
+            element("code", finding.text),
+            finding.condition or "",
+            _finding_figures(finding),
+            OUTCOMES.get(finding.state, finding.state),
+        ]
+        for finding in verdict.predictions
+    ]
+
+
+def _finding_figures(finding: Finding) -> str:
+    """The two sides of a comparison and their difference; empty where there are none."""
+    if finding.sides is None or finding.margin is None:
+        return ""
+    left, right = (_estimate_text(side) for side in finding.sides)
+    if finding.margin.noise or finding.sides[0].noise:
+        return f"{left} against {right}; difference {_estimate_text(finding.margin)}"
+    return f"{left} against {right}"
+
+
+def _estimate_text(found: Estimate, digits: int | None = None) -> str:
+    """An estimate as text, such as 12.31 ± 0.45."""
+    if math.isnan(found.value):
+        return "not a number"
+    if math.isinf(found.value):
+        return "∞" if found.value > 0 else "-∞"
+    if digits is None:
+        return number(found.value) + (f" ± {number(found.noise)}" if found.noise else "")
+    return f"{found.value:,.{digits}f}" + (f" ± {found.noise:,.{digits}f}" if found.noise else "")
+
+
+def _readers(card: Card, lab: Lab) -> Html | None:
+    """Predictions that readers wrote down before there were results."""
+    found = read_predictions(card, lab.results)
+    if not found:
+        return None
+    items = [element("li", f"{each['text']} ({each['date']})") for each in found]
+    return joined(element("p", "What readers expected:"), element("ul", items))
+
+
+def _differences(card: Card, lab: Lab) -> Iterator[Html]:
+    """The settings in which variants and controls differ from the base, as YAML."""
+    if not card.variants:
+        return
+    yield element("h3", "What differs")
+    there = card.runs_at(lab.choice.size)
+    text = "\n".join(
+        f"# {'variant' if name in card.file.variants else 'control'}: {name}"
+        f"{'' if name in there else ' (not at this size)'}\n{differing_yaml(changes)}"
+        for name, changes in card.variants.items()
+    )
+    yield element("pre", text)
+    sizes = card.file.sizes.get(lab.choice.size)
+    added = f" with\n{differing_yaml(sizes)}" if sizes else ""
+    yield folded(f"Base: {card.file.base}", element("pre", f"# {card.file.base}{added}\n{differing_yaml(card.base)}"))
+
+
+def _columns(card: Card) -> list[tuple[str, str, str | None]]:
+    """The columns of the table of figures: title, measure, subset."""
+    found: list[tuple[str, str, str | None]] = []
+    for text in (*card.file.measure, *card.measures):
+        name, how = split_measure(text)
+        if how is None:
+            found.append((name.replace("_", " "), name, None))
+        else:
+            found += [(f"{name.replace('_', ' ')}, {subset}", name, subset) for subset in MEASURES[name].by[how]]
+    return list(dict.fromkeys(found))
+
+
+def _figures(card: Card, lab: Lab) -> Iterator[Html]:
+    """The table of all measures of all variants."""
+    if not card.variants:
+        return
+    columns = _columns(card)
+    rows: list[list[Cell]] = []
+    for name in card.runs_at(lab.choice.size):
+        cells = [_linked(card, lab, Reference(measure, name, subset)) for _, measure, subset in columns]
+        if any(cells):
+            rows.append([name, *cells])
+    yield element("h3", "Figures")
+    if not rows:
+        yield note("There are no runs yet.")
+        return
+    yield table(("", *(title for title, _, _ in columns)), rows, f"Measures of {_title(card)}", hidden_caption=True)
+    counts = dict.fromkeys(
+        f"{measure.replace('_', ' ')} of {counted(size, 'sentence')}"
+        for _, measure, _ in columns
+        if (size := _num_sentences(card, lab, measure)) and size > 1
+    )
+    whats = dict.fromkeys(f"{name.replace('_', ' ')}: {MEASURES[name].what}" for _, name, _ in columns)
+    yield note(
+        "± is half the width of a 95 % interval, from resampled sentences"
+        f"{' and seeds' if lab.choice.seeds > 1 else ' of one training, so it does not tell what another seed gives'}. "
+        f"n: {'; '.join(counts) or 'one run each'}."
+    )
+    yield note("; ".join(whats), ".")
+
+
+def _linked(card: Card, lab: Lab, reference: Reference) -> Html | str:
+    """A measure as text with a link to the run of the first seed; "" if it is not there."""
+    found = _estimate_of(card, lab, reference)
+    if found is None:
+        return ""
+    run = lab.training(card, reference.variant, 1)
+    return element("a", _estimate_text(found, MEASURES[reference.measure].digits), href=f"#run-{run.key}")
+
+
+def _estimate_of(card: Card, lab: Lab, reference: Reference) -> Estimate | None:
+    try:
+        return estimate(lab.values(card, reference))
+    except MissingError:
+        return None
+
+
+def _num_sentences(card: Card, lab: Lab, measure: str) -> int:
+    """The number of sentences of which a measure is taken."""
+    for name in card.runs_at(lab.choice.size):
+        training = lab.training(card, name, 1)
+        record = lab.record(training, MEASURES[measure].group) if lab.is_done(training) else None
+        if record and record["sets"].get("all"):
+            return len(record["sets"]["all"])
+    return 0
+
+
+def _boards(card: Card, lab: Lab) -> Iterator[Html]:
+    """The results of the checks without training."""
+    for name in card.file.board:
+        results = lab.board(name)
+        yield element("h3", f"Without training: {name}")
+        if results is None:
+            yield note("Not run yet.")
+            continue
+        rows: list[list[Cell]] = [
+            [key, element("a", _estimate_text(Estimate(value, 0.0)), href=f"#board-{name}")]
+            for key, value in results.items()
+        ]
+        told = table(("", "result"), rows, name, hidden_caption=True)
+        yield folded(f"{counted(len(rows), 'result')} of {name}", told) if len(rows) > 12 else told
+
+
+def _conditions(verdict: Verdict, card: Card, lab: Lab) -> Iterator[Html]:
+    """The conditions of validity and the controls, with pass and fail."""
+    if not verdict.conditions:
+        return
+    yield element("h3", "Is the experiment valid?")
+    rows: list[list[Cell]] = [
+        [element("code", finding.text), _finding_figures(finding), _passed(finding)] for finding in verdict.conditions
+    ]
+    yield table(("condition", "figures", ""), rows, "Conditions of validity", hidden_caption=True, stacks=True)
+
+
+def _passed(finding: Finding) -> str:
+    if finding.state in (NOT_RUN, NOT_HERE):
+        return finding.state
+    return "✓ pass" if finding.is_true else "✗ fail"
+
+
+def _texts(card: Card) -> Iterator[Html]:
+    """How it could be wrong, what is known, references and exercises."""
+    file = card.file
+    if file.wrong:
+        yield joined(element("h3", "How this could be wrong"), element("p", file.wrong))
+    if file.known:
+        yield joined(element("h3", "What is known today"), element("p", file.known))
+    if file.references:
+        yield joined(element("h3", "References"), element("ul", [element("li", each) for each in file.references]))
+    if file.exercises:
+        yield joined(element("h3", "Exercises"), element("ol", [element("li", each) for each in file.exercises]))
+
+
+def command_of(card: Card, lab: Lab, folder: Path) -> str:
+    """The command that runs an experiment again."""
+    words = ["mtkit", "experiment", "run", str(folder)]
+    if folder.is_dir():
+        words += ["--only", card.name]
+    words += ["--size", lab.choice.size]
+    words += ["--seeds", str(lab.choice.seeds)] if lab.choice.seeds > 1 else []
+    words += ["--data", lab.choice.data] if lab.choice.data != DEMO else []
+    return shlex.join(words)
+
+
+# Pictures.
+
+
+def _picture(card: Card, lab: Lab) -> Html | None:
+    picture = card.file.picture
+    if picture is None or picture.kind == "table":
+        return None
+    if picture.y in card.file.board:
+        results = lab.board(picture.y)
+        return _board_picture(picture.y, picture.kind, results) if results else None
+    if picture.kind == "bars":
+        return _bars(card, lab, picture.y)
+    if picture.x == "update":
+        return _curves(card, lab, picture.y)
+    return _lines_over_subsets(card, lab, picture.y, picture.x)
+
+
+def _board_picture(name: str, kind: str, results: dict[str, float]) -> Html | None:
+    """Bars of all results, or a line for each name before the last comma, over the number behind it."""
+    if kind == "bars":
+        found = {key: value for key, value in results.items() if math.isfinite(value) and value >= 0}
+        return bar_chart(name, [("", [Bar(key, value, number(value)) for key, value in found.items()])])
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for key, value in results.items():
+        label, _, x = key.rpartition(", ")
+        try:
+            curves.setdefault(label or name, []).append((float(x), value))
+        except ValueError:
+            continue
+    return line_chart(name, [Curve(label, sorted(points), True) for label, points in curves.items()], "")
+
+
+def _bars(card: Card, lab: Lab, measure: str) -> Html | None:
+    bars = []
+    for style, name in enumerate(card.runs_at(lab.choice.size)):
+        found = _estimate_of(card, lab, Reference(measure, name))
+        if found is not None and math.isfinite(found.value) and found.value >= 0:
+            text = _estimate_text(Estimate(found.value, 0.0), MEASURES[measure].digits)
+            bars.append(Bar(name, found.value, text, found.noise or None, style))
+    return bar_chart(f"{MEASURES[measure].what}, with 95 % intervals", [("", bars)]) if bars else None
+
+
+# How measures are called in the log of a training, and the kind of event that has them.
+LOGGED = {
+    "bleu": ("validation", "bleu"),
+    "perplexity": ("validation", "perplexity"),
+    "nll": ("validation", "nll"),
+    "loss": ("train", "nll"),
+    "training_loss": ("train", "nll"),
+    "tokens_per_second": ("train", "tokens_per_second"),
+}
+
+
+def _curves(card: Card, lab: Lab, measure: str) -> Html | None:
+    """A measure over the updates of the first seed, as the log has it."""
+    event, key = LOGGED.get(measure, ("validation", "nll"))
+    curves = []
+    for name in card.runs_at(lab.choice.size):
+        points = _logged(lab.training(card, name, 1), event, key)
+        if points:
+            curves.append(Curve(name, points, event == "validation"))
+    what = {"validation": "validation", "train": "training"}[event]
+    return line_chart(f"{key.replace('_', ' ')} of {what}", curves, "update") if curves else None
+
+
+def _logged(training: Training, event: str, key: str) -> list[tuple[float, float]]:
+    run = training.config.run_path
+    if not (run / "log.jsonl").exists():
+        return []
+    return list(zip(*series(History("", read_log(run)), event, key), strict=True))
+
+
+def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> Html | None:
+    """A measure over subsets of the test sentences, such as lengths."""
+    names = list(MEASURES[measure].by[how])
+    curves = []
+    for variant in card.runs_at(lab.choice.size):
+        points = []
+        for place, name in enumerate(names, start=1):
+            found = _estimate_of(card, lab, Reference(measure, variant, name))
+            if found is not None and math.isfinite(found.value):
+                points.append((float(place), found.value))
+        if points:
+            curves.append(Curve(variant, points, True))
+    label = ", ".join(f"{place}: {name}" for place, name in enumerate(names, start=1))
+    return line_chart(MEASURES[measure].what, curves, label) if curves else None
+
+
+# The appendix of runs.
+
+
+def _runs(cards: Sequence[Card], lab: Lab) -> Html:
+    """Every run that a figure is from, its settings, cost and curve; and the boards."""
+    used: dict[str, tuple[Training, list[str]]] = {}
+    for card in cards:
+        for seed in range(1, lab.choice.seeds + 1):
+            for name, training in lab.trainings(card, seed).items():
+                if lab.is_done(training):
+                    told = f"{card.name}, {name}" + (f", seed {seed}" if lab.choice.seeds > 1 else "")
+                    used.setdefault(training.key, (training, []))[1].append(told)
+    parts: list[Content] = []
+    total = 0.0
+    for key, (training, uses) in used.items():
+        facts, minutes = _run_facts(training, lab)
+        total += minutes
+        curve = line_chart(f"Validation loss of {key}", [Curve(key, _logged(training, "validation", "nll"))], "update")
+        parts.append(
+            element(
+                "section",
+                element("h3", f"Run {key}"),
+                table(("", ""), [*facts, ["used by", "; ".join(uses)]], f"Run {key}", hidden_caption=True),
+                folded("Curve", curve) if curve else None,
+                id=f"run-{key}",
+            )
+        )
+    for name in dict.fromkeys(name for card in cards for name in card.file.board):
+        if lab.board(name) is not None:
+            text = f"Board {name}: results in boards/{name}.json of the folder of results."
+            parts.append(element("section", element("h3", f"Board {name}"), element("p", text), id=f"board-{name}"))
+    machine = machine_facts(pick_device("auto"))
+    about: list[list[Cell]] = [
+        [name, str(machine[name])] for name in ("mtkit", "torch", "python", "processor", "threads", "device")
+    ]
+    return section(
+        "Runs",
+        table(("", ""), about, "Where this page was made"),
+        element("p", f"{counted(len(used), 'training')}, {duration(60 * total)} of training in all."),
+        *parts,
+    )
+
+
+def _run_facts(training: Training, lab: Lab) -> tuple[list[list[Cell]], float]:
+    """Rows on a run, and its minutes of training."""
+    record = lab.record(training, "training")
+    row = record["sets"]["all"][0] if record and record["sets"].get("all") else [None] * 6
+    parameters, minutes, updates = row[:3]
+    run = training.config.run_path
+    diverged = (run / DIVERGED).exists()
+    facts: list[list[Cell]] = [
+        ["settings and data", training.key],
+        ["run directory", f"runs/{training.key}"],
+        ["log", f"runs/{training.key}/log.jsonl"],
+        ["parameters", "" if parameters is None else number(parameters)],
+        ["updates", "" if updates is None else number(updates)],
+        ["minutes", "" if minutes is None else f"{minutes:.2f}"],
+        ["seed", str(training.config.training.seed)],
+        ["ended", "diverged" if diverged else "well"],
+    ]
+    return facts, minutes or 0.0
+
+
+# On the terminal.
+
+
+def card_text(card: Card, lab: Lab) -> str:
+    """Returns a card and what came of it as text."""
+    file, verdict = card.file, lab.verdict(card)
+    lines = [f"{card.name}: {file.claim}", f"verdict at size {lab.choice.size}: {verdict.text}", ""]
+    there = card.runs_at(lab.choice.size)
+    for name, changes in card.variants.items():
+        kind = "variant" if name in file.variants else "control"
+        training = lab.training(card, name, 1) if name in there else None
+        state = "not at this size" if training is None else "done" if lab.is_done(training) else "not run"
+        lines.append(f"{kind} {name} ({state}{f', run {training.key}' if training else ''})")
+        lines += [f"    {line}" for line in differing_yaml(changes).splitlines()]
+    for finding in verdict.predictions:
+        condition = f"if {finding.condition}: " if finding.condition else ""
+        lines.append(f"prediction: {condition}{finding.text}: {finding.state}{_told(finding)}")
+    for finding in verdict.conditions:
+        lines.append(f"valid if: {finding.text}: {_passed(finding).lstrip('✓✗ ')}{_told(finding)}")
+    for each in read_predictions(card, lab.results):
+        lines.append(f"a reader, {each['date']}: {each['text']}")
+    for title, text in (("how it could be wrong", file.wrong), ("known today", file.known)):
+        lines += [f"{title}: {text}"] if text else []
+    lines += [f"reference: {each}" for each in file.references]
+    lines += [f"exercise {place}: {each}" for place, each in enumerate(file.exercises, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def _told(finding: Finding) -> str:
+    text = _finding_figures(finding)
+    return f" ({text})" if text else ""
