@@ -19,7 +19,7 @@ experiment = typer.Typer(rich_markup_mode=None, help="Test claims by trainings w
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of experiments, or one file.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name, such as 02-bottleneck or 02, or file.")]
-FolderOption = Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Folder in which NAME is.")]
+FolderOption = Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Folder of experiments.")]
 RunsOption = Annotated[Path, typer.Option("--runs", "-o", metavar="FOLDER", help="Folder of the results.")]
 RunsAlone = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of the results.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="NAME", help="toy, small or full.")]
@@ -149,6 +149,38 @@ def report(
 
     cards = chosen_cards(load_folder(folder), only.split(",") if only else [], folder)
     write_report(cards, _lab(runs, size, seeds, data), folder, output)
+
+
+@experiment.command(epilog=f"{EXAMPLE}puzzle --seed 7 -o puzzle.html")
+def puzzle(
+    seed: Annotated[str, typer.Option(metavar="N", help="Number of the puzzle.")] = "1",
+    answer: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Check an answer, such as "no positions", and train nothing.')
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page; by default puzzle-N.html.")
+    ] = None,
+    folder: FolderOption = FOLDER,
+    runs: RunsAlone = RUNS,
+    data: DataOption = "demo",
+    quiet: QuietOption = False,
+) -> None:
+    """Train a small run that may have one fault, and draw what it does.
+
+    The page has curves, translations and attention, and does not say what the fault is; --answer does.
+    """
+    number = count("--seed", seed)
+    from mtkit.experiment.puzzle import answered
+    from mtkit.experiment.puzzle import puzzle as make_puzzle
+
+    if answer is not None:
+        print(answered(number, answer))
+        return
+    from mtkit.experiment.card import load_folder
+
+    path = output or Path(f"puzzle-{number}.html")
+    make_puzzle(load_folder(folder), number, runs, path, data or "demo")
+    print(path)
 
 
 def add_to(app: typer.Typer) -> None:

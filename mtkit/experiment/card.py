@@ -129,22 +129,29 @@ class Card:
         }
         return [name for name in self.variants if name not in late]
 
-    def config(self, variant: str, size: Size, seed: int, data: str = DEMO) -> Config:
-        """Returns the settings of a variant or control. Raises ConfigError if they are wrong.
+    def settings(self, size: Size, data: str = DEMO) -> Changes:
+        """Returns the settings of the base at a size. Raises ConfigError if they are not there for this data.
 
         `data` is the value of --data: "demo", or a folder, which becomes `data.root`.
         """
-        changes = merged(self.base, self.overlay or {}) if data != DEMO else self.base
-        changes = merged(merged(changes, self.file.sizes[size] or {}), self.variants[variant])
-        # Only now, so that a variant may give a seed of its own that further seeds are counted from.
-        first = changes.get("training", {}).get("seed", 1)
-        own: Changes = {"training": {"seed": first + seed - 1}}
+        settings = self.base
         if data != DEMO:
             if self.overlay is None:
                 base = self.path.parent / str(self.file.base)
                 raise ConfigError(f"--data {data}: wants {overlay_path(base)}, which names the files in that folder")
-            own["data"] = {"root": str(Path(data).expanduser())}
-        return config_from_data(merged(changes, own), f"{self.path}: {variant}, size {size}")
+            settings = merged(merged(settings, self.overlay), {"data": {"root": str(Path(data).expanduser())}})
+        return merged(settings, self.file.sizes[size] or {})
+
+    def config(self, variant: str, size: Size, seed: int, data: str = DEMO) -> Config:
+        """Returns the settings of a variant or control. Raises ConfigError if they are wrong.
+
+        `seed` counts from 1: 2 stands for the seed that follows the one in the settings.
+        """
+        settings = merged(self.settings(size, data), self.variants[variant])
+        first = (settings.get("training") or {}).get("seed", 1)
+        if seed > 1 and isinstance(first, int):
+            settings = merged(settings, {"training": {"seed": first + seed - 1}})
+        return config_from_data(settings, f"{self.path}: {variant}, size {size}")
 
 
 def split_measure(text: str) -> tuple[str, str | None]:

@@ -34,7 +34,7 @@ from mtkit.text.parallel import tagged
 from mtkit.translation.alignments import AlignmentSettings, Links, diagonal, read_gold
 from mtkit.translation.decode import batches_by_length
 from mtkit.translation.scores import bleu_of, bleu_statistics
-from mtkit.translation.translator import CUT_OFF, Translator, load
+from mtkit.translation.translator import CUT_OFF, Translator, load_bundle
 
 Statistics = NDArray[np.float64]  # (N, K)
 Sums = NDArray[np.float64]  # (B, K)
@@ -123,7 +123,7 @@ MEASURES: dict[str, Measure] = {
     "alignment_error": Measure(
         "alignment error rate, %", "alignments", lambda sums: 100 - _ratio(0, 1, 100)(sums), {"layer": BY_LAYER}
     ),
-    "parameters": Measure("parameters", "training", _ratio(0, 5), digits=0),
+    "parameters": Measure("numbers that are trained", "training", _ratio(0, 5), digits=0),
     "minutes": Measure("minutes of training", "training", _ratio(1, 5)),
     "updates": Measure("updates", "training", _ratio(2, 5), digits=0),
     "training_loss": Measure("nats per token of the training text, at the end", "training", _ratio(3, 5), digits=3),
@@ -174,7 +174,7 @@ class Subject:
         """The model, with the decoding of the variant."""
         decoding = self.config.decoding.model_dump(mode="json")
         settings = [f"decoding.{name}={json.dumps(value)}" for name, value in decoding.items()]
-        return load(self.run / "model", [f"device={self.config.device}", *settings])
+        return load_bundle(open_bundle(self.run / "model"), [f"device={self.config.device}", *settings])
 
     @cached_property
     def test_set(self) -> SetFiles | None:

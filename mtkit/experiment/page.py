@@ -12,6 +12,7 @@ from mtkit.experiment.card import DEMO, Card, differing_yaml, split_measure
 from mtkit.experiment.measures import MEASURES
 from mtkit.experiment.run import DIVERGED, Lab, Training, read_predictions
 from mtkit.experiment.verdict import (
+    BOARD,
     CLAIM_HOLDS,
     CONTRADICTED,
     FAILS,
@@ -28,6 +29,7 @@ from mtkit.experiment.verdict import (
     Reference,
     Verdict,
     estimate,
+    parse,
 )
 from mtkit.models.registry import pick_device
 from mtkit.report.page import (
@@ -147,7 +149,7 @@ def _prediction_rows(card: Card, verdict: Verdict, lab: Lab) -> list[list[Cell]]
         [
             element("code", finding.text),
             finding.condition or "",
-            _finding_figures(finding),
+            joined(_finding_figures(finding), _sources(finding, card, lab)),
             OUTCOMES.get(finding.state, finding.state),
         ]
         for finding in verdict.predictions
@@ -162,6 +164,23 @@ def _finding_figures(finding: Finding) -> str:
     if finding.margin.noise or finding.sides[0].noise:
         return f"{left} against {right}; difference {_estimate_text(finding.margin)}"
     return f"{left} against {right}"
+
+
+def _sources(finding: Finding, card: Card, lab: Lab) -> Html | None:
+    """Links to the runs and boards that the figures of a prediction are from; nothing without figures."""
+    if finding.state in (NOT_RUN, NOT_HERE):
+        return None
+    links: dict[str, str] = {}
+    for reference in parse(finding.text).references:
+        if reference.measure == BOARD:
+            links[f"#board-{reference.variant}"] = reference.variant
+        else:
+            links[f"#run-{lab.training(card, reference.variant, 1).key}"] = reference.variant
+    linked = [
+        joined(", " if place else None, element("a", name, href=href))
+        for place, (href, name) in enumerate(links.items())
+    ]
+    return joined(" (from ", linked, ")")
 
 
 def _estimate_text(found: Estimate, digits: int | None = None) -> str:
@@ -229,7 +248,7 @@ def _figures(card: Card, lab: Lab) -> Iterator[Html]:
         return
     yield table(("", *(title for title, _, _ in columns)), rows, f"Measures of {_title(card)}", hidden_caption=True)
     counts = dict.fromkeys(
-        f"{measure.replace('_', ' ')} of {counted(size, 'sentence')}"
+        f"{measure.replace('_', ' ')} of {counted(size, 'sentence' if measure != 'tokens_per_second' else 'line')}"
         for _, measure, _ in columns
         if (size := _num_sentences(card, lab, measure)) and size > 1
     )
@@ -290,7 +309,12 @@ def _conditions(verdict: Verdict, card: Card, lab: Lab) -> Iterator[Html]:
         return
     yield element("h3", "Is the experiment valid?")
     rows: list[list[Cell]] = [
-        [element("code", finding.text), _finding_figures(finding), _passed(finding)] for finding in verdict.conditions
+        [
+            element("code", finding.text),
+            joined(_finding_figures(finding), _sources(finding, card, lab)),
+            _passed(finding),
+        ]
+        for finding in verdict.conditions
     ]
     yield table(("condition", "figures", ""), rows, "Conditions of validity", hidden_caption=True, stacks=True)
 
