@@ -123,9 +123,9 @@ def _reference(node: ast.Subscript) -> Reference:
 
 
 def _references(tree: ast.expr) -> Iterator[Reference]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript):
-            yield _reference(node)
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    for node in sorted(found, key=lambda node: (node.lineno, node.col_offset)):
+        yield _reference(node)
 
 
 # Values, and their noise.

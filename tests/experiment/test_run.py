@@ -1,0 +1,314 @@
+"""Trainings are shared, resumed and kept within the budget; what is shown is what was measured."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import mtkit.experiment.run as runner
+from mtkit import files
+from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.cli import _run
+from mtkit.errors import MtkitError
+from mtkit.experiment.measures import MEASURES, rows_of
+from mtkit.experiment.page import card_text, report_page
+from mtkit.experiment.run import Choice, Lab, add_prediction, listing, run, training_key
+from mtkit.experiment.verdict import CLAIM_HOLDS, INVALID, NOT_SHOWN, NOT_TESTED, Reference
+from mtkit.training.train import Trainer
+from tests.experiment.conftest import MASK, ORDER, TRAINING, Done, Folder
+from tests.report.reading import Reader
+from tests.runs import Killed, at_step, doing, events, kill
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def run_here(folder: Folder, results: Path, minutes: float = 5, **choice) -> Lab:
+    """Run the experiments of a folder, as `mtkit experiment run` does."""
+    lab = Lab(results, Choice(**choice))
+    run(folder.cards, lab, minutes, time.monotonic())
+    return lab
+
+
+def runs(results: Path) -> list[Path]:
+    """The run directories."""
+    return sorted((results / "runs").iterdir()) if (results / "runs").exists() else []
+
+
+def copied(done: Done, tmp_path: Path) -> Path:
+    """A copy of the results, which a test may change."""
+    return Path(shutil.copytree(done.results, tmp_path / "results"))
+
+
+def test_equal_settings_on_equal_data_are_trained_once(done):
+    mask, order = done.folder.cards
+    lab = done.lab()
+    assert lab.training(mask, "base", 1).key == lab.training(order, "base", 1).key
+    assert len(runs(done.results)) == 3
+    assert len(list((done.results / "prepared").iterdir())) == 1
+    for path in runs(done.results):
+        steps = [event["step"] for event in events(path, "train")]
+        assert steps == list(range(1, TRAINING["max_steps"] + 1))
+
+
+def test_a_training_is_named_by_what_it_depends_on(folder, corpus_files, tmp_path):
+    config = folder.cards[0].config("base", "toy", 1)
+    key = training_key(config)
+    moved = Path(shutil.copytree(corpus_files.root, tmp_path / "moved"))
+    same = config.model_copy(
+        update={
+            "name": "other",
+            "run_dir": tmp_path,
+            "data": config.data.model_copy(update={"root": moved, "test": {}}),
+            "decoding": config.decoding.model_copy(update={"beam_size": 5}),
+        }
+    )
+    assert training_key(same) == key
+    training = config.training.model_copy(update={"seed": 2})
+    assert training_key(config.model_copy(update={"training": training})) != key
+    text = (moved / "train.tgt").read_text("utf-8")
+    other = Path(shutil.copytree(moved, tmp_path / "other"))
+    (other / "train.tgt").write_text(text.replace("1", "2"), "utf-8")
+    data = same.data.model_copy(update={"root": other})
+    assert training_key(same.model_copy(update={"data": data})) != key
+
+
+def test_verdicts_are_there_after_a_run(done):
+    mask, order = done.folder.cards
+    assert done.lab().verdict(mask).kind == CLAIM_HOLDS
+    assert done.lab().verdict(order).kind == NOT_SHOWN  # the variant that it is about needs another size
+    assert done.lab("small").verdict(order).kind == NOT_TESTED
+    assert done.lab("full").verdict(mask).kind == NOT_SHOWN
+
+
+def test_a_second_call_trains_and_measures_nothing(done, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in done.results.rglob("*") if path.is_file()}
+    monkeypatch.setattr(runner, "run_train", None)
+    run_here(done.folder, done.results)
+    after = {path: path.stat().st_mtime_ns for path in done.results.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed <= {".lock", "last.json"}
+
+
+def without_times(results: Path, folder: Folder) -> str:
+    """The page, without the minutes of trainings."""
+    for path in results.glob("runs/*/measures/training-*.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["sets"]["all"][0][1] = 0.0
+        path.write_text(json.dumps(record), "utf-8")
+    return report_page(folder.cards, Lab(results, Choice()), folder.path)
+
+
+def test_a_killed_run_goes_on_where_it_was_and_the_report_is_the_same(done, tmp_path):
+    results, trained = tmp_path / "results", []
+    update = Trainer._update
+
+    def counting(trainer, stream):
+        trained.append((trainer.run_path.name, trainer.state.progress.step + 1))
+        return update(trainer, stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_update", counting)
+        with doing(kill, Trainer, "_update", at_step(4)), pytest.raises(Killed):
+            run_here(done.folder, results)
+        assert len(runs(results)) == 1
+        run_here(done.folder, results)
+    assert len(trained) == len(set(trained)) == 3 * TRAINING["max_steps"]
+    assert without_times(results, done.folder) == without_times(copied(done, tmp_path / "copy"), done.folder)
+
+
+def test_a_training_that_does_not_fit_is_not_begun(folder, tmp_path, capsys):
+    lab = run_here(folder, tmp_path / "results", minutes=0.01)
+    assert runs(tmp_path / "results") == []
+    assert "3 trainings of seed 1 wait" in capsys.readouterr().err
+    assert lab.verdict(folder.cards[0]).kind == NOT_TESTED
+
+
+def test_a_training_is_stopped_with_a_checkpoint_when_the_time_is_over(folder, tmp_path, monkeypatch, capsys):
+    results, real, late = tmp_path / "results", time.monotonic, []
+
+    def now() -> float:
+        return real() + 3600 * len(late)
+
+    monkeypatch.setattr(time, "monotonic", now)
+    monkeypatch.setattr(files, "monotonic", now)
+    with doing(lambda: late.append(1), Trainer, "_update", at_step(2)):
+        run_here(folder, results)
+    [begun] = runs(results)
+    assert checkpoint_steps(begun / "checkpoints")[-1] == 3
+    assert "the 5 minutes are over; the same command goes on from here" in capsys.readouterr().err
+    run_here(folder, results)
+    assert [event["step"] for event in events(begun, "train")] == list(range(1, TRAINING["max_steps"] + 1))
+
+
+def test_what_is_worth_most_for_its_time_comes_first(folder, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(runner, "_run_one", lambda card, name, training, lab, clock: begun.append(training.key))
+    monkeypatch.setattr(Lab, "is_done", lambda lab, training: training.key in begun)
+    monkeypatch.setattr(Lab, "missing_groups", lambda lab, card, training: [])
+    folder.write("03-long.yaml", MASK.replace("sizes: {toy: {}}", "sizes: {toy: {training: {max_steps: 9000}}}"))
+    folder.write("04-cheap.yaml", ORDER.replace("rank: 2", "rank: 9").replace("{toy: {}", "{toy: {model: {d_ff: 8}}"))
+    lab = run_here(folder, tmp_path, minutes=1e6)
+    uses = {lab.training(card, name, 1).key: card.name for card in folder.cards for name in card.runs_at("toy")}
+    order = list(dict.fromkeys(uses[key] for key in begun))
+    assert order.index("03-long") == len(order) - 1  # it takes 1,500 times as long
+    assert order.index("04-cheap") > order.index("01-mask")
+
+
+def test_seeds_are_runs_of_their_own_and_the_first_come_first(folder, tmp_path):
+    folder.write("01-mask.yaml", MASK.replace("sizes", "only: {full: [no mask, wide]}\nsizes"))
+    lab = run_here(folder, tmp_path / "results", seeds=2)
+    card = folder.cards[0]
+    assert lab.values(card, Reference("perplexity", "base")).shape[0] == 2
+    assert [lab.training(card, "base", seed).config.training.seed for seed in (1, 2)] == [1, 2]
+    assert len(runs(tmp_path / "results")) == 2
+
+
+def test_a_run_that_is_gone_takes_its_figures_with_it(done, tmp_path):
+    results = copied(done, tmp_path)
+    lab, [mask, _] = Lab(results, Choice()), done.folder.cards
+    run_path = lab.training(mask, "no mask", 1).config.run_path
+    link = f'href="#run-{run_path.name}"'
+    before = report_page(done.folder.cards, lab, done.folder.path)
+    assert before.count(link) >= 3
+    [_, *rows] = Reader(before).tables["Measures of 01 mask"]
+    figures = next(row for row in rows if row[0] == "no mask")[1:]
+    shutil.rmtree(run_path)
+    after = report_page(done.folder.cards, Lab(results, Choice()), done.folder.path)
+    assert link not in after
+    assert f'id="run-{run_path.name}"' not in after
+    assert [row[0] for row in Reader(after).tables["Measures of 01 mask"][1:]] == ["base", "wide"]
+    assert figures[1] not in after  # its perplexity
+    assert Lab(results, Choice()).verdict(mask).kind == NOT_TESTED
+
+
+def test_every_figure_links_to_a_run_that_is_on_the_page(done):
+    page = report_page(done.folder.cards, done.lab(), done.folder.path)
+    ids = {attributes["id"] for _, attributes in Reader(page).tags if "id" in attributes}
+    links = {attributes["href"] for tag, attributes in Reader(page).tags if tag == "a"}
+    assert {f"#run-{path.name}" for path in runs(done.results)} <= links
+    assert {link.removeprefix("#") for link in links} <= ids
+
+
+def test_the_page_tells_the_whole_experiment_without_scripts(done):
+    page = report_page(done.folder.cards, done.lab(), done.folder.path)
+    text = " ".join("".join(Reader(page).text).split())
+    for part in ("By a slip <b>.", "Little.", "Nobody (1900)", "Think again.", "Other models are other models."):
+        assert part in text
+    assert "<script" not in page
+    assert f"mtkit experiment run {done.folder.path} --only 02-order --size toy" in text
+    assert "model:\n  ablate: [causal_mask]" in "".join(Reader(page).text)
+    [_, row] = Reader(page).tables["Conditions of validity"]
+    assert row[2] == "✓ pass"
+    assert len(page) < 3_000_000
+
+
+def test_the_figures_of_the_page_are_those_of_the_records(done):
+    mask, lab = done.folder.cards[0], done.lab()
+    [head, *rows] = Reader(report_page(done.folder.cards, lab, done.folder.path)).tables["Measures of 01 mask"]
+    for row in rows:
+        training = lab.training(mask, row[0], 1)
+        record = lab.record(training, "likelihood")
+        assert record
+        statistics = rows_of(record, "all")
+        perplexity = MEASURES["perplexity"].value(statistics.sum(0, keepdims=True))[0]
+        assert row[head.index("perplexity")].split(" ± ")[0] == f"{perplexity:,.2f}"
+
+
+def test_perplexity_is_that_of_the_validation_of_training(done):
+    lab, mask = done.lab(), done.folder.cards[0]
+    for name in ("base", "no mask"):
+        training = lab.training(mask, name, 1)
+        logged = [event for event in events(training.config.run_path, "validation") if event["best"]][-1]
+        assert lab.values(mask, Reference("perplexity", name))[0, 0] == pytest.approx(logged["perplexity"], rel=1e-4)
+        same = lab.values(mask, Reference("perplexity", name, "right source"))
+        assert same[0, 0] == lab.values(mask, Reference("perplexity", name))[0, 0]
+
+
+def test_predictions_of_readers_are_dated_and_closed_once_there_are_results(done, tmp_path):
+    card = done.folder.cards[0]
+    lab = Lab(tmp_path, Choice())
+    path = add_prediction(card, lab, "It will not work.")
+    [found] = json.loads(path.read_text("utf-8"))
+    assert found["text"] == "It will not work."
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+    assert "It will not work." in card_text(card, lab)
+    assert "It will not work." in report_page([card], lab, done.folder.path)
+    with pytest.raises(MtkitError, match="01-mask: has results already"):
+        add_prediction(card, done.lab(), "I knew it.")
+    with pytest.raises(MtkitError, match="found an empty prediction"):
+        add_prediction(card, lab, " ")
+
+
+def test_the_listing_tells_what_is_done_and_what_is_shared(done, tmp_path):
+    assert [(row["verdict"], row["done"], row["shared"]) for row in listing(done.folder.cards, done.lab())] == [
+        (CLAIM_HOLDS, "3 of 3", "1"),
+        (NOT_SHOWN, "1 of 1", "1"),
+    ]
+    new = listing(done.folder.cards, Lab(tmp_path, Choice()))
+    assert [row["done"] for row in new] == ["0 of 3", "0 of 1"]
+    assert all(float(row["minutes left"]) > 0 for row in new)
+
+
+def test_a_training_that_diverges_is_a_result(folder, tmp_path, capsys):
+    text = ORDER.replace(
+        "  recurrent: {model: {architecture: rnn, cell: gru}}\n", "  wild: {training: {max_skipped: 1}}\n"
+    )
+    text = text.replace('parameters["recurrent"] > 0', 'trained["wild"] == 0 and perplexity["wild"] > 1000')
+    text = text.replace("perplexity]", "perplexity, trained]").replace("only: {small: [recurrent]}\n", "")
+    folder.write("02-order.yaml", text.replace("max_skipped: 1", "max_skipped: 1, learning_rate: 1.0e+38"))
+    (folder.path / "01-mask.yaml").unlink()
+    lab = run_here(folder, tmp_path / "results")
+    assert lab.verdict(folder.cards[0]).kind == CLAIM_HOLDS
+    monkey = lab.training(folder.cards[0], "wild", 1)
+    assert (monkey.config.run_path / runner.DIVERGED).exists()
+    assert "diverged" in report_page(folder.cards, lab, folder.path)
+
+
+def test_a_board_is_an_experiment_without_trainings(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.BOARDS, "sums", lambda: {"one and one": 2.0, "by, 1": 1.0, "by, 2": 4.0})
+    text = "experiment: sums\nclaim: One and one is two.\nrank: 1\nboard: [sums]\npicture: {kind: lines, y: sums}\n"
+    folder.write("03-sums.yaml", text + 'predict: [\'board["sums", "one and one"] == 2\']\n')
+    [*_, card] = sorted(folder.cards, key=lambda card: card.name)
+    lab = Lab(tmp_path / "results", Choice())
+    run([card], lab, 1, time.monotonic())
+    assert lab.verdict(card).kind == CLAIM_HOLDS
+    assert 'href="#board-sums"' in report_page([card], lab, folder.path)
+    monkeypatch.setitem(runner.BOARDS, "sums", lambda: {"one and one": 3.0})
+    lab.board_path("sums").unlink()
+    run([card], lab, 1, time.monotonic())
+    assert lab.verdict(card).kind == "contradicted"
+
+
+def test_a_new_experiment_is_one_file_and_its_verdict_is_printed(done, tmp_path, capsys):
+    folder = Path(shutil.copytree(done.folder.path, tmp_path / "lecture"))
+    results = copied(done, tmp_path)
+    text = MASK.replace("experiment: mask", "experiment: mine").replace(
+        'parameters["wide"] > ', '2 * parameters["wide"] < '
+    )
+    (folder / "07-mine.yaml").write_text(text, "utf-8")
+    assert _run(["experiment", "run", str(folder), "--only", "07", "--runs", str(results)]) == 0
+    assert capsys.readouterr().out == f"07-mine: {INVALID}\n"
+    assert _run(["experiment", "list", str(folder), "--runs", str(results)]) == 0
+    assert f"07-mine: {INVALID}\n    Without its mask" in capsys.readouterr().out
+    assert _run(["experiment", "show", "07", "--folder", str(folder), "--runs", str(results)]) == 0
+    assert "control wide (done, run " in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert _run(["experiment", "report", str(folder), "-o", str(page), "--runs", str(results), "--only", "07"]) == 0
+    assert "! experiment invalid" in page.read_text("utf-8")
+    assert _run(["experiment", "predict", "07", "So.", "--folder", str(folder), "--runs", str(results)]) == 1
+    assert "has results already" in capsys.readouterr().err
+
+
+def test_wrong_options_are_told(done, capsys):
+    for words, told in (
+        (["run", str(done.folder.path), "--size", "huge"], "--size: found huge, wants one of toy, small, full"),
+        (["run", str(done.folder.path), "--minutes", "0"], "--minutes: found 0, wants a number, more than 0"),
+        (["run", str(done.folder.path), "--seeds", "0"], "--seeds: found 0"),
+        (["list", "nowhere"], "nowhere: no such folder"),
+        (["report", str(done.folder.path), "-o", "page.txt"], "wants a file that ends in .html"),
+    ):
+        assert _run(["experiment", *words]) == 1
+        assert told in capsys.readouterr().err
