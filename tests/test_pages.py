@@ -181,7 +181,7 @@ def test_every_setting_that_a_page_names_exists(name):
         choices = re.findall(r"#/\$defs/(\w+)", str(keys))
         sections[section] = {key for choice in choices for key in schema["$defs"][choice].get("properties", {})}
     named = re.findall(r"(?<![\w./])(data|tokenizer|model|training|decoding|languages)\.([a-z_]+)\b(?!/)", PAGES[name])
-    files = {"py", "json", "png", "mtkit"}
+    files = {"py", "json", "png", "yaml", "mtkit"}
     wrong = sorted(f"{section}.{key}" for section, key in named if key not in sections[section] | files)
     assert not wrong, f"{name} names settings that mtkit has not: {', '.join(wrong)}"
 

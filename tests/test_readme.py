@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mtkit.cli import _run, app
+from mtkit.commands.options import GROUPS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -51,4 +52,5 @@ def test_every_command_stands_in_the_table():
     cells = re.findall(r"^\| (`mtkit [^|]+) \|", README, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`mtkit ([a-z-]+)", cell)}
     commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback}
-    assert named == commands
+    assert named - {*GROUPS} == commands
+    assert all(re.search(rf"`mtkit {group}\s", README) for group in GROUPS)
