@@ -2,8 +2,8 @@
 
 A board is a function without arguments that returns figures by name. It takes at most a few seconds on one core, draws
 from seeds of its own, and leaves the global random state unchanged. An experiment file names the boards that it wants;
-its predictions read their figures, as in `board["leaks", "minus infinity"]`. Figures whose names begin with
-"milliseconds" are times: they are shown, but differ from call to call.
+its predictions read their figures, as in `board["leaks", "minus infinity"]`. If a name ends with a comma and a number,
+the figure is a point of a curve. Only the figures of the board "milliseconds" differ from call to call.
 
 Shapes: R rows, L length, Q queries, N keys, H heads, K width of a head, D model width, V vocabulary size, P positions.
 """
@@ -209,7 +209,7 @@ def leaks() -> Figures:
 
 
 @torch.no_grad()
-def source_path() -> Figures:
+def connection() -> Figures:
     """What the decoder learns of the source, and by which way.
 
     "one vector": change of the outputs when all encoder states but the last are replaced by noise. "gradient": the norm
@@ -316,7 +316,7 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
 
 
 @torch.no_grad()
-def rotation() -> Figures:
+def codes_compared() -> Figures:
     """Whether a fixed linear map leads from a position code to the one some positions later, and what codes are like.
 
     "rotation" is the largest error of the rotation in closed form for sinusoids. "best map" is the error of the best
@@ -346,6 +346,16 @@ def rotation() -> Figures:
     for bit in (0, 3):
         found[f"period of bit {bit}"] = period(bits[:, bit])
     found["rotary, both moved"] = change_of_rotary_scores()
+    return found
+
+
+@torch.no_grad()
+def similarity() -> Figures:
+    """The cosine between the code of position 25 and those of the first 50 positions, for three codes."""
+    found: Figures = {}
+    for kind in ("sinusoidal", "binary", "learned"):
+        table = nn.functional.normalize(codes(kind)[:50], dim=1)
+        found |= {f"{kind}, {position}": float(table[25] @ table[position]) for position in range(1, 50)}
     return found
 
 
@@ -390,21 +400,38 @@ def learned_rows() -> Figures:
 # Learning rate and loss.
 
 
+CURVES = ((512, 4000), (512, 8000), (256, 4000))  # width and warm-up
+
+
+def rates_of(d_model: int, warmup_steps: int, steps: Sequence[int]) -> dict[int, float]:
+    """Returns the learning rates of these updates in the original schedule, by update."""
+    settings = TrainingConfig(schedule="noam", warmup_steps=warmup_steps)
+    return {step: learning_rate(step, settings, d_model) for step in steps}
+
+
 def noam() -> Figures:
     """The peaks of three learning-rate curves of the original schedule, named by width and warm-up.
 
     "after both peaks" is the largest relative difference between the two curves of width 512 from step 8,000 on.
     """
     found: Figures = {}
-    curves: dict[tuple[int, int], list[float]] = {}
-    for d_model, warmup in ((512, 4000), (512, 8000), (256, 4000)):
-        settings = TrainingConfig(schedule="noam", warmup_steps=warmup)
-        rates = [learning_rate(step, settings, d_model) for step in range(1, 10_001)]
-        found[f"peak, {d_model}, {warmup}"] = max(rates)
-        found[f"step of the peak, {d_model}, {warmup}"] = float(rates.index(max(rates)) + 1)
-        curves[d_model, warmup] = rates[8000 - 1 :]
-    both = zip(curves[512, 4000], curves[512, 8000], strict=True)
-    return found | {"after both peaks": max(abs(one / other - 1) for one, other in both)}
+    curves = {curve: rates_of(*curve, range(1, 10_001)) for curve in CURVES}
+    for (d_model, warmup), rates in curves.items():
+        peak = max(rates, key=rates.__getitem__)
+        found[f"peak of width {d_model} and warm-up {warmup}"] = rates[peak]
+        found[f"its step, width {d_model} and warm-up {warmup}"] = float(peak)
+    one, other = curves[512, 4000], curves[512, 8000]
+    return found | {"after both peaks": max(abs(one[step] / other[step] - 1) for step in range(8000, 10_001))}
+
+
+def learning_rates() -> Figures:
+    """The three learning-rate curves of `noam`, at every 500th update."""
+    steps = (1, *range(500, 20_001, 500))
+    return {
+        f"width {d_model} and warm-up {warmup}, {step}": rate
+        for d_model, warmup in CURVES
+        for step, rate in rates_of(d_model, warmup, steps).items()
+    }
 
 
 def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
@@ -452,26 +479,54 @@ def smoothing() -> Figures:
     return found
 
 
+def smoothed_loss() -> Figures:
+    """The loss of a token over the probability of its label, for three amounts of smoothing and 8,000 words."""
+    probabilities = (0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98, 0.99, 0.999)
+    return {
+        f"smoothing {mass}, {probability}": loss_at(math.log(probability / (1 - probability)), 8000, mass)[0]
+        for mass in (0.0, 0.1, 0.4)
+        for probability in probabilities
+    }
+
+
 NUM_KEYS, NUM_QUERIES = 20, 400
 
 
 @torch.no_grad()
-def entropy() -> Figures:
-    """How even attention over 20 keys is at the start, with and without the division by the square root of the width.
+def first_attention(width: int, scaled: bool) -> Tensor:
+    """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as they are at the start."""
+    query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
+    key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
+    with seeded():
+        factor = layers.SelfAttention(width, 1, 0.0, scaled=scaled).factor
+    return layers.attention_weights(query * factor, key, None, causal=False)
 
-    "entropy" is in nats, at most log 20 = 3.00. "slope" is the mean of w (1 - w), by which a softmax passes a gradient
-    on. Queries and keys have variance 1.
+
+WIDTHS = (8, 32, 128, 512)
+SCALES = {"scaled": True, "unscaled": False}
+
+
+def entropy() -> Figures:
+    """How even attention over 20 keys is at the start, by the width of a head, with and without its scale.
+
+    The mean entropy in nats, at most log 20 = 3.00.
     """
-    found: Figures = {"entropy, at most": math.log(NUM_KEYS)}
-    for width in (8, 32, 128, 512):
-        query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
-        key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
-        for name, scaled in (("scaled", True), ("unscaled", False)):
-            with seeded():
-                factor = layers.SelfAttention(width, 1, 0.0, scaled=scaled).factor
-            weights = layers.attention_weights(query * factor, key, None, causal=False)
-            found[f"entropy, {name}, {width}"] = float(torch.special.entr(weights).sum(-1).mean())
-            found[f"slope, {name}, {width}"] = float((weights * (1 - weights)).mean())
+    return {
+        f"{name}, {width}": float(torch.special.entr(first_attention(width, scaled)).sum(-1).mean())
+        for name, scaled in SCALES.items()
+        for width in WIDTHS
+    }
+
+
+def slope() -> Figures:
+    """How much of a gradient a softmax of attention passes on at the start, by the width of a head.
+
+    The mean of w (1 - w) over the weights of 20 keys.
+    """
+    found: Figures = {}
+    for (name, scaled), width in itertools.product(SCALES.items(), WIDTHS):
+        weights = first_attention(width, scaled)
+        found[f"{name}, {width}"] = float((weights * (1 - weights)).mean())
     return found
 
 
@@ -499,29 +554,42 @@ def gradients_of(model: TranslationModel, batches: Sequence[Batch], tokens: int 
     return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in model.named_parameters()}
 
 
-def depth() -> Figures:
-    """Gradients of encoder layers, and how alike positions are at the top, before training.
+def deep_models() -> Iterator[tuple[str, TranslationModel, Batch, int]]:
+    """Yields models with 2, 6 and 12 layers, each with a name, a batch and its number of layers.
 
-    For each place of the norm, with and without residual connections, and 2, 6 or 12 layers: the norm of the gradient
-    of the encoder's first and last feed-forward layer and of the decoder's last, and the mean cosine between two words
-    of a sentence in the states of the encoder, where 1 means that all words look the same.
+    There is one for each place of the norm, with and without residual connections.
     """
-    found: Figures = {}
     pairs = sentences(*[12] * 8), sentences(*[12] * 8, seed=2)
     for norm, with_residual, number in itertools.product(NORMS, (True, False), (2, 6, 12)):
         parts: dict[str, Any] = {**DEEP, **NORMS[norm], "ablate": () if with_residual else ("residual",)}
         config = TransformerConfig(**parts, encoder_layers=number, decoder_layers=number)
         model = new_model(config, VOCAB, VOCAB, seed=1).double()
-        batch = batch_of(model, *pairs)
-        name = f"{norm}, {'residual' if with_residual else 'no residual'}, {number}"
-        gradients = gradients_of(model, [batch])
+        name = f"norm {norm}, {'residual' if with_residual else 'no residual'}"
+        yield name, model, batch_of(model, *pairs), number
+
+
+def cosines() -> Figures:
+    """How alike the words of a sentence are at the top of an encoder before training, by the number of layers.
+
+    The mean cosine between the states of two words, where 1 means that all words look the same.
+    """
+    return {f"{name}, {number}": mean_cosine(model, batch.source) for name, model, batch, number in deep_models()}
+
+
+def gradients() -> Figures:
+    """The norms of the gradients of three feed-forward layers before training, by the number of layers.
+
+    They are the first and the last of the encoder, and the last of the decoder.
+    """
+    found: Figures = {}
+    for name, model, batch, number in deep_models():
+        by_weight = gradients_of(model, [batch])
         for which, layer in (
-            ("first gradient", "encoder.layers.0"),
-            ("last gradient", f"encoder.layers.{number - 1}"),
-            ("gradient of the decoder", f"decoder.layers.{number - 1}"),
+            ("first", "encoder.layers.0"),
+            ("last", f"encoder.layers.{number - 1}"),
+            ("last of the decoder", f"decoder.layers.{number - 1}"),
         ):
-            found[f"{which}, {name}"] = float(gradients[f"{layer}.feed_forward.inner.weight"].norm())
-        found[f"cosine, {name}"] = mean_cosine(model, batch.source)
+            found[f"{which}, {name}, {number}"] = float(by_weight[f"{layer}.feed_forward.inner.weight"].norm())
     return found
 
 
@@ -560,40 +628,55 @@ def longest_chain(output: Tensor) -> int:
 
 
 TOKENS = 2048  # of each forward and backward pass that is timed, whatever the length of the sentences
+STEP_LENGTHS = (8, 32, 128)
 
 
-def steps() -> Figures:
-    """How many operations must follow one another in a layer over sentences of 8, 32 and 128 words, and times.
-
-    "chain" counts them in the graph that the gradient runs through. "milliseconds" are those of a forward and a
-    backward pass over 2,048 words, the shorter of two; on a machine with few cores they say little about one with many.
-    "product against loop" is the difference between attention as one product and word by word.
-    """
+def layers_to_run() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Returns a layer of attention and two of recurrent cells, all from (R, L, 32) to the same shape."""
     with seeded():
         attention = layers.SelfAttention(32, 4, 0.0)
         cells = {name: RecurrentLayer(name, 32, 32) for name in ("gru", "tanh")}
+    read = {name: partial(read_from_zero, cell) for name, cell in cells.items()}
+    return {"attention": partial(attention, mask=None, causal=True), **read}
 
-    def run(name: str, x: Tensor) -> Tensor:
-        outputs: Tensor
-        outputs = attention(x, None, causal=True) if name == "attention" else cells[name](x, x.new_zeros(len(x), 32))[0]
-        return outputs
 
+def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
+    """Returns the outputs (R, L, D) of recurrent cells whose first state is zero."""
+    return cells(x, x.new_zeros(len(x), cells.state_width))[0]
+
+
+def steps() -> Figures:
+    """How many operations must follow one another in a layer, forwards, by the length of the sentences.
+
+    They are counted in the graph that the gradient runs through. "product against loop" is the difference between
+    attention to all words as one product, and word by word.
+    """
     found: Figures = {}
-    for name, length in itertools.product(("attention", "gru", "tanh"), (8, 32, 128)):
-        x = random_numbers(TOKENS // length, length, 32).float().requires_grad_()
-        found[f"chain, {name}, {length}"] = float(longest_chain(run(name, x).sum()))
-        found[f"milliseconds, {name}, {length}"] = min(milliseconds(partial(run, name, x)) for _ in range(2))
-    x = random_numbers(2, 16, 32).float()
+    for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
+        x = random_numbers(1, length, 32).float().requires_grad_()
+        found[f"{name}, {length}"] = float(longest_chain(layer(x).sum()))
+    attention, x = layers_to_run()["attention"], random_numbers(2, 16, 32).float()
     with torch.no_grad():
-        one_by_one = [attention(x[:, : place + 1], None)[:, -1] for place in range(16)]
-        found["product against loop"] = largest(run("attention", x) - torch.stack(one_by_one, 1))
+        one_by_one = [attention(x[:, : place + 1])[:, -1] for place in range(16)]
+        return found | {"product against loop": largest(attention(x) - torch.stack(one_by_one, 1))}
+
+
+def milliseconds() -> Figures:
+    """How long a layer takes forwards and backwards for 2,048 words, by the length of the sentences.
+
+    The shortest of three times on this machine's CPU. What waits for nothing is faster only where processors are idle.
+    """
+    found: Figures = {}
+    for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
+        x = random_numbers(TOKENS // length, length, 32).float().requires_grad_()
+        found[f"{name}, {length}"] = min(time_of(layer, x) for _ in range(3))
     return found
 
 
-def milliseconds(forward: Callable[[], Tensor]) -> float:
-    """Returns how long a forward and a backward pass take."""
+def time_of(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Returns how many milliseconds a forward and a backward pass take."""
     start = time.perf_counter()
-    forward().sum().backward()  # type: ignore[no-untyped-call]
+    layer(x).sum().backward()  # type: ignore[no-untyped-call]
     return 1000 * (time.perf_counter() - start)
 
 
@@ -636,7 +719,7 @@ def search_work() -> Figures:
             max_length_extra=0,
         )
         calls = count_words(masked, partial(decode, masked, settings, sentences(length)))
-        found[f"calls, mask-predict, {iterations} iterations, {length} words"] = float(len(calls))
+        found[f"calls, {iterations} iterations, {length} words"] = float(len(calls))
     found["steps against all at once"] = difference_of_steps(models["cache"])
     return found
 
@@ -671,7 +754,7 @@ def search() -> Figures:
     sources = torch.randint(FIRST_WORD, vocab_size, (NUM_SEARCHED, longest), generator=generator).tolist()
     settings: dict[str, Any] = {"length_penalty": 0.0, "max_length_ratio": 1.0, "max_length_extra": 0}
     found: Figures = {}
-    searches: dict[str, dict[str, Any]] = {f"beam {size}": {"beam_size": size} for size in (1, 2, 4, 16)}
+    searches: dict[str, dict[str, Any]] = {f"beam, {size}": {"beam_size": size} for size in (1, 2, 4, 16)}
     searches["exact"] = {"beam_size": 1, "stopping": "optimal"}
     for name, more in searches.items():
         best = decode(model, DecodingConfig(**settings, **more), sources)
@@ -952,19 +1035,25 @@ def is_monotone(links: Sequence[tuple[int, int]]) -> bool:
 
 BOARDS: dict[str, Callable[[], Figures]] = {
     "leaks": leaks,
-    "source path": source_path,
+    "connection": connection,
     "order": order,
-    "rotation": rotation,
-    "learned rows": learned_rows,
+    "codes": codes_compared,
+    "similarity": similarity,
+    "learned-rows": learned_rows,
     "noam": noam,
+    "learning-rates": learning_rates,
     "smoothing": smoothing,
+    "smoothed-loss": smoothed_loss,
     "entropy": entropy,
-    "depth": depth,
+    "slope": slope,
+    "cosines": cosines,
+    "gradients": gradients,
     "steps": steps,
-    "search work": search_work,
+    "milliseconds": milliseconds,
+    "search-work": search_work,
     "search": search,
     "batches": batches,
-    "chain rule": chain_rule,
+    "chain-rule": chain_rule,
     "memory": memory,
     "ranks": ranks,
     "segmentations": segmentations,
