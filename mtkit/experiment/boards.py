@@ -642,7 +642,8 @@ def layers_to_run() -> dict[str, Callable[[Tensor], Tensor]]:
 
 def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
     """Returns the outputs (R, L, D) of recurrent cells whose first state is zero."""
-    return cells(x, x.new_zeros(len(x), cells.state_width))[0]
+    outputs, _ = cells(x, x.new_zeros(len(x), cells.state_width))
+    return outputs
 
 
 def steps() -> Figures:
