@@ -56,7 +56,7 @@ class CardFile(Section):
     measure: tuple[str, ...] = Field((), description="Measures, such as bleu or bleu[by length].")
     predict: tuple[str | Prediction, ...] = Field(min_length=1, description="What the claim leads one to expect.")
     valid_if: tuple[str, ...] = Field((), description="What must be true for the experiment to mean anything.")
-    sizes: dict[Size, Changes | None] = Field({}, description="What each size adds to base; others cannot run.")
+    sizes: dict[Size, Changes | None] = Field({}, description="What each size adds to base; no other can run.")
     only: dict[Size, tuple[str, ...]] = Field({}, description="Variants that need at least this size.")
     picture: Picture | None = Field(None, description="What is drawn.")
     wrong: str = Field("", description="How the experiment could be wrong.")
@@ -82,6 +82,7 @@ class Card:
     file: CardFile
     base: Changes  # the settings in the file `base`; empty without one
     overlay: Changes | None  # the settings that go with --data FOLDER; None if there are none
+    of_size: dict[Size, Changes]  # what sizes add for all experiments with this base
 
     @property
     def short(self) -> str:
@@ -140,7 +141,7 @@ class Card:
                 base = self.path.parent / str(self.file.base)
                 raise ConfigError(f"--data {data}: wants {overlay_path(base)}, which names the files in that folder")
             settings = merged(merged(settings, self.overlay), {"data": {"root": str(Path(data).expanduser())}})
-        return merged(settings, self.file.sizes[size] or {})
+        return merged(merged(settings, self.of_size.get(size, {})), self.file.sizes[size] or {})
 
     def config(self, variant: str, size: Size, seed: int, data: str = DEMO) -> Config:
         """Returns the settings of a variant or control. Raises ConfigError if they are wrong.
@@ -223,7 +224,7 @@ def load_folder(folder: Path) -> list[Card]:
         except ConfigError as error:
             faults += str(error).splitlines()
     bases = {card.path.parent / card.file.base for card in cards if card.file.base is not None}
-    used = {path.resolve() for base in bases for path in (base, overlay_path(base))}
+    used = {path.resolve() for base in bases for path in (base, overlay_path(base), *size_paths(base).values())}
     if not faults:
         faults += [
             f"{path}: has no key experiment, and is the base of none" for path in others if path.resolve() not in used
@@ -261,6 +262,11 @@ def overlay_path(base: Path) -> Path:
     return base.with_name(f"{base.stem}-data.yaml")
 
 
+def size_paths(base: Path) -> dict[Size, Path]:
+    """The files with what each size adds for all experiments with this base: base-toy.yaml and so on for base.yaml."""
+    return {size: base.with_name(f"{base.stem}-{size}.yaml") for size in SIZES}
+
+
 def _read(path: Path) -> Changes:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -284,11 +290,14 @@ def _card(path: Path, data: Changes) -> Card:
         raise ConfigError("\n".join(f"{path}: {line}" for line in _messages(error, data))) from None
     base: Changes = {}
     overlay = None
+    of_size: dict[Size, Changes] = {}
     if file.base is not None:
         base = _read(path.parent / file.base)
         extra = overlay_path(path.parent / file.base)
         overlay = _read(extra) if extra.exists() else None
-    card = Card(path.stem, path, file, base, overlay)
+        sizes = size_paths(path.parent / file.base)
+        of_size = {size: _read(sizes[size]) for size in file.sizes if sizes[size].exists()}
+    card = Card(path.stem, path, file, base, overlay, of_size)
     if faults := [f"{path}: {fault}" for fault in _faults(card)] or list(_setting_faults(card)):
         raise ConfigError("\n".join(faults))
     return card

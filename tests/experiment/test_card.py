@@ -143,6 +143,15 @@ def test_data_of_ones_own_wants_a_file_that_names_it(folder, tmp_path):
     assert str(config.data.train[0].source) == "a.fr"
 
 
+def test_what_a_size_adds_for_all_experiments_of_a_base_stands_once(folder):
+    folder.write("base-toy.yaml", "training: {max_steps: 4, log_every: 3}\n")
+    folder.write("base-small.yaml", "training: {max_steps: 5}\n")
+    mask, order = folder.cards
+    assert mask.config("base", "toy", 1).training.max_steps == 4
+    assert order.config("base", "toy", 1).training.log_every == 3
+    assert order.config("base", "small", 1).training.max_steps == 8  # what the experiment itself adds comes after
+
+
 def test_differences_are_shown_as_yaml():
     assert differing_yaml({"model": {"ablate": ["shift"]}}) == "model:\n  ablate: [shift]"
     assert differing_yaml({}) == "{}"
