@@ -164,15 +164,28 @@ def split_measure(text: str) -> tuple[str, str | None]:
 def merged(base: Changes, changes: Changes) -> Changes:
     """Returns `base` with `changes` put over it, section by section; lists and values are replaced as a whole.
 
-    If `changes` names another architecture, settings of the base's model that this one lacks are left out.
+    If `changes` names another architecture, settings of the base's model that this one lacks are left out, and so are
+    settings of a search that it lacks.
     """
     found = dict(base)
+    before, after = _architecture(base) or "transformer", _architecture(changes)
+    if after not in (None, before) and "cmlm" in (before, after) and isinstance(base.get("decoding"), dict):
+        found["decoding"] = {key: value for key, value in base["decoding"].items() if key in FOR_ANY_SEARCH}
     for key, value in changes.items():
         there = found.get(key)
         if key == "model" and isinstance(there, dict) and isinstance(value, dict):
             there = _fitting(there, value)
         found[key] = merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
     return found
+
+
+FOR_ANY_SEARCH = ("batch_tokens", "max_length_ratio", "max_length_extra", "unknown")
+
+
+def _architecture(settings: Changes) -> str | None:
+    """The architecture that settings name; `None` if they name none."""
+    model = settings.get("model")
+    return model.get("architecture") if isinstance(model, dict) else None
 
 
 def _fitting(model: Changes, changes: Changes) -> Changes:

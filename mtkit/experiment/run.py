@@ -133,6 +133,7 @@ class Lab:
         self.results = results
         self.choice = choice
         self._trainings: dict[tuple[str, str, int], Training] = {}
+        self._records: dict[Path, dict[str, Any]] = {}
         self._values: dict[tuple[str, Reference, int], np.ndarray[Any, Any] | None] = {}
 
     # Trainings.
@@ -159,13 +160,14 @@ class Lab:
     def record(self, training: Training, group: str) -> dict[str, Any] | None:
         """Returns what was measured of a training; `None` if it was not."""
         path = self._record_path(training, group)
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise MtkitError(f"{path}: is damaged; delete it, and mtkit experiment run measures again") from None
-        return found
+        if path not in self._records:
+            try:
+                self._records[path] = json.loads(path.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                raise MtkitError(f"{path}: is damaged; delete it, and mtkit experiment run measures again") from None
+        return self._records[path]
 
     def _record_path(self, training: Training, group: str) -> Path:
         return training.config.run_path / MEASURES_FOLDER / record_name(group, training.config)
@@ -249,17 +251,14 @@ class Lab:
     # Cost.
 
     @cached_property
-    def _rates(self) -> dict[str, list[float]]:
-        """Minutes for each unit of work of the finished trainings, by architecture."""
-        found: dict[str, list[float]] = {}
-        for path in sorted(self.results.glob(f"runs/*/{COST}")):
-            cost = json.loads(path.read_text(encoding="utf-8"))
-            found.setdefault(cost["architecture"], []).append(cost["minutes"] / cost["work"])
-        return found
+    def _costs(self) -> list[dict[str, Any]]:
+        """What the finished trainings took: their work and minutes, and the minutes of measuring by group."""
+        paths = sorted(self.results.glob(f"runs/*/{COST}"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
-    def forget_rates(self) -> None:
+    def forget_costs(self) -> None:
         """Have costs estimated anew, after a training has ended."""
-        self.__dict__.pop("_rates", None)
+        self.__dict__.pop("_costs", None)
 
     @cached_property
     def _guess(self) -> float:
@@ -272,26 +271,35 @@ class Lab:
         speed = 2 * 384**3 * count / (time.perf_counter() - begun)
         return 6 / (GUESSED_USE * speed) / 60
 
-    def minutes_left(self, training: Training) -> float:
-        """Estimates how many minutes a training and its measures still take on this machine."""
-        if self.is_done(training):
-            return MEASURING
+    def minutes_left(self, card: Card, training: Training) -> float:
+        """Estimates how many minutes a training, and what a card measures of it, still take on this machine."""
+        measuring = sum(self._measuring(group) for group in self.missing_groups(card, training))
         config = training.config
         settings = config.training
+        if self.is_done(training):
+            return measuring
         if settings.max_steps == "auto":
-            return (settings.max_minutes or 0) + MEASURING
-        rates = self._rates.get(config.model.architecture) or [
-            rate for of_one in self._rates.values() for rate in of_one
-        ]
-        rate = float(np.median(rates)) if rates else self._guess
+            return (settings.max_minutes or 0) + measuring
+        # Of trainings of the same kind, and of all.
+        rates: dict[str, list[float]] = {config.model.architecture: [], "": []}
+        for cost in self._costs:
+            for kind in {cost["architecture"], ""} & rates.keys():
+                rates[kind].append(cost["minutes"] / cost["work"])
+        known = rates[config.model.architecture] or rates[""]
+        rate = float(np.median(known)) if known else self._guess
         steps = checkpoint_steps(config.run_path / "checkpoints")
         share = 1 - (steps[-1] if steps else 0) / settings.max_steps
-        minutes = work_of(config) * rate * max(share, 0.0)
-        return min(minutes, settings.max_minutes or math.inf) + MEASURING
+        return min(work_of(config) * rate * max(share, 0.0), settings.max_minutes or math.inf) + measuring
+
+    def _measuring(self, group: str) -> float:
+        """Estimates the minutes that a group of measures takes."""
+        known = [cost["measuring"][group] for cost in self._costs if group in cost.get("measuring", {})]
+        return float(np.median(known)) if known else GUESSED_MEASURING.get(group, 0.0)
 
 
 GUESSED_USE = 0.1  # of the speed of products of matrices, in training small models
-MEASURING = 0.05  # minutes that measuring a model takes, about
+# Minutes that measuring takes, before any model was measured.
+GUESSED_MEASURING = {"translations": 0.1, "joined": 0.2, "likelihood": 0.05, "wrong source": 0.05, "shuffled": 0.1}
 
 
 def work_of(config: Config) -> float:
@@ -329,7 +337,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
                     except MtkitError as error:
                         failed[training.key] = f"{card.name}, {name}: {error}"
                         say(f"mtkit: error: {failed[training.key]}")
-                    lab.forget_rates()
+                    lab.forget_costs()
         except StoppedError:
             if not clock.is_over:
                 raise
@@ -394,10 +402,7 @@ def _in_order(
                 waiting[card.name] = card, left
         if not waiting:
             return
-        costs = {
-            name: sum({training.key: lab.minutes_left(training) for training in left.values()}.values())
-            for name, (_, left) in waiting.items()
-        }
+        costs = {name: sum(_minutes(lab, card, left).values()) for name, (card, left) in waiting.items()}
         best = sorted(waiting, key=lambda name: waiting[name][0].file.rank * costs[name])
         whole = [name for name in best if costs[name] <= clock.minutes_left]
         # If no card fits as a whole, those of its trainings that fit are worth having for the next call.
@@ -406,16 +411,22 @@ def _in_order(
                 (card, variant, training)
                 for card, left in (waiting[name] for name in whole or best)
                 for variant, training in left.items()
-                if lab.minutes_left(training) <= clock.minutes_left
+                if lab.minutes_left(card, training) <= clock.minutes_left
             ),
             None,
         )
         if chosen is None:
-            trainings = counted(len({t.key for _, left in waiting.values() for t in left.values()}), "training")
-            told = duration(60 * min(lab.minutes_left(t) for _, left in waiting.values() for t in left.values()))
+            minutes = {key: cost for card, left in waiting.values() for key, cost in _minutes(lab, card, left).items()}
+            told = duration(60 * min(minutes.values()))
+            trainings = counted(len(minutes), "training")
             say(f"{trainings} of seed {seed} wait: the shortest takes about {told}, and less is left")
             return
         yield chosen
+
+
+def _minutes(lab: Lab, card: Card, trainings: dict[str, Training]) -> dict[str, float]:
+    """Estimates the minutes of each training, by its key."""
+    return {training.key: lab.minutes_left(card, training) for training in trainings.values()}
 
 
 def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) -> None:
@@ -423,7 +434,7 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
     config, run_dir = training.config, training.config.run_path
     clock.check()
     if not lab.is_done(training):
-        about = duration(60 * lab.minutes_left(training))
+        about = duration(60 * lab.minutes_left(card, training))
         inform(
             f"{card.name}, {name}: training {training.key} in about {about}, {duration(60 * clock.minutes_left)} left"
         )
@@ -435,15 +446,31 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
             write_file(run_dir / DIVERGED, (json_text({"error": str(error)}) + "\n").encode())
     subject = Subject(config, run_dir, clock.check, (run_dir / DIVERGED).exists())
     (run_dir / MEASURES_FOLDER).mkdir(exist_ok=True)
+    took: dict[str, float] = {}
     for group in lab.missing_groups(card, training):
         clock.check()
+        begun = time.monotonic()
         record = {"group": group, "run": training.key, **MEASURED[group](subject)}
         path = run_dir / MEASURES_FOLDER / record_name(group, config)
         write_file(path, (json_text(record) + "\n").encode())
-        if group == "training" and not subject.diverged and config.training.max_steps != "auto":
-            minutes = record["sets"]["all"][0][1]
-            cost = {"architecture": config.model.architecture, "work": work_of(config), "minutes": minutes}
-            write_file(run_dir / COST, (json_text(cost) + "\n").encode())
+        took[group] = (time.monotonic() - begun) / 60
+    _note_cost(training, lab, took)
+
+
+def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
+    """Write down what a training and its measures took, by which others are estimated."""
+    config, path = training.config, training.config.run_path / COST
+    record = lab.record(training, "training")
+    if record is None or config.training.max_steps == "auto" or (config.run_path / DIVERGED).exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cost = {
+        "architecture": config.model.architecture,
+        "work": work_of(config),
+        "minutes": record["sets"]["all"][0][1],
+        "measuring": {**before.get("measuring", {}), **took},
+    }
+    write_file(path, (json_text(cost) + "\n").encode())
 
 
 def _share_data(config: Config, results: Path) -> None:
@@ -503,7 +530,7 @@ def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
         trainings = lab.trainings(card, 1)
         keys = {training.key: training for training in trainings.values()}
         left = lab.unfinished(card, 1)
-        minutes = sum({training.key: lab.minutes_left(training) for training in left.values()}.values())
+        minutes = sum(_minutes(lab, card, left).values())
         shared = sum(len(uses[key]) > 1 for key in keys)
         rows.append(
             {
