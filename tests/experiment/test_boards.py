@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from mtkit.data.batches import Rows
 from mtkit.experiment import boards
 from mtkit.experiment.boards import BOARDS, Figures
+from mtkit.experiment.card import load_folder
+from mtkit.experiment.verdict import BOARD, parse
 from mtkit.models import interface, layers, recurrent, transformer
 from mtkit.models.transformer import TransformerDecoder, TransformerState
 from mtkit.training import loss
@@ -220,6 +223,19 @@ def test_the_diagonal_is_no_alignment() -> None:
     assert not boards.is_monotone([(0, 1), (1, 0)])
     assert boards.is_monotone([(0, 0), (0, 1), (1, 1), (2, 2)])
     assert found["sentences that are not monotone"] > 0.5
+
+
+def test_the_experiments_use_each_board_and_name_only_results_that_there_are() -> None:
+    cards = load_folder(Path(__file__).parents[2] / "configs" / "lecture")
+    named = {
+        (reference.variant, str(reference.subset))
+        for card in cards
+        for text in (*(each.expression for each in card.predict), *card.valid_if)
+        for reference in parse(text).references
+        if reference.measure == BOARD
+    }
+    assert named <= {(board, key) for board in BOARDS for key in figures(board)}
+    assert {name for card in cards for name in card.file.board} == set(BOARDS)
 
 
 def test_a_board_of_text_says_that_it_needs_the_demo_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
