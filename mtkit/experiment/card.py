@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -82,7 +82,7 @@ class Card:
     file: CardFile
     base: Changes  # the settings in the file `base`; empty without one
     overlay: Changes | None  # the settings that go with --data FOLDER; None if there are none
-    of_size: dict[Size, Changes]  # what sizes add for all experiments with this base
+    of_size: dict[Size, Changes] = field(default_factory=dict)  # what sizes add for all experiments with this base
 
     @property
     def short(self) -> str:

@@ -300,7 +300,7 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
             real = right != NO_LABEL
             rows[place] = _token_statistics(log_probs_from(model.output(of_row[real])), right[real])
             rows[place, 5] = len(targets[place]) + 1
-    return rows.tolist()
+    return rows.round(6).tolist()  # so that the record is not longer than need be
 
 
 def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:

@@ -215,9 +215,9 @@ def _differences(card: Card, lab: Lab) -> Iterator[Html]:
         for name, changes in card.variants.items()
     )
     yield element("pre", text)
-    sizes = card.file.sizes.get(lab.choice.size)
-    added = f" with\n{differing_yaml(sizes)}" if sizes else ""
-    yield folded(f"Base: {card.file.base}", element("pre", f"# {card.file.base}{added}\n{differing_yaml(card.base)}"))
+    if there:
+        settings = differing_yaml(card.settings(lab.choice.size, lab.choice.data))
+        yield folded(f"What they start from: {card.file.base}, size {lab.choice.size}", element("pre", settings))
 
 
 def _columns(card: Card) -> list[tuple[str, str, str | None]]:
