@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -52,6 +53,7 @@ class Measure:
     value: Callable[[Sums], NDArray[np.float64]]  # of sums (B, K): (B,)
     by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # subsets: name to group and set in it
     digits: int = 2
+    rows: str = "all"  # the set of the group that the measure is taken of
 
 
 def _ratio(over: int, under: int, factor: float = 1.0) -> Callable[[Sums], NDArray[np.float64]]:
@@ -102,6 +104,7 @@ MEASURES: dict[str, Measure] = {
     "score": Measure(
         "mean score of a translation; its log-probability if length_penalty is 0", "translations", _ratio(SCORE, LINES)
     ),
+    "words_per_second": Measure("words translated a second", "translations", _ratio(0, 1), digits=0, rows="time"),
     "perplexity": Measure("perplexity of the validation text, without smoothing", "likelihood", _perplexity, SOURCES),
     "nll": Measure("nats per token of the validation text", "likelihood", _ratio(0, 1), SOURCES, 3),
     "bits": Measure("bits per token of the validation text", "likelihood", _ratio(0, 1, 1 / math.log(2)), SOURCES, 3),
@@ -221,14 +224,16 @@ def translations(subject: Subject) -> Record:
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources, references = subject.test_lines
+    begun = time.monotonic()
     found = _translation_rows(subject, sources, references)
+    clock = [float(sum(len(text.split()) for text in found["texts"])), time.monotonic() - begun]
     order = sorted(range(len(sources)), key=lambda place: (len(sources[place].split()), place))
     third = len(order) / 3
     parts = {
         name: sorted(order[round(number * third) : round((number + 1) * third)])
         for number, name in enumerate(BY_LENGTH)
     }
-    return {"sets": {"all": found["rows"]}, "parts": parts, "texts": found["texts"]}
+    return {"sets": {"all": found["rows"], "time": [clock]}, "parts": parts, "texts": found["texts"]}
 
 
 def joined(subject: Subject) -> Record:
@@ -409,7 +414,7 @@ GROUPS: dict[str, Callable[[Subject], Record]] = {
 }
 DECODED = ("translations", "joined", "shuffled")  # these depend on the settings of decoding
 READ = (*DECODED, "alignments")  # and these on the test set
-FORMAT = 1  # of the records; a new one has everything measured again
+FORMAT = 2  # of the records; a new one has everything measured again
 
 
 def record_name(group: str, config: Config) -> str:

@@ -221,7 +221,7 @@ class Lab:
 
     def _value(self, card: Card, reference: Reference, seed: int) -> "np.ndarray[Any, Any] | None":
         measure = MEASURES[reference.measure]
-        group, name = measure.group, "all"
+        group, name = measure.group, measure.rows
         if reference.subset is not None:
             group, name = next(names[reference.subset] for names in measure.by.values() if reference.subset in names)
         training = self.training(card, reference.variant, seed)
@@ -263,13 +263,17 @@ class Lab:
     @cached_property
     def _guess(self) -> float:
         """Minutes for each unit of work, from the speed of a product of matrices, while no training has ended."""
-        matrix = torch.randn(384, 384)
-        begun, count = time.perf_counter(), 0
-        while time.perf_counter() < begun + 0.1:
+        matrix, seconds = torch.ones(384, 384), []
+        for _ in range(20):
+            begun = time.perf_counter()
             matrix @ matrix
-            count += 1
-        speed = 2 * 384**3 * count / (time.perf_counter() - begun)
-        return 6 / (GUESSED_USE * speed) / 60
+            seconds.append(time.perf_counter() - begun)
+        return 6 / (GUESSED_USE * 2 * 384**3 / min(seconds)) / 60
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether no training has ended here by which others could be estimated."""
+        return not self._costs
 
     def minutes_left(self, card: Card, training: Training) -> float:
         """Estimates how many minutes a training, and what a card measures of it, still take on this machine."""
@@ -297,7 +301,7 @@ class Lab:
         return float(np.median(known)) if known else GUESSED_MEASURING.get(group, 0.0)
 
 
-GUESSED_USE = 0.1  # of the speed of products of matrices, in training small models
+GUESSED_USE = 0.3  # of the speed of products of matrices, in training small models
 # Minutes that measuring takes, before any model was measured.
 GUESSED_MEASURING = {"translations": 0.1, "joined": 0.2, "likelihood": 0.05, "wrong source": 0.05, "shuffled": 0.1}
 
@@ -318,7 +322,8 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
 
     Boards come first. Of the trainings, those of the first seed come first, and of these, those of the card with the
     most teaching value for each minute that it still takes. A training that does not fit into the time that is left is
-    not begun; one that takes longer than was estimated is stopped with a checkpoint, from which the next call resumes.
+    not begun, if there are others by which its time can be estimated; one that takes longer than was estimated is
+    stopped with a checkpoint, from which the next call resumes.
     Raises MtkitError at the end if trainings failed, and StoppedError if a signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
@@ -404,14 +409,16 @@ def _in_order(
             return
         costs = {name: sum(_minutes(lab, card, left).values()) for name, (card, left) in waiting.items()}
         best = sorted(waiting, key=lambda name: waiting[name][0].file.rank * costs[name])
-        whole = [name for name in best if costs[name] <= clock.minutes_left]
+        # The first training is begun in any case, since how long it takes is only guessed.
+        most = math.inf if lab.is_guessing else clock.minutes_left
+        whole = [name for name in best if costs[name] <= most]
         # If no card fits as a whole, those of its trainings that fit are worth having for the next call.
         chosen = next(
             (
                 (card, variant, training)
                 for card, left in (waiting[name] for name in whole or best)
                 for variant, training in left.items()
-                if lab.minutes_left(card, training) <= clock.minutes_left
+                if lab.minutes_left(card, training) <= most
             ),
             None,
         )
@@ -419,7 +426,7 @@ def _in_order(
             minutes = {key: cost for card, left in waiting.values() for key, cost in _minutes(lab, card, left).items()}
             told = duration(60 * min(minutes.values()))
             trainings = counted(len(minutes), "training")
-            say(f"{trainings} of seed {seed} wait: the shortest takes about {told}, and less is left")
+            say(f"{trainings} of seed {seed} must wait: the shortest takes about {told}, and less is left")
             return
         yield chosen
 

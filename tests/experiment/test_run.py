@@ -119,11 +119,14 @@ def test_a_killed_run_goes_on_where_it_was_and_the_report_is_the_same(done, tmp_
     assert without_times(results, done.folder) == without_times(copied(done, tmp_path / "copy"), done.folder)
 
 
-def test_a_training_that_does_not_fit_is_not_begun(folder, tmp_path, capsys):
-    lab = run_here(folder, tmp_path / "results", minutes=0.01)
-    assert runs(tmp_path / "results") == []
-    assert "3 trainings of seed 1 wait" in capsys.readouterr().err
-    assert lab.verdict(folder.cards[0]).kind == NOT_TESTED
+def test_a_training_that_does_not_fit_is_not_begun(done, folder, tmp_path, capsys):
+    results = copied(done, tmp_path)
+    folder.write("02-order.yaml", ORDER.replace("toy: {}", "toy: {training: {max_steps: 60000}}"))
+    lab = run_here(folder, results, minutes=0.5)
+    assert runs(results) == [results / "runs" / path.name for path in runs(done.results)]
+    assert "1 training of seed 1 must wait: the shortest takes about" in capsys.readouterr().err
+    assert not lab.is_done(lab.training(folder.cards[1], "base", 1))
+    assert lab.verdict(folder.cards[0]).kind == CLAIM_HOLDS
 
 
 def test_a_training_is_stopped_with_a_checkpoint_when_the_time_is_over(folder, tmp_path, monkeypatch, capsys):
