@@ -924,6 +924,7 @@ def words_of(lines: Iterable[str]) -> list[list[str]]:
     return [[word.strip(".,?!").lower() for word in line.split() if word.strip(".,?!")] for line in lines]
 
 
+NUM_LINES = 5000  # of the training text, on which tokenizers are trained
 FORMS = ("s", "ed", "ing")  # of regular English verbs
 VOCAB_SIZES = (150, 300, 1000, 4000)
 
@@ -964,6 +965,7 @@ def segmentations() -> Figures:
     train, test = (
         [" ".join(words) for words in words_of(read_lines(demo(f"{part}.en")))] for part in ("train", "test")
     )
+    train = train[:NUM_LINES]
     families = families_of(Counter(word for line in train for word in line.split()))
     words = [word for line in test for word in line.split()]
     found: Figures = {"families": float(len(families))}

@@ -30,15 +30,15 @@ def figures(name: str) -> Figures:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_a_board_gives_the_same_numbers_again_and_draws_from_no_global_state(name: str) -> None:
+def test_a_board_gives_numbers_that_are_the_same_again_and_leaves_the_global_state_alone(name: str) -> None:
     torch.manual_seed(9)
     before = torch.get_rng_state()
     found = figures(name)
     assert torch.equal(torch.get_rng_state(), before)
     assert found
     assert all(math.isfinite(value) for value in found.values())
-    if name not in ("gradients", "segmentations"):  # the slowest, made of what others are made of
-        assert name == "milliseconds" or BOARDS[name]() == found
+    if name in ("leaks", "codes", "steps", "memory", "entropy", "batches"):  # one for each way of drawing numbers
+        assert BOARDS[name]() == found
 
 
 def test_only_minus_infinity_and_renormalised_zeros_hide_later_words() -> None:
