@@ -25,10 +25,18 @@ from mtkit.config.settings import Config
 from mtkit.config.training_settings import settled
 from mtkit.errors import ConfigError, DivergedError, MtkitError, StoppedError, counted, duration, inform, say
 from mtkit.evaluation.estimate import parameters_by_part
+from mtkit.experiment import boards
 from mtkit.experiment.boards import BOARDS
 from mtkit.experiment.card import DEMO, SIZES, Card, Size
-from mtkit.experiment.measures import GROUPS as MEASURED
-from mtkit.experiment.measures import MEASURES, Subject, known_fingerprint, record_name, rows_of, values_of
+from mtkit.experiment.measures import (
+    GROUPS,
+    MEASURES,
+    Subject,
+    known_fingerprint,
+    record_name,
+    rows_of,
+    values_of,
+)
 from mtkit.experiment.verdict import BOARD, NOT_HERE, NOT_RUN, MissingError, Reference, Values, Verdict, judge
 from mtkit.files import json_text, only_writer, write_file
 from mtkit.pipeline import run_binarize, run_train
@@ -332,7 +340,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     failed: dict[str, str] = {}
     with only_writer(lab.results):
         try:
-            _run_boards(cards, lab, clock)
+            _run_boards(cards, lab, clock, failed)
             for seed in range(1, lab.choice.seeds + 1):
                 for card, name, training in _in_order(cards, lab, seed, clock, failed):
                     try:
@@ -373,22 +381,29 @@ class Clock:
             raise StoppedError("the time is over")
 
 
-def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock) -> None:
-    """Run the boards of the cards that have not been run with this version of mtkit."""
+def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str, str]) -> None:
+    """Run the boards of the cards that have not been run with this version of mtkit and of the boards."""
+    code = hashlib.sha256(Path(boards.__file__).read_bytes()).hexdigest()[:12]
     for name in dict.fromkeys(name for card in cards for name in card.file.board):
         path = lab.board_path(name)
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))["mtkit"]
+            record = json.loads(path.read_text(encoding="utf-8"))
+            known = record["mtkit"], record["code"]
         except (OSError, ValueError, KeyError):
             known = None
-        if known == __version__:
+        if known == (__version__, code):
             continue
         clock.check()
         begun = time.monotonic()
-        results = BOARDS[name]()
+        try:
+            results = BOARDS[name]()
+        except MtkitError as error:
+            failed[name] = f"board {name}: {error}"
+            say(f"mtkit: error: {failed[name]}")
+            continue
         seconds = round(time.monotonic() - begun, 2)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"board": name, "mtkit": __version__, "seconds": seconds, "results": results}
+        record = {"board": name, "mtkit": __version__, "code": code, "seconds": seconds, "results": results}
         write_file(path, (json_text(record, indent=1) + "\n").encode())
         inform(f"board {name}: {duration(seconds)}")
 
@@ -457,7 +472,7 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
     for group in lab.missing_groups(card, training):
         clock.check()
         begun = time.monotonic()
-        record = {"group": group, "run": training.key, **MEASURED[group](subject)}
+        record = {"group": group, "run": training.key, **GROUPS[group](subject)}
         path = run_dir / MEASURES_FOLDER / record_name(group, config)
         write_file(path, (json_text(record) + "\n").encode())
         took[group] = (time.monotonic() - begun) / 60

@@ -1,6 +1,7 @@
 """Experiment files: what they may hold, and the settings that come of them."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from mtkit.experiment.card import card_named, chosen_cards, differing_yaml, load
 from mtkit.experiment.measures import GROUPS, MEASURES
 from mtkit.experiment.verdict import parse
 from tests.experiment.conftest import MASK, Folder
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_highest_teaching_value_comes_first(folder):
@@ -155,3 +158,9 @@ def test_what_a_size_adds_for_all_experiments_of_a_base_stands_once(folder):
 def test_differences_are_shown_as_yaml():
     assert differing_yaml({"model": {"ablate": ["shift"]}}) == "model:\n  ablate: [shift]"
     assert differing_yaml({}) == "{}"
+
+
+def test_the_page_of_the_commands_lists_every_measure():
+    page = (ROOT / "mtkit" / "commands" / "README.md").read_text("utf-8")
+    named = re.findall(r"`(\w+)`", page[page.index("## Experiments") :])
+    assert set(MEASURES) <= set(named)
