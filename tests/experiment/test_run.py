@@ -13,6 +13,7 @@ from mtkit import files
 from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.cli import _run
 from mtkit.errors import MtkitError
+from mtkit.experiment.card import load_folder
 from mtkit.experiment.measures import MEASURES, rows_of
 from mtkit.experiment.page import card_text, report_page
 from mtkit.experiment.run import Choice, Lab, add_prediction, listing, run, training_key
@@ -283,6 +284,21 @@ def test_a_board_is_an_experiment_without_trainings(folder, tmp_path, monkeypatc
     lab.board_path("sums").unlink()
     run([card], lab, 1, time.monotonic())
     assert lab.verdict(card).kind == "contradicted"
+
+
+def test_a_board_that_fails_does_not_keep_the_others_from_running(folder, tmp_path, monkeypatch):
+    def fails():
+        raise MtkitError("no corpus")
+
+    monkeypatch.setitem(runner.BOARDS, "bad", fails)
+    monkeypatch.setitem(runner.BOARDS, "good", lambda: {"one": 1.0})
+    text = 'experiment: both\nclaim: Both.\nrank: 1\nboard: [bad, good]\npredict: [\'board["good", "one"] == 1\']\n'
+    path = folder.write("03-both.yaml", text)
+    lab = Lab(tmp_path / "results", Choice())
+    with pytest.raises(MtkitError, match="board bad: no corpus"):
+        run(load_folder(path), lab, 1, time.monotonic())
+    assert lab.board("bad") is None
+    assert lab.verdict(*load_folder(path)).kind == CLAIM_HOLDS
 
 
 def test_a_new_experiment_is_one_file_and_its_verdict_is_printed(done, tmp_path, capsys):
