@@ -642,7 +642,7 @@ def layers_to_run() -> dict[str, Callable[[Tensor], Tensor]]:
 
 def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
     """Returns the outputs (R, L, D) of recurrent cells whose first state is zero."""
-    outputs, _ = cells(x, x.new_zeros(len(x), cells.state_width))
+    outputs: Tensor = cells(x, x.new_zeros(len(x), cells.state_width))[0]
     return outputs
 
 
